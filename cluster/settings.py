@@ -1,0 +1,254 @@
+"""Every setting of Dray, once: typed, described, and strict about what it does not know."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+ENV_PREFIX = "DRAY_"
+CONFIG_VARIABLE = "DRAY_CONFIG"
+BUNDLED = "bundled"
+
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+def default_state_dir() -> Path:
+    """A short private path for this user: Ray's sockets live below it, and Unix socket paths end at 107 bytes."""
+    return Path(tempfile.gettempdir()) / f"dray-{os.getuid()}"
+
+
+class Group(BaseModel):
+    """A section of the settings; a name it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Group):
+    """The model that is served, and the replicas that serve it."""
+
+    source: str = Field(
+        BUNDLED, description="What to serve: `bundled`, or a folder with an OpenVINO model (`dray models export`)."
+    )
+    name: str = Field("", description="Name that clients ask for. Empty: the model folder's own name.")
+    replicas: Positive = Field(1, description="Engine replicas, each with its own cores and its own engine process.")
+    cores_per_replica: Annotated[int, Field(ge=0)] = Field(
+        0, description="Whole cores for each replica. 0: this machine's cores divided by the replicas, at most 8."
+    )
+    kv_cache_mb: Positive = Field(512, description="Upper bound of a replica's KV cache, in MiB.")
+    max_running: Positive = Field(32, description="Sequences that a replica decodes at a time; the rest wait.")
+    max_batched_tokens: Positive = Field(
+        512, description="Tokens in one engine step; longer prompts are prefilled in pieces of this size."
+    )
+    dynamic_quantization_group_size: Annotated[int, Field(ge=0)] = Field(
+        128, description="Group size of the activations' INT8 quantization; 0 turns it off."
+    )
+    context_tokens: Annotated[int, Field(ge=0)] = Field(
+        0, description="Longest prompt and completion together, in tokens. 0: what the model was made for."
+    )
+    stall_timeout_s: Seconds = Field(
+        60, description="An engine process with work and no finished step for this long is killed and restarted."
+    )
+    start_timeout_s: Seconds = Field(300, description="An engine process must be ready within this time.")
+
+
+class RouterSettings(Group):
+    """The ingress: HTTP in front of the engines."""
+
+    replicas: Positive = Field(1, description="Router replicas; HAProxy spreads connections over them.")
+    max_connections: Positive = Field(4096, description="Connections that HAProxy takes at a time.")
+
+
+class LimitSettings(Group):
+    """What a request may cost. Beyond each limit there is an error that names it."""
+
+    body_bytes: Positive = Field(2_000_000, description="Largest request body, in bytes (413 beyond it).")
+    messages: Positive = Field(1024, description="Most messages in one request.")
+    stop_strings: Positive = Field(4, description="Most stop strings in one request.")
+    stop_string_chars: Positive = Field(256, description="Longest stop string, in characters.")
+    output_tokens: Positive = Field(
+        8192, description="Most completion tokens of one request, thinking included; larger wishes are cut to it."
+    )
+    waiting: Positive = Field(
+        256, description="Requests that each replica holds beyond those it decodes; further ones get 503."
+    )
+    request_timeout_s: Seconds = Field(600, description="Longest time for one request, in seconds (408 beyond it).")
+
+
+class CacheSettings(Group):
+    """The answer cache."""
+
+    enabled: bool = Field(True, description="Keep answers and give them again for the same question.")
+    url: str = Field("", description="redis://, rediss:// or unix:// URL. Empty: a server of Dray's own on this machine.")
+    memory_mb: Positive = Field(256, description="Memory of Dray's own server, in MiB; least used answers go first.")
+    ttl_s: Positive = Field(86_400, description="How long an answer is kept, in seconds (shortened by up to a tenth).")
+    store: Literal["deterministic", "all"] = Field(
+        "deterministic", description="Which complete answers are kept: greedy or seeded ones, or all."
+    )
+    timeout_s: Seconds = Field(0.05, description="A slower Redis is treated as absent for that request.")
+    namespace: str = Field("default", description="Answers are shared within a namespace, never across.")
+
+
+class Settings(BaseSettings):
+    """All of it. Sources, strongest first: command line, DRAY_* environment, dray.yaml, defaults."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: Annotated[int, Field(gt=0, lt=65536)] = Field(8000, description="Port to listen on.")
+    state_dir: Path = Field(
+        default_factory=default_state_dir,
+        description="Private folder for sockets, logs and the record of what runs. One Dray for each. Keep it short.",
+    )
+    lease_dir: Path | None = Field(
+        None, description="Folder of the core locks, shared by every Dray that shares these cores. Empty: one for this user."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least serious log line kept.")
+    model: ModelSettings = ModelSettings()
+    router: RouterSettings = RouterSettings()
+    limits: LimitSettings = LimitSettings()
+    cache: CacheSettings = CacheSettings()
+
+    @property
+    def core_lock_dir(self) -> Path:
+        return self.lease_dir or default_state_dir() / "cores"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what load() and from_json() hand over; load() reads the sources itself to remember where each came from."""
+        return (init_settings,)
+
+
+class SettingsError(Exception):
+    """A setting that is unknown, of the wrong type or out of range. The message names it and its source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings in force, and for each dotted name the source that set it."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names of a nested mapping's leaves: {"a": {"b": 1}} gives {"a.b": 1}."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found.update(leaves(value, f"{prefix}{name}."))
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def describe(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, str]:
+    """Dotted name of every setting, with its description."""
+    found: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Group):
+            found.update(describe(kind, f"{prefix}{name}."))
+        else:
+            found[prefix + name] = field.description or ""
+    return found
+
+
+def variable(name: str) -> str:
+    """Environment variable of a dotted setting: model.kv_cache_mb gives DRAY_MODEL__KV_CACHE_MB."""
+    return ENV_PREFIX + name.upper().replace(".", "__")
+
+
+def load(overrides: Mapping[str, Any] | None = None, config: Path | None = None) -> Loaded:
+    """Reads every source and checks the result.
+
+    overrides: dotted names from the command line, e.g. {"model.replicas": 2}; None values are left out.
+    config: the YAML file; None takes DRAY_CONFIG, then ./dray.yaml if there is one.
+    Raises SettingsError for a missing file, an unknown name or a wrong value.
+    """
+    named = config or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
+    if named is not None and not named.is_file():
+        raise SettingsError(f"settings file {named} does not exist")
+    path = named or Path("dray.yaml")
+    known = describe()
+    strangers = sorted(
+        name
+        for name in os.environ
+        if name.startswith(ENV_PREFIX) and name != CONFIG_VARIABLE and name not in map(variable, known)
+    )
+    if strangers:
+        raise SettingsError(f"unknown setting {strangers[0]} in the environment; `dray settings` lists those there are")
+
+    layers: list[tuple[str, dict[str, Any]]] = [
+        (str(path), _read_yaml(path) if path.is_file() else {}),
+        ("environment", leaves(EnvSettingsSource(Settings)())),
+        ("command line", {name: value for name, value in (overrides or {}).items() if value is not None}),
+    ]
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(known, "default")
+    for origin, layer in layers:
+        for name, value in layer.items():
+            values[name] = value
+            origins[name] = origin
+    try:
+        settings = Settings(**_nest(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        what = "unknown setting" if first["type"] == "extra_forbidden" else f"{first['msg']}, got {first['input']!r}"
+        raise SettingsError(f"{name} ({origins.get(name, 'settings')}): {what}") from None
+    return Loaded(settings, origins)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        return leaves(YamlConfigSettingsSource(Settings, yaml_file=path)())
+    except Exception as error:  # noqa: BLE001 - the YAML library's errors have no common type; each becomes one line
+        raise SettingsError(f"{path} is not a YAML mapping: {error}") from None
+
+
+def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *parents, leaf = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+__all__ = [
+    "BUNDLED",
+    "CacheSettings",
+    "LimitSettings",
+    "Loaded",
+    "ModelSettings",
+    "RouterSettings",
+    "Settings",
+    "SettingsError",
+    "describe",
+    "leaves",
+    "load",
+    "variable",
+]

@@ -1,0 +1,264 @@
+"""The engine process: one thread that steps a continuous-batching pipeline on the cores of its lease.
+
+It runs apart from the replica because `step()` holds the GIL for as long as the forward pass takes. It
+reads Add and Cancel between steps and sends one Step message for all that a step made. It ends when the
+replica's end of the socket closes.
+"""
+
+import ctypes
+import json
+import os
+import secrets
+import selectors
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from deployments.engine.prefix import BLOCK_TOKENS, PrefixMirror
+from deployments.engine.wire import (
+    Add,
+    Cancel,
+    EngineConfig,
+    Failed,
+    FromEngine,
+    Load,
+    Ready,
+    Request,
+    Sampling,
+    Step,
+    Tokens,
+    Unframer,
+    decode_to_engine,
+    frame,
+)
+
+_PR_SET_PDEATHSIG = 1
+_RATE_SMOOTHING_S = 5.0
+
+
+def kv_bytes_per_token(config: dict[str, Any]) -> int:
+    """KV cache of one token in bytes, for a transformers config.
+
+    The CPU plugin keeps keys and values as u8; it adds 8 bytes of scale and zero point for each channel and
+    block to the keys, and for each token and head to the values (openvino 2026.4).
+    """
+    heads = config["num_attention_heads"]
+    head_size = config.get("head_dim") or config["hidden_size"] // heads
+    kv_heads = config.get("num_key_value_heads") or heads
+    per_head = 2 * head_size + 8 * head_size // BLOCK_TOKENS + 8
+    return int(config["num_hidden_layers"] * kv_heads * per_head)
+
+
+class _Stream:
+    """A request under way: its handle in the pipeline, and the tokens so far."""
+
+    __slots__ = ("announced", "cached", "handle", "tokens")
+
+    def __init__(self, handle: Any, prompt: list[int], cached: int) -> None:
+        self.handle = handle
+        self.tokens = list(prompt)
+        self.cached = cached
+        self.announced = False
+
+
+class Engine:
+    """The pipeline and the streams in it."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        # Imported here: affinity must be set before OpenVINO loads and counts its threads.
+        import openvino
+        import openvino_genai
+
+        self._openvino, self._genai = openvino, openvino_genai
+        model_dir = Path(config.model_dir)
+        model = json.loads((model_dir / "config.json").read_text())
+        self._vocabulary = int(model["vocab_size"])
+        self._stop_ids = _stop_ids(model_dir, model)
+        self._blocks = max(1, config.kv_cache_mb * 2**20 // (kv_bytes_per_token(model) * BLOCK_TOKENS))
+        self._prefixes = PrefixMirror(self._blocks)
+        self._streams: dict[int, _Stream] = {}
+        self._ended: dict[int, Tokens] = {}
+        self._rate = 0.0
+
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.num_kv_blocks = self._blocks
+        scheduler.max_num_seqs = config.max_running
+        scheduler.max_num_batched_tokens = config.max_batched_tokens
+        scheduler.dynamic_split_fuse = True
+        scheduler.enable_prefix_caching = True
+        properties = {
+            "INFERENCE_NUM_THREADS": len(config.cpus),
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": config.dynamic_quantization_group_size,
+            # Sampling has its own pool, which would otherwise be as wide as the machine.
+            "sampler_num_threads": len(config.cpus),
+        }
+        self._pipeline = openvino_genai.ContinuousBatchingPipeline(str(model_dir), scheduler, "CPU", properties)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._streams or self._ended)
+
+    @property
+    def kv_tokens(self) -> int:
+        return self._blocks * BLOCK_TOKENS
+
+    def warm_up(self, batched_tokens: int) -> None:
+        """Runs a prefill and a few decode steps: the first inference repacks the weights."""
+        prompt = [token % self._vocabulary for token in range(min(batched_tokens, self.kv_tokens // 2))]
+        self.add(Add(-1, Request(prompt, Sampling(max_tokens=4))))
+        while self.busy:
+            self.step()
+
+    def add(self, message: Add) -> None:
+        """Begins a stream; one that the pipeline refuses ends at once as `invalid`."""
+        prompt, sampling = message.request.prompt, message.request.sampling
+        if not prompt or min(prompt) < 0 or max(prompt) >= self._vocabulary:
+            self._ended[message.id] = Tokens([], "invalid", reason="token ids outside the vocabulary")
+            return
+        if len(prompt) + 1 > self.kv_tokens:
+            self._ended[message.id] = Tokens([], "overloaded")
+            return
+        ids = self._openvino.Tensor(_row(prompt))
+        try:
+            handle = self._pipeline.add_request(message.id & 0xFFFFFFFF, ids, self._generation(sampling))
+        except RuntimeError as error:
+            self._ended[message.id] = Tokens([], "invalid", reason=str(error))
+            return
+        self._streams[message.id] = _Stream(handle, prompt, self._prefixes.match(prompt))
+
+    def cancel(self, message: Cancel) -> None:
+        """Ends a stream that nobody reads; one that has ended already is no fault."""
+        stream = self._streams.pop(message.id, None)
+        if stream is not None:
+            stream.handle.cancel()
+            self._prefixes.add(stream.tokens)
+            # The scheduler lets go of its KV blocks in the next step, and an idle engine makes none.
+            if not self._streams and self._pipeline.has_non_finished_requests():
+                self._pipeline.step()
+
+    def step(self) -> Step:
+        """One forward pass over all that runs; gives what it made."""
+        made: dict[int, Tokens] = self._ended
+        self._ended = {}
+        if self._streams:
+            began = time.perf_counter()
+            self._pipeline.step()
+            count = 0
+            for number, stream in list(self._streams.items()):
+                tokens = self._read(stream)
+                if tokens is None:
+                    continue
+                made[number] = tokens
+                count += len(tokens.ids)
+                if tokens.finish:
+                    del self._streams[number]
+                    self._prefixes.add(stream.tokens)
+            self._measure(count, time.perf_counter() - began)
+        usage = self._pipeline.get_metrics().cache_usage / 100
+        return Step(made, Load(len(self._streams), self._rate, usage))
+
+    def _read(self, stream: _Stream) -> Tokens | None:
+        ids: list[int] = []
+        finish: Any = ""
+        while stream.handle.can_read():
+            for output in stream.handle.read().values():
+                ids += output.generated_ids
+                if output.finish_reason == self._genai.GenerationFinishReason.STOP:
+                    finish = "stop"
+                elif output.finish_reason == self._genai.GenerationFinishReason.LENGTH:
+                    finish = "length"
+        if not finish and stream.handle.get_status() == self._genai.GenerationStatus.IGNORED:
+            finish = "overloaded"
+        if not ids and not finish:
+            return None
+        stream.tokens += ids
+        cached = 0 if stream.announced else stream.cached
+        stream.announced = True
+        return Tokens(ids, finish, cached)
+
+    def _generation(self, sampling: Sampling) -> Any:
+        config = self._genai.GenerationConfig()
+        config.max_new_tokens = sampling.max_tokens
+        config.stop_token_ids = self._stop_ids
+        config.apply_chat_template = False
+        config.do_sample = sampling.temperature > 0
+        if config.do_sample:
+            config.temperature = sampling.temperature
+            config.top_p = sampling.top_p
+            # Without a seed of its own every request would draw the same numbers.
+            seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
+            config.rng_seed = seed & (2**63 - 1)
+        return config
+
+    def _measure(self, tokens: int, seconds: float) -> None:
+        weight = min(1.0, seconds / _RATE_SMOOTHING_S)
+        self._rate += (tokens / max(seconds, 1e-6) - self._rate) * weight
+
+
+def _row(ids: list[int]) -> Any:
+    import numpy
+
+    return numpy.array([ids], dtype=numpy.int64)
+
+
+def _stop_ids(model_dir: Path, model: dict[str, Any]) -> set[int]:
+    """Ids that end a completion: generation_config.json's, else config.json's."""
+    file = model_dir / "generation_config.json"
+    named = (json.loads(file.read_text()) if file.is_file() else {}).get("eos_token_id", model.get("eos_token_id"))
+    return set(named) if isinstance(named, list) else {named} if named is not None else set()
+
+
+def serve(config: EngineConfig, connection: socket.socket) -> None:
+    """Loads, warms up, then steps until the connection closes."""
+
+    def send(message: FromEngine) -> None:
+        connection.sendall(frame(message))
+
+    began = time.perf_counter()
+    try:
+        engine = Engine(config)
+        loaded = time.perf_counter()
+        engine.warm_up(config.max_batched_tokens)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        send(Failed(f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"))
+        raise
+    send(Ready(loaded - began, time.perf_counter() - loaded, engine.kv_tokens))
+
+    unframer = Unframer()
+    selector = selectors.DefaultSelector()
+    selector.register(connection, selectors.EVENT_READ)
+    while True:
+        while selector.select(0 if engine.busy else None):
+            data = connection.recv(1 << 20)
+            if not data:
+                return
+            for body in unframer.feed(data):
+                message = decode_to_engine(body)
+                if isinstance(message, Add):
+                    engine.add(message)
+                else:
+                    engine.cancel(message)
+        step = engine.step()
+        if step.streams or not engine.busy:
+            send(step)
+
+
+def main() -> None:
+    """Started by the replica: argv[1] is the EngineConfig as JSON, argv[2] the socket's file descriptor."""
+    # Should the replica die without closing the socket (kill -9 of a whole group closes it too), go with it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Ctrl-C in a terminal reaches every process there; only the replica decides when the engine ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    config = msgspec.json.decode(sys.argv[1], type=EngineConfig)
+    os.sched_setaffinity(0, config.cpus)
+    with socket.socket(fileno=int(sys.argv[2])) as connection:
+        serve(config, connection)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What router, replica and engine process say to each other: every message type, and how it is framed.
+
+Router and replica exchange `Request` and `Tokens` as MessagePack over a Ray handle; replica and engine
+process exchange the rest over a socket pair, each message behind its length.
+"""
+
+import struct
+from typing import Literal
+
+import msgspec
+
+Finish = Literal["", "stop", "length", "overloaded", "lost", "invalid"]
+"""Why a stream ended; "" while it goes on. `overloaded`: the KV cache cannot hold it. `lost`: the engine
+process died with it, and another can carry it on. `invalid`: the engine refused it."""
+
+
+class Sampling(msgspec.Struct, frozen=True, array_like=True):
+    """How to choose tokens. temperature 0 is greedy."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True):
+    """A prompt as token ids, and how to go on from it."""
+
+    prompt: list[int]
+    sampling: Sampling
+
+
+class Tokens(msgspec.Struct, frozen=True, array_like=True):
+    """Token ids made since the last message of this stream.
+
+    cached: prompt tokens found in the prefix cache; sent with a stream's first message, else 0.
+    reason: for `invalid`, what the engine said.
+    """
+
+    ids: list[int]
+    finish: Finish = ""
+    cached: int = 0
+    reason: str = ""
+
+
+class EngineConfig(msgspec.Struct, frozen=True):
+    """What an engine process needs to start: `cpus` are the logical CPUs of its lease."""
+
+    model_dir: str
+    cpus: tuple[int, ...]
+    kv_cache_mb: int
+    max_running: int
+    max_batched_tokens: int
+    dynamic_quantization_group_size: int
+
+
+class Add(msgspec.Struct, frozen=True, tag=True):
+    """To the engine: begin a stream. `id` is the replica's own number for it."""
+
+    id: int
+    request: Request
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """To the engine: nobody reads this stream any more."""
+
+    id: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """From the engine: warmed up. Times in seconds, sizes in bytes and tokens."""
+
+    load_s: float
+    warmup_s: float
+    kv_tokens: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """From the engine: it cannot start, and why."""
+
+    message: str
+
+
+class Load(msgspec.Struct, frozen=True):
+    """How busy an engine is. tokens_per_s: decoded, smoothed over the last seconds of work."""
+
+    running: int = 0
+    tokens_per_s: float = 0.0
+    kv_used: float = 0.0
+
+
+class Step(msgspec.Struct, frozen=True, tag=True):
+    """From the engine: all that one step made, by stream id."""
+
+    streams: dict[int, Tokens]
+    load: Load
+
+
+ToEngine = Add | Cancel
+FromEngine = Ready | Failed | Step
+
+_HEADER = struct.Struct("<I")
+
+encode = msgspec.msgpack.Encoder().encode
+decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_tokens = msgspec.msgpack.Decoder(Tokens).decode
+decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
+
+
+def frame(message: ToEngine | FromEngine) -> bytes:
+    """The message as bytes behind its length (4 bytes, little-endian)."""
+    body = encode(message)
+    return _HEADER.pack(len(body)) + body
+
+
+class Unframer:
+    """Cuts a byte stream back into message bodies."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Takes what arrived; gives the bodies that are now complete."""
+        self._buffer += data
+        bodies, start = [], 0
+        while len(self._buffer) - start >= _HEADER.size:
+            (size,) = _HEADER.unpack_from(self._buffer, start)
+            end = start + _HEADER.size + size
+            if end > len(self._buffer):
+                break
+            bodies.append(bytes(self._buffer[start + _HEADER.size : end]))
+            start = end
+        del self._buffer[:start]
+        return bodies

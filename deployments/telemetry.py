@@ -1,0 +1,132 @@
+"""Metrics and logs. Metric files of all processes of a node lie in one folder, so any router shows them all."""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from deployments.engine.wire import Load, Ready
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
+
+_STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {"message", "asctime", "taskName"}
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and whatever `extra` named. Never a prompt, answer or key."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def configure_logging(level: str) -> None:
+    """Sends this process's `dray` logs to standard error as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logger = logging.getLogger("dray")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level.upper())
+    logger.propagate = False
+
+
+class RouterMetrics:
+    """What one router counts. Names follow what vLLM's and Serve's dashboards use."""
+
+    def __init__(self) -> None:
+        own = CollectorRegistry()
+        self.requests = Counter("dray_requests_total", "Requests by route and HTTP status.", ["route", "status"], registry=own)
+        self.answers = Counter(
+            "dray_answer_cache_total", "Answers by how they came: hit, miss, bypass.", ["model", "result"], registry=own
+        )
+        self.prompt_tokens = Counter("dray_prompt_tokens_total", "Prompt tokens of answered requests.", ["model"], registry=own)
+        self.cached_tokens = Counter(
+            "dray_prompt_tokens_cached_total", "Prompt tokens found in the engines' prefix caches.", ["model"], registry=own
+        )
+        self.completion_tokens = Counter(
+            "dray_completion_tokens_total", "Tokens generated, thinking included.", ["model"], registry=own
+        )
+        self.time_to_first_token = Histogram(
+            "dray_time_to_first_token_seconds", "From request to first token, misses only.", ["model"],
+            buckets=_SECONDS, registry=own,
+        )
+        self.time_per_output_token = Histogram(
+            "dray_time_per_output_token_seconds", "Mean time between a request's tokens.", ["model"],
+            buckets=_TOKEN_SECONDS, registry=own,
+        )
+        self.latency = Histogram(
+            "dray_request_seconds", "From request to last byte, by cache result.", ["model", "result"],
+            buckets=_SECONDS, registry=own,
+        )
+        self.carried_on = Counter(
+            "dray_streams_carried_on_total", "Streams that another engine went on with.", ["model"], registry=own
+        )
+        self.cache_faults = Counter("dray_answer_cache_faults_total", "Redis calls that failed or were too slow.", registry=own)
+
+
+class EngineMetrics:
+    """What one engine replica reports."""
+
+    def __init__(self, model: str, replica: str) -> None:
+        own = CollectorRegistry()
+        names, values = ["model", "replica"], (model, replica)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, names, registry=own, multiprocess_mode="liveall").labels(*values)
+
+        self._labels = values
+        self._info = Gauge(
+            "dray_engine_info", "1 for each engine process; its cores and process id.", [*names, "cpus", "engine_pid"],
+            registry=own, multiprocess_mode="liveall",
+        )
+        self._running = gauge("dray_engine_running", "Sequences that the engine works on.")
+        self._rate = gauge("dray_engine_tokens_per_second", "Tokens decoded a second, smoothed.")
+        self._kv_used = gauge("dray_engine_kv_used_ratio", "Share of the KV cache in use.")
+        self._kv_tokens = gauge("dray_engine_kv_tokens", "Tokens that the KV cache holds.")
+        self._start = gauge("dray_engine_start_seconds", "Load and warm-up of the running engine process.")
+        self.restarts = Counter("dray_engine_restarts_total", "Engine processes restarted.", names, registry=own).labels(*values)
+        self.moved = Counter(
+            "dray_engine_affinity_faults_total", "Times an engine was found off its cores.", names, registry=own
+        ).labels(*values)
+        self._running_info: tuple[str, ...] | None = None
+
+    def started(self, cpus: Iterable[int], pid: int, ready: Ready) -> None:
+        """Notes a new engine process."""
+        if self._running_info is not None:
+            self._info.labels(*self._running_info).set(0)
+        self._running_info = (*self._labels, ",".join(map(str, cpus)), str(pid))
+        self._info.labels(*self._running_info).set(1)
+        self._kv_tokens.set(ready.kv_tokens)
+        self._start.set(ready.load_s + ready.warmup_s)
+
+    def report(self, load: Load, active: int) -> None:
+        """Notes the engine's load."""
+        self._running.set(active)
+        self._rate.set(load.tokens_per_s)
+        self._kv_used.set(load.kv_used)
+
+    def gone(self) -> None:
+        """Takes this process's gauges out of what the node shows."""
+        mark_process_dead(os.getpid())
+
+
+def exposition() -> bytes:
+    """Metrics of every Dray process of this node, in Prometheus' text format."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
