@@ -187,7 +187,7 @@ def load(overrides: Mapping[str, Any] | None = None, config: Path | None = None)
     Raises SettingsError for a missing file, an unknown name or a wrong value.
     """
     named = config or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
-    if named is not None and not named.is_file():
+    if named is not None and not named.exists():
         raise SettingsError(f"settings file {named} does not exist")
     path = named or Path("dray.yaml")
     known = describe()

@@ -9,9 +9,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from deployments.engine.wire import Load, Ready
+from deployments.protocol import Usage
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
@@ -78,6 +80,16 @@ class RouterMetrics:
         )
         self.cache_faults = Counter("dray_answer_cache_faults_total", "Redis calls that failed or were too slow.", registry=own)
 
+    def count_answer(self, model: str, usage: Usage, result: str, seconds: float) -> None:
+        """Counts a complete answer; only those that an engine made count their tokens."""
+        self.requests.labels("/v1/chat/completions", "200").inc()
+        self.answers.labels(model, result).inc()
+        self.latency.labels(model, result).observe(seconds)
+        if result != "hit":
+            self.prompt_tokens.labels(model).inc(usage.prompt)
+            self.cached_tokens.labels(model).inc(usage.cached)
+            self.completion_tokens.labels(model).inc(usage.completion)
+
 
 class EngineMetrics:
     """What one engine replica reports."""
@@ -128,5 +140,15 @@ class EngineMetrics:
 def exposition() -> bytes:
     """Metrics of every Dray process of this node, in Prometheus' text format."""
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    registry.register(_Own())
     return generate_latest(registry)
+
+
+class _Own(MultiProcessCollector):
+    """Dray's own metrics: Ray's processes inherit the folder and write there too."""
+
+    def __init__(self) -> None:
+        super().__init__(None)  # type: ignore[no-untyped-call]
+
+    def collect(self) -> Iterable[Metric]:
+        return [metric for metric in super().collect() if metric.name.startswith("dray_")]  # type: ignore[no-untyped-call]

@@ -1,0 +1,219 @@
+"""Bringing Dray up on one machine and taking it down: Redis, Ray, the Serve application, in that order."""
+
+import importlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from cluster.preflight import Checked, LaunchError, check
+from cluster.redis import OwnRedis, RedisStartError
+from cluster.settings import Settings
+from cluster.state import Record, hold, write_record
+
+log = logging.getLogger("dray.launch")
+
+APPLICATION = "deployments.app:build"
+"""Import path of the Serve application. Named, not imported: `cluster` knows nothing of requests."""
+SERVE_NAME = "dray"
+_OBJECT_STORE_BYTES = 80 * 2**20
+_STOP_S = 20.0
+_LOOK_S = 0.5
+
+
+@contextmanager
+def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+    """Dray, up and ready, for as long as the block runs; afterwards no process, port, lock or file of it is left.
+
+    on_stage: told what is being started. Gives a function to call now and then: it revives what has died.
+    Raises LaunchError, AlreadyRunning.
+    """
+    folder = settings.state_dir
+    with hold(folder), ExitStack() as stack:
+
+        def stage(name: str, **known: str) -> None:
+            write_record(folder, Record(os.getpid(), name, settings=settings.model_dump(mode="json"), **known))
+            on_stage(name)
+
+        stage("checking the machine and the model")
+        found = check(settings)
+        own = None
+        redis_url = settings.cache.url
+        if settings.cache.enabled and not redis_url:
+            stage("starting Redis")
+            own = OwnRedis(folder / "redis", settings.cache.memory_mb)
+            stack.callback(shutil.rmtree, folder / "redis", ignore_errors=True)
+            stack.callback(own.stop)
+            try:
+                own.start()
+            except RedisStartError as error:
+                raise LaunchError(str(error)) from None
+            redis_url = own.url
+        stage("starting Ray")
+        stack.enter_context(_ray(settings, found))
+        stage(f"loading {found.model.name} on {settings.model.replicas * found.cores} cores")
+        _serve(settings, found, redis_url)
+        stage("ready", url=base_url(settings), model=found.model.name, redis=redis_url)
+
+        def tend() -> None:
+            if own is not None and own.revive():
+                log.warning("the Redis server had ended; started it again")
+
+        yield tend
+
+
+def base_url(settings: Settings) -> str:
+    """Where clients connect."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
+    return f"http://{host}:{settings.port}/v1"
+
+
+@contextmanager
+def terminated_as_interrupt() -> Iterator[None]:
+    """Turns SIGTERM into KeyboardInterrupt, so that both end the same way."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _ray(settings: Settings, found: Checked) -> Iterator[None]:
+    folder = settings.state_dir
+    os.environ.update(_environment(settings))
+    import ray
+
+    token = folder / "ray-token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    (folder / "metrics").mkdir(exist_ok=True)
+    before = set(psutil.Process().children(recursive=True))
+    try:
+        ray.init(
+            address="local",
+            num_cpus=found.usable,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            namespace=SERVE_NAME,
+            _temp_dir=str(folder / "ray"),
+            _node_ip_address="127.0.0.1" if settings.host == "127.0.0.1" else None,
+        )
+        yield
+    finally:
+        # Named before the shutdown: a process whose parent has gone is no longer found below this one.
+        started = set(psutil.Process().children(recursive=True)) - before
+        ray.shutdown()
+        _end(list(started))
+        for name in ("ray", "h", "metrics"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        token.unlink(missing_ok=True)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """What Ray and Serve read from the environment when they are imported."""
+    folder = settings.state_dir
+    proxy = folder / "h"  # short: a node id of 56 characters and a socket's name follow, and paths end at 107
+    return {
+        # Without HAProxy, throughput mode puts the only proxy on the head node; both, or neither.
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "m.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_MAXCONN": str(settings.router.max_connections),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "ray-token"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Every Dray process of this node writes its metrics here, so that any of them can show all.
+        "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _serve(settings: Settings, found: Checked, redis_url: str) -> None:
+    """Deploys the application and waits until it serves. Raises LaunchError with what a replica said."""
+    from ray import serve
+
+    module, _, name = APPLICATION.partition(":")
+    build = getattr(importlib.import_module(module), name)
+    application = build({"settings": settings.model_dump_json(), "cores": found.cores, "redis_url": redis_url})
+    serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config={"enable_access_log": False})
+    # Not waiting in there: a replica that cannot start would be tried again for minutes before it says so.
+    target = serve.RunTarget(application, name=SERVE_NAME, route_prefix="/")
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    deadline = time.monotonic() + settings.model.start_timeout_s
+    while True:
+        status = serve.status().applications.get(SERVE_NAME)
+        if status is not None and status.status == "RUNNING":
+            return
+        said = _failure(status)
+        if said or time.monotonic() > deadline:
+            raise LaunchError(said or f"not ready within {settings.model.start_timeout_s:.0f} s")
+        time.sleep(_LOOK_S / 5)
+
+
+def _failure(status: Any) -> str:
+    """The line in which a replica said why it cannot start; empty while none did."""
+    if status is None:
+        return ""
+    for deployment in status.deployments.values():
+        for line in deployment.message.splitlines():
+            if "EngineStartError" in line or "NotEnoughCores" in line:
+                return f"the engine cannot start: {line.rsplit('Error: ', 1)[-1].strip()}"
+    if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+        lines = str(status.message).strip().splitlines()
+        return f"the application cannot start: {lines[-1] if lines else status.status}"
+    return ""
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Waits for the processes; those still there after a while are killed."""
+    _, alive = psutil.wait_procs(processes, timeout=_STOP_S / 4)
+    for process in alive:
+        try:
+            process.terminate()
+        except psutil.NoSuchProcess:
+            continue
+    _, alive = psutil.wait_procs(alive, timeout=_STOP_S / 4)
+    for process in alive:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(alive, timeout=_STOP_S / 2)
+
+
+def remove_folder_if_empty(folder: Path) -> None:
+    """Takes away a state folder in which nothing is left."""
+    try:
+        folder.rmdir()
+    except OSError:
+        return

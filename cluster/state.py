@@ -1,0 +1,75 @@
+"""The record of a running Dray in its state folder: who runs, where it answers, how far the start has come."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class AlreadyRunning(Exception):
+    """Another Dray holds this state folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What `dray status` and `dray down` need to find a running Dray. stage: "ready" once it serves."""
+
+    pid: int
+    stage: str
+    url: str = ""
+    model: str = ""
+    redis: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Replaces the record in one step, so that no reader sees half of it."""
+    new = folder / "dray.json.new"
+    new.touch(mode=0o600)
+    new.write_text(json.dumps(asdict(record), default=str))
+    new.replace(folder / "dray.json")
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of the Dray that runs here; None when none does."""
+    try:
+        record = Record(**json.loads((folder / "dray.json").read_text()))
+    except FileNotFoundError:
+        return None
+    return record if is_held(folder) else None
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a living process holds the folder."""
+    try:
+        with (folder / "up.lock").open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Holds the state folder for one Dray. The kernel lets go when the process dies. Raises AlreadyRunning."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (folder / "up.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            record = read_record(folder)
+            where = f" at {record.url} (process {record.pid})" if record and record.url else ""
+            raise AlreadyRunning(
+                f"Dray runs already{where}; stop it with `dray down`, or give the other one a --state-dir of its own"
+            ) from None
+        try:
+            yield
+        finally:
+            (folder / "dray.json").unlink(missing_ok=True)
+            os.unlink(folder / "up.lock")

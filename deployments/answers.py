@@ -1,0 +1,128 @@
+"""The answer cache: what was answered once is answered again at the cost of one Redis read.
+
+A key covers all that an answer depends on: the exact model, what the prompt is made from, what changes the
+choice of tokens, and the namespace. Redis slow, full or gone never fails a request: it is answered uncached.
+"""
+
+import datetime
+import logging
+import random
+import time
+import zlib
+from hashlib import blake2b
+
+import msgspec
+import redis.asyncio
+from redis.exceptions import RedisError
+
+from cluster.models.folder import ServedModel
+from cluster.settings import CacheSettings
+from deployments.engine.wire import Sampling
+from deployments.protocol import ChatRequest, Usage
+
+log = logging.getLogger("dray.answers")
+
+_FORMAT = b"\x01"
+_COMPRESS_OVER_BYTES = 512
+_LOG_EVERY_S = 30.0
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """A complete answer, as it is stored. made: Unix time in seconds."""
+
+    reasoning: str
+    text: str
+    finish: str
+    usage: Usage
+    made: float
+
+
+class _Subject(msgspec.Struct, frozen=True, array_like=True):
+    """What a key is the hash of, in one canonical form: equal requests give equal bytes."""
+
+    fingerprint: str
+    namespace: str
+    messages: list[tuple[str, str]]
+    sampling: Sampling
+    stop: list[str]
+    date: str
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_answer = msgspec.msgpack.Decoder(Answer).decode
+
+
+class AnswerCache:
+    """Answers of one model in Redis. Made once a router; `close` when it ends."""
+
+    def __init__(self, settings: CacheSettings, url: str, model: ServedModel, *, template_reads_clock: bool) -> None:
+        self._settings = settings
+        self._fingerprint = model.fingerprint
+        self._template_reads_clock = template_reads_clock
+        self._redis = redis.asyncio.Redis.from_url(
+            url, protocol=3, socket_timeout=settings.timeout_s, socket_connect_timeout=settings.timeout_s, max_connections=64
+        )
+        self._logged = 0.0
+        self.faults = 0
+
+    def key(self, request: ChatRequest, sampling: Sampling) -> str:
+        """The key of a request's answer."""
+        subject = _Subject(
+            self._fingerprint,
+            self._settings.namespace,
+            [(message.role, message.text()) for message in request.messages],
+            sampling,
+            request.stop_strings,
+            datetime.date.today().isoformat() if self._template_reads_clock else "",
+        )
+        return "dray:answer:" + blake2b(_encode(subject), digest_size=20).hexdigest()
+
+    def keeps(self, sampling: Sampling, finish: str) -> bool:
+        """Whether the policy keeps such an answer: complete, and deterministic unless all are kept."""
+        deterministic = sampling.temperature == 0 or sampling.seed is not None
+        return finish == "stop" and (deterministic or self._settings.store == "all")
+
+    async def get(self, key: str) -> Answer | None:
+        """The stored answer; None when there is none or Redis does not say in time."""
+        try:
+            stored = await self._redis.get(key)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._fault(error)
+            return None
+        return _unpack(stored) if stored else None
+
+    async def put(self, key: str, answer: Answer) -> None:
+        """Stores an answer, if Redis takes it."""
+        # Answers made together would expire together; a tenth of jitter spreads the work of making them again.
+        ttl = max(1, int(self._settings.ttl_s * random.uniform(0.9, 1.0)))  # noqa: S311
+        try:
+            await self._redis.set(key, _pack(answer), ex=ttl)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._fault(error)
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    def _fault(self, error: Exception) -> None:
+        self.faults += 1
+        if time.monotonic() - self._logged > _LOG_EVERY_S:
+            self._logged = time.monotonic()
+            log.warning("answer cache is out of reach; going on without it: %s", type(error).__name__)
+
+
+
+def _pack(answer: Answer) -> bytes:
+    body = _encode(answer)
+    packed = zlib.compress(body, 1) if len(body) > _COMPRESS_OVER_BYTES else b""
+    return _FORMAT + (b"z" + packed if packed else b"p" + body)
+
+
+def _unpack(stored: bytes) -> Answer | None:
+    """The answer in a stored value; None for another format or garbage."""
+    if stored[:1] != _FORMAT:
+        return None
+    try:
+        body = zlib.decompress(stored[2:]) if stored[1:2] == b"z" else stored[2:]
+        return _decode_answer(body)
+    except (zlib.error, msgspec.MsgspecError):
+        return None

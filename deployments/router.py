@@ -1,0 +1,192 @@
+"""The ingress: HTTP in OpenAI's shapes, one function a route."""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import msgspec
+from ray import serve
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+
+from cluster.models.folder import ServedModel
+from cluster.settings import Settings
+from deployments.answers import Answer, AnswerCache
+from deployments.dispatch import Dispatcher
+from deployments.engine.wire import Sampling
+from deployments.generation import STREAM_HEADERS, Generation, identity, write_stream
+from deployments.prompts import Prompts
+from deployments.protocol import ApiError, ChatRequest, completion, parse_chat
+from deployments.telemetry import RouterMetrics, configure_logging, exposition
+
+log = logging.getLogger("dray.router")
+
+_LONG_PROMPT_BYTES = 16_384
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@serve.ingress()
+class Router:
+    """One router replica: everything between the socket and the engines."""
+
+    def __init__(self, settings_json: str, model: ServedModel, redis_url: str, engines: Any) -> None:
+        self._settings = Settings.model_validate_json(settings_json)
+        configure_logging(self._settings.log_level)
+        self._model = model
+        self._metrics = RouterMetrics()
+        self._prompts = Prompts(model)
+        self._dispatcher = Dispatcher(engines, self._metrics.carried_on.labels(model.name).inc)
+        self._cache = (
+            AnswerCache(self._settings.cache, redis_url, model, template_reads_clock=self._prompts.reads_clock)
+            if self._settings.cache.enabled
+            else None
+        )
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
+                Route("/v1/models", self.models),
+                Route("/v1/models/{name:path}", self.model),
+                Route("/health/live", self.live),
+                Route("/health/ready", self.ready),
+                Route("/metrics", self.metrics),
+            ],
+            exception_handlers={ApiError: self._refused, HTTPException: self._refused_by_starlette, Exception: self._failed},
+        )
+
+    async def chat_completions(self, http: HttpRequest) -> Response:
+        """POST /v1/chat/completions"""
+        began = time.perf_counter()
+        body = await read_body(http, self._settings.limits.body_bytes)
+        request = parse_chat(body, self._settings.limits)
+        if request.model != self._model.name:
+            raise ApiError(
+                404, f"The model '{request.model}' is not served here; GET /v1/models lists those that are.",
+                code="model_not_found", param="model",
+            )
+        sampling = self._sampling(request)
+        key = self._cache.key(request, sampling) if self._cache else ""
+        if self._cache and (known := await self._cache.get(key)):
+            return self._replay(request, known, began)
+        # Long prompts take the tokenizer milliseconds; the event loop has other streams to serve meanwhile.
+        prompt = (
+            await asyncio.to_thread(self._prompts.render, request.messages)
+            if len(body) > _LONG_PROMPT_BYTES
+            else self._prompts.render(request.messages)
+        )
+        room = self._model.context_tokens - len(prompt.ids)
+        sampling = msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        generation = Generation(
+            request=request,
+            prompt=prompt,
+            sampling=sampling,
+            reader=self._prompts.reader(prompt, request.stop_strings),
+            dispatcher=self._dispatcher,
+            metrics=self._metrics,
+            timeout_s=self._settings.limits.request_timeout_s,
+            began=began,
+            cache=self._cache,
+            key=key,
+        )
+        return await (generation.streamed() if request.stream else generation.whole(http))
+
+    async def models(self, http: HttpRequest) -> Response:
+        """GET /v1/models"""
+        return self._json(http, {"object": "list", "data": [self._describe()]})
+
+    async def model(self, http: HttpRequest) -> Response:
+        """GET /v1/models/{name}"""
+        name = http.path_params["name"]
+        if name != self._model.name:
+            raise ApiError(404, f"The model '{name}' is not served here.", code="model_not_found", param="model")
+        return self._json(http, self._describe())
+
+    async def live(self, http: HttpRequest) -> Response:
+        """GET /health/live: this router's process answers."""
+        return self._json(http, {"status": "ok"})
+
+    async def ready(self, http: HttpRequest) -> Response:
+        """GET /health/ready: an engine is ready. Serve starts routers only behind ready engines; the cache is no condition."""
+        status = serve.status().applications[serve.get_replica_context().app_name]
+        waiting = [name for name, one in status.deployments.items() if not one.replica_states.get("RUNNING")]
+        if waiting:
+            raise ApiError(503, f"Not ready: {', '.join(waiting)} has no running replica.", code="not_ready", kind="server_error")
+        return self._json(http, {"status": "ok"})
+
+    async def metrics(self, http: HttpRequest) -> Response:
+        """GET /metrics: every Dray process of this node, for Prometheus."""
+        return Response(await asyncio.to_thread(exposition), media_type=_METRICS_TYPE)
+
+    def _sampling(self, request: ChatRequest) -> Sampling:
+        """The request's sampling, with the model's recommendations where it says nothing."""
+        advised = self._model.generation_defaults
+        greedy = not advised.get("do_sample", False)
+        temperature = request.temperature
+        if temperature is None:
+            temperature = 0.0 if greedy else float(advised.get("temperature", 1.0))
+        top_p = request.top_p if request.top_p is not None else float(advised.get("top_p") or 1.0)
+        limit = self._settings.limits.output_tokens
+        wish = min(request.token_wish or limit, limit)
+        if temperature == 0:
+            return Sampling(wish)  # greedy: top_p and seed change nothing, so they make no other answer
+        return Sampling(wish, temperature, top_p, request.seed)
+
+    def _describe(self) -> dict[str, Any]:
+        model = self._model
+        return {
+            "id": model.name, "object": "model", "created": model.created, "owned_by": "dray",
+            "max_model_len": model.context_tokens,
+        }
+
+    def _replay(self, request: ChatRequest, known: Answer, began: float) -> Response:
+        headers = {"X-Dray-Cache": "hit", "Age": str(max(0, int(time.time() - known.made)))}
+        self._metrics.count_answer(request.model, known.usage, "hit", time.perf_counter() - began)
+        if request.stream:
+            writer = write_stream(request)
+            events = writer.opening() + writer.delta(known.reasoning, known.text) + writer.closing(known.finish, known.usage)
+            return Response(events, media_type="text/event-stream", headers=headers | STREAM_HEADERS)
+        body = completion(identity(), request.model, known.reasoning, known.text, known.finish, known.usage)
+        return Response(msgspec.json.encode(body), media_type="application/json", headers=headers)
+
+    def _json(self, http: HttpRequest, body: dict[str, Any]) -> Response:
+        self._metrics.requests.labels(http.scope["route"].path, "200").inc()
+        return Response(msgspec.json.encode(body), media_type="application/json")
+
+    def _refused(self, http: HttpRequest, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        route = http.scope.get("route")
+        self._metrics.requests.labels(route.path if route else "unknown", str(error.status)).inc()
+        return Response(
+            msgspec.json.encode(error.body), status_code=error.status, media_type="application/json", headers=error.headers
+        )
+
+    def _refused_by_starlette(self, http: HttpRequest, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        what = f"{http.method} {http.url.path}"
+        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
+        text = {404: f"Unknown request URL: {what}.", 405: f"Not allowed to {what}."}.get(error.status_code, error.detail)
+        refused = ApiError(error.status_code, text, code=code)
+        refused.headers.update(error.headers or {})
+        return self._refused(http, refused)
+
+    def _failed(self, http: HttpRequest, error: Exception) -> Response:
+        log.error("request failed", exc_info=error)
+        return self._refused(
+            http, ApiError(500, "The server failed on this request.", code="internal_error", kind="server_error")
+        )
+
+
+async def read_body(http: HttpRequest, most: int) -> bytes:
+    """The request's body. Raises ApiError 413 as soon as it is longer than `most` bytes."""
+    parts, size = [], 0
+    async for part in http.stream():
+        size += len(part)
+        if size > most:
+            raise ApiError(413, f"The body is larger than {most} bytes.", code="request_too_large")
+        parts.append(part)
+    return b"".join(parts)
