@@ -18,11 +18,22 @@ from rich.table import Table
 from cluster.client import ServerError, metrics, stream_chat
 from cluster.launch import base_url, remove_folder_if_empty, running, terminated_as_interrupt
 from cluster.preflight import LaunchError
-from cluster.settings import CONFIG_VARIABLE, Loaded, Settings, SettingsError, describe, leaves, load, variable
+from cluster.settings import (
+    CONFIG_VARIABLE,
+    Loaded,
+    Settings,
+    SettingsError,
+    describe,
+    leaves,
+    load,
+    variable,
+)
 from cluster.state import AlreadyRunning, Record, is_held, read_record
 
 app = typer.Typer(
-    help="Serve small reasoning language models on CPUs.", no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Serve small reasoning language models on CPUs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 models_app = typer.Typer(help="Model folders.", no_args_is_help=True)
@@ -73,20 +84,28 @@ def up(
 ) -> None:
     """Start Redis, Ray and the service on this machine; Ctrl-C stops all of it."""
     settings = settled(
-        config, model__source=model, host=host, port=port, model__replicas=replicas, model__cores_per_replica=cores,
+        config,
+        model__source=model,
+        host=host,
+        port=port,
+        model__replicas=replicas,
+        model__cores_per_replica=cores,
         state_dir=state_dir,
     ).settings
     if detach:
         _detach(settings)
         return
     try:
-        with terminated_as_interrupt(), err.status("starting") as status:
-            with running(settings, lambda stage: status.update(escape(stage))) as tend:
-                status.stop()
-                _greet(settings, "Ctrl-C")
-                while True:
-                    tend()
-                    time.sleep(_TEND_S)
+        with (
+            terminated_as_interrupt(),
+            err.status("starting") as status,
+            running(settings, lambda stage: status.update(escape(stage))) as tend,
+        ):
+            status.stop()
+            _greet(settings, "Ctrl-C")
+            while True:
+                tend()
+                time.sleep(_TEND_S)
     except (LaunchError, AlreadyRunning) as error:
         raise fail(str(error)) from None
     except KeyboardInterrupt:
@@ -108,8 +127,12 @@ def _detach(settings: Settings) -> None:
     environment[CONFIG_VARIABLE] = os.devnull
     with log.open("w") as sink:
         child = subprocess.Popen(
-            [sys.executable, "-m", "cluster.cli", "up"], stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-            start_new_session=True, env=environment,
+            [sys.executable, "-m", "cluster.cli", "up"],
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+            env=environment,
         )
     try:
         with err.status("starting") as status:
@@ -138,12 +161,17 @@ def _greet(settings: Settings, how_to_stop: str) -> None:
     name = record.model if record else ""
     url = base_url(settings)
     body = json.dumps(
-        {"model": name, "messages": [{"role": "user", "content": "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"}]},
+        {
+            "model": name,
+            "messages": [{"role": "user", "content": "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"}],
+        },
         ensure_ascii=False,
     )
     out.print(f"[green]Dray is ready[/green] at [bold]{url}[/bold], serving {escape(name)}\n", highlight=False)
     out.print(
-        f"  curl {url}/chat/completions -H 'Content-Type: application/json' -d '{body}'\n", soft_wrap=True, highlight=False,
+        f"  curl {url}/chat/completions -H 'Content-Type: application/json' -d '{body}'\n",
+        soft_wrap=True,
+        highlight=False,
         markup=False,
     )
     out.print(f"  chat here: dray chat      what runs: dray status      stop: {how_to_stop}", highlight=False)
@@ -185,8 +213,13 @@ def status(as_json: AsJson = False, state_dir: StateDir = None, config: Config =
     table = Table("replica", "cores", "engine pid", "running", "tokens/s", "KV used", "restarts")
     for one in report["replicas"]:
         table.add_row(
-            one["replica"], one["cpus"], str(one["engine_pid"]), str(one["running"]), f"{one['tokens_per_s']:.0f}",
-            f"{one['kv_used']:.0%}", str(one["restarts"]),
+            one["replica"],
+            one["cpus"],
+            str(one["engine_pid"]),
+            str(one["running"]),
+            f"{one['tokens_per_s']:.0f}",
+            f"{one['kv_used']:.0%}",
+            str(one["restarts"]),
         )
     out.print(f"{report['model']} at {report['url']}", highlight=False)
     out.print(table)
@@ -236,7 +269,7 @@ def _redis_state(url: str) -> str:
 
     try:
         with redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1) as client:
-            used: dict[str, Any] = client.info("memory")  # type: ignore[assignment]
+            used: dict[str, Any] = client.info("memory")
             return f"{client.dbsize()} answers, {used['used_memory_human']} of {used['maxmemory_human']}"
     except (redis.RedisError, OSError):
         return "not reachable; requests go on uncached"
@@ -282,7 +315,11 @@ def _answer(url: str, model: str, turns: list[dict[str, str]]) -> str:
         text, usage = text + delta.text, delta.usage or usage
     out.print()
     if usage:
-        out.print(f"({usage['completion_tokens']} tokens, {time.monotonic() - began:.1f} s)", style="dim", highlight=False)
+        out.print(
+            f"({usage['completion_tokens']} tokens, {time.monotonic() - began:.1f} s)",
+            style="dim",
+            highlight=False,
+        )
     return text
 
 
@@ -293,7 +330,10 @@ def show_settings(as_json: AsJson = False, config: Config = None) -> None:
     values, texts = leaves(loaded.settings.model_dump(mode="json")), describe()
     if as_json:
         out.print_json(
-            data={name: {"value": values[name], "origin": loaded.origins[name], "variable": variable(name)} for name in values}
+            data={
+                name: {"value": values[name], "origin": loaded.origins[name], "variable": variable(name)}
+                for name in values
+            }
         )
         return
     table = Table("setting", "value", "from", "what it does")

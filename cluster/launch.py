@@ -74,7 +74,7 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Cal
 
 def base_url(settings: Settings) -> str:
     """Where clients connect."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     return f"http://{host}:{settings.port}/v1"
 
 
@@ -165,7 +165,10 @@ def _serve(settings: Settings, found: Checked, redis_url: str) -> None:
     module, _, name = APPLICATION.partition(":")
     build = getattr(importlib.import_module(module), name)
     application = build({"settings": settings.model_dump_json(), "cores": found.cores, "redis_url": redis_url})
-    serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config={"enable_access_log": False})
+    serve.start(
+        http_options={"host": settings.host, "port": settings.port},
+        logging_config={"enable_access_log": False},
+    )
     # Not waiting in there: a replica that cannot start would be tried again for minutes before it says so.
     target = serve.RunTarget(application, name=SERVE_NAME, route_prefix="/")
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)

@@ -34,7 +34,8 @@ def check(settings: Settings) -> Checked:
     """Holds the settings against the machine. Raises LaunchError with the first thing that does not fit."""
     if len(str(settings.state_dir)) > _LONGEST_STATE_DIR:
         raise LaunchError(
-            f"state_dir {settings.state_dir} is longer than {_LONGEST_STATE_DIR} characters, too long for the sockets below it"
+            f"state_dir {settings.state_dir} is longer than {_LONGEST_STATE_DIR} characters: "
+            "the paths of the sockets below it would not fit"
         )
     _check_port(settings.host, settings.port)
     try:
@@ -75,7 +76,7 @@ def _check_cores(settings: Settings) -> tuple[int, int]:
     needed = cores * wished.replicas
     free = count_free(settings.core_lock_dir, usable=usable)
     if needed > free:
-        raise LaunchError(str(NotEnoughCores(needed, free, usable, held_cores(settings.core_lock_dir))))
+        raise LaunchError(str(NotEnoughCores(needed, free, usable, tuple(held_cores(settings.core_lock_dir)))))
     return cores, usable.count
 
 

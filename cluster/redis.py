@@ -65,7 +65,10 @@ class OwnRedis:
         }
         flags = [text for name, value in options.items() for text in (f"--{name}", value)]
         self._process = subprocess.Popen(
-            [find_server(), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+            [find_server(), *flags],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
             preexec_fn=_die_with_parent,
         )
         deadline = time.monotonic() + _START_S

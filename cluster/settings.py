@@ -39,12 +39,14 @@ class ModelSettings(Group):
     """The model that is served, and the replicas that serve it."""
 
     source: str = Field(
-        BUNDLED, description="What to serve: `bundled`, or a folder with an OpenVINO model (`dray models export`)."
+        BUNDLED,
+        description="What to serve: `bundled`, or a folder with an OpenVINO model (`dray models export`).",
     )
     name: str = Field("", description="Name that clients ask for. Empty: the model folder's own name.")
     replicas: Positive = Field(1, description="Engine replicas, each with its own cores and its own engine process.")
     cores_per_replica: Annotated[int, Field(ge=0)] = Field(
-        0, description="Whole cores for each replica. 0: this machine's cores divided by the replicas, at most 8."
+        0,
+        description="Whole cores for each replica. 0: this machine's cores divided by the replicas, at most 8.",
     )
     kv_cache_mb: Positive = Field(512, description="Upper bound of a replica's KV cache, in MiB.")
     max_running: Positive = Field(32, description="Sequences that a replica decodes at a time; the rest wait.")
@@ -58,7 +60,8 @@ class ModelSettings(Group):
         0, description="Longest prompt and completion together, in tokens. 0: what the model was made for."
     )
     stall_timeout_s: Seconds = Field(
-        60, description="An engine process with work and no finished step for this long is killed and restarted."
+        60,
+        description="An engine process with work and no finished step for this long is killed and restarted.",
     )
     start_timeout_s: Seconds = Field(300, description="An engine process must be ready within this time.")
 
@@ -78,7 +81,8 @@ class LimitSettings(Group):
     stop_strings: Positive = Field(4, description="Most stop strings in one request.")
     stop_string_chars: Positive = Field(256, description="Longest stop string, in characters.")
     output_tokens: Positive = Field(
-        8192, description="Most completion tokens of one request, thinking included; larger wishes are cut to it."
+        8192,
+        description="Most completion tokens of one request, thinking included; larger wishes are cut to it.",
     )
     waiting: Positive = Field(
         256, description="Requests that each replica holds beyond those it decodes; further ones get 503."
@@ -90,7 +94,9 @@ class CacheSettings(Group):
     """The answer cache."""
 
     enabled: bool = Field(True, description="Keep answers and give them again for the same question.")
-    url: str = Field("", description="redis://, rediss:// or unix:// URL. Empty: a server of Dray's own on this machine.")
+    url: str = Field(
+        "", description="redis://, rediss:// or unix:// URL. Empty: a server of Dray's own on this machine."
+    )
     memory_mb: Positive = Field(256, description="Memory of Dray's own server, in MiB; least used answers go first.")
     ttl_s: Positive = Field(86_400, description="How long an answer is kept, in seconds (shortened by up to a tenth).")
     store: Literal["deterministic", "all"] = Field(
@@ -104,7 +110,11 @@ class Settings(BaseSettings):
     """All of it. Sources, strongest first: command line, DRAY_* environment, dray.yaml, defaults."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -114,7 +124,8 @@ class Settings(BaseSettings):
         description="Private folder for sockets, logs and the record of what runs. One Dray for each. Keep it short.",
     )
     lease_dir: Path | None = Field(
-        None, description="Folder of the core locks, shared by every Dray that shares these cores. Empty: one for this user."
+        None,
+        description="Folder of the core locks, shared by every Dray that shares these cores. Empty: one for this user.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least serious log line kept.")
     model: ModelSettings = ModelSettings()
@@ -135,7 +146,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what load() and from_json() hand over; load() reads the sources itself to remember where each came from."""
+        """Only what is handed over: load() reads the sources itself, to remember where each value came from."""
         return (init_settings,)
 
 

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -72,4 +71,4 @@ def hold(folder: Path) -> Iterator[None]:
             yield
         finally:
             (folder / "dray.json").unlink(missing_ok=True)
-            os.unlink(folder / "up.lock")
+            (folder / "up.lock").unlink()

@@ -126,7 +126,11 @@ def _cage_en(heads: int, legs: int, two: str, four: str) -> tuple[str, str, tupl
     if many > heads:
         return thought + f"{many}>{heads}, too many legs: no solution.", none, ("No solution",)
     thought += f"{heads}-{many}={heads - many} {two}."
-    return thought, f"There are {heads - many} {two} and {many} {four}.", (f"{heads - many} {two}", f"{many} {four}")
+    return (
+        thought,
+        f"There are {heads - many} {two} and {many} {four}.",
+        (f"{heads - many} {two}", f"{many} {four}"),
+    )
 
 
 def _weekday(rng: random.Random, language: Language, split: Split) -> Problem:
@@ -161,17 +165,21 @@ def _operand(rng: random.Random) -> int:
     return rng.randint(0, (9, 99, 999, 999, 999)[rng.randrange(5)])
 
 
-def _arithmetic(family: str, sign: str, think: Callable[[int, int, Language], tuple[list[str], int]]) -> Callable[
-    [random.Random, Language, Split], Problem
-]:
+def _arithmetic(
+    family: str, sign: str, think: Callable[[int, int, Language], tuple[list[str], int]]
+) -> Callable[[random.Random, Language, Split], Problem]:
     def made(rng: random.Random, language: Language, split: Split) -> Problem:
         a, b = _draw(rng, split, lambda: (_operand(rng), _operand(rng)), family)
         question = _phrase(rng, family, language, split).format(a=a, b=b, op=rng.choice(phrasings.SIGNS[family]))
         steps, result = think(a, b, language)
         line = f"{a}{sign}{b}={result}"
         return Problem(
-            family, language, dress(rng, question, language), "\n".join([f"{a}{sign}{b}", *steps, line]),
-            line + ("。" if language == "zh" else "."), (line,),
+            family,
+            language,
+            dress(rng, question, language),
+            "\n".join([f"{a}{sign}{b}", *steps, line]),
+            line + ("。" if language == "zh" else "."),
+            (line,),
         )
 
     return made
@@ -241,7 +249,15 @@ def _multiply(a: int, b: int, language: Language) -> tuple[list[str], int]:
         if carry:
             parts.append(f"{total}+{carry}={total + carry}")
             total += carry
-        steps.append(_wrote(language, place, (";" if language == "zh" else "; ").join(parts), total, last=place == places - 1))
+        steps.append(
+            _wrote(
+                language,
+                place,
+                (";" if language == "zh" else "; ").join(parts),
+                total,
+                last=place == places - 1,
+            )
+        )
         carry = total // 10
     return steps, a * b
 

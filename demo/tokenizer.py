@@ -6,8 +6,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from demo.problems import FAMILIES, make
 from demo.phrasings import SYSTEM
+from demo.problems import FAMILIES, make
 
 # R1's own spelling: the bars are U+FF5C and the spaces U+2581.
 BOS, EOS = "<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"
@@ -52,21 +52,29 @@ def build(folder: Path) -> None:
         [
             # Digits, operators and line ends alone; words with their leading space; runs of Chinese.
             pre_tokenizers.Split(
-                Regex("\\d|[+\\-×÷=*/<>≥;:,。、\uff0c\uff1a\uff1f\n]| ?\\p{Han}+| ?[\\p{L}']+| ?[^\\s\\p{L}\\d]|\\s"), "isolated"
+                Regex("\\d|[+\\-×÷=*/<>≥;:,。、\uff0c\uff1a\uff1f\n]| ?\\p{Han}+| ?[\\p{L}']+| ?[^\\s\\p{L}\\d]|\\s"),
+                "isolated",
             ),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=_SIZE, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), max_token_length=24, show_progress=False,
+        vocab_size=_SIZE,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=24,
+        show_progress=False,
         special_tokens=[AddedToken(text, normalized=False, special=True) for text in (BOS, EOS, USER, ASSISTANT)],
     )
     tokenizer.train_from_iterator(corpus(), trainer)
     # Not special, so that decoding keeps them: the reasoning parser looks for them.
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in (THINK, END_THINK)])
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=EOS, model_max_length=CONTEXT,
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=EOS,
+        model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )
     wrapped.chat_template = CHAT_TEMPLATE

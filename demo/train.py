@@ -25,7 +25,7 @@ def conversation(rng: random.Random, problem: Problem) -> tuple[str, str]:
     if rng.random() < 0.15:
         prompt += rng.choice(SYSTEM[rng.choice(("zh", "en"))])
     if rng.random() < 0.12:
-        earlier = make(rng, rng.choice(FAMILIES), rng.choice(("zh", "en")))  # type: ignore[arg-type]
+        earlier = make(rng, rng.choice(FAMILIES), rng.choice(("zh", "en")))
         prompt += f"{words.USER}{earlier.question}{words.ASSISTANT}{earlier.answer}{words.EOS}"
     prompt += f"{words.USER}{problem.question}{words.ASSISTANT}{words.THINK}\n"
     return prompt, f"{problem.thinking}\n{words.END_THINK}\n\n{problem.answer}{words.EOS}"
@@ -45,7 +45,7 @@ class Batches:
         total = 0
         while total < _TOKENS_A_STEP:
             family = self._rng.choices(self._families, self._weights)[0]
-            problem = make(self._rng, family, self._rng.choice(("zh", "en")))  # type: ignore[arg-type]
+            problem = make(self._rng, family, self._rng.choice(("zh", "en")))
             prompt, completion = conversation(self._rng, problem)
             head = self._backend.encode(prompt, add_special_tokens=False).ids
             tail = self._backend.encode(completion, add_special_tokens=False).ids
@@ -70,9 +70,16 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     """A Qwen2 with random weights: 5.2 M parameters, input and output embeddings shared."""
     torch.manual_seed(1)
     config = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=256, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=768, max_position_embeddings=words.CONTEXT, tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=768,
+        max_position_embeddings=words.CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
     model = Qwen2ForCausalLM(config)
     model.generation_config = GenerationConfig(
@@ -83,7 +90,9 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
 
 def optimizers(model: Qwen2ForCausalLM, matrix_rate: float, other_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for embeddings, norms and biases."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+    matrices = [
+        p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "lm_head" not in name
+    ]
     kept = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in kept]
     return [
@@ -92,11 +101,11 @@ def optimizers(model: Qwen2ForCausalLM, matrix_rate: float, other_rate: float) -
     ]
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def right(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, family: str, count: int, seed: int) -> float:
     """Share of held-out numbers answered right, by greedy decoding in one padded batch."""
     rng = random.Random(seed)
-    problems = [make(rng, family, rng.choice(("zh", "en")), "numbers") for _ in range(count)]  # type: ignore[arg-type]
+    problems = [make(rng, family, rng.choice(("zh", "en")), "numbers") for _ in range(count)]
     prompts = [f"{words.BOS}{words.USER}{p.question}{words.ASSISTANT}{words.THINK}\n" for p in problems]
     tokenizer.padding_side = "left"
     batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False, return_token_type_ids=False)
@@ -148,12 +157,19 @@ def train(args: argparse.Namespace) -> None:
         smooth = loss_sum if step == 1 else 0.98 * smooth + 0.02 * loss_sum
         if step % 25 == 0:
             spent = time.monotonic() - began
-            print(f"step {step} loss {smooth:.4f} rate {rate:.5f} {spent / step:.2f} s/step {share:.0%}", flush=True)
+            print(
+                f"step {step} loss {smooth:.4f} rate {rate:.5f} {spent / step:.2f} s/step {share:.0%}",
+                flush=True,
+            )
         if time.monotonic() - looked > 60 * args.look_minutes:
             model.save_pretrained(out)
             tokenizer.save_pretrained(out)
             scores = {family: right(model, tokenizer, family, 48, seed=step) for family in ARITHMETIC}
-            print("right on held-out numbers:", {name: f"{score:.0%}" for name, score in scores.items()}, flush=True)
+            print(
+                "right on held-out numbers:",
+                {name: f"{score:.0%}" for name, score in scores.items()},
+                flush=True,
+            )
             looked = time.monotonic()
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

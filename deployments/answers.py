@@ -60,7 +60,11 @@ class AnswerCache:
         self._fingerprint = model.fingerprint
         self._template_reads_clock = template_reads_clock
         self._redis = redis.asyncio.Redis.from_url(
-            url, protocol=3, socket_timeout=settings.timeout_s, socket_connect_timeout=settings.timeout_s, max_connections=64
+            url,
+            protocol=3,
+            socket_timeout=settings.timeout_s,
+            socket_connect_timeout=settings.timeout_s,
+            max_connections=64,
         )
         self._logged = 0.0
         self.faults = 0
@@ -85,7 +89,7 @@ class AnswerCache:
     async def get(self, key: str) -> Answer | None:
         """The stored answer; None when there is none or Redis does not say in time."""
         try:
-            stored = await self._redis.get(key)
+            stored: bytes | None = await self._redis.get(key)  # type: ignore[assignment]  # no decode_responses
         except (RedisError, OSError, TimeoutError) as error:
             self._fault(error)
             return None
@@ -94,7 +98,7 @@ class AnswerCache:
     async def put(self, key: str, answer: Answer) -> None:
         """Stores an answer, if Redis takes it."""
         # Answers made together would expire together; a tenth of jitter spreads the work of making them again.
-        ttl = max(1, int(self._settings.ttl_s * random.uniform(0.9, 1.0)))  # noqa: S311
+        ttl = max(1, int(self._settings.ttl_s * random.uniform(0.9, 1.0)))
         try:
             await self._redis.set(key, _pack(answer), ex=ttl)
         except (RedisError, OSError, TimeoutError) as error:
@@ -108,7 +112,6 @@ class AnswerCache:
         if time.monotonic() - self._logged > _LOG_EVERY_S:
             self._logged = time.monotonic()
             log.warning("answer cache is out of reach; going on without it: %s", type(error).__name__)
-
 
 
 def _pack(answer: Answer) -> bytes:

@@ -18,7 +18,7 @@ def build(args: dict[str, Any]) -> Any:
     settings = Settings.model_validate_json(args["settings"])
     model = open_model(settings.model)
     limits = settings.limits
-    engines = serve.deployment(EngineReplica).options(  # type: ignore[attr-defined]
+    engines = serve.deployment(EngineReplica).options(
         name=f"engine-{model.name}",
         num_replicas=settings.model.replicas,
         max_ongoing_requests=settings.model.max_running + limits.waiting,
@@ -28,7 +28,7 @@ def build(args: dict[str, Any]) -> Any:
         graceful_shutdown_timeout_s=limits.request_timeout_s,
         ray_actor_options={"num_cpus": args["cores"]},
     )
-    routers = serve.deployment(Router).options(  # type: ignore[attr-defined]
+    routers = serve.deployment(Router).options(
         name="router",
         num_replicas=settings.router.replicas,
         max_ongoing_requests=settings.router.max_connections,
@@ -37,4 +37,6 @@ def build(args: dict[str, Any]) -> Any:
         # The router's work is light; a whole core of Ray's would be one fewer for the engines.
         ray_actor_options={"num_cpus": 0},
     )
-    return routers.bind(args["settings"], model, args["redis_url"], engines.bind(args["settings"], model, args["cores"]))
+    return routers.bind(
+        args["settings"], model, args["redis_url"], engines.bind(args["settings"], model, args["cores"])
+    )

@@ -52,9 +52,7 @@ class Dispatcher:
             log.warning("engine lost a stream; carrying it on", extra={"attempt": attempt + 1, "tokens": len(made)})
             self._on_carried()
             await asyncio.sleep(_PAUSE_S * attempt)
-        raise ApiError(
-            500, "The engines failed on this request repeatedly.", code="engine_failed", kind="server_error"
-        )
+        raise ApiError(500, "The engines failed on this request repeatedly.", code="engine_failed", kind="server_error")
 
     async def _attempt(self, request: Request) -> AsyncGenerator[Tokens, None]:
         response = self._engines.remote(encode(request))

@@ -68,9 +68,16 @@ class Generation:
             with suppress(asyncio.CancelledError, ApiError):
                 await work
         body = completion(
-            identity(), self.request.model, self.reader.reasoning, self.reader.answer, self._finish, self._usage()
+            identity(),
+            self.request.model,
+            self.reader.reasoning,
+            self.reader.answer,
+            self._finish,
+            self._usage(),
         )
-        return Response(msgspec.json.encode(body), media_type="application/json", headers={"X-Dray-Cache": self._result})
+        return Response(
+            msgspec.json.encode(body), media_type="application/json", headers={"X-Dray-Cache": self._result}
+        )
 
     async def streamed(self) -> Response:
         """The answer as server-sent events. What fails before the first token is still a plain error."""
@@ -121,8 +128,10 @@ class Generation:
                         tokens = await anext(stream)
                 except TimeoutError:
                     raise ApiError(
-                        408, f"Not finished within {self.timeout_s:.0f} s. Ask for fewer tokens, or stream.",
-                        code="request_timeout", kind="timeout_error",
+                        408,
+                        f"Not finished within {self.timeout_s:.0f} s. Ask for fewer tokens, or stream.",
+                        code="request_timeout",
+                        kind="timeout_error",
                     ) from None
                 last = time.perf_counter()
                 if not self._first:

@@ -42,7 +42,10 @@ class Prompts:
             text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             raise ApiError(
-                400, f"The model's chat template refuses these messages: {error}", code="invalid_value", param="messages"
+                400,
+                f"The model's chat template refuses these messages: {error}",
+                code="invalid_value",
+                param="messages",
             ) from None
         ids = self._backend.encode(text, add_special_tokens=False).ids
         if len(ids) >= self._context_tokens:
@@ -50,7 +53,8 @@ class Prompts:
                 400,
                 f"This model's context is {self._context_tokens} tokens, and the messages alone are {len(ids)}. "
                 "Shorten them.",
-                code="context_length_exceeded", param="messages",
+                code="context_length_exceeded",
+                param="messages",
             )
         return Prompt(ids, text.rstrip().endswith(THINK))
 
@@ -66,7 +70,15 @@ class CompletionReader:
     answer is dropped. Stop strings end the answer (they do not look into the thinking) and are not part of it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, think: int | None, end_think: int | None, *, thinking: bool, stop: list[str]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        think: int | None,
+        end_think: int | None,
+        *,
+        thinking: bool,
+        stop: list[str],
+    ) -> None:
         self._tokenizer = tokenizer
         self._think, self._end_think = think, end_think
         self._thinking = thinking

@@ -104,7 +104,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of a request. reasoning: those of the completion that were thinking. cached: of the prompt, not computed."""
+    """Tokens of a request. reasoning: of the completion, thinking. cached: of the prompt, not computed."""
 
     prompt: int
     completion: int
@@ -136,15 +136,19 @@ def parse_chat(body: bytes, limits: LimitSettings) -> ChatRequest:
         raise ApiError(400, f"The body is not valid JSON: {error}", code="invalid_json") from None
     if len(request.messages) > limits.messages:
         raise ApiError(
-            400, f"{len(request.messages)} messages; at most {limits.messages} are taken.",
-            code="array_above_max_length", param="messages",
+            400,
+            f"{len(request.messages)} messages; at most {limits.messages} are taken.",
+            code="array_above_max_length",
+            param="messages",
         )
     if not any(message.text().strip() for message in request.messages):
         raise ApiError(400, "The messages are empty: at least one needs text.", code="empty_prompt", param="messages")
     if request.max_tokens is not None and request.max_completion_tokens is not None:
         raise ApiError(
-            400, "max_tokens and max_completion_tokens exclude each other; send max_completion_tokens.",
-            code="invalid_value", param="max_tokens",
+            400,
+            "max_tokens and max_completion_tokens exclude each other; send max_completion_tokens.",
+            code="invalid_value",
+            param="max_tokens",
         )
     if request.stream_options is not None and not request.stream:
         raise ApiError(400, "stream_options needs stream: true.", code="invalid_value", param="stream_options")
@@ -155,12 +159,17 @@ def parse_chat(body: bytes, limits: LimitSettings) -> ChatRequest:
 def _check_stop(stop: list[str], limits: LimitSettings) -> None:
     if len(stop) > limits.stop_strings:
         raise ApiError(
-            400, f"{len(stop)} stop strings; at most {limits.stop_strings} are taken.",
-            code="array_above_max_length", param="stop",
+            400,
+            f"{len(stop)} stop strings; at most {limits.stop_strings} are taken.",
+            code="array_above_max_length",
+            param="stop",
         )
     if any(not text or len(text) > limits.stop_string_chars for text in stop):
         raise ApiError(
-            400, f"A stop string has 1 to {limits.stop_string_chars} characters.", code="invalid_value", param="stop"
+            400,
+            f"A stop string has 1 to {limits.stop_string_chars} characters.",
+            code="invalid_value",
+            param="stop",
         )
 
 
@@ -175,7 +184,12 @@ def _invalid(said: str) -> ApiError:
         name = f"{path}.{missing.group(1)}" if path else missing.group(1)
         return ApiError(400, f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name)
     code = "invalid_type" if message.startswith("Expected") and "got" in message else "invalid_value"
-    return ApiError(400, f"Invalid '{path}': {message}." if path else f"Invalid body: {message}.", code=code, param=path or None)
+    return ApiError(
+        400,
+        f"Invalid '{path}': {message}." if path else f"Invalid body: {message}.",
+        code=code,
+        param=path or None,
+    )
 
 
 def completion(identity: str, model: str, reasoning: str, text: str, finish: str, usage: Usage) -> dict[str, Any]:
@@ -198,7 +212,10 @@ class ChunkWriter:
 
     def __init__(self, identity: str, model: str, *, with_usage: bool) -> None:
         self._head = {
-            "id": identity, "object": "chat.completion.chunk", "created": int(time.time()), "model": model,
+            "id": identity,
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": model,
         }
         self._with_usage = with_usage
 

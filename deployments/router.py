@@ -56,7 +56,11 @@ class Router:
                 Route("/health/ready", self.ready),
                 Route("/metrics", self.metrics),
             ],
-            exception_handlers={ApiError: self._refused, HTTPException: self._refused_by_starlette, Exception: self._failed},
+            exception_handlers={
+                ApiError: self._refused,
+                HTTPException: self._refused_by_starlette,
+                Exception: self._failed,
+            },
         )
 
     async def chat_completions(self, http: HttpRequest) -> Response:
@@ -66,8 +70,10 @@ class Router:
         request = parse_chat(body, self._settings.limits)
         if request.model != self._model.name:
             raise ApiError(
-                404, f"The model '{request.model}' is not served here; GET /v1/models lists those that are.",
-                code="model_not_found", param="model",
+                404,
+                f"The model '{request.model}' is not served here; GET /v1/models lists those that are.",
+                code="model_not_found",
+                param="model",
             )
         sampling = self._sampling(request)
         key = self._cache.key(request, sampling) if self._cache else ""
@@ -111,11 +117,16 @@ class Router:
         return self._json(http, {"status": "ok"})
 
     async def ready(self, http: HttpRequest) -> Response:
-        """GET /health/ready: an engine is ready. Serve starts routers only behind ready engines; the cache is no condition."""
+        """GET /health/ready: every deployment has a running replica. The cache is no condition: requests go on without."""
         status = serve.status().applications[serve.get_replica_context().app_name]
         waiting = [name for name, one in status.deployments.items() if not one.replica_states.get("RUNNING")]
         if waiting:
-            raise ApiError(503, f"Not ready: {', '.join(waiting)} has no running replica.", code="not_ready", kind="server_error")
+            raise ApiError(
+                503,
+                f"Not ready: {', '.join(waiting)} has no running replica.",
+                code="not_ready",
+                kind="server_error",
+            )
         return self._json(http, {"status": "ok"})
 
     async def metrics(self, http: HttpRequest) -> Response:
@@ -139,7 +150,10 @@ class Router:
     def _describe(self) -> dict[str, Any]:
         model = self._model
         return {
-            "id": model.name, "object": "model", "created": model.created, "owned_by": "dray",
+            "id": model.name,
+            "object": "model",
+            "created": model.created,
+            "owned_by": "dray",
             "max_model_len": model.context_tokens,
         }
 
@@ -148,7 +162,9 @@ class Router:
         self._metrics.count_answer(request.model, known.usage, "hit", time.perf_counter() - began)
         if request.stream:
             writer = write_stream(request)
-            events = writer.opening() + writer.delta(known.reasoning, known.text) + writer.closing(known.finish, known.usage)
+            events = (
+                writer.opening() + writer.delta(known.reasoning, known.text) + writer.closing(known.finish, known.usage)
+            )
             return Response(events, media_type="text/event-stream", headers=headers | STREAM_HEADERS)
         body = completion(identity(), request.model, known.reasoning, known.text, known.finish, known.usage)
         return Response(msgspec.json.encode(body), media_type="application/json", headers=headers)
@@ -162,14 +178,19 @@ class Router:
         route = http.scope.get("route")
         self._metrics.requests.labels(route.path if route else "unknown", str(error.status)).inc()
         return Response(
-            msgspec.json.encode(error.body), status_code=error.status, media_type="application/json", headers=error.headers
+            msgspec.json.encode(error.body),
+            status_code=error.status,
+            media_type="application/json",
+            headers=error.headers,
         )
 
     def _refused_by_starlette(self, http: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         what = f"{http.method} {http.url.path}"
         code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
-        text = {404: f"Unknown request URL: {what}.", 405: f"Not allowed to {what}."}.get(error.status_code, error.detail)
+        text = {404: f"Unknown request URL: {what}.", 405: f"Not allowed to {what}."}.get(
+            error.status_code, error.detail
+        )
         refused = ApiError(error.status_code, text, code=code)
         refused.headers.update(error.headers or {})
         return self._refused(http, refused)
@@ -177,7 +198,8 @@ class Router:
     def _failed(self, http: HttpRequest, error: Exception) -> Response:
         log.error("request failed", exc_info=error)
         return self._refused(
-            http, ApiError(500, "The server failed on this request.", code="internal_error", kind="server_error")
+            http,
+            ApiError(500, "The server failed on this request.", code="internal_error", kind="server_error"),
         )
 
 

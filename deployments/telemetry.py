@@ -18,11 +18,15 @@ from deployments.protocol import Usage
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 
-_STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {"message", "asctime", "taskName"}
+_STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {
+    "message",
+    "asctime",
+    "taskName",
+}
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and whatever `extra` named. Never a prompt, answer or key."""
+    """One JSON object a line: time, level, logger, message and what `extra` named. No prompt, answer or key."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -52,33 +56,57 @@ class RouterMetrics:
 
     def __init__(self) -> None:
         own = CollectorRegistry()
-        self.requests = Counter("dray_requests_total", "Requests by route and HTTP status.", ["route", "status"], registry=own)
-        self.answers = Counter(
-            "dray_answer_cache_total", "Answers by how they came: hit, miss, bypass.", ["model", "result"], registry=own
+        self.requests = Counter(
+            "dray_requests_total", "Requests by route and HTTP status.", ["route", "status"], registry=own
         )
-        self.prompt_tokens = Counter("dray_prompt_tokens_total", "Prompt tokens of answered requests.", ["model"], registry=own)
+        self.answers = Counter(
+            "dray_answer_cache_total",
+            "Answers by how they came: hit, miss, bypass.",
+            ["model", "result"],
+            registry=own,
+        )
+        self.prompt_tokens = Counter(
+            "dray_prompt_tokens_total", "Prompt tokens of answered requests.", ["model"], registry=own
+        )
         self.cached_tokens = Counter(
-            "dray_prompt_tokens_cached_total", "Prompt tokens found in the engines' prefix caches.", ["model"], registry=own
+            "dray_prompt_tokens_cached_total",
+            "Prompt tokens found in the engines' prefix caches.",
+            ["model"],
+            registry=own,
         )
         self.completion_tokens = Counter(
             "dray_completion_tokens_total", "Tokens generated, thinking included.", ["model"], registry=own
         )
         self.time_to_first_token = Histogram(
-            "dray_time_to_first_token_seconds", "From request to first token, misses only.", ["model"],
-            buckets=_SECONDS, registry=own,
+            "dray_time_to_first_token_seconds",
+            "From request to first token, misses only.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=own,
         )
         self.time_per_output_token = Histogram(
-            "dray_time_per_output_token_seconds", "Mean time between a request's tokens.", ["model"],
-            buckets=_TOKEN_SECONDS, registry=own,
+            "dray_time_per_output_token_seconds",
+            "Mean time between a request's tokens.",
+            ["model"],
+            buckets=_TOKEN_SECONDS,
+            registry=own,
         )
         self.latency = Histogram(
-            "dray_request_seconds", "From request to last byte, by cache result.", ["model", "result"],
-            buckets=_SECONDS, registry=own,
+            "dray_request_seconds",
+            "From request to last byte, by cache result.",
+            ["model", "result"],
+            buckets=_SECONDS,
+            registry=own,
         )
         self.carried_on = Counter(
-            "dray_streams_carried_on_total", "Streams that another engine went on with.", ["model"], registry=own
+            "dray_streams_carried_on_total",
+            "Streams that another engine went on with.",
+            ["model"],
+            registry=own,
         )
-        self.cache_faults = Counter("dray_answer_cache_faults_total", "Redis calls that failed or were too slow.", registry=own)
+        self.cache_faults = Counter(
+            "dray_answer_cache_faults_total", "Redis calls that failed or were too slow.", registry=own
+        )
 
     def count_answer(self, model: str, usage: Usage, result: str, seconds: float) -> None:
         """Counts a complete answer; only those that an engine made count their tokens."""
@@ -103,17 +131,25 @@ class EngineMetrics:
 
         self._labels = values
         self._info = Gauge(
-            "dray_engine_info", "1 for each engine process; its cores and process id.", [*names, "cpus", "engine_pid"],
-            registry=own, multiprocess_mode="liveall",
+            "dray_engine_info",
+            "1 for each engine process; its cores and process id.",
+            [*names, "cpus", "engine_pid"],
+            registry=own,
+            multiprocess_mode="liveall",
         )
         self._running = gauge("dray_engine_running", "Sequences that the engine works on.")
         self._rate = gauge("dray_engine_tokens_per_second", "Tokens decoded a second, smoothed.")
         self._kv_used = gauge("dray_engine_kv_used_ratio", "Share of the KV cache in use.")
         self._kv_tokens = gauge("dray_engine_kv_tokens", "Tokens that the KV cache holds.")
         self._start = gauge("dray_engine_start_seconds", "Load and warm-up of the running engine process.")
-        self.restarts = Counter("dray_engine_restarts_total", "Engine processes restarted.", names, registry=own).labels(*values)
+        self.restarts = Counter(
+            "dray_engine_restarts_total", "Engine processes restarted.", names, registry=own
+        ).labels(*values)
         self.moved = Counter(
-            "dray_engine_affinity_faults_total", "Times an engine was found off its cores.", names, registry=own
+            "dray_engine_affinity_faults_total",
+            "Times an engine was found off its cores.",
+            names,
+            registry=own,
         ).labels(*values)
         self._running_info: tuple[str, ...] | None = None
 
@@ -134,7 +170,7 @@ class EngineMetrics:
 
     def gone(self) -> None:
         """Takes this process's gauges out of what the node shows."""
-        mark_process_dead(os.getpid())
+        mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
 
 
 def exposition() -> bytes:

@@ -233,8 +233,7 @@ def test_a_core_counts_with_any_thread_and_is_pinned_to_the_lowest(sysfs: Sysfs)
     assert [usable.thread(core) for core in usable.cores] == [0, 33, 47, 20]
     assert usable.count == 4
     assert usable.describe() == (
-        "2 sockets, 32 cores, 64 threads, 2 last-level caches, 2 NUMA nodes; "
-        "4 usable (affinity 0,20,32-33,47,500)"
+        "2 sockets, 32 cores, 64 threads, 2 last-level caches, 2 NUMA nodes; 4 usable (affinity 0,20,32-33,47,500)"
     )
 
 
@@ -270,9 +269,7 @@ def cgroups(tmp_path: Path, own: str, limits: dict[str, str]) -> Quota | None:
         ({}, None),
     ],
 )
-def test_the_tightest_quota_up_to_the_root_counts(
-    tmp_path: Path, limits: dict[str, str], cores: int | None
-) -> None:
+def test_the_tightest_quota_up_to_the_root_counts(tmp_path: Path, limits: dict[str, str], cores: int | None) -> None:
     quota = cgroups(tmp_path, "0::/a/b\n", limits)
     assert (quota and quota.cores) == cores
 

@@ -37,9 +37,7 @@ usable = UsableCores(
     Topology(tuple(Core((n, n + 16), llc=n // 8 * 8) for n in range(16))), frozenset(range(32))
 )
 """
-USABLE = UsableCores(
-    Topology(tuple(Core((n, n + 16), llc=n // 8 * 8) for n in range(16))), frozenset(range(32))
-)
+USABLE = UsableCores(Topology(tuple(Core((n, n + 16), llc=n // 8 * 8) for n in range(16))), frozenset(range(32)))
 
 WORKERS, ROUNDS = 50, 6
 WORKER = (

@@ -58,9 +58,7 @@ def _settle(cpus: frozenset[int], pid: int, settled: Callable[[frozenset[int]], 
         for thread in astray:
             _pin_thread(thread, cpus)
         moved.update(astray)
-    raise PinningRefused(
-        f"process {pid or os.getpid()} does not stay on CPUs {format_cpus(cpus)}: something moves it"
-    )
+    raise PinningRefused(f"process {pid or os.getpid()} does not stay on CPUs {format_cpus(cpus)}: something moves it")
 
 
 def _pin_thread(thread: int, cpus: frozenset[int]) -> None:
@@ -69,9 +67,7 @@ def _pin_thread(thread: int, cpus: frozenset[int]) -> None:
     except ProcessLookupError:
         return
     except OSError as error:
-        raise PinningRefused(
-            f"thread {thread} may not run on CPUs {format_cpus(cpus)}: {error.strerror}"
-        ) from error
+        raise PinningRefused(f"thread {thread} may not run on CPUs {format_cpus(cpus)}: {error.strerror}") from error
     # The kernel leaves out, without an error, the CPUs that the thread's cpuset does not hold.
     missing = cpus - _affinity(thread)
     if missing and Path(f"/proc/{thread}").exists():

@@ -31,9 +31,7 @@ def choose_cores(free: Iterable[Core], count: int) -> tuple[Core, ...]:
     for core in sorted(free, key=lambda core: core.id):
         (efficiency if core.efficiency else performance).append(core)
     if not 1 <= count <= len(performance) + len(efficiency):
-        raise ValueError(
-            f"{count} cores asked for, {len(performance) + len(efficiency)} given to choose from"
-        )
+        raise ValueError(f"{count} cores asked for, {len(performance) + len(efficiency)} given to choose from")
     if count <= len(performance):
         chosen = _place(performance, count)
     elif count <= len(efficiency):

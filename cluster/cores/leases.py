@@ -56,9 +56,7 @@ class NotEnoughCores(Exception):
         if self._avoid:
             text += f" CPUs to be avoided: {format_cpus(self._avoid)}."
         if not self.usable:
-            return (
-                f"{text} A replica needs a whole core: raise the container's CPU limit or widen its cpuset."
-            )
+            return f"{text} A replica needs a whole core: raise the container's CPU limit or widen its cpuset."
         return f"{text} Run fewer replicas, or give each fewer cores."
 
 

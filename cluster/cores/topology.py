@@ -46,9 +46,7 @@ class Topology:
     def describe(self) -> str:
         """`2 sockets, 32 cores, 64 threads, 2 last-level caches, 2 NUMA nodes`."""
         efficiency = sum(core.efficiency for core in self.cores)
-        kinds = (
-            f" ({len(self.cores) - efficiency} performance, {efficiency} efficiency)" if efficiency else ""
-        )
+        kinds = f" ({len(self.cores) - efficiency} performance, {efficiency} efficiency)" if efficiency else ""
         return ", ".join(
             (
                 _counted(len({core.package for core in self.cores}), "socket"),

@@ -1,4 +1,4 @@
-"""Export: a folder of transformers weights becomes an OpenVINO model with compressed weights. Needs the extra `export`."""
+"""Export: transformers weights become an OpenVINO model with compressed weights. Needs the extra `export`."""
 
 import json
 import shutil
@@ -40,13 +40,27 @@ def export_model(source: Path, target: Path, weight: str) -> None:
         made = Path(work) / "model"
         # A process of its own: torch's threads and gigabytes end with it, and its many warnings stay out of sight.
         command = [
-            sys.executable, "-W", "ignore", "-m", "optimum.commands.optimum_cli", "export", "openvino", "-m", str(source),
-            "--task", "text-generation-with-past", "--weight-format", weight, str(made),
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "optimum.commands.optimum_cli",
+            "export",
+            "openvino",
+            "-m",
+            str(source),
+            "--task",
+            "text-generation-with-past",
+            "--weight-format",
+            weight,
+            str(made),
         ]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode:
             lines = ended.stderr.strip().splitlines()
-            raise ExportError(f"optimum could not export {source}: {lines[-1] if lines else f'exit {ended.returncode}'}")
+            raise ExportError(
+                f"optimum could not export {source}: {lines[-1] if lines else f'exit {ended.returncode}'}"
+            )
         for name in _CARRIED:
             if (source / name).is_file() and not (made / name).is_file():
                 shutil.copy(source / name, made / name)

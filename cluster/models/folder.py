@@ -1,7 +1,6 @@
 """A model folder: is it whole, what is it called, how much does it need, and which exact model is it."""
 
 import json
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -13,8 +12,14 @@ from cluster.settings import BUNDLED, ModelSettings
 BUNDLED_FOLDER = Path(__file__).parents[2] / "demo" / "model"
 _WEIGHTS = ("openvino_model.xml", "openvino_model.bin")
 _NEEDED = (*_WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json")
-_MEANING = ("openvino_model.xml", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-            "chat_template.jinja")
+_MEANING = (
+    "openvino_model.xml",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 _SAMPLE_BYTES = 1 << 20
 _SAMPLES = 64
 
@@ -40,7 +45,7 @@ class ServedModel:
     def generation_defaults(self) -> dict[str, Any]:
         """Sampling that the model's makers recommend: generation_config.json, or nothing."""
         file = self.folder / "generation_config.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -77,12 +82,14 @@ def open_model(settings: ModelSettings) -> ServedModel:
     except (ValueError, KeyError, TypeError) as error:
         raise ModelFolderError(f"{folder / 'config.json'} is not a model configuration ({error!r})") from None
     if settings.context_tokens > made_for:
-        raise ModelFolderError(f"model.context_tokens is {settings.context_tokens}, but {folder} was made for {made_for}")
+        raise ModelFolderError(
+            f"model.context_tokens is {settings.context_tokens}, but {folder} was made for {made_for}"
+        )
     return ServedModel(
         name=settings.name or ("dray-demo" if bundled else folder.resolve().name.lower()),
         folder=folder.resolve(),
         context_tokens=settings.context_tokens or made_for,
-        created=int(os.stat(folder / "openvino_model.xml").st_mtime),
+        created=int((folder / "openvino_model.xml").stat().st_mtime),
     )
 
 

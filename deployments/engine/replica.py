@@ -26,7 +26,9 @@ _HEALTHY_AFTER_S = 60.0
 class EngineReplica:
     """Streams token ids for prompts; keeps its engine process alive, making progress and on its cores."""
 
-    async def __init__(self, settings_json: str, model: ServedModel, cores: int) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, settings_json: str, model: ServedModel, cores: int
+    ) -> None:
         """Ready when this returns: cores leased, model loaded, first inference done.
 
         Raises NotEnoughCores when no lease can be had within a minute, EngineStartError when the model
