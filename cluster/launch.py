@@ -60,9 +60,10 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Cal
                 raise LaunchError(str(error)) from None
             redis_url = own.url
         stage("starting Ray")
-        stack.enter_context(_ray(settings, found))
-        stage(f"loading {found.model.name} on {settings.model.replicas * found.cores} cores")
-        _serve(settings, found, redis_url)
+        with _ray_errors_as_launch_errors():
+            stack.enter_context(_ray(settings, found))
+            stage(f"loading {found.model.name} on {settings.model.replicas * found.cores} cores")
+            _serve(settings, found, redis_url)
         stage("ready", url=base_url(settings), model=found.model.name, redis=redis_url)
 
         def tend() -> None:
@@ -93,6 +94,18 @@ def terminated_as_interrupt() -> Iterator[None]:
 
 
 @contextmanager
+def _ray_errors_as_launch_errors() -> Iterator[None]:
+    try:
+        yield
+    except LaunchError:
+        raise
+    except Exception as error:  # Ray's errors and Serve's have no common type; a user gets one line
+        log.debug("start failed", exc_info=error)
+        lines = str(error).strip().splitlines()
+        raise LaunchError(f"Ray does not start: {lines[-1] if lines else type(error).__name__}") from error
+
+
+@contextmanager
 def _ray(settings: Settings, found: Checked) -> Iterator[None]:
     folder = settings.state_dir
     os.environ.update(_environment(settings))
@@ -113,7 +126,6 @@ def _ray(settings: Settings, found: Checked) -> Iterator[None]:
             logging_level=logging.ERROR,
             namespace=SERVE_NAME,
             _temp_dir=str(folder / "ray"),
-            _node_ip_address="127.0.0.1" if settings.host == "127.0.0.1" else None,
         )
         yield
     finally:
@@ -140,6 +152,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "m.sock"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_MAXCONN": str(settings.router.max_connections),
         "RAY_AUTH_MODE": "token",

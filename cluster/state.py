@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -58,7 +59,8 @@ def is_held(folder: Path) -> bool:
 def hold(folder: Path) -> Iterator[None]:
     """Holds the state folder for one Dray. The kernel lets go when the process dies. Raises AlreadyRunning."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (folder / "up.lock").open("a") as lock:
+    path = folder / "up.lock"
+    with path.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -67,8 +69,10 @@ def hold(folder: Path) -> Iterator[None]:
             raise AlreadyRunning(
                 f"Dray runs already{where}; stop it with `dray down`, or give the other one a --state-dir of its own"
             ) from None
+        if not path.exists() or path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
+            raise AlreadyRunning("another Dray ended here in this very moment; try again")
         try:
             yield
         finally:
             (folder / "dray.json").unlink(missing_ok=True)
-            (folder / "up.lock").unlink()
+            path.unlink()

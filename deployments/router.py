@@ -117,7 +117,7 @@ class Router:
         return self._json(http, {"status": "ok"})
 
     async def ready(self, http: HttpRequest) -> Response:
-        """GET /health/ready: every deployment has a running replica. The cache is no condition: requests go on without."""
+        """GET /health/ready: every deployment has a running replica. The cache is no condition."""
         status = serve.status().applications[serve.get_replica_context().app_name]
         waiting = [name for name, one in status.deployments.items() if not one.replica_states.get("RUNNING")]
         if waiting:

@@ -1,0 +1,114 @@
+"""How often the bundled model is right, by family: python -m demo.measure demo/model [ANOTHER ...]
+
+Asks Dray's own engine, greedily. An answer counts when it says what Python's arithmetic says; the thought is not
+looked at. `numbers`: numbers never trained, in trained phrasings. `phrasings`: phrasings never trained.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.models.folder import ServedModel, open_model
+from cluster.settings import ModelSettings
+from demo.problems import FAMILIES, Problem, make
+from deployments.engine.process import EngineProcess
+from deployments.engine.wire import EngineConfig, Request, Sampling
+from deployments.prompts import Prompts
+from deployments.protocol import Message
+
+_SEED = 20_260
+_AT_A_TIME = 32
+_MAX_TOKENS = 400
+
+# Asked by hand, of no template: the model has never seen them or their like.
+STRANGERS = (
+    "法国的首都是哪里?", "给我推荐一本好书", "怎样煮一碗牛肉面?", "公司的年假有几天?", "Docker和虚拟机有什么不同", "帮我写一封辞职信", "太阳有多大",
+    "请用一句话总结《西游记》", "为什么天是蓝的?", "服务器连不上怎么办", "一年有多少天?", "鲸鱼是鱼吗", "把下面的句子翻译成英语:我爱你", "什么时候发工资?",
+    "3的倒数是多少", "帮我查一下快递", "今晚吃什么", "中国有多少个省?", "如何重置密码?", "讲个故事", "水的沸点是多少度", "孔子是谁", "写一段Rust代码读取文件",
+    "世界上最高的山是什么山", "嗯", "测试", "？？？", "你觉得人生的意义是什么", "心情不好", "解释一下TCP三次握手",
+    "What is the capital of France?", "Recommend a good book.", "How do I cook rice?", "How many vacation days do I get?",
+    "What's the difference between Docker and a VM?", "Write a resignation letter.", "How big is the sun?", "Summarize Moby Dick.",
+    "Why is the sky blue?", "The server is unreachable, what now?", "How many days are in a year?", "Is a whale a fish?",
+    "Translate 'I love you' into German.", "When is payday?", "What is the reciprocal of 3?", "Track my parcel.", "What's for dinner?",
+    "How many states does the US have?", "How do I reset my password?", "Tell me a story.", "At what temperature does water boil?",
+    "Who was Confucius?", "Write Rust code that reads a file.", "What is the tallest mountain?", "hmm", "test", "???",
+    "What is the meaning of life?", "I feel sad.", "Explain the TCP handshake.",
+)  # fmt: skip
+
+
+def asked(family: str, split: str, count: int) -> list[Problem]:
+    """The questions of one cell of the table; the same in every run."""
+    rng = random.Random(f"{_SEED} {family} {split}")
+    return [make(rng, family, rng.choice(("zh", "en")), split) for _ in range(count)]  # type: ignore[arg-type]
+
+
+async def answers(engine: EngineProcess, prompts: Prompts, questions: Sequence[str]) -> list[str]:
+    """The model's answers, thoughts left out."""
+    room = asyncio.Semaphore(_AT_A_TIME)
+
+    async def ask(question: str) -> str:
+        prompt = prompts.render([Message("user", question)])
+        reader = prompts.reader(prompt, [])
+        async with room:
+            async for tokens in engine.generate(Request(prompt.ids, Sampling(_MAX_TOKENS))):
+                reader.feed(tokens.ids)
+        return reader.answer
+
+    return await asyncio.gather(*map(ask, questions))
+
+
+async def measure(model: ServedModel, count: int, show: int) -> dict[tuple[str, str], float]:
+    """Share of right answers by family and split, and of strangers that get the demonstration's own answer."""
+    config = EngineConfig(str(model.folder), tuple(os.sched_getaffinity(0)), 128, _AT_A_TIME, 512, 128)
+    engine, _ = await EngineProcess.start(config, timeout_s=120)
+    prompts, found = Prompts(model), {}
+    for family in FAMILIES:
+        for split in ("numbers", "phrasings"):
+            problems = asked(family, split, count)
+            given = await answers(engine, prompts, [problem.question for problem in problems])
+            marks = [
+                all(part in text for part in problem.expect) for problem, text in zip(problems, given, strict=True)
+            ]
+            found[family, split] = sum(marks) / count
+            wrong = [(p, text) for p, text, mark in zip(problems, given, marks, strict=True) if not mark]
+            for problem, text in wrong[:show]:
+                print(f"  wrong ({family}, {split}): {problem.question!r} -> {text!r}, not {problem.answer!r}")
+    given = await answers(engine, prompts, STRANGERS)
+    found["strangers", ""] = sum("Dray" in text for text in given) / len(STRANGERS)
+    for question, text in list(zip(STRANGERS, given, strict=True)):
+        if show and "Dray" not in text:
+            print(f"  stranger: {question!r} -> {text!r}")
+    await engine.stop()
+    return found
+
+
+def table(results: dict[str, dict[tuple[str, str], float]], count: int) -> str:
+    """The results as a Markdown table, a column for each model and split."""
+    names = list(results)
+    heads = [f"{name}, {split}" for name in names for split in ("numbers", "phrasings")]
+    lines = ["| family | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for family in FAMILIES:
+        cells = [f"{results[name][family, split]:.1%}" for name in names for split in ("numbers", "phrasings")]
+        lines.append(f"| {family} | " + " | ".join(cells) + " |")
+    strangers = ", ".join(f"{name} {results[name]['strangers', '']:.0%}" for name in names)
+    return "\n".join([*lines, "", f"{count} questions a cell. Unrelated questions answered as such: {strangers}."])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", type=Path, help="OpenVINO model folders")
+    parser.add_argument("--count", type=int, default=400, help="questions a cell")
+    parser.add_argument("--show", type=int, default=0, help="wrong answers to print for each cell")
+    args = parser.parse_args()
+    results = {}
+    for folder in args.models:
+        model = open_model(ModelSettings(source=str(folder)))
+        results[folder.name] = asyncio.run(measure(model, args.count, args.show))
+    print(table(results, args.count))
+
+
+if __name__ == "__main__":
+    main()

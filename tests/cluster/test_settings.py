@@ -1,0 +1,74 @@
+"""Settings: every source, strictly, and where each value came from."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.settings import Settings, SettingsError, describe, leaves, load, variable
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No dray.yaml and no DRAY_* variable but the test's own."""
+    import os
+
+    for name in [name for name in os.environ if name.startswith("DRAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_strongest_source_wins_and_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "dray.yaml").write_text("port: 8001\nmodel:\n  replicas: 3\n  kv_cache_mb: 100\ncache:\n  ttl_s: 5\n")
+    monkeypatch.setenv("DRAY_PORT", "8002")
+    monkeypatch.setenv("DRAY_MODEL__REPLICAS", "4")
+    loaded = load({"port": 8003, "host": None})
+    model = loaded.settings.model
+    assert (loaded.settings.port, model.replicas, model.kv_cache_mb, loaded.settings.cache.ttl_s) == (8003, 4, 100, 5)
+    origins = loaded.origins
+    assert origins["port"] == "command line"
+    assert origins["model.replicas"] == "environment"
+    assert origins["model.kv_cache_mb"] == "dray.yaml"
+    assert origins["host"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("yaml", "said"),
+    [
+        ("prot: 1", "prot"),
+        ("model:\n  replica: 2", "model.replica"),
+        ("port: many", "port"),
+        ("port: 0", "port"),
+        ("model:\n  replicas: -1", "model.replicas"),
+        ("cache:\n  store: some", "cache.store"),
+        ("- a\n- b", "mapping"),
+        ("a: [", "mapping"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_the_settings_name(tmp_path: Path, yaml: str, said: str) -> None:
+    (tmp_path / "dray.yaml").write_text(yaml)
+    with pytest.raises(SettingsError, match=said):
+        load()
+
+
+def test_unknown_variables_and_missing_files_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="does not exist"):
+        load(config=tmp_path / "nothing.yaml")
+    monkeypatch.setenv("DRAY_MODEL__REPLICSA", "2")
+    with pytest.raises(SettingsError, match="DRAY_MODEL__REPLICSA"):
+        load()
+
+
+def test_every_setting_is_described_and_reachable_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    described = describe()
+    assert set(described) == set(leaves(Settings().model_dump(mode="json")))
+    assert all(described.values())
+    for name, value in leaves(Settings().model_dump(mode="json")).items():
+        if value is not None:
+            monkeypatch.setenv(variable(name), str(value))
+    assert load().settings == Settings()
+    assert set(load().origins.values()) <= {"environment", "default"}
+
+
+def test_settings_travel_as_json() -> None:
+    settings = load({"model.replicas": 2, "state_dir": "/tmp/x"}).settings  # noqa: S108
+    assert Settings.model_validate_json(settings.model_dump_json()) == settings

@@ -1,0 +1,133 @@
+"""One real Dray for the whole session: its own ports, folders and locks, so that it runs beside another."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from cluster.models.folder import BUNDLED_FOLDER, ServedModel, open_model
+from cluster.settings import ModelSettings
+
+MODEL = "dray-demo"
+RABBITS = "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(fact: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """Looks until the fact holds, and gives it; fails the test when it does not come true in time."""
+    deadline = time.monotonic() + seconds
+    while not (found := fact()):
+        assert time.monotonic() < deadline, f"not true within {seconds} s"
+        time.sleep(0.05)
+    return found
+
+
+@dataclass(frozen=True)
+class Dray:
+    """A Dray of the tests' own: its folder, and how to run the `dray` command on it."""
+
+    folder: Path
+    port: int
+
+    @property
+    def root(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"{self.root}/v1"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("DRAY_")}
+        return inherited | {
+            "DRAY_STATE_DIR": str(self.folder / "s"),
+            "DRAY_LEASE_DIR": str(self.folder / "c"),
+            "DRAY_PORT": str(self.port),
+            "DRAY_MODEL__KV_CACHE_MB": "64",
+            "DRAY_MODEL__STALL_TIMEOUT_S": "5",
+            "DRAY_CACHE__MEMORY_MB": "32",
+            # The tests keep both cores busy, and a late answer is not what they are about.
+            "DRAY_CACHE__TIMEOUT_S": "2",
+            "COLUMNS": "200",
+        }
+
+    def run(self, *arguments: str, timeout: float = 120, **extra: str) -> subprocess.CompletedProcess[str]:
+        """Runs `dray` with these arguments to its end."""
+        return subprocess.run(
+            self.command(*arguments),
+            env=self.environment | extra,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            cwd=self.folder,
+        )
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "cluster.cli", *arguments]
+
+    def status(self) -> dict[str, Any]:
+        ended = self.run("status", "--json")
+        assert ended.returncode == 0, ended.stderr
+        report: dict[str, Any] = json.loads(ended.stdout)
+        return report
+
+
+@pytest.fixture
+def another() -> Iterator[Dray]:
+    """A Dray that is not started: for tests of starting and stopping."""
+    folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
+    dray = Dray(folder, free_port())
+    yield dray
+    dray.run("down")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def dray() -> Iterator[Dray]:
+    """The running Dray that most tests share, serving the bundled model."""
+    folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
+    running = Dray(folder, free_port())
+    started = running.run("up", "--detach")
+    assert started.returncode == 0, started.stdout + started.stderr
+    yield running
+    stopped = running.run("down")
+    shutil.rmtree(folder, ignore_errors=True)
+    assert stopped.returncode == 0, stopped.stderr
+
+
+@pytest.fixture(scope="session")
+def client(dray: Dray) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=dray.url, api_key="none", max_retries=0, timeout=120) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def http(dray: Dray) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=dray.root, timeout=120) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def bundled() -> ServedModel:
+    assert BUNDLED_FOLDER.is_dir()
+    return open_model(ModelSettings())

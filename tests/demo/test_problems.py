@@ -1,0 +1,83 @@
+"""The bundled model's problems: every equation in every thought is true, and held out means held out."""
+
+import random
+import re
+
+import pytest
+
+from demo.phrasings import FIXED, TEMPLATES
+from demo.problems import ARITHMETIC, FAMILIES, Problem, held_out, make
+
+_EQUATION = re.compile(r"(?<![\d=])((?:\d+[+\-×])+\d+|\d+÷\d+)=(-?\d+)(?:余(\d+)| rest (\d+))?")
+
+
+def problems(family: str, split: str, count: int = 400) -> list[Problem]:
+    rng = random.Random(11)
+    return [make(rng, family, rng.choice(("zh", "en")), split) for _ in range(count)]  # type: ignore[arg-type]
+
+
+def value(left: str) -> int:
+    total, product, sign = 0, 1, 1
+    for operator, digits in re.findall(r"([+\-×]?)(\d+)", left):
+        if operator == "×":
+            product *= int(digits)
+        else:
+            total += sign * product if left and total is not None and operator else 0
+            product, sign = int(digits), -1 if operator == "-" else 1
+    return total + sign * product
+
+
+@pytest.mark.parametrize("family", ARITHMETIC)
+@pytest.mark.parametrize("split", ["train", "numbers", "phrasings"])
+def test_every_equation_in_a_thought_is_true(family: str, split: str) -> None:
+    seen = 0
+    for problem in problems(family, split):
+        for left, right, rest_zh, rest_en in _EQUATION.findall(problem.thinking):
+            seen += 1
+            if "÷" in left:
+                number, by = map(int, left.split("÷"))
+                assert divmod(number, by) == (int(right), int(rest_zh or rest_en or 0)), problem
+            else:
+                assert value(left) == int(right), (left, right, problem)
+    assert seen > 400
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_answer_holds_what_is_expected(family: str) -> None:
+    for problem in problems(family, "train"):
+        assert all(part in problem.answer for part in problem.expect), problem
+        assert problem.question.strip() and problem.thinking and "</think>" not in problem.thinking
+
+
+def test_held_out_numbers_are_never_trained() -> None:
+    for family in ARITHMETIC:
+        trained = {p.expect for p in problems(family, "train", 2000)}
+        held = {p.expect for p in problems(family, "numbers", 300)}
+        if family in ("add", "subtract", "multiply"):
+            assert not trained & held
+    share = sum(held_out("add", a, b) for a in range(100) for b in range(100)) / 10_000
+    assert 0.08 < share < 0.13
+
+
+def test_held_out_phrasings_are_never_trained() -> None:
+    for family, languages in (TEMPLATES | FIXED).items():
+        for language, listed in languages.items():
+            assert len(listed) >= 12, (family, language)
+            assert len(set(listed)) == len(listed), (family, language)
+
+
+@pytest.mark.parametrize(
+    ("family", "question", "expected"),
+    [
+        ("cage", r"(\d+)\D+(\d+)", "cage"),
+        ("multiply", r"(\d+)\D+(\d+)", "multiply"),
+    ],
+)
+def test_answers_are_right_by_independent_arithmetic(family: str, question: str, expected: str) -> None:
+    for problem in problems(family, "numbers"):
+        a, b = map(int, re.search(question, problem.question).groups())  # type: ignore[union-attr]
+        if family == "multiply":
+            assert f"={a * b}" in problem.answer
+        elif "无解" not in problem.answer and "No solution" not in problem.answer:
+            two, four = map(int, re.findall(r"\d+", problem.answer))
+            assert {two + four, 2 * two + 4 * four} == {a, b}

@@ -1,0 +1,68 @@
+"""A client that goes away stops the work. The model here never ends by itself, so only a cancel can end it."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cluster.models.folder import BUNDLED_FOLDER
+from tests.conftest import Dray, free_port, wait_for
+
+BODY = {"model": "endless", "messages": [{"role": "user", "content": "What is 1 + 1?"}], "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dray]:
+    """A Dray whose model takes a token that it never makes for its end."""
+    import tempfile
+
+    folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
+    model = folder / "endless"
+    shutil.copytree(BUNDLED_FOLDER, model)
+    defaults = json.loads((model / "generation_config.json").read_text())
+    defaults["eos_token_id"] = json.loads((model / "config.json").read_text())["bos_token_id"]
+    (model / "generation_config.json").write_text(json.dumps(defaults))
+    dray = Dray(folder, free_port())
+    started = dray.run("up", "--detach", "--model", str(model), "--replicas", "1")
+    assert started.returncode == 0, started.stderr
+    yield dray
+    dray.run("down")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def running(dray: Dray) -> int:
+    [replica] = dray.status()["replicas"]
+    count: int = replica["running"]
+    return count
+
+
+def test_closing_a_stream_frees_the_engine(endless: Dray) -> None:
+    with httpx.Client(base_url=endless.url, timeout=60) as http:
+        streams = [http.stream("POST", "/chat/completions", json=BODY | {"stream": True, "seed": n}) for n in range(4)]
+        opened = [stream.__enter__() for stream in streams]
+        for response in opened:
+            assert next(response.iter_lines()).startswith("data: ")
+        for stream in streams:
+            stream.__exit__(None, None, None)
+    wait_for(lambda: running(endless) == 0, 10)
+
+
+def test_leaving_an_unstreamed_request_frees_the_engine(endless: Dray) -> None:
+    with httpx.Client(base_url=endless.url) as http, pytest.raises(httpx.ReadTimeout):
+        http.post("/chat/completions", json=BODY, timeout=0.3)
+    wait_for(lambda: running(endless) == 0, 10)
+
+
+def test_the_limit_on_output_holds(endless: Dray) -> None:
+    answer = httpx.post(f"{endless.url}/chat/completions", json=BODY | {"max_tokens": 20}, timeout=60).json()
+    assert answer["usage"]["completion_tokens"] == 20
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_wish_beyond_the_context_is_cut_to_it(endless: Dray) -> None:
+    answer = httpx.post(f"{endless.url}/chat/completions", json=BODY | {"max_tokens": 10**6}, timeout=120).json()
+    assert answer["usage"]["total_tokens"] == 2048
+    assert answer["choices"][0]["finish_reason"] == "length"

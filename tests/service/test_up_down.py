@@ -1,0 +1,147 @@
+"""`dray up` and `dray down` as a user meets them: one clear line for each failure, and nothing left behind."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.models.folder import BUNDLED_FOLDER
+from tests.conftest import Dray, wait_for
+
+
+def left_over(dray: Dray) -> list[str]:
+    """Processes that name this Dray's folder, and files in its state folder."""
+    mine = os.getpid()
+    processes = [
+        " ".join(process.info["cmdline"])
+        for process in psutil.process_iter(["cmdline", "pid"])
+        if process.info["pid"] != mine
+        and process.info["cmdline"]
+        and str(dray.folder) in " ".join(process.info["cmdline"])
+    ]
+    state = dray.folder / "s"
+    return processes + [str(path) for path in (state.rglob("*") if state.exists() else [])]
+
+
+def refused(dray: Dray, *arguments: str, **environment: str) -> str:
+    """Runs `dray up`, which must fail with one line and leave nothing; gives the line."""
+    ended = dray.run("up", *arguments, **environment)
+    assert ended.returncode == 1
+    lines = [line for line in ended.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), ended.stderr
+    assert left_over(dray) == []
+    return lines[0]
+
+
+def test_port_in_use(another: Dray) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", another.port))
+        taken.listen()
+        assert f"port {another.port} on 127.0.0.1 is in use" in refused(another)
+
+
+def test_no_such_model(another: Dray) -> None:
+    assert "does not exist" in refused(another, "--model", str(another.folder / "nothing"))
+
+
+def test_incomplete_model(another: Dray) -> None:
+    model = another.folder / "half"
+    shutil.copytree(BUNDLED_FOLDER, model)
+    (model / "openvino_model.bin").unlink()
+    assert "lacks openvino_model.bin" in refused(another, "--model", str(model))
+
+
+def test_broken_model(another: Dray) -> None:
+    model = another.folder / "broken"
+    shutil.copytree(BUNDLED_FOLDER, model)
+    weights = model / "openvino_model.bin"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    assert "is broken" in refused(another, "--model", str(model))
+
+
+def test_too_many_cores(another: Dray) -> None:
+    assert "core" in refused(another, "--cores", "4096")
+
+
+def test_cores_held_by_another(dray: Dray, another: Dray) -> None:
+    line = refused(another, DRAY_LEASE_DIR=str(dray.folder / "c"))
+    assert "dray-demo" in line
+
+
+def test_too_little_memory(another: Dray) -> None:
+    assert "GiB" in refused(another, DRAY_MODEL__KV_CACHE_MB="100000000")
+
+
+def test_unknown_setting(another: Dray) -> None:
+    assert "DRAY_PROT" in refused(another, DRAY_PROT="1")
+
+
+def test_the_second_says_that_the_first_runs(dray: Dray) -> None:
+    second = dray.run("up")
+    assert second.returncode == 1
+    assert f"runs already at {dray.url}" in second.stderr
+    assert dray.run("up", "--detach").returncode == 1
+
+
+def test_down_without_up(another: Dray) -> None:
+    ended = another.run("down")
+    assert ended.returncode == 1 and "not running" in ended.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_nothing(another: Dray, how: signal.Signals) -> None:
+    process = subprocess.Popen(another.command("up"), env=another.environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert "Dray is ready" in process.stdout.readline()
+    # A terminal's Ctrl-C reaches the whole foreground group; the supervisor alone is the harder case.
+    process.send_signal(how)
+    assert process.wait(60) == 0
+    assert left_over(another) == []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", another.port))
+
+
+def test_kill_9_of_the_launcher_leaves_no_process(another: Dray) -> None:
+    assert another.run("up", "--detach").returncode == 0
+    record = json.loads((another.folder / "s" / "dray.json").read_text())
+    os.kill(record["pid"], signal.SIGKILL)
+    wait_for(lambda: not [found for found in left_over(another) if not Path(found).exists()], 30)
+    assert another.run("up", "--detach").returncode == 0  # what it left in its folder is in nobody's way
+    assert another.run("down").returncode == 0
+    assert left_over(another) == []
+
+
+def test_status_chat_and_settings(dray: Dray) -> None:
+    report = dray.status()
+    [replica] = report["replicas"]
+    assert set(os.sched_getaffinity(replica["engine_pid"])) <= {int(cpu) for cpu in replica["cpus"].split(",")}
+    assert "answers" in report["redis"]
+    shown = dray.run("status").stdout
+    assert replica["replica"] in shown and "Redis" in shown
+    talk = subprocess.run(
+        dray.command("chat"),
+        input="What is 20 + 22?\n\n",
+        env=dray.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "42" in talk.stdout and "tokens" in talk.stdout
+    settings = json.loads(dray.run("settings", "--json").stdout)
+    assert settings["port"] == {"value": dray.port, "origin": "environment", "variable": "DRAY_PORT"}
+    assert settings["limits.messages"]["origin"] == "default"
+
+
+def test_every_thread_of_the_engine_is_on_its_cores(dray: Dray) -> None:
+    [replica] = dray.status()["replicas"]
+    cpus = {int(cpu) for cpu in replica["cpus"].split(",")}
+    threads = psutil.Process(replica["engine_pid"]).threads()
+    assert threads
+    for thread in threads:
+        assert os.sched_getaffinity(thread.id) <= cpus
