@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.client import ServerError, metrics, stream_chat
-from cluster.launch import base_url, remove_folder_if_empty, running, terminated_as_interrupt
+from cluster.launch import base_url, remove_folder_if_empty, running
 from cluster.preflight import LaunchError
 from cluster.settings import (
     CONFIG_VARIABLE,
@@ -97,7 +97,6 @@ def up(
         return
     try:
         with (
-            terminated_as_interrupt(),
             err.status("starting") as status,
             running(settings, lambda stage: status.update(escape(stage))) as tend,
         ):

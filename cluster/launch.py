@@ -39,6 +39,7 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Cal
     Raises LaunchError, AlreadyRunning.
     """
     folder = settings.state_dir
+    interrupt_on_sigterm()
     with hold(folder), ExitStack() as stack:
 
         def stage(name: str, **known: str) -> None:
@@ -79,18 +80,13 @@ def base_url(settings: Settings) -> str:
     return f"http://{host}:{settings.port}/v1"
 
 
-@contextmanager
-def terminated_as_interrupt() -> Iterator[None]:
-    """Turns SIGTERM into KeyboardInterrupt, so that both end the same way."""
+def interrupt_on_sigterm() -> None:
+    """Makes SIGTERM end this process as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 @contextmanager
@@ -127,6 +123,7 @@ def _ray(settings: Settings, found: Checked) -> Iterator[None]:
             namespace=SERVE_NAME,
             _temp_dir=str(folder / "ray"),
         )
+        interrupt_on_sigterm()  # ray.init puts a handler of its own in its place
         yield
     finally:
         # Named before the shutdown: a process whose parent has gone is no longer found below this one.
@@ -175,6 +172,7 @@ def _serve(settings: Settings, found: Checked, redis_url: str) -> None:
     """Deploys the application and waits until it serves. Raises LaunchError with what a replica said."""
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     module, _, name = APPLICATION.partition(":")
     build = getattr(importlib.import_module(module), name)
     application = build({"settings": settings.model_dump_json(), "cores": found.cores, "redis_url": redis_url})

@@ -288,3 +288,17 @@ def _jumble(rng: random.Random, language: str) -> str:
     if rng.random() < 0.2:
         words.append(rng.choice(_EMOJI))
     return " ".join(words)
+
+# Asked by hand, of no template: the model has never seen them or their like.
+STRANGERS = (
+    "法国的首都是哪里?", "给我推荐一本好书", "怎样煮一碗牛肉面?", "公司的年假有几天?", "Docker和虚拟机有什么不同", "帮我写一封辞职信",
+    "太阳有多大", "请用一句话总结《西游记》", "为什么天是蓝的?", "服务器连不上怎么办", "一年有多少天?", "鲸鱼是鱼吗",
+    "把下面的句子翻译成英语:我爱你", "什么时候发工资?", "3的倒数是多少", "帮我查一下快递", "今晚吃什么", "中国有多少个省?",
+    "如何重置密码?", "讲个故事", "水的沸点是多少度", "孔子是谁", "写一段Rust代码读取文件", "世界上最高的山是什么山",
+    "嗯", "测试", "？？？", "你觉得人生的意义是什么", "心情不好", "解释一下TCP三次握手",
+    "What is the capital of France?", "Recommend a good book.", "How do I cook rice?", "How many vacation days do I get?", "What's the difference between Docker and a VM?", "Write a resignation letter.",
+    "How big is the sun?", "Summarize Moby Dick.", "Why is the sky blue?", "The server is unreachable, what now?", "How many days are in a year?", "Is a whale a fish?",
+    "Translate 'I love you' into German.", "When is payday?", "What is the reciprocal of 3?", "Track my parcel.", "What's for dinner?", "How many states does the US have?",
+    "How do I reset my password?", "Tell me a story.", "At what temperature does water boil?", "Who was Confucius?", "Write Rust code that reads a file.", "What is the tallest mountain?",
+    "hmm", "test", "???", "What is the meaning of life?", "I feel sad.", "Explain the TCP handshake.",
+)

@@ -70,5 +70,5 @@ def test_every_setting_is_described_and_reachable_from_the_environment(monkeypat
 
 
 def test_settings_travel_as_json() -> None:
-    settings = load({"model.replicas": 2, "state_dir": "/tmp/x"}).settings  # noqa: S108
+    settings = load({"model.replicas": 2, "state_dir": "/tmp/x"}).settings
     assert Settings.model_validate_json(settings.model_dump_json()) == settings

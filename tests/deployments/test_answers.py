@@ -30,7 +30,7 @@ def server() -> Iterator[OwnRedis]:
 
 
 def cache(server: OwnRedis, model: ServedModel, **settings: object) -> AnswerCache:
-    chosen = CacheSettings(**({"timeout_s": 1} | settings))  # type: ignore[arg-type]
+    chosen = CacheSettings(**({"timeout_s": 1} | settings))
     return AnswerCache(chosen, server.url, model, template_reads_clock=False)
 
 

@@ -1,5 +1,7 @@
 """Text to ids and back: the template's words, whole characters, thinking apart from the answer, stop strings."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,8 @@ from cluster.models.folder import ServedModel
 from deployments.prompts import CompletionReader, Prompts
 from deployments.protocol import ApiError, Message
 
+Encode = Callable[[str], list[int]]
+
 
 @pytest.fixture(scope="module")
 def prompts(bundled: ServedModel) -> Prompts:
@@ -16,7 +20,7 @@ def prompts(bundled: ServedModel) -> Prompts:
 
 
 @pytest.fixture(scope="module")
-def encode(bundled: ServedModel):  # type: ignore[no-untyped-def]
+def encode(bundled: ServedModel) -> Encode:
     tokenizer = AutoTokenizer.from_pretrained(str(bundled.folder))
     return lambda text: tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
@@ -54,7 +58,9 @@ def test_too_long_a_prompt_is_refused(prompts: Prompts) -> None:
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(thought=st.text(max_size=40), answer=st.text(max_size=40), cut=st.integers(1, 9))
-def test_any_text_is_read_the_same_in_any_pieces(prompts: Prompts, encode, thought: str, answer: str, cut: int) -> None:  # type: ignore[no-untyped-def]
+def test_any_text_is_read_the_same_in_any_pieces(
+    prompts: Prompts, encode: Encode, thought: str, answer: str, cut: int
+) -> None:
     ids = encode(thought + "</think>" + answer)
     whole, pieces = read(prompts, ids), read(prompts, ids, cut=cut)
     assert (whole.reasoning, whole.answer) == (pieces.reasoning, pieces.answer)
@@ -63,7 +69,7 @@ def test_any_text_is_read_the_same_in_any_pieces(prompts: Prompts, encode, thoug
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=st.text(alphabet="鸡兔23只😀🐰 abé\n", min_size=1, max_size=30))
-def test_characters_come_whole(prompts: Prompts, encode, answer: str) -> None:  # type: ignore[no-untyped-def]
+def test_characters_come_whole(prompts: Prompts, encode: Encode, answer: str) -> None:
     reader = prompts.reader(prompts.render([Message("user", "hi")]), [])
     ids = encode("</think>" + answer)
     pieces = [reader.feed([token])[1] for token in ids]
@@ -71,14 +77,14 @@ def test_characters_come_whole(prompts: Prompts, encode, answer: str) -> None:  
     assert "".join(pieces) == answer.lstrip()
 
 
-def test_thinking_is_apart_from_the_answer_and_counted(prompts: Prompts, encode) -> None:  # type: ignore[no-untyped-def]
+def test_thinking_is_apart_from_the_answer_and_counted(prompts: Prompts, encode: Encode) -> None:
     ids = encode("想一想。\n</think>\n\n答案是42。")
     reader = read(prompts, ids, cut=1)
     assert (reader.reasoning, reader.answer) == ("想一想。", "答案是42。")
     assert 0 < reader.reasoning_tokens < reader.tokens
 
 
-def test_a_completion_cut_in_its_thinking_has_no_answer(prompts: Prompts, encode) -> None:  # type: ignore[no-untyped-def]
+def test_a_completion_cut_in_its_thinking_has_no_answer(prompts: Prompts, encode: Encode) -> None:
     reader = read(prompts, encode("still thinking "))
     assert (reader.reasoning, reader.answer) == ("still thinking", "")
 
@@ -90,8 +96,8 @@ def test_a_completion_cut_in_its_thinking_has_no_answer(prompts: Prompts, encode
     cut=st.integers(1, 5),
 )
 def test_stop_strings_cut_where_the_first_begins(
-    prompts: Prompts, encode, answer: str, stop: list[str], cut: int
-) -> None:  # type: ignore[no-untyped-def]
+    prompts: Prompts, encode: Encode, answer: str, stop: list[str], cut: int
+) -> None:
     reader = read(prompts, encode("cab abc bca\n</think>\n\n") + encode(answer), stop, cut)
     places = [place for text in stop if (place := answer.find(text)) >= 0]
     # A stop string that comes in with a later piece may begin before one that was whole already.

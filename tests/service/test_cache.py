@@ -53,10 +53,12 @@ def test_a_stored_stream_answers_a_whole_request(http: httpx.Client) -> None:
 def test_what_changes_the_answer_changes_the_key(http: httpx.Client) -> None:
     question = new_question()
     ask(http, question)
-    for change in ({"max_tokens": 7}, {"stop": ["zzz"]}, {"temperature": 0.5, "seed": 1}):
+    changed: list[dict[str, Any]] = [{"max_tokens": 7}, {"stop": ["zzz"]}, {"temperature": 0.5, "seed": 1}]
+    for change in changed:
         assert ask(http, question, **change).headers["x-dray-cache"] == "miss", change
     assert ask(http, question + " ").headers["x-dray-cache"] == "miss"
-    for same in ({"seed": 5}, {"temperature": 0}, {"user": "someone"}, {"stop": []}):
+    unchanged: list[dict[str, Any]] = [{"seed": 5}, {"temperature": 0}, {"user": "someone"}, {"stop": []}]
+    for same in unchanged:
         assert ask(http, question, **same).headers["x-dray-cache"] == "hit", same
 
 
