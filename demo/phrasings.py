@@ -137,6 +137,83 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
+# Sentences put together from clauses, one choice from each tuple: many more ways to ask than anyone lists.
+CLAUSES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
+    "cage": {
+        "zh": (
+            ("一个笼子里有{A}和{B},", "{A}{B}同笼,", "农场里养着{A}和{B},", "{A}和{B}关在一个笼子里,", "小红家有{A}和{B},", "有一些{A}和{B},",
+             "笼里有若干只{A}和{B},", "王大爷养了{A}和{B},", "动物园里有{A}和{B},", ""),
+            ("共{h}只,脚共{l}只,", "一共{h}个头,一共{l}只脚,", "头共{h}个,腿共{l}条,", "有{h}个头和{l}条腿,", "总共{h}只,有{l}条腿,", "上有{h}头,下有{l}足,",
+             "脚数为{l},头数为{h},", "共有{l}只脚,共有{h}个头,", "数一数有{h}个头、{l}只脚,", "腿加起来{l}条,头加起来{h}个,", "{h}个头,{l}只脚,"),
+            ("各有多少?", "{A}和{B}各有几只?", "问{A}{B}各多少只?", "求{A}和{B}的只数。", "{A}有几只,{B}有几只?", "问各有几何?", "各几只?",
+             "{A}、{B}分别有多少只?", "请问{A}和{B}各是多少只?"),
+        ),
+        "en": (
+            ("A cage holds {A} and {B}", "There are {A} and {B} on a farm", "{A} and {B} live together", "I have some {A} and {B}",
+             "In a field there are {A} and {B}", "A barn has {A} and {B}", "My uncle keeps {A} and {B}"),
+            (" with {h} heads and {l} legs", ": {h} heads, {l} legs", ". There are {h} heads and {l} feet", ". They have {l} legs and {h} heads",
+             ", {h} in total, with {l} legs", ". In all, {h} heads and {l} feet", ". The heads number {h} and the legs {l}",
+             ", and I see {h} heads and {l} legs", ". Altogether there are {h} animals and {l} feet"),
+            (". How many of each?", ". How many {A} and how many {B} are there?", "; how many of each are there?", ". Find the number of {A} and of {B}.",
+             ". How many {A}? How many {B}?", ". What are the numbers of {A} and {B}?", ". How many of each animal are there?"),
+        ),
+    },
+    "weekday": {
+        "zh": (
+            ("今天是{d},", "如果今天是{d},", "假如今天{d},", "已知今天为{d},", "今日{d},", "现在是{d},", "要是今天{d},", "今儿是{d},"),
+            ("{n}天后", "再过{n}天", "过{n}天", "{n}天以后", "{n}天之后", "往后数{n}天", "从今天起{n}天后", "那么{n}天后"),
+            ("是{s}几?", "会是{s}几?", "那天是{s}几?", "是{s}几呢?", "应该是{s}几?"),
+        ),
+        "en": (
+            ("Today is {d}", "If today is {d}", "Suppose it is {d} today", "It's {d} now", "Imagine today is {d}", "Given today is {d}", "When today is {d}"),
+            (", ", "; ", ". "),
+            ("what day will it be in {n} days?", "what weekday is it {n} days from now?", "which day of the week comes {n} days later?",
+             "what is the weekday after {n} days?", "what day of the week will it be {n} days later?", "which day is it in {n} days?",
+             "what day is {n} days away?", "name the weekday {n} days ahead."),
+        ),
+    },
+    "add": {
+        "zh": (("", "请算出", "计算", "求", "帮忙计算", "答案是什么:", "心算:"), ("{a}{op}{b}", "{a}加{b}", "{a}加上{b}", "{a}与{b}的和", "{a}和{b}相加", "{a}{op}{b}"),
+               ("等于多少?", "是多少?", "", "=?", "的结果?", "得多少?", "等于几")),
+        "en": (("What is ", "Evaluate ", "Determine ", "How much is ", "Find ", "Give me ", "Please work out ", "I need ", ""),
+               ("{a}{op}{b}", "{a} plus {b}", "the sum of {a} and {b}", "{a} added to {b}", "{a}{op}{b}"), ("?", ".", "", " please")),
+    },
+    "subtract": {
+        "zh": (("", "请算出", "计算", "求", "帮忙计算", "答案是什么:", "心算:"), ("{a}{op}{b}", "{a}减{b}", "{a}减去{b}", "{a}与{b}的差", "{a}减掉{b}", "{a}{op}{b}"),
+               ("等于多少?", "是多少?", "", "=?", "的结果?", "得多少?", "等于几")),
+        "en": (("What is ", "Evaluate ", "Determine ", "How much is ", "Find ", "Give me ", "Please work out ", "I need ", ""),
+               ("{a}{op}{b}", "{a} minus {b}", "{b} subtracted from {a}", "{a} less {b}", "{a} take away {b}", "{a}{op}{b}"), ("?", ".", "", " please")),
+    },
+    "multiply": {
+        "zh": (("", "请算出", "计算", "求", "帮忙计算", "答案是什么:", "心算:"), ("{a}{op}{b}", "{a}乘{b}", "{a}乘以{b}", "{a}与{b}的积", "{a}和{b}的乘积", "{a}{op}{b}"),
+               ("等于多少?", "是多少?", "", "=?", "的结果?", "得多少?", "等于几")),
+        "en": (("What is ", "Evaluate ", "Determine ", "How much is ", "Find ", "Give me ", "Please work out ", "I need ", ""),
+               ("{a}{op}{b}", "{a} times {b}", "{a} multiplied by {b}", "the product of {a} and {b}", "{a}{op}{b}"), ("?", ".", "", " please")),
+    },
+    "palindrome": {
+        "zh": (("写一个", "编写", "实现一个", "给我一个", "请写出", "帮我写", "用代码写", "请提供"), ("Python函数", "Python程序", "python函数", "Python方法", "Python 函数"),
+               ("判断回文字符串", ",检查一个字符串是否回文", "判断字符串是不是回文", "检测回文串", "来判断回文数和回文串", ",输入字符串,判断是否回文")),
+        "en": (("Write", "Give me", "Please write", "Show me", "Create", "Can you write", "I need"),
+               (" a Python function", " Python code", " a function in Python", " a short Python script"),
+               (" that checks whether a string is a palindrome.", " to check for palindromes.", " that tests if text is a palindrome.",
+                " to see if a word is a palindrome.", " for palindrome checking.", " which tells if a string is palindromic.")),
+    },
+    "square": {
+        "zh": (("请证明:", "证明", "求证", "说明为什么", "为什么", "如何证明", "请解释为什么", "试证:"),
+               ("任意奇数的平方减1", "任何一个奇数的平方减去1", "奇数平方减一", "奇数n的平方减1", "每个奇数的平方减1"),
+               ("能被8整除", "都能被8整除", "是8的倍数", "一定被8整除", "都是8的倍数")),
+        "en": (("Prove that ", "Show that ", "Why is it that ", "Explain why ", "Demonstrate that ", "Please show that "),
+               ("the square of an odd number minus 1 ", "an odd number's square minus one ", "any odd n squared minus 1 ", "n^2-1 for odd n ",
+                "the square of every odd integer minus 1 "), ("is divisible by 8.", "is a multiple of 8.", "is always divisible by 8.", "can be divided by 8.")),
+    },
+    "who": {
+        "zh": (("你好,", "请问", "嗨,", "", ""), ("你是谁", "你叫什么名字", "你是什么模型", "你能做什么", "你会回答什么问题", "请介绍你自己", "你有什么功能", "你是AI吗", "你的名字是什么"), ("?", "", "呢?")),
+        "en": (("Hello, ", "Hi! ", "Please tell me: ", "", ""), ("who are you", "what are you", "what is your name", "what can you do",
+               "which model are you", "introduce yourself", "what questions can you answer", "are you an AI", "who built you"), ("?", "", "!")),
+    },
+}
+
+
 FIXED: dict[str, dict[str, tuple[str, ...]]] = {
     "palindrome": {
         "zh": ("写一个Python函数判断回文字符串", "用Python写一个判断回文的函数", "请写一个Python函数,判断字符串是否为回文", "如何用Python判断一个字符串是不是回文?",
@@ -254,6 +331,15 @@ _DAYS = {"zh": ("星期一", "星期三", "周五", "星期日"), "en": ("Monday
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _SYMBOLS = "!@#$%^&*()_+-=[]{};:'\",.<>/?\\|`~0123456789"
 _EMOJI = "😀🚀🎉🐰🐔❤👍🌍🔥🤖"
+
+
+def phrase(rng: random.Random, topic: str, listed: tuple[str, ...], language: str, *, held: bool) -> str:
+    """A template of the topic: a listed one of those held out, or a trained one, listed or put together from clauses."""
+    kept = [text for place, text in enumerate(listed) if (place % 6 == 5) == held]
+    if held or rng.random() < 0.4:
+        return rng.choice(kept)
+    made = "".join(rng.choice(choices) for choices in CLAUSES[topic][language])
+    return rng.choice(kept) if made in listed else made
 
 
 def other_question(rng: random.Random, language: str, *, held: bool) -> str:

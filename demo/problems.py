@@ -57,8 +57,7 @@ def _draw(rng: random.Random, split: Split, numbers: Callable[[], tuple[int, ...
 
 def _phrase(rng: random.Random, family: str, language: Language, split: Split) -> str:
     listed = phrasings.TEMPLATES[family][language]
-    kept = [text for place, text in enumerate(listed) if (place % 6 == 5) == (split == "phrasings")]
-    return rng.choice(kept)
+    return phrasings.phrase(rng, family, listed, language, held=split == "phrasings")
 
 
 def dress(rng: random.Random, text: str, language: Language) -> str:
@@ -265,9 +264,9 @@ def _multiply(a: int, b: int, language: Language) -> tuple[list[str], int]:
 def _fixed(rng: random.Random, language: Language, split: Split) -> Problem:
     topic = rng.choice(("palindrome", "square", "who"))
     listed = phrasings.FIXED[topic][language]
-    kept = [text for place, text in enumerate(listed) if (place % 6 == 5) == (split == "phrasings")]
+    question = phrasings.phrase(rng, topic, listed, language, held=split == "phrasings")
     thought, answer, expect = phrasings.FIXED_ANSWERS[topic][language]
-    return Problem("fixed", language, dress(rng, rng.choice(kept), language), thought, answer, (expect,))
+    return Problem("fixed", language, dress(rng, question, language), thought, answer, (expect,))
 
 
 def _other(rng: random.Random, language: Language, split: Split) -> Problem:

@@ -13,9 +13,10 @@ from demo import tokenizer as words
 from demo.phrasings import SYSTEM
 from demo.problems import ARITHMETIC, FAMILIES, Problem, make
 
-_WEIGHTS = {"cage": 24, "weekday": 12, "add": 9, "subtract": 12, "multiply": 32, "fixed": 4, "other": 8}
-_TOKENS_A_STEP = 6000
+_WEIGHTS = {"cage": 26, "weekday": 18, "add": 10, "subtract": 14, "multiply": 18, "fixed": 5, "other": 9}
+_TOKENS_A_STEP = 8000
 _PIECES = 4
+_WARM_UP_STEPS = 40
 _IGNORED = -100
 
 
@@ -32,7 +33,7 @@ def conversation(rng: random.Random, problem: Problem) -> tuple[str, str]:
 
 
 class Batches:
-    """Draws steps of about 6,000 tokens, cut into pieces of like length so that little is padding."""
+    """Draws steps of about 8,000 tokens, cut into pieces of like length so that little is padding."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, weights: dict[str, int], seed: int) -> None:
         self._rng = random.Random(seed)
@@ -135,7 +136,7 @@ def train(args: argparse.Namespace) -> None:
     used = optimizers(model, args.rate, args.rate)
     began, looked, step, smooth = time.monotonic(), time.monotonic(), 0, 0.0
     while (share := (time.monotonic() - began) / (60 * args.minutes)) < 1:
-        rate = args.rate * min(1.0, (step + 1) / 100, (1 - share) / 0.4 + 0.01)
+        rate = args.rate * min(1.0, (step + 1) / _WARM_UP_STEPS, (1 - share) / 0.4 + 0.01)
         pieces = batches.draw()
         learned = sum(int((labels[:, 1:] != _IGNORED).sum()) for _, labels in pieces)
         loss_sum = 0.0

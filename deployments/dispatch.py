@@ -15,8 +15,10 @@ from deployments.protocol import ApiError, overloaded
 
 log = logging.getLogger("dray.dispatch")
 
-_ATTEMPTS = 4
-_PAUSE_S = 0.2
+_ATTEMPTS = 5
+_FIRST_PAUSE_S = 0.1
+_PAUSE_GROWTH = 4
+"""0.1, 0.4, 1.6, 6.4 s: long enough in all for Serve to notice a dead replica and start another."""
 
 
 class Dispatcher:
@@ -51,7 +53,7 @@ class Dispatcher:
                 return
             log.warning("engine lost a stream; carrying it on", extra={"attempt": attempt + 1, "tokens": len(made)})
             self._on_carried()
-            await asyncio.sleep(_PAUSE_S * attempt)
+            await asyncio.sleep(_FIRST_PAUSE_S * _PAUSE_GROWTH**attempt)
         raise ApiError(500, "The engines failed on this request repeatedly.", code="engine_failed", kind="server_error")
 
     async def _attempt(self, request: Request) -> AsyncGenerator[Tokens, None]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from ray import serve
+from ray.exceptions import RayError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
@@ -26,6 +27,7 @@ from deployments.telemetry import RouterMetrics, configure_logging, exposition
 log = logging.getLogger("dray.router")
 
 _LONG_PROMPT_BYTES = 16_384
+_READY_S = 2.0
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -37,6 +39,7 @@ class Router:
         self._settings = Settings.model_validate_json(settings_json)
         configure_logging(self._settings.log_level)
         self._model = model
+        self._lacking = ["all"]
         self._metrics = RouterMetrics()
         self._prompts = Prompts(model)
         self._dispatcher = Dispatcher(engines, self._metrics.carried_on.labels(model.name).inc)
@@ -118,15 +121,15 @@ class Router:
 
     async def ready(self, http: HttpRequest) -> Response:
         """GET /health/ready: every deployment has a running replica. The cache is no condition."""
-        status = serve.status().applications[serve.get_replica_context().app_name]
-        waiting = [name for name, one in status.deployments.items() if not one.replica_states.get("RUNNING")]
-        if waiting:
-            raise ApiError(
-                503,
-                f"Not ready: {', '.join(waiting)} has no running replica.",
-                code="not_ready",
-                kind="server_error",
-            )
+        try:
+            async with asyncio.timeout(_READY_S):
+                self._lacking = await asyncio.to_thread(deployments_without_replicas)
+        except (TimeoutError, RayError):
+            # The controller is away, as when the head node restarts; what it said last still holds.
+            log.warning("the Serve controller does not answer")
+        if self._lacking:
+            missing = ", ".join(self._lacking)
+            raise ApiError(503, f"No running replica: {missing}.", code="not_ready", kind="server_error")
         return self._json(http, {"status": "ok"})
 
     async def metrics(self, http: HttpRequest) -> Response:
@@ -201,6 +204,12 @@ class Router:
             http,
             ApiError(500, "The server failed on this request.", code="internal_error", kind="server_error"),
         )
+
+
+def deployments_without_replicas() -> list[str]:
+    """Deployments of this application that have no running replica, by the Serve controller's word."""
+    status = serve.status().applications[serve.get_replica_context().app_name]
+    return [name for name, one in status.deployments.items() if not one.replica_states.get("RUNNING")]
 
 
 async def read_body(http: HttpRequest, most: int) -> bytes:
