@@ -1,7 +1,10 @@
 """A client that goes away stops the work. The model here never ends by itself, so only a cancel can end it."""
 
 import json
+import os
 import shutil
+import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +20,6 @@ BODY = {"model": "endless", "messages": [{"role": "user", "content": "What is 1 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dray]:
     """A Dray whose model takes a token that it never makes for its end."""
-    import tempfile
-
     folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
     model = folder / "endless"
     shutil.copytree(BUNDLED_FOLDER, model)
@@ -26,7 +27,8 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dray]:
     defaults["eos_token_id"] = json.loads((model / "config.json").read_text())["bos_token_id"]
     (model / "generation_config.json").write_text(json.dumps(defaults))
     dray = Dray(folder, free_port())
-    started = dray.run("up", "--detach", "--model", str(model), "--replicas", "1")
+    limits = {"DRAY_LIMITS__REQUEST_TIMEOUT_S": "10", "DRAY_MODEL__STALL_TIMEOUT_S": "60"}
+    started = dray.run("up", "--detach", "--model", str(model), "--replicas", "1", **limits)  # type: ignore[arg-type]
     assert started.returncode == 0, started.stderr
     yield dray
     dray.run("down")
@@ -53,6 +55,18 @@ def test_closing_a_stream_frees_the_engine(endless: Dray) -> None:
 def test_leaving_an_unstreamed_request_frees_the_engine(endless: Dray) -> None:
     with httpx.Client(base_url=endless.url) as http, pytest.raises(httpx.ReadTimeout):
         http.post("/chat/completions", json=BODY, timeout=0.3)
+    wait_for(lambda: running(endless) == 0, 10)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_beyond_its_time_is_refused(endless: Dray, stream: bool) -> None:
+    [replica] = endless.status()["replicas"]
+    os.kill(replica["engine_pid"], signal.SIGSTOP)
+    try:
+        answer = httpx.post(f"{endless.url}/chat/completions", json=BODY | {"stream": stream}, timeout=60)
+    finally:
+        os.kill(replica["engine_pid"], signal.SIGCONT)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (408, "request_timeout")
     wait_for(lambda: running(endless) == 0, 10)
 
 
