@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from cluster.cores import sweep
 from cluster.preflight import Checked, LaunchError, check
 from cluster.redis import OwnRedis, RedisStartError
 from cluster.settings import Settings
@@ -46,6 +47,7 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Cal
             write_record(folder, Record(os.getpid(), name, settings=settings.model_dump(mode="json"), **known))
             on_stage(name)
 
+        stack.callback(sweep, settings.core_lock_dir)
         stage("checking the machine and the model")
         found = check(settings)
         own = None

@@ -17,7 +17,7 @@ from cluster.cores.leases import (
     lease_cores,
 )
 from cluster.cores.limits import Quota, UsableCores, cgroup_quota, usable_cores
-from cluster.cores.locks import HeldCore, LeasesUnavailable
+from cluster.cores.locks import HeldCore, LeasesUnavailable, sweep
 from cluster.cores.topology import Core, Topology, format_cpus, parse_cpus, read_topology
 
 __all__ = [
@@ -41,5 +41,6 @@ __all__ = [
     "pin_process",
     "read_topology",
     "repin",
+    "sweep",
     "usable_cores",
 ]

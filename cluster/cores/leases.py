@@ -17,10 +17,8 @@ from types import TracebackType
 
 from cluster.cores.choice import choose_cores
 from cluster.cores.limits import UsableCores, usable_cores
-from cluster.cores.locks import HeldCore, allocating, lock_cores, read_held
+from cluster.cores.locks import ALLOCATION_WAIT_S, HeldCore, allocating, lock_cores, read_held
 from cluster.cores.topology import Core, format_cpus
-
-ALLOCATION_WAIT_S = 10.0
 
 
 class NotEnoughCores(Exception):

@@ -1,6 +1,7 @@
 """The lock files in a folder of leases: one a core, and one for whoever is choosing.
 
-They are never deleted: a process that had opened a deleted one would lock a file that no other process sees.
+A core's file is opened, and an idle one deleted, only by whoever holds the allocation lock, and who gets that lock
+looks whether its file is still the one that others see: so nobody ever relies on a deleted file.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from pathlib import Path
 from cluster.cores.topology import Core
 
 _POLL_S = 0.002
+ALLOCATION_WAIT_S = 10.0
 
 
 class LeasesUnavailable(Exception):
@@ -38,17 +40,21 @@ class HeldCore:
 @contextlib.contextmanager
 def allocating(directory: Path, wait_s: float, *, create: bool) -> Iterator[None]:
     """Be the only one that looks at or takes the locks in `directory`."""
+    path = directory / "allocate.lock"
     try:
-        if create:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _opened(directory / "allocate.lock") as fd:
-            _wait_for_lock(fd, directory / "allocate.lock", wait_s)
+        with contextlib.ExitStack() as stack:
+            while True:
+                if create:
+                    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                fd = stack.enter_context(_opened(path))
+                _wait_for_lock(fd, path, wait_s)
+                stack.callback(_unlock, fd)
+                if os.fstat(fd).st_nlink:
+                    break
+                stack.close()  # `sweep` took the file away while this waited for it
             os.ftruncate(fd, 0)
             os.pwrite(fd, str(os.getpid()).encode(), 0)
-            try:
-                yield
-            finally:
-                _unlock(fd)
+            yield
     except OSError as error:
         raise LeasesUnavailable(
             f"cannot lease cores in {directory}: {error}. It must be a local folder that this user may write"
@@ -79,6 +85,22 @@ def read_held(directory: Path) -> list[HeldCore]:
             else:
                 held.append(_read_holder(fd, path))
     return sorted(held, key=lambda core: core.cpus)
+
+
+def sweep(directory: Path, *, wait_s: float = ALLOCATION_WAIT_S) -> None:
+    """Delete the lock files that nobody holds, and the folder when nothing is left in it; leases are not touched."""
+    if not directory.exists():
+        return
+    with allocating(directory, wait_s, create=False):
+        for path in directory.glob("core-[0-9]*.lock"):
+            with _opened(path) as fd:
+                if _try_lock(fd):
+                    path.unlink()
+                    _unlock(fd)
+        if not any(directory.glob("core-*")):
+            (directory / "allocate.lock").unlink()
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def lock_cores(cores: Iterable[Core], directory: Path, owner: str) -> tuple[int, ...]:

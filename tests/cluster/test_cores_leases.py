@@ -27,6 +27,7 @@ from cluster.cores import (
     count_free,
     held_cores,
     lease_cores,
+    sweep,
 )
 
 # 16 cores of two threads in 2 caches. Child processes build the same one from this text.
@@ -76,6 +77,8 @@ for _ in range(rounds):
         with contextlib.suppress(NotEnoughCores):
             with lease_cores(2, directory, owner=f"worker-{number}", usable=usable) as more, marked(more):
                 pass
+    if number % 5 == 0:
+        sweep(directory)
 """
 )
 
@@ -112,7 +115,7 @@ def spawn(program: str, *arguments: object) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
         env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
     )
 
 
@@ -363,3 +366,15 @@ def test_fifty_processes_never_share_a_core_and_all_get_theirs(tmp_path: Path, d
         spans.sort()
         assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
     assert held_cores(directory) == []
+
+
+def test_sweep_deletes_what_nobody_holds(directory: Path) -> None:
+    sweep(directory)
+    assert not directory.exists()
+    with lease(3, directory) as kept:
+        lease(2, directory).release()
+        sweep(directory)
+        assert len(list(directory.glob("core-*.lock"))) == 3
+        assert [core.cpus for core in held_cores(directory)] == [core.cpus for core in kept.cores]
+    sweep(directory)
+    assert not directory.exists()

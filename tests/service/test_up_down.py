@@ -25,8 +25,8 @@ def left_over(dray: Dray) -> list[str]:
         and process.info["cmdline"]
         and str(dray.folder) in " ".join(process.info["cmdline"])
     ]
-    state = dray.folder / "s"
-    return processes + [str(path) for path in (state.rglob("*") if state.exists() else [])]
+    files = [path for name in ("s", "c") if (folder := dray.folder / name).exists() for path in folder.rglob("*")]
+    return processes + [str(path) for path in files]
 
 
 def refused(dray: Dray, *arguments: str, **environment: str) -> str:
