@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.client import ServerError, metrics, stream_chat
-from cluster.launch import base_url, remove_folder_if_empty, running
+from cluster.launch import base_url, clear, remove_folder_if_empty, running
 from cluster.preflight import LaunchError
 from cluster.settings import (
     CONFIG_VARIABLE,
@@ -179,6 +179,9 @@ def _greet(settings: Settings, how_to_stop: str) -> None:
 @app.command(epilog="Example: dray down")
 def down(state_dir: StateDir = None, config: Config = None) -> None:
     """Stop the Dray that runs here, and everything that it started."""
+    folder = settled(config, state_dir=state_dir).settings.state_dir
+    if folder.is_dir() and not is_held(folder):
+        clear(folder)  # a launcher that was killed could not clean up
     record = found(config, state_dir)
     try:
         process = psutil.Process(record.pid)
@@ -189,7 +192,6 @@ def down(state_dir: StateDir = None, config: Config = None) -> None:
         pass
     except psutil.TimeoutExpired:
         raise fail(f"process {record.pid} has not ended within {_DOWN_S:.0f} s") from None
-    folder = settled(config, state_dir=state_dir).settings.state_dir
     (folder / "dray.log").unlink(missing_ok=True)
     remove_folder_if_empty(folder)
     out.print("stopped")

@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,7 +29,8 @@ APPLICATION = "deployments.app:build"
 SERVE_NAME = "dray"
 _OBJECT_STORE_BYTES = 80 * 2**20
 _STOP_S = 20.0
-_LOOK_S = 0.5
+_LOOK_S = 0.1
+_FOLDERS = ("ray", "h", "metrics")
 
 
 @contextmanager
@@ -47,6 +48,7 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Cal
             write_record(folder, Record(os.getpid(), name, settings=settings.model_dump(mode="json"), **known))
             on_stage(name)
 
+        clear(folder)
         stack.callback(sweep, settings.core_lock_dir)
         stage("checking the machine and the model")
         found = check(settings)
@@ -132,7 +134,7 @@ def _ray(settings: Settings, found: Checked) -> Iterator[None]:
         started = set(psutil.Process().children(recursive=True)) - before
         ray.shutdown()
         _end(list(started))
-        for name in ("ray", "h", "metrics"):
+        for name in _FOLDERS:
             shutil.rmtree(folder / name, ignore_errors=True)
         token.unlink(missing_ok=True)
 
@@ -193,7 +195,7 @@ def _serve(settings: Settings, found: Checked, redis_url: str) -> None:
         said = _failure(status)
         if said or time.monotonic() > deadline:
             raise LaunchError(said or f"not ready within {settings.model.start_timeout_s:.0f} s")
-        time.sleep(_LOOK_S / 5)
+        time.sleep(_LOOK_S)
 
 
 def _failure(status: Any) -> str:
@@ -210,9 +212,25 @@ def _failure(status: Any) -> str:
     return ""
 
 
-def _end(processes: list[psutil.Process]) -> None:
+def clear(folder: Path) -> None:
+    """Ends what a killed launcher left running on this state folder, and deletes its files.
+
+    Ray's own processes notice by themselves, in their time; HAProxy is nobody's to end once its manager is gone.
+    """
+    mine = str(folder / "ray-token")
+    left = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("RAY_AUTH_TOKEN_PATH") == mine:
+                left.append(process)
+    _end(left, patience_s=0)
+    for name in _FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _end(processes: list[psutil.Process], patience_s: float = _STOP_S / 4) -> None:
     """Waits for the processes; those still there after a while are killed."""
-    _, alive = psutil.wait_procs(processes, timeout=_STOP_S / 4)
+    _, alive = psutil.wait_procs(processes, timeout=patience_s)
     for process in alive:
         try:
             process.terminate()

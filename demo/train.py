@@ -120,7 +120,7 @@ def right(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, family: s
 
 
 def train(args: argparse.Namespace) -> None:
-    """One run: warm-up, constant rate, then linear decay over the last two fifths of the time."""
+    """One run: a short warm-up, then the rate falls linearly to nothing at the end of the time."""
     torch.set_num_threads(args.threads)
     out = Path(args.out)
     if args.start:
@@ -136,7 +136,7 @@ def train(args: argparse.Namespace) -> None:
     used = optimizers(model, args.rate, args.rate)
     began, looked, step, smooth = time.monotonic(), time.monotonic(), 0, 0.0
     while (share := (time.monotonic() - began) / (60 * args.minutes)) < 1:
-        rate = args.rate * min(1.0, (step + 1) / _WARM_UP_STEPS, (1 - share) / 0.4 + 0.01)
+        rate = args.rate * min((step + 1) / _WARM_UP_STEPS, 1 - share)
         pieces = batches.draw()
         learned = sum(int((labels[:, 1:] != _IGNORED).sum()) for _, labels in pieces)
         loss_sum = 0.0

@@ -6,8 +6,10 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -175,9 +177,18 @@ class EngineMetrics:
 
 def exposition() -> bytes:
     """Metrics of every Dray process of this node, in Prometheus' text format."""
+    _forget_dead_processes()
     registry = CollectorRegistry()
     registry.register(_Own())
     return generate_latest(registry)
+
+
+def _forget_dead_processes() -> None:
+    """Takes away the gauges of processes that were killed before they could do so themselves."""
+    for file in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("gauge_live*_*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        if not psutil.pid_exists(pid):
+            mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 class _Own(MultiProcessCollector):

@@ -1,10 +1,11 @@
 """Faults of the real processes: engines killed and stuck, Redis killed, clients gone. Clients see a pause at most."""
 
+import itertools
 import os
 import signal
 import threading
-import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import openai
@@ -16,7 +17,7 @@ from tests.service.test_cache import ask, new_question
 
 
 def engine_pid(dray: Dray) -> int:
-    [replica] = dray.status()["replicas"]
+    [replica] = wait_for(lambda: dray.status()["replicas"])
     pid: int = replica["engine_pid"]
     return pid
 
@@ -42,70 +43,99 @@ def paused_engine(dray: Dray) -> Iterator[int]:
         os.kill(pid, signal.SIGCONT)
 
 
-def answered(http: httpx.Client, question: str) -> tuple[threading.Thread, list[str]]:
-    """Asks in a thread; the answer's text comes into the list."""
-    texts: list[str] = []
+QUESTION = "What is 345 times 678?"
+LIMITS = itertools.count(400)
+"""Each limit makes another cache key, and none of them is reached."""
+
+
+def answer(http: httpx.Client) -> dict[str, Any]:
+    """The answer to QUESTION, from the engine and not from the cache."""
+    given = ask(http, QUESTION, max_tokens=next(LIMITS))
+    assert given.headers["x-dray-cache"] == "miss"
+    message: dict[str, Any] = given.json()["choices"][0]["message"]
+    return message
+
+
+@pytest.fixture(scope="module")
+def undisturbed(http: httpx.Client) -> dict[str, Any]:
+    return answer(http)
+
+
+def answering(http: httpx.Client) -> tuple[threading.Thread, list[dict[str, Any]]]:
+    """Asks in a thread; the answer comes into the list."""
+    given: list[dict[str, Any]] = []
 
     def work() -> None:
-        texts.append(ask(http, question).json()["choices"][0]["message"]["content"])
+        given.append(answer(http))
 
     thread = threading.Thread(target=work)
     thread.start()
-    return thread, texts
+    return thread, given
 
 
-def test_killed_engine_heals_and_the_request_is_answered(dray: Dray, http: httpx.Client, paused_engine: int) -> None:
-    thread, texts = answered(http, new_question())
+def test_killed_engine_heals_and_the_request_is_answered(
+    undisturbed: dict[str, Any], dray: Dray, http: httpx.Client, paused_engine: int
+) -> None:
+    thread, given = answering(http)
     os.kill(paused_engine, signal.SIGKILL)
     thread.join(60)
-    assert "42" in texts[0]
-    assert engine_pid(dray) != paused_engine
+    assert given == [undisturbed]
+    wait_for(lambda: engine_pid(dray) != paused_engine)
     assert "dray_streams_carried_on_total" in http.get("/metrics").text
 
 
-def test_engine_killed_in_the_middle_of_a_stream(dray: Dray, client: openai.OpenAI) -> None:
-    question = f"What is 345 times 678? ({uuid.uuid4()})"
-
-    def stream(kill: bool, limit: int) -> str:
-        text, pid = "", engine_pid(dray)
-        chunks = client.chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": question}], stream=True, max_tokens=limit
-        )
-        for chunk in chunks:
-            delta = chunk.choices[0].delta
-            text += (getattr(delta, "reasoning_content", None) or "") + (delta.content or "")
-            if kill and text:
-                os.kill(pid, signal.SIGKILL)
-                kill = False
-        return text
-
-    undisturbed = stream(kill=False, limit=600)
-    assert stream(kill=True, limit=601) == undisturbed
+def test_engine_killed_in_the_middle_of_a_stream(
+    undisturbed: dict[str, Any], dray: Dray, client: openai.OpenAI
+) -> None:
+    pid, killed, reasoning, text = engine_pid(dray), False, "", ""
+    for chunk in client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": QUESTION}], stream=True, max_tokens=next(LIMITS)
+    ):
+        delta = chunk.choices[0].delta
+        reasoning += getattr(delta, "reasoning_content", None) or ""
+        text += delta.content or ""
+        if reasoning and not killed:
+            os.kill(pid, signal.SIGKILL)
+            killed = True
+    assert (reasoning, text) == (undisturbed["reasoning_content"], undisturbed["content"])
+    wait_for(lambda: engine_pid(dray) != pid)
 
 
-def test_stuck_engine_is_replaced(dray: Dray, http: httpx.Client, paused_engine: int) -> None:
-    thread, texts = answered(http, new_question())
+def test_replica_killed_with_its_engine(undisturbed: dict[str, Any], dray: Dray, http: httpx.Client) -> None:
+    pid = engine_pid(dray)
+    os.kill(pid, signal.SIGSTOP)
+    thread, given = answering(http)
+    replica = psutil.Process(pid).parent()
+    assert replica is not None
+    replica.kill()
     thread.join(90)
-    assert "42" in texts[0]
+    assert given == [undisturbed]
+    assert not psutil.pid_exists(pid), "an engine does not outlive its replica, even a stopped one"
+
+
+def test_stuck_engine_is_replaced(undisturbed: dict[str, Any], http: httpx.Client, paused_engine: int) -> None:
+    thread, given = answering(http)
+    thread.join(90)
+    assert given == [undisturbed]
     assert not psutil.pid_exists(paused_engine)
 
 
-def test_redis_killed_and_back(dray: Dray, http: httpx.Client) -> None:
+def test_redis_killed_and_back(undisturbed: dict[str, Any], dray: Dray, http: httpx.Client) -> None:
     question = new_question()
     ask(http, question)
     killed = redis_process(dray)
     os.kill(killed.pid, signal.SIGKILL)
     for _ in range(3):
-        assert "42" in ask(http, question).json()["choices"][0]["message"]["content"]
+        assert answer(http) == undisturbed
     wait_for(lambda: ask(http, question).headers["x-dray-cache"] == "hit")
     assert redis_process(dray).pid != killed.pid
 
 
-def test_a_paused_redis_delays_nothing_for_long(dray: Dray, http: httpx.Client) -> None:
+def test_a_paused_redis_delays_nothing_for_long(undisturbed: dict[str, Any], dray: Dray, http: httpx.Client) -> None:
     server = redis_process(dray)
     server.suspend()
     try:
-        assert "42" in ask(http, new_question()).json()["choices"][0]["message"]["content"]
+        assert answer(http) == undisturbed
     finally:
         server.resume()
     question = new_question()

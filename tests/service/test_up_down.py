@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-from pathlib import Path
 
 import psutil
 import pytest
@@ -15,18 +14,22 @@ from cluster.models.folder import BUNDLED_FOLDER
 from tests.conftest import Dray, wait_for
 
 
-def left_over(dray: Dray) -> list[str]:
-    """Processes that name this Dray's folder, and files in its state folder."""
+def processes_of(dray: Dray) -> list[str]:
+    """Command lines that name this Dray's folder."""
     mine = os.getpid()
-    processes = [
+    return [
         " ".join(process.info["cmdline"])
         for process in psutil.process_iter(["cmdline", "pid"])
         if process.info["pid"] != mine
         and process.info["cmdline"]
         and str(dray.folder) in " ".join(process.info["cmdline"])
     ]
+
+
+def left_over(dray: Dray) -> list[str]:
+    """Processes that name this Dray's folder, and files in its state and lease folders."""
     files = [path for name in ("s", "c") if (folder := dray.folder / name).exists() for path in folder.rglob("*")]
-    return processes + [str(path) for path in files]
+    return processes_of(dray) + [str(path) for path in files]
 
 
 def refused(dray: Dray, *arguments: str, **environment: str) -> str:
@@ -107,11 +110,12 @@ def test_ctrl_c_leaves_nothing(another: Dray, how: signal.Signals) -> None:
         probe.bind(("127.0.0.1", another.port))
 
 
-def test_kill_9_of_the_launcher_leaves_no_process(another: Dray) -> None:
+def test_what_a_killed_launcher_leaves_is_cleared_away(another: Dray) -> None:
     assert another.run("up", "--detach").returncode == 0
     record = json.loads((another.folder / "s" / "dray.json").read_text())
     os.kill(record["pid"], signal.SIGKILL)
-    wait_for(lambda: not [found for found in left_over(another) if not Path(found).exists()], 30)
+    assert "not running" in another.run("down").stderr
+    wait_for(lambda: not processes_of(another))
     assert another.run("up", "--detach").returncode == 0  # what it left in its folder is in nobody's way
     assert another.run("down").returncode == 0
     assert left_over(another) == []
