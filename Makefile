@@ -28,9 +28,11 @@ $(BIN)/python:
 	$(BIN)/pip install --quiet --upgrade pip
 
 $(VENV)/.serving: $(BIN)/python pyproject.toml
+	@echo "installing what serving needs into $(VENV) (once; a minute or two)"
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
 $(VENV)/.testing: $(VENV)/.serving
+	@echo "installing what the tests need into $(VENV) (once)"
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@

@@ -1,0 +1,116 @@
+"""A Dray of a benchmark's own: its port, folders and locks, up for as long as the block runs."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PACKAGES = ("ray", "openvino-genai", "starlette", "redis")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True)
+class Service:
+    """A Dray that a benchmark starts and stops. settings: DRAY_* variables beyond its folders and port."""
+
+    folder: Path
+    port: int
+    settings: dict[str, str]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs `dray` to its end; raises with what it said when it fails."""
+        own = {
+            "DRAY_STATE_DIR": str(self.folder / "s"),
+            "DRAY_LEASE_DIR": str(self.folder / "c"),
+            "DRAY_PORT": str(self.port),
+        }
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("DRAY_")}
+        ended = subprocess.run(
+            [sys.executable, "-m", "cluster.cli", *arguments],
+            env=inherited | own | self.settings,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if ended.returncode:
+            raise RuntimeError(f"dray {' '.join(arguments)}: {ended.stderr}")
+        return ended
+
+    def up(self) -> float:
+        """Starts it; gives the seconds until it was ready."""
+        began = time.monotonic()
+        self.run("up", "--detach")
+        return time.monotonic() - began
+
+    def down(self) -> float:
+        """Stops it; gives the seconds that took."""
+        began = time.monotonic()
+        self.run("down")
+        return time.monotonic() - began
+
+    def status(self) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads(self.run("status", "--json").stdout)
+        return report
+
+    def processes(self) -> list[psutil.Process]:
+        """The launcher and all that it has started."""
+        launcher = psutil.Process(json.loads((self.folder / "s" / "dray.json").read_text())["pid"])
+        return [launcher, *launcher.children(recursive=True)]
+
+
+@contextmanager
+def prepared(**settings: str) -> Iterator[Service]:
+    """A Dray that is not up yet; whatever is up of it at the end is taken down."""
+    folder = Path(tempfile.mkdtemp(prefix="dray-b-"))
+    service = Service(folder, free_port(), settings)
+    try:
+        yield service
+    finally:
+        if (folder / "s" / "dray.json").is_file():
+            service.down()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def running(**settings: str) -> Iterator[Service]:
+    """A Dray that is up. settings: DRAY_* variables."""
+    with prepared(**settings) as service:
+        service.up()
+        yield service
+
+
+def report(title: str, heads: list[str], rows: list[list[str]]) -> str:
+    """A Markdown section: the table, and the machine, versions and command that made it."""
+    cpus = {line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")}
+    machine = f"{', '.join(sorted(cpus)) or 'unknown CPU'}, {len(os.sched_getaffinity(0))} CPUs"
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    command = f"python -m benchmarks.{Path(sys.argv[0]).stem} {' '.join(sys.argv[1:])}".strip()
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([f"## {title}", "", *lines, "", f"`{command}` on {machine}; {versions}.", ""])
+
+
+def _cpuinfo() -> list[str]:
+    return Path("/proc/cpuinfo").read_text().splitlines()

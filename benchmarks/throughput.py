@@ -1,0 +1,78 @@
+"""Tokens a second through HTTP beside the same model in the same engine process without HTTP, Ray and router.
+
+Both ways run in turn on the same cores, the service idle while the bare engine is measured; medians of the rounds.
+"""
+
+import argparse
+import asyncio
+import os
+import secrets
+import time
+from statistics import median
+
+from benchmarks.service import report, running
+from benchmarks.streams import Tally, chat_streams
+from cluster.models.folder import open_model
+from cluster.settings import ModelSettings
+from deployments.engine.process import EngineProcess
+from deployments.engine.wire import EngineConfig, Request, Sampling
+
+
+async def engine_streams(engine: EngineProcess, streams: int, *, rounds: int, prompt: int, tokens: int) -> Tally:
+    """The same load as `chat_streams`, straight into the engine."""
+    tally = Tally()
+
+    async def lane() -> None:
+        for _ in range(rounds):
+            ids = [10 + secrets.randbelow(1000) for _ in range(prompt)]
+            async for made in engine.generate(Request(ids, Sampling(tokens))):
+                tally.tokens += len(made.ids)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(lane() for _ in range(streams)))
+    tally.seconds = time.perf_counter() - began
+    return tally
+
+
+async def compare(args: argparse.Namespace) -> str:
+    chosen = ModelSettings(source=args.model)
+    model = open_model(chosen)
+    config = EngineConfig(
+        str(model.folder),
+        tuple(sorted(os.sched_getaffinity(0))),
+        chosen.kv_cache_mb,
+        chosen.max_running,
+        chosen.max_batched_tokens,
+        chosen.dynamic_quantization_group_size,
+    )
+    rows = []
+    with running(DRAY_MODEL__SOURCE=args.model, DRAY_CACHE__ENABLED="false") as service:
+        engine, _ = await EngineProcess.start(config, timeout_s=300)
+        for streams in args.streams:
+            load = {"rounds": args.each, "prompt": args.prompt, "tokens": args.tokens}
+            through, alone = [], []
+            for _ in range(args.rounds):
+                through.append((await chat_streams(service, streams, **load)).rate)
+                # The prompt of the HTTP side has twice as many tokens as words, and the template's.
+                bare = load | {"prompt": 2 * args.prompt + 4}
+                alone.append((await engine_streams(engine, streams, **bare)).rate)
+            ratios = [one / other for one, other in zip(through, alone, strict=True)]
+            rows.append([str(streams), f"{median(through):.1f}", f"{median(alone):.1f}", f"{median(ratios):.3f}"])
+        await engine.stop()
+    heads = ["streams", "through HTTP, tokens/s", "engine alone, tokens/s", "ratio"]
+    return report(f"Throughput, {model.name}", heads, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--rounds", type=int, default=3, help="times that both ways are measured in turn")
+    parser.add_argument("--each", type=int, default=1, help="requests of each stream in a round")
+    parser.add_argument("--prompt", type=int, default=30, help="prompt length in words")
+    parser.add_argument("--tokens", type=int, default=64)
+    print(asyncio.run(compare(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()
