@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from benchmarks.service import Service, free_port, report, running
+from benchmarks.service import Service, report, running
+from cluster.preflight import free_port
 
 QUESTION = "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"
 

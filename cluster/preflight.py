@@ -1,7 +1,9 @@
 """What must hold before anything is started, each refusal one line that says what to do."""
 
 import errno
+import random
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from cluster.settings import Settings
 _MOST_CORES = 8
 _RUNTIME_BYTES = 900 * 2**20
 _LONGEST_STATE_DIR = 40
+_OWN_PORTS = range(20_000, 30_000)
 _CGROUP_MEMORY = Path("/sys/fs/cgroup")
 
 
@@ -58,6 +61,19 @@ def _check_port(host: str, port: int) -> None:
             if error.errno == errno.EADDRINUSE:
                 raise LaunchError(f"port {port} on {host} is in use; choose another with --port") from None
             raise LaunchError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+
+
+def free_port() -> int:
+    """A TCP port on which nothing listens, on any address.
+
+    Drawn from between the ports of Ray's workers and those of Serve's replicas, and below the range from which the
+    kernel gives ports to clients: there, another connection could take it before it is used.
+    """
+    while True:
+        port = random.choice(_OWN_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            return port
 
 
 def _check_readable(model: ServedModel) -> None:

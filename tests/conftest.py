@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,17 +17,11 @@ import openai
 import pytest
 
 from cluster.models.folder import BUNDLED_FOLDER, ServedModel, open_model
+from cluster.preflight import free_port
 from cluster.settings import ModelSettings
 
 MODEL = "dray-demo"
 RABBITS = "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_for(fact: Callable[[], Any], seconds: float = 30.0) -> Any:

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from cluster.models.folder import BUNDLED_FOLDER
-from tests.conftest import Dray, free_port, wait_for
+from cluster.preflight import free_port
+from tests.conftest import Dray, wait_for
 
 BODY = {"model": "endless", "messages": [{"role": "user", "content": "What is 1 + 1?"}], "temperature": 0}
 
