@@ -83,7 +83,8 @@ def compare(service: Service, args: argparse.Namespace) -> str:
     import redis
 
     body = json.dumps(
-        {"model": service.status()["model"], "messages": [{"role": "user", "content": QUESTION}]}, ensure_ascii=False
+        {"model": service.status()["models"][0], "messages": [{"role": "user", "content": QUESTION}]},
+        ensure_ascii=False,
     ).encode()
     url = f"{service.url}/chat/completions"
     answers = [httpx.post(url, content=body, timeout=60) for _ in range(2)]

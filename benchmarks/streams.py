@@ -30,7 +30,7 @@ def words(count: int) -> str:
 
 async def chat_streams(service: Service, streams: int, *, rounds: int, prompt: int, tokens: int) -> Tally:
     """Runs `streams` at a time, `rounds` times each. prompt: length in words. tokens: most to complete."""
-    model = service.status()["model"]
+    model = service.status()["models"][0]
     tally = Tally()
 
     async def one(http: httpx.AsyncClient) -> None:

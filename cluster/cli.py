@@ -24,6 +24,7 @@ from cluster.settings import (
     Settings,
     SettingsError,
     describe,
+    environment,
     leaves,
     load,
     variable,
@@ -119,11 +120,8 @@ def _detach(settings: Settings) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = folder / "dray.log"
     # The settings as they are in force here travel whole, so that the child reads no other file or flag.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("DRAY_")}
-    for name, value in leaves(settings.model_dump(mode="json")).items():
-        if value is not None:
-            environment[variable(name)] = str(value)
-    environment[CONFIG_VARIABLE] = os.devnull
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("DRAY_")}
+    inherited |= environment(settings) | {CONFIG_VARIABLE: os.devnull}
     with log.open("w") as sink:
         child = subprocess.Popen(
             [sys.executable, "-m", "cluster.cli", "up"],
@@ -131,7 +129,7 @@ def _detach(settings: Settings) -> None:
             stdout=sink,
             stderr=sink,
             start_new_session=True,
-            env=environment,
+            env=inherited,
         )
     try:
         with err.status("starting") as status:
@@ -157,16 +155,18 @@ def _detach(settings: Settings) -> None:
 
 def _greet(settings: Settings, how_to_stop: str) -> None:
     record = read_record(settings.state_dir)
-    name = record.model if record else ""
+    names = record.models if record else []
     url = base_url(settings)
     body = json.dumps(
         {
-            "model": name,
+            "model": names[0] if names else "",
             "messages": [{"role": "user", "content": "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"}],
         },
         ensure_ascii=False,
     )
-    out.print(f"[green]Dray is ready[/green] at [bold]{url}[/bold], serving {escape(name)}\n", highlight=False)
+    out.print(
+        f"[green]Dray is ready[/green] at [bold]{url}[/bold], serving {escape(', '.join(names))}\n", highlight=False
+    )
     out.print(
         f"  curl {url}/chat/completions -H 'Content-Type: application/json' -d '{body}'\n",
         soft_wrap=True,
@@ -211,9 +211,10 @@ def status(as_json: AsJson = False, state_dir: StateDir = None, config: Config =
     if as_json:
         out.print_json(data=report)
         return
-    table = Table("replica", "cores", "engine pid", "running", "tokens/s", "KV used", "restarts")
+    table = Table("model", "replica", "cores", "engine pid", "running", "tokens/s", "KV used", "restarts")
     for one in report["replicas"]:
         table.add_row(
+            one["model"],
             one["replica"],
             one["cpus"],
             str(one["engine_pid"]),
@@ -222,7 +223,7 @@ def status(as_json: AsJson = False, state_dir: StateDir = None, config: Config =
             f"{one['kv_used']:.0%}",
             str(one["restarts"]),
         )
-    out.print(f"{report['model']} at {report['url']}", highlight=False)
+    out.print(f"{', '.join(report['models'])} at {report['url']}", highlight=False)
     out.print(table)
     answers = report["answers"]
     out.print(
@@ -242,6 +243,7 @@ def _report(record: Record) -> dict[str, Any]:
     kv_used, restarts = by_replica("dray_engine_kv_used_ratio"), by_replica("dray_engine_restarts_total")
     replicas = [
         {
+            "model": labels["model"],
             "replica": labels["replica"],
             "cpus": labels["cpus"],
             "engine_pid": int(labels["engine_pid"]),
@@ -255,7 +257,7 @@ def _report(record: Record) -> dict[str, Any]:
     ]
     counted = {labels["result"]: int(value) for labels, value in samples.get("dray_answer_cache_total", [])}
     return {
-        "model": record.model,
+        "models": record.models,
         "url": record.url,
         "replicas": replicas,
         "answers": {name: counted.get(name, 0) for name in ("hit", "miss", "bypass")},
@@ -279,14 +281,14 @@ def _redis_state(url: str) -> str:
 @app.command(epilog="Example: dray chat")
 def chat(
     url: Annotated[str | None, typer.Option(help="Base URL of another server, ending in /v1.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model to ask, with --url.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model to ask; the first that is served if not given.")] = None,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
     """Chat in the terminal; thinking is dimmed. An empty line ends it."""
     if url is None or model is None:
         record = found(config, state_dir)
-        url, model = url or record.url, model or record.model
+        url, model = url or record.url, model or record.models[0]
     turns: list[dict[str, str]] = []
     while True:
         try:

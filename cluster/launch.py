@@ -43,7 +43,7 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Cal
     interrupt_on_sigterm()
     with hold(folder), ExitStack() as stack:
 
-        def stage(name: str, **known: str) -> None:
+        def stage(name: str, **known: Any) -> None:
             write_record(folder, Record(os.getpid(), name, settings=settings.model_dump(mode="json"), **known))
             on_stage(name)
 
@@ -66,9 +66,10 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Cal
         stage("starting Ray")
         with _ray_errors_as_launch_errors():
             stack.enter_context(_ray(settings, found))
-            stage(f"loading {found.model.name} on {settings.model.replicas * found.cores} cores")
+            names = [model.name for model in found.models]
+            stage(f"loading {', '.join(names)} on {found.leased} cores")
             _serve(settings, found, redis_url)
-        stage("ready", url=base_url(settings), model=found.model.name, redis=redis_url)
+        stage("ready", url=base_url(settings), models=names, redis=redis_url)
 
         def tend() -> None:
             if own is not None and own.revive():
@@ -179,14 +180,15 @@ def _serve(settings: Settings, found: Checked, redis_url: str) -> None:
     # Not waiting in there: a replica that cannot start would be tried again for minutes before it says so.
     target = serve.RunTarget(application, name=SERVE_NAME, route_prefix="/")
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-    deadline = time.monotonic() + settings.model.start_timeout_s
+    patience = max(model.settings.start_timeout_s for model in found.models)
+    deadline = time.monotonic() + patience
     while True:
         status = serve.status().applications.get(SERVE_NAME)
         if status is not None and status.status == "RUNNING":
             return
         said = _failure(status)
         if said or time.monotonic() > deadline:
-            raise LaunchError(said or f"not ready within {settings.model.start_timeout_s:.0f} s")
+            raise LaunchError(said or f"not ready within {patience:.0f} s")
         time.sleep(_LOOK_S)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from cluster.cores import NotEnoughCores, count_free, held_cores, usable_cores
-from cluster.models.folder import ModelFolderError, ServedModel, memory_needed, open_model
+from cluster.cores import NotEnoughCores, UsableCores, count_free, held_cores, usable_cores
+from cluster.models.folder import ModelFolderError, ServedModel, memory_needed, open_models
 from cluster.settings import Settings
 
 _MOST_CORES = 8
@@ -26,11 +26,16 @@ class LaunchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What the checks found: the model to serve, whole cores for each replica, and cores in all."""
+    """What the checks found: the models to serve, by name the whole cores of each replica, and cores in all."""
 
-    model: ServedModel
-    cores: int
+    models: list[ServedModel]
+    cores: dict[str, int]
     usable: int
+
+    @property
+    def leased(self) -> int:
+        """Cores that all replicas lease together."""
+        return sum(model.settings.replicas * self.cores[model.name] for model in self.models)
 
 
 def check(settings: Settings) -> Checked:
@@ -42,13 +47,16 @@ def check(settings: Settings) -> Checked:
         )
     _check_port(settings.host, settings.port)
     try:
-        model = open_model(settings.model)
+        models = open_models(settings)
     except ModelFolderError as error:
         raise LaunchError(str(error)) from None
-    _check_readable(model)
-    cores, usable = _check_cores(settings)
-    _check_memory(settings, model)
-    return Checked(model, cores, usable)
+    for model in models:
+        _check_readable(model)
+    usable = usable_cores()
+    found = Checked(models, _cores_each(models, usable.count), usable.count)
+    _check_cores(settings, found, usable)
+    _check_memory(settings, models)
+    return found
 
 
 def _check_port(host: str, port: int) -> None:
@@ -85,25 +93,37 @@ def _check_readable(model: ServedModel) -> None:
         raise LaunchError(f"model folder {model.folder} is broken: {str(error).strip().splitlines()[-1]}") from None
 
 
-def _check_cores(settings: Settings) -> tuple[int, int]:
-    usable = usable_cores()
-    wished = settings.model
-    cores = wished.cores_per_replica or max(1, min(usable.count // wished.replicas, _MOST_CORES))
-    needed = cores * wished.replicas
+def _cores_each(models: list[ServedModel], usable: int) -> dict[str, int]:
+    """Whole cores of each model's replicas: what was wished, and equal shares of the rest."""
+    wished = [(model, model.settings.cores_per_replica, model.settings.replicas) for model in models]
+    left = usable - sum(cores * replicas for _, cores, replicas in wished)
+    sharing = sum(replicas for _, cores, replicas in wished if not cores)
+    share = max(1, min(left // sharing, _MOST_CORES)) if sharing else 0
+    return {model.name: cores or share for model, cores, _ in wished}
+
+
+def _check_cores(settings: Settings, found: Checked, usable: UsableCores) -> None:
     free = count_free(settings.core_lock_dir, usable=usable)
-    if needed > free:
-        raise LaunchError(str(NotEnoughCores(needed, free, usable, tuple(held_cores(settings.core_lock_dir)))))
-    return cores, usable.count
+    if found.leased > free:
+        short = str(NotEnoughCores(found.leased, free, usable, tuple(held_cores(settings.core_lock_dir))))
+        sums = (f"{one.name}: {one.settings.replicas} x {found.cores[one.name]}" for one in found.models)
+        raise LaunchError(f"{short} ({', '.join(sums)})" if len(found.models) > 1 else short)
 
 
-def _check_memory(settings: Settings, model: ServedModel) -> None:
-    needed = memory_needed(model, settings.model) + settings.cache.memory_mb * 2**20 + _RUNTIME_BYTES
+def _check_memory(settings: Settings, models: list[ServedModel]) -> None:
+    needs = {model.name: memory_needed(model) for model in models}
+    base = settings.cache.memory_mb * 2**20 + _RUNTIME_BYTES
     there = available_memory()
-    if needed > there:
+    if base + sum(needs.values()) > there:
+        sums = " + ".join(f"{name} {_gib(size)}" for name, size in needs.items())
         raise LaunchError(
-            f"{model.name} with {settings.model.replicas} replica(s) needs {needed / 2**30:.1f} GiB of memory and "
-            f"{there / 2**30:.1f} GiB is available; use fewer replicas or a smaller model.kv_cache_mb"
+            f"{sums} + Redis and Ray {_gib(base)} need {_gib(base + sum(needs.values()))} of memory and "
+            f"{_gib(there)} is available; use fewer replicas or a smaller model.kv_cache_mb"
         )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 def available_memory() -> int:

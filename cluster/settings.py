@@ -1,5 +1,6 @@
 """Every setting of Dray, once: typed, described, and strict about what it does not know."""
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -36,17 +37,18 @@ class Group(BaseModel):
 
 
 class ModelSettings(Group):
-    """The model that is served, and the replicas that serve it."""
+    """A model that is served, and the replicas that serve it."""
 
     source: str = Field(
         BUNDLED,
         description="What to serve: `bundled`, or a folder with an OpenVINO model (`dray models export`).",
     )
     name: str = Field("", description="Name that clients ask for. Empty: the model folder's own name.")
+    aliases: tuple[str, ...] = Field((), description="Further names that clients may ask for.")
     replicas: Positive = Field(1, description="Engine replicas, each with its own cores and its own engine process.")
     cores_per_replica: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="Whole cores for each replica. 0: this machine's cores divided by the replicas, at most 8.",
+        description="Whole cores for each replica. 0: the cores that are left, divided by the replicas, at most 8.",
     )
     kv_cache_mb: Positive = Field(512, description="Upper bound of a replica's KV cache, in MiB.")
     max_running: Positive = Field(32, description="Sequences that a replica decodes at a time; the rest wait.")
@@ -129,6 +131,9 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least serious log line kept.")
     model: ModelSettings = ModelSettings()
+    models: tuple[ModelSettings, ...] = Field(
+        (), description="Several models at once. Each takes from `model` what it does not say. Empty: `model` alone."
+    )
     router: RouterSettings = RouterSettings()
     limits: LimitSettings = LimitSettings()
     cache: CacheSettings = CacheSettings()
@@ -136,6 +141,21 @@ class Settings(BaseSettings):
     @property
     def core_lock_dir(self) -> Path:
         return self.lease_dir or default_state_dir() / "cores"
+
+    @property
+    def served(self) -> tuple[ModelSettings, ...]:
+        """Every model to serve."""
+        return self.models or (self.model,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _models_take_from_model(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("models"), list | tuple):
+            return given
+        shared = given.get("model")
+        if not isinstance(shared, dict):
+            return given
+        return given | {"models": [shared | one if isinstance(one, dict) else one for one in given["models"]]}
 
     @classmethod
     def settings_customise_sources(
@@ -190,6 +210,16 @@ def variable(name: str) -> str:
     return ENV_PREFIX + name.upper().replace(".", "__")
 
 
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables that give another process these very settings."""
+    values = leaves(settings.model_dump(mode="json"))
+    return {
+        variable(name): value if isinstance(value, str) else json.dumps(value)
+        for name, value in values.items()
+        if value is not None
+    }
+
+
 def load(overrides: Mapping[str, Any] | None = None, config: Path | None = None) -> Loaded:
     """Reads every source and checks the result.
 
@@ -226,8 +256,9 @@ def load(overrides: Mapping[str, Any] | None = None, config: Path | None = None)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        origin = origins.get(name) or origins.get(str(first["loc"][0]), "settings")
         what = "unknown setting" if first["type"] == "extra_forbidden" else f"{first['msg']}, got {first['input']!r}"
-        raise SettingsError(f"{name} ({origins.get(name, 'settings')}): {what}") from None
+        raise SettingsError(f"{name} ({origin}): {what}") from None
     return Loaded(settings, origins)
 
 
@@ -259,6 +290,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "describe",
+    "environment",
     "leaves",
     "load",
     "variable",

@@ -21,7 +21,7 @@ class Record:
     pid: int
     stage: str
     url: str = ""
-    model: str = ""
+    models: list[str] = field(default_factory=list)
     redis: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
 

@@ -4,18 +4,17 @@ A key covers all that an answer depends on: the exact model, what the prompt is 
 choice of tokens, and the namespace. Redis slow, full or gone never fails a request: it is answered uncached.
 """
 
-import datetime
 import logging
 import random
 import time
 import zlib
+from collections.abc import Callable
 from hashlib import blake2b
 
 import msgspec
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from cluster.models.folder import ServedModel
 from cluster.settings import CacheSettings
 from deployments.engine.wire import Sampling
 from deployments.protocol import ChatRequest, Usage
@@ -40,12 +39,11 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 class _Subject(msgspec.Struct, frozen=True, array_like=True):
     """What a key is the hash of, in one canonical form: equal requests give equal bytes."""
 
-    fingerprint: str
+    model: str
     namespace: str
     messages: list[tuple[str, str]]
     sampling: Sampling
     stop: list[str]
-    date: str
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -53,12 +51,12 @@ _decode_answer = msgspec.msgpack.Decoder(Answer).decode
 
 
 class AnswerCache:
-    """Answers of one model in Redis. Made once a router; `close` when it ends."""
+    """Answers in Redis. Made once a router; `close` when it ends."""
 
-    def __init__(self, settings: CacheSettings, url: str, model: ServedModel, *, template_reads_clock: bool) -> None:
+    def __init__(self, settings: CacheSettings, url: str, on_fault: Callable[[], None]) -> None:
+        """on_fault: called when a call to Redis fails or is too slow."""
         self._settings = settings
-        self._fingerprint = model.fingerprint
-        self._template_reads_clock = template_reads_clock
+        self._on_fault = on_fault
         self._redis = redis.asyncio.Redis.from_url(
             url,
             protocol=3,
@@ -67,17 +65,15 @@ class AnswerCache:
             max_connections=64,
         )
         self._logged = 0.0
-        self.faults = 0
 
-    def key(self, request: ChatRequest, sampling: Sampling) -> str:
-        """The key of a request's answer."""
+    def key(self, model: str, request: ChatRequest, sampling: Sampling) -> str:
+        """The key of a request's answer. model: names the exact model, and whatever else its prompts hold."""
         subject = _Subject(
-            self._fingerprint,
+            model,
             self._settings.namespace,
             [(message.role, message.text()) for message in request.messages],
             sampling,
             request.stop_strings,
-            datetime.date.today().isoformat() if self._template_reads_clock else "",
         )
         return "dray:answer:" + blake2b(_encode(subject), digest_size=20).hexdigest()
 
@@ -108,7 +104,7 @@ class AnswerCache:
         await self._redis.aclose()
 
     def _fault(self, error: Exception) -> None:
-        self.faults += 1
+        self._on_fault()
         if time.monotonic() - self._logged > _LOG_EVERY_S:
             self._logged = time.monotonic()
             log.warning("answer cache is out of reach; going on without it: %s", type(error).__name__)

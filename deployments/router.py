@@ -1,8 +1,10 @@
 """The ingress: HTTP in OpenAI's shapes, one function a route."""
 
 import asyncio
+import datetime
 import logging
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -31,23 +33,55 @@ _READY_S = 2.0
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model as a router serves it."""
+
+    model: ServedModel
+    fingerprint: str
+    prompts: Prompts
+    dispatcher: Dispatcher
+
+    @property
+    def subject(self) -> str:
+        """What an answer of this model depends on beside the request: the exact model; the date, if it is told it."""
+        return self.fingerprint + (datetime.date.today().isoformat() if self.prompts.reads_clock else "")
+
+    def describe(self) -> dict[str, Any]:
+        """The entry of GET /v1/models."""
+        model = self.model
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": model.created,
+            "owned_by": "dray",
+            "max_model_len": model.context_tokens,
+            "aliases": model.settings.aliases,
+        }
+
+
 @serve.ingress()
 class Router:
     """One router replica: everything between the socket and the engines."""
 
-    def __init__(self, settings_json: str, model: ServedModel, redis_url: str, engines: Any) -> None:
+    def __init__(self, settings_json: str, redis_url: str, engines: list[tuple[ServedModel, Any]]) -> None:
+        """engines: each model with the Serve handle of its engine deployment."""
         self._settings = Settings.model_validate_json(settings_json)
         configure_logging(self._settings.log_level)
-        self._model = model
         self._lacking = ["all"]
         self._metrics = RouterMetrics()
-        self._prompts = Prompts(model)
-        self._dispatcher = Dispatcher(engines, self._metrics.carried_on.labels(model.name).inc)
-        self._cache = (
-            AnswerCache(self._settings.cache, redis_url, model, template_reads_clock=self._prompts.reads_clock)
-            if self._settings.cache.enabled
-            else None
-        )
+        self._served = [
+            Served(
+                model,
+                model.fingerprint,
+                Prompts(model),
+                Dispatcher(handle, self._metrics.carried_on.labels(model.name).inc),
+            )
+            for model, handle in engines
+        ]
+        self._by_name = {name: served for served in self._served for name in served.model.names}
+        cache = self._settings.cache
+        self._cache = AnswerCache(cache, redis_url, self._metrics.cache_faults.inc) if cache.enabled else None
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return Starlette(
@@ -71,31 +105,25 @@ class Router:
         began = time.perf_counter()
         body = await read_body(http, self._settings.limits.body_bytes)
         request = parse_chat(body, self._settings.limits)
-        if request.model != self._model.name:
-            raise ApiError(
-                404,
-                f"The model '{request.model}' is not served here; GET /v1/models lists those that are.",
-                code="model_not_found",
-                param="model",
-            )
-        sampling = self._sampling(request)
-        key = self._cache.key(request, sampling) if self._cache else ""
+        served = self._named(request.model)
+        sampling = sampling_for(request, served.model, self._settings.limits.output_tokens)
+        key = self._cache.key(served.subject, request, sampling) if self._cache else ""
         if self._cache and (known := await self._cache.get(key)):
             return self._replay(request, known, began)
         # Long prompts take the tokenizer milliseconds; the event loop has other streams to serve meanwhile.
         prompt = (
-            await asyncio.to_thread(self._prompts.render, request.messages)
+            await asyncio.to_thread(served.prompts.render, request.messages)
             if len(body) > _LONG_PROMPT_BYTES
-            else self._prompts.render(request.messages)
+            else served.prompts.render(request.messages)
         )
-        room = self._model.context_tokens - len(prompt.ids)
+        room = served.model.context_tokens - len(prompt.ids)
         sampling = msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, room))
         generation = Generation(
             request=request,
             prompt=prompt,
             sampling=sampling,
-            reader=self._prompts.reader(prompt, request.stop_strings),
-            dispatcher=self._dispatcher,
+            reader=served.prompts.reader(prompt, request.stop_strings),
+            dispatcher=served.dispatcher,
             metrics=self._metrics,
             timeout_s=self._settings.limits.request_timeout_s,
             began=began,
@@ -106,14 +134,11 @@ class Router:
 
     async def models(self, http: HttpRequest) -> Response:
         """GET /v1/models"""
-        return self._json(http, {"object": "list", "data": [self._describe()]})
+        return self._json(http, {"object": "list", "data": [served.describe() for served in self._served]})
 
     async def model(self, http: HttpRequest) -> Response:
         """GET /v1/models/{name}"""
-        name = http.path_params["name"]
-        if name != self._model.name:
-            raise ApiError(404, f"The model '{name}' is not served here.", code="model_not_found", param="model")
-        return self._json(http, self._describe())
+        return self._json(http, self._named(http.path_params["name"]).describe())
 
     async def live(self, http: HttpRequest) -> Response:
         """GET /health/live: this router's process answers."""
@@ -136,29 +161,15 @@ class Router:
         """GET /metrics: every Dray process of this node, for Prometheus."""
         return Response(await asyncio.to_thread(exposition), media_type=_METRICS_TYPE)
 
-    def _sampling(self, request: ChatRequest) -> Sampling:
-        """The request's sampling, with the model's recommendations where it says nothing."""
-        advised = self._model.generation_defaults
-        greedy = not advised.get("do_sample", False)
-        temperature = request.temperature
-        if temperature is None:
-            temperature = 0.0 if greedy else float(advised.get("temperature", 1.0))
-        top_p = request.top_p if request.top_p is not None else float(advised.get("top_p") or 1.0)
-        limit = self._settings.limits.output_tokens
-        wish = min(request.token_wish or limit, limit)
-        if temperature == 0:
-            return Sampling(wish)  # greedy: top_p and seed change nothing, so they make no other answer
-        return Sampling(wish, temperature, top_p, request.seed)
-
-    def _describe(self) -> dict[str, Any]:
-        model = self._model
-        return {
-            "id": model.name,
-            "object": "model",
-            "created": model.created,
-            "owned_by": "dray",
-            "max_model_len": model.context_tokens,
-        }
+    def _named(self, name: str) -> "Served":
+        if (served := self._by_name.get(name)) is None:
+            raise ApiError(
+                404,
+                f"The model '{name}' is not served here; GET /v1/models lists those that are.",
+                code="model_not_found",
+                param="model",
+            )
+        return served
 
     def _replay(self, request: ChatRequest, known: Answer, began: float) -> Response:
         headers = {"X-Dray-Cache": "hit", "Age": str(max(0, int(time.time() - known.made)))}
@@ -204,6 +215,20 @@ class Router:
             http,
             ApiError(500, "The server failed on this request.", code="internal_error", kind="server_error"),
         )
+
+
+def sampling_for(request: ChatRequest, model: ServedModel, most: int) -> Sampling:
+    """The request's sampling, with the model's recommendations where it says nothing. most: completion tokens."""
+    advised = model.generation_defaults
+    greedy = not advised.get("do_sample", False)
+    temperature = request.temperature
+    if temperature is None:
+        temperature = 0.0 if greedy else float(advised.get("temperature", 1.0))
+    top_p = request.top_p if request.top_p is not None else float(advised.get("top_p") or 1.0)
+    wish = min(request.token_wish or most, most)
+    if temperature == 0:
+        return Sampling(wish)  # greedy: top_p and seed change nothing, so they make no other answer
+    return Sampling(wish, temperature, top_p, request.seed)
 
 
 def deployments_without_replicas() -> list[str]:

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from cluster.settings import BUNDLED, ModelSettings
+from cluster.settings import BUNDLED, ModelSettings, Settings
 
 BUNDLED_FOLDER = Path(__file__).parents[2] / "demo" / "model"
 _WEIGHTS = ("openvino_model.xml", "openvino_model.bin")
@@ -32,10 +32,16 @@ class ModelFolderError(Exception):
 class ServedModel:
     """A checked model folder. name: what clients ask for. context_tokens: prompt and completion together."""
 
+    settings: ModelSettings
     name: str
     folder: Path
     context_tokens: int
     created: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name and its aliases."""
+        return (self.name, *self.settings.aliases)
 
     @cached_property
     def weights_bytes(self) -> int:
@@ -86,6 +92,7 @@ def open_model(settings: ModelSettings) -> ServedModel:
             f"model.context_tokens is {settings.context_tokens}, but {folder} was made for {made_for}"
         )
     return ServedModel(
+        settings=settings,
         name=settings.name or ("dray-demo" if bundled else folder.resolve().name.lower()),
         folder=folder.resolve(),
         context_tokens=settings.context_tokens or made_for,
@@ -93,10 +100,19 @@ def open_model(settings: ModelSettings) -> ServedModel:
     )
 
 
-def memory_needed(model: ServedModel, settings: ModelSettings) -> int:
+def open_models(settings: Settings) -> list[ServedModel]:
+    """Checks every model that is to be served. Raises ModelFolderError, also where two go by one name."""
+    models = [open_model(one) for one in settings.served]
+    names = [name for model in models for name in model.names]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ModelFolderError(f"two models go by the name {twice[0]!r}; give each a `name` of its own")
+    return models
+
+
+def memory_needed(model: ServedModel) -> int:
     """Bytes that the replicas need: the mapped weights once, and for each its repacked copy, KV cache and runtime.
 
     Measured on the 1.5B shape at INT8: 1.06 times the weights and 0.1 GB private to a replica, beside the KV cache.
     """
-    private = int(model.weights_bytes * 1.06) + (settings.kv_cache_mb + 150) * 2**20
-    return model.weights_bytes + settings.replicas * private
+    private = int(model.weights_bytes * 1.06) + (model.settings.kv_cache_mb + 150) * 2**20
+    return model.weights_bytes + model.settings.replicas * private

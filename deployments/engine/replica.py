@@ -39,7 +39,7 @@ class EngineReplica:
         self._name = serve.get_replica_context().replica_id.unique_id
         self._metrics = EngineMetrics(model.name, self._name)
         self._lease = await _lease(cores, self._settings.core_lock_dir, f"{model.name}/{self._name}")
-        chosen = self._settings.model
+        self._chosen = chosen = model.settings
         self._config = EngineConfig(
             model_dir=str(model.folder),
             cpus=self._lease.cpus,
@@ -61,7 +61,7 @@ class EngineReplica:
         """
         request = decode_request(payload)
         try:
-            async with asyncio.timeout(self._settings.model.start_timeout_s):
+            async with asyncio.timeout(self._chosen.start_timeout_s):
                 await self._running.wait()
         except TimeoutError:
             yield encode(Tokens([], "lost"))
@@ -93,7 +93,7 @@ class EngineReplica:
 
     async def _start(self) -> None:
         self._engine, ready = await EngineProcess.start(
-            self._config, timeout_s=self._settings.model.start_timeout_s, keep_open=self._lease.pass_fds
+            self._config, timeout_s=self._chosen.start_timeout_s, keep_open=self._lease.pass_fds
         )
         self._metrics.started(self._config.cpus, self._engine.pid, ready)
         self._running.set()
@@ -114,7 +114,7 @@ class EngineReplica:
                     await engine.closed.wait()
             except TimeoutError:
                 self._metrics.report(engine.load, engine.active)
-                if engine.silent_s > self._settings.model.stall_timeout_s:
+                if engine.silent_s > self._chosen.stall_timeout_s:
                     log.error("engine makes no progress; killing it", extra={"silent_s": engine.silent_s})
                     await engine.stop()
                 elif loop.time() - looked > _AFFINITY_LOOK_S:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.settings import Settings, SettingsError, describe, leaves, load, variable
+from cluster.settings import Settings, SettingsError, describe, environment, leaves, load
 
 
 @pytest.fixture(autouse=True)
@@ -62,9 +62,8 @@ def test_every_setting_is_described_and_reachable_from_the_environment(monkeypat
     described = describe()
     assert set(described) == set(leaves(Settings().model_dump(mode="json")))
     assert all(described.values())
-    for name, value in leaves(Settings().model_dump(mode="json")).items():
-        if value is not None:
-            monkeypatch.setenv(variable(name), str(value))
+    for name, value in environment(Settings()).items():
+        monkeypatch.setenv(name, value)
     assert load().settings == Settings()
     assert set(load().origins.values()) <= {"environment", "default"}
 
@@ -72,3 +71,31 @@ def test_every_setting_is_described_and_reachable_from_the_environment(monkeypat
 def test_settings_travel_as_json() -> None:
     settings = load({"model.replicas": 2, "state_dir": "/tmp/x"}).settings
     assert Settings.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_several_models_take_from_the_one_what_they_do_not_say(tmp_path: Path) -> None:
+    (tmp_path / "dray.yaml").write_text(
+        "model:\n  kv_cache_mb: 100\n  replicas: 2\nmodels:\n- name: a\n  aliases: [x, y]\n- name: b\n  replicas: 1\n"
+    )
+    settings = load().settings
+    seen = [(one.name, one.kv_cache_mb, one.replicas, one.aliases) for one in settings.served]
+    assert seen == [("a", 100, 2, ("x", "y")), ("b", 100, 1, ())]
+    assert Settings.model_validate_json(settings.model_dump_json()) == settings
+    assert load({"model.replicas": 3}).settings.served[0].replicas == 3
+    assert Settings().served == (Settings().model,)
+
+
+def test_models_travel_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "dray.yaml"
+    file.write_text("models:\n- name: a\n  aliases: [x]\n- name: b\n")
+    settings = load().settings
+    file.unlink()
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+    assert load().settings == settings
+
+
+def test_a_wrong_model_among_several_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dray.yaml").write_text("models:\n- name: a\n  replica: 2\n")
+    with pytest.raises(SettingsError, match=r"models\.0\.replica \(dray\.yaml\): unknown setting"):
+        load()

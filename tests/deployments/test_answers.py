@@ -3,14 +3,13 @@
 import asyncio
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 import redis
 
-from cluster.models.folder import ServedModel
 from cluster.redis import OwnRedis
 from cluster.settings import CacheSettings
 from deployments.answers import Answer, AnswerCache
@@ -29,19 +28,19 @@ def server() -> Iterator[OwnRedis]:
         own.stop()
 
 
-def cache(server: OwnRedis, model: ServedModel, **settings: object) -> AnswerCache:
+def cache(server: OwnRedis, on_fault: Callable[[], None] = lambda: None, **settings: object) -> AnswerCache:
     chosen = CacheSettings(**({"timeout_s": 1} | settings))
-    return AnswerCache(chosen, server.url, model, template_reads_clock=False)
+    return AnswerCache(chosen, server.url, on_fault)
 
 
 def request(text: str = "hi", **more: object) -> ChatRequest:
     return ChatRequest(model="m", messages=[Message("user", text)], **more)  # type: ignore[arg-type]
 
 
-def test_stored_is_given_again(server: OwnRedis, bundled: ServedModel) -> None:
+def test_stored_is_given_again(server: OwnRedis) -> None:
     async def work() -> None:
-        one = cache(server, bundled)
-        key = one.key(request("a"), Sampling(5))
+        one = cache(server)
+        key = one.key("m", request("a"), Sampling(5))
         assert await one.get(key) is None
         await one.put(key, ANSWER)
         assert await one.get(key) == ANSWER
@@ -54,47 +53,49 @@ def test_stored_is_given_again(server: OwnRedis, bundled: ServedModel) -> None:
         assert 0.89 * 86_400 < raw.ttl(key) <= 86_400
 
 
-def test_the_key_covers_all_that_the_answer_depends_on(server: OwnRedis, bundled: ServedModel) -> None:
-    one = cache(server, bundled)
+def test_the_key_covers_all_that_the_answer_depends_on(server: OwnRedis) -> None:
+    one = cache(server)
     keys = {
-        one.key(request("a"), Sampling(5)),
-        one.key(request("b"), Sampling(5)),
-        one.key(request("a"), Sampling(6)),
-        one.key(request("a"), Sampling(5, 0.5)),
-        one.key(request("a"), Sampling(5, 0.5, 0.9)),
-        one.key(request("a"), Sampling(5, 0.5, 0.9, 1)),
-        one.key(request("a", stop="x"), Sampling(5)),
-        one.key(ChatRequest("m", [Message("system", "a")]), Sampling(5)),
-        one.key(ChatRequest("m", [Message("user", "a"), Message("user", "")]), Sampling(5)),
-        cache(server, bundled, namespace="other").key(request("a"), Sampling(5)),
+        one.key("m", request("a"), Sampling(5)),
+        one.key("m", request("b"), Sampling(5)),
+        one.key("m", request("a"), Sampling(6)),
+        one.key("m", request("a"), Sampling(5, 0.5)),
+        one.key("m", request("a"), Sampling(5, 0.5, 0.9)),
+        one.key("m", request("a"), Sampling(5, 0.5, 0.9, 1)),
+        one.key("m", request("a", stop="x"), Sampling(5)),
+        one.key("m", ChatRequest("m", [Message("system", "a")]), Sampling(5)),
+        one.key("m", ChatRequest("m", [Message("user", "a"), Message("user", "")]), Sampling(5)),
+        one.key("m2", request("a"), Sampling(5)),
+        cache(server, namespace="other").key("m", request("a"), Sampling(5)),
     }
-    assert len(keys) == 10
-    assert one.key(request("a", user="u"), Sampling(5)) == one.key(request("a", stop=[]), Sampling(5))
+    assert len(keys) == 11
+    assert one.key("m", request("a", user="u"), Sampling(5)) == one.key("m", request("a", stop=[]), Sampling(5))
 
 
 @pytest.mark.parametrize(
     "garbage", [b"", b"x", b"\x01", b"\x01zgarbage", b"\x01p\xc1", b"\x01p\x93\x01\x02\x03", b"\x02pfuture"]
 )
-def test_garbage_is_a_miss(server: OwnRedis, bundled: ServedModel, garbage: bytes) -> None:
+def test_garbage_is_a_miss(server: OwnRedis, garbage: bytes) -> None:
     with redis.Redis.from_url(server.url) as raw:
         raw.set("dray:answer:garbage", garbage)
-    assert asyncio.run(cache(server, bundled).get("dray:answer:garbage")) is None
+    assert asyncio.run(cache(server).get("dray:answer:garbage")) is None
 
 
-def test_policy(server: OwnRedis, bundled: ServedModel) -> None:
-    keeps, keeps_all = cache(server, bundled).keeps, cache(server, bundled, store="all").keeps
+def test_policy(server: OwnRedis) -> None:
+    keeps, keeps_all = cache(server).keeps, cache(server, store="all").keeps
     assert keeps(Sampling(5), "stop") and keeps(Sampling(5, 0.7, 1.0, 3), "stop")
     assert not keeps(Sampling(5, 0.7), "stop") and keeps_all(Sampling(5, 0.7), "stop")
     assert not keeps(Sampling(5), "length") and not keeps_all(Sampling(5), "length")
 
 
-def test_a_full_server_drops_the_least_used_and_goes_on(server: OwnRedis, bundled: ServedModel) -> None:
+def test_a_full_server_drops_the_least_used_and_goes_on(server: OwnRedis) -> None:
     async def work() -> None:
-        one = cache(server, bundled)
+        faults: list[None] = []
+        one = cache(server, lambda: faults.append(None))
         big = msgspec.structs.replace(ANSWER, text="".join(chr(0x4E00 + n * 7919 % 20_000) for n in range(20_000)))
         for n in range(400):
             await one.put(f"dray:answer:{n}", big)
-        assert one.faults == 0
+        assert not faults
         assert await one.get("dray:answer:399") == big
         await one.close()
 
@@ -104,15 +105,16 @@ def test_a_full_server_drops_the_least_used_and_goes_on(server: OwnRedis, bundle
         assert info["evicted_keys"] > 0 and info["used_memory"] <= 9 * 2**20
 
 
-def test_no_server_is_a_miss_and_quick(bundled: ServedModel) -> None:
+def test_no_server_is_a_miss_and_quick() -> None:
     async def work() -> None:
         chosen = CacheSettings(timeout_s=0.2)
-        gone = AnswerCache(chosen, "redis://127.0.0.1:1", bundled, template_reads_clock=False)
+        faults: list[None] = []
+        gone = AnswerCache(chosen, "redis://127.0.0.1:1", lambda: faults.append(None))
         began = time.monotonic()
         assert await gone.get("dray:answer:x") is None
         await gone.put("dray:answer:x", ANSWER)
         assert time.monotonic() - began < 5
-        assert gone.faults == 2
+        assert len(faults) == 2
         await gone.close()
 
     asyncio.run(work())
