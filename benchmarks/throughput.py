@@ -13,7 +13,7 @@ from statistics import median
 from benchmarks.service import report, running
 from benchmarks.streams import Tally, chat_streams
 from cluster.models.folder import open_model
-from cluster.settings import ModelSettings
+from cluster.settings import ModelSettings, default_models_dir
 from deployments.engine.process import EngineProcess
 from deployments.engine.wire import EngineConfig, Request, Sampling
 
@@ -36,7 +36,7 @@ async def engine_streams(engine: EngineProcess, streams: int, *, rounds: int, pr
 
 async def compare(args: argparse.Namespace) -> str:
     chosen = ModelSettings(source=args.model)
-    model = open_model(chosen)
+    model = open_model(chosen, default_models_dir())
     config = EngineConfig(
         str(model.folder),
         tuple(sorted(os.sched_getaffinity(0))),

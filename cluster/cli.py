@@ -11,22 +11,21 @@ from typing import Annotated, Any
 
 import psutil
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from cluster.client import ServerError, metrics, stream_chat
+from cluster.console import AsJson, Config, StateDir, err, fail, out, settled
 from cluster.launch import base_url, clear, remove_folder_if_empty, running
+from cluster.models.commands import app as models_app
+from cluster.models.commands import obtain_all
 from cluster.preflight import LaunchError
 from cluster.settings import (
     CONFIG_VARIABLE,
-    Loaded,
     Settings,
-    SettingsError,
     describe,
     environment,
     leaves,
-    load,
     variable,
 )
 from cluster.state import AlreadyRunning, Record, is_held, read_record
@@ -37,30 +36,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-models_app = typer.Typer(help="Model folders.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
-out, err = Console(), Console(stderr=True)
 
 _TEND_S = 0.5
 _DOWN_S = 60.0
-
-Config = Annotated[Path | None, typer.Option("--config", help="Settings file.", envvar=CONFIG_VARIABLE)]
-StateDir = Annotated[Path | None, typer.Option(help="Private folder of this Dray; one for each.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def fail(message: str) -> typer.Exit:
-    """Prints one line on standard error; raise the result."""
-    err.print(f"[red]error:[/red] {escape(message)}", soft_wrap=True, highlight=False)
-    return typer.Exit(1)
-
-
-def settled(config: Path | None, **overrides: Any) -> Loaded:
-    """The settings in force, or the end of the command."""
-    try:
-        return load({name.replace("__", "."): value for name, value in overrides.items()}, config)
-    except SettingsError as error:
-        raise fail(str(error)) from None
 
 
 def found(config: Path | None, state_dir: Path | None) -> Record:
@@ -72,9 +51,16 @@ def found(config: Path | None, state_dir: Path | None) -> Record:
     return record
 
 
-@app.command(epilog="Example: dray up --model ./my-model --replicas 2 --detach")
+@app.command(epilog="Example: dray up --model deepseek-r1-distill-qwen-1.5b --replicas 2 --detach")
 def up(
-    model: Annotated[str | None, typer.Option(help="Model folder; none serves the bundled model.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A name of the catalog, a Hub id or a folder; none serves the bundled model."),
+    ] = None,
+    weight: Annotated[str | None, typer.Option(help="Weight format of a named model: int8, int4 or fp16.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Where a named model is fetched from: huggingface or modelscope.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     replicas: Annotated[int | None, typer.Option(help="Engine replicas.")] = None,
@@ -87,12 +73,15 @@ def up(
     settings = settled(
         config,
         model__source=model,
+        model__weight=weight,
+        hub=source,
         host=host,
         port=port,
         model__replicas=replicas,
         model__cores_per_replica=cores,
         state_dir=state_dir,
     ).settings
+    obtain_all(settings)
     if detach:
         _detach(settings)
         return
@@ -343,23 +332,6 @@ def show_settings(as_json: AsJson = False, config: Config = None) -> None:
     for name, value in values.items():
         table.add_row(name, escape(str(value)), loaded.origins[name], texts[name])
     out.print(table)
-
-
-@models_app.command(epilog="Example: dray models export ./weights ./weights-int8 --weight int8")
-def export(
-    source: Annotated[Path, typer.Argument(help="Folder with weights in transformers' format.")],
-    target: Annotated[Path, typer.Argument(help="New folder for the OpenVINO model.")],
-    weight: Annotated[str, typer.Option(help="Weight format: int8, int4, fp16 or fp32.")] = "int8",
-) -> None:
-    """Turn a transformers model folder into an OpenVINO one that Dray serves."""
-    from cluster.models.export import ExportError, export_model
-
-    try:
-        with err.status(f"exporting {source} to {weight}"):
-            export_model(source, target, weight)
-    except ExportError as error:
-        raise fail(str(error)) from None
-    out.print(f"{target} is ready: dray up --model {target}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,18 @@ BUNDLED = "bundled"
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+Weight = Literal["int4", "int8", "fp16"]
 
 
 def default_state_dir() -> Path:
     """A short private path for this user: Ray's sockets live below it, and Unix socket paths end at 107 bytes."""
     return Path(tempfile.gettempdir()) / f"dray-{os.getuid()}"
+
+
+def default_models_dir() -> Path:
+    """The user's cache folder for models."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(cache) if cache else Path.home() / ".cache") / "dray" / "models"
 
 
 class Group(BaseModel):
@@ -41,9 +48,10 @@ class ModelSettings(Group):
 
     source: str = Field(
         BUNDLED,
-        description="What to serve: `bundled`, or a folder with an OpenVINO model (`dray models export`).",
+        description="What to serve: `bundled`, a name of the catalog, a Hub id (org/name), or a folder.",
     )
-    name: str = Field("", description="Name that clients ask for. Empty: the model folder's own name.")
+    weight: Weight = Field("int8", description="Weight format in which a model that is named is fetched or exported.")
+    name: str = Field("", description="Name that clients ask for. Empty: the model's own name.")
     aliases: tuple[str, ...] = Field((), description="Further names that clients may ask for.")
     replicas: Positive = Field(1, description="Engine replicas, each with its own cores and its own engine process.")
     cores_per_replica: Annotated[int, Field(ge=0)] = Field(
@@ -128,6 +136,12 @@ class Settings(BaseSettings):
     lease_dir: Path | None = Field(
         None,
         description="Folder of the core locks, shared by every Dray that shares these cores. Empty: one for this user.",
+    )
+    models_dir: Path = Field(
+        default_factory=default_models_dir, description="Where models that were fetched or exported are kept."
+    )
+    hub: Literal["huggingface", "modelscope"] = Field(
+        "huggingface", description="Where models are fetched from; HF_ENDPOINT names a mirror of the first."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least serious log line kept.")
     model: ModelSettings = ModelSettings()

@@ -91,7 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     results = {}
     for folder in args.models:
-        model = open_model(ModelSettings(source=str(folder)))
+        model = open_model(ModelSettings(source=str(folder)), folder)
         results[folder.name] = asyncio.run(measure(model, args.count, args.show))
     print(table(results, args.count))
 

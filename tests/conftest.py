@@ -18,7 +18,7 @@ import pytest
 
 from cluster.models.folder import BUNDLED_FOLDER, ServedModel, open_model
 from cluster.preflight import free_port
-from cluster.settings import ModelSettings
+from cluster.settings import ModelSettings, default_models_dir
 
 MODEL = "dray-demo"
 RABBITS = "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"
@@ -123,4 +123,4 @@ def http(dray: Dray) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="session")
 def bundled() -> ServedModel:
     assert BUNDLED_FOLDER.is_dir()
-    return open_model(ModelSettings())
+    return open_model(ModelSettings(), default_models_dir())

@@ -7,11 +7,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from cluster.models.catalog import CATALOG
 from cluster.settings import BUNDLED, ModelSettings, Settings
 
 BUNDLED_FOLDER = Path(__file__).parents[2] / "demo" / "model"
-_WEIGHTS = ("openvino_model.xml", "openvino_model.bin")
-_NEEDED = (*_WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json")
+WEIGHTS_FILE = "openvino_model.bin"
+MANIFEST = "dray-model.json"
+_NEEDED = ("openvino_model.xml", WEIGHTS_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
 _MEANING = (
     "openvino_model.xml",
     "config.json",
@@ -26,6 +28,38 @@ _SAMPLES = 64
 
 class ModelFolderError(Exception):
     """The folder cannot be served; the message says what is missing or broken."""
+
+
+class UnknownModel(ModelFolderError):
+    """A name that is no folder, not in the catalog and no Hub id."""
+
+
+def is_folder(source: str) -> bool:
+    """Whether a model is given as a folder, and not by a name."""
+    return source.startswith((".", "/", "~")) or Path(source).is_dir()
+
+
+def known_as(source: str) -> str:
+    """The name under which a source is served unless a setting gives another."""
+    if source == BUNDLED:
+        return "dray-demo"
+    if is_folder(source):
+        return Path(source).expanduser().resolve().name.lower()
+    return source.rpartition("/")[2].lower()
+
+
+def folder_of(source: str, weight: str, models_dir: Path) -> Path:
+    """Where the model of this source is, or will be. Raises UnknownModel for a name that cannot be one."""
+    if source == BUNDLED:
+        return BUNDLED_FOLDER
+    if is_folder(source):
+        return Path(source).expanduser()
+    if source not in CATALOG and source.count("/") != 1:
+        raise UnknownModel(
+            f"{source!r} is no folder, not in the catalog (`dray models list`), and no Hub id of the form org/name"
+        )
+    slug = source.replace("/", "--").lower()
+    return models_dir / (slug if slug.endswith(f"-{weight}-ov") else f"{slug}-{weight}")
 
 
 @dataclass(frozen=True)
@@ -45,7 +79,7 @@ class ServedModel:
 
     @cached_property
     def weights_bytes(self) -> int:
-        return (self.folder / "openvino_model.bin").stat().st_size
+        return (self.folder / WEIGHTS_FILE).stat().st_size
 
     @cached_property
     def generation_defaults(self) -> dict[str, Any]:
@@ -66,19 +100,21 @@ class ServedModel:
             digest.update(name.encode() + (file.read_bytes() if file.is_file() else b""))
         size = self.weights_bytes
         digest.update(size.to_bytes(8, "little"))
-        with (self.folder / "openvino_model.bin").open("rb") as weights:
+        with (self.folder / WEIGHTS_FILE).open("rb") as weights:
             for piece in range(_SAMPLES):
                 weights.seek(piece * max(0, size - _SAMPLE_BYTES) // max(1, _SAMPLES - 1))
                 digest.update(weights.read(_SAMPLE_BYTES))
         return digest.hexdigest()
 
 
-def open_model(settings: ModelSettings) -> ServedModel:
-    """Checks the folder that the settings name. Raises ModelFolderError in one line a user can act on."""
-    bundled = settings.source == BUNDLED
-    folder = BUNDLED_FOLDER if bundled else Path(settings.source).expanduser()
+def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
+    """Checks the folder of the model that the settings name. Raises ModelFolderError in one line a user can act on."""
+    source = settings.source
+    folder = folder_of(source, settings.weight, models_dir)
     if not folder.is_dir():
-        raise ModelFolderError(f"model folder {folder} does not exist")
+        if source == BUNDLED or is_folder(source):
+            raise ModelFolderError(f"model folder {folder} does not exist")
+        raise ModelFolderError(f"{source} is not on this machine; fetch it with `dray models pull {source}`")
     missing = [name for name in _NEEDED if not (folder / name).is_file()]
     if missing:
         raise ModelFolderError(f"model folder {folder} lacks {', '.join(missing)}; make one with `dray models export`")
@@ -93,7 +129,7 @@ def open_model(settings: ModelSettings) -> ServedModel:
         )
     return ServedModel(
         settings=settings,
-        name=settings.name or ("dray-demo" if bundled else folder.resolve().name.lower()),
+        name=settings.name or known_as(source),
         folder=folder.resolve(),
         context_tokens=settings.context_tokens or made_for,
         created=int((folder / "openvino_model.xml").stat().st_mtime),
@@ -102,7 +138,7 @@ def open_model(settings: ModelSettings) -> ServedModel:
 
 def open_models(settings: Settings) -> list[ServedModel]:
     """Checks every model that is to be served. Raises ModelFolderError, also where two go by one name."""
-    models = [open_model(one) for one in settings.served]
+    models = [open_model(one, settings.models_dir) for one in settings.served]
     names = [name for model in models for name in model.names]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ModelFolderError(f"two models go by the name {twice[0]!r}; give each a `name` of its own")

@@ -1,0 +1,30 @@
+"""What the commands share: where they print, how they fail, and the settings they work under."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from cluster.settings import CONFIG_VARIABLE, Loaded, SettingsError, load
+
+out, err = Console(), Console(stderr=True)
+
+Config = Annotated[Path | None, typer.Option("--config", help="Settings file.", envvar=CONFIG_VARIABLE)]
+StateDir = Annotated[Path | None, typer.Option(help="Private folder of this Dray; one for each.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def fail(message: str) -> typer.Exit:
+    """Prints one line on standard error; raise the result."""
+    err.print(f"[red]error:[/red] {escape(message)}", soft_wrap=True, highlight=False)
+    return typer.Exit(1)
+
+
+def settled(config: Path | None, **overrides: Any) -> Loaded:
+    """The settings in force, or the end of the command."""
+    try:
+        return load({name.replace("__", "."): value for name, value in overrides.items()}, config)
+    except SettingsError as error:
+        raise fail(str(error)) from None

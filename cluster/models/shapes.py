@@ -1,0 +1,114 @@
+"""Models of a known shape with random weights: what they say means nothing, how fast they say it does."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cluster.models.export import Compression, ExportError, check_export_extra, export_model
+from cluster.models.folder import BUNDLED_FOLDER
+
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_QWEN3 = {"head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151_936, "tie_word_embeddings": True}
+_SHAPES: dict[str, dict[str, Any]] = {
+    # From each model's published config.json.
+    "deepseek-r1-distill-qwen-1.5b": {
+        "model_type": "qwen2",
+        "hidden_size": 1536,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "intermediate_size": 8960,
+        "vocab_size": 151_936,
+        "max_position_embeddings": 131_072,
+        "tie_word_embeddings": False,
+    },
+    "deepseek-r1-distill-qwen-7b": {
+        "model_type": "qwen2",
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18_944,
+        "vocab_size": 152_064,
+        "max_position_embeddings": 131_072,
+        "tie_word_embeddings": False,
+    },
+    "phi-3-mini": {
+        "model_type": "phi3",
+        "hidden_size": 3072,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "intermediate_size": 8192,
+        "vocab_size": 32_064,
+        "max_position_embeddings": 4096,
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+    },
+    "tinyllama-1.1b": {
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "intermediate_size": 5632,
+        "vocab_size": 32_000,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    },
+    "qwen3-0.6b": _QWEN3
+    | {
+        "model_type": "qwen3",
+        "hidden_size": 1024,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 40_960,
+    },
+    "qwen3-1.7b": _QWEN3
+    | {
+        "model_type": "qwen3",
+        "hidden_size": 2048,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "intermediate_size": 6144,
+        "max_position_embeddings": 40_960,
+    },
+    "qwen3-4b": _QWEN3
+    | {
+        "model_type": "qwen3",
+        "hidden_size": 2560,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "intermediate_size": 9728,
+        "max_position_embeddings": 40_960,
+    },
+}
+
+
+def make_random(target: Path, like: str, compression: Compression, **smaller: int) -> None:
+    """Writes an OpenVINO model of a catalog model's shape, with the bundled model's tokenizer.
+
+    Most of a large vocabulary decodes to nothing then. smaller: sizes of config.json to change, for tests.
+    Raises ExportError: without the extra `export`, or for a model whose shape is not known.
+    """
+    if like not in _SHAPES:
+        raise ExportError(f"no shape is known of {like!r}; known are {', '.join(_SHAPES)}")
+    if target.exists():
+        raise ExportError(f"{target} exists already; remove it or choose another name")
+    check_export_extra()
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig
+
+    shape = _SHAPES[like] | {"bos_token_id": 0, "eos_token_id": 1} | smaller
+    config = CONFIG_MAPPING[shape.pop("model_type")](**shape)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.generation_config = GenerationConfig(do_sample=False, bos_token_id=0, eos_token_id=1)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        model.save_pretrained(folder)
+        for name in _TOKENIZER:
+            shutil.copy(BUNDLED_FOLDER / name, folder)
+        del model
+        export_model(Path(folder), target, compression, origin={"source": f"random weights, shaped like {like}"})

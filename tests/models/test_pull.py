@@ -1,0 +1,207 @@
+"""Fetching models, by the `dray` command, from stand-ins of both hubs: whole, right and atomic, whatever breaks."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cluster.models.folder import BUNDLED_FOLDER
+from tests.models.hubs import COMMIT, TOKEN, Repository, StandIn, stand_in
+
+R1 = "deepseek-r1-distill-qwen-1.5b"
+R1_IR = "OpenVINO/DeepSeek-R1-Distill-Qwen-1.5B-int8-ov"
+BIN = "openvino_model.bin"
+VARIABLES = {"huggingface": "HF_ENDPOINT", "modelscope": "MODELSCOPE_ENDPOINT"}
+TOKENS = {"huggingface": "HF_TOKEN", "modelscope": "MODELSCOPE_API_TOKEN"}
+
+
+@dataclass
+class Machine:
+    """A user's machine: a home of its own, and a hub that it reaches."""
+
+    home: Path
+    hub: str
+    server: StandIn
+
+    @property
+    def store(self) -> Path:
+        return self.home / "models"
+
+    def dray(
+        self, *arguments: str, extra: dict[str, str] | None = None, before: Callable[[], None] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs `dray models ...`."""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("DRAY_", "HF_"))}
+        own = {
+            "HOME": str(self.home),
+            "DRAY_STATE_DIR": str(self.home / "s"),
+            "DRAY_MODELS_DIR": str(self.store),
+            "DRAY_HUB": self.hub,
+            VARIABLES[self.hub]: self.server.url,
+            "COLUMNS": "200",
+        }
+        return subprocess.run(
+            [sys.executable, "-m", "cluster.cli", "models", *arguments],
+            env=clean | own | (extra or {}),
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=before,
+        )
+
+    def refused(self, *arguments: str, extra: dict[str, str] | None = None) -> str:
+        """Runs a command that must fail with one error line, and leave no model; gives the line."""
+        ended = self.dray(*arguments, extra=extra)
+        assert ended.returncode == 1, ended.stdout
+        errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and ended.stderr.strip().endswith(errors[0]) and "Traceback" not in ended.stderr
+        assert self.models() == []
+        return errors[0]
+
+    def models(self) -> list[str]:
+        return sorted(one.name for one in self.store.glob("[!.]*")) if self.store.is_dir() else []
+
+
+@pytest.fixture(params=["huggingface", "modelscope"])
+def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]:
+    with stand_in(request.param) as server:
+        yield Machine(tmp_path, request.param, server)
+
+
+def same(folder: Path) -> bool:
+    """Whether a folder holds the bundled model, byte for byte."""
+    return all(
+        (folder / file.name).read_bytes() == file.read_bytes()
+        for file in BUNDLED_FOLDER.iterdir()
+        if file.name != "dray-model.json"
+    )
+
+
+def test_a_catalog_name_brings_the_ready_made_model(machine: Machine) -> None:
+    machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
+    machine.server.repositories[R1_IR].files["README.md"] = b"not needed"
+    ended = machine.dray("pull", R1)
+    assert ended.returncode == 0, ended.stderr
+    folder = machine.store / f"{R1}-int8"
+    assert machine.models() == [folder.name] and same(folder)
+    assert not (folder / "README.md").exists() and not (folder / ".cache").exists()
+    manifest = json.loads((folder / "dray-model.json").read_text())
+    assert (manifest["source"], manifest["hub"]) == (R1_IR, machine.hub)
+    assert manifest["revision"] == (COMMIT if machine.hub == "huggingface" else "master")
+    listed = json.loads(machine.dray("list", "--json").stdout)
+    assert [one["name"] for one in listed["installed"]] == [folder.name]
+    asked = len(machine.server.asked)
+    assert machine.dray("pull", R1).returncode == 0
+    assert len(machine.server.asked) == asked, "what is here is not asked for again"
+    assert machine.dray("remove", R1).returncode == 0
+    assert machine.models() == []
+
+
+def test_any_hub_id_works(machine: Machine) -> None:
+    machine.server.repositories["someone/Their-Model"] = Repository.of(BUNDLED_FOLDER)
+    assert machine.dray("pull", "someone/Their-Model").returncode == 0
+    assert machine.models() == ["someone--their-model-int8"]
+
+
+def test_a_dropped_connection_is_taken_up_where_it_broke(machine: Machine) -> None:
+    repository = machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
+    repository.files[BIN] = os.urandom(48 * 2**20)  # the clients write in pieces of up to 10 MiB
+    repository.dropped[BIN] = 2
+    ended = machine.dray("pull", R1)
+    assert ended.returncode == 0, ended.stderr
+    assert (machine.store / f"{R1}-int8" / BIN).read_bytes() == repository.files[BIN]
+    first, *later = machine.server.downloads(BIN)
+    assert first == 0 and later and all(start > 0 for start in later)
+
+
+def test_one_wrong_download_is_mended(machine: Machine) -> None:
+    repository = machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
+    repository.spoiled[BIN] = 1
+    ended = machine.dray("pull", R1)
+    assert ended.returncode == 0, ended.stderr
+    assert same(machine.store / f"{R1}-int8")
+
+
+def test_wrong_content_is_never_served(machine: Machine) -> None:
+    repository = machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
+    repository.spoiled[BIN] = 100
+    line = machine.refused("pull", R1)
+    assert BIN in line
+    repository.spoiled[BIN] = 0
+    assert machine.dray("pull", R1).returncode == 0
+    assert same(machine.store / f"{R1}-int8")
+
+
+def test_small_files_are_checked_too(machine: Machine) -> None:
+    repository = machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
+    repository.spoiled["tokenizer.json"] = 100
+    assert "tokenizer.json" in machine.refused("pull", R1)
+
+
+def test_a_disk_too_small_is_said_before_anything_comes(machine: Machine) -> None:
+    repository = machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
+    repository.listed[BIN] = 10**15
+    line = machine.refused("pull", R1)
+    assert "1000000.0 GB" in line and "free" in line
+    assert not machine.server.downloads(f"/{BIN}") and not machine.server.downloads(f"FilePath={BIN}")
+
+
+def test_a_disk_that_fills_up_is_one_line_and_the_next_try_goes_on(machine: Machine) -> None:
+    machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
+
+    def small_files_only() -> None:
+        # A file size limit fails a write as a full disk does.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+
+    ended = machine.dray("pull", R1, before=small_files_only)
+    assert ended.returncode == 1 and machine.models() == []
+    assert "Traceback" not in ended.stderr and "error: " in ended.stderr
+    assert machine.dray("pull", R1).returncode == 0
+    assert same(machine.store / f"{R1}-int8")
+
+
+def test_a_gated_model_wants_a_token(machine: Machine) -> None:
+    machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
+    machine.server.repositories[R1_IR].gated = True
+    assert TOKENS[machine.hub] in machine.refused("pull", R1_IR)
+    assert machine.dray("pull", R1_IR, extra={TOKENS[machine.hub]: TOKEN}).returncode == 0
+    assert machine.models() == ["openvino--deepseek-r1-distill-qwen-1.5b-int8-ov"]
+
+
+def test_what_is_not_there_is_said(machine: Machine) -> None:
+    assert "does not exist" in machine.refused("pull", "OpenVINO/nothing-int8-ov")
+    assert "no Hub id" in machine.refused("pull", "no-such-name")
+    unreachable = {VARIABLES[machine.hub]: "http://127.0.0.1:9"}
+    line = machine.refused("pull", R1, extra=unreachable)
+    assert "http://127.0.0.1:9" in line and "--source modelscope" in line and "HF_ENDPOINT" in line
+
+
+def test_up_with_a_name_that_cannot_be_had_leaves_nothing(machine: Machine) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "cluster.cli", "up", "--model", "OpenVINO/nothing-int8-ov", "--source", machine.hub],
+        env=os.environ
+        | {
+            VARIABLES[machine.hub]: machine.server.url,
+            "DRAY_MODELS_DIR": str(machine.store),
+            "DRAY_STATE_DIR": str(machine.home / "s"),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1 and "does not exist" in ended.stderr
+    assert machine.models() == [] and not (machine.home / "s").exists()
+
+
+def test_show_and_remove_say_what_they_do_not_know(machine: Machine) -> None:
+    shown = machine.dray("show", R1).stdout
+    assert "0.6" in shown and "0.95" in shown and "MIT" in shown and "no system prompt" in shown
+    assert "not in the catalog" in machine.refused("show", "nothing")
+    assert "not on this machine" in machine.refused("remove", R1)
+    assert "deletes only" in machine.refused("remove", str(BUNDLED_FOLDER))
