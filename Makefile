@@ -3,7 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: up down test lint clean
+# Export needs torch; its CPU build is at https://download.pytorch.org/whl/cpu (set PIP_EXTRA_INDEX_URL to that).
+TORCH ?= torch==2.13.0
+EXPORT_VENV := .venv-export
+
+.PHONY: up down test test-export lint clean
 
 up: $(VENV)/.serving
 	$(BIN)/dray up --detach
@@ -14,13 +18,16 @@ down:
 test: $(VENV)/.testing
 	$(BIN)/python -m pytest
 
+test-export: $(EXPORT_VENV)/.testing
+	$(EXPORT_VENV)/bin/python -m pytest tests/export
+
 lint: $(VENV)/.testing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(EXPORT_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -35,4 +42,13 @@ $(VENV)/.serving: $(BIN)/python pyproject.toml
 $(VENV)/.testing: $(VENV)/.serving
 	@echo "installing what the tests need into $(VENV) (once)"
 	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+# Apart from .venv: serving and its tests must do without torch. torchvision comes with optimum-intel, is not needed
+# for text, and breaks the import where its version does not match torch's.
+$(EXPORT_VENV)/.testing: pyproject.toml
+	$(PYTHON) -m venv $(EXPORT_VENV)
+	$(EXPORT_VENV)/bin/pip install --quiet $(TORCH)
+	$(EXPORT_VENV)/bin/pip install --quiet --editable '.[export,test]' $(TORCH)
+	$(EXPORT_VENV)/bin/pip uninstall --quiet --yes torchvision
 	touch $@

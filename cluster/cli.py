@@ -212,6 +212,10 @@ def status(as_json: AsJson = False, state_dir: StateDir = None, config: Config =
             f"{one['kv_used']:.0%}",
             str(one["restarts"]),
         )
+    awake = {one["model"] for one in report["replicas"]}
+    for name in report["models"]:
+        if name not in awake:
+            table.add_row(name, "(asleep)")
     out.print(f"{', '.join(report['models'])} at {report['url']}", highlight=False)
     out.print(table)
     answers = report["answers"]

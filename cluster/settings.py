@@ -73,6 +73,11 @@ class ModelSettings(Group):
         60,
         description="An engine process with work and no finished step for this long is killed and restarted.",
     )
+    sleep_after_s: Annotated[float, Field(ge=0)] = Field(
+        0,
+        description="Without a request for this long, the replicas end and free their cores; the next request starts "
+        "them and waits. 0: never.",
+    )
     start_timeout_s: Seconds = Field(300, description="An engine process must be ready within this time.")
 
 

@@ -80,6 +80,7 @@ class Router:
             for model, handle in engines
         ]
         self._by_name = {name: served for served in self._served for name in served.model.names}
+        self._may_sleep = {f"engine-{one.model.name}" for one in self._served if one.model.settings.sleep_after_s}
         cache = self._settings.cache
         self._cache = AnswerCache(cache, redis_url, self._metrics.cache_faults.inc) if cache.enabled else None
 
@@ -145,10 +146,10 @@ class Router:
         return self._json(http, {"status": "ok"})
 
     async def ready(self, http: HttpRequest) -> Response:
-        """GET /health/ready: every deployment has a running replica. The cache is no condition."""
+        """GET /health/ready: every deployment has a running replica, or sleeps. The cache is no condition."""
         try:
             async with asyncio.timeout(_READY_S):
-                self._lacking = await asyncio.to_thread(deployments_without_replicas)
+                self._lacking = await asyncio.to_thread(deployments_without_replicas, self._may_sleep)
         except (TimeoutError, RayError):
             # The controller is away, as when the head node restarts; what it said last still holds.
             log.warning("the Serve controller does not answer")
@@ -231,10 +232,14 @@ def sampling_for(request: ChatRequest, model: ServedModel, most: int) -> Samplin
     return Sampling(wish, temperature, top_p, request.seed)
 
 
-def deployments_without_replicas() -> list[str]:
-    """Deployments of this application that have no running replica, by the Serve controller's word."""
+def deployments_without_replicas(may_sleep: set[str]) -> list[str]:
+    """Deployments of this application that should have a running replica and have none, by the controller's word."""
     status = serve.status().applications[serve.get_replica_context().app_name]
-    return [name for name, one in status.deployments.items() if not one.replica_states.get("RUNNING")]
+    return [
+        name
+        for name, one in status.deployments.items()
+        if name not in may_sleep and not one.replica_states.get("RUNNING")
+    ]
 
 
 async def read_body(http: HttpRequest, most: int) -> bytes:

@@ -235,5 +235,43 @@ def random(
     out.print(f"{target} is ready: dray up --model {target}", highlight=False, soft_wrap=True)
 
 
+@app.command(epilog="Example: dray models compare ./r1-fp16 ./r1-int8 --questions questions.jsonl")
+def compare(
+    first: Annotated[str, typer.Argument(help="A model: folder, or name of one that is here.")],
+    second: Annotated[str, typer.Argument(help="The other.")],
+    questions: Annotated[Path, typer.Option(help='JSON Lines: {"question": "...", "answer": "..."}.')],
+    text: Annotated[Path | None, typer.Option(help="Text file to measure perplexity on.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, thinking included.")] = 2048,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Ask two models the same, greedily: how many answers agree, how many are right, and how well each knows a text."""
+    from cluster.models.compare import CompareError, compare, read_questions
+
+    settings = settled(config).settings
+    try:
+        with _failures(), err.status(f"asking {first}, then {second}"):
+            folders = [str(folder_of(one, settings.model.weight, settings.models_dir)) for one in (first, second)]
+            seen = compare(folders, read_questions(questions), text.read_text() if text else "", max_tokens)
+    except (CompareError, OSError) as error:
+        raise fail(str(error)) from None
+    if as_json:
+        out.print_json(data=asdict(seen))
+        return
+    table = Table("", escape(first), escape(second))
+    table.add_row("right answers", *(_share(value) for value in seen.accuracy))
+    table.add_row("perplexity", *("-" if value is None else f"{value:.3f}" for value in seen.perplexity))
+    out.print(table)
+    out.print(
+        f"{seen.questions} questions: {_share(seen.same_answer)} answered alike, "
+        f"{_share(seen.same_thinking)} with the very same thinking",
+        highlight=False,
+    )
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
 def _gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB"

@@ -1,0 +1,169 @@
+"""Export, with the real exporter: each architecture of the catalog, made on the spot, exported and served.
+
+Needs the extra `export`: `make test-export`.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cluster.models.export import Compression, ExportError, export_model
+from cluster.models.folder import BUNDLED_FOLDER
+from cluster.preflight import free_port
+from tests.conftest import Dray
+from tests.models.hubs import Repository, stand_in
+
+torch = pytest.importorskip("torch", reason="needs the extra `export`")
+
+from transformers import AutoModelForCausalLM  # noqa: E402
+
+from cluster.models.shapes import make_random  # noqa: E402
+
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "vocab_size": 2050,
+    "max_position_embeddings": 512,
+}
+LIKE = {
+    "qwen2": "deepseek-r1-distill-qwen-1.5b",
+    "qwen3": "qwen3-0.6b",
+    "phi3": "phi-3-mini",
+    "llama": "tinyllama-1.1b",
+}
+
+
+@pytest.fixture
+def dray() -> Iterator[Dray]:
+    folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
+    made = Dray(folder, free_port())
+    yield made
+    made.run("down")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def answers(dray: Dray, *up: str, **extra: str) -> None:
+    """Serves a model and has it answer."""
+    started = dray.run("up", "--detach", *up, **extra)  # type: ignore[arg-type]
+    assert started.returncode == 0, started.stderr
+    model = httpx.get(f"{dray.url}/models").json()["data"][0]["id"]
+    body = {"model": model, "messages": [{"role": "user", "content": "1+1=?"}], "max_tokens": 5, "temperature": 0}
+    made = httpx.post(f"{dray.url}/chat/completions", json=body, timeout=60)
+    assert made.status_code == 200, made.text
+    assert 1 <= made.json()["usage"]["completion_tokens"] <= 5
+
+
+@pytest.mark.parametrize("architecture", LIKE)
+def test_each_architecture_is_exported_and_served(dray: Dray, architecture: str) -> None:
+    target = dray.folder / architecture
+    make_random(target, LIKE[architecture], Compression(), **SMALL)
+    manifest = json.loads((target / "dray-model.json").read_text())
+    assert manifest["weight"] == "int8" and LIKE[architecture] in manifest["source"]
+    assert len(manifest["weights_blake2b"]) == 32 and set(manifest["versions"]) > {"openvino", "torch"}
+    assert json.loads((target / "config.json").read_text())["model_type"] == architecture
+    answers(dray, "--model", str(target))
+
+
+def weights(folder: Path) -> Path:
+    """Random weights of the bundled model's kind, in transformers' format."""
+    from transformers import Qwen2Config
+
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(Qwen2Config(**SMALL, bos_token_id=0, eos_token_id=1), dtype=torch.float32)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(BUNDLED_FOLDER / name, folder)
+    (folder / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.6, "top_p": 0.95}')
+    return folder
+
+
+def size(folder: Path) -> int:
+    return (folder / "openvino_model.bin").stat().st_size
+
+
+def test_formats_and_their_options(tmp_path: Path) -> None:
+    source = weights(tmp_path / "weights")
+    made = {}
+    for name, compression in {
+        "fp16": Compression("fp16"),
+        "int8": Compression("int8"),
+        "int4": Compression("int4", group_size=32),
+        "half": Compression("int4", group_size=32, ratio=0.5),
+    }.items():
+        export_model(source, tmp_path / name, compression)
+        made[name] = size(tmp_path / name)
+        assert "0.95" in (tmp_path / name / "generation_config.json").read_text()
+        assert (tmp_path / name / "chat_template.jinja").is_file()
+    assert made["int4"] < made["half"] < made["int8"] < made["fp16"]
+    manifest = json.loads((tmp_path / "half" / "dray-model.json").read_text())
+    assert (manifest["weight"], manifest["group_size"], manifest["ratio"]) == ("int4", 32, 0.5)
+
+
+def test_a_target_that_exists_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ExportError, match="exists already"):
+        export_model(weights(tmp_path / "weights"), tmp_path / "there", Compression())
+
+
+def test_broken_weights_leave_nothing(tmp_path: Path) -> None:
+    source = weights(tmp_path / "weights")
+    (source / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ExportError, match="could not export"):
+        export_model(source, tmp_path / "out", Compression())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["weights"]
+
+
+def test_a_models_own_code_runs_only_where_it_is_allowed(tmp_path: Path) -> None:
+    source = weights(tmp_path / "weights")
+    config = json.loads((source / "config.json").read_text())
+    config |= {"model_type": "theirs", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (source / "config.json").write_text(json.dumps(config))
+    ran = tmp_path / "ran"
+    (source / "code.py").write_text(
+        f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n"
+        "from transformers import Qwen2Config, Qwen2ForCausalLM\n"
+        "class C(Qwen2Config):\n    model_type = 'theirs'\n"
+        "class M(Qwen2ForCausalLM):\n    config_class = C\n"
+    )
+    with pytest.raises(ExportError, match="--trust-remote-code"):
+        export_model(source, tmp_path / "out", Compression())
+    assert not ran.exists()
+    with pytest.raises(ExportError, match="theirs"):  # the exporter knows no such architecture; but it read the code
+        export_model(source, tmp_path / "out", Compression(), remote_code=True)
+    assert ran.exists()
+
+
+@pytest.mark.parametrize("hub", ["huggingface", "modelscope"])
+def test_up_by_name_fetches_weights_and_exports_them(dray: Dray, tmp_path: Path, hub: str) -> None:
+    with stand_in(hub) as server:
+        server.repositories["Qwen/Qwen3-0.6B"] = Repository.of(weights(tmp_path / "weights"))
+        variable = "HF_ENDPOINT" if hub == "huggingface" else "MODELSCOPE_ENDPOINT"
+        store = dray.folder / "m"
+        extra = {variable: server.url, "DRAY_MODELS_DIR": str(store), "HOME": str(tmp_path)}
+        answers(dray, "--model", "qwen3-0.6b", "--source", hub, **extra)
+    assert [path.name for path in store.glob("[!.]*")] == ["qwen3-0.6b-int8"]
+    assert not list((store / ".partial").glob("*.weights")), "the weights are not needed any more"
+    manifest = json.loads((store / "qwen3-0.6b-int8" / "dray-model.json").read_text())
+    assert (manifest["source"], manifest["hub"], manifest["weight"]) == ("Qwen/Qwen3-0.6B", hub, "int8")
+
+
+def test_the_command_makes_a_random_model(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "cluster.cli", "models", "random", str(tmp_path / "out"), "--like", "nothing"],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1 and "deepseek-r1-distill-qwen-1.5b" in ended.stderr

@@ -1,0 +1,78 @@
+"""`dray models compare`: the bundled model beside a damaged copy of itself."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.models.compare import CompareError, perplexity, read_questions
+from cluster.models.folder import BUNDLED_FOLDER
+
+QUESTIONS = [{"question": f"What is {n} + {n + 7}?", "answer": str(2 * n + 7)} for n in range(20, 32)]
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    own = {"DRAY_LEASE_DIR": str(folder / "c"), "DRAY_MODEL__KV_CACHE_MB": "64"}
+    return subprocess.run(
+        [sys.executable, "-m", "cluster.cli", "models", "compare", *arguments],
+        env=os.environ | own,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model with noise in a part of its weights."""
+    folder = tmp_path_factory.mktemp("damaged") / "model"
+    shutil.copytree(BUNDLED_FOLDER, folder)
+    weights = np.fromfile(folder / "openvino_model.bin", dtype=np.uint8)
+    quarter = len(weights) // 4
+    rng = np.random.default_rng(1)
+    weights[quarter : 2 * quarter] ^= rng.integers(0, 16, quarter, dtype=np.uint8)
+    weights.tofile(folder / "openvino_model.bin")
+    return folder
+
+
+def test_a_damaged_model_answers_otherwise(tmp_path: Path, damaged: Path) -> None:
+    file, text = tmp_path / "questions.jsonl", tmp_path / "text.txt"
+    file.write_text("\n".join(map(json.dumps, QUESTIONS)))
+    text.write_text("鸡有23只，兔子有12只。" * 20)
+    ended = run(tmp_path, str(BUNDLED_FOLDER), str(damaged), "--questions", str(file), "--text", str(text), "--json")
+    assert ended.returncode == 0, ended.stderr
+    seen = json.loads(ended.stdout)
+    assert seen["questions"] == len(QUESTIONS)
+    assert seen["same_answer"] < 1 and seen["accuracy"][0] > seen["accuracy"][1]
+    assert 1 < seen["perplexity"][0] < seen["perplexity"][1]
+
+
+def test_perplexity_is_the_same_in_one_window_and_falls_on_known_text(tmp_path: Path) -> None:
+    known = (BUNDLED_FOLDER / "chat_template.jinja").read_text()
+    assert perplexity(BUNDLED_FOLDER, "鸡有23只，兔子有12只。" * 100) < perplexity(BUNDLED_FOLDER, known)
+    with pytest.raises(CompareError, match="two tokens"):
+        perplexity(BUNDLED_FOLDER, "")
+
+
+@pytest.mark.parametrize("line", ["{", '{"answer": "1"}', "[]", '"text"'])
+def test_a_wrong_line_is_named(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text(f'{{"question": "a"}}\n{line}\n')
+    with pytest.raises(CompareError, match="jsonl:2"):
+        read_questions(file)
+
+
+def test_what_cannot_be_compared_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"question": "a"}\n')
+    for arguments in (
+        (str(BUNDLED_FOLDER), str(tmp_path / "nothing"), "--questions", str(file)),
+        (str(BUNDLED_FOLDER), str(BUNDLED_FOLDER), "--questions", str(tmp_path / "nothing.jsonl")),
+    ):
+        ended = run(tmp_path, *arguments)
+        assert ended.returncode == 1 and ended.stderr.count("\n") == 1 and "nothing" in ended.stderr
