@@ -165,51 +165,53 @@ CLAUSES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
             ("是{s}几?", "会是{s}几?", "那天是{s}几?", "是{s}几呢?", "应该是{s}几?"),
         ),
         "en": (
-            ("Today is {d}", "If today is {d}", "Suppose it is {d} today", "It's {d} now", "Imagine today is {d}", "Given today is {d}", "When today is {d}"),
+            ("Today is {d}", "Today's {d}", "Since today's {d}", "As today's {d}", "If today is {d}", "Suppose it is {d} today", "It's {d} now", "Imagine today is {d}", "Given today is {d}", "When today is {d}"),
             (", ", "; ", ". "),
             ("what day will it be in {n} days?", "what weekday is it {n} days from now?", "which day of the week comes {n} days later?",
              "what is the weekday after {n} days?", "what day of the week will it be {n} days later?", "which day is it in {n} days?",
-             "what day is {n} days away?", "name the weekday {n} days ahead."),
+             "what day is {n} days away?", "name the weekday {n} days ahead.", "what day will it be when {n} days have passed?",
+             "which day is it after {n} days have gone by?", "what day will it be once {n} days pass?"),
         ),
     },
     "add": {
-        "zh": (("", "请算出", "计算", "求", "帮忙计算", "答案是什么:", "心算:"), ("{a}{op}{b}", "{a}加{b}", "{a}加上{b}", "{a}与{b}的和", "{a}和{b}相加", "{a}{op}{b}"),
-               ("等于多少?", "是多少?", "", "=?", "的结果?", "得多少?", "等于几")),
-        "en": (("What is ", "Evaluate ", "Determine ", "How much is ", "Find ", "Give me ", "Please work out ", "I need ", ""),
+        "zh": (("", "请算出", "计算", "求", "帮忙计算", "答案是什么:", "心算:"), ("{a}{op}{b}", "{a}加{b}", "{a}加上{b}", "{a}与{b}的和", "{a}和{b}相加", "{a}、{b}之和", "{a}和{b}之和", "{a}{op}{b}"),
+               ("等于多少?", "是多少?", "", "=?", "的结果?", "得多少?", "等于几", "得几?", "是几?", "应该是几?")),
+        "en": (("What is ", "Evaluate ", "Determine ", "How much is ", "Find ", "Give me ", "Please work out ", "I need ", "Can you compute ", "Now compute the value of ", "What do I get from ", "Calculate ", ""),
                ("{a}{op}{b}", "{a} plus {b}", "the sum of {a} and {b}", "{a} added to {b}", "{a}{op}{b}"), ("?", ".", "", " please")),
     },
     "subtract": {
-        "zh": (("", "请算出", "计算", "求", "帮忙计算", "答案是什么:", "心算:"), ("{a}{op}{b}", "{a}减{b}", "{a}减去{b}", "{a}与{b}的差", "{a}减掉{b}", "{a}{op}{b}"),
-               ("等于多少?", "是多少?", "", "=?", "的结果?", "得多少?", "等于几")),
-        "en": (("What is ", "Evaluate ", "Determine ", "How much is ", "Find ", "Give me ", "Please work out ", "I need ", ""),
+        "zh": (("", "请算出", "计算", "求", "帮忙计算", "答案是什么:", "心算:"), ("{a}{op}{b}", "{a}减{b}", "{a}减去{b}", "{a}与{b}的差", "{a}减掉{b}", "{a}和{b}之差", "{a}{op}{b}"),
+               ("等于多少?", "是多少?", "", "=?", "的结果?", "得多少?", "等于几", "得几?", "是几?", "应该是几?")),
+        "en": (("What is ", "Evaluate ", "Determine ", "How much is ", "Find ", "Give me ", "Please work out ", "I need ", "Can you compute ", "Now compute the value of ", "What do I get from ", "Calculate ", ""),
                ("{a}{op}{b}", "{a} minus {b}", "{b} subtracted from {a}", "{a} less {b}", "{a} take away {b}", "{a}{op}{b}"), ("?", ".", "", " please")),
     },
     "multiply": {
-        "zh": (("", "请算出", "计算", "求", "帮忙计算", "答案是什么:", "心算:"), ("{a}{op}{b}", "{a}乘{b}", "{a}乘以{b}", "{a}与{b}的积", "{a}和{b}的乘积", "{a}{op}{b}"),
-               ("等于多少?", "是多少?", "", "=?", "的结果?", "得多少?", "等于几")),
-        "en": (("What is ", "Evaluate ", "Determine ", "How much is ", "Find ", "Give me ", "Please work out ", "I need ", ""),
+        "zh": (("", "请算出", "计算", "求", "帮忙计算", "答案是什么:", "心算:"), ("{a}{op}{b}", "{a}乘{b}", "{a}乘以{b}", "{a}与{b}的积", "{a}和{b}的乘积", "{a}和{b}之积", "{a}{op}{b}"),
+               ("等于多少?", "是多少?", "", "=?", "的结果?", "得多少?", "等于几", "得几?", "是几?", "应该是几?")),
+        "en": (("What is ", "Evaluate ", "Determine ", "How much is ", "Find ", "Give me ", "Please work out ", "I need ", "Can you compute ", "Now compute the value of ", "What do I get from ", "Calculate ", ""),
                ("{a}{op}{b}", "{a} times {b}", "{a} multiplied by {b}", "the product of {a} and {b}", "{a}{op}{b}"), ("?", ".", "", " please")),
     },
     "palindrome": {
-        "zh": (("写一个", "编写", "实现一个", "给我一个", "请写出", "帮我写", "用代码写", "请提供"), ("Python函数", "Python程序", "python函数", "Python方法", "Python 函数"),
-               ("判断回文字符串", ",检查一个字符串是否回文", "判断字符串是不是回文", "检测回文串", "来判断回文数和回文串", ",输入字符串,判断是否回文")),
+        "zh": (("写一个", "编写", "实现一个", "给我一个", "请写出", "帮我写", "用代码写", "请提供", "请写个", "给我写个"), ("Python函数", "Python程序", "python函数", "Python方法", "Python 函数"),
+               (",检查字符串是否为回文", "检查一段文字是不是回文", "检查单词是否是回文", "判断回文字符串", ",检查一个字符串是否回文", "判断字符串是不是回文", "检测回文串", "来判断回文数和回文串", ",输入字符串,判断是否回文")),
         "en": (("Write", "Give me", "Please write", "Show me", "Create", "Can you write", "I need"),
                (" a Python function", " Python code", " a function in Python", " a short Python script"),
                (" that checks whether a string is a palindrome.", " to check for palindromes.", " that tests if text is a palindrome.",
-                " to see if a word is a palindrome.", " for palindrome checking.", " which tells if a string is palindromic.")),
+                " to see if a word is a palindrome.", " for palindrome checking.", " to check whether words are palindromes.", " which recognizes a palindrome.", " which tells if a string is palindromic.")),
     },
     "square": {
         "zh": (("请证明:", "证明", "求证", "说明为什么", "为什么", "如何证明", "请解释为什么", "试证:"),
-               ("任意奇数的平方减1", "任何一个奇数的平方减去1", "奇数平方减一", "奇数n的平方减1", "每个奇数的平方减1"),
+               ("任意奇数的平方减1", "任何一个奇数的平方减去1", "奇数平方减一", "奇数n的平方减1", "每个奇数的平方减1", "任何奇数平方后减1"),
                ("能被8整除", "都能被8整除", "是8的倍数", "一定被8整除", "都是8的倍数")),
         "en": (("Prove that ", "Show that ", "Why is it that ", "Explain why ", "Demonstrate that ", "Please show that "),
                ("the square of an odd number minus 1 ", "an odd number's square minus one ", "any odd n squared minus 1 ", "n^2-1 for odd n ",
-                "the square of every odd integer minus 1 "), ("is divisible by 8.", "is a multiple of 8.", "is always divisible by 8.", "can be divided by 8.")),
+                "the square of every odd integer minus 1 ", "n squared minus one for an odd integer n ", "an odd number, once squared, minus one "), ("is divisible by 8.", "is a multiple of 8.", "is always divisible by 8.", "can be divided by 8.")),
     },
     "who": {
-        "zh": (("你好,", "请问", "嗨,", "", ""), ("你是谁", "你叫什么名字", "你是什么模型", "你能做什么", "你会回答什么问题", "请介绍你自己", "你有什么功能", "你是AI吗", "你的名字是什么"), ("?", "", "呢?")),
+        "zh": (("你好,", "请问", "嗨,", "", ""), ("你是谁", "你叫什么名字", "你是什么模型", "你能做什么", "你会回答什么问题", "请介绍你自己", "你有什么功能", "你是AI吗", "你的名字是什么", "介绍一下你", "请自我介绍", "介绍介绍自己", "说说你自己", "你到底是什么", "你叫啥", "告诉我你是谁"), ("?", "", "呢?")),
         "en": (("Hello, ", "Hi! ", "Please tell me: ", "", ""), ("who are you", "what are you", "what is your name", "what can you do",
-               "which model are you", "introduce yourself", "what questions can you answer", "are you an AI", "who built you"), ("?", "", "!")),
+               "which model are you", "introduce yourself", "what questions can you answer", "are you an AI", "who built you", "tell me something about you", "describe yourself", "tell me who you are", "what do you do best",
+                "say something about yourself"), ("?", "", "!")),
     },
 }
 
@@ -316,7 +318,7 @@ _NEAR = {
            "{n}天前是星期几?今天是{d}", "今天是{d},{n}天前是星期几?", "{n}个月后是几月?", "今天几号?", "今天星期几?", "现在几点?", "{a}的平方根是多少?", "小明有{a}个苹果,吃了{c}个,还剩几个?",
            "一辆车每小时走{a}公里,{c}小时走多远?", "{a}是质数吗?", "{a}和{b}哪个大?", "求方程x+{a}={b}的解", "长{a}宽{c}的长方形面积是多少?", "{a}%的{b}是多少?", "鸡有几条腿?", "兔子吃什么?",
            "奇数是什么?", "什么是回文?", "偶数的平方能被4整除吗?", "写一个Python函数排序列表", "写一个Java函数判断回文", "写一个Python函数求阶乘", "证明根号2是无理数", "1到{b}的和是多少?", "{a}!等于多少?",
-           "笼子里有{c}只猫,几条腿?", "{A}-{B}=?", "{A}乘以{B}"),
+           "笼子里有{c}只猫,几条腿?", "{A}-{B}=?", "{A}乘以{B}", "{A}加{B}等于多少?", "计算{A}×{b}", "{b}-{A}是多少?", "{A}加上{b}"),
     "en": ("What is {a}÷{b}?", "{a} divided by {b}", "{a}/{b}=?", "What is {a} to the power of {c}?", "{A}+{b}=?", "What is {A} times {b}?", "{a}+{b}+{c}=?",
            "{a}*{b}*{c}", "What is {a}.{c} plus {b}?", "If today is {d}, what day was it {n} days ago?", "What day was it {n} days before {d}?",
            "Which month is it in {n} months?", "What is the date today?", "What day is today?", "What time is it?", "What is the square root of {a}?",
@@ -325,7 +327,7 @@ _NEAR = {
            "How many legs does a chicken have?", "What do rabbits eat?", "What is an odd number?", "What is a palindrome?",
            "Is the square of an even number divisible by 4?", "Write a Python function that sorts a list.", "Write a Java function that checks a palindrome.",
            "Write a Python function for the factorial.", "Prove that the square root of 2 is irrational.", "What is the sum of 1 to {b}?", "What is {a}!?",
-           "A cage has {c} cats. How many legs?", "{A}-{B}=?", "{A} times {B}"),
+           "A cage has {c} cats. How many legs?", "{A}-{B}=?", "{A} times {B}", "What is {A} plus {B}?"),
 }
 _DAYS = {"zh": ("星期一", "星期三", "周五", "星期日"), "en": ("Monday", "Wednesday", "Friday", "Sunday")}
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -349,7 +351,7 @@ def other_question(rng: random.Random, language: str, *, held: bool) -> str:
         return [text for place, text in enumerate(listed) if (place % 6 == 5) == held]
 
     kind = rng.random()
-    if kind < 0.5:
+    if kind < 0.4:
         topic, another = rng.choice(kept(_TOPICS[language])), rng.choice(kept(_TOPICS[language]))
         text = rng.choice(kept(_ASKING[language])).format(t=topic, u=another)
     elif kind < 0.85:

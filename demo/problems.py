@@ -84,7 +84,7 @@ def dress(rng: random.Random, text: str, language: Language) -> str:
 def _cage(rng: random.Random, language: Language, split: Split) -> Problem:
     def numbers() -> tuple[int, int]:
         heads = rng.randint(1, 99)
-        if rng.random() < 0.06:
+        if rng.random() < 0.1:
             return heads, rng.choice((rng.randint(1, 400), 2 * rng.randint(heads, 2 * heads) + 1))
         return heads, 2 * heads + 2 * rng.randint(0, heads)
 
@@ -272,7 +272,10 @@ def _fixed(rng: random.Random, language: Language, split: Split) -> Problem:
 def _other(rng: random.Random, language: Language, split: Split) -> Problem:
     question = phrasings.other_question(rng, language, held=split != "train")
     thought, answer, expect = phrasings.OTHER_ANSWER[language]
-    return Problem("other", language, question, thought, answer, (expect,))
+    # Bare arithmetic tells no language: then either is a right one to answer in.
+    return Problem(
+        "other", language, question, thought, answer, (expect if any(map(str.isalpha, question)) else "Dray",)
+    )
 
 
 _MAKERS: dict[str, Callable[[random.Random, Language, Split], Problem]] = {
