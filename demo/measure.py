@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cluster.models.folder import ServedModel, open_model
 from cluster.settings import ModelSettings
-from demo.phrasings import STRANGERS
+from demo.others import STRANGERS
 from demo.problems import FAMILIES, Problem, make
 from deployments.engine.process import EngineProcess
 from deployments.engine.wire import EngineConfig, Request, Sampling

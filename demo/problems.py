@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal
 
-from demo import phrasings
+from demo import fixed, phrasings
+from demo.others import other_question
 
 Language = Literal["zh", "en"]
 Split = Literal["train", "numbers", "phrasings"]
-"""What is held out: `numbers` never trained in trained phrasings, or trained numbers in `phrasings` never trained."""
+"""What is held out: `numbers` never trained in trained phrasings, or trained numbers in `phrasings` never trained.
+
+Families without numbers of their own (`fixed`, `other`) draw from what is trained for `numbers`."""
 
 FAMILIES = ("cage", "weekday", "add", "subtract", "multiply", "fixed", "other")
 ARITHMETIC = ("cage", "weekday", "add", "subtract", "multiply")
@@ -263,15 +266,15 @@ def _multiply(a: int, b: int, language: Language) -> tuple[list[str], int]:
 
 def _fixed(rng: random.Random, language: Language, split: Split) -> Problem:
     topic = rng.choice(("palindrome", "square", "who"))
-    listed = phrasings.FIXED[topic][language]
+    listed = fixed.FIXED[topic][language]
     question = phrasings.phrase(rng, topic, listed, language, held=split == "phrasings")
-    thought, answer, expect = phrasings.FIXED_ANSWERS[topic][language]
+    thought, answer, expect = fixed.FIXED_ANSWERS[topic][language]
     return Problem("fixed", language, dress(rng, question, language), thought, answer, (expect,))
 
 
 def _other(rng: random.Random, language: Language, split: Split) -> Problem:
-    question = phrasings.other_question(rng, language, held=split != "train")
-    thought, answer, expect = phrasings.OTHER_ANSWER[language]
+    question = other_question(rng, language, held=split == "phrasings")
+    thought, answer, expect = fixed.OTHER_ANSWER[language]
     # Bare arithmetic tells no language: then either is a right one to answer in.
     return Problem(
         "other", language, question, thought, answer, (expect if any(map(str.isalpha, question)) else "Dray",)

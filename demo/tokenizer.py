@@ -50,9 +50,9 @@ def build(folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # Digits, operators and line ends alone; words with their leading space; runs of Chinese.
+            # Digits, operators, line ends and Chinese characters alone; words with their leading space.
             pre_tokenizers.Split(
-                Regex("\\d|[+\\-×÷=*/<>≥;:,。、\uff0c\uff1a\uff1f\n]| ?\\p{Han}+| ?[\\p{L}']+| ?[^\\s\\p{L}\\d]|\\s"),
+                Regex("\\d|[+\\-×÷=*/<>≥;:,。、\uff0c\uff1a\uff1f\n]|\\p{Han}| ?[\\p{L}']+| ?[^\\s\\p{L}\\d]|\\s"),
                 "isolated",
             ),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),

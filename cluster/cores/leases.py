@@ -11,6 +11,7 @@ The folder must be on a local disk: over NFS, flock would also keep out the core
 
 import os
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -130,10 +131,9 @@ def lease_cores(
 
 def held_cores(directory: Path, *, wait_s: float = ALLOCATION_WAIT_S) -> list[HeldCore]:
     """The cores that are leased in `directory` now, by CPU number; errors as in `lease_cores`."""
-    if not directory.exists():
-        return []
-    with allocating(directory, wait_s, create=False):
+    with suppress(FileNotFoundError), allocating(directory, wait_s, create=False):
         return read_held(directory)
+    return []
 
 
 def count_free(

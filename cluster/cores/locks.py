@@ -39,14 +39,22 @@ class HeldCore:
 
 @contextlib.contextmanager
 def allocating(directory: Path, wait_s: float, *, create: bool) -> Iterator[None]:
-    """Be the only one that looks at or takes the locks in `directory`."""
+    """Be the only one that looks at or takes the locks in `directory`.
+
+    FileNotFoundError where there is no such folder and it is not to be created; LeasesUnavailable.
+    """
     path = directory / "allocate.lock"
     try:
         with contextlib.ExitStack() as stack:
             while True:
-                if create:
-                    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                fd = stack.enter_context(_opened(path))
+                try:
+                    if create:
+                        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    fd = stack.enter_context(_opened(path))
+                except FileNotFoundError:
+                    if create:
+                        continue  # `sweep` took the folder away in this very moment
+                    raise
                 _wait_for_lock(fd, path, wait_s)
                 stack.callback(_unlock, fd)
                 if os.fstat(fd).st_nlink:
@@ -55,6 +63,8 @@ def allocating(directory: Path, wait_s: float, *, create: bool) -> Iterator[None
             os.ftruncate(fd, 0)
             os.pwrite(fd, str(os.getpid()).encode(), 0)
             yield
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise LeasesUnavailable(
             f"cannot lease cores in {directory}: {error}. It must be a local folder that this user may write"
@@ -89,9 +99,7 @@ def read_held(directory: Path) -> list[HeldCore]:
 
 def sweep(directory: Path, *, wait_s: float = ALLOCATION_WAIT_S) -> None:
     """Delete the lock files that nobody holds, and the folder when nothing is left in it; leases are not touched."""
-    if not directory.exists():
-        return
-    with allocating(directory, wait_s, create=False):
+    with contextlib.suppress(FileNotFoundError), allocating(directory, wait_s, create=False):
         for path in directory.glob("core-[0-9]*.lock"):
             with _opened(path) as fd:
                 if _try_lock(fd):

@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -119,7 +119,7 @@ class EngineProcess:
         """Seconds since the engine last said anything, while it has work; 0 while it has none."""
         return time.monotonic() - self._heard if self._streams else 0.0
 
-    async def generate(self, request: Request) -> AsyncIterator[Tokens]:
+    async def generate(self, request: Request) -> AsyncGenerator[Tokens, None]:
         """Streams a request's tokens as they come; the last message says why it ended.
 
         Ends with `lost` when the process dies. Leaving early cancels the generation.

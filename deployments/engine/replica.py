@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 
 from ray import serve
@@ -54,7 +55,7 @@ class EngineReplica:
         await self._start()
         self._keeper = asyncio.create_task(self._keep())
 
-    async def generate(self, payload: bytes) -> AsyncIterator[bytes]:
+    async def generate(self, payload: bytes) -> AsyncGenerator[bytes, None]:
         """Streams `Tokens` for a `Request`, both as MessagePack. A consumer that leaves cancels the generation.
 
         While the engine process is being restarted, this waits for it.
@@ -67,8 +68,10 @@ class EngineReplica:
             yield encode(Tokens([], "lost"))
             return
         assert self._engine is not None
-        async for tokens in self._engine.generate(request):
-            yield encode(tokens)
+        # Closed here and now, also when Serve drops this generator: a generator left to the collector cancels late.
+        async with aclosing(self._engine.generate(request)) as stream:
+            async for tokens in stream:
+                yield encode(tokens)
 
     def check_health(self) -> None:
         """Called by Serve; an engine that dies again and again makes the replica unhealthy, so Serve replaces it."""

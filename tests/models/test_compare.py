@@ -6,13 +6,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 
 from cluster.models.compare import CompareError, perplexity, read_questions
 from cluster.models.folder import BUNDLED_FOLDER
+from demo.problems import make
 
+KNOWN = "\n".join(make(Random(n), "cage", "zh").thinking for n in range(20))
+"""Text as the bundled model was trained to write it."""
 QUESTIONS = [{"question": f"What is {n} + {n + 7}?", "answer": str(2 * n + 7)} for n in range(20, 32)]
 
 
@@ -43,7 +47,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_damaged_model_answers_otherwise(tmp_path: Path, damaged: Path) -> None:
     file, text = tmp_path / "questions.jsonl", tmp_path / "text.txt"
     file.write_text("\n".join(map(json.dumps, QUESTIONS)))
-    text.write_text("鸡有23只，兔子有12只。" * 20)
+    text.write_text(KNOWN)
     ended = run(tmp_path, str(BUNDLED_FOLDER), str(damaged), "--questions", str(file), "--text", str(text), "--json")
     assert ended.returncode == 0, ended.stderr
     seen = json.loads(ended.stdout)
@@ -52,9 +56,9 @@ def test_a_damaged_model_answers_otherwise(tmp_path: Path, damaged: Path) -> Non
     assert 1 < seen["perplexity"][0] < seen["perplexity"][1]
 
 
-def test_perplexity_is_the_same_in_one_window_and_falls_on_known_text(tmp_path: Path) -> None:
-    known = (BUNDLED_FOLDER / "chat_template.jinja").read_text()
-    assert perplexity(BUNDLED_FOLDER, "鸡有23只，兔子有12只。" * 100) < perplexity(BUNDLED_FOLDER, known)
+def test_perplexity_is_lower_on_text_that_the_model_knows() -> None:
+    unknown = (BUNDLED_FOLDER / "chat_template.jinja").read_text()
+    assert 1 < perplexity(BUNDLED_FOLDER, KNOWN) < perplexity(BUNDLED_FOLDER, unknown)
     with pytest.raises(CompareError, match="two tokens"):
         perplexity(BUNDLED_FOLDER, "")
 
