@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from cluster import haproxy
 from cluster.cores import sweep
 from cluster.preflight import Checked, LaunchError, check, free_port
 from cluster.redis import OwnRedis, RedisStartError
@@ -147,6 +148,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         # Without HAProxy, throughput mode puts the only proxy on the head node; both, or neither.
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy.command()),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),

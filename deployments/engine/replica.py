@@ -68,7 +68,6 @@ class EngineReplica:
             yield encode(Tokens([], "lost"))
             return
         assert self._engine is not None
-        # Closed here and now, also when Serve drops this generator: a generator left to the collector cancels late.
         async with aclosing(self._engine.generate(request)) as stream:
             async for tokens in stream:
                 yield encode(tokens)
