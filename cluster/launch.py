@@ -1,13 +1,12 @@
 """Bringing Dray up on one machine and taking it down: Redis, Ray, the Serve application, in that order."""
 
-import importlib
 import logging
 import os
 import secrets
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -19,14 +18,12 @@ from cluster import haproxy
 from cluster.cores import sweep
 from cluster.preflight import Checked, LaunchError, check, free_port
 from cluster.redis import OwnRedis, RedisStartError
+from cluster.serve_config import Engine, Routers, serve_config
 from cluster.settings import Settings
 from cluster.state import Record, hold, write_record
 
 log = logging.getLogger("dray.launch")
 
-APPLICATION = "deployments.app:build"
-"""Import path of the Serve application. Named, not imported: `cluster` knows nothing of requests."""
-SERVE_NAME = "dray"
 _OBJECT_STORE_BYTES = 80 * 2**20
 _STOP_S = 20.0
 _LOOK_S = 0.1
@@ -67,7 +64,7 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Cal
         stage("starting Ray")
         with _ray_errors_as_launch_errors():
             stack.enter_context(_ray(settings, found))
-            names = [model.name for model in found.models]
+            names = [engine.model.name for engine in found.engines]
             stage(f"loading {', '.join(names)} on {found.leased} cores")
             _serve(settings, found, redis_url)
         stage("ready", url=base_url(settings), models=names, redis=redis_url)
@@ -125,7 +122,7 @@ def _ray(settings: Settings, found: Checked) -> Iterator[None]:
             object_store_memory=_OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            namespace=SERVE_NAME,
+            namespace="dray",
             _temp_dir=str(folder / "ray"),
         )
         interrupt_on_sigterm()  # ray.init puts a handler of its own in its place
@@ -168,36 +165,38 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 def _serve(settings: Settings, found: Checked, redis_url: str) -> None:
-    """Deploys the application and waits until it serves. Raises LaunchError with what a replica said."""
+    """Deploys the applications and waits until they serve. Raises LaunchError with what a replica said."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    module, _, name = APPLICATION.partition(":")
-    build = getattr(importlib.import_module(module), name)
-    application = build({"settings": settings.model_dump_json(), "cores": found.cores, "redis_url": redis_url})
     serve.start(
         http_options={"host": settings.host, "port": settings.port},
         logging_config={"enable_access_log": False},
     )
-    # Not waiting in there: a replica that cannot start would be tried again for minutes before it says so.
-    target = serve.RunTarget(application, name=SERVE_NAME, route_prefix="/")
-    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-    patience = max(model.settings.start_timeout_s for model in found.models)
+    apply(Routers(settings, redis_url, found.engines))
+    patience = max(engine.model.settings.start_timeout_s for engine in found.engines)
     deadline = time.monotonic() + patience
     while True:
-        status = serve.status().applications.get(SERVE_NAME)
-        if status is not None and status.status == "RUNNING":
+        applications = serve.status().applications
+        if all(one.status == "RUNNING" for one in applications.values()):
             return
-        said = _failure(status)
+        said = next(filter(None, map(_failure, applications.values())), "")
         if said or time.monotonic() > deadline:
             raise LaunchError(said or f"not ready within {patience:.0f} s")
         time.sleep(_LOOK_S)
 
 
+def apply(routers: Routers, engines: Iterable[Engine] | None = None) -> None:
+    """Makes Serve run just these; what runs already as it should is left alone."""
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    # What `serve run` does with a config file; there is no public call that takes one.
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(serve_config(routers, engines)))
+
+
 def _failure(status: Any) -> str:
     """The line in which a replica said why it cannot start; empty while none did."""
-    if status is None:
-        return ""
     for deployment in status.deployments.values():
         for line in deployment.message.splitlines():
             if "EngineStartError" in line or "NotEnoughCores" in line:

@@ -11,6 +11,7 @@ import psutil
 
 from cluster.cores import NotEnoughCores, UsableCores, count_free, held_cores, usable_cores
 from cluster.models.folder import ModelFolderError, ServedModel, memory_needed, open_models
+from cluster.serve_config import Engine
 from cluster.settings import Settings
 
 _MOST_CORES = 8
@@ -26,16 +27,15 @@ class LaunchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What the checks found: the models to serve, by name the whole cores of each replica, and cores in all."""
+    """What the checks found: the engines to run, and the cores that may be leased in all."""
 
-    models: list[ServedModel]
-    cores: dict[str, int]
+    engines: tuple[Engine, ...]
     usable: int
 
     @property
     def leased(self) -> int:
         """Cores that all replicas lease together."""
-        return sum(model.settings.replicas * self.cores[model.name] for model in self.models)
+        return sum(engine.leased for engine in self.engines)
 
 
 def check(settings: Settings) -> Checked:
@@ -53,7 +53,9 @@ def check(settings: Settings) -> Checked:
     for model in models:
         _check_readable(model)
     usable = usable_cores()
-    found = Checked(models, _cores_each(models, usable.count), usable.count)
+    cores = _cores_each(models, usable.count)
+    engines = (Engine(settings, model, cores[model.name], model.settings.replicas) for model in models)
+    found = Checked(tuple(engines), usable.count)
     _check_cores(settings, found, usable)
     _check_memory(settings, models)
     return found
@@ -106,8 +108,8 @@ def _check_cores(settings: Settings, found: Checked, usable: UsableCores) -> Non
     free = count_free(settings.core_lock_dir, usable=usable)
     if found.leased > free:
         short = str(NotEnoughCores(found.leased, free, usable, tuple(held_cores(settings.core_lock_dir))))
-        sums = (f"{one.name}: {one.settings.replicas} x {found.cores[one.name]}" for one in found.models)
-        raise LaunchError(f"{short} ({', '.join(sums)})" if len(found.models) > 1 else short)
+        sums = (f"{one.model.name}: {one.replicas} x {one.cores}" for one in found.engines)
+        raise LaunchError(f"{short} ({', '.join(sums)})" if len(found.engines) > 1 else short)
 
 
 def _check_memory(settings: Settings, models: list[ServedModel]) -> None:

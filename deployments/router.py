@@ -10,14 +10,15 @@ from typing import Any
 import msgspec
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cluster.models.folder import ServedModel
-from cluster.settings import Settings
+from cluster.models.folder import ServedModel, open_models
+from cluster.serve_config import ENGINE, RouterArgs
 from deployments.answers import Answer, AnswerCache
 from deployments.dispatch import Dispatcher
 from deployments.engine.wire import Sampling
@@ -64,9 +65,10 @@ class Served:
 class Router:
     """One router replica: everything between the socket and the engines."""
 
-    def __init__(self, settings_json: str, redis_url: str, engines: list[tuple[ServedModel, Any]]) -> None:
-        """engines: each model with the Serve handle of its engine deployment."""
-        self._settings = Settings.model_validate_json(settings_json)
+    def __init__(self, args: dict[str, Any]) -> None:
+        """args: RouterArgs as JSON has them."""
+        given = RouterArgs.model_validate(args)
+        self._settings = given.settings
         configure_logging(self._settings.log_level)
         self._lacking = ["all"]
         self._metrics = RouterMetrics()
@@ -75,14 +77,21 @@ class Router:
                 model,
                 model.fingerprint,
                 Prompts(model),
-                Dispatcher(handle, self._metrics.carried_on.labels(model.name).inc),
+                Dispatcher(
+                    DeploymentHandle(ENGINE, given.engines[model.name]),
+                    self._metrics.carried_on.labels(model.name).inc,
+                ),
             )
-            for model, handle in engines
+            for model in open_models(self._settings)
         ]
         self._by_name = {name: served for served in self._served for name in served.model.names}
-        self._may_sleep = {f"engine-{one.model.name}" for one in self._served if one.model.settings.sleep_after_s}
+        self._needed = {
+            given.engines[one.model.name]: one.model.name
+            for one in self._served
+            if not one.model.settings.sleep_after_s
+        }
         cache = self._settings.cache
-        self._cache = AnswerCache(cache, redis_url, self._metrics.cache_faults.inc) if cache.enabled else None
+        self._cache = AnswerCache(cache, given.redis_url, self._metrics.cache_faults.inc) if cache.enabled else None
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return Starlette(
@@ -146,16 +155,16 @@ class Router:
         return self._json(http, {"status": "ok"})
 
     async def ready(self, http: HttpRequest) -> Response:
-        """GET /health/ready: every deployment has a running replica, or sleeps. The cache is no condition."""
+        """GET /health/ready: every model has a running replica, or sleeps. The cache is no condition."""
         try:
             async with asyncio.timeout(_READY_S):
-                self._lacking = await asyncio.to_thread(deployments_without_replicas, self._may_sleep)
+                self._lacking = await asyncio.to_thread(models_without_replicas, self._needed)
         except (TimeoutError, RayError):
             # The controller is away, as when the head node restarts; what it said last still holds.
             log.warning("the Serve controller does not answer")
         if self._lacking:
             missing = ", ".join(self._lacking)
-            raise ApiError(503, f"No running replica: {missing}.", code="not_ready", kind="server_error")
+            raise ApiError(503, f"No running engine replica of {missing}.", code="not_ready", kind="server_error")
         return self._json(http, {"status": "ok"})
 
     async def metrics(self, http: HttpRequest) -> Response:
@@ -232,13 +241,13 @@ def sampling_for(request: ChatRequest, model: ServedModel, most: int) -> Samplin
     return Sampling(wish, temperature, top_p, request.seed)
 
 
-def deployments_without_replicas(may_sleep: set[str]) -> list[str]:
-    """Deployments of this application that should have a running replica and have none, by the controller's word."""
-    status = serve.status().applications[serve.get_replica_context().app_name]
+def models_without_replicas(engines: dict[str, str]) -> list[str]:
+    """Models that have no running replica, by the controller's word. engines: model names by engine application."""
+    applications = serve.status().applications
     return [
-        name
-        for name, one in status.deployments.items()
-        if name not in may_sleep and not one.replica_states.get("RUNNING")
+        model
+        for name, model in engines.items()
+        if name not in applications or not applications[name].deployments[ENGINE].replica_states.get("RUNNING")
     ]
 
 

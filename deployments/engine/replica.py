@@ -5,12 +5,13 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 from ray import serve
 
 from cluster.cores import CoreLease, NotEnoughCores, check_affinity, lease_cores, repin
-from cluster.models.folder import ServedModel
-from cluster.settings import Settings
+from cluster.models.folder import open_model
+from cluster.serve_config import EngineArgs
 from deployments.engine.process import EngineProcess, EngineStartError
 from deployments.engine.wire import EngineConfig, Tokens, decode_request, encode
 from deployments.telemetry import EngineMetrics, configure_logging
@@ -28,18 +29,19 @@ class EngineReplica:
     """Streams token ids for prompts; keeps its engine process alive, making progress and on its cores."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, settings_json: str, model: ServedModel, cores: int
+        self, args: dict[str, Any]
     ) -> None:
-        """Ready when this returns: cores leased, model loaded, first inference done.
+        """Ready when this returns: cores leased, model loaded, first inference done. args: EngineArgs as JSON has them.
 
         Raises NotEnoughCores when no lease can be had within a minute, EngineStartError when the model
         cannot be loaded.
         """
-        self._settings = Settings.model_validate_json(settings_json)
-        configure_logging(self._settings.log_level)
+        given = EngineArgs.model_validate(args)
+        configure_logging(given.log_level)
+        model = open_model(given.model, given.models_dir)
         self._name = serve.get_replica_context().replica_id.unique_id
         self._metrics = EngineMetrics(model.name, self._name)
-        self._lease = await _lease(cores, self._settings.core_lock_dir, f"{model.name}/{self._name}")
+        self._lease = await _lease(given.cores, given.core_lock_dir, f"{model.name}/{self._name}")
         self._chosen = chosen = model.settings
         self._config = EngineConfig(
             model_dir=str(model.folder),
