@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from cluster.console import AsJson, Config, err, fail, out, settled
+from cluster.commands.console import AsJson, Config, err, fail, out, settled
 from cluster.models import store
 from cluster.models.catalog import CATALOG
 from cluster.models.export import Compression, ExportError, export_model

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cluster.settings import CONFIG_VARIABLE, Loaded, SettingsError, load
+from cluster.state import Record, read_record
 
 out, err = Console(), Console(stderr=True)
 
@@ -28,3 +29,12 @@ def settled(config: Path | None, **overrides: Any) -> Loaded:
         return load({name.replace("__", "."): value for name, value in overrides.items()}, config)
     except SettingsError as error:
         raise fail(str(error)) from None
+
+
+def found(config: Path | None, state_dir: Path | None) -> Record:
+    """The record of the running Dray, or the end of the command."""
+    folder = settled(config, state_dir=state_dir).settings.state_dir
+    record = read_record(folder)
+    if record is None:
+        raise fail("Dray is not running; start it with `dray up`")
+    return record

@@ -1,0 +1,156 @@
+"""`dray up` and `dray down`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Annotated
+
+import psutil
+import typer
+from rich.markup import escape
+
+from cluster.commands.console import Config, StateDir, err, fail, found, out, settled
+from cluster.commands.models import obtain_all
+from cluster.launch import base_url, clear, remove_folder_if_empty, running
+from cluster.preflight import LaunchError
+from cluster.settings import CONFIG_VARIABLE, Settings, environment
+from cluster.state import AlreadyRunning, is_held, read_record
+
+_TEND_S = 0.5
+_DOWN_S = 60.0
+
+
+def up(
+    model: Annotated[
+        str | None,
+        typer.Option(help="A name of the catalog, a Hub id or a folder; none serves the bundled model."),
+    ] = None,
+    weight: Annotated[str | None, typer.Option(help="Weight format of a named model: int8, int4 or fp16.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Where a named model is fetched from: huggingface or modelscope.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Engine replicas.")] = None,
+    cores: Annotated[int | None, typer.Option(help="Whole cores for each replica.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once it is ready.")] = False,
+    state_dir: StateDir = None,
+    config: Config = None,
+) -> None:
+    """Start Redis, Ray and the service on this machine; Ctrl-C stops all of it."""
+    settings = settled(
+        config,
+        model__source=model,
+        model__weight=weight,
+        hub=source,
+        host=host,
+        port=port,
+        model__replicas=replicas,
+        model__cores_per_replica=cores,
+        state_dir=state_dir,
+    ).settings
+    obtain_all(settings)
+    if detach:
+        _detach(settings)
+        return
+    try:
+        with (
+            err.status("starting") as status,
+            running(settings, lambda stage: status.update(escape(stage))) as tend,
+        ):
+            status.stop()
+            _greet(settings, "Ctrl-C")
+            while True:
+                tend()
+                time.sleep(_TEND_S)
+    except (LaunchError, AlreadyRunning) as error:
+        raise fail(str(error)) from None
+    except KeyboardInterrupt:
+        err.print("stopped")
+    finally:
+        remove_folder_if_empty(settings.state_dir)
+
+
+def _detach(settings: Settings) -> None:
+    """Starts `dray up` in a session of its own and waits for its record to say ready."""
+    folder = settings.state_dir
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = folder / "dray.log"
+    # The settings as they are in force here travel whole, so that the child reads no other file or flag.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("DRAY_")}
+    inherited |= environment(settings) | {CONFIG_VARIABLE: os.devnull}
+    with log.open("w") as sink:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "cluster.cli", "up"],
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+            env=inherited,
+        )
+    try:
+        with err.status("starting") as status:
+            while child.poll() is None:
+                record = read_record(folder)
+                if record and record.pid == child.pid:
+                    status.update(escape(record.stage))
+                    if record.stage == "ready":
+                        break
+                time.sleep(0.1)
+    except KeyboardInterrupt:
+        child.terminate()
+        child.wait()
+        raise typer.Exit(1) from None
+    if child.returncode is not None:
+        said = log.read_text(errors="replace").strip().splitlines()
+        if not is_held(folder):
+            log.unlink(missing_ok=True)
+            remove_folder_if_empty(folder)
+        raise fail(said[-1].removeprefix("error: ") if said else "it ended at once")
+    _greet(settings, "dray down")
+
+
+def _greet(settings: Settings, how_to_stop: str) -> None:
+    record = read_record(settings.state_dir)
+    names = record.models if record else []
+    url = base_url(settings)
+    body = json.dumps(
+        {
+            "model": names[0] if names else "",
+            "messages": [{"role": "user", "content": "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"}],
+        },
+        ensure_ascii=False,
+    )
+    out.print(
+        f"[green]Dray is ready[/green] at [bold]{url}[/bold], serving {escape(', '.join(names))}\n", highlight=False
+    )
+    out.print(
+        f"  curl {url}/chat/completions -H 'Content-Type: application/json' -d '{body}'\n",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+    out.print(f"  chat here: dray chat      what runs: dray status      stop: {how_to_stop}", highlight=False)
+
+
+def down(state_dir: StateDir = None, config: Config = None) -> None:
+    """Stop the Dray that runs here, and everything that it started."""
+    folder = settled(config, state_dir=state_dir).settings.state_dir
+    if folder.is_dir() and not is_held(folder):
+        clear(folder)  # a launcher that was killed could not clean up
+    record = found(config, state_dir)
+    try:
+        process = psutil.Process(record.pid)
+        process.send_signal(signal.SIGTERM)
+        with err.status("stopping"):
+            process.wait(_DOWN_S)
+    except psutil.NoSuchProcess:
+        pass
+    except psutil.TimeoutExpired:
+        raise fail(f"process {record.pid} has not ended within {_DOWN_S:.0f} s") from None
+    (folder / "dray.log").unlink(missing_ok=True)
+    remove_folder_if_empty(folder)
+    out.print("stopped")

@@ -1,0 +1,94 @@
+"""`dray status`."""
+
+from typing import Any
+
+import typer
+from rich.table import Table
+
+from cluster.client import ServerError, metrics
+from cluster.commands.console import AsJson, Config, StateDir, fail, found, out
+from cluster.state import Record
+
+
+def status(as_json: AsJson = False, state_dir: StateDir = None, config: Config = None) -> None:
+    """Show the replicas, their cores, the model, tokens a second, cache hits and Redis."""
+    record = found(config, state_dir)
+    if record.stage != "ready":
+        out.print(record.stage)
+        raise typer.Exit(3)
+    try:
+        report = _report(record)
+    except ServerError as error:
+        raise fail(str(error)) from None
+    if as_json:
+        out.print_json(data=report)
+        return
+    table = Table("model", "replica", "cores", "engine pid", "running", "tokens/s", "KV used", "restarts")
+    for one in report["replicas"]:
+        table.add_row(
+            one["model"],
+            one["replica"],
+            one["cpus"],
+            str(one["engine_pid"]),
+            str(one["running"]),
+            f"{one['tokens_per_s']:.0f}",
+            f"{one['kv_used']:.0%}",
+            str(one["restarts"]),
+        )
+    awake = {one["model"] for one in report["replicas"]}
+    for name in report["models"]:
+        if name not in awake:
+            table.add_row(name, "(asleep)")
+    out.print(f"{', '.join(report['models'])} at {report['url']}", highlight=False)
+    out.print(table)
+    answers = report["answers"]
+    out.print(
+        f"answers: {answers['hit']} from the cache, {answers['miss']} generated, {answers['bypass']} uncached; "
+        f"Redis: {report['redis']}",
+        highlight=False,
+    )
+
+
+def _report(record: Record) -> dict[str, Any]:
+    samples = metrics(record.url)
+
+    def by_replica(name: str) -> dict[str, float]:
+        return {labels["replica"]: value for labels, value in samples.get(name, [])}
+
+    running_now, rates = by_replica("dray_engine_running"), by_replica("dray_engine_tokens_per_second")
+    kv_used, restarts = by_replica("dray_engine_kv_used_ratio"), by_replica("dray_engine_restarts_total")
+    replicas = [
+        {
+            "model": labels["model"],
+            "replica": labels["replica"],
+            "cpus": labels["cpus"],
+            "engine_pid": int(labels["engine_pid"]),
+            "running": int(running_now.get(labels["replica"], 0)),
+            "tokens_per_s": rates.get(labels["replica"], 0.0),
+            "kv_used": kv_used.get(labels["replica"], 0.0),
+            "restarts": int(restarts.get(labels["replica"], 0)),
+        }
+        for labels, value in samples.get("dray_engine_info", [])
+        if value == 1
+    ]
+    counted = {labels["result"]: int(value) for labels, value in samples.get("dray_answer_cache_total", [])}
+    return {
+        "models": record.models,
+        "url": record.url,
+        "replicas": replicas,
+        "answers": {name: counted.get(name, 0) for name in ("hit", "miss", "bypass")},
+        "redis": _redis_state(record.redis),
+    }
+
+
+def _redis_state(url: str) -> str:
+    if not url:
+        return "off"
+    import redis
+
+    try:
+        with redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1) as client:
+            used: dict[str, Any] = client.info("memory")
+            return f"{client.dbsize()} answers, {used['used_memory_human']} of {used['maxmemory_human']}"
+    except (redis.RedisError, OSError):
+        return "not reachable; requests go on uncached"
