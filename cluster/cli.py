@@ -11,6 +11,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog="Example: dray up --model deepseek-r1-distill-qwen-1.5b --replicas 2 --detach")(lifecycle.up)
+app.command(epilog="Example: dray deploy --model ./r1-1.5b-tuned")(lifecycle.deploy)
 app.command(epilog="Example: dray down")(lifecycle.down)
 app.command(epilog="Example: dray status --json")(status.status)
 app.command(epilog="Example: dray chat")(chat.chat)

@@ -5,44 +5,104 @@ import os
 import secrets
 import shutil
 import signal
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import psutil
 
-from cluster import haproxy
+from cluster import haproxy, serving
 from cluster.cores import sweep
-from cluster.preflight import Checked, LaunchError, check, free_port
+from cluster.preflight import Checked, LaunchError, check, check_change, free_port
 from cluster.redis import OwnRedis, RedisStartError
-from cluster.serve_config import Engine, Routers, serve_config
-from cluster.settings import Settings
-from cluster.state import Record, hold, write_record
+from cluster.rollout import RolloutError, roll
+from cluster.serve_config import Routers
+from cluster.settings import Settings, fixed_that_differ
+from cluster.state import Record, Wish, hold, take_wish, write_record
 
 log = logging.getLogger("dray.launch")
 
 _OBJECT_STORE_BYTES = 80 * 2**20
 _STOP_S = 20.0
-_LOOK_S = 0.1
 _FOLDERS = ("ray", "h", "metrics")
 
 
+class Dray:
+    """A Dray that is up: what its launcher does now and then while it runs."""
+
+    def __init__(self, routers: Routers, usable: int, own: OwnRedis | None) -> None:
+        self._routers = routers
+        self._usable = usable
+        self._redis = own
+        self._folder = routers.settings.state_dir
+        self._rollout: Iterator[str] | None = None
+        self._wish: Wish | None = None
+        self._wanted = routers
+        self._record()
+
+    def tend(self) -> None:
+        """Revives Redis if it has died, and takes a deployment that was wished for one step further."""
+        if self._redis is not None and self._redis.revive():
+            log.warning("the Redis server had ended; started it again")
+        try:
+            if self._rollout is None:
+                self._take_wish()
+            else:
+                self._record(rollout=next(self._rollout))
+        except StopIteration:
+            self._routers = self._wanted
+            self._answer("")
+        except (RolloutError, LaunchError) as error:
+            self._answer(str(error))
+
+    def _take_wish(self) -> None:
+        self._wish = take_wish(self._folder)
+        if self._wish is None:
+            return
+        settings = Settings(**self._wish.settings)
+        if changed := fixed_that_differ(settings, self._routers.settings):
+            raise LaunchError(f"{', '.join(changed)} cannot change while Dray runs; dray down, then dray up")
+        found, free, beside = check_change(settings, self._routers.engines)
+        self._wanted = Routers(settings, self._routers.redis_url, found.engines)
+        ours = sum(engine.leased for engine in self._routers.engines)
+        self._rollout = roll(self._routers, self._wanted, min(free, self._usable - ours), beside=beside)
+
+    def _answer(self, refused: str) -> None:
+        self._rollout = None
+        assert self._wish is not None
+        self._record(answered=self._wish.id, refused=refused)
+
+    def _record(self, **news: str) -> None:
+        settings = self._routers.settings
+        names = [engine.model.name for engine in self._routers.engines]
+        write_record(
+            self._folder,
+            Record(
+                os.getpid(),
+                "ready",
+                url=base_url(settings),
+                models=names,
+                redis=self._routers.redis_url,
+                settings=settings.model_dump(mode="json"),
+                **news,
+            ),
+        )
+
+
 @contextmanager
-def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Dray]:
     """Dray, up and ready, for as long as the block runs; afterwards no process, port, lock or file of it is left.
 
-    on_stage: told what is being started. Gives a function to call now and then: it revives what has died.
+    on_stage: told what is being started. What it gives must be tended now and then.
     Raises LaunchError, AlreadyRunning.
     """
     folder = settings.state_dir
     interrupt_on_sigterm()
     with hold(folder), ExitStack() as stack:
 
-        def stage(name: str, **known: Any) -> None:
-            write_record(folder, Record(os.getpid(), name, settings=settings.model_dump(mode="json"), **known))
+        def stage(name: str) -> None:
+            write_record(folder, Record(os.getpid(), name, settings=settings.model_dump(mode="json")))
             on_stage(name)
 
         clear(folder)
@@ -64,16 +124,11 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Cal
         stage("starting Ray")
         with _ray_errors_as_launch_errors():
             stack.enter_context(_ray(settings, found))
-            names = [engine.model.name for engine in found.engines]
-            stage(f"loading {', '.join(names)} on {found.leased} cores")
-            _serve(settings, found, redis_url)
-        stage("ready", url=base_url(settings), models=names, redis=redis_url)
-
-        def tend() -> None:
-            if own is not None and own.revive():
-                log.warning("the Redis server had ended; started it again")
-
-        yield tend
+            names = ", ".join(engine.model.name for engine in found.engines)
+            stage(f"loading {names} on {found.leased} cores")
+            routers = Routers(settings, redis_url, found.engines)
+            serving.start(routers)
+        yield Dray(routers, found.usable, own)
 
 
 def base_url(settings: Settings) -> str:
@@ -154,6 +209,9 @@ def _environment(settings: Settings) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # How long a router that goes stays reachable, until HAProxy has heard of it (Serve's default is 30 s). HAProxy
+        # tries again elsewhere what is refused after that.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
         "RAY_SERVE_HAPROXY_MAXCONN": str(settings.router.max_connections),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "ray-token"),
@@ -162,49 +220,6 @@ def _environment(settings: Settings) -> dict[str, str]:
         "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
         "TRANSFORMERS_VERBOSITY": "error",
     }
-
-
-def _serve(settings: Settings, found: Checked, redis_url: str) -> None:
-    """Deploys the applications and waits until they serve. Raises LaunchError with what a replica said."""
-    from ray import serve
-
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(
-        http_options={"host": settings.host, "port": settings.port},
-        logging_config={"enable_access_log": False},
-    )
-    apply(Routers(settings, redis_url, found.engines))
-    patience = max(engine.model.settings.start_timeout_s for engine in found.engines)
-    deadline = time.monotonic() + patience
-    while True:
-        applications = serve.status().applications
-        if all(one.status == "RUNNING" for one in applications.values()):
-            return
-        said = next(filter(None, map(_failure, applications.values())), "")
-        if said or time.monotonic() > deadline:
-            raise LaunchError(said or f"not ready within {patience:.0f} s")
-        time.sleep(_LOOK_S)
-
-
-def apply(routers: Routers, engines: Iterable[Engine] | None = None) -> None:
-    """Makes Serve run just these; what runs already as it should is left alone."""
-    from ray.serve.context import _get_global_client
-    from ray.serve.schema import ServeDeploySchema
-
-    # What `serve run` does with a config file; there is no public call that takes one.
-    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(serve_config(routers, engines)))
-
-
-def _failure(status: Any) -> str:
-    """The line in which a replica said why it cannot start; empty while none did."""
-    for deployment in status.deployments.values():
-        for line in deployment.message.splitlines():
-            if "EngineStartError" in line or "NotEnoughCores" in line:
-                return f"the engine cannot start: {line.rsplit('Error: ', 1)[-1].strip()}"
-    if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-        lines = str(status.message).strip().splitlines()
-        return f"the application cannot start: {lines[-1] if lines else status.status}"
-    return ""
 
 
 def clear(folder: Path) -> None:

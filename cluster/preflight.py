@@ -3,6 +3,7 @@
 import errno
 import random
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,19 +47,41 @@ def check(settings: Settings) -> Checked:
             "the paths of the sockets below it would not fit"
         )
     _check_port(settings.host, settings.port)
+    usable = usable_cores()
+    found = _check_models(settings, usable)
+    _check_cores(settings, found, usable, count_free(settings.core_lock_dir, usable=usable))
+    base = settings.cache.memory_mb * 2**20 + _RUNTIME_BYTES
+    _check_memory(found.engines, base, available_memory())
+    return found
+
+
+def check_change(settings: Settings, running: Sequence[Engine]) -> tuple[Checked, int, bool]:
+    """Holds changed settings against the machine on which these engines run.
+
+    Gives what was found, how many cores nobody leases now, and whether there is memory for all new engines beside
+    those that run. Raises LaunchError where the new ones would not fit even alone.
+    """
+    usable = usable_cores()
+    found = _check_models(settings, usable)
+    free = count_free(settings.core_lock_dir, usable=usable)
+    _check_cores(settings, found, usable, free + sum(engine.leased for engine in running))
+    there = available_memory()
+    _check_memory(found.engines, 0, there + sum(memory_needed(engine.model) for engine in running))
+    names = {engine.application for engine in running}
+    added = sum(memory_needed(engine.model) for engine in found.engines if engine.application not in names)
+    return found, free, added <= there
+
+
+def _check_models(settings: Settings, usable: UsableCores) -> Checked:
     try:
         models = open_models(settings)
     except ModelFolderError as error:
         raise LaunchError(str(error)) from None
     for model in models:
         _check_readable(model)
-    usable = usable_cores()
     cores = _cores_each(models, usable.count)
     engines = (Engine(settings, model, cores[model.name], model.settings.replicas) for model in models)
-    found = Checked(tuple(engines), usable.count)
-    _check_cores(settings, found, usable)
-    _check_memory(settings, models)
-    return found
+    return Checked(tuple(engines), usable.count)
 
 
 def _check_port(host: str, port: int) -> None:
@@ -104,18 +127,15 @@ def _cores_each(models: list[ServedModel], usable: int) -> dict[str, int]:
     return {model.name: cores or share for model, cores, _ in wished}
 
 
-def _check_cores(settings: Settings, found: Checked, usable: UsableCores) -> None:
-    free = count_free(settings.core_lock_dir, usable=usable)
+def _check_cores(settings: Settings, found: Checked, usable: UsableCores, free: int) -> None:
     if found.leased > free:
         short = str(NotEnoughCores(found.leased, free, usable, tuple(held_cores(settings.core_lock_dir))))
         sums = (f"{one.model.name}: {one.replicas} x {one.cores}" for one in found.engines)
         raise LaunchError(f"{short} ({', '.join(sums)})" if len(found.engines) > 1 else short)
 
 
-def _check_memory(settings: Settings, models: list[ServedModel]) -> None:
-    needs = {model.name: memory_needed(model) for model in models}
-    base = settings.cache.memory_mb * 2**20 + _RUNTIME_BYTES
-    there = available_memory()
+def _check_memory(engines: Sequence[Engine], base: int, there: int) -> None:
+    needs = {engine.model.name: memory_needed(engine.model) for engine in engines}
     if base + sum(needs.values()) > there:
         sums = " + ".join(f"{name} {_gib(size)}" for name, size in needs.items())
         raise LaunchError(

@@ -189,6 +189,25 @@ class Settings(BaseSettings):
         return (init_settings,)
 
 
+FIXED = (
+    "host",
+    "port",
+    "state_dir",
+    "lease_dir",
+    "router.max_connections",
+    "cache.enabled",
+    "cache.url",
+    "cache.memory_mb",
+)
+"""Settings of what lies below the service, which stay as they are while Dray runs."""
+
+
+def fixed_that_differ(one: "Settings", other: "Settings") -> list[str]:
+    """Names of the fixed settings in which the two are not alike."""
+    first, second = leaves(one.model_dump(mode="json")), leaves(other.model_dump(mode="json"))
+    return [name for name in FIXED if first[name] != second[name]]
+
+
 class SettingsError(Exception):
     """A setting that is unknown, of the wrong type or out of range. The message names it and its source."""
 
@@ -281,6 +300,15 @@ def load(overrides: Mapping[str, Any] | None = None, config: Path | None = None)
     return Loaded(settings, origins)
 
 
+def with_fixed(loaded: Loaded, running: Mapping[str, Any]) -> Settings:
+    """The settings, with the fixed ones that nobody has set taken from those under which Dray runs."""
+    values, now = leaves(loaded.settings.model_dump(mode="json")), leaves(running)
+    for name in FIXED:
+        if loaded.origins[name] == "default":
+            values[name] = now[name]
+    return Settings(**_nest(values))
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         return leaves(YamlConfigSettingsSource(Settings, yaml_file=path)())
@@ -297,20 +325,3 @@ def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[leaf] = value
     return tree
-
-
-__all__ = [
-    "BUNDLED",
-    "CacheSettings",
-    "LimitSettings",
-    "Loaded",
-    "ModelSettings",
-    "RouterSettings",
-    "Settings",
-    "SettingsError",
-    "describe",
-    "environment",
-    "leaves",
-    "load",
-    "variable",
-]

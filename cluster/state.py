@@ -16,7 +16,11 @@ class AlreadyRunning(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What `dray status` and `dray down` need to find a running Dray. stage: "ready" once it serves."""
+    """What the other commands need to find a running Dray. stage: "ready" once it serves.
+
+    rollout: what a deployment is waiting for; empty while there is none. answered: the last wish that was carried out,
+    or refused, and then why.
+    """
 
     pid: int
     stage: str
@@ -24,14 +28,46 @@ class Record:
     models: list[str] = field(default_factory=list)
     redis: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    rollout: str = ""
+    answered: str = ""
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What `dray deploy` asks of the launcher: other settings."""
+
+    id: str
+    settings: dict[str, Any]
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Replaces the record in one step, so that no reader sees half of it."""
-    new = folder / "dray.json.new"
+    """Replaces the record."""
+    _replace(folder / "dray.json", asdict(record))
+
+
+def write_wish(folder: Path, wish: Wish) -> None:
+    """Leaves a wish for the launcher; one that it has not taken yet is replaced."""
+    _replace(folder / "wish.json", asdict(wish))
+
+
+def take_wish(folder: Path) -> Wish | None:
+    """The wish that lies there, which is then gone; None when there is none."""
+    path = folder / "wish.json"
+    try:
+        wish = Wish(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    path.unlink()
+    return wish
+
+
+def _replace(path: Path, content: dict[str, Any]) -> None:
+    # In one step, so that no reader sees half of it.
+    new = path.with_suffix(".new")
     new.touch(mode=0o600)
-    new.write_text(json.dumps(asdict(record), default=str))
-    new.replace(folder / "dray.json")
+    new.write_text(json.dumps(content, default=str))
+    new.replace(path)
 
 
 def read_record(folder: Path) -> Record | None:
@@ -74,5 +110,6 @@ def hold(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            (folder / "dray.json").unlink(missing_ok=True)
+            for name in ("dray.json", "wish.json"):
+                (folder / name).unlink(missing_ok=True)
             path.unlink()

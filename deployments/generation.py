@@ -29,10 +29,10 @@ def identity() -> str:
     return f"chatcmpl-{uuid.uuid4().hex}"
 
 
-def write_stream(request: ChatRequest) -> ChunkWriter:
-    """The writer for a streamed answer to `request`."""
+def write_stream(request: ChatRequest, fingerprint: str) -> ChunkWriter:
+    """The writer for a streamed answer to `request`. fingerprint: names the exact model."""
     wanted = request.stream_options is not None and request.stream_options.include_usage
-    return ChunkWriter(identity(), request.model, with_usage=wanted)
+    return ChunkWriter(identity(), request.model, fingerprint, with_usage=wanted)
 
 
 @dataclass(slots=True)
@@ -40,6 +40,7 @@ class Generation:
     """A cache miss on its way to becoming an answer."""
 
     request: ChatRequest
+    fingerprint: str
     prompt: Prompt
     sampling: Sampling
     reader: CompletionReader
@@ -70,6 +71,7 @@ class Generation:
         body = completion(
             identity(),
             self.request.model,
+            self.fingerprint,
             self.reader.reasoning,
             self.reader.answer,
             self._finish,
@@ -103,7 +105,7 @@ class Generation:
                 pass
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
-        writer, opened = write_stream(self.request), False
+        writer, opened = write_stream(self.request, self.fingerprint), False
         async with aclosing(self._deltas()) as deltas:
             try:
                 async for reasoning, text in deltas:

@@ -192,8 +192,10 @@ def _invalid(said: str) -> ApiError:
     )
 
 
-def completion(identity: str, model: str, reasoning: str, text: str, finish: str, usage: Usage) -> dict[str, Any]:
-    """The body of an unstreamed answer."""
+def completion(
+    identity: str, model: str, fingerprint: str, reasoning: str, text: str, finish: str, usage: Usage
+) -> dict[str, Any]:
+    """The body of an unstreamed answer. fingerprint: names the exact model."""
     message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
     if reasoning:
         message["reasoning_content"] = reasoning
@@ -202,6 +204,7 @@ def completion(identity: str, model: str, reasoning: str, text: str, finish: str
         "object": "chat.completion",
         "created": int(time.time()),
         "model": model,
+        "system_fingerprint": fingerprint,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
         "usage": usage.as_openai(),
     }
@@ -210,12 +213,13 @@ def completion(identity: str, model: str, reasoning: str, text: str, finish: str
 class ChunkWriter:
     """Writes the server-sent events of one streamed answer."""
 
-    def __init__(self, identity: str, model: str, *, with_usage: bool) -> None:
+    def __init__(self, identity: str, model: str, fingerprint: str, *, with_usage: bool) -> None:
         self._head = {
             "id": identity,
             "object": "chat.completion.chunk",
             "created": int(time.time()),
             "model": model,
+            "system_fingerprint": fingerprint,
         }
         self._with_usage = with_usage
 

@@ -44,6 +44,11 @@ class Served:
     dispatcher: Dispatcher
 
     @property
+    def name(self) -> str:
+        """The exact model, as clients are told it in `system_fingerprint`."""
+        return f"fp_{self.fingerprint[:12]}"
+
+    @property
     def subject(self) -> str:
         """What an answer of this model depends on beside the request: the exact model; the date, if it is told it."""
         return self.fingerprint + (datetime.date.today().isoformat() if self.prompts.reads_clock else "")
@@ -119,7 +124,7 @@ class Router:
         sampling = sampling_for(request, served.model, self._settings.limits.output_tokens)
         key = self._cache.key(served.subject, request, sampling) if self._cache else ""
         if self._cache and (known := await self._cache.get(key)):
-            return self._replay(request, known, began)
+            return self._replay(request, served, known, began)
         # Long prompts take the tokenizer milliseconds; the event loop has other streams to serve meanwhile.
         prompt = (
             await asyncio.to_thread(served.prompts.render, request.messages)
@@ -130,6 +135,7 @@ class Router:
         sampling = msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, room))
         generation = Generation(
             request=request,
+            fingerprint=served.name,
             prompt=prompt,
             sampling=sampling,
             reader=served.prompts.reader(prompt, request.stop_strings),
@@ -171,7 +177,7 @@ class Router:
         """GET /metrics: every Dray process of this node, for Prometheus."""
         return Response(await asyncio.to_thread(exposition), media_type=_METRICS_TYPE)
 
-    def _named(self, name: str) -> "Served":
+    def _named(self, name: str) -> Served:
         if (served := self._by_name.get(name)) is None:
             raise ApiError(
                 404,
@@ -181,16 +187,18 @@ class Router:
             )
         return served
 
-    def _replay(self, request: ChatRequest, known: Answer, began: float) -> Response:
+    def _replay(self, request: ChatRequest, served: Served, known: Answer, began: float) -> Response:
         headers = {"X-Dray-Cache": "hit", "Age": str(max(0, int(time.time() - known.made)))}
         self._metrics.count_answer(request.model, known.usage, "hit", time.perf_counter() - began)
         if request.stream:
-            writer = write_stream(request)
+            writer = write_stream(request, served.name)
             events = (
                 writer.opening() + writer.delta(known.reasoning, known.text) + writer.closing(known.finish, known.usage)
             )
             return Response(events, media_type="text/event-stream", headers=headers | STREAM_HEADERS)
-        body = completion(identity(), request.model, known.reasoning, known.text, known.finish, known.usage)
+        body = completion(
+            identity(), request.model, served.name, known.reasoning, known.text, known.finish, known.usage
+        )
         return Response(msgspec.json.encode(body), media_type="application/json", headers=headers)
 
     def _json(self, http: HttpRequest, body: dict[str, Any]) -> Response:

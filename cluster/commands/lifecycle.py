@@ -1,7 +1,8 @@
-"""`dray up` and `dray down`."""
+"""`dray up`, `dray deploy` and `dray down`."""
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -16,26 +17,30 @@ from cluster.commands.console import Config, StateDir, err, fail, found, out, se
 from cluster.commands.models import obtain_all
 from cluster.launch import base_url, clear, remove_folder_if_empty, running
 from cluster.preflight import LaunchError
-from cluster.settings import CONFIG_VARIABLE, Settings, environment
-from cluster.state import AlreadyRunning, is_held, read_record
+from cluster.settings import CONFIG_VARIABLE, Settings, environment, with_fixed
+from cluster.state import AlreadyRunning, Wish, is_held, read_record, write_wish
 
 _TEND_S = 0.5
 _DOWN_S = 60.0
 
 
+Model = Annotated[
+    str | None, typer.Option(help="A name of the catalog, a Hub id or a folder; none serves the bundled model.")
+]
+Weight = Annotated[str | None, typer.Option(help="Weight format of a named model: int8, int4 or fp16.")]
+Source = Annotated[str | None, typer.Option(help="Where a named model is fetched from: huggingface or modelscope.")]
+Replicas = Annotated[int | None, typer.Option(help="Engine replicas.")]
+Cores = Annotated[int | None, typer.Option(help="Whole cores for each replica.")]
+
+
 def up(
-    model: Annotated[
-        str | None,
-        typer.Option(help="A name of the catalog, a Hub id or a folder; none serves the bundled model."),
-    ] = None,
-    weight: Annotated[str | None, typer.Option(help="Weight format of a named model: int8, int4 or fp16.")] = None,
-    source: Annotated[
-        str | None, typer.Option(help="Where a named model is fetched from: huggingface or modelscope.")
-    ] = None,
+    model: Model = None,
+    weight: Weight = None,
+    source: Source = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
-    replicas: Annotated[int | None, typer.Option(help="Engine replicas.")] = None,
-    cores: Annotated[int | None, typer.Option(help="Whole cores for each replica.")] = None,
+    replicas: Replicas = None,
+    cores: Cores = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once it is ready.")] = False,
     state_dir: StateDir = None,
     config: Config = None,
@@ -59,12 +64,12 @@ def up(
     try:
         with (
             err.status("starting") as status,
-            running(settings, lambda stage: status.update(escape(stage))) as tend,
+            running(settings, lambda stage: status.update(escape(stage))) as dray,
         ):
             status.stop()
             _greet(settings, "Ctrl-C")
             while True:
-                tend()
+                dray.tend()
                 time.sleep(_TEND_S)
     except (LaunchError, AlreadyRunning) as error:
         raise fail(str(error)) from None
@@ -134,6 +139,42 @@ def _greet(settings: Settings, how_to_stop: str) -> None:
         markup=False,
     )
     out.print(f"  chat here: dray chat      what runs: dray status      stop: {how_to_stop}", highlight=False)
+
+
+def deploy(
+    model: Model = None,
+    weight: Weight = None,
+    source: Source = None,
+    replicas: Replicas = None,
+    cores: Cores = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+) -> None:
+    """Go over to changed settings or another model while Dray serves; no request fails, streams end where they are.
+
+    The settings are read anew, from all their sources, as `dray up` reads them.
+    """
+    loaded = settled(
+        config,
+        model__source=model,
+        model__weight=weight,
+        hub=source,
+        model__replicas=replicas,
+        model__cores_per_replica=cores,
+        state_dir=state_dir,
+    )
+    record = found(config, state_dir)
+    obtain_all(loaded.settings)
+    wish = Wish(secrets.token_hex(8), with_fixed(loaded, record.settings).model_dump(mode="json"))
+    write_wish(loaded.settings.state_dir, wish)
+    with err.status("deploying") as status:
+        while record.answered != wish.id:
+            time.sleep(0.1)
+            record = found(config, state_dir)
+            status.update(escape(record.rollout or "deploying"))
+    if record.refused:
+        raise fail(record.refused)
+    out.print(f"now serving {escape(', '.join(record.models))}", highlight=False)
 
 
 def down(state_dir: StateDir = None, config: Config = None) -> None:

@@ -1,0 +1,166 @@
+"""`dray deploy` under constant load: not one request fails, streams end where they began, and no answer is mixed up."""
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from cluster.models.folder import BUNDLED_FOLDER
+from tests.conftest import RABBITS, Dray
+
+TWO_CORES = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs a core for the old and one for the new")
+RIGHT = ("23", "12")
+
+
+@dataclass
+class Load:
+    """What came back while it ran: exact models by the number of answers, and all that went wrong."""
+
+    answers: dict[str, int] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+def tuned(folder: Path, seed: int) -> Path:
+    """Another version of the bundled model: its answers are alike, its fingerprint is not."""
+    model = folder / f"v{seed}"
+    shutil.copytree(BUNDLED_FOLDER, model)
+    defaults = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps(defaults | {"version": seed}))
+    return model
+
+
+@contextmanager
+def load(dray: Dray) -> Iterator[Load]:
+    """Four clients that ask on and on, whole and streamed, from the cache and not."""
+    seen, done, lock = Load(), threading.Event(), threading.Lock()
+
+    def ask(client: Any, number: int) -> str:
+        question, limit = {"role": "user", "content": RABBITS}, 300 + number % 50
+        if number % 2:
+            made = client.chat.completions.create(model="bot", messages=[question], max_tokens=limit)
+            text, finger = made.choices[0].message.content, made.system_fingerprint
+        else:
+            text, finger = "", ""
+            for chunk in client.chat.completions.create(
+                model="bot", messages=[question], max_tokens=limit, stream=True
+            ):
+                text += chunk.choices[0].delta.content or ""
+                finger = chunk.system_fingerprint
+        assert all(part in text for part in RIGHT), text
+        return str(finger)
+
+    def work(lane: int) -> None:
+        with openai.OpenAI(base_url=dray.url, api_key="none", max_retries=0, timeout=120) as client:
+            number = lane
+            while not done.is_set():
+                try:
+                    finger = ask(client, number)
+                    with lock:
+                        seen.answers[finger] = seen.answers.get(finger, 0) + 1
+                except (openai.OpenAIError, httpx.HTTPError, AssertionError) as error:
+                    seen.failures.append(repr(error))
+                number += 4
+
+    threads = [threading.Thread(target=work, args=(lane,)) for lane in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+def fingerprint(dray: Dray) -> str:
+    with openai.OpenAI(base_url=dray.url, api_key="none", max_retries=0, timeout=60) as client:
+        asked = [{"role": "user", "content": RABBITS}]
+        return str(client.chat.completions.create(model="bot", messages=asked).system_fingerprint)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cores", [pytest.param("1", marks=TWO_CORES, id="beside"), pytest.param("0", id="in turn")])
+def test_a_new_version_without_a_failed_request(another: Dray, cores: str) -> None:
+    settings = {"DRAY_MODEL__CORES_PER_REPLICA": cores, "DRAY_MODEL__NAME": "bot"}
+    old, new = tuned(another.folder, 1), tuned(another.folder, 2)
+    started = another.run("up", "--detach", "--model", str(old), **settings)  # type: ignore[arg-type]
+    assert started.returncode == 0, started.stderr
+    before = fingerprint(another)
+    [engine] = another.status()["replicas"]
+    with load(another) as seen:
+        time.sleep(1)
+        deployed = another.run("deploy", "--model", str(new), timeout=200, **settings)
+        assert deployed.returncode == 0, deployed.stderr
+        after = fingerprint(another)
+        time.sleep(1)
+    assert seen.failures == []
+    assert before != after and set(seen.answers) == {before, after}, seen.answers
+    [replaced] = another.status()["replicas"]
+    assert replaced["engine_pid"] != engine["engine_pid"] and replaced["cpus"].count(",") == engine["cpus"].count(",")
+
+
+def test_a_stream_ends_on_the_engine_it_began_on_and_settings_change(another: Dray) -> None:
+    """A long stream is under way while the limits change: it goes on, and those who come later meet the new limits."""
+    endless = another.folder / "endless"
+    shutil.copytree(BUNDLED_FOLDER, endless)
+    defaults = json.loads((endless / "generation_config.json").read_text())
+    defaults["eos_token_id"] = json.loads((endless / "config.json").read_text())["bos_token_id"]
+    (endless / "generation_config.json").write_text(json.dumps(defaults))
+    settings = {"DRAY_MODEL__NAME": "bot"}
+    assert another.run("up", "--detach", "--model", str(endless), **settings).returncode == 0  # type: ignore[arg-type]
+    [engine] = another.status()["replicas"]
+    counts: list[int] = []
+
+    def follow() -> None:
+        body = {"model": "bot", "messages": [{"role": "user", "content": "hi"}], "stream": True, "temperature": 0}
+        body |= {"stream_options": {"include_usage": True}}
+        with httpx.stream("POST", f"{another.url}/chat/completions", json=body, timeout=120) as answer:
+            events = [line[6:] for line in answer.iter_lines() if line.startswith("data: {")]
+        counts.append(json.loads(events[-1])["usage"]["total_tokens"])
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    changed = another.run("deploy", "--model", str(endless), DRAY_LIMITS__OUTPUT_TOKENS="5", timeout=200, **settings)
+    assert changed.returncode == 0, changed.stderr
+    thread.join()
+    assert counts == [2048], "the stream ran to the end of its context"
+    assert another.status()["replicas"][0]["engine_pid"] == engine["engine_pid"], "the engine is the same: it runs on"
+    body = {"model": "bot", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
+    later = httpx.post(f"{another.url}/chat/completions", json=body, timeout=60).json()
+    assert later["usage"]["completion_tokens"] == 5
+
+
+def test_what_cannot_be_deployed_is_refused_and_the_old_serves_on(another: Dray) -> None:
+    settings = {"DRAY_MODEL__NAME": "bot", "DRAY_MODEL__START_TIMEOUT_S": "20"}
+    assert another.run("up", "--detach", **settings).returncode == 0  # type: ignore[arg-type]
+    before = fingerprint(another)
+    broken = another.folder / "broken"
+    shutil.copytree(BUNDLED_FOLDER, broken)
+    # It passes for whole, and the engine cannot load it.
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "num_attention_heads": 0}))
+    for arguments, more, said in (
+        (["--model", str(another.folder / "nothing")], {}, "does not exist"),
+        (["--cores", "4000"], {}, "core"),
+        ([], {"DRAY_HOST": "127.0.0.2"}, "host cannot change"),
+        (["--model", str(broken)], {}, "the engine cannot start"),
+    ):
+        refused = another.run("deploy", *arguments, timeout=200, **(settings | more))
+        assert refused.returncode == 1 and said in refused.stderr, refused.stderr
+        assert refused.stderr.count("\n") == 1
+        assert fingerprint(another) == before
+    assert another.run("deploy", timeout=200, **settings).returncode == 0
+
+
+def test_deploy_without_up(another: Dray) -> None:
+    ended = another.run("deploy")
+    assert ended.returncode == 1 and "not running" in ended.stderr
