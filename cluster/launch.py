@@ -14,7 +14,7 @@ import psutil
 
 from cluster import haproxy, serving
 from cluster.cores import sweep
-from cluster.preflight import Checked, LaunchError, check, check_change, free_port
+from cluster.preflight import Checked, LaunchError, check, check_change, port_block
 from cluster.redis import OwnRedis, RedisStartError
 from cluster.rollout import RolloutError, roll
 from cluster.serve_config import Routers
@@ -123,7 +123,7 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Dra
             redis_url = own.url
         stage("starting Ray")
         with _ray_errors_as_launch_errors():
-            stack.enter_context(_ray(settings, found))
+            stack.enter_context(_ray(settings, found, stack.enter_context(port_block())))
             names = ", ".join(engine.model.name for engine in found.engines)
             stage(f"loading {names} on {found.leased} cores")
             routers = Routers(settings, redis_url, found.engines)
@@ -159,9 +159,9 @@ def _ray_errors_as_launch_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _ray(settings: Settings, found: Checked) -> Iterator[None]:
+def _ray(settings: Settings, found: Checked, ports: range) -> Iterator[None]:
     folder = settings.state_dir
-    os.environ.update(_environment(settings))
+    os.environ.update(_environment(settings, ports))
     import ray
 
     token = folder / "ray-token"
@@ -192,9 +192,11 @@ def _ray(settings: Settings, found: Checked) -> Iterator[None]:
         token.unlink(missing_ok=True)
 
 
-def _environment(settings: Settings) -> dict[str, str]:
+def _environment(settings: Settings, ports: range) -> dict[str, str]:
     """What Ray and Serve read from the environment when they are imported."""
     folder = settings.state_dir
+    metrics, stats, fallback, *replicas = ports
+    http, grpc = replicas[: len(replicas) // 2], replicas[len(replicas) // 2 :]
     proxy = folder / "h"  # short: a node id of 56 characters and a socket's name follow, and paths end at 107
     return {
         # Without HAProxy, throughput mode puts the only proxy on the head node; both, or neither.
@@ -206,8 +208,13 @@ def _environment(settings: Settings) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "m.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http[-1]),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc[-1]),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         # How long a router that goes stays reachable, until HAProxy has heard of it (Serve's default is 30 s). HAProxy
         # tries again elsewhere what is refused after that.

@@ -3,8 +3,8 @@
 import errno
 import random
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from cluster.settings import Settings
 _MOST_CORES = 8
 _RUNTIME_BYTES = 900 * 2**20
 _LONGEST_STATE_DIR = 40
-_OWN_PORTS = range(20_000, 30_000)
+_BLOCKS = range(20_000, 30_000, 100)
+_SINGLE_PORTS = range(30_000, 32_000)
 _CGROUP_MEMORY = Path("/sys/fs/cgroup")
 
 
@@ -99,14 +100,36 @@ def _check_port(host: str, port: int) -> None:
 def free_port() -> int:
     """A TCP port on which nothing listens, on any address.
 
-    Drawn from between the ports of Ray's workers and those of Serve's replicas, and below the range from which the
-    kernel gives ports to clients: there, another connection could take it before it is used.
+    Drawn from below the range from which the kernel gives ports to clients: there, another connection could take it
+    before it is used.
     """
     while True:
-        port = random.choice(_OWN_PORTS)
+        port = random.choice(_SINGLE_PORTS)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("0.0.0.0", port))
             return port
+
+
+@contextmanager
+def port_block() -> Iterator[range]:
+    """Ports that no other Dray on this machine has, for as long as the block runs.
+
+    HAProxy and Serve's replicas bind theirs with SO_REUSEPORT: two Drays that chose one would share its connections.
+    """
+    starts = list(_BLOCKS)
+    random.shuffle(starts)
+    for start in starts:
+        with socket.socket() as mark:
+            try:
+                mark.bind(("127.0.0.1", start))
+                for port in range(start + 1, start + _BLOCKS.step):
+                    with socket.socket() as probe:
+                        probe.bind(("0.0.0.0", port))
+            except OSError:
+                continue
+            yield range(start + 1, start + _BLOCKS.step)
+            return
+    raise LaunchError(f"no {_BLOCKS.step} ports in a row are free between {_BLOCKS.start} and {_BLOCKS.stop}")
 
 
 def _check_readable(model: ServedModel) -> None:

@@ -86,6 +86,13 @@ class RouterSettings(Group):
 
     replicas: Positive = Field(1, description="Router replicas; HAProxy spreads connections over them.")
     max_connections: Positive = Field(4096, description="Connections that HAProxy takes at a time.")
+    thinking_field: Literal["reasoning_content", "reasoning", "both"] = Field(
+        "reasoning_content",
+        description="Where chat completions tell the thinking: DeepSeek's name, vLLM's newer one, or both.",
+    )
+    keep_alive_s: Seconds = Field(
+        10, description="A stream that has nothing to say for this long gets a comment, so that no proxy cuts it."
+    )
 
 
 class LimitSettings(Group):
@@ -95,6 +102,12 @@ class LimitSettings(Group):
     messages: Positive = Field(1024, description="Most messages in one request.")
     stop_strings: Positive = Field(4, description="Most stop strings in one request.")
     stop_string_chars: Positive = Field(256, description="Longest stop string, in characters.")
+    choices: Positive = Field(8, description="Most choices (`n`, or prompts) of one request.")
+    tools: Positive = Field(128, description="Most tools in one request.")
+    json_depth: Positive = Field(64, description="Deepest nesting of a schema, or of a chat template's arguments.")
+    schema_parts: Positive = Field(
+        1000, description="Most parts of the schemas that an answer is held to: each is work in the engine's steps."
+    )
     output_tokens: Positive = Field(
         8192,
         description="Most completion tokens of one request, thinking included; larger wishes are cut to it.",
@@ -103,6 +116,9 @@ class LimitSettings(Group):
         256, description="Requests that each replica holds beyond those it decodes; further ones get 503."
     )
     request_timeout_s: Seconds = Field(600, description="Longest time for one request, in seconds (408 beyond it).")
+    client_stall_s: Seconds = Field(
+        60, description="A client that does not read its stream for this long, in seconds, is cut off."
+    )
 
 
 class CacheSettings(Group):

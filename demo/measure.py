@@ -18,7 +18,7 @@ from demo.problems import FAMILIES, Problem, make
 from deployments.engine.process import EngineProcess
 from deployments.engine.wire import EngineConfig, Request, Sampling
 from deployments.prompts import Prompts
-from deployments.protocol import Message
+from deployments.question import Question, Turn
 
 _SEED = 20_260
 _AT_A_TIME = 32
@@ -36,12 +36,14 @@ async def answers(engine: EngineProcess, prompts: Prompts, questions: Sequence[s
     room = asyncio.Semaphore(_AT_A_TIME)
 
     async def ask(question: str) -> str:
-        prompt = prompts.render([Message("user", question)])
-        reader = prompts.reader(prompt, [])
+        asked = Question((Turn("user", question),), Sampling(_MAX_TOKENS))
+        prompt = prompts.render(asked)
+        reader = prompts.reader(asked, prompt)
         async with room:
-            async for tokens in engine.generate(Request(prompt.ids, Sampling(_MAX_TOKENS))):
+            async for tokens in engine.generate(Request(prompt.ids, asked.sampling)):
                 reader.feed(tokens.ids)
-        return reader.answer
+        reader.finish()
+        return reader.text
 
     return await asyncio.gather(*map(ask, questions))
 

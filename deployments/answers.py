@@ -16,34 +16,13 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from cluster.settings import CacheSettings
-from deployments.engine.wire import Sampling
-from deployments.protocol import ChatRequest, Usage
+from deployments.question import Answer, Question
 
 log = logging.getLogger("dray.answers")
 
-_FORMAT = b"\x01"
+_FORMAT = b"\x02"
 _COMPRESS_OVER_BYTES = 512
 _LOG_EVERY_S = 30.0
-
-
-class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """A complete answer, as it is stored. made: Unix time in seconds."""
-
-    reasoning: str
-    text: str
-    finish: str
-    usage: Usage
-    made: float
-
-
-class _Subject(msgspec.Struct, frozen=True, array_like=True):
-    """What a key is the hash of, in one canonical form: equal requests give equal bytes."""
-
-    model: str
-    namespace: str
-    messages: list[tuple[str, str]]
-    sampling: Sampling
-    stop: list[str]
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -66,21 +45,17 @@ class AnswerCache:
         )
         self._logged = 0.0
 
-    def key(self, model: str, request: ChatRequest, sampling: Sampling) -> str:
-        """The key of a request's answer. model: names the exact model, and whatever else its prompts hold."""
-        subject = _Subject(
-            model,
-            self._settings.namespace,
-            [(message.role, message.text()) for message in request.messages],
-            sampling,
-            request.stop_strings,
-        )
-        return "dray:answer:" + blake2b(_encode(subject), digest_size=20).hexdigest()
+    def key(self, subject: str, question: Question) -> str:
+        """The key of a question's answer. subject: names the exact model, and whatever else its prompts hold."""
+        body = _encode((subject, self._settings.namespace, question))
+        return "dray:answer:" + blake2b(body, digest_size=20).hexdigest()
 
-    def keeps(self, sampling: Sampling, finish: str) -> bool:
+    def keeps(self, question: Question, answer: Answer) -> bool:
         """Whether the policy keeps such an answer: complete, and deterministic unless all are kept."""
+        sampling = question.sampling
         deterministic = sampling.temperature == 0 or sampling.seed is not None
-        return finish == "stop" and (deterministic or self._settings.store == "all")
+        complete = all(choice.finish != "length" for choice in answer.choices)
+        return complete and (deterministic or self._settings.store == "all")
 
     async def get(self, key: str) -> Answer | None:
         """The stored answer; None when there is none or Redis does not say in time."""

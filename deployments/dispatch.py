@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from deployments.engine.wire import Request, Tokens, decode_tokens, encode
-from deployments.protocol import ApiError, overloaded
+from deployments.protocol.errors import ApiError, overloaded
 
 log = logging.getLogger("dray.dispatch")
 
@@ -37,12 +37,13 @@ class Dispatcher:
         """
         made: list[int] = []
         for attempt in range(_ATTEMPTS):
-            sampling = msgspec.structs.replace(request.sampling, max_tokens=request.sampling.max_tokens - len(made))
-            rest = Request(request.prompt + made, sampling)
-            async with aclosing(self._attempt(rest)) as stream:
+            again = len(made) if request.sampling.grammar is not None else 0
+            async with aclosing(self._attempt(_rest(request, made))) as stream:
                 async for tokens in stream:
                     if tokens.finish == "lost":
                         break
+                    if again:
+                        tokens, again = _news(tokens, made, again)
                     made += tokens.ids
                     # A prompt that was carried on finds its own beginning in no cache the client would know of.
                     yield msgspec.structs.replace(tokens, cached=0) if attempt else tokens
@@ -76,6 +77,37 @@ class Dispatcher:
         finally:
             if not finished:
                 response.cancel()
+
+
+def _rest(request: Request, made: list[int]) -> Request:
+    """What is left to do. A grammar begins at its beginning: then all is made again, by the same seed."""
+    sampling = request.sampling
+    if not made or sampling.grammar is not None:
+        return request
+    left = msgspec.structs.replace(
+        sampling,
+        max_tokens=sampling.max_tokens - len(made),
+        min_tokens=max(0, sampling.min_tokens - len(made)),
+    )
+    return Request(request.prompt + made, left)
+
+
+def _news(tokens: Tokens, made: list[int], again: int) -> tuple[Tokens, int]:
+    """Of tokens that are being made again, what is new, and how many are still to come again.
+
+    Raises ApiError 500 where they are others: the client has the first ones.
+    """
+    start = len(made) - again
+    repeated = min(again, len(tokens.ids))
+    if tokens.ids[:repeated] != made[start : start + repeated]:
+        raise ApiError(
+            500,
+            "An engine failed in the middle of this answer, and another made it differently.",
+            code="engine_failed",
+            kind="server_error",
+        )
+    rest = msgspec.structs.replace(tokens, ids=tokens.ids[repeated:], logprobs=tokens.logprobs[repeated:])
+    return rest, again - repeated
 
 
 def _refuse(tokens: Tokens) -> None:

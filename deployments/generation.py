@@ -1,165 +1,213 @@
-"""One answer being made: tokens from an engine, read into text, sent as JSON or as server-sent events, then kept."""
+"""One answer being made: a question's tokens from the engines, read into what clients are told."""
 
 import asyncio
-import logging
+import secrets
 import time
-import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import msgspec
-from starlette.requests import Request as HttpRequest
-from starlette.responses import Response, StreamingResponse
 
-from deployments.answers import Answer, AnswerCache
-from deployments.dispatch import Dispatcher
-from deployments.engine.wire import Request, Sampling
-from deployments.prompts import CompletionReader, Prompt
-from deployments.protocol import ApiError, ChatRequest, ChunkWriter, Usage, completion, error_event
-from deployments.telemetry import RouterMetrics
+from deployments.engine.wire import Grammar, Request, Sampling, Tokens
+from deployments.grammar import ebnf
+from deployments.prompts import Prompt
+from deployments.protocol.errors import ApiError
+from deployments.question import Answer, Delta, Question, Usage
+from deployments.reading import END_THINK, THINK, CompletionReader, Piece
+from deployments.served import Served
+from deployments.tools import forced
 
-log = logging.getLogger("dray.generation")
-
-STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-
-
-def identity() -> str:
-    """A new completion's id."""
-    return f"chatcmpl-{uuid.uuid4().hex}"
+_CLOSE_THINKING = f"\n{END_THINK}\n\n"
+_AFTER_THINKING = "\n\n"
 
 
-def write_stream(request: ChatRequest, fingerprint: str) -> ChunkWriter:
-    """The writer for a streamed answer to `request`. fingerprint: names the exact model."""
-    wanted = request.stream_options is not None and request.stream_options.include_usage
-    return ChunkWriter(identity(), request.model, fingerprint, with_usage=wanted)
+def grammar_for(question: Question, served: Served, most_nodes: int) -> Grammar | None:
+    """What the answer is held to; None: nothing. Raises ApiError for a schema that nothing can hold to."""
+    if question.tools and (held := forced(served.prompts.family, question.tools, question.tool_choice, most_nodes)):
+        return held
+    return Grammar(ebnf(question.schema, "response_format", most_nodes)) if question.schema else None
 
 
 @dataclass(slots=True)
 class Generation:
-    """A cache miss on its way to becoming an answer."""
+    """Makes one answer. `answer` is there when `deltas` has ended."""
 
-    request: ChatRequest
-    fingerprint: str
+    question: Question
     prompt: Prompt
-    sampling: Sampling
-    reader: CompletionReader
-    dispatcher: Dispatcher
-    metrics: RouterMetrics
-    timeout_s: float
-    began: float
-    cache: AnswerCache | None
-    key: str
-    _cached: int = 0
-    _finish: str = ""
-    _first: float = field(default=0.0)
+    grammar: Grammar | None
+    served: Served
+    deadline: float
+    """On the clock of time.perf_counter."""
+    answer: Answer | None = None
+    first: float = 0.0
+    """When the first token came, on the same clock; 0 before."""
+    last: float = 0.0
+    cached: int = 0
+    _readers: list[CompletionReader] = field(default_factory=list)
+    _finishes: dict[int, str] = field(default_factory=dict)
 
-    async def whole(self, http: HttpRequest) -> Response:
-        """The answer as one JSON body. A client that goes away ends the work."""
-        work = asyncio.create_task(self._drain())
-        gone = asyncio.create_task(_disconnected(http))
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                return Response(status_code=499)
-            work.result()
-        finally:
-            for task in (work, gone):
-                task.cancel()
-            with suppress(asyncio.CancelledError, ApiError):
-                await work
-        body = completion(
-            identity(),
-            self.request.model,
-            self.fingerprint,
-            self.reader.reasoning,
-            self.reader.answer,
-            self._finish,
-            self._usage(),
-        )
-        return Response(
-            msgspec.json.encode(body), media_type="application/json", headers={"X-Dray-Cache": self._result}
-        )
-
-    async def streamed(self) -> Response:
-        """The answer as server-sent events. What fails before the first token is still a plain error."""
-        events = self._events()
-        opening = await anext(events)
-
-        async def body() -> AsyncGenerator[bytes, None]:
-            async with aclosing(events):
-                yield opening
-                async for event in events:
-                    yield event
-
-        headers = STREAM_HEADERS | {"X-Dray-Cache": self._result}
-        return StreamingResponse(body(), media_type="text/event-stream", headers=headers)
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """New thinking, text and calls of every choice, as they come. Closing it ends the work. Raises ApiError."""
+        prompts = self.served.prompts
+        self._readers = [prompts.reader(self.question, self.prompt) for _ in range(self.question.choices)]
+        async with aclosing(merged([self._choice(place) for place in range(self.question.choices)])) as made:
+            async for delta in made:
+                yield delta
+        choices = tuple(reader.choice(self._finishes[place]) for place, reader in enumerate(self._readers))
+        self.answer = Answer(choices, self.usage, time.time())
 
     @property
-    def _result(self) -> str:
-        return "miss" if self.cache else "bypass"
+    def usage(self) -> Usage:
+        readers = self._readers
+        return Usage(
+            len(self.prompt.ids),
+            sum(reader.tokens for reader in readers),
+            sum(reader.reasoning_tokens for reader in readers),
+            self.cached,
+        )
 
-    async def _drain(self) -> None:
-        async with aclosing(self._deltas()) as deltas:
-            async for _ in deltas:
-                pass
-
-    async def _events(self) -> AsyncGenerator[bytes, None]:
-        writer, opened = write_stream(self.request, self.fingerprint), False
-        async with aclosing(self._deltas()) as deltas:
-            try:
-                async for reasoning, text in deltas:
-                    event = b"" if opened else writer.opening()
-                    opened = True
-                    yield event + writer.delta(reasoning, text)
-            except ApiError as error:
-                if not opened:
-                    raise
-                yield error_event(error)
+    async def _choice(self, place: int) -> AsyncGenerator[Delta, None]:
+        """One choice. Where the answer is held to a grammar or the thinking is bounded, the thinking is made first and
+        apart, as it is held to nothing."""
+        reader, question = self._readers[place], self.question
+        sampling = self._sampling(place)
+        ids, left = list(self.prompt.ids), sampling.max_tokens
+        if self._thinks_apart:
+            if not reader.thinking:
+                ids += self._put(reader, f"{THINK}\n")
+            budget = left if question.thinking_tokens is None else min(left, question.thinking_tokens)
+            async with aclosing(self._think(place, reader, ids, sampling, budget)) as thoughts:
+                async for delta in thoughts:
+                    yield delta
+            left = sampling.max_tokens - reader.tokens
+            if left <= 0:
+                self._finishes[place] = "length"
+                yield Delta(place, finish="length")
                 return
-        yield (b"" if opened else writer.opening()) + writer.closing(self._finish, self._usage())
+            ids += self._put(reader, _CLOSE_THINKING if reader.thinking else _AFTER_THINKING)
+        request = Request(ids, msgspec.structs.replace(sampling, max_tokens=left, grammar=self.grammar))
+        async with aclosing(self._tokens(request)) as stream:
+            async for tokens in stream:
+                piece, finish = reader.feed(tokens.ids, tokens.logprobs), tokens.finish
+                if reader.stopped:
+                    finish = "stop"
+                if finish:
+                    end = reader.finish()
+                    self._finishes[place] = finish
+                    whole = reader.choice(finish).finish
+                    yield _delta(place, _joined(piece, end), whole)
+                    return
+                if piece != _NOTHING:
+                    yield _delta(place, piece)
 
-    async def _deltas(self) -> AsyncGenerator[tuple[str, str], None]:
-        """New thinking and answer text, as it comes. When this ends, the answer is whole, counted and kept."""
-        deadline = self.began + self.timeout_s
-        last = self.began
-        async with aclosing(self.dispatcher.stream(Request(self.prompt.ids, self.sampling))) as stream:
-            while not self._finish:
+    @property
+    def _thinks_apart(self) -> bool:
+        bound = self.question.thinking_tokens
+        wanted = self.grammar is not None or bound is not None
+        return wanted and (self.prompt.thinking or (self.prompt.may_think and bound != 0))
+
+    async def _think(
+        self, place: int, reader: CompletionReader, ids: list[int], sampling: Sampling, budget: int
+    ) -> AsyncGenerator[Delta, None]:
+        """The thinking alone, up to its end or its bound; adds to `ids` what was made."""
+        if budget <= 0:
+            return
+        end = self.served.prompts.vocabulary.end_think
+        alone = msgspec.structs.replace(
+            sampling, max_tokens=budget, min_tokens=0, ignore_eos=False, logprobs=False, stop_ids=(end,)
+        )
+        async with aclosing(self._tokens(Request(list(ids), alone))) as stream:
+            async for tokens in stream:
+                made = tokens.ids
+                if tokens.finish == "stop" and made and made[-1] != end:
+                    made = made[:-1]  # it ended its turn in the middle of its thoughts; they are closed for it
+                ids += made
+                piece = reader.feed(made)
+                if piece != _NOTHING:
+                    yield _delta(place, piece)
+
+    def _put(self, reader: CompletionReader, text: str) -> list[int]:
+        """Writes this for the model; gives its ids."""
+        ids = self.served.prompts.encode(text)
+        reader.feed(ids)
+        return ids
+
+    def _sampling(self, place: int) -> Sampling:
+        """How this choice is drawn: each with a seed of its own, known here, so that it could be drawn again."""
+        given = self.question.sampling
+        room = self.served.model.context_tokens - len(self.prompt.ids)
+        seed = (secrets.randbits(63) if given.seed is None else given.seed + place) if given.temperature else None
+        return msgspec.structs.replace(given, max_tokens=min(given.max_tokens, room), seed=seed)
+
+    async def _tokens(self, request: Request) -> AsyncGenerator[Tokens, None]:
+        async with aclosing(self.served.dispatcher.stream(request)) as stream:
+            while True:
                 try:
-                    async with asyncio.timeout(deadline - time.perf_counter()):
+                    async with asyncio.timeout(self.deadline - time.perf_counter()):
                         tokens = await anext(stream)
                 except TimeoutError:
                     raise ApiError(
                         408,
-                        f"Not finished within {self.timeout_s:.0f} s. Ask for fewer tokens, or stream.",
+                        "Not finished within the time that a request may take. Ask for fewer tokens.",
                         code="request_timeout",
                         kind="timeout_error",
                     ) from None
-                last = time.perf_counter()
-                if not self._first:
-                    self._first, self._cached = last, tokens.cached
-                delta = self.reader.feed(tokens.ids)
-                self._finish = "stop" if self.reader.stopped else tokens.finish
-                if self._finish:
-                    delta = delta[0], delta[1] + self.reader.finish()
+                except StopAsyncIteration:
+                    return
+                self.last = time.perf_counter()
+                if not self.first:
+                    self.first, self.cached = self.last, tokens.cached
+                yield tokens
+                if tokens.finish:
+                    return
+
+
+async def merged(sources: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
+    """What all of them give, as it comes. Where one fails, the others end."""
+    if len(sources) == 1:
+        async with aclosing(sources[0]) as made:
+            async for delta in made:
                 yield delta
-        await self._settle(last)
+        return
+    news: asyncio.Queue[Delta | None] = asyncio.Queue()
 
-    async def _settle(self, last: float) -> None:
-        usage, model, counted = self._usage(), self.request.model, self.metrics
-        counted.time_to_first_token.labels(model).observe(self._first - self.began)
-        if usage.completion > 1:
-            counted.time_per_output_token.labels(model).observe((last - self._first) / (usage.completion - 1))
-        counted.count_answer(model, usage, self._result, time.perf_counter() - self.began)
-        if self.cache and self.cache.keeps(self.sampling, self._finish):
-            answer = Answer(self.reader.reasoning, self.reader.answer, self._finish, usage, time.time())
-            await self.cache.put(self.key, answer)
+    async def make(source: AsyncGenerator[Delta, None]) -> None:
+        async with aclosing(source) as made:
+            async for delta in made:
+                news.put_nowait(delta)
 
-    def _usage(self) -> Usage:
-        return Usage(len(self.prompt.ids), self.reader.tokens, self.reader.reasoning_tokens, self._cached)
+    async def make_all() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for source in sources:
+                    group.create_task(make(source))
+        finally:
+            news.put_nowait(None)
+
+    work = asyncio.create_task(make_all())
+    try:
+        while (one := await news.get()) is not None:
+            yield one
+        try:
+            await work
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from None
+    finally:
+        work.cancel()
 
 
-async def _disconnected(http: HttpRequest) -> None:
-    """Returns once the client has closed its connection. The body must have been read."""
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
+_NOTHING = Piece()
+
+
+def _delta(place: int, piece: Piece, finish: str = "") -> Delta:
+    return Delta(place, piece.reasoning, piece.text, piece.tools, piece.logprobs, finish)
+
+
+def _joined(one: Piece, other: Piece) -> Piece:
+    return Piece(
+        one.reasoning + other.reasoning,
+        one.text + other.text,
+        one.tools + other.tools,
+        one.logprobs + other.logprobs,
+    )

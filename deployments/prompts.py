@@ -1,25 +1,31 @@
-"""Between text and token ids: messages become a prompt, token ids become thinking and answer."""
+"""Questions become prompts: the model's own chat template, and its tokenizer."""
 
+import datetime
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
 from cluster.models.folder import ServedModel
-from deployments.protocol import ApiError, Message
-
-THINK, END_THINK = "<think>", "</think>"
+from deployments.calls import CallReader
+from deployments.protocol.errors import ApiError, invalid
+from deployments.question import Question, Tool, Turn
+from deployments.reading import END_THINK, THINK, CompletionReader, Vocabulary
+from deployments.tools import family_of
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids to complete. thinking: the template has opened the thinking already, as R1's does."""
+    """Token ids to complete. thinking: they end inside the thinking, as R1's template leaves them. may_think: the
+    completion may open it."""
 
     ids: list[int]
-    thinking: bool
+    thinking: bool = False
+    may_think: bool = False
 
 
 class Prompts:
@@ -29,137 +35,110 @@ class Prompts:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(str(model.folder), local_files_only=True)
         self._backend: Tokenizer = self._tokenizer.backend_tokenizer
         self._context_tokens = model.context_tokens
-        self._think, self._end_think = self._backend.token_to_id(THINK), self._backend.token_to_id(END_THINK)
-        self.reads_clock = "strftime_now" in (self._tokenizer.chat_template or "")
+        self._template = self._tokenizer.chat_template or ""
+        self.vocabulary = Vocabulary(self._backend)
+        self.family = family_of(self._template)
 
-    def render(self, messages: list[Message]) -> Prompt:
-        """The prompt for a conversation, by the model's own template.
+    @property
+    def subject(self) -> str:
+        """What the template reads beside the question: the date, where it tells it; else nothing."""
+        return datetime.date.today().isoformat() if "strftime_now" in self._template else ""
+
+    def takes(self, argument: str) -> bool:
+        """Whether the chat template knows an argument of this name."""
+        return argument in self._template
+
+    def render(self, question: Question) -> Prompt:
+        """The prompt for a question.
 
         Raises ApiError 400 where the template refuses the conversation or the prompt fills the context.
         """
-        turns = [{"role": "system" if m.role == "developer" else m.role, "content": m.text()} for m in messages]
+        if not question.turns:
+            ids = self.encode(question.prompt) if isinstance(question.prompt, str) else list(question.prompt)
+            return Prompt(self._fitting(ids, "prompt"))
+        text = self.text(question)
+        end = text.rstrip()
+        may_think = self.vocabulary.thinks and not end.endswith((THINK, END_THINK))
+        return Prompt(self._fitting(self.encode(text), "messages"), end.endswith(THINK), may_think)
+
+    def text(self, question: Question) -> str:
+        """The conversation as text, by the model's own template."""
+        tools = question.tools if question.tool_choice.mode != "none" else ()
+        given = bool(tools) and self.takes("tools")
+        turns = question.turns if given or not tools else _instructed(question.turns, self.family.instruct(tools))
         try:
-            text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise ApiError(
-                400,
-                f"The model's chat template refuses these messages: {error}",
-                code="invalid_value",
-                param="messages",
-            ) from None
-        ids = self._backend.encode(text, add_special_tokens=False).ids
-        if len(ids) >= self._context_tokens:
-            raise ApiError(
-                400,
-                f"This model's context is {self._context_tokens} tokens, and the messages alone are {len(ids)}. "
-                "Shorten them.",
-                code="context_length_exceeded",
-                param="messages",
+            text: str = self._tokenizer.apply_chat_template(
+                [self._message(turn) for turn in turns],
+                tools=[_described(tool) for tool in tools] if given else None,
+                tokenize=False,
+                add_generation_prompt=True,
+                **json.loads(question.template),
             )
-        return Prompt(ids, text.rstrip().endswith(THINK))
+        except (TemplateError, TypeError, KeyError, ValueError) as error:
+            raise invalid("messages", f"The model's chat template refuses these messages: {error}") from None
+        return text
 
-    def reader(self, prompt: Prompt, stop: list[str]) -> "CompletionReader":
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of a text. special: with what the tokenizer puts around one."""
+        return list(self._backend.encode(text, add_special_tokens=special).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special ones left out."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+
+    def reader(self, question: Question, prompt: Prompt) -> CompletionReader:
         """Reads one completion of `prompt`."""
-        return CompletionReader(self._backend, self._think, self._end_think, thinking=prompt.thinking, stop=stop)
+        calls = CallReader(self.family) if question.tools and question.tool_choice.mode != "none" else None
+        thinking = prompt.thinking if question.turns else None
+        return CompletionReader(self.vocabulary, thinking=thinking, stop=question.stop, calls=calls)
+
+    def _fitting(self, ids: list[int], param: str) -> list[int]:
+        if len(ids) >= self._context_tokens:
+            message = (
+                f"This model's context is {self._context_tokens} tokens, and the {param} alone "
+                f"{'is' if param == 'prompt' else 'are'} {len(ids)}. Shorten {'it' if param == 'prompt' else 'them'}."
+            )
+            raise ApiError(400, message, code="context_length_exceeded", param=param)
+        if ids and not 0 <= min(ids) <= max(ids) < self._backend.get_vocab_size(with_added_tokens=True):
+            raise invalid(param, "A token id is outside the model's vocabulary.")
+        return ids
+
+    def _message(self, turn: Turn) -> dict[str, Any]:
+        """A turn as the template takes it; what it knows nothing of is written into the text."""
+        if turn.role == "tool" and not (self.takes("'tool'") or self.takes('"tool"')):
+            return {"role": "user", "content": f"<tool_response>\n{turn.content}\n</tool_response>"}
+        message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+        if turn.tool_call_id:
+            message["tool_call_id"] = turn.tool_call_id
+        if turn.name:
+            message["name"] = turn.name
+        if turn.reasoning and self.takes("reasoning_content"):
+            message["reasoning_content"] = turn.reasoning
+        if turn.tool_calls and not self.takes("tool_calls"):
+            message["content"] += self.family.write(turn.tool_calls)
+        elif turn.tool_calls:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _read(call.arguments)}}
+                for call in turn.tool_calls
+            ]
+        return message
 
 
-class CompletionReader:
-    """Turns a completion's token ids, as they come, into thinking and answer.
-
-    Text comes out in whole characters, however tokens cut them. White space around the thinking and before the
-    answer is dropped. Stop strings end the answer (they do not look into the thinking) and are not part of it.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        think: int | None,
-        end_think: int | None,
-        *,
-        thinking: bool,
-        stop: list[str],
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._think, self._end_think = think, end_think
-        self._thinking = thinking
-        self._stop = stop
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._reasoning: list[str] = []
-        self._answer: list[str] = []
-        self._held = ""
-        self.reasoning_tokens = 0
-        self.tokens = 0
-        self.stopped = False
-
-    @property
-    def reasoning(self) -> str:
-        return "".join(self._reasoning)
-
-    @property
-    def answer(self) -> str:
-        return "".join(self._answer)
-
-    def feed(self, ids: list[int]) -> tuple[str, str]:
-        """Takes new ids; gives the thinking and the answer text that they complete. After a stop string, nothing."""
-        reasoning, answer = "", ""
-        for token in ids:
-            if self.stopped:
-                break
-            self.tokens += 1
-            if self._thinking:
-                self.reasoning_tokens += 1
-                if token == self._end_think:
-                    self._turn(thinking=False)
-                else:
-                    reasoning += self._think_on(self._stream.step(self._tokenizer, token) or "")
-            elif token == self._think and not self._answer and not self._reasoning:
-                self.reasoning_tokens += 1
-                self._turn(thinking=True)
-            else:
-                answer += self._answer_on(self._stream.step(self._tokenizer, token) or "")
-        return reasoning, answer
-
-    def finish(self) -> str:
-        """The end of the answer that was held back because a stop string might have begun there."""
-        if self._thinking or self.stopped:
-            return ""
-        rest, self._held = self._held, ""
-        self._answer.append(rest)
-        return rest
-
-    def _turn(self, *, thinking: bool) -> None:
-        self._thinking = thinking
-        self._held = ""  # white space between thinking and answer
-        self._stream = DecodeStream(skip_special_tokens=True)
-
-    def _think_on(self, text: str) -> str:
-        text = self._held + text
-        if not self._reasoning:
-            text = text.lstrip()
-        kept = text.rstrip()
-        self._held = text[len(kept) :]
-        if kept:
-            self._reasoning.append(kept)
-        return kept
-
-    def _answer_on(self, text: str) -> str:
-        text = self._held + text
-        if not self._answer:
-            text = text.lstrip()
-        found = [place for stop in self._stop if (place := text.find(stop)) >= 0]
-        if found:
-            kept, self._held, self.stopped = text[: min(found)], "", True
-        else:
-            hold = max((_overlap(text, stop) for stop in self._stop), default=0)
-            kept, self._held = text[: len(text) - hold], text[len(text) - hold :]
-        if kept:
-            self._answer.append(kept)
-        return kept
+def _instructed(turns: tuple[Turn, ...], instruction: str) -> tuple[Turn, ...]:
+    """The conversation with an instruction in its system prompt, at the end of one that is there."""
+    if turns[0].role == "system":
+        return (Turn("system", f"{turns[0].content}\n\n{instruction}"), *turns[1:])
+    return (Turn("system", instruction), *turns)
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    for size in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:size]):
-            return size
-    return 0
+def _described(tool: Tool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": json.loads(tool.parameters)}
+    return {"type": "function", "function": function}
+
+
+def _read(arguments: str) -> Any:
+    # Templates write arguments as JSON themselves; what is none goes in as the text it is.
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments

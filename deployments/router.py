@@ -1,10 +1,9 @@
-"""The ingress: HTTP in OpenAI's shapes, one function a route."""
+"""The ingress: HTTP in the shapes of OpenAI's APIs, one function a route."""
 
 import asyncio
-import datetime
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -13,57 +12,39 @@ from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cluster.models.folder import ServedModel, open_models
+from cluster.models.folder import open_models
 from cluster.serve_config import ENGINE, RouterArgs
-from deployments.answers import Answer, AnswerCache
+from deployments.answers import AnswerCache
 from deployments.dispatch import Dispatcher
-from deployments.engine.wire import Sampling
-from deployments.generation import STREAM_HEADERS, Generation, identity, write_stream
-from deployments.prompts import Prompts
-from deployments.protocol import ApiError, ChatRequest, completion, parse_chat
+from deployments.edge import Edge
+from deployments.flight import Flight
+from deployments.generation import Generation, grammar_for, merged
+from deployments.prompts import Prompt, Prompts
+from deployments.protocol.chat import ChatWriter, chat_question, read_chat
+from deployments.protocol.completions import (
+    CompletionWriter,
+    completion_questions,
+    prompts_of,
+    read_completion,
+    together,
+)
+from deployments.protocol.errors import ApiError
+from deployments.question import Answer, Delta, Question
+from deployments.replies import Patience, Writer, replay, streamed, whole
+from deployments.served import Served
 from deployments.telemetry import RouterMetrics, configure_logging, exposition
 
 log = logging.getLogger("dray.router")
 
-_LONG_PROMPT_BYTES = 16_384
+_LONG_PROMPT_CHARACTERS = 16_384
 _READY_S = 2.0
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A model as a router serves it."""
-
-    model: ServedModel
-    fingerprint: str
-    prompts: Prompts
-    dispatcher: Dispatcher
-
-    @property
-    def name(self) -> str:
-        """The exact model, as clients are told it in `system_fingerprint`."""
-        return f"fp_{self.fingerprint[:12]}"
-
-    @property
-    def subject(self) -> str:
-        """What an answer of this model depends on beside the request: the exact model; the date, if it is told it."""
-        return self.fingerprint + (datetime.date.today().isoformat() if self.prompts.reads_clock else "")
-
-    def describe(self) -> dict[str, Any]:
-        """The entry of GET /v1/models."""
-        model = self.model
-        return {
-            "id": model.name,
-            "object": "model",
-            "created": model.created,
-            "owned_by": "dray",
-            "max_model_len": model.context_tokens,
-            "aliases": model.settings.aliases,
-        }
+_THINKING_FIELDS = {"both": ("reasoning_content", "reasoning")}
 
 
 @serve.ingress()
@@ -74,6 +55,7 @@ class Router:
         """args: RouterArgs as JSON has them."""
         given = RouterArgs.model_validate(args)
         self._settings = given.settings
+        self._limits = given.settings.limits
         configure_logging(self._settings.log_level)
         self._lacking = ["all"]
         self._metrics = RouterMetrics()
@@ -97,17 +79,22 @@ class Router:
         }
         cache = self._settings.cache
         self._cache = AnswerCache(cache, given.redis_url, self._metrics.cache_faults.inc) if cache.enabled else None
+        field = self._settings.router.thinking_field
+        self._thinking_fields = _THINKING_FIELDS.get(field, (field,))
+        self._patience = Patience(self._settings.router.keep_alive_s, self._limits.client_stall_s)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return Starlette(
             routes=[
                 Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
+                Route("/v1/completions", self.completions, methods=["POST"]),
                 Route("/v1/models", self.models),
                 Route("/v1/models/{name:path}", self.model),
                 Route("/health/live", self.live),
                 Route("/health/ready", self.ready),
                 Route("/metrics", self.metrics),
             ],
+            middleware=[Middleware(Edge, metrics=self._metrics)],
             exception_handlers={
                 ApiError: self._refused,
                 HTTPException: self._refused_by_starlette,
@@ -118,47 +105,39 @@ class Router:
     async def chat_completions(self, http: HttpRequest) -> Response:
         """POST /v1/chat/completions"""
         began = time.perf_counter()
-        body = await read_body(http, self._settings.limits.body_bytes)
-        request = parse_chat(body, self._settings.limits)
+        request = read_chat(await self._body(http), self._limits)
         served = self._named(request.model)
-        sampling = sampling_for(request, served.model, self._settings.limits.output_tokens)
-        key = self._cache.key(served.subject, request, sampling) if self._cache else ""
-        if self._cache and (known := await self._cache.get(key)):
-            return self._replay(request, served, known, began)
-        # Long prompts take the tokenizer milliseconds; the event loop has other streams to serve meanwhile.
-        prompt = (
-            await asyncio.to_thread(served.prompts.render, request.messages)
-            if len(body) > _LONG_PROMPT_BYTES
-            else served.prompts.render(request.messages)
-        )
-        room = served.model.context_tokens - len(prompt.ids)
-        sampling = msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, room))
-        generation = Generation(
-            request=request,
-            fingerprint=served.name,
-            prompt=prompt,
-            sampling=sampling,
-            reader=served.prompts.reader(prompt, request.stop_strings),
-            dispatcher=served.dispatcher,
-            metrics=self._metrics,
-            timeout_s=self._settings.limits.request_timeout_s,
-            began=began,
-            cache=self._cache,
-            key=key,
-        )
-        return await (generation.streamed() if request.stream else generation.whole(http))
+        question = chat_question(request, served.model, self._limits)
+        writer = ChatWriter(request, served.name, self._thinking_fields)
+        return await self._answer(http, served, question, writer, began, stream=bool(request.stream))
+
+    async def completions(self, http: HttpRequest) -> Response:
+        """POST /v1/completions"""
+        began = time.perf_counter()
+        request = read_completion(await self._body(http), self._limits)
+        served = self._named(request.model)
+        questions = completion_questions(request, served.model, self._limits)
+        echo = [self._echo(served, prompt) if request.echo else "" for prompt in prompts_of(request)]
+        writer = CompletionWriter(request, served.name, echo)
+        if len(questions) == 1:
+            return await self._answer(http, served, questions[0], writer, began, stream=bool(request.stream))
+        flight = await self._several(served, questions, began)
+        headers = {"X-Dray-Cache": "bypass"}
+        if request.stream:
+            return await streamed(flight, writer, headers, self._patience)
+        return await whole(http, flight, writer, headers)
 
     async def models(self, http: HttpRequest) -> Response:
         """GET /v1/models"""
-        return self._json(http, {"object": "list", "data": [served.describe() for served in self._served]})
+        return _json({"object": "list", "data": [served.describe() for served in self._served]})
 
     async def model(self, http: HttpRequest) -> Response:
         """GET /v1/models/{name}"""
-        return self._json(http, self._named(http.path_params["name"]).describe())
+        return _json(self._named(http.path_params["name"]).describe())
 
     async def live(self, http: HttpRequest) -> Response:
         """GET /health/live: this router's process answers."""
-        return self._json(http, {"status": "ok"})
+        return _json({"status": "ok"})
 
     async def ready(self, http: HttpRequest) -> Response:
         """GET /health/ready: every model has a running replica, or sleeps. The cache is no condition."""
@@ -171,11 +150,14 @@ class Router:
         if self._lacking:
             missing = ", ".join(self._lacking)
             raise ApiError(503, f"No running engine replica of {missing}.", code="not_ready", kind="server_error")
-        return self._json(http, {"status": "ok"})
+        return _json({"status": "ok"})
 
     async def metrics(self, http: HttpRequest) -> Response:
         """GET /metrics: every Dray process of this node, for Prometheus."""
         return Response(await asyncio.to_thread(exposition), media_type=_METRICS_TYPE)
+
+    async def _body(self, http: HttpRequest) -> bytes:
+        return await read_body(http, self._limits.body_bytes)
 
     def _named(self, name: str) -> Served:
         if (served := self._by_name.get(name)) is None:
@@ -187,43 +169,83 @@ class Router:
             )
         return served
 
-    def _replay(self, request: ChatRequest, served: Served, known: Answer, began: float) -> Response:
-        headers = {"X-Dray-Cache": "hit", "Age": str(max(0, int(time.time() - known.made)))}
-        self._metrics.count_answer(request.model, known.usage, "hit", time.perf_counter() - began)
-        if request.stream:
-            writer = write_stream(request, served.name)
-            events = (
-                writer.opening() + writer.delta(known.reasoning, known.text) + writer.closing(known.finish, known.usage)
-            )
-            return Response(events, media_type="text/event-stream", headers=headers | STREAM_HEADERS)
-        body = completion(
-            identity(), request.model, served.name, known.reasoning, known.text, known.finish, known.usage
-        )
-        return Response(msgspec.json.encode(body), media_type="application/json", headers=headers)
+    async def _answer(
+        self, http: HttpRequest, served: Served, question: Question, writer: Writer, began: float, *, stream: bool
+    ) -> Response:
+        """The answer to a question: from the cache, or made."""
+        key = self._cache.key(served.subject, question) if self._cache else ""
+        if self._cache and (known := await self._cache.get(key)):
+            self._metrics.count_answer(served.model.name, known.usage, "hit", time.perf_counter() - began)
+            headers = {"X-Dray-Cache": "hit", "Age": str(max(0, int(time.time() - known.made)))}
+            return replay(known, writer, stream, headers)
+        generation = await self._generation(served, question, began)
+        result = "miss" if self._cache else "bypass"
 
-    def _json(self, http: HttpRequest, body: dict[str, Any]) -> Response:
-        self._metrics.requests.labels(http.scope["route"].path, "200").inc()
-        return Response(msgspec.json.encode(body), media_type="application/json")
+        async def landed() -> Answer:
+            answer = generation.answer
+            assert answer is not None
+            self._count(generation, answer, result, began)
+            if self._cache and self._cache.keeps(question, answer):
+                await self._cache.put(key, answer)
+            return answer
+
+        flight = Flight(generation.deltas(), landed)
+        headers = {"X-Dray-Cache": result}
+        if stream:
+            return await streamed(flight, writer, headers, self._patience)
+        return await whole(http, flight, writer, headers)
+
+    async def _several(self, served: Served, questions: list[Question], began: float) -> Flight:
+        """Several questions answered as one, the choices of each behind those of the one before."""
+        generations = [await self._generation(served, question, began) for question in questions]
+        each = questions[0].choices
+
+        async def moved(place: int, source: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
+            async for delta in source:
+                yield msgspec.structs.replace(delta, choice=place * each + delta.choice)
+
+        async def landed() -> Answer:
+            answers = [generation.answer for generation in generations if generation.answer is not None]
+            for generation, answer in zip(generations, answers, strict=True):
+                self._count(generation, answer, "bypass", began)
+            return together(answers)
+
+        sources = [moved(place, generation.deltas()) for place, generation in enumerate(generations)]
+        return Flight(merged(sources), landed)
+
+    async def _generation(self, served: Served, question: Question, began: float) -> Generation:
+        grammar = grammar_for(question, served, self._limits.schema_parts)
+        prompt = await self._prompt(served, question)
+        return Generation(question, prompt, grammar, served, began + self._limits.request_timeout_s)
+
+    async def _prompt(self, served: Served, question: Question) -> Prompt:
+        # Long prompts take the tokenizer milliseconds; the event loop has other streams to serve meanwhile.
+        size = sum(len(turn.content) for turn in question.turns) + len(question.prompt)
+        if size > _LONG_PROMPT_CHARACTERS:
+            return await asyncio.to_thread(served.prompts.render, question)
+        return served.prompts.render(question)
+
+    def _count(self, generation: Generation, answer: Answer, result: str, began: float) -> None:
+        model, usage, counted = generation.served.model.name, answer.usage, self._metrics
+        counted.time_to_first_token.labels(model).observe(generation.first - began)
+        if usage.completion > 1:
+            per_token = (generation.last - generation.first) / (usage.completion - 1)
+            counted.time_per_output_token.labels(model).observe(per_token)
+        counted.count_answer(model, usage, result, time.perf_counter() - began)
+
+    def _echo(self, served: Served, prompt: str | tuple[int, ...]) -> str:
+        return prompt if isinstance(prompt, str) else served.prompts.decode(prompt)
 
     def _refused(self, http: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, ApiError)
-        route = http.scope.get("route")
-        self._metrics.requests.labels(route.path if route else "unknown", str(error.status)).inc()
-        return Response(
-            msgspec.json.encode(error.body),
-            status_code=error.status,
-            media_type="application/json",
-            headers=error.headers,
-        )
+        return _json(error.body, error.status, error.headers)
 
     def _refused_by_starlette(self, http: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         what = f"{http.method} {http.url.path}"
         code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
-        text = {404: f"Unknown request URL: {what}.", 405: f"Not allowed to {what}."}.get(
-            error.status_code, error.detail
-        )
-        refused = ApiError(error.status_code, text, code=code)
+        said = {404: f"Unknown request URL: {what}.", 405: f"Not allowed to {what}."}
+        refused = ApiError(error.status_code, said.get(error.status_code, error.detail), code=code)
         refused.headers.update(error.headers or {})
         return self._refused(http, refused)
 
@@ -235,18 +257,8 @@ class Router:
         )
 
 
-def sampling_for(request: ChatRequest, model: ServedModel, most: int) -> Sampling:
-    """The request's sampling, with the model's recommendations where it says nothing. most: completion tokens."""
-    advised = model.generation_defaults
-    greedy = not advised.get("do_sample", False)
-    temperature = request.temperature
-    if temperature is None:
-        temperature = 0.0 if greedy else float(advised.get("temperature", 1.0))
-    top_p = request.top_p if request.top_p is not None else float(advised.get("top_p") or 1.0)
-    wish = min(request.token_wish or most, most)
-    if temperature == 0:
-        return Sampling(wish)  # greedy: top_p and seed change nothing, so they make no other answer
-    return Sampling(wish, temperature, top_p, request.seed)
+def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
 
 
 def models_without_replicas(engines: dict[str, str]) -> list[str]:

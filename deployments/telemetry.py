@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from deployments.engine.wire import Load, Ready
-from deployments.protocol import Usage
+from deployments.question import Usage
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
@@ -25,6 +26,10 @@ _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) 
     "asctime",
     "taskName",
 }
+
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""The id of the request that is being served."""
 
 
 class JsonLines(logging.Formatter):
@@ -37,6 +42,8 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if identity := request_id.get():
+            line["request_id"] = identity
         line |= {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -112,7 +119,6 @@ class RouterMetrics:
 
     def count_answer(self, model: str, usage: Usage, result: str, seconds: float) -> None:
         """Counts a complete answer; only those that an engine made count their tokens."""
-        self.requests.labels("/v1/chat/completions", "200").inc()
         self.answers.labels(model, result).inc()
         self.latency.labels(model, result).observe(seconds)
         if result != "hit":

@@ -26,6 +26,7 @@ from deployments.engine.wire import (
     EngineConfig,
     Failed,
     FromEngine,
+    Grammar,
     Load,
     Ready,
     Request,
@@ -57,13 +58,14 @@ def kv_bytes_per_token(config: dict[str, Any]) -> int:
 class _Stream:
     """A request under way: its handle in the pipeline, and the tokens so far."""
 
-    __slots__ = ("announced", "cached", "handle", "tokens")
+    __slots__ = ("announced", "cached", "handle", "logprobs", "tokens")
 
-    def __init__(self, handle: Any, prompt: list[int], cached: int) -> None:
+    def __init__(self, handle: Any, request: Request, cached: int) -> None:
         self.handle = handle
-        self.tokens = list(prompt)
+        self.tokens = list(request.prompt)
         self.cached = cached
         self.announced = False
+        self.logprobs = request.sampling.logprobs
 
 
 class Engine:
@@ -129,7 +131,7 @@ class Engine:
         except RuntimeError as error:
             self._ended[message.id] = Tokens([], "invalid", reason=str(error))
             return
-        self._streams[message.id] = _Stream(handle, prompt, self._prefixes.match(prompt))
+        self._streams[message.id] = _Stream(handle, message.request, self._prefixes.match(prompt))
 
     def cancel(self, message: Cancel) -> None:
         """Ends a stream that nobody reads; one that has ended already is no fault."""
@@ -164,10 +166,13 @@ class Engine:
 
     def _read(self, stream: _Stream) -> Tokens | None:
         ids: list[int] = []
+        logprobs: list[float] = []
         finish: Any = ""
         while stream.handle.can_read():
             for output in stream.handle.read().values():
                 ids += output.generated_ids
+                if stream.logprobs:
+                    logprobs += output.generated_log_probs
                 if output.finish_reason == self._genai.GenerationFinishReason.STOP:
                     finish = "stop"
                 elif output.finish_reason == self._genai.GenerationFinishReason.LENGTH:
@@ -179,21 +184,40 @@ class Engine:
         stream.tokens += ids
         cached = 0 if stream.announced else stream.cached
         stream.announced = True
-        return Tokens(ids, finish, cached)
+        return Tokens(ids, finish, cached, "", logprobs)
 
     def _generation(self, sampling: Sampling) -> Any:
         config = self._genai.GenerationConfig()
-        config.max_new_tokens = sampling.max_tokens
-        config.stop_token_ids = self._stop_ids
         config.apply_chat_template = False
+        config.max_new_tokens = sampling.max_tokens
+        config.min_new_tokens = min(sampling.min_tokens, sampling.max_tokens)
+        config.ignore_eos = sampling.ignore_eos
+        # With ignore_eos the model's own ends are ignored, and those that the request names are not.
+        config.stop_token_ids = {*sampling.stop_ids, *(() if sampling.ignore_eos else self._stop_ids)}
+        config.repetition_penalty = sampling.repetition_penalty
+        config.frequency_penalty = sampling.frequency_penalty
+        config.presence_penalty = sampling.presence_penalty
+        config.logprobs = int(sampling.logprobs)
         config.do_sample = sampling.temperature > 0
         if config.do_sample:
             config.temperature = sampling.temperature
             config.top_p = sampling.top_p
+            config.min_p = sampling.min_p
+            if sampling.top_k:
+                config.top_k = sampling.top_k
             # Without a seed of its own every request would draw the same numbers.
             seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
             config.rng_seed = seed & (2**63 - 1)
+        if sampling.grammar is not None:
+            config.structured_output_config = self._structure(sampling.grammar)
         return config
+
+    def _structure(self, grammar: Grammar) -> Any:
+        kinds = self._genai.StructuredOutputConfig
+        if grammar.ebnf:
+            return kinds(grammar=grammar.ebnf)
+        tags = [kinds.Tag(tag.begin, kinds.EBNF(tag.grammar), tag.end) for tag in grammar.tags]
+        return kinds(structural_tags_config=kinds.TriggeredTags(triggers=[grammar.trigger], tags=tags))
 
     def _measure(self, tokens: int, seconds: float) -> None:
         weight = min(1.0, seconds / _RATE_SMOOTHING_S)

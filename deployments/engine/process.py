@@ -46,7 +46,13 @@ class _Stream:
         """Joins what came with what is still unread: a slow reader gets fewer, larger messages."""
         if self.pending is not None:
             before = self.pending
-            tokens = Tokens(before.ids + tokens.ids, tokens.finish, before.cached or tokens.cached, tokens.reason)
+            tokens = Tokens(
+                before.ids + tokens.ids,
+                tokens.finish,
+                before.cached or tokens.cached,
+                tokens.reason,
+                before.logprobs + tokens.logprobs,
+            )
         self.pending = tokens
         self.arrived.set()
 

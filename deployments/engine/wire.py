@@ -14,13 +14,43 @@ Finish = Literal["", "stop", "length", "overloaded", "lost", "invalid"]
 process died with it, and another can carry it on. `invalid`: the engine refused it."""
 
 
+class Tag(msgspec.Struct, frozen=True, array_like=True):
+    """Text that starts with `begin`, goes on as the grammar (EBNF) says, and finishes with `end`."""
+
+    begin: str
+    grammar: str
+    end: str
+
+
+class Grammar(msgspec.Struct, frozen=True, array_like=True):
+    """What the completion is held to: all of it to `ebnf`; or, where that is empty, free text in which each tag, once
+    its `trigger` has come, is held to its grammar. EBNF as XGrammar reads it, with `root` as its first rule."""
+
+    ebnf: str = ""
+    trigger: str = ""
+    tags: tuple[Tag, ...] = ()
+
+
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
-    """How to choose tokens. temperature 0 is greedy."""
+    """How to choose tokens, and when to stop. temperature 0 is greedy. top_k 0, min_p 0: off.
+
+    stop_ids: tokens that end it, beside the model's own. logprobs: whether each token's is wanted.
+    """
 
     max_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logprobs: bool = False
+    stop_ids: tuple[int, ...] = ()
+    grammar: Grammar | None = None
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True):
@@ -34,13 +64,14 @@ class Tokens(msgspec.Struct, frozen=True, array_like=True):
     """Token ids made since the last message of this stream.
 
     cached: prompt tokens found in the prefix cache; sent with a stream's first message, else 0.
-    reason: for `invalid`, what the engine said.
+    reason: for `invalid`, what the engine said. logprobs: natural logarithms, one a token, where they were wanted.
     """
 
     ids: list[int]
     finish: Finish = ""
     cached: int = 0
     reason: str = ""
+    logprobs: list[float] = []
 
 
 class EngineConfig(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 """Text to ids and back: the template's words, whole characters, thinking apart from the answer, stop strings."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,8 +9,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from cluster.models.folder import ServedModel
-from deployments.prompts import CompletionReader, Prompts
-from deployments.protocol import ApiError, Message
+from deployments.engine.wire import Sampling
+from deployments.prompts import Prompts
+from deployments.protocol.errors import ApiError
+from deployments.question import Question, Tool, ToolCall, ToolChoice, Turn
+from deployments.reading import CompletionReader
 
 Encode = Callable[[str], list[int]]
 
@@ -25,25 +29,33 @@ def encode(bundled: ServedModel) -> Encode:
     return lambda text: tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
 
+def asked(*turns: Turn, stop: tuple[str, ...] = (), **more: Any) -> Question:
+    return Question(turns or (Turn("user", "hi"),), Sampling(9), stop=stop, **more)
+
+
+def reader_of(prompts: Prompts, question: Question) -> CompletionReader:
+    return prompts.reader(question, prompts.render(question))
+
+
 def read(prompts: Prompts, ids: list[int], stop: list[str] | None = None, cut: int = 10**6) -> CompletionReader:
     """Reads a completion whose ids come in pieces of `cut`."""
-    reader = prompts.reader(prompts.render([Message("user", "hi")]), stop or [])
+    reader = reader_of(prompts, asked(stop=tuple(stop or ())))
     pieces = [reader.feed(ids[start : start + cut]) for start in range(0, len(ids), cut)]
-    end = reader.finish()
-    assert "".join(piece[0] for piece in pieces) == reader.reasoning
-    assert "".join(piece[1] for piece in pieces) + end == reader.answer
+    pieces.append(reader.finish())
+    assert "".join(piece.reasoning for piece in pieces) == reader.reasoning
+    assert "".join(piece.text for piece in pieces) == reader.text
     return reader
 
 
 def test_render_is_the_models_own_template(prompts: Prompts, bundled: ServedModel) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(bundled.folder))
-    turns = [
-        Message("developer", "Be brief."),
-        Message("user", "1+1?"),
-        Message("assistant", "<think>\nx\n</think>\n\n2", reasoning_content="x"),
-        Message("user", "你好"),
-    ]
-    prompt = prompts.render(turns)
+    turns = (
+        Turn("system", "Be brief."),
+        Turn("user", "1+1?"),
+        Turn("assistant", "<think>\nx\n</think>\n\n2", "x"),
+        Turn("user", "你好"),
+    )
+    prompt = prompts.render(asked(*turns))
     text = tokenizer.decode(prompt.ids)
     assert prompt.thinking and text.endswith("<think>\n")
     assert "Be brief." in text and "x" not in text.replace("<think>", "")
@@ -52,7 +64,7 @@ def test_render_is_the_models_own_template(prompts: Prompts, bundled: ServedMode
 
 def test_too_long_a_prompt_is_refused(prompts: Prompts) -> None:
     with pytest.raises(ApiError) as refused:
-        prompts.render([Message("user", "1 " * 5000)])
+        prompts.render(asked(Turn("user", "1 " * 5000)))
     assert refused.value.body["error"]["code"] == "context_length_exceeded"
 
 
@@ -63,16 +75,16 @@ def test_any_text_is_read_the_same_in_any_pieces(
 ) -> None:
     ids = encode(thought + "</think>" + answer)
     whole, pieces = read(prompts, ids), read(prompts, ids, cut=cut)
-    assert (whole.reasoning, whole.answer) == (pieces.reasoning, pieces.answer)
+    assert (whole.reasoning, whole.text) == (pieces.reasoning, pieces.text)
     assert whole.tokens == pieces.tokens == len(ids)
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=st.text(alphabet="鸡兔23只😀🐰 abé\n", min_size=1, max_size=30))
 def test_characters_come_whole(prompts: Prompts, encode: Encode, answer: str) -> None:
-    reader = prompts.reader(prompts.render([Message("user", "hi")]), [])
+    reader = reader_of(prompts, asked())
     ids = encode("</think>" + answer)
-    pieces = [reader.feed([token])[1] for token in ids]
+    pieces = [reader.feed([token]).text for token in ids]
     assert all("\ufffd" not in piece for piece in pieces)
     assert "".join(pieces) == answer.lstrip()
 
@@ -80,13 +92,13 @@ def test_characters_come_whole(prompts: Prompts, encode: Encode, answer: str) ->
 def test_thinking_is_apart_from_the_answer_and_counted(prompts: Prompts, encode: Encode) -> None:
     ids = encode("想一想。\n</think>\n\n答案是42。")
     reader = read(prompts, ids, cut=1)
-    assert (reader.reasoning, reader.answer) == ("想一想。", "答案是42。")
+    assert (reader.reasoning, reader.text) == ("想一想。", "答案是42。")
     assert 0 < reader.reasoning_tokens < reader.tokens
 
 
 def test_a_completion_cut_in_its_thinking_has_no_answer(prompts: Prompts, encode: Encode) -> None:
     reader = read(prompts, encode("still thinking "))
-    assert (reader.reasoning, reader.answer) == ("still thinking", "")
+    assert (reader.reasoning, reader.text) == ("still thinking", "")
 
 
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -103,8 +115,47 @@ def test_stop_strings_cut_where_the_first_begins(
     # A stop string that comes in with a later piece may begin before one that was whole already.
     assert reader.stopped == bool(places)
     if not places:
-        assert reader.answer == answer
+        assert reader.text == answer
     else:
-        assert answer.startswith(reader.answer)
-        assert all(text not in reader.answer for text in stop)
+        assert answer.startswith(reader.text)
+        assert all(text not in reader.text for text in stop)
     assert reader.reasoning == "cab abc bca"
+
+
+def test_a_raw_prompt_goes_in_and_comes_out_as_it_is(prompts: Prompts, encode: Encode) -> None:
+    for raw in ("1+1=", tuple(encode("1+1="))):
+        question = Question((), Sampling(9), raw)
+        prompt = prompts.render(question)
+        assert prompt.ids == encode("1+1=") and not prompt.thinking
+        reader = prompts.reader(question, prompt)
+        reader.feed(encode(" 2\n</think>\n"))
+        reader.finish()
+        assert (reader.reasoning, reader.text) == ("", " 2\n</think>\n")
+    for outside in ((-1,), (10**6,)):
+        with pytest.raises(ApiError, match="vocabulary"):
+            prompts.render(Question((), Sampling(9), outside))
+
+
+def test_tools_are_told_where_the_template_knows_of_none(prompts: Prompts) -> None:
+    tools = (Tool("天气", "What the weather is", '{"type": "object"}'),)
+    turns = (
+        Turn("system", "Be brief."),
+        Turn("user", "Is it raining?"),
+        Turn("assistant", "", tool_calls=(ToolCall("call_1", "天气", '{"city": "北京"}'),)),
+        Turn("tool", "sunny", tool_call_id="call_1"),
+    )
+    text = prompts.text(asked(*turns, tools=tools))
+    assert text.count("Be brief.") == 1 and "What the weather is" in text and "sunny" in text
+    assert '<tool_call>\n{"name": "天气", "arguments": {"city": "北京"}}\n</tool_call>' in text
+    without = prompts.text(asked(*turns, tools=tools, tool_choice=ToolChoice("none")))
+    assert "What the weather is" not in without
+
+
+def test_logprobs_go_with_the_answers_tokens(prompts: Prompts, encode: Encode) -> None:
+    reader = reader_of(prompts, asked())
+    ids = encode("3</think>") + encode("鸡😀a")
+    pieces = [reader.feed([token], [-float(n)]) for n, token in enumerate(ids)]
+    told = [one for piece in pieces for one in piece.logprobs]
+    assert bytes(b for one in told for b in one.bytes).decode() == "鸡😀a"
+    assert [one.logprob for one in told] == [-float(n) for n in range(len(ids) - len(told), len(ids))]
+    assert reader.choice("stop").logprobs == tuple(told)

@@ -1,0 +1,41 @@
+"""Errors in OpenAI's shape."""
+
+from typing import Any
+
+import msgspec
+
+
+class ApiError(Exception):
+    """An answer that is an error: HTTP status, and what OpenAI puts in its `error` object."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        kind: str = "invalid_request_error",
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+
+
+def invalid(param: str, message: str, code: str = "invalid_value") -> ApiError:
+    """400 that names the parameter."""
+    return ApiError(400, message, code=code, param=param)
+
+
+def overloaded(message: str, retry_after_s: int = 1) -> ApiError:
+    """503: nothing is wrong with the request, and a later try may be served."""
+    return ApiError(503, message, code="overloaded", kind="server_error", retry_after_s=retry_after_s)
+
+
+def event(body: dict[str, Any] | msgspec.Struct) -> bytes:
+    """A server-sent event with this JSON."""
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"

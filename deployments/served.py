@@ -1,0 +1,40 @@
+"""A model as a router serves it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.models.folder import ServedModel
+from deployments.dispatch import Dispatcher
+from deployments.prompts import Prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model, how it is spoken to, and its engines."""
+
+    model: ServedModel
+    fingerprint: str
+    prompts: Prompts
+    dispatcher: Dispatcher
+
+    @property
+    def name(self) -> str:
+        """The exact model, as clients are told it in `system_fingerprint`."""
+        return f"fp_{self.fingerprint[:12]}"
+
+    @property
+    def subject(self) -> str:
+        """What an answer depends on beside the question: the exact model, and what else its template reads."""
+        return self.fingerprint + self.prompts.subject
+
+    def describe(self) -> dict[str, Any]:
+        """The entry of GET /v1/models."""
+        model = self.model
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": model.created,
+            "owned_by": "dray",
+            "max_model_len": model.context_tokens,
+            "aliases": list(model.settings.aliases),
+        }
