@@ -1,9 +1,7 @@
 """Around every request: its id, its place in the metrics, a log line where it did not go well."""
 
 import logging
-import re
 import time
-import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -11,13 +9,12 @@ from deployments.telemetry import RouterMetrics, request_id
 
 log = logging.getLogger("dray.requests")
 
-_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 LEFT = "dray.left"
 """Key in a request's scope that says that the client went before its answer was complete."""
 
 
 class Edge:
-    """ASGI middleware: takes a client's `x-request-id` or makes one, and gives it back."""
+    """ASGI middleware. The id is the client's `x-request-id`, or HAProxy's; Serve gives it back to the client."""
 
     def __init__(self, app: ASGIApp, metrics: RouterMetrics) -> None:
         self._app = app
@@ -28,19 +25,17 @@ class Edge:
             await self._app(scope, receive, send)
             return
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        identity = given if _ID.fullmatch(given) else uuid.uuid4().hex.encode()
-        request_id.set(identity.decode())
+        request_id.set(given.decode("latin-1"))
         began, status = time.perf_counter(), 500
 
-        async def send_with_id(message: Message) -> None:
+        async def send_and_see(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", identity)]
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, send_and_see)
         finally:
             status = 499 if scope.get(LEFT) else status
             route = scope.get("route")

@@ -82,9 +82,9 @@ class Prompts:
         """Token ids of a text. special: with what the tokenizer puts around one."""
         return list(self._backend.encode(text, add_special_tokens=special).ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special ones left out."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of token ids. special: with that of special ones."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=not special))
 
     def reader(self, question: Question, prompt: Prompt) -> CompletionReader:
         """Reads one completion of `prompt`."""
@@ -99,7 +99,7 @@ class Prompts:
                 f"{'is' if param == 'prompt' else 'are'} {len(ids)}. Shorten {'it' if param == 'prompt' else 'them'}."
             )
             raise ApiError(400, message, code="context_length_exceeded", param=param)
-        if ids and not 0 <= min(ids) <= max(ids) < self._backend.get_vocab_size(with_added_tokens=True):
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary.size:
             raise invalid(param, "A token id is outside the model's vocabulary.")
         return ids
 

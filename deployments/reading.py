@@ -29,6 +29,7 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
+        self.size = tokenizer.get_vocab_size(with_added_tokens=True)
         self.think, self.end_think = tokenizer.token_to_id(THINK), tokenizer.token_to_id(END_THINK)
         self.markers = {number: text for text in MARKERS if (number := tokenizer.token_to_id(text)) is not None}
         self.bytes_of = lru_cache(maxsize=4096)(self._bytes_of)

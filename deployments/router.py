@@ -22,10 +22,13 @@ from cluster.serve_config import ENGINE, RouterArgs
 from deployments.answers import AnswerCache
 from deployments.dispatch import Dispatcher
 from deployments.edge import Edge
+from deployments.engine.wire import Sampling
 from deployments.flight import Flight
 from deployments.generation import Generation, grammar_for, merged
 from deployments.prompts import Prompt, Prompts
-from deployments.protocol.chat import ChatWriter, chat_question, read_chat
+from deployments.protocol.asking import template_arguments
+from deployments.protocol.chat import chat_question, read_chat
+from deployments.protocol.chat_writer import ChatWriter
 from deployments.protocol.completions import (
     CompletionWriter,
     completion_questions,
@@ -33,7 +36,13 @@ from deployments.protocol.completions import (
     read_completion,
     together,
 )
-from deployments.protocol.errors import ApiError
+from deployments.protocol.errors import ApiError, invalid
+from deployments.protocol.messages import MessagesWriter, anthropic_error, messages_question, read_messages
+from deployments.protocol.openapi import document, page
+from deployments.protocol.parsing import parse
+from deployments.protocol.responses import read_response, response_question
+from deployments.protocol.responses_writer import ResponseWriter
+from deployments.protocol.tokens import TextSaid, TokensSaid, decode_detokenize, decode_tokenize
 from deployments.question import Answer, Delta, Question
 from deployments.replies import Patience, Writer, replay, streamed, whole
 from deployments.served import Served
@@ -88,8 +97,14 @@ class Router:
             routes=[
                 Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
                 Route("/v1/completions", self.completions, methods=["POST"]),
+                Route("/v1/responses", self.responses, methods=["POST"]),
+                Route("/v1/messages", self.messages, methods=["POST"]),
+                Route("/tokenize", self.tokenize, methods=["POST"]),
+                Route("/detokenize", self.detokenize, methods=["POST"]),
                 Route("/v1/models", self.models),
                 Route("/v1/models/{name:path}", self.model),
+                Route("/openapi.json", self.openapi),
+                Route("/docs", self.docs),
                 Route("/health/live", self.live),
                 Route("/health/ready", self.ready),
                 Route("/metrics", self.metrics),
@@ -127,6 +142,43 @@ class Router:
             return await streamed(flight, writer, headers, self._patience)
         return await whole(http, flight, writer, headers)
 
+    async def responses(self, http: HttpRequest) -> Response:
+        """POST /v1/responses"""
+        began = time.perf_counter()
+        request = read_response(await self._body(http), self._limits)
+        served = self._named(request.model)
+        question = response_question(request, served.model, self._limits)
+        return await self._answer(http, served, question, ResponseWriter(request), began, stream=bool(request.stream))
+
+    async def messages(self, http: HttpRequest) -> Response:
+        """POST /v1/messages"""
+        began = time.perf_counter()
+        request = read_messages(await self._body(http), self._limits)
+        served = self._named(request.model)
+        question = messages_question(request, served.model, self._limits)
+        return await self._answer(http, served, question, MessagesWriter(request), began, stream=bool(request.stream))
+
+    async def tokenize(self, http: HttpRequest) -> Response:
+        """POST /tokenize"""
+        request = parse(decode_tokenize, await self._body(http))
+        served = self._named(request.model)
+        if (request.prompt is None) == (request.messages is None):
+            raise invalid("prompt", "Send either prompt or messages.")
+        arguments = template_arguments(request.chat_template_kwargs, None, self._limits)
+        turns = tuple(message.turn() for message in request.messages or ())
+        text = served.prompts.text(Question(turns, Sampling(1), template=arguments)) if turns else request.prompt or ""
+        ids = await asyncio.to_thread(served.prompts.encode, text, special=request.add_special_tokens and not turns)
+        told = [served.prompts.decode([one], special=True) for one in ids] if request.return_token_strs else None
+        return _json(TokensSaid(len(ids), served.model.context_tokens, ids, told))
+
+    async def detokenize(self, http: HttpRequest) -> Response:
+        """POST /detokenize"""
+        request = parse(decode_detokenize, await self._body(http))
+        served = self._named(request.model)
+        if any(number >= served.prompts.vocabulary.size for number in request.tokens):
+            raise invalid("tokens", "A token id is outside the model's vocabulary.")
+        return _json(TextSaid(await asyncio.to_thread(served.prompts.decode, request.tokens, special=True)))
+
     async def models(self, http: HttpRequest) -> Response:
         """GET /v1/models"""
         return _json({"object": "list", "data": [served.describe() for served in self._served]})
@@ -134,6 +186,14 @@ class Router:
     async def model(self, http: HttpRequest) -> Response:
         """GET /v1/models/{name}"""
         return _json(self._named(http.path_params["name"]).describe())
+
+    async def openapi(self, http: HttpRequest) -> Response:
+        """GET /openapi.json"""
+        return _json(document())
+
+    async def docs(self, http: HttpRequest) -> Response:
+        """GET /docs: the same for people."""
+        return Response(page(), media_type="text/html")
 
     async def live(self, http: HttpRequest) -> Response:
         """GET /health/live: this router's process answers."""
@@ -157,6 +217,9 @@ class Router:
         return Response(await asyncio.to_thread(exposition), media_type=_METRICS_TYPE)
 
     async def _body(self, http: HttpRequest) -> bytes:
+        kind = http.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json" and not kind.endswith("+json"):
+            raise ApiError(415, f"Send the body as application/json, not {kind}.", code="unsupported_media_type")
         return await read_body(http, self._limits.body_bytes)
 
     def _named(self, name: str) -> Served:
@@ -238,7 +301,8 @@ class Router:
 
     def _refused(self, http: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, ApiError)
-        return _json(error.body, error.status, error.headers)
+        shape = anthropic_error(error) if http.url.path.startswith("/v1/messages") else error.body
+        return _json(shape, error.status, error.headers)
 
     def _refused_by_starlette(self, http: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

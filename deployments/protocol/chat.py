@@ -1,7 +1,5 @@
 """POST /v1/chat/completions: OpenAI's shapes, with what DeepSeek, llama-server and vLLM have added to them."""
 
-import time
-import uuid
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,19 +17,14 @@ from deployments.protocol.asking import (
     stop_strings,
     template_arguments,
 )
-from deployments.protocol.errors import ApiError, event, invalid
+from deployments.protocol.errors import invalid
 from deployments.protocol.parsing import parse
 from deployments.question import (
-    Answer,
-    Choice,
-    Delta,
     Question,
-    TokenLogprob,
     Tool,
     ToolCall,
     ToolChoice,
     Turn,
-    Usage,
 )
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -328,112 +321,3 @@ def _schema(request: ChatRequest, limits: LimitSettings) -> str:
     if isinstance(form, SchemaFormat):
         return schema_text(form.json_schema.schema, "response_format", limits)
     return ""
-
-
-def identity(prefix: str) -> str:
-    """A new id of this kind."""
-    return f"{prefix}{uuid.uuid4().hex}"
-
-
-def usage_of(usage: Usage) -> dict[str, Any]:
-    """Usage as OpenAI's chat and completions APIs say it."""
-    return {
-        "prompt_tokens": usage.prompt,
-        "completion_tokens": usage.completion,
-        "total_tokens": usage.prompt + usage.completion,
-        "prompt_tokens_details": {"cached_tokens": usage.cached},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
-    }
-
-
-def call_of(call: ToolCall) -> dict[str, Any]:
-    """A call as OpenAI's chat API says it."""
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-
-
-class ChatWriter:
-    """Says an answer in the shapes of chat completions."""
-
-    def __init__(self, request: ChatRequest, fingerprint: str, fields: tuple[str, ...]) -> None:
-        """fingerprint: names the exact model. fields: names under which thinking is told."""
-        self._id = identity("chatcmpl-")
-        self._head = {"created": int(time.time()), "model": request.model, "system_fingerprint": fingerprint}
-        self._fields = () if request.include_reasoning is False else fields
-        self._with_usage = request.stream_options is not None and request.stream_options.include_usage
-        self._choices = request.n or 1
-        self._logprobs = bool(request.logprobs)
-        self._top = bool(request.top_logprobs)
-
-    def whole(self, answer: Answer) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": "chat.completion",
-            **self._head,
-            "choices": [self._choice(place, one) for place, one in enumerate(answer.choices)],
-            "usage": usage_of(answer.usage),
-        }
-
-    def opening(self) -> bytes:
-        return b"".join(self._chunk(place, {"role": "assistant", "content": ""}) for place in range(self._choices))
-
-    def delta(self, delta: Delta) -> bytes:
-        events = b""
-        if delta.reasoning and self._fields:
-            events += self._chunk(delta.choice, dict.fromkeys(self._fields, delta.reasoning))
-        if delta.text or (delta.logprobs and self._logprobs):
-            events += self._chunk(delta.choice, {"content": delta.text}, logprobs=delta.logprobs)
-        if delta.tools:
-            calls = [
-                {"index": one.index, "function": {"arguments": one.arguments}}
-                if not one.id
-                else {"index": one.index, **call_of(ToolCall(one.id, one.name, one.arguments))}
-                for one in delta.tools
-            ]
-            events += self._chunk(delta.choice, {"tool_calls": calls})
-        return events + self._chunk(delta.choice, {}, delta.finish) if delta.finish else events
-
-    def closing(self, answer: Answer) -> bytes:
-        events = b""
-        if self._with_usage:
-            events += event(self._chunk_head() | {"choices": [], "usage": usage_of(answer.usage)})
-        return events + b"data: [DONE]\n\n"
-
-    def failure(self, error: ApiError) -> bytes:
-        return event(error.body)
-
-    def _choice(self, place: int, one: Choice) -> dict[str, Any]:
-        message: dict[str, Any] = {
-            "role": "assistant",
-            "content": one.text if one.text or not one.tool_calls else None,
-            "refusal": None,
-        }
-        if one.reasoning:
-            message |= dict.fromkeys(self._fields, one.reasoning)
-        if one.tool_calls:
-            message["tool_calls"] = [call_of(call) for call in one.tool_calls]
-        logprobs = self._logprobs_of(one.logprobs)
-        return {"index": place, "message": message, "logprobs": logprobs, "finish_reason": one.finish}
-
-    def _chunk_head(self) -> dict[str, Any]:
-        return {"id": self._id, "object": "chat.completion.chunk", **self._head}
-
-    def _chunk(
-        self, place: int, delta: dict[str, Any], finish: str | None = None, logprobs: tuple[TokenLogprob, ...] = ()
-    ) -> bytes:
-        choice = {
-            "index": place,
-            "delta": delta,
-            "logprobs": self._logprobs_of(logprobs) if logprobs else None,
-            "finish_reason": finish,
-        }
-        body = self._chunk_head() | {"choices": [choice]}
-        return event(body | {"usage": None} if self._with_usage else body)
-
-    def _logprobs_of(self, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
-        if not self._logprobs:
-            return None
-        content = []
-        for one in logprobs:
-            said = {"token": one.text, "logprob": one.logprob, "bytes": list(one.bytes)}
-            content.append(said | {"top_logprobs": [said] if self._top else []})
-        return {"content": content, "refusal": None}

@@ -1,15 +1,16 @@
 """POST /v1/completions: OpenAI's older API, which goes on from a text as it is."""
 
 import time
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import msgspec
 
 from cluster.models.folder import ServedModel
 from cluster.settings import LimitSettings
 from deployments.protocol.asking import Penalty, Probability, check_stop, sampling_for, stop_strings
-from deployments.protocol.chat import Count, Natural, Seed, StreamOptions, identity, usage_of
-from deployments.protocol.errors import ApiError, event, invalid
+from deployments.protocol.chat import Count, Natural, Seed, StreamOptions
+from deployments.protocol.chat_writer import UsageSaid, usage_of
+from deployments.protocol.errors import ApiError, event, identity, invalid
 from deployments.protocol.parsing import parse
 from deployments.question import Answer, Choice, Delta, Question, TokenLogprob, Usage
 
@@ -98,45 +99,70 @@ def completion_questions(request: CompletionRequest, model: ServedModel, limits:
     return [Question((), sampling, prompt, stop=stop, choices=choices) for prompt in prompts_of(request)]
 
 
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """Tokens, the natural logarithms of their probabilities, and where in the text each begins."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class TextChoice(msgspec.Struct, frozen=True):
+    """One answer, or what is new of it."""
+
+    index: int
+    text: str
+    logprobs: TokenLogprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class TextCompletion(msgspec.Struct, frozen=True):
+    """The body of an answer, and of an event of a stream."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[TextChoice]
+    usage: UsageSaid | msgspec.UnsetType | None = msgspec.UNSET
+    object: Literal["text_completion"] = "text_completion"
+
+
 class CompletionWriter:
     """Says answers in the shapes of completions. One writer says all prompts of a request, each with its choices."""
 
     def __init__(self, request: CompletionRequest, fingerprint: str, echo: list[str]) -> None:
         """fingerprint: names the exact model. echo: what each prompt's choices begin with."""
-        self._id = identity("cmpl-")
-        self._head = {
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": request.model,
-            "system_fingerprint": fingerprint,
-        }
+        self._head = (identity("cmpl-"), int(time.time()), request.model, fingerprint)
         self._echo = echo
         self._each = request.n or 1
-        self._with_usage = request.stream_options is not None and request.stream_options.include_usage
+        self._usage = (
+            None if request.stream_options is not None and request.stream_options.include_usage else msgspec.UNSET
+        )
         self._logprobs = request.logprobs
 
-    def whole(self, answer: Answer) -> dict[str, Any]:
+    def whole(self, answer: Answer) -> TextCompletion:
         choices = [
-            self._choice(place, self._begin(place) + one.text, one.logprobs, one.finish)
+            TextChoice(place, self._begin(place) + one.text, self._logprobs_of(one.logprobs), _finish(one.finish))
             for place, one in enumerate(answer.choices)
         ]
-        return {"id": self._id, **self._head, "choices": choices, "usage": usage_of(answer.usage)}
+        return TextCompletion(*self._head, choices, usage_of(answer.usage))
 
     def opening(self) -> bytes:
-        return b"".join(
-            self._chunk([self._choice(place, text, (), None)])
-            for place in range(len(self._echo) * self._each)
-            if (text := self._begin(place))
-        )
+        places = range(len(self._echo) * self._each)
+        return b"".join(self._chunk(TextChoice(place, text)) for place in places if (text := self._begin(place)))
 
     def delta(self, delta: Delta) -> bytes:
         if not (delta.text or delta.logprobs or delta.finish):
             return b""
-        return self._chunk([self._choice(delta.choice, delta.text, delta.logprobs, delta.finish or None)])
+        told = self._logprobs_of(delta.logprobs)
+        return self._chunk(TextChoice(delta.choice, delta.text, told, _finish(delta.finish)))
 
     def closing(self, answer: Answer) -> bytes:
-        end = self._chunk([], usage_of(answer.usage)) if self._with_usage else b""
-        return end + b"data: [DONE]\n\n"
+        if self._usage is None:
+            return event(TextCompletion(*self._head, [], usage_of(answer.usage))) + b"data: [DONE]\n\n"
+        return b"data: [DONE]\n\n"
 
     def failure(self, error: ApiError) -> bytes:
         return event(error.body)
@@ -144,26 +170,26 @@ class CompletionWriter:
     def _begin(self, place: int) -> str:
         return self._echo[place // self._each]
 
-    def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
-        body = {"id": self._id, **self._head, "choices": choices}
-        return event(body | {"usage": usage} if self._with_usage else body)
+    def _chunk(self, choice: TextChoice) -> bytes:
+        return event(TextCompletion(*self._head, [choice], self._usage))
 
-    def _choice(self, place: int, text: str, logprobs: tuple[TokenLogprob, ...], finish: str | None) -> dict[str, Any]:
-        return {"index": place, "text": text, "logprobs": self._logprobs_of(logprobs), "finish_reason": finish}
-
-    def _logprobs_of(self, logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
+    def _logprobs_of(self, logprobs: tuple[TokenLogprob, ...]) -> TokenLogprobs | None:
         if self._logprobs is None:
             return None
         offsets, at = [], 0
         for one in logprobs:
             offsets.append(at)
             at += len(one.text)
-        return {
-            "tokens": [one.text for one in logprobs],
-            "token_logprobs": [one.logprob for one in logprobs],
-            "top_logprobs": [{one.text: one.logprob} for one in logprobs] if self._logprobs else None,
-            "text_offset": offsets,
-        }
+        return TokenLogprobs(
+            [one.text for one in logprobs],
+            [one.logprob for one in logprobs],
+            [{one.text: one.logprob} for one in logprobs] if self._logprobs else None,
+            offsets,
+        )
+
+
+def _finish(reason: str) -> Literal["stop", "length"] | None:
+    return ("length" if reason == "length" else "stop") if reason else None
 
 
 def together(answers: list[Answer]) -> Answer:

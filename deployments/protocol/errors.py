@@ -1,8 +1,24 @@
-"""Errors in OpenAI's shape."""
+"""Errors in OpenAI's shape, and what every API says alike."""
 
+import uuid
 from typing import Any
 
 import msgspec
+
+
+class ErrorSaid(msgspec.Struct, frozen=True):
+    """What went wrong. param: the field of the request; code: for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The body of every refusal."""
+
+    error: ErrorSaid
 
 
 class ApiError(Exception):
@@ -22,7 +38,7 @@ class ApiError(Exception):
         self.status = status
         self.message = message
         self.kind = kind
-        self.body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        self.body = ErrorBody(ErrorSaid(message, kind, param, code))
         self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
 
 
@@ -39,3 +55,8 @@ def overloaded(message: str, retry_after_s: int = 1) -> ApiError:
 def event(body: dict[str, Any] | msgspec.Struct) -> bytes:
     """A server-sent event with this JSON."""
     return b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+
+def identity(prefix: str) -> str:
+    """A new id of this kind."""
+    return f"{prefix}{uuid.uuid4().hex}"

@@ -133,8 +133,8 @@ BAD: list[tuple[Any, str]] = [
 def test_what_cannot_be_held_to_is_refused_by_name(schema: Any, said: str) -> None:
     with pytest.raises(ApiError, match=said) as refused:
         ebnf(json.dumps(schema), "response_format", MOST)
-    error = refused.value.body["error"]
-    assert (refused.value.status, error["param"], error["code"]) == (400, "response_format", "invalid_json_schema")
+    error = refused.value.body.error
+    assert (refused.value.status, error.param, error.code) == (400, "response_format", "invalid_json_schema")
 
 
 def matches(expression: str, text: str) -> bool:

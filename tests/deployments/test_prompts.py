@@ -65,7 +65,7 @@ def test_render_is_the_models_own_template(prompts: Prompts, bundled: ServedMode
 def test_too_long_a_prompt_is_refused(prompts: Prompts) -> None:
     with pytest.raises(ApiError) as refused:
         prompts.render(asked(Turn("user", "1 " * 5000)))
-    assert refused.value.body["error"]["code"] == "context_length_exceeded"
+    assert refused.value.body.error.code == "context_length_exceeded"
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +30,11 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dray]:
     defaults["eos_token_id"] = json.loads((model / "config.json").read_text())["bos_token_id"]
     (model / "generation_config.json").write_text(json.dumps(defaults))
     dray = Dray(folder, free_port())
-    limits = {"DRAY_LIMITS__REQUEST_TIMEOUT_S": "10", "DRAY_MODEL__STALL_TIMEOUT_S": "60"}
+    limits = {
+        "DRAY_LIMITS__REQUEST_TIMEOUT_S": "10",
+        "DRAY_MODEL__STALL_TIMEOUT_S": "60",
+        "DRAY_ROUTER__KEEP_ALIVE_S": "0.5",
+    }
     started = dray.run("up", "--detach", "--model", str(model), "--replicas", "1", **limits)  # type: ignore[arg-type]
     assert started.returncode == 0, started.stderr
     yield dray
@@ -92,6 +97,33 @@ def test_a_request_beyond_its_time_is_refused(endless: Dray, stream: bool) -> No
         error = answer.json()["error"]
     assert (error["code"], error["type"]) == ("request_timeout", "timeout_error")
     wait_for(lambda: running(endless) == 0, 10)
+
+
+def test_a_silent_stream_is_kept_alive(endless: Dray) -> None:
+    [replica] = endless.status()["replicas"]
+    os.kill(replica["engine_pid"], signal.SIGSTOP)
+    try:
+        with httpx.stream("POST", f"{endless.url}/chat/completions", json=BODY | {"stream": True}) as answer:
+            lines = answer.iter_lines()
+            assert "assistant" in next(lines)
+            assert [next(line for line in lines if line) for _ in range(2)] == [": keep-alive"] * 2
+    finally:
+        os.kill(replica["engine_pid"], signal.SIGCONT)
+    wait_for(lambda: running(endless) == 0, 10)
+
+
+def test_a_slow_client_gets_all_of_it(endless: Dray) -> None:
+    body = BODY | {"stream": True, "max_tokens": 400, "stream_options": {"include_usage": True}}
+    with httpx.stream("POST", f"{endless.url}/chat/completions", json=body, timeout=60) as answer:
+        lines = []
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                lines.append(json.loads(line[6:]))
+                time.sleep(0.01)
+    assert lines[-1]["usage"]["completion_tokens"] == 400
+    text = "".join(c["delta"].get("reasoning_content", "") for e in lines for c in e["choices"])
+    whole = httpx.post(f"{endless.url}/chat/completions", json=BODY | {"max_tokens": 400}, timeout=60).json()
+    assert text == whole["choices"][0]["message"].get("reasoning_content", "")
 
 
 def test_the_limit_on_output_holds(endless: Dray) -> None:

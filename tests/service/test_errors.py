@@ -9,6 +9,18 @@ import pytest
 from tests.conftest import MODEL
 
 HI = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+NO_CALL_ID = ("missing_required_parameter", "messages[0].tool_call_id")
+
+
+def schema(content: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": content}}
+
+
+def deep(levels: int) -> dict[str, Any]:
+    return {"type": "array", "items": deep(levels - 1)} if levels else {"type": "null"}
+
+
 BAD: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"messages": HI}, 400, "missing_required_parameter", "model"),
     ({"model": MODEL}, 400, "missing_required_parameter", "messages"),
@@ -30,6 +42,52 @@ BAD: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"model": MODEL, "messages": HI, "stream": "yes"}, 400, "invalid_type", "stream"),
     ({"model": MODEL, "messages": HI, "stream_options": {}}, 400, "invalid_value", "stream_options"),
     ({"model": MODEL, "messages": HI, "top_logprob": 1}, 400, "unknown_parameter", "top_logprob"),
+    ({"model": MODEL, "messages": HI, "n": 9}, 400, "invalid_value", "n"),
+    ({"model": MODEL, "messages": HI, "logprobs": True, "top_logprobs": 2}, 400, "invalid_value", "top_logprobs"),
+    ({"model": MODEL, "messages": HI, "top_logprobs": 1}, 400, "invalid_value", "top_logprobs"),
+    ({"model": MODEL, "messages": HI, "logit_bias": {"5": 3}}, 400, "unsupported_parameter", "logit_bias"),
+    ({"model": MODEL, "messages": HI, "frequency_penalty": 3}, 400, "invalid_value", "frequency_penalty"),
+    ({"model": MODEL, "messages": HI, "repetition_penalty": 0}, 400, "invalid_value", "repetition_penalty"),
+    ({"model": MODEL, "messages": HI, "tool_choice": "required"}, 400, "invalid_value", "tool_choice"),
+    ({"model": MODEL, "messages": HI, "tools": [TOOL] * 129}, 400, "array_above_max_length", "tools"),
+    (
+        {"model": MODEL, "messages": HI, "tools": [{"type": "function", "function": {"name": "a b"}}]},
+        400,
+        "invalid_value",
+        "tools[0].function.name",
+    ),
+    (
+        {"model": MODEL, "messages": HI, "tools": [TOOL], "tool_choice": {"function": {"name": "g"}}},
+        400,
+        "invalid_value",
+        "tool_choice",
+    ),
+    (
+        {"model": MODEL, "messages": HI, "response_format": {"type": "xml"}},
+        400,
+        "invalid_value",
+        "response_format.type",
+    ),
+    (
+        {"model": MODEL, "messages": HI, "response_format": schema({"type": "wrong"})},
+        400,
+        "invalid_json_schema",
+        "response_format",
+    ),
+    (
+        {"model": MODEL, "messages": HI, "response_format": schema(deep(70))},
+        400,
+        "invalid_value",
+        "response_format",
+    ),
+    ({"model": MODEL, "messages": HI, "reasoning_effort": "huge"}, 400, "invalid_value", "reasoning_effort"),
+    (
+        {"model": MODEL, "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        400,
+        "invalid_value",
+        "messages[0].content[0].type",
+    ),
+    ({"model": MODEL, "messages": [{"role": "tool", "content": "x"}]}, 400, *NO_CALL_ID),
     ({"model": MODEL, "messages": HI * 1025}, 400, "array_above_max_length", "messages"),
     (
         {"model": MODEL, "messages": [{"role": "user", "content": "1 " * 3000}]},
@@ -53,6 +111,14 @@ def test_what_is_no_request_is_refused(http: httpx.Client, body: bytes) -> None:
     answer = http.post("/v1/chat/completions", content=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_another_content_type_is_refused(http: httpx.Client) -> None:
+    form = http.post("/v1/chat/completions", data={"model": MODEL})
+    assert (form.status_code, form.json()["error"]["code"]) == (415, "unsupported_media_type")
+    body = b'{"model": "dray-demo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}'
+    for kind in ("application/json; charset=utf-8", "application/vnd.api+json"):
+        assert http.post("/v1/chat/completions", content=body, headers={"content-type": kind}).status_code == 200
 
 
 def test_a_body_beyond_the_limit_is_refused(http: httpx.Client) -> None:

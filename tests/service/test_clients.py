@@ -1,0 +1,184 @@
+"""Clients as their users have them, unchanged, against the running service."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+from pydantic import BaseModel, Field
+
+from tests.conftest import MODEL, Dray
+
+SUM = [{"role": "user", "content": "What is 27 + 48?"}]
+CITY = {
+    "type": "object",
+    "properties": {"heads": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["heads"],
+    "additionalProperties": False,
+}
+TOOL = {"type": "function", "function": {"name": "count", "description": "Counts heads", "parameters": CITY}}
+
+
+class Sum(BaseModel):
+    """What `parse` makes a schema of."""
+
+    total: int = Field(ge=0, le=999)
+    sure: bool
+
+
+def test_openai_async_streams_side_by_side(dray: Dray) -> None:
+    async def work() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=dray.url, api_key="none", max_retries=0) as client:
+
+            async def ask(a: int) -> str:
+                asked: Any = [{"role": "user", "content": f"What is {a} + {a}?"}]
+                text = ""
+                async for chunk in await client.chat.completions.create(model=MODEL, messages=asked, stream=True):
+                    text += chunk.choices[0].delta.content or ""
+                return text
+
+            return await asyncio.gather(*map(ask, range(20, 28)))
+
+    for a, text in zip(range(20, 28), asyncio.run(work()), strict=True):
+        assert f"{a}+{a}={2 * a}" in text
+
+
+def test_openai_parse_gives_objects(client: Any) -> None:
+    parsed = client.chat.completions.parse(model=MODEL, messages=SUM, response_format=Sum, temperature=0)
+    assert isinstance(parsed.choices[0].message.parsed, Sum)
+    with client.chat.completions.stream(model=MODEL, messages=SUM, response_format=Sum) as stream:
+        for _ in stream:
+            pass
+        assert isinstance(stream.get_final_completion().choices[0].message.parsed, Sum)
+    response = client.responses.parse(model=MODEL, input="What is 27 + 48?", text_format=Sum)
+    assert isinstance(response.output_parsed, Sum)
+
+
+def test_openai_tools_are_called_and_their_results_taken(client: Any) -> None:
+    made = client.chat.completions.create(model=MODEL, messages=SUM, tools=[TOOL], tool_choice="required")
+    choice = made.choices[0]
+    assert choice.finish_reason == "tool_calls" and choice.message.content is None
+    for call in choice.message.tool_calls:
+        assert call.function.name == "count" and 0 <= json.loads(call.function.arguments)["heads"] <= 99
+    results = [{"role": "tool", "tool_call_id": call.id, "content": "75"} for call in choice.message.tool_calls]
+    after = client.chat.completions.create(model=MODEL, messages=[*SUM, choice.message, *results], max_tokens=50)
+    assert after.usage.prompt_tokens > made.usage.prompt_tokens - 200
+
+
+def test_openai_tool_calls_stream_as_the_whole(client: Any) -> None:
+    named = {"type": "function", "function": {"name": "count"}}
+    asked = {"model": MODEL, "messages": SUM, "tools": [TOOL], "tool_choice": named, "temperature": 0}
+    whole = client.chat.completions.create(**asked)
+    assert len(whole.choices[0].message.tool_calls) == 1
+    with client.chat.completions.stream(**asked) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_completion()
+    assert "tool_calls.function.arguments.delta" in kinds
+    [call] = final.choices[0].message.tool_calls
+    assert call.function.arguments == whole.choices[0].message.tool_calls[0].function.arguments
+
+
+def test_openai_responses(client: Any) -> None:
+    made = client.responses.create(model=MODEL, input="What is 27 + 48?", instructions="Be brief.")
+    assert [item.type for item in made.output] == ["reasoning", "message"]
+    assert "75" in made.output_text and made.status == "completed"
+    assert "27+48" in made.output[0].content[0].text
+    assert made.usage.output_tokens_details.reasoning_tokens > 0
+    with client.responses.stream(model=MODEL, input="What is 27 + 48?", instructions="Be brief.") as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert final.output_text == made.output_text
+    assert kinds[0] == "response.created" and kinds[-1] == "response.completed"
+    assert {"response.reasoning_text.delta", "response.output_text.delta", "response.content_part.done"} <= set(kinds)
+    again = client.responses.create(
+        model=MODEL,
+        input=[
+            {"role": "user", "content": "What is 27 + 48?"},
+            *[item.model_dump(exclude_none=True) for item in made.output],
+            {"role": "user", "content": [{"type": "input_text", "text": "What is 40 + 2?"}]},
+        ],
+    )
+    assert "42" in again.output_text
+    cut = client.responses.create(model=MODEL, input="What is 27 + 48?", max_output_tokens=5)
+    assert (cut.status, cut.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    called = client.responses.create(
+        model=MODEL,
+        input="What is 27 + 48?",
+        tools=[{"type": "function", "name": "count", "parameters": CITY, "strict": True}],
+        tool_choice="required",
+        parallel_tool_calls=False,
+    )
+    [call] = [item for item in called.output if item.type == "function_call"]
+    assert "heads" in json.loads(call.arguments)
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(model=MODEL, input="hi", previous_response_id="resp_1")
+    assert refused.value.param == "previous_response_id"
+
+
+def test_anthropic(dray: Dray) -> None:
+    with anthropic.Anthropic(base_url=dray.root, api_key="none", max_retries=0) as client:
+        asked: Any = {"model": MODEL, "max_tokens": 300, "messages": SUM, "system": "Be brief."}
+        made = client.messages.create(**asked)
+        assert [block.type for block in made.content] == ["thinking", "text"]
+        assert "75" in made.content[1].text and made.stop_reason == "end_turn"
+        with client.messages.stream(**asked) as stream:
+            assert "".join(stream.text_stream) == made.content[1].text
+            assert stream.get_final_message().usage.output_tokens == made.usage.output_tokens
+        asked |= {"tools": [{"name": "count", "input_schema": CITY}], "tool_choice": {"type": "tool", "name": "count"}}
+        called = client.messages.create(**asked)
+        [use] = [block for block in called.content if block.type == "tool_use"]
+        assert use.name == "count" and 0 <= use.input["heads"] <= 99 and called.stop_reason == "tool_use"
+        with pytest.raises(anthropic.NotFoundError) as refused:
+            client.messages.create(**(asked | {"model": "claude"}))
+        assert "not_found_error" in str(refused.value.body)
+
+
+def test_langchain(dray: Dray) -> None:
+    from langchain_openai import ChatOpenAI
+
+    chat = ChatOpenAI(base_url=dray.url, api_key="none", model=MODEL, max_retries=0)
+    assert "75" in str(chat.invoke("What is 27 + 48?").content)
+    assert "75" in "".join(str(piece.content) for piece in chat.stream("What is 27 + 48?"))
+    for method in ("json_schema", "function_calling"):
+        made = chat.with_structured_output(Sum, method=method).invoke("What is 27 + 48?")
+        assert isinstance(made, Sum)
+    tokens = asyncio.run(chat.ainvoke("What is 27 + 48?")).usage_metadata
+    assert tokens is not None and tokens["output_tokens"] > 0
+
+
+def test_litellm(dray: Dray) -> None:
+    import litellm
+
+    asked: dict[str, Any] = {
+        "model": f"openai/{MODEL}",
+        "api_base": dray.url,
+        "api_key": "none",
+        "messages": SUM,
+        "num_retries": 0,
+    }
+    made: Any = litellm.completion(**asked)
+    assert "75" in made.choices[0].message.content
+    assert "27+48" in made.choices[0].message.reasoning_content
+    pieces: Any = litellm.completion(**asked, stream=True)
+    assert "75" in "".join(piece.choices[0].delta.content or "" for piece in pieces)
+
+
+def test_llm(dray: Dray, tmp_path: Path) -> None:
+    """Simon Willison's command, with the model in its own file of extra models."""
+    (tmp_path / "extra-openai-models.yaml").write_text(
+        f"- model_id: dray\n  model_name: {MODEL}\n  api_base: {dray.url}\n  api_key_name: dray\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "llm", "-m", "dray", "--key", "none", "What is 27 + 48?"],
+        env={"LLM_USER_PATH": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert "75" in ended.stdout, ended.stderr

@@ -1,0 +1,52 @@
+"""The service against its own description: no request makes it fail, no answer is outside the document."""
+
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from deployments.protocol.openapi import OPERATIONS
+from tests.conftest import MODEL, Dray
+
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+]
+LOOKS = [operation for operation in OPERATIONS if not operation.path.startswith("/health")]
+
+
+@pytest.fixture(scope="module")
+def described(dray: Dray) -> Any:
+    return schemathesis.openapi.from_url(f"{dray.root}/openapi.json")
+
+
+@pytest.mark.parametrize("operation", LOOKS, ids=[operation.path for operation in LOOKS])
+def test_no_request_makes_it_fail(described: Any, dray: Dray, operation: Any) -> None:
+    asked = described[operation.path]["POST" if operation.body else "GET"]
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(case=asked.as_strategy())
+    def check(case: Any) -> None:
+        if isinstance(case.body, dict) and "model" in case.body:
+            case.body["model"] = MODEL  # else every request ends at a model that is not there
+        response = case.call(base_url=dray.root, timeout=60)
+        case.validate_response(response, checks=CHECKS)
+
+    check()
+
+
+def test_the_page_shows_every_route_and_needs_nothing_from_elsewhere(http: httpx.Client) -> None:
+    page = http.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    for path in http.get("/openapi.json").json()["paths"]:
+        assert path in page.text
+    assert not any(mark in page.text for mark in ("<script", "src=", "@import", "url("))

@@ -1,0 +1,161 @@
+"""Each parameter of chat completions does what it says."""
+
+import json
+import math
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import MODEL
+from tests.service.test_cache import new_question, text_of
+
+ASKED = {"model": MODEL, "messages": [{"role": "user", "content": "What is 27 + 48?"}]}
+
+
+def ask(http: httpx.Client, **more: Any) -> dict[str, Any]:
+    answer = http.post("/v1/chat/completions", json=ASKED | more)
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def message(body: dict[str, Any]) -> dict[str, Any]:
+    first: dict[str, Any] = body["choices"][0]["message"]
+    return first
+
+
+def test_n_makes_several_choices_each_drawn_by_itself(http: httpx.Client) -> None:
+    body = ask(http, n=4, temperature=2.0, top_p=1.0, seed=7, max_tokens=60)
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    one = ask(http, temperature=2.0, top_p=1.0, seed=7, max_tokens=60)
+    assert body["usage"]["completion_tokens"] > 3 * one["usage"]["completion_tokens"] / 2
+    assert message(body) == message(one), "the first is drawn as if it were alone"
+    streamed = http.post("/v1/chat/completions", json=ASKED | {"n": 2, "stream": True})
+    events = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+    finished = sorted(c["index"] for e in events for c in e["choices"] if c["finish_reason"])
+    assert finished == [0, 1]
+
+
+def test_logprobs_are_those_of_the_answers_tokens(http: httpx.Client) -> None:
+    body = ask(http, logprobs=True, top_logprobs=1)
+    content = body["choices"][0]["logprobs"]["content"]
+    assert "".join(one["token"] for one in content) == message(body)["content"]
+    assert bytes(byte for one in content for byte in one["bytes"]).decode() == message(body)["content"]
+    assert all(-20 < one["logprob"] <= 0 for one in content)
+    assert all(one["top_logprobs"][0]["token"] == one["token"] for one in content)
+    assert math.exp(sum(one["logprob"] for one in content)) > 0.5, "it is sure of what it learned"
+    assert ask(http)["choices"][0]["logprobs"] is None
+
+
+def test_thinking_can_be_bounded_and_left_out(http: httpx.Client) -> None:
+    free = ask(http)
+    bounded = ask(http, max_thinking_tokens=4)
+    assert bounded["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 4 + 4
+    assert free["usage"]["completion_tokens_details"]["reasoning_tokens"] > 8
+    assert message(bounded)["content"] and "think>" not in message(bounded)["content"]
+    none = ask(http, reasoning_effort="none")
+    assert "reasoning_content" not in message(none) and message(none)["content"]
+    left_out = ask(http, include_reasoning=False)
+    assert "reasoning_content" not in message(left_out)
+    assert left_out["usage"] == free["usage"] and message(left_out)["content"] == message(free)["content"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_schema_holds_the_answer_and_not_the_thinking(http: httpx.Client, stream: bool) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"sum": {"type": "integer", "maximum": 99, "minimum": 10}},
+        "required": ["sum"],
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "sum", "schema": schema}}
+    body = ASKED | {"response_format": form, "stream": stream}
+    answer = http.post("/v1/chat/completions", json=body)
+    if stream:
+        reasoning, text = text_of(answer)
+    else:
+        reasoning, text = message(answer.json())["reasoning_content"], message(answer.json())["content"]
+    assert "27+48" in reasoning and 10 <= json.loads(text)["sum"] <= 99
+
+
+def test_json_object_is_one(http: httpx.Client) -> None:
+    body = ask(http, response_format={"type": "json_object"}, max_tokens=300)
+    if body["choices"][0]["finish_reason"] == "stop":
+        assert isinstance(json.loads(message(body)["content"]), dict)
+
+
+def test_penalties_and_sampling_change_the_answer(http: httpx.Client) -> None:
+    # Beyond its end the model repeats itself, so there is something to be penalized.
+    long: dict[str, Any] = {"max_tokens": 300, "ignore_eos": True}
+    repeating = message(ask(http, **long))
+    for change in ({"repetition_penalty": 2.0}, {"frequency_penalty": 2.0}, {"presence_penalty": 2.0}):
+        assert message(ask(http, **long, **change)) != repeating, change
+    plain = message(ask(http, max_tokens=60))
+    hot: dict[str, Any] = {"temperature": 2.0, "seed": 3, "max_tokens": 60}
+    assert message(ask(http, **hot, top_k=1)) == message(ask(http, **hot, min_p=0.999)) == plain
+
+
+def test_ends_can_be_moved(http: httpx.Client) -> None:
+    assert ask(http, ignore_eos=True, max_tokens=80)["usage"]["completion_tokens"] == 80
+    ended = ask(http)["usage"]["completion_tokens"]
+    assert ask(http, min_tokens=ended + 5, max_tokens=ended + 30)["usage"]["completion_tokens"] >= ended + 5
+
+
+def test_template_arguments_reach_the_template(http: httpx.Client) -> None:
+    """The bundled model's template takes none that matter, so it answers the same; what is Dray's to set is refused."""
+    assert message(ask(http, chat_template_kwargs={"unknown": 1})) == message(ask(http))
+    refused = http.post("/v1/chat/completions", json=ASKED | {"chat_template_kwargs": {"tokenize": True}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "chat_template_kwargs")
+
+
+def test_content_parts_and_the_developers_role(http: httpx.Client) -> None:
+    parts = [{"type": "text", "text": "What is 27"}, {"type": "text", "text": " + 48?"}]
+    assert message(ask(http, messages=[{"role": "user", "content": parts}])) == message(ask(http))
+    system = [{"role": "system", "content": "Be brief."}, *ASKED["messages"]]
+    developer = [{"role": "developer", "content": "Be brief."}, *ASKED["messages"]]
+    assert message(ask(http, messages=system)) == message(ask(http, messages=developer))
+
+
+def test_completions_go_on_from_text_and_ids(http: httpx.Client) -> None:
+    ids = http.post("/tokenize", json={"model": MODEL, "prompt": "1+1=", "add_special_tokens": False}).json()["tokens"]
+    asked = {"model": MODEL, "max_tokens": 8}
+    made = [
+        http.post("/v1/completions", json=asked | {"prompt": prompt}).json() for prompt in ("1+1=", ids, ["1+1=", ids])
+    ]
+    first = made[0]["choices"][0]["text"]
+    assert first == made[1]["choices"][0]["text"] and [c["text"] for c in made[2]["choices"]] == [first, first]
+    assert [c["index"] for c in made[2]["choices"]] == [0, 1]
+    echoed = http.post("/v1/completions", json=asked | {"prompt": ids, "echo": True, "logprobs": None}).json()
+    assert echoed["choices"][0]["text"] == "1+1=" + first
+    told = http.post("/v1/completions", json=asked | {"prompt": "1+1=", "logprobs": 1}).json()["choices"][0]
+    assert "".join(told["logprobs"]["tokens"]) == first and len(told["logprobs"]["text_offset"]) == 8
+    events = http.post("/v1/completions", json=asked | {"prompt": ["1+1=", "2+2="], "stream": True}).text
+    lines = [json.loads(line[6:]) for line in events.splitlines() if line.startswith("data: {")]
+    texts = ["".join(c["text"] for e in lines for c in e["choices"] if c["index"] == n) for n in (0, 1)]
+    assert texts[0] == first and events.rstrip().endswith("[DONE]")
+
+
+def test_tokens_and_back(http: httpx.Client) -> None:
+    asked = {"model": MODEL, "prompt": "鸡兔同笼 23", "add_special_tokens": False, "return_token_strs": True}
+    body = http.post("/tokenize", json=asked).json()
+    assert body["count"] == len(body["tokens"]) == len(body["token_strs"]) and body["max_model_len"] == 2048
+    back = http.post("/detokenize", json={"model": MODEL, "tokens": body["tokens"]}).json()
+    assert back == {"prompt": "鸡兔同笼 23"}
+    chat = http.post("/tokenize", json={"model": MODEL, "messages": ASKED["messages"]}).json()
+    assert chat["count"] == ask(http)["usage"]["prompt_tokens"]
+    outside = http.post("/detokenize", json={"model": MODEL, "tokens": [10**6]})
+    assert (outside.status_code, outside.json()["error"]["param"]) == (400, "tokens")
+
+
+def test_request_ids_go_in_and_out(http: httpx.Client) -> None:
+    given = http.get("/v1/models", headers={"x-request-id": "my-id-1"})
+    made = http.get("/v1/nothing")
+    assert given.headers["x-request-id"] == "my-id-1"
+    assert len(made.headers["x-request-id"]) > 16 and made.headers["x-request-id"] != "my-id-1"
+
+
+def test_the_first_event_comes_at_once_and_says_the_role(http: httpx.Client) -> None:
+    body = ASKED | {"stream": True, "messages": [{"role": "user", "content": new_question()}]}
+    with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        first = next(answer.iter_lines())
+    assert json.loads(first[6:])["choices"][0]["delta"] == {"role": "assistant", "content": ""}
