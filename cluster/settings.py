@@ -53,6 +53,13 @@ class ModelSettings(Group):
     weight: Weight = Field("int8", description="Weight format in which a model that is named is fetched or exported.")
     name: str = Field("", description="Name that clients ask for. Empty: the model's own name.")
     aliases: tuple[str, ...] = Field((), description="Further names that clients may ask for.")
+    task: Literal["generate", "embed"] = Field(
+        "generate", description="What the model is for: answers, or embeddings (/v1/embeddings)."
+    )
+    pooling: Literal["auto", "mean", "cls", "last"] = Field(
+        "auto",
+        description="How an embedding model's tokens become one vector. auto: by its 1_Pooling/config.json, or mean.",
+    )
     replicas: Positive = Field(1, description="Engine replicas, each with its own cores and its own engine process.")
     cores_per_replica: Annotated[int, Field(ge=0)] = Field(
         0,
@@ -108,6 +115,7 @@ class LimitSettings(Group):
     schema_parts: Positive = Field(
         1000, description="Most parts of the schemas that an answer is held to: each is work in the engine's steps."
     )
+    embedding_inputs: Positive = Field(512, description="Most texts in one request for embeddings.")
     output_tokens: Positive = Field(
         8192,
         description="Most completion tokens of one request, thinking included; larger wishes are cut to it.",

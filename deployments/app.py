@@ -5,6 +5,7 @@ from typing import Any
 from ray import serve
 
 from cluster.serve_config import ENGINE, ROUTER
+from deployments.engine.embedder import EmbedderReplica
 from deployments.engine.replica import EngineReplica
 from deployments.router import Router
 
@@ -26,6 +27,7 @@ class Root:
 
 def engine(args: dict[str, Any]) -> Any:
     """The replicas of one exact engine. args: EngineArgs as JSON has them."""
+    replica = EmbedderReplica if args["model"]["task"] == "embed" else EngineReplica
     none = {"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1}
     root = serve.deployment(Root).options(name="root", autoscaling_config=none)
-    return root.bind(serve.deployment(EngineReplica).options(name=ENGINE).bind(args))
+    return root.bind(serve.deployment(replica).options(name=ENGINE).bind(args))

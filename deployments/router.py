@@ -17,11 +17,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cluster.models.folder import open_models
+from cluster.models.folder import ServedModel, open_models
 from cluster.serve_config import ENGINE, RouterArgs
 from deployments.answers import AnswerCache
 from deployments.dispatch import Dispatcher
 from deployments.edge import Edge
+from deployments.embedding import Embedder
 from deployments.engine.wire import Sampling
 from deployments.flight import Flight
 from deployments.generation import Generation, grammar_for, merged
@@ -36,6 +37,7 @@ from deployments.protocol.completions import (
     read_completion,
     together,
 )
+from deployments.protocol.embeddings import embeddings, read_embedding, texts_of
 from deployments.protocol.errors import ApiError, invalid
 from deployments.protocol.messages import MessagesWriter, anthropic_error, messages_question, read_messages
 from deployments.protocol.openapi import document, page
@@ -68,29 +70,25 @@ class Router:
         configure_logging(self._settings.log_level)
         self._lacking = ["all"]
         self._metrics = RouterMetrics()
-        self._served = [
-            Served(
-                model,
-                model.fingerprint,
-                Prompts(model),
-                Dispatcher(
-                    DeploymentHandle(ENGINE, given.engines[model.name]),
-                    self._metrics.carried_on.labels(model.name).inc,
-                ),
-            )
-            for model in open_models(self._settings)
-        ]
-        self._by_name = {name: served for served in self._served for name in served.model.names}
-        self._needed = {
-            given.engines[one.model.name]: one.model.name
-            for one in self._served
-            if not one.model.settings.sleep_after_s
-        }
+        self._models = open_models(self._settings)
+        self._served: dict[str, Served] = {}
+        self._embedders: dict[str, Embedder] = {}
+        for model in self._models:
+            replicas = DeploymentHandle(ENGINE, given.engines[model.name])
+            if model.settings.task == "generate":
+                self._served |= dict.fromkeys(model.names, self._serve(model, replicas))
+            else:
+                self._embedders |= dict.fromkeys(model.names, Embedder(model, replicas))
+        self._needed = {given.engines[one.name]: one.name for one in self._models if not one.settings.sleep_after_s}
         cache = self._settings.cache
         self._cache = AnswerCache(cache, given.redis_url, self._metrics.cache_faults.inc) if cache.enabled else None
         field = self._settings.router.thinking_field
         self._thinking_fields = _THINKING_FIELDS.get(field, (field,))
         self._patience = Patience(self._settings.router.keep_alive_s, self._limits.client_stall_s)
+
+    def _serve(self, model: ServedModel, engines: DeploymentHandle) -> Served:
+        dispatcher = Dispatcher(engines, self._metrics.carried_on.labels(model.name).inc)
+        return Served(model, model.fingerprint, Prompts(model), dispatcher)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return Starlette(
@@ -99,6 +97,7 @@ class Router:
                 Route("/v1/completions", self.completions, methods=["POST"]),
                 Route("/v1/responses", self.responses, methods=["POST"]),
                 Route("/v1/messages", self.messages, methods=["POST"]),
+                Route("/v1/embeddings", self.embeddings, methods=["POST"]),
                 Route("/tokenize", self.tokenize, methods=["POST"]),
                 Route("/detokenize", self.detokenize, methods=["POST"]),
                 Route("/v1/models", self.models),
@@ -158,6 +157,16 @@ class Router:
         question = messages_question(request, served.model, self._limits)
         return await self._answer(http, served, question, MessagesWriter(request), began, stream=bool(request.stream))
 
+    async def embeddings(self, http: HttpRequest) -> Response:
+        """POST /v1/embeddings"""
+        request = read_embedding(await self._body(http), self._limits)
+        if (embedder := self._embedders.get(request.model)) is None:
+            raise self._unknown(request.model, "no embedding model" if request.model in self._served else "not served")
+        texts = texts_of(request)
+        tokens = await asyncio.to_thread(embedder.count, texts)
+        vectors = await embedder.embed(texts, self._limits.request_timeout_s)
+        return _json(embeddings(request, vectors, tokens))
+
     async def tokenize(self, http: HttpRequest) -> Response:
         """POST /tokenize"""
         request = parse(decode_tokenize, await self._body(http))
@@ -181,11 +190,15 @@ class Router:
 
     async def models(self, http: HttpRequest) -> Response:
         """GET /v1/models"""
-        return _json({"object": "list", "data": [served.describe() for served in self._served]})
+        return _json({"object": "list", "data": [_described(model) for model in self._models]})
 
     async def model(self, http: HttpRequest) -> Response:
         """GET /v1/models/{name}"""
-        return _json(self._named(http.path_params["name"]).describe())
+        name = http.path_params["name"]
+        found = next((model for model in self._models if name in model.names), None)
+        if found is None:
+            raise self._unknown(name, "not served")
+        return _json(_described(found))
 
     async def openapi(self, http: HttpRequest) -> Response:
         """GET /openapi.json"""
@@ -223,14 +236,14 @@ class Router:
         return await read_body(http, self._limits.body_bytes)
 
     def _named(self, name: str) -> Served:
-        if (served := self._by_name.get(name)) is None:
-            raise ApiError(
-                404,
-                f"The model '{name}' is not served here; GET /v1/models lists those that are.",
-                code="model_not_found",
-                param="model",
-            )
+        if (served := self._served.get(name)) is None:
+            raise self._unknown(name, "an embedding model" if name in self._embedders else "not served")
         return served
+
+    @staticmethod
+    def _unknown(name: str, what: str) -> ApiError:
+        message = f"The model '{name}' is {what} here; GET /v1/models lists those that are served."
+        return ApiError(404, message, code="model_not_found", param="model")
 
     async def _answer(
         self, http: HttpRequest, served: Served, question: Question, writer: Writer, began: float, *, stream: bool
@@ -323,6 +336,19 @@ class Router:
 
 def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
+
+
+def _described(model: ServedModel) -> dict[str, Any]:
+    """The entry of GET /v1/models."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "dray",
+        "task": model.settings.task,
+        "max_model_len": model.context_tokens,
+        "aliases": list(model.settings.aliases),
+    }
 
 
 def models_without_replicas(engines: dict[str, str]) -> list[str]:

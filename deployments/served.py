@@ -1,7 +1,6 @@
 """A model as a router serves it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from cluster.models.folder import ServedModel
 from deployments.dispatch import Dispatcher
@@ -26,15 +25,3 @@ class Served:
     def subject(self) -> str:
         """What an answer depends on beside the question: the exact model, and what else its template reads."""
         return self.fingerprint + self.prompts.subject
-
-    def describe(self) -> dict[str, Any]:
-        """The entry of GET /v1/models."""
-        model = self.model
-        return {
-            "id": model.name,
-            "object": "model",
-            "created": model.created,
-            "owned_by": "dray",
-            "max_model_len": model.context_tokens,
-            "aliases": list(model.settings.aliases),
-        }

@@ -14,6 +14,7 @@ BUNDLED_FOLDER = Path(__file__).parents[2] / "demo" / "model"
 WEIGHTS_FILE = "openvino_model.bin"
 MANIFEST = "dray-model.json"
 _NEEDED = ("openvino_model.xml", WEIGHTS_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
+_NEEDED_TO_EMBED = ("openvino_tokenizer.xml", "openvino_tokenizer.bin")
 _MEANING = (
     "openvino_model.xml",
     "config.json",
@@ -115,12 +116,12 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
         if source == BUNDLED or is_folder(source):
             raise ModelFolderError(f"model folder {folder} does not exist")
         raise ModelFolderError(f"{source} is not on this machine; fetch it with `dray models pull {source}`")
-    missing = [name for name in _NEEDED if not (folder / name).is_file()]
+    needed = _NEEDED + (_NEEDED_TO_EMBED if settings.task == "embed" else ())
+    missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise ModelFolderError(f"model folder {folder} lacks {', '.join(missing)}; make one with `dray models export`")
     try:
-        config = json.loads((folder / "config.json").read_text())
-        made_for = int(config["max_position_embeddings"])
+        made_for = _made_for(folder)
     except (ValueError, KeyError, TypeError) as error:
         raise ModelFolderError(f"{folder / 'config.json'} is not a model configuration ({error!r})") from None
     if settings.context_tokens > made_for:
@@ -134,6 +135,13 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
         context_tokens=settings.context_tokens or made_for,
         created=int((folder / "openvino_model.xml").stat().st_mtime),
     )
+
+
+def _made_for(folder: Path) -> int:
+    """Tokens: of an embedding model, what its makers tested, where they say so; else what its positions allow."""
+    tested = folder / "sentence_bert_config.json"
+    noted = json.loads(tested.read_text()).get("max_seq_length") if tested.is_file() else None
+    return int(noted or json.loads((folder / "config.json").read_text())["max_position_embeddings"])
 
 
 def open_models(settings: Settings) -> list[ServedModel]:
@@ -150,5 +158,6 @@ def memory_needed(model: ServedModel) -> int:
 
     Measured on the 1.5B shape at INT8: 1.06 times the weights and 0.1 GB private to a replica, beside the KV cache.
     """
-    private = int(model.weights_bytes * 1.06) + (model.settings.kv_cache_mb + 150) * 2**20
+    kv_cache_mb = model.settings.kv_cache_mb if model.settings.task == "generate" else 0
+    private = int(model.weights_bytes * 1.06) + (kv_cache_mb + 150) * 2**20
     return model.weights_bytes + model.settings.replicas * private

@@ -4,21 +4,20 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 from ray import serve
 
-from cluster.cores import CoreLease, NotEnoughCores, check_affinity, lease_cores, repin
+from cluster.cores import check_affinity, repin
 from cluster.models.folder import open_model
 from cluster.serve_config import EngineArgs
+from deployments.engine.lease import wait_for_lease
 from deployments.engine.process import EngineProcess, EngineStartError
 from deployments.engine.wire import EngineConfig, Tokens, decode_request, encode
 from deployments.telemetry import EngineMetrics, configure_logging
 
 log = logging.getLogger("dray.engine")
 
-_LEASE_WAIT_S = 60.0
 _LOOK_S = 1.0
 _AFFINITY_LOOK_S = 15.0
 _MAX_RESTARTS = 3
@@ -41,7 +40,7 @@ class EngineReplica:
         model = open_model(given.model, given.models_dir)
         self._name = serve.get_replica_context().replica_id.unique_id
         self._metrics = EngineMetrics(model.name, self._name)
-        self._lease = await _lease(given.cores, given.core_lock_dir, f"{model.name}/{self._name}")
+        self._lease = await wait_for_lease(given.cores, given.core_lock_dir, f"{model.name}/{self._name}")
         self._chosen = chosen = model.settings
         self._config = EngineConfig(
             model_dir=str(model.folder),
@@ -147,16 +146,3 @@ class EngineReplica:
             self._metrics.moved.inc()
             log.warning("engine was moved off its cores; pinning it again", extra={"cpus": list(self._config.cpus)})
             repin(self._config.cpus, pid)
-
-
-async def _lease(cores: int, directory: Path, owner: str) -> CoreLease:
-    """Waits a while: in a rolling update the replica that goes still holds its cores for a moment."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + _LEASE_WAIT_S
-    while True:
-        try:
-            return lease_cores(cores, directory, owner=owner)
-        except NotEnoughCores:
-            if loop.time() > deadline:
-                raise
-            await asyncio.sleep(0.2)

@@ -1,7 +1,8 @@
 """What router, replica and engine process say to each other: every message type, and how it is framed.
 
-Router and replica exchange `Request` and `Tokens` as MessagePack over a Ray handle; replica and engine
-process exchange the rest over a socket pair, each message behind its length.
+Router and replica exchange `Request` and `Tokens` as MessagePack over a Ray handle (with embedders: texts, and vectors
+as little-endian float32); replica and engine process exchange the rest over a socket pair, each message behind its
+length.
 """
 
 import struct
@@ -135,6 +136,8 @@ _HEADER = struct.Struct("<I")
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode
 decode_tokens = msgspec.msgpack.Decoder(Tokens).decode
+decode_texts = msgspec.msgpack.Decoder(list[str]).decode
+decode_vectors = msgspec.msgpack.Decoder(list[bytes]).decode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
 decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
 

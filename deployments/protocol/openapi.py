@@ -10,6 +10,7 @@ from jinja2 import Environment
 from deployments.protocol.chat import ChatRequest
 from deployments.protocol.chat_writer import ChatCompletion
 from deployments.protocol.completions import CompletionRequest, TextCompletion
+from deployments.protocol.embeddings import EmbeddingRequest, Embeddings
 from deployments.protocol.errors import ErrorBody
 from deployments.protocol.messages import MessagesRequest
 from deployments.protocol.responses import ResponseRequest
@@ -58,12 +59,13 @@ _MESSAGE = {
 }
 _MODEL = {
     "type": "object",
-    "required": ["id", "object", "created", "owned_by", "max_model_len", "aliases"],
+    "required": ["id", "object", "created", "owned_by", "task", "max_model_len", "aliases"],
     "properties": {
         "id": {"type": "string"},
         "object": {"const": "model"},
         "created": {"type": "integer"},
         "owned_by": {"type": "string"},
+        "task": {"enum": ["generate", "embed"]},
         "max_model_len": {"type": "integer"},
         "aliases": {"type": "array", "items": {"type": "string"}},
     },
@@ -75,6 +77,7 @@ OPERATIONS = (
     Operation("/v1/completions", "Go on from a text", CompletionRequest, TextCompletion, streams=True),
     Operation("/v1/responses", "Answer, in the Responses API", ResponseRequest, _RESPONSE, streams=True),
     Operation("/v1/messages", "Answer, in Anthropic's Messages API", MessagesRequest, _MESSAGE, streams=True),
+    Operation("/v1/embeddings", "Vectors of texts", EmbeddingRequest, Embeddings),
     Operation("/tokenize", "Token ids of a text or a conversation", TokenizeRequest, TokensSaid),
     Operation("/detokenize", "The text of token ids", DetokenizeRequest, TextSaid),
     Operation("/v1/models", "The models that are served", answer=_MODELS),
