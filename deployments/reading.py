@@ -115,6 +115,8 @@ class CompletionReader:
             elif token == self._vocabulary.think and not (self._raw or self._began or self._reasoning):
                 self.reasoning_tokens += 1
                 self._turn(thinking=True)
+            elif token == self._vocabulary.end_think and not self._raw:
+                continue  # its thinking was closed for it, and it goes on to close it itself
             else:
                 text += self._answer_on(self._decode(token))
                 if logprobs and self._began and not self._vocabulary.is_special(token):

@@ -310,7 +310,7 @@ class Router:
         counted.count_answer(model, usage, result, time.perf_counter() - began)
 
     def _echo(self, served: Served, prompt: str | tuple[int, ...]) -> str:
-        return prompt if isinstance(prompt, str) else served.prompts.decode(prompt)
+        return prompt if isinstance(prompt, str) else served.prompts.decode(prompt, special=True)
 
     def _refused(self, http: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, ApiError)
