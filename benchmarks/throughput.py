@@ -14,8 +14,8 @@ from benchmarks.service import report, running
 from benchmarks.streams import Tally, chat_streams
 from cluster.models.folder import open_model
 from cluster.settings import ModelSettings, default_models_dir
-from deployments.engine.process import EngineProcess
-from deployments.engine.wire import EngineConfig, Request, Sampling
+from deployments.engine.process import EngineProcess, config_for
+from deployments.engine.wire import Request, Sampling
 
 
 async def engine_streams(engine: EngineProcess, streams: int, *, rounds: int, prompt: int, tokens: int) -> Tally:
@@ -37,14 +37,7 @@ async def engine_streams(engine: EngineProcess, streams: int, *, rounds: int, pr
 async def compare(args: argparse.Namespace) -> str:
     chosen = ModelSettings(source=args.model)
     model = open_model(chosen, default_models_dir())
-    config = EngineConfig(
-        str(model.folder),
-        tuple(sorted(os.sched_getaffinity(0))),
-        chosen.kv_cache_mb,
-        chosen.max_running,
-        chosen.max_batched_tokens,
-        chosen.dynamic_quantization_group_size,
-    )
+    config = config_for(model, tuple(sorted(os.sched_getaffinity(0))))
     rows = []
     with running(DRAY_MODEL__SOURCE=args.model, DRAY_CACHE__ENABLED="false") as service:
         engine, _ = await EngineProcess.start(config, timeout_s=300)

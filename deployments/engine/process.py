@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import msgspec
 
+from cluster.models.folder import ServedModel
 from deployments.engine.wire import (
     Add,
     Cancel,
@@ -195,6 +196,19 @@ class EngineProcess:
             stream.put(Tokens([], "lost"))
         self.load = Load()
         self.closed.set()
+
+
+def config_for(model: ServedModel, cpus: tuple[int, ...]) -> EngineConfig:
+    """What an engine process of this model on these logical CPUs needs to start."""
+    chosen = model.settings
+    return EngineConfig(
+        model_dir=str(model.folder),
+        cpus=cpus,
+        kv_cache_mb=chosen.kv_cache_mb,
+        max_running=chosen.max_running,
+        max_batched_tokens=chosen.max_batched_tokens,
+        dynamic_quantization_group_size=chosen.dynamic_quantization_group_size,
+    )
 
 
 def _environment() -> dict[str, str]:

@@ -12,8 +12,8 @@ from cluster.cores import check_affinity, repin
 from cluster.models.folder import open_model
 from cluster.serve_config import EngineArgs
 from deployments.engine.lease import wait_for_lease
-from deployments.engine.process import EngineProcess, EngineStartError
-from deployments.engine.wire import EngineConfig, Tokens, decode_request, encode
+from deployments.engine.process import EngineProcess, EngineStartError, config_for
+from deployments.engine.wire import Tokens, decode_request, encode
 from deployments.telemetry import EngineMetrics, configure_logging
 
 log = logging.getLogger("dray.engine")
@@ -41,15 +41,8 @@ class EngineReplica:
         self._name = serve.get_replica_context().replica_id.unique_id
         self._metrics = EngineMetrics(model.name, self._name)
         self._lease = await wait_for_lease(given.cores, given.core_lock_dir, f"{model.name}/{self._name}")
-        self._chosen = chosen = model.settings
-        self._config = EngineConfig(
-            model_dir=str(model.folder),
-            cpus=self._lease.cpus,
-            kv_cache_mb=chosen.kv_cache_mb,
-            max_running=chosen.max_running,
-            max_batched_tokens=chosen.max_batched_tokens,
-            dynamic_quantization_group_size=chosen.dynamic_quantization_group_size,
-        )
+        self._chosen = model.settings
+        self._config = config_for(model, self._lease.cpus)
         self._engine: EngineProcess | None = None
         self._running = asyncio.Event()
         self._restarts = 0
