@@ -143,8 +143,9 @@ def _load_here(folder: str, properties: dict[str, Any]) -> None:
     config = openvino_genai.GenerationConfig()
     config.max_new_tokens = 1
     config.apply_chat_template = False
-    pipeline.add_request(0, openvino.Tensor(numpy.arange(256, dtype=numpy.int64)[None, :]), config)
-    while pipeline.has_non_finished_requests():
+    ids = openvino.Tensor(numpy.arange(256, dtype=numpy.int64)[None, :])
+    handle = pipeline.add_request(0, ids, config)
+    while handle.get_status() == openvino_genai.GenerationStatus.RUNNING:
         pipeline.step()
     json.dump({"load": loaded - began, "first": time.perf_counter() - loaded}, sys.stdout)
 
