@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 EXPORT_VENV := .venv-export
 
-.PHONY: up down test test-export lint clean
+.PHONY: up down test test-slow test-export lint clean
 
 up: $(VENV)/.serving
 	$(BIN)/dray up --detach
@@ -17,6 +17,9 @@ down:
 
 test: $(VENV)/.testing
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.testing
+	$(BIN)/python -m pytest -m slow
 
 test-export: $(EXPORT_VENV)/.testing
 	$(EXPORT_VENV)/bin/python -m pytest tests/export

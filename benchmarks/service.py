@@ -38,6 +38,7 @@ class Service:
         own = {
             "DRAY_STATE_DIR": str(self.folder / "s"),
             "DRAY_LEASE_DIR": str(self.folder / "c"),
+            "DRAY_DATA_DIR": str(self.folder / "d"),
             "DRAY_PORT": str(self.port),
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("DRAY_")}

@@ -24,11 +24,15 @@ class Delta:
     usage: dict[str, Any] | None = None
 
 
-def stream_chat(url: str, model: str, messages: list[dict[str, str]]) -> Iterator[Delta]:
-    """Asks and yields the answer as it comes. url: the base URL, ending in /v1. Raises ServerError."""
+def stream_chat(url: str, key: str, model: str, messages: list[dict[str, str]]) -> Iterator[Delta]:
+    """Asks and yields the answer as it comes. url: the base URL, ending in /v1. key: empty where none is needed.
+
+    Raises ServerError.
+    """
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     body = {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
     try:
-        with httpx.stream("POST", f"{url}/chat/completions", json=body, timeout=_TIMEOUT) as response:
+        with httpx.stream("POST", f"{url}/chat/completions", json=body, headers=headers, timeout=_TIMEOUT) as response:
             if response.status_code != httpx.codes.OK:
                 response.read()
                 raise ServerError(_said(response))

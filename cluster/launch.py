@@ -1,4 +1,4 @@
-"""Bringing Dray up on one machine and taking it down: Redis, Ray, the Serve application, in that order."""
+"""Bringing Dray up on one machine and taking it down: its Redis servers, Ray, the Serve applications, in that order."""
 
 import logging
 import os
@@ -7,34 +7,41 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 import psutil
+from redis.exceptions import RedisError
 
 from cluster import haproxy, serving
 from cluster.cores import sweep
 from cluster.preflight import Checked, LaunchError, check, check_change, port_block
 from cluster.redis import OwnRedis, RedisStartError
+from cluster.redis_client import RedisUrlError, connect
 from cluster.rollout import RolloutError, roll
 from cluster.serve_config import Routers
 from cluster.settings import Settings, fixed_that_differ
-from cluster.state import Record, Wish, hold, take_wish, write_record
+from cluster.state import AlreadyRunning, Record, Wish, hold, take_wish, write_record
+from cluster.teams import read_registry
 
 log = logging.getLogger("dray.launch")
 
 _OBJECT_STORE_BYTES = 80 * 2**20
 _STOP_S = 20.0
-_FOLDERS = ("ray", "h", "metrics")
+_TEAMS_MB = 64
+_FOLDERS = ("ray", "h", "metrics", "redis", "teams")
 
 
 class Dray:
     """A Dray that is up: what its launcher does now and then while it runs."""
 
-    def __init__(self, routers: Routers, usable: int, own: OwnRedis | None) -> None:
+    def __init__(self, routers: Routers, usable: int, own: list[OwnRedis], *, keys: bool) -> None:
+        """usable: cores that may be leased in all. own: Redis servers to keep alive. keys: whether there is one."""
         self._routers = routers
+        self._keys = keys
         self._usable = usable
-        self._redis = own
+        self._servers = own
         self._folder = routers.settings.state_dir
         self._rollout: Iterator[str] | None = None
         self._wish: Wish | None = None
@@ -43,8 +50,9 @@ class Dray:
 
     def tend(self) -> None:
         """Revives Redis if it has died, and takes a deployment that was wished for one step further."""
-        if self._redis is not None and self._redis.revive():
-            log.warning("the Redis server had ended; started it again")
+        for server in self._servers:
+            if server.revive():
+                log.warning("a Redis server had ended; started it again")
         try:
             if self._rollout is None:
                 self._take_wish()
@@ -64,7 +72,7 @@ class Dray:
         if changed := fixed_that_differ(settings, self._routers.settings):
             raise LaunchError(f"{', '.join(changed)} cannot change while Dray runs; dray down, then dray up")
         found, free, beside = check_change(settings, self._routers.engines)
-        self._wanted = Routers(settings, self._routers.redis_url, found.engines)
+        self._wanted = replace(self._routers, settings=settings, engines=found.engines)
         ours = sum(engine.leased for engine in self._routers.engines)
         self._rollout = roll(self._routers, self._wanted, min(free, self._usable - ours), beside=beside)
 
@@ -84,6 +92,8 @@ class Dray:
                 url=base_url(settings),
                 models=names,
                 redis=self._routers.redis_url,
+                teams=self._routers.teams_url,
+                keys=self._keys,
                 settings=settings.model_dump(mode="json"),
                 **news,
             ),
@@ -109,26 +119,64 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Dra
         stack.callback(sweep, settings.core_lock_dir)
         stage("checking the machine and the model")
         found = check(settings)
-        own = None
-        redis_url = settings.cache.url
+        stage("starting Redis")
+        own = []
+        redis_url, teams_url = settings.cache.url, settings.teams.url
         if settings.cache.enabled and not redis_url:
-            stage("starting Redis")
-            own = OwnRedis(folder / "redis", settings.cache.memory_mb)
-            stack.callback(shutil.rmtree, folder / "redis", ignore_errors=True)
-            stack.callback(own.stop)
-            try:
-                own.start()
-            except RedisStartError as error:
-                raise LaunchError(str(error)) from None
-            redis_url = own.url
+            own.append(OwnRedis(folder / "redis", settings.cache.memory_mb))
+            redis_url = own[-1].url
+        if not teams_url:
+            stack.enter_context(_held_data(settings.data_dir))
+            own.append(OwnRedis(folder / "teams", _TEAMS_MB, settings.data_dir / "teams"))
+            teams_url = own[-1].url
+        for server in own:
+            stack.enter_context(_started(server))
+        keys = _any_keys(teams_url)
         stage("starting Ray")
         with _ray_errors_as_launch_errors():
             stack.enter_context(_ray(settings, found, stack.enter_context(port_block())))
             names = ", ".join(engine.model.name for engine in found.engines)
             stage(f"loading {names} on {found.leased} cores")
-            routers = Routers(settings, redis_url, found.engines)
+            routers = Routers(settings, redis_url, teams_url, found.engines)
             serving.start(routers)
-        yield Dray(routers, found.usable, own)
+        yield Dray(routers, found.usable, own, keys=keys)
+
+
+@contextmanager
+def _started(server: OwnRedis) -> Iterator[None]:
+    try:
+        server.start()
+    except RedisStartError as error:
+        server.stop()
+        raise LaunchError(str(error)) from None
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+def _any_keys(url: str) -> bool:
+    try:
+        client = connect(url)
+        try:
+            return bool(read_registry(client).keys)
+        finally:
+            client.close()
+    except (RedisError, OSError, RedisUrlError) as error:
+        raise LaunchError(f"the Redis of teams.url does not answer: {error}") from None
+
+
+@contextmanager
+def _held_data(folder: Path) -> Iterator[None]:
+    """The data folder, for this Dray alone; taken away at the end where nothing lasting is in it."""
+    try:
+        with hold(folder):
+            yield
+    except AlreadyRunning:
+        raise LaunchError(
+            f"another Dray keeps its teams in {folder}; give this one a data_dir of its own (DRAY_DATA_DIR)"
+        ) from None
+    remove_folder_if_empty(folder)
 
 
 def base_url(settings: Settings) -> str:

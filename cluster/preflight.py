@@ -12,6 +12,7 @@ import psutil
 
 from cluster.cores import NotEnoughCores, UsableCores, count_free, held_cores, usable_cores
 from cluster.models.folder import ModelFolderError, ServedModel, memory_needed, open_models
+from cluster.redis_client import RedisUrlError, check_url
 from cluster.serve_config import Engine
 from cluster.settings import Settings
 
@@ -48,6 +49,11 @@ def check(settings: Settings) -> Checked:
             "the paths of the sockets below it would not fit"
         )
     _check_port(settings.host, settings.port)
+    for url in filter(None, (settings.cache.url, settings.teams.url)):
+        try:
+            check_url(url)
+        except RedisUrlError as error:
+            raise LaunchError(str(error)) from None
     usable = usable_cores()
     found = _check_models(settings, usable)
     _check_cores(settings, found, usable, count_free(settings.core_lock_dir, usable=usable))

@@ -33,9 +33,12 @@ def find_server() -> str:
 class OwnRedis:
     """Started with `start`, kept alive with `revive`, ended with `stop`. It dies with the process that made it."""
 
-    def __init__(self, folder: Path, memory_mb: int) -> None:
+    def __init__(self, folder: Path, memory_mb: int, lasting: Path | None = None) -> None:
+        """folder: private, for its socket. lasting: where what it holds is kept on disk; None: it holds what can be
+        made again, and nothing is kept."""
         self._folder = folder
         self._memory_mb = memory_mb
+        self._lasting = lasting
         self._socket = folder / "redis.sock"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -49,20 +52,24 @@ class OwnRedis:
 
     def start(self) -> None:
         """Starts the server and waits until it answers. Raises RedisStartError."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (self._folder, self._lasting):
+            if folder is not None:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = self._folder / "redis.log"
-        # Answers can be made again, so nothing is written to disk; the least used ones go when memory is full.
         options = {
             "port": "0",
             "unixsocket": str(self._socket),
             "unixsocketperm": "600",
-            "dir": str(self._folder),
+            "dir": str(self._lasting or self._folder),
             "logfile": str(log),
             "save": "",
-            "appendonly": "no",
             "maxmemory": f"{self._memory_mb}mb",
-            "maxmemory-policy": "allkeys-lfu",
         }
+        if self._lasting is None:
+            # Answers can be made again, so nothing is written to disk; the least used ones go when memory is full.
+            options |= {"appendonly": "no", "maxmemory-policy": "allkeys-lfu"}
+        else:
+            options |= {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
         flags = [text for name, value in options.items() for text in (f"--{name}", value)]
         self._process = subprocess.Popen(
             [find_server(), *flags],
@@ -79,8 +86,8 @@ class OwnRedis:
                     return
                 except RedisError:
                     time.sleep(0.02)
-        self.stop()
         said = log.read_text(errors="replace").strip().splitlines()[-1:] if log.is_file() else []
+        self.stop()
         raise RedisStartError(f"the Redis server did not start: {said[0] if said else 'no log'}")
 
     def revive(self) -> bool:
@@ -91,8 +98,9 @@ class OwnRedis:
         return True
 
     def stop(self) -> None:
-        """Ends the server and takes its socket away."""
+        """Ends the server and takes its folder away; what lasts, only where there is nothing in it."""
         if self._process is not None:
+            empty = self._lasting is not None and self._holds_nothing()
             self._process.terminate()
             try:
                 self._process.wait(_STOP_S)
@@ -100,7 +108,16 @@ class OwnRedis:
                 self._process.kill()
                 self._process.wait()
             self._process = None
-        self._socket.unlink(missing_ok=True)
+            if empty and self._lasting is not None:
+                shutil.rmtree(self._lasting, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _holds_nothing(self) -> bool:
+        try:
+            with redis.Redis.from_url(self.url, socket_timeout=_START_S) as client:
+                return bool(client.dbsize() == 0)
+        except (RedisError, OSError):
+            return False
 
 
 def _die_with_parent() -> None:

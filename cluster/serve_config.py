@@ -42,6 +42,7 @@ class RouterArgs(Group):
 
     settings: Settings
     redis_url: str
+    teams_url: str
     engines: dict[str, str]
 
 
@@ -127,12 +128,13 @@ class Routers:
 
     settings: Settings
     redis_url: str
+    teams_url: str
     engines: tuple[Engine, ...]
 
     def describe(self) -> dict[str, Any]:
         """Their application, as a Serve config has it."""
         engines = {engine.model.name: engine.application for engine in self.engines}
-        args = RouterArgs(settings=self.settings, redis_url=self.redis_url, engines=engines)
+        args = RouterArgs(settings=self.settings, redis_url=self.redis_url, teams_url=self.teams_url, engines=engines)
         deployment = {
             "name": ROUTER,
             "num_replicas": self.settings.router.replicas,

@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,6 +36,12 @@ def default_models_dir() -> Path:
     """The user's cache folder for models."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(cache) if cache else Path.home() / ".cache") / "dray" / "models"
+
+
+def default_data_dir() -> Path:
+    """The user's folder for what must last."""
+    data = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "dray"
 
 
 class Group(BaseModel):
@@ -123,6 +130,11 @@ class LimitSettings(Group):
     waiting: Positive = Field(
         256, description="Requests that each replica holds beyond those it decodes; further ones get 503."
     )
+    reserved_tokens: Positive = Field(
+        1024,
+        description="Completion tokens that a request's team is charged before it is answered, where the request sets "
+        "no max_tokens; settled by what was made.",
+    )
     request_timeout_s: Seconds = Field(600, description="Longest time for one request, in seconds (408 beyond it).")
     client_stall_s: Seconds = Field(
         60, description="A client that does not read its stream for this long, in seconds, is cut off."
@@ -134,15 +146,34 @@ class CacheSettings(Group):
 
     enabled: bool = Field(True, description="Keep answers and give them again for the same question.")
     url: str = Field(
-        "", description="redis://, rediss:// or unix:// URL. Empty: a server of Dray's own on this machine."
+        "",
+        description="URL of a Redis: redis://, rediss://, unix://, redis+sentinel://, redis+cluster://. Empty: a "
+        "server of Dray's own on this machine.",
     )
     memory_mb: Positive = Field(256, description="Memory of Dray's own server, in MiB; least used answers go first.")
     ttl_s: Positive = Field(86_400, description="How long an answer is kept, in seconds (shortened by up to a tenth).")
+    most_ttl_s: Positive = Field(
+        2_592_000,
+        description="Longest that a request's X-Dray-Cache-TTL may ask to keep its answer, in seconds.",
+    )
     store: Literal["deterministic", "all"] = Field(
         "deterministic", description="Which complete answers are kept: greedy or seeded ones, or all."
     )
     timeout_s: Seconds = Field(0.05, description="A slower Redis is treated as absent for that request.")
     namespace: str = Field("default", description="Answers are shared within a namespace, never across.")
+
+
+class TeamSettings(Group):
+    """Teams, their keys, quotas and usage."""
+
+    url: str = Field(
+        "",
+        description="URL of the Redis that keeps them, as cache.url has it; one that never evicts them. Empty: a "
+        "server of Dray's own on this machine, which keeps them in data_dir.",
+    )
+    timeout_s: Seconds = Field(
+        0.25, description="While this Redis is slower, quotas hold by each router's own counting."
+    )
 
 
 class Settings(BaseSettings):
@@ -169,6 +200,9 @@ class Settings(BaseSettings):
     models_dir: Path = Field(
         default_factory=default_models_dir, description="Where models that were fetched or exported are kept."
     )
+    data_dir: Path = Field(
+        default_factory=default_data_dir, description="Where teams, keys and usage are kept. One Dray for each."
+    )
     hub: Literal["huggingface", "modelscope"] = Field(
         "huggingface", description="Where models are fetched from; HF_ENDPOINT names a mirror of the first."
     )
@@ -180,6 +214,7 @@ class Settings(BaseSettings):
     router: RouterSettings = RouterSettings()
     limits: LimitSettings = LimitSettings()
     cache: CacheSettings = CacheSettings()
+    teams: TeamSettings = TeamSettings()
 
     @property
     def core_lock_dir(self) -> Path:
@@ -213,15 +248,25 @@ class Settings(BaseSettings):
         return (init_settings,)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 FIXED = (
     "host",
     "port",
     "state_dir",
     "lease_dir",
+    "data_dir",
     "router.max_connections",
     "cache.enabled",
     "cache.url",
     "cache.memory_mb",
+    "teams.url",
 )
 """Settings of what lies below the service, which stay as they are while Dray runs."""
 

@@ -18,6 +18,7 @@ class AlreadyRunning(Exception):
 class Record:
     """What the other commands need to find a running Dray. stage: "ready" once it serves.
 
+    redis, teams: URLs of the Redis of answers, and of that of teams. keys: whether there was one at the start.
     rollout: what a deployment is waiting for; empty while there is none. answered: the last wish that was carried out,
     or refused, and then why.
     """
@@ -27,6 +28,8 @@ class Record:
     url: str = ""
     models: list[str] = field(default_factory=list)
     redis: str = ""
+    teams: str = ""
+    keys: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     rollout: str = ""
     answered: str = ""

@@ -1,102 +1,137 @@
 """The answer cache: what was answered once is answered again at the cost of one Redis read.
 
-A key covers all that an answer depends on: the exact model, what the prompt is made from, what changes the
-choice of tokens, and the namespace. Redis slow, full or gone never fails a request: it is answered uncached.
+A key covers all that an answer depends on: the exact model, what the prompt is made from, what changes the choice of
+tokens, and the namespace. Redis slow, full or gone never fails a request: it is answered uncached.
 """
 
-import logging
 import random
 import time
-import zlib
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import msgspec
-import redis.asyncio
-from redis.exceptions import RedisError
 
+from cluster.cache import digest_of, key_of, pack, unpack
 from cluster.settings import CacheSettings
+from deployments.flights import Flights, SharedFlight
+from deployments.protocol.errors import ApiError
 from deployments.question import Answer, Question
-
-log = logging.getLogger("dray.answers")
-
-_FORMAT = b"\x02"
-_COMPRESS_OVER_BYTES = 512
-_LOG_EVERY_S = 30.0
-
+from deployments.store import Store, StoreAway
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_answer = msgspec.msgpack.Decoder(Answer).decode
+_decode = msgspec.msgpack.Decoder(Answer).decode
+
+
+@dataclass(frozen=True, slots=True)
+class CacheControl:
+    """What a request says about the cache.
+
+    reads: a stored answer, or one under way, will do. stores: the answer may be kept. only: no answer shall be made.
+    max_age_s: oldest that will do; None: any. ttl_s: how long to keep it; None: as the settings say.
+    """
+
+    reads: bool = True
+    stores: bool = True
+    only: bool = False
+    max_age_s: int | None = None
+    ttl_s: int | None = None
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str], most_ttl_s: int) -> "CacheControl":
+        """Read from Cache-Control (RFC 9111, 5.2.1) and X-Dray-Cache-TTL. Raises ApiError 400."""
+        said, ttl = headers.get("cache-control"), headers.get("x-dray-cache-ttl")
+        if said is None and ttl is None:
+            return _USUAL
+        words = {name.strip(): value.strip(' "') for name, _, value in _parts(said)}
+        max_age = words.get("max-age")
+        return cls(
+            reads="no-cache" not in words and max_age != "0",
+            stores="no-store" not in words,
+            only="only-if-cached" in words,
+            max_age_s=None if max_age is None else _seconds("Cache-Control", max_age, 0, 2**31),
+            ttl_s=None if ttl is None else _seconds("X-Dray-Cache-TTL", ttl, 1, most_ttl_s),
+        )
+
+    def takes(self, answer: Answer) -> bool:
+        """Whether a stored answer is young enough."""
+        return self.max_age_s is None or time.time() - answer.made <= self.max_age_s
+
+
+_USUAL = CacheControl()
 
 
 class AnswerCache:
-    """Answers in Redis. Made once a router; `close` when it ends."""
+    """Answers in Redis, and those that are being made. Made once a router; `close` when it ends."""
 
-    def __init__(self, settings: CacheSettings, url: str, on_fault: Callable[[], None]) -> None:
-        """on_fault: called when a call to Redis fails or is too slow."""
+    def __init__(self, settings: CacheSettings, store: Store) -> None:
         self._settings = settings
-        self._on_fault = on_fault
-        self._redis = redis.asyncio.Redis.from_url(
-            url,
-            protocol=3,
-            socket_timeout=settings.timeout_s,
-            socket_connect_timeout=settings.timeout_s,
-            max_connections=64,
-        )
-        self._logged = 0.0
+        self._store = store
+        self._flights = Flights(store)
 
-    def key(self, subject: str, question: Question) -> str:
+    def key(self, model: str, subject: str, namespace: str, question: Question) -> str:
         """The key of a question's answer. subject: names the exact model, and whatever else its prompts hold."""
-        body = _encode((subject, self._settings.namespace, question))
-        return "dray:answer:" + blake2b(body, digest_size=20).hexdigest()
+        digest = blake2b(_encode((subject, namespace, question)), digest_size=20).hexdigest()
+        return key_of(model, namespace, digest)
+
+    def may_keep(self, question: Question) -> bool:
+        """Whether the policy keeps answers of such a question: deterministic ones, unless all are kept."""
+        sampling = question.sampling
+        return self._settings.store == "all" or sampling.temperature == 0 or sampling.seed is not None
 
     def keeps(self, question: Question, answer: Answer) -> bool:
-        """Whether the policy keeps such an answer: complete, and deterministic unless all are kept."""
-        sampling = question.sampling
-        deterministic = sampling.temperature == 0 or sampling.seed is not None
-        complete = all(choice.finish != "length" for choice in answer.choices)
-        return complete and (deterministic or self._settings.store == "all")
+        """Whether the policy keeps this answer: none that was cut off."""
+        return self.may_keep(question) and all(choice.finish != "length" for choice in answer.choices)
 
     async def get(self, key: str) -> Answer | None:
         """The stored answer; None when there is none or Redis does not say in time."""
         try:
-            stored: bytes | None = await self._redis.get(key)  # type: ignore[assignment]  # no decode_responses
-        except (RedisError, OSError, TimeoutError) as error:
-            self._fault(error)
+            stored = await self._store.get(key)
+        except StoreAway:
             return None
-        return _unpack(stored) if stored else None
+        return read(stored) if stored else None
 
-    async def put(self, key: str, answer: Answer) -> None:
+    async def put(self, key: str, answer: Answer, control: CacheControl) -> None:
         """Stores an answer, if Redis takes it."""
-        # Answers made together would expire together; a tenth of jitter spreads the work of making them again.
-        ttl = max(1, int(self._settings.ttl_s * random.uniform(0.9, 1.0)))
         try:
-            await self._redis.set(key, _pack(answer), ex=ttl)
-        except (RedisError, OSError, TimeoutError) as error:
-            self._fault(error)
+            await self._store.run("SET", key, written(answer), "EX", self.ttl_s(control))
+        except StoreAway:
+            return
 
-    async def close(self) -> None:
-        await self._redis.aclose()
+    async def fly(self, key: str) -> Answer | SharedFlight | None:
+        """The answer where it is there by now; else its flight, led or followed; None where Redis is away."""
+        try:
+            found = await self._flights.join(key, digest_of(key))
+        except StoreAway:
+            return None
+        return read(found) if isinstance(found, bytes) else found
 
-    def _fault(self, error: Exception) -> None:
-        self._on_fault()
-        if time.monotonic() - self._logged > _LOG_EVERY_S:
-            self._logged = time.monotonic()
-            log.warning("answer cache is out of reach; going on without it: %s", type(error).__name__)
-
-
-def _pack(answer: Answer) -> bytes:
-    body = _encode(answer)
-    packed = zlib.compress(body, 1) if len(body) > _COMPRESS_OVER_BYTES else b""
-    return _FORMAT + (b"z" + packed if packed else b"p" + body)
+    def ttl_s(self, control: CacheControl) -> int:
+        """Seconds to keep an answer that is stored now."""
+        # Answers made together would expire together; a tenth of jitter spreads the work of making them again.
+        return max(1, int((control.ttl_s or self._settings.ttl_s) * random.uniform(0.9, 1.0)))
 
 
-def _unpack(stored: bytes) -> Answer | None:
+def written(answer: Answer) -> bytes:
+    """An answer as a stored value."""
+    return pack(_encode(answer))
+
+
+def read(stored: bytes) -> Answer | None:
     """The answer in a stored value; None for another format or garbage."""
-    if stored[:1] != _FORMAT:
-        return None
+    body = unpack(stored)
     try:
-        body = zlib.decompress(stored[2:]) if stored[1:2] == b"z" else stored[2:]
-        return _decode_answer(body)
-    except (zlib.error, msgspec.MsgspecError):
+        return _decode(body) if body is not None else None
+    except msgspec.MsgspecError:
         return None
+
+
+def _parts(said: str | None) -> list[tuple[str, str, str]]:
+    return [part.lower().partition("=") for part in (said or "").split(",")]
+
+
+def _seconds(header: str, text: str, least: int, most: int) -> int:
+    if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+        message = f"{header}: {text[:20]!r} is not a number of seconds from {least} to {most}."
+        raise ApiError(400, message, code="invalid_header", param=header.lower())
+    return int(text)

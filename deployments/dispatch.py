@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -29,14 +29,18 @@ class Dispatcher:
         self._engines = engines.options(stream=True, method_name="generate")
         self._on_carried = on_carried
 
-    async def stream(self, request: Request) -> AsyncGenerator[Tokens, None]:
+    async def stream(self, request: Request, before: Sequence[int] = ()) -> AsyncGenerator[Tokens, None]:
         """Every token of the completion once, in order; the last message says why it ended.
 
-        When an engine dies midway, another goes on from the tokens so far. Closing the generator cancels the
-        work. Raises ApiError: 503 when all are full or the KV cache cannot hold it, 500 when engines keep dying.
+        before: its first tokens, where they have been made; it goes on behind them. When an engine dies midway,
+        another goes on from the tokens so far. Closing the generator cancels the work. Raises ApiError: 503 when all
+        are full or the KV cache cannot hold it, 500 when engines keep dying.
         """
-        made: list[int] = []
+        made = list(before)
         for attempt in range(_ATTEMPTS):
+            if len(made) >= request.sampling.max_tokens:
+                yield Tokens([], "length")
+                return
             again = len(made) if request.sampling.grammar is not None else 0
             async with aclosing(self._attempt(_rest(request, made))) as stream:
                 async for tokens in stream:
@@ -46,12 +50,9 @@ class Dispatcher:
                         tokens, again = _news(tokens, made, again)
                     made += tokens.ids
                     # A prompt that was carried on finds its own beginning in no cache the client would know of.
-                    yield msgspec.structs.replace(tokens, cached=0) if attempt else tokens
+                    yield msgspec.structs.replace(tokens, cached=0) if attempt or before else tokens
                     if tokens.finish:
                         return
-            if len(made) >= request.sampling.max_tokens:
-                yield Tokens([], "length")
-                return
             log.warning("engine lost a stream; carrying it on", extra={"attempt": attempt + 1, "tokens": len(made)})
             self._on_carried()
             await asyncio.sleep(_FIRST_PAUSE_S * _PAUSE_GROWTH**attempt)

@@ -19,6 +19,7 @@ class Embedder:
 
     def __init__(self, model: ServedModel, replicas: Any) -> None:
         """replicas: their Serve handle."""
+        self.model = model
         self._most = model.context_tokens
         self._tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
         self._replicas = replicas

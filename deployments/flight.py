@@ -1,33 +1,71 @@
 """A generation under way, and those who follow it: each gets all of it, from its first token, at a pace of its own."""
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from contextvars import Context
 from types import TracebackType
 
 from deployments.protocol.errors import ApiError
 from deployments.question import Answer, Delta
+from deployments.telemetry import request_id
+
+_LOOK_S = 0.5
 
 
 class Flight:
-    """Runs in a task of its own from the start; ends early when its last follower has gone."""
+    """Runs in a task of its own from the start; ends early when its last follower has gone and nobody else wants it."""
 
-    def __init__(self, deltas: AsyncGenerator[Delta, None], landed: Callable[[], Awaitable[Answer]]) -> None:
-        """landed: called when all deltas have come; gives the whole answer."""
+    def __init__(
+        self,
+        deltas: AsyncGenerator[Delta, None],
+        landed: Callable[[], Awaitable[Answer]],
+        wanted: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        """landed: called when all deltas have come; gives the whole answer. wanted: whether others follow elsewhere."""
         self._deltas: list[Delta] = []
         self._followers: set[Follower] = set()
         self._landed = landed
+        self._wanted = wanted
+        self._lingering: asyncio.Task[None] | None = None
         self.answer: Answer | None = None
         self.failure: Exception | None = None
-        self.task = asyncio.create_task(self._run(deltas))
+        self.task = asyncio.create_task(self._run(deltas), context=_apart())
 
     @property
     def ended(self) -> bool:
         return self.answer is not None or self.failure is not None
 
-    def follow(self) -> "Follower":
-        """One more follower, to be entered as a context."""
-        return Follower(self)
+    @property
+    def joinable(self) -> bool:
+        """Whether one more may follow: it is under way, and nobody is ending it."""
+        return not self.ended and not self.task.cancelling()
+
+    def follow(self, deadline: float = math.inf) -> "Follower":
+        """One more follower; it is to leave. deadline: until when it waits, on the clock of time.perf_counter."""
+        follower = Follower(self, deadline)
+        self._followers.add(follower)
+        return follower
+
+    def _left(self, follower: "Follower") -> None:
+        self._followers.discard(follower)
+        if self._followers or self.ended:
+            return
+        if self._wanted is None:
+            self.task.cancel()
+        elif self._lingering is None or self._lingering.done():
+            self._lingering = asyncio.create_task(self._linger(self._wanted))
+
+    async def _linger(self, wanted: Callable[[], Awaitable[bool]]) -> None:
+        """Goes on while somebody follows elsewhere, or comes back."""
+        while not self._followers and not self.ended:
+            if not await wanted():
+                if not self._followers:
+                    self.task.cancel()
+                return
+            await asyncio.sleep(_LOOK_S)
 
     async def _run(self, deltas: AsyncGenerator[Delta, None]) -> None:
         try:
@@ -36,6 +74,10 @@ class Flight:
                     self._deltas.append(delta)
                     self._wake()
             self.answer = await self._landed()
+        except asyncio.CancelledError:
+            self.failure = ApiError(500, "The answer was given up.", code="internal_error", kind="server_error")
+            self._wake()
+            raise
         except Exception as error:  # noqa: BLE001 - every follower raises it
             self.failure = error
         self._wake()
@@ -46,37 +88,42 @@ class Flight:
 
 
 class Follower:
-    """One who follows a flight. Leaving its context ends the flight if nobody else follows."""
+    """One who follows a flight, until it leaves: at the end of its context."""
 
-    def __init__(self, flight: Flight) -> None:
+    def __init__(self, flight: Flight, deadline: float) -> None:
         self.arrived = asyncio.Event()
+        self.on_left: Callable[[], None] = _nothing
+        """Called when it leaves."""
         self._flight = flight
+        self._deadline = deadline
         self._seen = 0
 
     def __enter__(self) -> "Follower":
-        self._flight._followers.add(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._flight._followers.discard(self)
-        if not self._flight._followers and not self._flight.ended:
-            self._flight.task.cancel()
+        self._flight._left(self)
+        self.on_left()
 
     async def news(self, patience_s: float | None = None) -> list[Delta]:
         """What has come since the last call; waits for it, at most so long. Empty: nothing came, or all is told.
 
-        Raises what ended the flight, once all that came before has been told.
+        Raises what ended the flight, once all that came before has been told; ApiError 408 after the deadline.
         """
         flight = self._flight
         if self._seen == len(flight._deltas) and not flight.ended:
             self.arrived.clear()
+            left = self._deadline - time.perf_counter()
+            patience = left if patience_s is None else min(left, patience_s)
             try:
-                async with asyncio.timeout(patience_s):
+                async with asyncio.timeout(None if patience == math.inf else patience):
                     await self.arrived.wait()
             except TimeoutError:
-                return []
+                if time.perf_counter() < self._deadline:
+                    return []
+                raise _too_late() from None
         if self._seen < len(flight._deltas):
             news = flight._deltas[self._seen :]
             self._seen += len(news)
@@ -89,6 +136,27 @@ class Follower:
     def answer(self) -> Answer | None:
         """The whole answer, once all of it has been told."""
         return self._flight.answer if self._seen == len(self._flight._deltas) else None
+
+
+def _apart() -> Context:
+    """A context that knows the request's id, and nothing that Serve holds by it: when the client of a request leaves,
+    Serve cancels all calls to engines that were made in the request's context, whoever else follows (ray 2.60)."""
+    context = Context()
+    context.run(request_id.set, request_id.get())
+    return context
+
+
+def _nothing() -> None:
+    pass
+
+
+def _too_late() -> ApiError:
+    return ApiError(
+        408,
+        "Not finished within the time that a request may take. Ask for fewer tokens.",
+        code="request_timeout",
+        kind="timeout_error",
+    )
 
 
 def failed(error: Exception) -> ApiError:

@@ -1,7 +1,6 @@
 """One answer being made: a question's tokens from the engines, read into what clients are told."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -12,14 +11,16 @@ import msgspec
 from deployments.engine.wire import Grammar, Request, Sampling, Tokens
 from deployments.grammar import ebnf
 from deployments.prompts import Prompt
-from deployments.protocol.errors import ApiError
 from deployments.question import Answer, Delta, Question, Usage
 from deployments.reading import END_THINK, THINK, CompletionReader, Piece
 from deployments.served import Served
+from deployments.sources import Source
 from deployments.tools import forced
 
 _CLOSE_THINKING = f"\n{END_THINK}\n\n"
 _AFTER_THINKING = "\n\n"
+_ANSWER, _THINKING = 0, 1
+"""Stages of a choice: its thinking apart, where it has one; its answer, or all of it."""
 
 
 def grammar_for(question: Question, served: Served, most_nodes: int) -> Grammar | None:
@@ -37,8 +38,9 @@ class Generation:
     prompt: Prompt
     grammar: Grammar | None
     served: Served
-    deadline: float
-    """On the clock of time.perf_counter."""
+    source: Source
+    seed: int
+    """Draws each choice that is not greedy and has no seed of its own."""
     answer: Answer | None = None
     first: float = 0.0
     """When the first token came, on the same clock; 0 before."""
@@ -54,6 +56,8 @@ class Generation:
         async with aclosing(merged([self._choice(place) for place in range(self.question.choices)])) as made:
             async for delta in made:
                 yield delta
+                if delta.finish:
+                    self.source.done(delta.choice)
         choices = tuple(reader.choice(self._finishes[place]) for place, reader in enumerate(self._readers))
         self.answer = Answer(choices, self.usage, time.time())
 
@@ -87,7 +91,7 @@ class Generation:
                 return
             ids += self._put(reader, _CLOSE_THINKING if reader.thinking else _AFTER_THINKING)
         request = Request(ids, msgspec.structs.replace(sampling, max_tokens=left, grammar=self.grammar))
-        async with aclosing(self._tokens(request)) as stream:
+        async with aclosing(self._tokens(place, _ANSWER, request)) as stream:
             async for tokens in stream:
                 piece, finish = reader.feed(tokens.ids, tokens.logprobs), tokens.finish
                 if reader.stopped:
@@ -117,7 +121,7 @@ class Generation:
         alone = msgspec.structs.replace(
             sampling, max_tokens=budget, min_tokens=0, ignore_eos=False, logprobs=False, stop_ids=(end,)
         )
-        async with aclosing(self._tokens(Request(list(ids), alone))) as stream:
+        async with aclosing(self._tokens(place, _THINKING, Request(list(ids), alone))) as stream:
             async for tokens in stream:
                 made = tokens.ids
                 if tokens.finish == "stop" and made and made[-1] != end:
@@ -137,24 +141,12 @@ class Generation:
         """How this choice is drawn: each with a seed of its own, known here, so that it could be drawn again."""
         given = self.question.sampling
         room = self.served.model.context_tokens - len(self.prompt.ids)
-        seed = (secrets.randbits(63) if given.seed is None else given.seed + place) if given.temperature else None
+        seed = (self.seed if given.seed is None else given.seed) + place if given.temperature else None
         return msgspec.structs.replace(given, max_tokens=min(given.max_tokens, room), seed=seed)
 
-    async def _tokens(self, request: Request) -> AsyncGenerator[Tokens, None]:
-        async with aclosing(self.served.dispatcher.stream(request)) as stream:
-            while True:
-                try:
-                    async with asyncio.timeout(self.deadline - time.perf_counter()):
-                        tokens = await anext(stream)
-                except TimeoutError:
-                    raise ApiError(
-                        408,
-                        "Not finished within the time that a request may take. Ask for fewer tokens.",
-                        code="request_timeout",
-                        kind="timeout_error",
-                    ) from None
-                except StopAsyncIteration:
-                    return
+    async def _tokens(self, place: int, stage: int, request: Request) -> AsyncGenerator[Tokens, None]:
+        async with aclosing(self.source.tokens(place, stage, request)) as stream:
+            async for tokens in stream:
                 self.last = time.perf_counter()
                 if not self.first:
                     self.first, self.cached = self.last, tokens.cached

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from deployments.edge import LEFT
-from deployments.flight import Flight, Follower, failed
+from deployments.flight import Follower, failed
 from deployments.protocol.errors import ApiError
 from deployments.question import Answer, Delta
 
@@ -60,9 +60,9 @@ def replay(answer: Answer, writer: Writer, stream: bool, headers: dict[str, str]
     return Response(events, media_type="text/event-stream", headers=headers | STREAM_HEADERS)
 
 
-async def whole(http: HttpRequest, flight: Flight, writer: Writer, headers: dict[str, str]) -> Response:
-    """The answer as one JSON body, when it is there. A client that goes away leaves the flight."""
-    with flight.follow() as follower:
+async def whole(http: HttpRequest, follower: Follower, writer: Writer, headers: dict[str, str]) -> Response:
+    """The answer as one JSON body, when it is there. The follower leaves with it, or with a client that goes away."""
+    with follower:
         work = asyncio.create_task(_to_the_end(follower))
         gone = asyncio.create_task(_disconnected(http.receive))
         try:
@@ -77,10 +77,10 @@ async def whole(http: HttpRequest, flight: Flight, writer: Writer, headers: dict
     return Response(msgspec.json.encode(writer.whole(answer)), media_type="application/json", headers=headers)
 
 
-async def streamed(flight: Flight, writer: Writer, headers: dict[str, str], patience: Patience) -> Response:
-    """The answer as server-sent events. What fails at once is still a plain error."""
+async def streamed(follower: Follower, writer: Writer, headers: dict[str, str], patience: Patience) -> Response:
+    """The answer as server-sent events. What fails at once is still a plain error. The follower leaves at the end."""
     with ExitStack() as stack:
-        follower = stack.enter_context(flight.follow())
+        stack.enter_context(follower)
         first = await follower.news(_PLAIN_ERROR_S)
         return EventStream(follower, first, writer, headers, patience, stack.pop_all())
 

@@ -2,9 +2,12 @@
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import msgspec
 from ray import serve
@@ -19,14 +22,16 @@ from starlette.routing import Route
 
 from cluster.models.folder import ServedModel, open_models
 from cluster.serve_config import ENGINE, RouterArgs
-from deployments.answers import AnswerCache
+from deployments.admin import Admin
+from deployments.answering import Answering, Asked
+from deployments.answers import AnswerCache, CacheControl
 from deployments.dispatch import Dispatcher
 from deployments.edge import Edge
 from deployments.embedding import Embedder
 from deployments.engine.wire import Sampling
-from deployments.flight import Flight
-from deployments.generation import Generation, grammar_for, merged
-from deployments.prompts import Prompt, Prompts
+from deployments.fair import FairQueue
+from deployments.flight import Follower
+from deployments.prompts import Prompts
 from deployments.protocol.asking import template_arguments
 from deployments.protocol.chat import chat_question, read_chat
 from deployments.protocol.chat_writer import ChatWriter
@@ -35,7 +40,6 @@ from deployments.protocol.completions import (
     completion_questions,
     prompts_of,
     read_completion,
-    together,
 )
 from deployments.protocol.embeddings import embeddings, read_embedding, texts_of
 from deployments.protocol.errors import ApiError, invalid
@@ -45,16 +49,37 @@ from deployments.protocol.parsing import parse
 from deployments.protocol.responses import read_response, response_question
 from deployments.protocol.responses_writer import ResponseWriter
 from deployments.protocol.tokens import TextSaid, TokensSaid, decode_detokenize, decode_tokenize
-from deployments.question import Answer, Delta, Question
+from deployments.question import Question, Usage
+from deployments.quotas import Admission, Quotas
 from deployments.replies import Patience, Writer, replay, streamed, whole
 from deployments.served import Served
+from deployments.store import Store
+from deployments.teams import Caller, Doorkeeper
 from deployments.telemetry import RouterMetrics, configure_logging, exposition
+from deployments.usage import UsageBook
 
 log = logging.getLogger("dray.router")
 
-_LONG_PROMPT_CHARACTERS = 16_384
 _READY_S = 2.0
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Wish(Protocol):
+    """What every request for an answer says beside its question."""
+
+    @property
+    def stream(self) -> bool | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Came:
+    """A request that came, from whom, and when on the clock of time.perf_counter."""
+
+    http: HttpRequest
+    caller: Caller
+    began: float
+
+
 _THINKING_FIELDS = {"both": ("reasoning_content", "reasoning")}
 
 
@@ -65,12 +90,25 @@ class Router:
     def __init__(self, args: dict[str, Any]) -> None:
         """args: RouterArgs as JSON has them."""
         given = RouterArgs.model_validate(args)
-        self._settings = given.settings
-        self._limits = given.settings.limits
-        configure_logging(self._settings.log_level)
+        self._settings = settings = given.settings
+        self._limits = settings.limits
+        configure_logging(settings.log_level)
         self._lacking = ["all"]
         self._metrics = RouterMetrics()
-        self._models = open_models(self._settings)
+        teams = Store("teams", given.teams_url, settings.teams.timeout_s, self._metrics.watchers("teams"))
+        self._door = Doorkeeper(teams, settings.host, settings.cache.namespace)
+        self._quotas = Quotas(teams, settings.router.replicas)
+        self._usage = UsageBook(teams)
+        self._admin = Admin(self._door, self._usage, given.teams_url)
+        self._stores = [teams]
+        cache, kept = settings.cache, None
+        if cache.enabled:
+            answers = Store("answers", given.redis_url, cache.timeout_s, self._metrics.watchers("answers"))
+            self._stores.append(answers)
+            kept = AnswerCache(cache, answers)
+        self._answering = Answering(kept, self._metrics, self._usage, self._limits)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._models = open_models(settings)
         self._served: dict[str, Served] = {}
         self._embedders: dict[str, Embedder] = {}
         for model in self._models:
@@ -80,15 +118,35 @@ class Router:
             else:
                 self._embedders |= dict.fromkeys(model.names, Embedder(model, replicas))
         self._needed = {given.engines[one.name]: one.name for one in self._models if not one.settings.sleep_after_s}
-        cache = self._settings.cache
-        self._cache = AnswerCache(cache, given.redis_url, self._metrics.cache_faults.inc) if cache.enabled else None
-        field = self._settings.router.thinking_field
+        field = settings.router.thinking_field
         self._thinking_fields = _THINKING_FIELDS.get(field, (field,))
-        self._patience = Patience(self._settings.router.keep_alive_s, self._limits.client_stall_s)
+        self._patience = Patience(settings.router.keep_alive_s, self._limits.client_stall_s)
 
     def _serve(self, model: ServedModel, engines: DeploymentHandle) -> Served:
         dispatcher = Dispatcher(engines, self._metrics.carried_on.labels(model.name).inc)
-        return Served(model, model.fingerprint, Prompts(model), dispatcher)
+        # Each router fills its share of the engines' places; what is beyond them waits in turn, here.
+        routers, replicas = self._settings.router.replicas, model.settings.replicas
+        places = math.ceil(replicas * model.settings.max_running / routers)
+        queue = FairQueue(places, math.ceil(replicas * self._limits.waiting / routers))
+        return Served(model, model.fingerprint, Prompts(model), dispatcher, queue)
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """What goes on beside the requests."""
+        self._later(self._door.keep_up())
+        self._later(self._usage.keep_telling())
+        self._later(self._quotas.keep_renewing())
+        yield
+        for task in tuple(self._tasks):
+            task.cancel()
+        await self._usage.tell()
+        for store in self._stores:
+            await store.close()
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return Starlette(
@@ -102,6 +160,8 @@ class Router:
                 Route("/detokenize", self.detokenize, methods=["POST"]),
                 Route("/v1/models", self.models),
                 Route("/v1/models/{name:path}", self.model),
+                Route("/v1/usage", self._admin.usage),
+                *self._admin.routes(),
                 Route("/openapi.json", self.openapi),
                 Route("/docs", self.docs),
                 Route("/health/live", self.live),
@@ -109,6 +169,7 @@ class Router:
                 Route("/metrics", self.metrics),
             ],
             middleware=[Middleware(Edge, metrics=self._metrics)],
+            lifespan=self._lifespan,
             exception_handlers={
                 ApiError: self._refused,
                 HTTPException: self._refused_by_starlette,
@@ -118,59 +179,73 @@ class Router:
 
     async def chat_completions(self, http: HttpRequest) -> Response:
         """POST /v1/chat/completions"""
-        began = time.perf_counter()
+        came = self._came(http)
         request = read_chat(await self._body(http), self._limits)
-        served = self._named(request.model)
+        served = self._named(request.model, came.caller)
         question = chat_question(request, served.model, self._limits)
         writer = ChatWriter(request, served.name, self._thinking_fields)
-        return await self._answer(http, served, question, writer, began, stream=bool(request.stream))
+        return await self._answer(came, request, served, question, writer)
 
     async def completions(self, http: HttpRequest) -> Response:
         """POST /v1/completions"""
-        began = time.perf_counter()
+        came = self._came(http)
         request = read_completion(await self._body(http), self._limits)
-        served = self._named(request.model)
+        served = self._named(request.model, came.caller)
         questions = completion_questions(request, served.model, self._limits)
         echo = [self._echo(served, prompt) if request.echo else "" for prompt in prompts_of(request)]
         writer = CompletionWriter(request, served.name, echo)
         if len(questions) == 1:
-            return await self._answer(http, served, questions[0], writer, began, stream=bool(request.stream))
-        flight = await self._several(served, questions, began)
-        headers = {"X-Dray-Cache": "bypass"}
-        if request.stream:
-            return await streamed(flight, writer, headers, self._patience)
-        return await whole(http, flight, writer, headers)
+            return await self._answer(came, request, served, questions[0], writer)
+        admission = await self._quotas.admit(came.caller.team)
+        try:
+            follower = await self._answering.several([self._asked(came, served, one, admission) for one in questions])
+        except BaseException:
+            self._later(admission.end())
+            raise
+        follower.on_left = lambda: self._later(admission.end())
+        headers = {"X-Dray-Cache": "bypass"} | admission.headers
+        return await self._told(came, follower, writer, headers, stream=bool(request.stream))
 
     async def responses(self, http: HttpRequest) -> Response:
         """POST /v1/responses"""
-        began = time.perf_counter()
+        came = self._came(http)
         request = read_response(await self._body(http), self._limits)
-        served = self._named(request.model)
+        served = self._named(request.model, came.caller)
         question = response_question(request, served.model, self._limits)
-        return await self._answer(http, served, question, ResponseWriter(request), began, stream=bool(request.stream))
+        return await self._answer(came, request, served, question, ResponseWriter(request))
 
     async def messages(self, http: HttpRequest) -> Response:
         """POST /v1/messages"""
-        began = time.perf_counter()
+        came = self._came(http)
         request = read_messages(await self._body(http), self._limits)
-        served = self._named(request.model)
+        served = self._named(request.model, came.caller)
         question = messages_question(request, served.model, self._limits)
-        return await self._answer(http, served, question, MessagesWriter(request), began, stream=bool(request.stream))
+        return await self._answer(came, request, served, question, MessagesWriter(request))
 
     async def embeddings(self, http: HttpRequest) -> Response:
         """POST /v1/embeddings"""
+        caller = self._came(http).caller
         request = read_embedding(await self._body(http), self._limits)
         if (embedder := self._embedders.get(request.model)) is None:
             raise self._unknown(request.model, "no embedding model" if request.model in self._served else "not served")
+        self._allowed(request.model, embedder.model, caller)
         texts = texts_of(request)
         tokens = await asyncio.to_thread(embedder.count, texts)
-        vectors = await embedder.embed(texts, self._limits.request_timeout_s)
-        return _json(embeddings(request, vectors, tokens))
+        admission = await self._quotas.admit(caller.team)
+        try:
+            await admission.reserve(tokens)
+            vectors = await embedder.embed(texts, self._limits.request_timeout_s)
+        finally:
+            self._later(admission.end())
+        if caller.team is not None:
+            self._usage.count(caller.name, embedder.model.name, Usage(tokens, 0, 0, 0), made=True)
+        return _json(embeddings(request, vectors, tokens), headers=admission.headers)
 
     async def tokenize(self, http: HttpRequest) -> Response:
         """POST /tokenize"""
+        caller = self._came(http).caller
         request = parse(decode_tokenize, await self._body(http))
-        served = self._named(request.model)
+        served = self._named(request.model, caller)
         if (request.prompt is None) == (request.messages is None):
             raise invalid("prompt", "Send either prompt or messages.")
         arguments = template_arguments(request.chat_template_kwargs, None, self._limits)
@@ -182,20 +257,23 @@ class Router:
 
     async def detokenize(self, http: HttpRequest) -> Response:
         """POST /detokenize"""
+        caller = self._came(http).caller
         request = parse(decode_detokenize, await self._body(http))
-        served = self._named(request.model)
+        served = self._named(request.model, caller)
         if any(number >= served.prompts.vocabulary.size for number in request.tokens):
             raise invalid("tokens", "A token id is outside the model's vocabulary.")
         return _json(TextSaid(await asyncio.to_thread(served.prompts.decode, request.tokens, special=True)))
 
     async def models(self, http: HttpRequest) -> Response:
         """GET /v1/models"""
-        return _json({"object": "list", "data": [_described(model) for model in self._models]})
+        caller = self._door.caller(http.headers)
+        allowed = [model for model in self._models if caller.may_ask(model.names)]
+        return _json({"object": "list", "data": [_described(model) for model in allowed]})
 
     async def model(self, http: HttpRequest) -> Response:
         """GET /v1/models/{name}"""
-        name = http.path_params["name"]
-        found = next((model for model in self._models if name in model.names), None)
+        name, caller = http.path_params["name"], self._door.caller(http.headers)
+        found = next((one for one in self._models if name in one.names and caller.may_ask(one.names)), None)
         if found is None:
             raise self._unknown(name, "not served")
         return _json(_described(found))
@@ -235,79 +313,59 @@ class Router:
             raise ApiError(415, f"Send the body as application/json, not {kind}.", code="unsupported_media_type")
         return await read_body(http, self._limits.body_bytes)
 
-    def _named(self, name: str) -> Served:
+    def _named(self, name: str, caller: Caller) -> Served:
         if (served := self._served.get(name)) is None:
             raise self._unknown(name, "an embedding model" if name in self._embedders else "not served")
+        self._allowed(name, served.model, caller)
         return served
+
+    def _allowed(self, name: str, model: ServedModel, caller: Caller) -> None:
+        if not caller.may_ask(model.names):
+            message = f"Your team may not ask the model '{name}'."
+            raise ApiError(403, message, code="model_not_allowed", param="model")
 
     @staticmethod
     def _unknown(name: str, what: str) -> ApiError:
         message = f"The model '{name}' is {what} here; GET /v1/models lists those that are served."
         return ApiError(404, message, code="model_not_found", param="model")
 
-    async def _answer(
-        self, http: HttpRequest, served: Served, question: Question, writer: Writer, began: float, *, stream: bool
+    async def _answer(self, came: _Came, request: Wish, served: Served, question: Question, writer: Writer) -> Response:
+        """The answer to a question: known, or made."""
+        admission = await self._quotas.admit(came.caller.team)
+        batch = getattr(request, "service_tier", None) == "flex"
+        try:
+            found = await self._answering.answer(self._asked(came, served, question, admission, batch=batch))
+        except BaseException:
+            self._later(admission.end())
+            raise
+        headers, stream = found.headers | admission.headers, bool(request.stream)
+        if found.answer is not None:
+            self._later(admission.end())
+            return replay(found.answer, writer, stream, headers)
+        assert found.follower is not None
+        found.follower.on_left = lambda: self._later(admission.end())
+        return await self._told(came, found.follower, writer, headers, stream=stream)
+
+    async def _told(
+        self, came: _Came, follower: Follower, writer: Writer, headers: dict[str, str], *, stream: bool
     ) -> Response:
-        """The answer to a question: from the cache, or made."""
-        key = self._cache.key(served.subject, question) if self._cache else ""
-        if self._cache and (known := await self._cache.get(key)):
-            self._metrics.count_answer(served.model.name, known.usage, "hit", time.perf_counter() - began)
-            headers = {"X-Dray-Cache": "hit", "Age": str(max(0, int(time.time() - known.made)))}
-            return replay(known, writer, stream, headers)
-        generation = await self._generation(served, question, began)
-        result = "miss" if self._cache else "bypass"
-
-        async def landed() -> Answer:
-            answer = generation.answer
-            assert answer is not None
-            self._count(generation, answer, result, began)
-            if self._cache and self._cache.keeps(question, answer):
-                await self._cache.put(key, answer)
-            return answer
-
-        flight = Flight(generation.deltas(), landed)
-        headers = {"X-Dray-Cache": result}
         if stream:
-            return await streamed(flight, writer, headers, self._patience)
-        return await whole(http, flight, writer, headers)
+            return await streamed(follower, writer, headers, self._patience)
+        return await whole(came.http, follower, writer, headers)
 
-    async def _several(self, served: Served, questions: list[Question], began: float) -> Flight:
-        """Several questions answered as one, the choices of each behind those of the one before."""
-        generations = [await self._generation(served, question, began) for question in questions]
-        each = questions[0].choices
+    def _asked(
+        self, came: _Came, served: Served, question: Question, admission: Admission, *, batch: bool = False
+    ) -> Asked:
+        control = CacheControl.of(came.http.headers, self._settings.cache.most_ttl_s)
+        deadline = came.began + self._limits.request_timeout_s
+        return Asked(served, question, came.caller, control, came.began, deadline, admission, batch)
 
-        async def moved(place: int, source: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
-            async for delta in source:
-                yield msgspec.structs.replace(delta, choice=place * each + delta.choice)
-
-        async def landed() -> Answer:
-            answers = [generation.answer for generation in generations if generation.answer is not None]
-            for generation, answer in zip(generations, answers, strict=True):
-                self._count(generation, answer, "bypass", began)
-            return together(answers)
-
-        sources = [moved(place, generation.deltas()) for place, generation in enumerate(generations)]
-        return Flight(merged(sources), landed)
-
-    async def _generation(self, served: Served, question: Question, began: float) -> Generation:
-        grammar = grammar_for(question, served, self._limits.schema_parts)
-        prompt = await self._prompt(served, question)
-        return Generation(question, prompt, grammar, served, began + self._limits.request_timeout_s)
-
-    async def _prompt(self, served: Served, question: Question) -> Prompt:
-        # Long prompts take the tokenizer milliseconds; the event loop has other streams to serve meanwhile.
-        size = sum(len(turn.content) for turn in question.turns) + len(question.prompt)
-        if size > _LONG_PROMPT_CHARACTERS:
-            return await asyncio.to_thread(served.prompts.render, question)
-        return served.prompts.render(question)
-
-    def _count(self, generation: Generation, answer: Answer, result: str, began: float) -> None:
-        model, usage, counted = generation.served.model.name, answer.usage, self._metrics
-        counted.time_to_first_token.labels(model).observe(generation.first - began)
-        if usage.completion > 1:
-            per_token = (generation.last - generation.first) / (usage.completion - 1)
-            counted.time_per_output_token.labels(model).observe(per_token)
-        counted.count_answer(model, usage, result, time.perf_counter() - began)
+    def _came(self, http: HttpRequest) -> _Came:
+        """Who asks, before anything is read. Raises ApiError 401, and 403 for a key that only administers."""
+        caller = self._door.caller(http.headers)
+        if caller.admin:
+            raise ApiError(403, "An admin key asks no model; use a team's.", code="not_a_teams_key")
+        return _Came(http, caller, time.perf_counter())
 
     def _echo(self, served: Served, prompt: str | tuple[int, ...]) -> str:
         return prompt if isinstance(prompt, str) else served.prompts.decode(prompt, special=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from cluster.models.folder import ServedModel
 from deployments.dispatch import Dispatcher
+from deployments.fair import FairQueue
 from deployments.prompts import Prompts
 
 
@@ -15,6 +16,7 @@ class Served:
     fingerprint: str
     prompts: Prompts
     dispatcher: Dispatcher
+    queue: FairQueue
 
     @property
     def name(self) -> str:

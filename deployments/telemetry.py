@@ -17,6 +17,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from deployments.engine.wire import Load, Ready
 from deployments.question import Usage
+from deployments.store import Watchers
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
@@ -52,7 +53,8 @@ class JsonLines(logging.Formatter):
 
 def configure_logging(level: str) -> None:
     """Sends this process's `dray` logs to standard error as JSON lines."""
-    handler = logging.StreamHandler(sys.stderr)
+    # Serve puts a buffer of a thousand records in the place of sys.stderr (ray 2.60, throughput mode).
+    handler = logging.StreamHandler(sys.__stderr__)
     handler.setFormatter(JsonLines())
     logger = logging.getLogger("dray")
     logger.handlers[:] = [handler]
@@ -70,7 +72,7 @@ class RouterMetrics:
         )
         self.answers = Counter(
             "dray_answer_cache_total",
-            "Answers by how they came: hit, miss, bypass.",
+            "Answers by how they came: hit, miss, join, bypass.",
             ["model", "result"],
             registry=own,
         )
@@ -113,15 +115,32 @@ class RouterMetrics:
             ["model"],
             registry=own,
         )
-        self.cache_faults = Counter(
-            "dray_answer_cache_faults_total", "Redis calls that failed or were too slow.", registry=own
+        self.redis_faults = Counter(
+            "dray_redis_faults_total",
+            "Redis calls that failed or were too slow, by what it keeps: answers, teams.",
+            ["store"],
+            registry=own,
+        )
+        self.redis_circuit = Gauge(
+            "dray_redis_circuit_open",
+            "1 while a router makes no call to this Redis, since calls failed.",
+            ["store"],
+            registry=own,
+            multiprocess_mode="livemax",
+        )
+
+    def watchers(self, store: str) -> Watchers:
+        """What a store tells of its troubles."""
+        self.redis_circuit.labels(store).set(0)
+        return Watchers(
+            self.redis_faults.labels(store).inc, lambda is_open: self.redis_circuit.labels(store).set(int(is_open))
         )
 
     def count_answer(self, model: str, usage: Usage, result: str, seconds: float) -> None:
         """Counts a complete answer; only those that an engine made count their tokens."""
         self.answers.labels(model, result).inc()
         self.latency.labels(model, result).observe(seconds)
-        if result != "hit":
+        if result not in ("hit", "join"):
             self.prompt_tokens.labels(model).inc(usage.prompt)
             self.cached_tokens.labels(model).inc(usage.cached)
             self.completion_tokens.labels(model).inc(usage.completion)

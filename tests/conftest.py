@@ -54,6 +54,7 @@ class Dray:
         return inherited | {
             "DRAY_STATE_DIR": str(self.folder / "s"),
             "DRAY_LEASE_DIR": str(self.folder / "c"),
+            "DRAY_DATA_DIR": str(self.folder / "d"),
             "DRAY_PORT": str(self.port),
             "DRAY_MODEL__KV_CACHE_MB": "64",
             "DRAY_MODEL__STALL_TIMEOUT_S": "5",

@@ -7,11 +7,12 @@ import typer
 from rich.markup import escape
 
 from cluster.client import ServerError, stream_chat
-from cluster.commands.console import Config, StateDir, err, found, out
+from cluster.commands.console import Config, Key, StateDir, err, found, out
 
 
 def chat(
     url: Annotated[str | None, typer.Option(help="Base URL of another server, ending in /v1.")] = None,
+    key: Key = "",
     model: Annotated[str | None, typer.Option(help="Model to ask; the first that is served if not given.")] = None,
     state_dir: StateDir = None,
     config: Config = None,
@@ -30,7 +31,7 @@ def chat(
             return
         turns.append({"role": "user", "content": question})
         try:
-            turns.append({"role": "assistant", "content": _answer(url, model, turns)})
+            turns.append({"role": "assistant", "content": _answer(url, key, model, turns)})
         except ServerError as error:
             turns.pop()
             err.print(f"[red]error:[/red] {escape(str(error))}")
@@ -39,9 +40,9 @@ def chat(
             out.print("\n(stopped)")
 
 
-def _answer(url: str, model: str, turns: list[dict[str, str]]) -> str:
+def _answer(url: str, key: str, model: str, turns: list[dict[str, str]]) -> str:
     began, text, usage = time.monotonic(), "", None
-    for delta in stream_chat(url, model, turns):
+    for delta in stream_chat(url, key, model, turns):
         out.print(delta.reasoning, end="", style="dim", markup=False, highlight=False, soft_wrap=True)
         if delta.text and not text:
             out.print()

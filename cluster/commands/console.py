@@ -14,6 +14,7 @@ out, err = Console(), Console(stderr=True)
 
 Config = Annotated[Path | None, typer.Option("--config", help="Settings file.", envvar=CONFIG_VARIABLE)]
 StateDir = Annotated[Path | None, typer.Option(help="Private folder of this Dray; one for each.")]
+Key = Annotated[str, typer.Option(help="API key, where keys are needed.", envvar="OPENAI_API_KEY")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

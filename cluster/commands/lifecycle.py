@@ -17,7 +17,7 @@ from cluster.commands.console import Config, StateDir, err, fail, found, out, se
 from cluster.commands.models import obtain_all
 from cluster.launch import base_url, clear, remove_folder_if_empty, running
 from cluster.preflight import LaunchError
-from cluster.settings import CONFIG_VARIABLE, Settings, environment, with_fixed
+from cluster.settings import CONFIG_VARIABLE, Settings, environment, is_loopback, with_fixed
 from cluster.state import AlreadyRunning, Wish, is_held, read_record, write_wish
 
 _TEND_S = 0.5
@@ -138,6 +138,14 @@ def _greet(settings: Settings, how_to_stop: str) -> None:
         highlight=False,
         markup=False,
     )
+    if record and record.keys:
+        out.print("  keys are needed: dray keys list", highlight=False)
+    elif is_loopback(settings.host):
+        out.print("  no keys: only this machine is listened to, and needs none", highlight=False)
+    else:
+        out.print(
+            "  no keys yet, so every request is refused: dray teams add NAME, dray keys create NAME", highlight=False
+        )
     out.print(f"  chat here: dray chat      what runs: dray status      stop: {how_to_stop}", highlight=False)
 
 

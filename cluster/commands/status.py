@@ -43,7 +43,8 @@ def status(as_json: AsJson = False, state_dir: StateDir = None, config: Config =
     out.print(table)
     answers = report["answers"]
     out.print(
-        f"answers: {answers['hit']} from the cache, {answers['miss']} generated, {answers['bypass']} uncached; "
+        f"answers: {answers['hit']} from the cache, {answers['join']} joined, {answers['miss']} generated, "
+        f"{answers['bypass']} uncached; "
         f"Redis: {report['redis']}",
         highlight=False,
     )
@@ -76,7 +77,7 @@ def _report(record: Record) -> dict[str, Any]:
         "models": record.models,
         "url": record.url,
         "replicas": replicas,
-        "answers": {name: counted.get(name, 0) for name in ("hit", "miss", "bypass")},
+        "answers": {name: counted.get(name, 0) for name in ("hit", "join", "miss", "bypass")},
         "redis": _redis_state(record.redis),
     }
 
@@ -86,9 +87,13 @@ def _redis_state(url: str) -> str:
         return "off"
     import redis
 
+    from cluster.cache import stats
+    from cluster.redis_client import connect
+
     try:
-        with redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=1) as client:
-            used: dict[str, Any] = client.info("memory")
-            return f"{client.dbsize()} answers, {used['used_memory_human']} of {used['maxmemory_human']}"
+        with connect(url) as client:
+            seen = stats(client)
     except (redis.RedisError, OSError):
         return "not reachable; requests go on uncached"
+    most = f" of {seen.most_bytes / 2**20:.0f}" if seen.most_bytes else ""
+    return f"{sum(seen.answers.values())} answers, {seen.bytes / 2**20:.1f}{most} MiB"

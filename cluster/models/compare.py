@@ -127,7 +127,12 @@ def perplexity(folder: Path, text: str) -> float:
 def _served(model: str) -> Iterator[tuple[str, str]]:
     """A Dray of its own that serves one model; gives its base URL and the model's name."""
     with tempfile.TemporaryDirectory(prefix="dray-m-") as folder:
-        own = {"DRAY_STATE_DIR": f"{folder}/s", "DRAY_PORT": str(free_port()), "DRAY_CACHE__ENABLED": "false"}
+        own = {
+            "DRAY_STATE_DIR": f"{folder}/s",
+            "DRAY_DATA_DIR": f"{folder}/d",
+            "DRAY_PORT": str(free_port()),
+            "DRAY_CACHE__ENABLED": "false",
+        }
 
         def dray(*arguments: str) -> None:
             command = [sys.executable, "-m", "cluster.cli", *arguments]

@@ -1,5 +1,6 @@
 """GET /openapi.json: the routes and shapes, out of the types that read and write them; and a page that shows them."""
 
+import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -7,6 +8,18 @@ from typing import Any
 import msgspec
 from jinja2 import Environment
 
+from cluster.teams import Team
+from deployments.protocol.administration import (
+    KeySaid,
+    KeysSaid,
+    KeyWish,
+    Rotation,
+    TeamChange,
+    TeamRemoved,
+    TeamsSaid,
+    TeamWish,
+    UsageList,
+)
 from deployments.protocol.chat import ChatRequest
 from deployments.protocol.chat_writer import ChatCompletion
 from deployments.protocol.completions import CompletionRequest, TextCompletion
@@ -16,7 +29,7 @@ from deployments.protocol.messages import MessagesRequest
 from deployments.protocol.responses import ResponseRequest
 from deployments.protocol.tokens import DetokenizeRequest, TextSaid, TokenizeRequest, TokensSaid
 
-_REFUSED = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
+_REFUSED = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503, 504)
 _OBJECT = {"type": "object"}
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}, "event": {"type": "string"}}}
 _TEMPLATE = "#/components/schemas/{name}"
@@ -32,6 +45,14 @@ class Operation:
     answer: type | dict[str, Any] | None = None
     streams: bool = False
     parameters: tuple[str, ...] = ()
+    query: tuple[str, ...] = ()
+    verb: str = ""
+    status: int = 200
+
+    @property
+    def method(self) -> str:
+        """Its own, or what follows from whether it has a body."""
+        return self.verb or ("post" if self.body else "get")
 
 
 _RESPONSE = {
@@ -82,6 +103,17 @@ OPERATIONS = (
     Operation("/detokenize", "The text of token ids", DetokenizeRequest, TextSaid),
     Operation("/v1/models", "The models that are served", answer=_MODELS),
     Operation("/v1/models/{name}", "One model", answer=_MODEL, parameters=("name",)),
+    Operation("/v1/usage", "What your team has used", answer=UsageList, query=("days", "team")),
+    Operation("/admin/teams", "All teams", answer=TeamsSaid),
+    Operation("/admin/teams", "Add a team", TeamWish, Team, status=201),
+    Operation("/admin/teams/{name}", "One team", answer=Team, parameters=("name",)),
+    Operation("/admin/teams/{name}", "Change a team", TeamChange, Team, parameters=("name",), verb="patch"),
+    Operation("/admin/teams/{name}", "Remove a team", answer=TeamRemoved, parameters=("name",), verb="delete"),
+    Operation("/admin/keys", "All keys", answer=KeysSaid),
+    Operation("/admin/keys", "Make a key", KeyWish, KeySaid, status=201),
+    Operation("/admin/keys/{id}", "One key", answer=KeySaid, parameters=("id",)),
+    Operation("/admin/keys/{id}", "Revoke a key", answer=KeySaid, parameters=("id",), verb="delete"),
+    Operation("/admin/keys/{id}/rotate", "Replace a key", Rotation, KeySaid, parameters=("id",), status=201),
     Operation("/health/live", "This router answers", answer=_OBJECT),
     Operation("/health/ready", "Every model can be asked", answer=_OBJECT),
 )
@@ -92,12 +124,20 @@ def document() -> dict[str, Any]:
     types: list[type] = [ErrorBody]
     for operation in OPERATIONS:
         types += [one for one in (operation.body, operation.answer) if isinstance(one, type)]
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _describe(operation)
     _, components = msgspec.json.schema_components(types, ref_template=_TEMPLATE)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Dray", "version": version("dray")},
-        "paths": {operation.path: {_method(operation): _describe(operation)} for operation in OPERATIONS},
-        "components": {"schemas": components},
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        # Without keys on a machine that listens to itself alone, none is needed.
+        "security": [{"key": []}, {}],
     }
 
 
@@ -106,20 +146,16 @@ def page() -> str:
     return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE).render(doc=document())
 
 
-def _method(operation: Operation) -> str:
-    return "post" if operation.body else "get"
-
-
 def _describe(operation: Operation) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": _schema(operation.answer)}}
     if operation.streams:
         content["text/event-stream"] = {"schema": _EVENT}
     refused = {"application/json": {"schema": _OBJECT if "messages" in operation.path else _schema(ErrorBody)}}
     described: dict[str, Any] = {
-        "operationId": operation.path.strip("/").replace("/", "_").replace("{", "").replace("}", ""),
+        "operationId": f"{operation.method}_{re.sub('[^a-z0-9]+', '_', operation.path.strip('/{}'))}",
         "summary": operation.summary,
         "responses": {
-            "200": {"description": operation.summary, "content": content},
+            str(operation.status): {"description": operation.summary, "content": content},
             **{str(status): {"description": "Refused", "content": refused} for status in _REFUSED},
         },
     }
@@ -128,10 +164,11 @@ def _describe(operation: Operation) -> dict[str, Any]:
             "required": True,
             "content": {"application/json": {"schema": _schema(operation.body)}},
         }
-    if operation.parameters:
+    if operation.parameters or operation.query:
         described["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in operation.parameters
+            {"name": name, "in": where, "required": where == "path", "schema": {"type": "string"}}
+            for where, names in (("path", operation.parameters), ("query", operation.query))
+            for name in names
         ]
     return described
 

@@ -13,8 +13,9 @@ import redis
 
 from cluster.redis import OwnRedis
 from cluster.settings import CacheSettings
-from deployments.answers import AnswerCache
+from deployments.answers import AnswerCache, CacheControl
 from deployments.engine.wire import Sampling
+from deployments.protocol.errors import ApiError
 from deployments.question import (
     Answer,
     Choice,
@@ -27,6 +28,7 @@ from deployments.question import (
     Turn,
     Usage,
 )
+from deployments.store import Store, Watchers
 
 CHOICE = Choice("想" * 500, "23 and 12", "stop", (ToolCall("c", "f", "{}"),), (TokenLogprob((228, 184), -0.5),))
 ANSWER = Answer((CHOICE, CHOICE), Usage(10, 20, 5, 0), 1.5)
@@ -41,9 +43,12 @@ def server() -> Iterator[OwnRedis]:
         own.stop()
 
 
+def store_at(url: str, on_fault: Callable[[], None] = lambda: None, timeout_s: float = 1.0) -> Store:
+    return Store("answers", url, timeout_s, Watchers(on_fault, lambda is_open: None))
+
+
 def cache(server: OwnRedis, on_fault: Callable[[], None] = lambda: None, **settings: object) -> AnswerCache:
-    chosen = CacheSettings(**({"timeout_s": 1} | settings))
-    return AnswerCache(chosen, server.url, on_fault)
+    return AnswerCache(CacheSettings(**settings), store_at(server.url, on_fault))
 
 
 def asked(text: str = "a", sampling: Sampling | None = None, **more: Any) -> Question:
@@ -53,11 +58,10 @@ def asked(text: str = "a", sampling: Sampling | None = None, **more: Any) -> Que
 def test_stored_is_given_again(server: OwnRedis) -> None:
     async def work() -> None:
         one = cache(server)
-        key = one.key("m", asked())
+        key = one.key("m", "s", "n", asked())
         assert await one.get(key) is None
-        await one.put(key, ANSWER)
+        await one.put(key, ANSWER, CacheControl())
         assert await one.get(key) == ANSWER
-        await one.close()
 
     asyncio.run(work())
     with redis.Redis.from_url(server.url) as raw:
@@ -88,15 +92,15 @@ def test_the_key_covers_all_that_the_answer_depends_on(server: OwnRedis) -> None
         Question((), Sampling(5), "a"),
         Question((), Sampling(5), (1, 2)),
     ]
-    keys = {one.key("m", question) for question in questions}
-    keys |= {one.key("m2", asked()), cache(server, namespace="other").key("m", asked())}
-    assert len(keys) == len(questions) + 2
-    assert one.key("m", asked()) == one.key("m", asked())
+    keys = {one.key("m", "s", "n", question) for question in questions}
+    keys |= {one.key("m", "s2", "n", asked()), one.key("m", "s", "other", asked()), one.key("m2", "s", "n", asked())}
+    assert len(keys) == len(questions) + 3
+    assert one.key("m", "s", "n", asked()) == one.key("m", "s", "n", asked())
 
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"", b"x", b"\x01", b"\x01zgarbage", b"\x01p\xc1", b"\x01p\x93\x01\x02\x03", b"\xffpfuture", b"\x02p\x93\x90\x01"],
+    [b"", b"x", b"\x03", b"\x03zgarbage", b"\x03p\xc1", b"\x03p\x93\x01\x02\x03", b"\xffpfuture", b"\x03p\x93\x90\x01"],
 )
 def test_garbage_is_a_miss(server: OwnRedis, garbage: bytes) -> None:
     with redis.Redis.from_url(server.url) as raw:
@@ -123,10 +127,9 @@ def test_a_full_server_drops_the_least_used_and_goes_on(server: OwnRedis) -> Non
         long = "".join(chr(0x4E00 + n * 7919 % 20_000) for n in range(20_000))
         big = Answer((msgspec.structs.replace(CHOICE, text=long),), ANSWER.usage, 0)
         for n in range(400):
-            await one.put(f"dray:answer:{n}", big)
+            await one.put(f"dray:answer:{n}", big, CacheControl())
         assert not faults
         assert await one.get("dray:answer:399") == big
-        await one.close()
 
     asyncio.run(work())
     with redis.Redis.from_url(server.url) as raw:
@@ -136,14 +139,44 @@ def test_a_full_server_drops_the_least_used_and_goes_on(server: OwnRedis) -> Non
 
 def test_no_server_is_a_miss_and_quick() -> None:
     async def work() -> None:
-        chosen = CacheSettings(timeout_s=0.2)
         faults: list[None] = []
-        gone = AnswerCache(chosen, "redis://127.0.0.1:1", lambda: faults.append(None))
+        gone = AnswerCache(CacheSettings(), store_at("redis://127.0.0.1:1", lambda: faults.append(None), 0.2))
         began = time.monotonic()
-        assert await gone.get("dray:answer:x") is None
-        await gone.put("dray:answer:x", ANSWER)
-        assert time.monotonic() - began < 5
-        assert len(faults) == 2
-        await gone.close()
+        for _ in range(20):
+            assert await gone.get("dray:answer:x") is None
+            await gone.put("dray:answer:x", ANSWER, CacheControl())
+        assert time.monotonic() - began < 1
+        assert len(faults) == 3, "then the circuit is open, and no call is made"
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("headers", "control"),
+    [
+        ({}, CacheControl()),
+        ({"cache-control": "no-cache"}, CacheControl(reads=False)),
+        ({"cache-control": "No-Store, max-age=60"}, CacheControl(stores=False, max_age_s=60)),
+        ({"cache-control": "max-age=0"}, CacheControl(reads=False, max_age_s=0)),
+        ({"cache-control": "only-if-cached"}, CacheControl(only=True)),
+        ({"cache-control": "max-stale=5, unknown"}, CacheControl()),
+        ({"x-dray-cache-ttl": "10"}, CacheControl(ttl_s=10)),
+    ],
+)
+def test_what_requests_say_about_the_cache(headers: dict[str, str], control: CacheControl) -> None:
+    assert CacheControl.of(headers, 100) == control
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"cache-control": "max-age=soon"},
+        {"x-dray-cache-ttl": "0"},
+        {"x-dray-cache-ttl": "101"},
+        {"x-dray-cache-ttl": "²"},
+    ],
+)
+def test_what_is_no_number_of_seconds_is_refused(headers: dict[str, str]) -> None:
+    with pytest.raises(ApiError) as refused:
+        CacheControl.of(headers, 100)
+    assert refused.value.status == 400 and refused.value.body.error.param == next(iter(headers))

@@ -53,7 +53,7 @@ async def serving(made: Made, patience: Patience) -> AsyncIterator[int]:
     async def answer(http: Request) -> Response:
         flight = Flight(made.deltas(), made.landed)
         writer = ChatWriter(ChatRequest("m", [UserMessage("hi")]), "fp", ("reasoning_content",))
-        return await streamed(flight, writer, {}, patience)
+        return await streamed(flight.follow(), writer, {}, patience)
 
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -130,8 +130,8 @@ def test_what_fails_at_once_is_plain_and_later_an_event() -> None:
         writer = ChatWriter(ChatRequest("m", [UserMessage("hi")]), "fp", ())
         never = Made(0, 0).landed
         with pytest.raises(ApiError, match="busy"):
-            await streamed(Flight(fails(0), never), writer, {}, Patience(1, 1))
-        response = await streamed(Flight(fails(0.6), never), writer, {}, Patience(1, 1))
+            await streamed(Flight(fails(0), never).follow(), writer, {}, Patience(1, 1))
+        response = await streamed(Flight(fails(0.6), never).follow(), writer, {}, Patience(1, 1))
         sent: list[bytes] = []
 
         async def send(message: object) -> None:

@@ -2,11 +2,12 @@
 
 import json
 import secrets
+import time
 from typing import Any
 
 import httpx
 
-from tests.conftest import MODEL
+from tests.conftest import MODEL, Dray
 
 
 def ask(http: httpx.Client, question: str, **more: Any) -> httpx.Response:
@@ -82,3 +83,46 @@ def test_stop_strings_end_the_answer_and_are_left_out(http: httpx.Client) -> Non
     assert body["finish_reason"] == "stop"
     assert body["message"]["content"] == whole["content"].partition("=")[0]
     assert body["message"]["reasoning_content"] == whole["reasoning_content"]
+
+
+def test_a_request_says_how_the_cache_is_used(http: httpx.Client) -> None:
+    question = new_question()
+
+    def asked(**headers: str) -> httpx.Response:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": question}]}
+        return http.post("/v1/chat/completions", json=body, headers=headers)
+
+    missing = asked(**{"Cache-Control": "only-if-cached"})
+    assert (missing.status_code, missing.json()["error"]["code"]) == (504, "not_cached")
+    first = asked(**{"Cache-Control": "no-store"})
+    assert first.headers["x-dray-cache"] == "bypass"
+    assert asked(**{"X-Dray-Cache-TTL": "60"}).headers["x-dray-cache"] == "miss", "no-store has stored nothing"
+    known = asked(**{"Cache-Control": "only-if-cached"})
+    assert known.headers["x-dray-cache"] == "hit" and known.json()["choices"] == first.json()["choices"]
+    assert asked(**{"Cache-Control": "no-store"}).headers["x-dray-cache"] == "hit"
+    assert asked(**{"Cache-Control": "max-age=3600"}).headers["x-dray-cache"] == "hit"
+    time.sleep(1.1)
+    assert asked(**{"Cache-Control": "max-age=1"}).headers["x-dray-cache"] == "miss"
+    assert int(asked().headers["age"]) <= 1, "what was made anew is what is kept"
+    assert asked(**{"Cache-Control": "no-cache"}).headers["x-dray-cache"] == "miss"
+    refused = asked(**{"X-Dray-Cache-TTL": "never"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-dray-cache-ttl")
+
+
+def test_the_cache_can_be_looked_into_and_cleared(dray: Dray, http: httpx.Client) -> None:
+    question = new_question()
+    made = ask(http, question)
+    text = made.json()["choices"][0]["message"]["content"]
+    key = made.headers["x-dray-cache-key"]
+    assert text in dray.run("cache", "show", key).stdout
+    shown = json.loads(dray.run("cache", "show", key, "--json").stdout)
+    assert (shown["model"], shown["namespace"], shown["choices"][0]["text"]) == (MODEL, "default", text)
+    report = json.loads(dray.run("cache", "stats", "--json").stdout)
+    [row] = [row for row in report["answers"] if row["namespace"] == "default" and row["model"] == MODEL]
+    assert row["answers"] >= 1 and report["requests"]["miss"] >= 1
+    assert "MiB" in dray.run("cache", "stats").stdout
+    assert dray.run("cache", "clear", "--model", "another").stdout == "cleared 0 answers\n"
+    assert ask(http, question).headers["x-dray-cache"] == "hit"
+    assert dray.run("cache", "clear", "--model", MODEL, "--namespace", "default").returncode == 0
+    assert ask(http, question).headers["x-dray-cache"] == "miss"
+    assert dray.run("cache", "show", "0" * 40).returncode == 1

@@ -31,9 +31,11 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dray]:
     (model / "generation_config.json").write_text(json.dumps(defaults))
     dray = Dray(folder, free_port())
     limits = {
-        "DRAY_LIMITS__REQUEST_TIMEOUT_S": "10",
+        "DRAY_LIMITS__REQUEST_TIMEOUT_S": "5",
         "DRAY_MODEL__STALL_TIMEOUT_S": "60",
         "DRAY_ROUTER__KEEP_ALIVE_S": "0.5",
+        # With it, each test would go on from where the one before it left the same answer.
+        "DRAY_CACHE__ENABLED": "false",
     }
     started = dray.run("up", "--detach", "--model", str(model), "--replicas", "1", **limits)  # type: ignore[arg-type]
     assert started.returncode == 0, started.stderr

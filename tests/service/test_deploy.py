@@ -108,6 +108,7 @@ def test_a_new_version_without_a_failed_request(another: Dray, cores: str) -> No
     assert replaced["engine_pid"] != engine["engine_pid"] and replaced["cpus"].count(",") == engine["cpus"].count(",")
 
 
+@pytest.mark.slow
 def test_a_stream_ends_on_the_engine_it_began_on_and_settings_change(another: Dray) -> None:
     """A long stream is under way while the limits change: it goes on, and those who come later meet the new limits."""
     endless = another.folder / "endless"
@@ -139,6 +140,7 @@ def test_a_stream_ends_on_the_engine_it_began_on_and_settings_change(another: Dr
     assert later["usage"]["completion_tokens"] == 5
 
 
+@pytest.mark.slow
 def test_what_cannot_be_deployed_is_refused_and_the_old_serves_on(another: Dray) -> None:
     settings = {"DRAY_MODEL__NAME": "bot", "DRAY_MODEL__START_TIMEOUT_S": "20"}
     assert another.run("up", "--detach", **settings).returncode == 0  # type: ignore[arg-type]

@@ -1,0 +1,103 @@
+"""Time to first token of a quiet team beside one that sends 50 times its load.
+
+The quiet team asks one question at a time; beside it nobody, a team that keeps half of the places busy (its share of
+the same capacity), a team with 50 questions at a time, and at last the same 50 with the quiet team's own key: what it
+would be without teams.
+"""
+
+import argparse
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from statistics import median, quantiles
+
+import httpx
+
+from benchmarks.service import Service, report, running
+
+_TOKENS = 200
+
+
+async def first_token_s(client: httpx.AsyncClient, model: str, key: str) -> float:
+    """Asks a question that nobody has asked; gives the seconds until its first token, when all of it has come."""
+    question = f"What is {secrets.randbelow(1000)} + {secrets.randbelow(1000)}? {secrets.token_hex(4)}"
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "stream": True,
+        "max_tokens": _TOKENS,
+        "ignore_eos": True,
+    }
+    began, first = time.perf_counter(), 0.0
+    headers = {"Authorization": f"Bearer {key}"}
+    async with client.stream("POST", "/chat/completions", json=body, headers=headers) as answer:
+        answer.raise_for_status()
+        async for line in answer.aiter_lines():
+            if not first and '"reasoning_content"' in line:
+                first = time.perf_counter() - began
+    return first
+
+
+@asynccontextmanager
+async def beside(client: httpx.AsyncClient, model: str, key: str, lanes: int) -> AsyncIterator[None]:
+    """So many lanes that ask one question after the other for as long as the block runs."""
+
+    async def lane() -> None:
+        while True:
+            await first_token_s(client, model, key)
+
+    tasks = [asyncio.create_task(lane()) for _ in range(lanes)]
+    await asyncio.sleep(3 if lanes else 0)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def compare(service: Service, args: argparse.Namespace) -> str:
+    keys = {}
+    for team in ("quiet", "other"):
+        service.run("teams", "add", team)
+        keys[team] = json.loads(service.run("keys", "create", team, "--json").stdout)["key"]
+    await asyncio.sleep(1)
+    model = service.status()["models"][0]
+    cases = [
+        ("nobody", "other", 0),
+        ("a team on its share, 16 at a time", "other", 16),
+        ("a flood, 50 at a time", "other", 50),
+        ("the same flood with its own key", "quiet", 50),
+    ]
+    seen: dict[str, list[float]] = {name: [] for name, *_ in cases}
+    limits = httpx.Limits(max_connections=200)
+    async with httpx.AsyncClient(base_url=service.url, timeout=120, limits=limits) as client:
+        for _ in range(args.rounds):
+            for name, team, lanes in cases:
+                async with beside(client, model, keys[team], lanes):
+                    for _ in range(args.requests):
+                        seen[name].append(await first_token_s(client, model, keys["quiet"]))
+    latest = {name: quantiles(times, n=20)[-1] for name, times in seen.items()}
+    share = latest[cases[1][0]]
+    rows = [
+        [name, f"{1000 * median(times):.0f}", f"{1000 * latest[name]:.0f}", f"{latest[name] / share:.2f}"]
+        for name, times in seen.items()
+    ]
+    heads = ["beside", "TTFT p50, ms", "TTFT p95, ms", "p95 over that beside its share"]
+    return report("A quiet team beside others", heads, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=20, help="of the quiet team, in each case and round")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    with running() as service:
+        print(asyncio.run(compare(service, args)))
+
+
+if __name__ == "__main__":
+    main()

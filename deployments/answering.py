@@ -1,0 +1,315 @@
+"""How a question gets its answer: it is known, it is being made, or it is made now."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Literal
+
+from msgspec.structs import replace
+
+from cluster.settings import LimitSettings
+from deployments.answers import AnswerCache, CacheControl, written
+from deployments.flight import Flight, Follower
+from deployments.flights import SharedFlight
+from deployments.generation import Generation, grammar_for, merged
+from deployments.protocol.completions import together
+from deployments.protocol.errors import ApiError
+from deployments.question import Answer, Delta, Question, Usage
+from deployments.quotas import Admission
+from deployments.served import Served
+from deployments.sources import FromEngines, FromFlight, Lane, Source
+from deployments.teams import Caller
+from deployments.telemetry import RouterMetrics
+from deployments.usage import UsageBook
+
+_LONG_PROMPT_CHARACTERS = 16_384
+
+Result = Literal["hit", "miss", "join", "bypass"]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question, whose it is, and until when it must be answered. Times are on the clock of time.perf_counter.
+
+    batch: people go first.
+    """
+
+    served: Served
+    question: Question
+    caller: Caller
+    control: CacheControl
+    began: float
+    deadline: float
+    admission: Admission
+    batch: bool = False
+
+    @property
+    def lane(self) -> Lane:
+        return Lane(self.caller.name, self.caller.weight, self.batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A known answer, or one who follows it being made. result: as X-Dray-Cache says it."""
+
+    result: Result
+    key: str = ""
+    answer: Answer | None = None
+    follower: Follower | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        headers: dict[str, str] = {"X-Dray-Cache": self.result}
+        if self.key:
+            headers["X-Dray-Cache-Key"] = self.key.rpartition(":")[2].strip("{}")
+        if self.answer is not None:
+            headers["Age"] = str(max(0, int(time.time() - self.answer.made)))
+        return headers
+
+
+class Answering:
+    """Answers questions for one router."""
+
+    def __init__(
+        self, cache: AnswerCache | None, metrics: RouterMetrics, usage: UsageBook, limits: LimitSettings
+    ) -> None:
+        """cache: None where answers are not kept."""
+        self._cache = cache
+        self._metrics = metrics
+        self._usage = usage
+        self._limits = limits
+        self._flights: dict[str, Flight] = {}
+        self._looking: dict[str, list[asyncio.Future[Answer | None]]] = {}
+
+    async def answer(self, asked: Asked) -> Found:
+        """The answer, or a follower of it, who must leave. Raises ApiError 504 for what may not be made."""
+        cache, control = self._cache, asked.control
+        if cache is None:
+            return await self._make(asked, "", shared=False)
+        served = asked.served
+        key = cache.key(served.model.name, served.subject, asked.caller.namespace, asked.question)
+        if control.reads:
+            if (found := self._join(key, asked)) is not None:
+                return found
+            known = await self._look(cache, key)
+            if known is not None and control.takes(known):
+                return self._known(asked, key, known)
+            if (found := self._join(key, asked)) is not None:
+                return found
+            # An answer that is there and too old must not be taken for the one that this flight makes.
+            shared = known is None and control.stores and cache.may_keep(asked.question)
+        else:
+            shared = False
+        if control.only:
+            raise ApiError(504, "There is no stored answer, and only-if-cached asks for no other.", code="not_cached")
+        return await self._make(asked, key, shared=shared)
+
+    async def generation(self, asked: Asked, source: Source, seed: int) -> Generation:
+        """The generation of an answer, ready to begin. Raises ApiError 400."""
+        question, served = asked.question, asked.served
+        grammar = grammar_for(question, served, self._limits.schema_parts)
+        # Long prompts take the tokenizer milliseconds; the event loop has other streams to serve meanwhile.
+        if sum(len(turn.content) for turn in question.turns) + len(question.prompt) > _LONG_PROMPT_CHARACTERS:
+            prompt = await asyncio.to_thread(served.prompts.render, question)
+        else:
+            prompt = served.prompts.render(question)
+        return Generation(question, prompt, grammar, served, source, seed)
+
+    async def begin(self, asked: Asked, source: Source, seed: int) -> Generation:
+        """The same, with its tokens reserved from the team's quota. Raises ApiError 400, 429."""
+        generation = await self.generation(asked, source, seed)
+        await asked.admission.reserve(self._expected(asked, generation))
+        return generation
+
+    async def several(self, asked: Sequence[Asked]) -> Follower:
+        """Follows the answers to several questions of a request as one: the choices of each come behind those of the
+        one before. They are not kept. Raises ApiError 400, 429."""
+        first = asked[0]
+        each = first.question.choices
+        sources = [FromEngines(one.served.dispatcher, one.served.queue, one.lane) for one in asked]
+        generations = [
+            await self.generation(one, source, secrets.randbits(63)) for one, source in zip(asked, sources, strict=True)
+        ]
+        await first.admission.reserve(sum(map(self._expected, asked, generations)))
+
+        async def moved(place: int) -> AsyncGenerator[Delta, None]:
+            async for delta in generations[place].deltas():
+                yield replace(delta, choice=place * each + delta.choice)
+
+        async def deltas() -> AsyncGenerator[Delta, None]:
+            try:
+                async with aclosing(merged([moved(place) for place in range(len(generations))])) as made:
+                    async for delta in made:
+                        yield delta
+            finally:
+                for source in sources:
+                    source.close()
+                used = (generation.usage for generation in generations)
+                await first.admission.settle(sum(usage.prompt + usage.completion for usage in used))
+
+        async def landed() -> Answer:
+            answers = [generation.answer for generation in generations if generation.answer is not None]
+            for one, generation, answer in zip(asked, generations, answers, strict=True):
+                self.count(one, generation, answer, "bypass")
+            return together(answers)
+
+        return Flight(deltas(), landed).follow(first.deadline)
+
+    def _expected(self, asked: Asked, generation: Generation) -> int:
+        """Tokens to reserve: all that was asked for, or so many as the settings say where nothing was."""
+        most = asked.question.sampling.max_tokens
+        wish = most if most < self._limits.output_tokens else min(most, self._limits.reserved_tokens)
+        return len(generation.prompt.ids) + wish * asked.question.choices
+
+    async def settle(self, asked: Asked, generation: Generation | None) -> None:
+        """Charges the team with what was made, whether it was told to its end or not."""
+        if generation is not None:
+            usage = generation.usage
+            await asked.admission.settle(usage.prompt + usage.completion)
+
+    def count(self, asked: Asked, generation: Generation, answer: Answer, result: Result) -> None:
+        """Counts an answer that was made here, or by a router that this one followed."""
+        model, usage, counted, began = generation.served.model.name, answer.usage, self._metrics, asked.began
+        counted.count_answer(model, usage, result, time.perf_counter() - began)
+        self._count_usage(asked, usage, made=result != "join")
+        if result == "join":
+            return
+        counted.time_to_first_token.labels(model).observe(generation.first - began)
+        if usage.completion > 1:
+            per_token = (generation.last - generation.first) / (usage.completion - 1)
+            counted.time_per_output_token.labels(model).observe(per_token)
+
+    async def _look(self, cache: AnswerCache, key: str) -> Answer | None:
+        """The stored answer. Equal questions at one time are one call to Redis."""
+        if (others := self._looking.get(key)) is not None:
+            found: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+            others.append(found)
+            return await found
+        self._looking[key] = others = []
+        known = None
+        try:
+            known = await cache.get(key)
+            return known
+        finally:
+            del self._looking[key]
+            for found in others:
+                if not found.done():
+                    found.set_result(known)
+
+    def _known(self, asked: Asked, key: str, answer: Answer) -> Found:
+        self._metrics.count_answer(asked.served.model.name, answer.usage, "hit", time.perf_counter() - asked.began)
+        self._count_usage(asked, answer.usage, made=False)
+        return Found("hit", key, answer)
+
+    def _join(self, key: str, asked: Asked) -> Found | None:
+        flight = self._flights.get(key)
+        if flight is None or not flight.joinable:
+            return None
+        flight.task.add_done_callback(lambda _: self._count_joined(asked, flight))
+        return Found("join", key, follower=flight.follow(asked.deadline))
+
+    def _count_joined(self, asked: Asked, flight: Flight) -> None:
+        if flight.answer is not None:
+            usage, seconds = flight.answer.usage, time.perf_counter() - asked.began
+            self._metrics.count_answer(asked.served.model.name, usage, "join", seconds)
+            self._count_usage(asked, usage, made=False)
+
+    def _count_usage(self, asked: Asked, usage: Usage, *, made: bool) -> None:
+        if asked.caller.team is not None:
+            self._usage.count(asked.caller.name, asked.served.model.name, usage, made=made)
+
+    async def _make(self, asked: Asked, key: str, *, shared: bool) -> Found:
+        making = _Making(self, self._cache if key else None, asked, key, shared=shared)
+        flight = Flight(making.deltas(), making.landed, making.wanted)
+        if shared:
+            self._flights[key] = flight
+            flight.task.add_done_callback(lambda _: self._forget(key, flight))
+        follower = flight.follow(asked.deadline)
+        try:
+            await making.begun.wait()
+        except asyncio.CancelledError:
+            follower.__exit__(None, None, None)
+            raise
+        if making.known is not None:
+            follower.__exit__(None, None, None)
+            return self._known(asked, key, making.known)
+        return Found(making.result, key, follower=follower)
+
+    def _forget(self, key: str, flight: Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+
+
+class _Making:
+    """One answer being made, by this router or, where the flight is shared, by another that it follows."""
+
+    def __init__(
+        self, answering: Answering, cache: AnswerCache | None, asked: Asked, key: str, *, shared: bool
+    ) -> None:
+        self.result: Result = "miss" if cache is not None and asked.control.stores else "bypass"
+        self.begun = asyncio.Event()
+        self.known: Answer | None = None
+        self._answering = answering
+        self._cache = cache
+        self._asked = asked
+        self._key = key
+        self._flies = shared
+        self._flight: SharedFlight | None = None
+        self._generation: Generation | None = None
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        asked = self._asked
+        engines = FromEngines(asked.served.dispatcher, asked.served.queue, asked.lane)
+        try:
+            await self._fly()
+            if self.known is not None:
+                for delta in self.known.deltas():
+                    yield delta
+                return
+            source: Source = FromFlight(self._flight, engines) if self._flight else engines
+            # All who make this answer draw alike, so that one can go on where another has stopped.
+            seed = int(self._flight.name, 16) >> 1 if self._flight else secrets.randbits(63)
+            prepare = self._answering.generation if self.result == "join" else self._answering.begin
+            self._generation = await prepare(asked, source, seed)
+            self.begun.set()
+            async with aclosing(self._generation.deltas()) as made:
+                async for delta in made:
+                    yield delta
+        except BaseException:
+            if self._flight is not None:
+                await self._flight.leave()
+            raise
+        finally:
+            self.begun.set()
+            engines.close()
+            if self.result != "join":
+                await self._answering.settle(asked, self._generation)
+
+    async def landed(self) -> Answer:
+        if self.known is not None:
+            return self.known
+        assert self._generation is not None and self._generation.answer is not None
+        answer, asked, cache = self._generation.answer, self._asked, self._cache
+        self._answering.count(asked, self._generation, answer, self.result)
+        keep = cache is not None and asked.control.stores and cache.keeps(asked.question, answer)
+        if self._flight is not None and cache is not None:
+            await self._flight.land(written(answer) if keep else b"", cache.ttl_s(asked.control))
+        elif keep and cache is not None:
+            await cache.put(self._key, answer, asked.control)
+        return answer
+
+    async def wanted(self) -> bool:
+        return self._flight is not None and await self._flight.wanted()
+
+    async def _fly(self) -> None:
+        if not self._flies or self._cache is None:
+            return
+        found = await self._cache.fly(self._key)
+        if isinstance(found, SharedFlight):
+            self._flight = found
+            self.result = "join" if found.joined else "miss"
+        else:
+            self.known = found

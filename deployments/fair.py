@@ -1,0 +1,192 @@
+"""Whose turn it is: requests wait here, not in the engines, so that teams share by weight and people go before batches.
+
+Start-time fair queueing (Goyal, Vin and Cheng, 1996) over tokens: a request's start tag is where its team's last one
+will have been paid for, or now, if that is past; the least tag goes first. So a team that floods waits behind itself.
+A few places are kept for teams that have nothing under way.
+"""
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from deployments.protocol.errors import overloaded
+
+ANYONE = ""
+"""The team of requests without a key."""
+_KEPT_FREE = 8
+"""One place in so many is for teams that have nothing under way."""
+_BATCH_SHARE = 2
+"""Batches take at most one place in so many."""
+_RATE_OVER_S = 10.0
+_LONGEST_WAIT_S = 60
+
+
+@dataclass(slots=True)
+class _Lane:
+    """A team's requests at one model. paid: its tag, in tokens over weight."""
+
+    paid: float = 0.0
+    running: int = 0
+    waiting: int = 0
+
+
+@dataclass(slots=True, order=True)
+class _Waiting:
+    """A request that waits. Ordered: people first, then by tag, then as they came."""
+
+    batch: bool
+    tag: float
+    number: int
+    team: str = field(compare=False)
+    cost: float = field(compare=False)
+    granted: asyncio.Future[None] = field(compare=False)
+
+
+class Turn:
+    """A place at the engines, until it is given back."""
+
+    __slots__ = ("_batch", "_cost", "_queue", "_team", "_weight")
+
+    def __init__(self, queue: "FairQueue", team: str, weight: float, cost: int, *, batch: bool) -> None:
+        self._queue, self._team, self._weight, self._cost, self._batch = queue, team, weight, cost, batch
+
+    def end(self, used: int) -> None:
+        """Gives it back. used: tokens that it has cost in truth."""
+        self._queue._end(self._team, (used - self._cost) / self._weight, used, batch=self._batch)
+
+
+class FairQueue:
+    """The places of one model's engines that one router fills."""
+
+    def __init__(self, places: int, most_waiting: int) -> None:
+        """places: requests under way at a time. most_waiting: beyond them; the team with the most loses its last."""
+        self._places = max(1, places)
+        self._most_waiting = most_waiting
+        self._lanes: dict[str, _Lane] = {}
+        self._waiting: list[_Waiting] = []
+        self._numbers = itertools.count()
+        self._now = 0.0
+        self._running = 0
+        self._batches = 0
+        self._rate = 0.0
+        self._ended = time.monotonic()
+
+    @property
+    def _shared(self) -> bool:
+        return len(self._lanes) > 1 or ANYONE not in self._lanes
+
+    @property
+    def waiting(self) -> int:
+        return sum(lane.waiting for lane in self._lanes.values())
+
+    @property
+    def running(self) -> int:
+        return self._running
+
+    async def turn(self, team: str, weight: float, cost: int, *, batch: bool = False) -> Turn:
+        """Waits for a place. cost: tokens that it is thought to take. Raises ApiError 503 when too many wait."""
+        lane = self._lanes.setdefault(team, _Lane())
+        tag = max(self._now, lane.paid)
+        if not self._waiting and self._free_for(lane, batch=batch):
+            self._take(lane, tag, cost / weight, batch=batch)
+            return Turn(self, team, weight, cost, batch=batch)
+        self._make_room(team)
+        lane.paid = tag + cost / weight
+        lane.waiting += 1
+        one = _Waiting(batch, tag, next(self._numbers), team, cost / weight, asyncio.get_running_loop().create_future())
+        heapq.heappush(self._waiting, one)
+        self._grant()
+        try:
+            await one.granted
+        except asyncio.CancelledError:
+            if one.granted.done() and not one.granted.cancelled() and one.granted.exception() is None:
+                self._end(team, -cost / weight, 0, batch=batch)
+            else:
+                self._forget(one)
+            raise
+        return Turn(self, team, weight, cost, batch=batch)
+
+    def _free_for(self, lane: _Lane, *, batch: bool) -> bool:
+        free = self._places - self._running
+        if batch and self._batches >= max(1, self._places // _BATCH_SHARE):
+            return False
+        return free > (self._places // _KEPT_FREE if lane.running and self._shared else 0)
+
+    def _take(self, lane: _Lane, tag: float, cost: float, *, batch: bool) -> None:
+        lane.paid = max(lane.paid, tag + cost)
+        lane.running += 1
+        self._running += 1
+        self._batches += batch
+        self._now = max(self._now, tag)
+
+    def _grant(self) -> None:
+        """Gives free places to those who wait, in their order; who may not have one lets the next have it."""
+        passed = []
+        while self._waiting and self._running < self._places:
+            one = heapq.heappop(self._waiting)
+            lane = self._lanes[one.team]
+            if one.granted.done():
+                continue
+            if not self._free_for(lane, batch=one.batch):
+                passed.append(one)
+                continue
+            lane.waiting -= 1
+            self._take(lane, one.tag, one.cost, batch=one.batch)
+            one.granted.set_result(None)
+        for one in passed:
+            heapq.heappush(self._waiting, one)
+
+    def _end(self, team: str, correction: float, used: int, *, batch: bool) -> None:
+        lane = self._lanes[team]
+        lane.running -= 1
+        lane.paid += correction
+        self._running -= 1
+        self._batches -= batch
+        now = time.monotonic()
+        since, self._ended = now - self._ended, now
+        self._rate += (used / max(since, 1e-3) - self._rate) * min(1.0, since / _RATE_OVER_S)
+        if not self._running and not self._waiting:
+            # Nobody waited for what was used until now: no team owes another anything.
+            self._lanes.clear()
+            self._now = 0.0
+            return
+        self._tidy(team)
+        self._grant()
+
+    def _make_room(self, team: str) -> None:
+        """Where too many wait, the last one of the team with the most is refused: this one, if that is its own."""
+        if self.waiting < self._most_waiting:
+            return
+        most = max(self._lanes, key=lambda name: self._lanes[name].waiting)
+        refused = overloaded("Too many requests are waiting. Try again later.", self.wait_s())
+        if self._lanes[team].waiting + 1 >= self._lanes[most].waiting:
+            self._tidy(team)
+            raise refused
+        last = max(one for one in self._live() if one.team == most)
+        self._forget(last)
+        last.granted.set_exception(refused)
+
+    def wait_s(self) -> int:
+        """Seconds until what waits now will have been answered, by the pace of the last ones."""
+        tokens = sum(one.cost for one in self._live())
+        return max(1, min(_LONGEST_WAIT_S, round(tokens / self._rate))) if self._rate else 1
+
+    def _live(self) -> Iterator[_Waiting]:
+        return (one for one in self._waiting if not one.granted.done())
+
+    def _forget(self, one: _Waiting) -> None:
+        lane = self._lanes[one.team]
+        lane.waiting -= 1
+        lane.paid -= one.cost
+        if one in self._waiting:
+            self._waiting.remove(one)
+            heapq.heapify(self._waiting)
+        self._tidy(one.team)
+
+    def _tidy(self, team: str) -> None:
+        lane = self._lanes[team]
+        if not lane.running and not lane.waiting and lane.paid <= self._now:
+            del self._lanes[team]

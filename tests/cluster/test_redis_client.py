@@ -1,0 +1,269 @@
+"""Every form of Redis URL against real servers: TLS with users, Sentinel with a failover, Cluster."""
+
+import asyncio
+import datetime
+import ipaddress
+import secrets
+import ssl
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from cluster import cache, teams
+from cluster.preflight import free_port
+from cluster.redis import find_server
+from cluster.redis_client import RedisUrlError, check_url, connect, without_password
+from cluster.settings import CacheSettings
+from cluster.teams import Quota, Team
+from deployments.answers import AnswerCache, CacheControl, written
+from deployments.flights import Flights, SharedFlight
+from deployments.quotas import Quotas
+from tests.conftest import wait_for
+from tests.deployments.test_answers import ANSWER, asked, store_at
+from tests.deployments.test_flights import MADE, told
+
+
+@contextmanager
+def server(*options: str, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A server on a port of its own."""
+    port = free_port()
+    where = folder / str(port)
+    where.mkdir()
+    process = subprocess.Popen(
+        [find_server(), *options, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(where), "--save", ""],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(lambda: answers(port))
+        yield process, port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(port: int) -> bool:
+    try:
+        with redis.Redis(port=port) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that is its own authority, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "dray test")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "cert.pem", folder / "key.pem"
+    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return paths
+
+
+@contextmanager
+def tls_in_front_of(port: int, certificate_file: Path, key_file: Path) -> Iterator[int]:
+    """A port that speaks TLS and passes on to the other one, as the bundled server has no TLS of its own."""
+    loop = asyncio.new_event_loop()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate_file, key_file)
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    async def passed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        their_reader, their_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pump(reader, their_writer), pump(their_reader, writer))
+
+    made = loop.run_until_complete(asyncio.start_server(passed, "127.0.0.1", 0, ssl=context))
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    yield made.sockets[0].getsockname()[1]
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+
+
+@contextmanager
+def with_tls_and_users(folder: Path) -> Iterator[str]:
+    with server(folder=folder) as (_, port):
+        with redis.Redis(port=port) as admin:
+            admin.execute_command("ACL", "SETUSER", "bot", "on", ">pass:word", "~dray:*", "+@all", "-@admin")
+            admin.execute_command("ACL", "SETUSER", "default", "off")
+        files = certificate(folder)
+        with tls_in_front_of(port, *files) as secure:
+            yield f"rediss://bot:pass%3Aword@127.0.0.1:{secure}/0?ssl_ca_certs={files[0]}"
+
+
+@contextmanager
+def with_sentinel(folder: Path) -> Iterator[str]:
+    with ExitStack() as stack:
+        _, first = stack.enter_context(server(folder=folder))
+        stack.enter_context(server("--replicaof", "127.0.0.1", str(first), folder=folder))
+        port = free_port()
+        config = folder / "sentinel.conf"
+        config.write_text(
+            f"port {port}\nbind 127.0.0.1\nsentinel monitor answers 127.0.0.1 {first} 1\n"
+            "sentinel down-after-milliseconds answers 500\nsentinel failover-timeout answers 3000\n"
+        )
+        watch = subprocess.Popen([find_server(), str(config), "--sentinel"], stdout=subprocess.DEVNULL)
+        stack.callback(watch.wait)
+        stack.callback(watch.kill)
+        with redis.Redis(port=first) as master:
+            wait_for(lambda: master.info("replication")["connected_slaves"] == 1)
+        wait_for(lambda: answers(port))
+        with redis.Redis(port=port) as sentinel:
+            # It asks the master every ten seconds who its replicas are; without one it could not fail over.
+            wait_for(lambda: sentinel.execute_command("SENTINEL", "REPLICAS", "answers"), 20)
+        yield f"redis+sentinel://127.0.0.1:{port}/answers"
+
+
+@contextmanager
+def with_cluster(folder: Path) -> Iterator[str]:
+    with ExitStack() as stack:
+        ports = [
+            stack.enter_context(server("--cluster-enabled", "yes", "--cluster-port", str(free_port()), folder=folder))[
+                1
+            ]
+            for _ in range(2)
+        ]
+        one, other = (stack.enter_context(redis.Redis(port=port, decode_responses=True)) for port in ports)
+        one.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
+        other.execute_command("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
+        bus = other.execute_command("CONFIG", "GET", "cluster-port")
+        number = bus["cluster-port"] if isinstance(bus, dict) else bus[1]
+        one.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[1], number)
+        wait_for(
+            lambda: all("cluster_state:ok" in str(node.execute_command("CLUSTER", "INFO")) for node in (one, other))
+        )
+        yield f"redis+cluster://127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}"
+
+
+async def use(url: str) -> None:
+    """All that routers do with Redis."""
+    store, another = store_at(url), store_at(url)
+    answers_kept = AnswerCache(CacheSettings(), store)
+    keys = [answers_kept.key("m", "s", "n", asked(str(n))) for n in range(20)]
+    for key in keys:
+        await answers_kept.put(key, ANSWER, CacheControl())
+    assert all([await answers_kept.get(key) == ANSWER for key in keys])
+    digest = secrets.token_hex(20)
+    leader, follower = [await Flights(one).join(cache.key_of("m", "n", digest), digest) for one in (store, another)]
+    assert isinstance(leader, SharedFlight) and isinstance(follower, SharedFlight) and follower.joined
+    for made in MADE:
+        leader.record(0, 0, made)
+    reading = asyncio.create_task(told(follower))
+    await leader.land(written(ANSWER), 100)
+    assert [one for tokens in await reading for one in tokens.ids] == [1, 2, 3, 4, 5, 6, 7]
+    quotas = Quotas(store, 1)
+    admission = await quotas.admit(Team("support", 0.0, quota=Quota(5, 1000, 2, 10_000)))
+    await admission.reserve(100)
+    await admission.settle(50)
+    await admission.end()
+    await store.pipelined(lambda pipe: pipe.hincrby("dray:{teams}:usage:2000-01-01", "a|b|requests", 1))
+    await store.close()
+    await another.close()
+
+
+def command(url: str) -> None:
+    """All that commands do with Redis."""
+    client = connect(url)
+    try:
+        name = f"team-{secrets.token_hex(4)}"
+        teams.add_team(client, Team(name, 0.0))
+        made = teams.create_key(client, name)
+        assert teams.read_registry(client).owner(made.secret, time.time())[1] is not None
+        assert teams.remove_team(client, name) == 1
+        seen = cache.stats(client)
+        assert seen.answers["m", "n"] >= 20 and seen.bytes > 0
+        [one, *_] = client.scan_iter(match=cache.pattern("m"))
+        assert (cache.show(client, one.decode()) or {})["choices"]
+        assert cache.clear(client, model="m") >= 20
+        assert not cache.stats(client).answers
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("kind", [with_tls_and_users, with_sentinel, with_cluster])
+def test_everything_works_with_every_form(kind: Any) -> None:
+    with tempfile.TemporaryDirectory(prefix="dray-r-") as folder, kind(Path(folder)) as url:
+        check_url(url)
+        asyncio.run(use(url))
+        command(url)
+
+
+def test_a_failover_is_gone_through() -> None:
+    async def work(url: str) -> None:
+        store = store_at(url, timeout_s=0.3)
+        kept = AnswerCache(CacheSettings(), store)
+        await kept.put("dray:answer:m:n:{1}", ANSWER, CacheControl())
+        assert await kept.get("dray:answer:m:n:{1}") == ANSWER
+        with redis.Redis(port=int(url.rpartition(":")[2].partition("/")[0])) as sentinel:
+            _, port = sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "answers")
+        with redis.Redis(port=int(port)) as master:
+            assert wait_for(lambda: master.execute_command("WAIT", 1, 500) == 1)
+            master.shutdown(nosave=True)
+        began = time.monotonic()
+        while True:
+            await kept.put("dray:answer:m:n:{2}", ANSWER, CacheControl())
+            if await kept.get("dray:answer:m:n:{2}") == ANSWER:
+                break
+            assert time.monotonic() - began < 20
+            await asyncio.sleep(0.1)
+        assert await kept.get("dray:answer:m:n:{1}") == ANSWER, "the replica had it"
+        await store.close()
+
+    with tempfile.TemporaryDirectory(prefix="dray-r-") as folder, with_sentinel(Path(folder)) as url:
+        asyncio.run(work(url))
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://localhost", "begins with redis://"),
+        ("redis+sentinel://h:1", "service's name"),
+        ("redis+cluster://h:1/x", "no path"),
+        ("redis+cluster://h:x", "host:port"),
+        ("redis+cluster://h:1?what=1", "unknown option what"),
+        ("redis://h/?socket_timeout=x", "socket_timeout"),
+    ],
+)
+def test_other_urls_are_refused_in_a_line(url: str, said: str) -> None:
+    with pytest.raises(RedisUrlError, match=said):
+        check_url(url)
+
+
+def test_a_shown_url_has_no_password() -> None:
+    shown = without_password("rediss+sentinel://bot:secret@h:1,h:2/s?sentinel_password=other&ssl_ca_certs=/ca")
+    assert "secret" not in shown and "other" not in shown
+    assert shown == "rediss+sentinel://bot:***@h:1,h:2/s?sentinel_password=***&ssl_ca_certs=/ca"

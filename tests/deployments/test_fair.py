@@ -1,0 +1,138 @@
+"""Whose turn it is: by weight and tokens, people before batches, and a flood waits behind itself."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine
+
+import pytest
+
+from deployments.fair import ANYONE, FairQueue, Turn
+from deployments.protocol.errors import ApiError
+
+
+def run(work: Callable[[], Coroutine[None, None, None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(10):
+            await work()
+
+    asyncio.run(bounded())
+
+
+class Served:
+    """Asks for turns, and ends them one by one in the order in which they were given."""
+
+    def __init__(self, queue: FairQueue) -> None:
+        self.queue = queue
+        self.order: list[str] = []
+        self.turns: list[tuple[str, Turn, int]] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def ask(self, team: str, count: int, cost: int = 100, weight: float = 1.0, batch: bool = False) -> None:
+        async def one() -> None:
+            turn = await self.queue.turn(team, weight, cost, batch=batch)
+            self.order.append(team)
+            self.turns.append((team, turn, cost))
+
+        self.tasks += [asyncio.create_task(one()) for _ in range(count)]
+        await asyncio.sleep(0.01)
+
+    async def end(self, count: int = 1) -> None:
+        for _ in range(count):
+            _, turn, cost = self.turns.pop(0)
+            turn.end(cost)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+
+def test_a_flood_waits_behind_itself() -> None:
+    async def work() -> None:
+        served = Served(FairQueue(4, 1000))
+        await served.ask("flood", 200)
+        await served.ask("quiet", 1)
+        assert served.order == ["flood"] * 4
+        await served.end()
+        assert served.order[-1] == "quiet", "the next free place is the quiet team's"
+        await served.ask("quiet", 3)
+        await served.end(8)
+        assert served.order[5:].count("quiet") == 3
+
+    run(work)
+
+
+def test_teams_share_by_weight_and_by_tokens() -> None:
+    async def work() -> None:
+        served = Served(FairQueue(2, 1000))
+        await served.ask("heavy", 100, weight=3.0)
+        await served.ask("light", 100)
+        await served.ask("long", 100, cost=400)
+        await served.end(100)
+        seen = Counter(served.order[10:])
+        assert 2.5 < seen["heavy"] / seen["light"] < 3.5
+        assert 3 < seen["light"] / seen["long"] < 5, "a long answer costs its tokens"
+
+    run(work)
+
+
+def test_people_go_before_batches_which_leave_places_free() -> None:
+    async def work() -> None:
+        served = Served(FairQueue(4, 1000))
+        await served.ask("warm", 20, batch=True)
+        assert served.order == ["warm"] * 2, "batches take half"
+        await served.ask("people", 2)
+        assert served.order[2:] == ["people"] * 2
+        await served.ask("people", 5)
+        await served.end(5)
+        assert served.order[4:9] == ["people"] * 5
+
+    run(work)
+
+
+def test_a_place_is_kept_for_teams_with_nothing_under_way() -> None:
+    async def work() -> None:
+        served = Served(FairQueue(16, 1000))
+        await served.ask("flood", 50)
+        assert len(served.order) == 14
+        await served.ask("quiet", 1)
+        assert served.order[14:] == ["quiet"]
+        alone = Served(FairQueue(16, 1000))
+        await alone.ask(ANYONE, 50)
+        assert len(alone.order) == 16, "without teams nothing is kept"
+
+    run(work)
+
+
+def test_beyond_the_bound_the_largest_team_loses_its_last() -> None:
+    async def work() -> None:
+        served = Served(FairQueue(1, 10))
+        await served.ask("flood", 11)
+        await served.ask("flood", 1)
+        with pytest.raises(ApiError, match="waiting") as refused:
+            await served.tasks[-1]
+        assert refused.value.status == 503 and int(refused.value.headers["Retry-After"]) >= 1
+        await served.ask("quiet", 1)
+        with pytest.raises(ApiError):
+            await served.tasks[10]
+        await served.end()
+        assert served.order == ["flood", "quiet"]
+
+    run(work)
+
+
+def test_who_leaves_gives_place_and_costs_nothing() -> None:
+    async def work() -> None:
+        queue = FairQueue(1, 10)
+        served = Served(queue)
+        await served.ask("one", 3)
+        served.tasks[1].cancel()
+        await asyncio.wait(served.tasks[1:2])
+        assert (queue.running, queue.waiting) == (1, 1)
+        # Given and left in the same moment: the place must not be lost.
+        _, turn, _ = served.turns.pop()
+        turn.end(100)
+        served.tasks[2].cancel()
+        await asyncio.wait(served.tasks[2:])
+        assert (queue.running, queue.waiting) == (0, 0)
+        await served.ask("two", 1)
+        assert served.order[-1] == "two"
+
+    run(work)

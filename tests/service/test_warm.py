@@ -1,0 +1,53 @@
+"""`dray warm`: questions of a file are answered before anyone asks, and what is there already is left alone."""
+
+import json
+from typing import Any
+
+import httpx
+
+from tests.conftest import Dray
+from tests.service.test_cache import ask, new_question
+
+
+def warmed(dray: Dray, lines: list[Any], *arguments: str) -> tuple[int, dict[str, Any]]:
+    file = dray.folder / "questions.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    ended = dray.run("warm", str(file), "--json", *arguments)
+    report: dict[str, Any] = json.loads(ended.stdout)
+    return ended.returncode, report
+
+
+def test_what_was_warmed_is_a_hit_and_is_not_made_again(dray: Dray, http: httpx.Client) -> None:
+    questions = [new_question() for _ in range(3)]
+    lines: list[Any] = [
+        questions[0],
+        {"question": questions[1]},
+        {"messages": [{"role": "user", "content": questions[2]}], "temperature": 0},
+    ]
+    assert warmed(dray, lines) == (0, {"warmed": 3, "left": 0, "lines": []})
+    assert [ask(http, question).headers["x-dray-cache"] for question in questions] == ["hit"] * 3
+    assert warmed(dray, [*lines, new_question()]) == (0, {"already_there": 3, "warmed": 1, "left": 0, "lines": []})
+
+
+def test_the_report_says_what_did_not_work_and_why(dray: Dray) -> None:
+    lines = [
+        new_question(),
+        {"no": "question"},
+        {"question": new_question(), "temperature": 0.9},
+        {"question": new_question(), "top_p": 7},
+        {"question": new_question(), "model": "nobody"},
+    ]
+    code, report = warmed(dray, lines)
+    assert code == 1 and (report["warmed"], report["failed"], report["not_kept"]) == (1, 3, 1)
+    assert [(line["line"], line["outcome"]) for line in report["lines"]] == [
+        (2, "failed"),
+        (3, "not kept"),
+        (4, "failed"),
+        (5, "failed"),
+    ]
+    assert "top_p" in report["lines"][2]["why"] and "nobody" in report["lines"][3]["why"]
+
+
+def test_a_file_that_is_none_is_one_line(dray: Dray) -> None:
+    ended = dray.run("warm", str(dray.folder / "nothing.jsonl"))
+    assert ended.returncode == 1 and "nothing.jsonl" in ended.stderr and len(ended.stderr.splitlines()) == 1
