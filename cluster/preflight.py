@@ -86,6 +86,9 @@ def _check_models(settings: Settings, usable: UsableCores) -> Checked:
         raise LaunchError(str(error)) from None
     for model in models:
         _check_readable(model)
+    similar = settings.cache.similar
+    if similar and not any(similar in model.names and model.settings.task == "embed" for model in models):
+        raise LaunchError(f"cache.similar names {similar!r}, which is no embedding model that is served (task: embed)")
     cores = _cores_each(models, usable.count)
     engines = (Engine(settings, model, cores[model.name], model.settings.replicas) for model in models)
     return Checked(tuple(engines), usable.count)

@@ -160,6 +160,18 @@ class CacheSettings(Group):
         "deterministic", description="Which complete answers are kept: greedy or seeded ones, or all."
     )
     timeout_s: Seconds = Field(0.05, description="A slower Redis is treated as absent for that request.")
+    normalize: bool = Field(
+        False,
+        description="Take questions that differ in width, spacing and closing marks alone for the same question.",
+    )
+    similar: str = Field(
+        "",
+        description="Name of a served embedding model that finds questions in other words; their answer is given where "
+        "every word that carries meaning is the same too. Empty: no such thing.",
+    )
+    similar_least: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.9, description="Least cosine of two questions' vectors for which they are compared further."
+    )
     namespace: str = Field("default", description="Answers are shared within a namespace, never across.")
 
 

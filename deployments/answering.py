@@ -5,16 +5,17 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from msgspec.structs import replace
+import msgspec
 
 from cluster.settings import LimitSettings
 from deployments.answers import AnswerCache, CacheControl, written
 from deployments.flight import Flight, Follower
 from deployments.flights import SharedFlight
 from deployments.generation import Generation, grammar_for, merged
+from deployments.near import Asking, Near
 from deployments.protocol.completions import together
 from deployments.protocol.errors import ApiError
 from deployments.question import Answer, Delta, Question, Usage
@@ -59,12 +60,16 @@ class Found:
     key: str = ""
     answer: Answer | None = None
     follower: Follower | None = None
+    similar: bool = False
+    """Whether it was made for the same question in other words."""
 
     @property
     def headers(self) -> dict[str, str]:
         headers: dict[str, str] = {"X-Dray-Cache": self.result}
         if self.key:
             headers["X-Dray-Cache-Key"] = self.key.rpartition(":")[2].strip("{}")
+        if self.similar:
+            headers["X-Dray-Cache-Match"] = "similar"
         if self.answer is not None:
             headers["Age"] = str(max(0, int(time.time() - self.answer.made)))
         return headers
@@ -74,10 +79,16 @@ class Answering:
     """Answers questions for one router."""
 
     def __init__(
-        self, cache: AnswerCache | None, metrics: RouterMetrics, usage: UsageBook, limits: LimitSettings
+        self,
+        cache: AnswerCache | None,
+        near: Near | None,
+        metrics: RouterMetrics,
+        usage: UsageBook,
+        limits: LimitSettings,
     ) -> None:
-        """cache: None where answers are not kept."""
+        """cache: None where answers are not kept. near: None where only equal questions have the same answer."""
         self._cache = cache
+        self._near = near
         self._metrics = metrics
         self._usage = usage
         self._limits = limits
@@ -91,6 +102,7 @@ class Answering:
             return await self._make(asked, "", shared=False)
         served = asked.served
         key = cache.key(served.model.name, served.subject, asked.caller.namespace, asked.question)
+        asking = None
         if control.reads:
             if (found := self._join(key, asked)) is not None:
                 return found
@@ -101,11 +113,19 @@ class Answering:
                 return found
             # An answer that is there and too old must not be taken for the one that this flight makes.
             shared = known is None and control.stores and cache.may_keep(asked.question)
+            if shared and self._near is not None:
+                asking = await self._near.asking(served.subject, asked.caller.namespace, asked.question)
+                if asking is not None and (other := await self._near.find(asking)):
+                    known = await cache.get(other)
+                    if known is not None and control.takes(known):
+                        return replace(self._known(asked, other, known), similar=True)
+                if (found := self._join(key, asked)) is not None:
+                    return found
         else:
             shared = False
         if control.only:
             raise ApiError(504, "There is no stored answer, and only-if-cached asks for no other.", code="not_cached")
-        return await self._make(asked, key, shared=shared)
+        return await self._make(asked, key, shared=shared, asking=asking)
 
     async def generation(self, asked: Asked, source: Source, seed: int) -> Generation:
         """The generation of an answer, ready to begin. Raises ApiError 400."""
@@ -137,7 +157,7 @@ class Answering:
 
         async def moved(place: int) -> AsyncGenerator[Delta, None]:
             async for delta in generations[place].deltas():
-                yield replace(delta, choice=place * each + delta.choice)
+                yield msgspec.structs.replace(delta, choice=place * each + delta.choice)
 
         async def deltas() -> AsyncGenerator[Delta, None]:
             try:
@@ -221,8 +241,13 @@ class Answering:
         if asked.caller.team is not None:
             self._usage.count(asked.caller.name, asked.served.model.name, usage, made=made)
 
-    async def _make(self, asked: Asked, key: str, *, shared: bool) -> Found:
-        making = _Making(self, self._cache if key else None, asked, key, shared=shared)
+    async def remember(self, asking: Asking | None, key: str) -> None:
+        """Notes which question the answer that is now stored was made for."""
+        if self._near is not None and asking is not None:
+            await self._near.remember(asking, key)
+
+    async def _make(self, asked: Asked, key: str, *, shared: bool, asking: Asking | None = None) -> Found:
+        making = _Making(self, self._cache if key else None, asked, key, asking, shared=shared)
         flight = Flight(making.deltas(), making.landed, making.wanted)
         if shared:
             self._flights[key] = flight
@@ -247,8 +272,16 @@ class _Making:
     """One answer being made, by this router or, where the flight is shared, by another that it follows."""
 
     def __init__(
-        self, answering: Answering, cache: AnswerCache | None, asked: Asked, key: str, *, shared: bool
+        self,
+        answering: Answering,
+        cache: AnswerCache | None,
+        asked: Asked,
+        key: str,
+        asking: Asking | None,
+        *,
+        shared: bool,
     ) -> None:
+        """asking: what near questions would find the answer by; None where they are not to find it."""
         self.result: Result = "miss" if cache is not None and asked.control.stores else "bypass"
         self.begun = asyncio.Event()
         self.known: Answer | None = None
@@ -256,6 +289,7 @@ class _Making:
         self._cache = cache
         self._asked = asked
         self._key = key
+        self._asking = asking
         self._flies = shared
         self._flight: SharedFlight | None = None
         self._generation: Generation | None = None
@@ -299,6 +333,8 @@ class _Making:
             await self._flight.land(written(answer) if keep else b"", cache.ttl_s(asked.control))
         elif keep and cache is not None:
             await cache.put(self._key, answer, asked.control)
+        if keep and self.result == "miss":
+            await self._answering.remember(self._asking, self._key)
         return answer
 
     async def wanted(self) -> bool:

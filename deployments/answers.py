@@ -14,6 +14,7 @@ import msgspec
 
 from cluster.cache import digest_of, key_of, pack, unpack
 from cluster.settings import CacheSettings
+from deployments.alike import normalized
 from deployments.flights import Flights, SharedFlight
 from deployments.protocol.errors import ApiError
 from deployments.question import Answer, Question
@@ -71,6 +72,12 @@ class AnswerCache:
 
     def key(self, model: str, subject: str, namespace: str, question: Question) -> str:
         """The key of a question's answer. subject: names the exact model, and whatever else its prompts hold."""
+        if self._settings.normalize:
+            turns = tuple(
+                msgspec.structs.replace(turn, content=normalized(turn.content)) if turn.role == "user" else turn
+                for turn in question.turns
+            )
+            question = msgspec.structs.replace(question, turns=turns)
         digest = blake2b(_encode((subject, namespace, question)), digest_size=20).hexdigest()
         return key_of(model, namespace, digest)
 

@@ -31,6 +31,7 @@ from deployments.embedding import Embedder
 from deployments.engine.wire import Sampling
 from deployments.fair import FairQueue
 from deployments.flight import Follower
+from deployments.near import Near
 from deployments.prompts import Prompts
 from deployments.protocol.asking import template_arguments
 from deployments.protocol.chat import chat_question, read_chat
@@ -101,12 +102,6 @@ class Router:
         self._usage = UsageBook(teams)
         self._admin = Admin(self._door, self._usage, given.teams_url)
         self._stores = [teams]
-        cache, kept = settings.cache, None
-        if cache.enabled:
-            answers = Store("answers", given.redis_url, cache.timeout_s, self._metrics.watchers("answers"))
-            self._stores.append(answers)
-            kept = AnswerCache(cache, answers)
-        self._answering = Answering(kept, self._metrics, self._usage, self._limits)
         self._tasks: set[asyncio.Task[None]] = set()
         self._models = open_models(settings)
         self._served: dict[str, Served] = {}
@@ -117,6 +112,13 @@ class Router:
                 self._served |= dict.fromkeys(model.names, self._serve(model, replicas))
             else:
                 self._embedders |= dict.fromkeys(model.names, Embedder(model, replicas))
+        cache, kept, near = settings.cache, None, None
+        if cache.enabled:
+            answers = Store("answers", given.redis_url, cache.timeout_s, self._metrics.watchers("answers"))
+            self._stores.append(answers)
+            kept = AnswerCache(cache, answers)
+            near = Near(cache, answers, self._embedders[cache.similar]) if cache.similar else None
+        self._answering = Answering(kept, near, self._metrics, self._usage, self._limits)
         self._needed = {given.engines[one.name]: one.name for one in self._models if not one.settings.sleep_after_s}
         field = settings.router.thinking_field
         self._thinking_fields = _THINKING_FIELDS.get(field, (field,))

@@ -83,6 +83,11 @@ class Store:
 
         return await self.call(go)
 
+    async def entries(self, stream: str, start: bytes) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """Entries of a stream from this id (behind it, with a bracket before it). Raises StoreAway."""
+        found: list[Any] = await self.call(lambda: self._client.xrange(stream, min=start))
+        return [(number, fields) for number, fields in found]
+
     async def news(self, stream: str, after: bytes, wait_s: float) -> list[tuple[bytes, dict[bytes, bytes]]]:
         """Entries of a stream behind the one of this id; waits for one, at most so long. Raises StoreAway."""
         block = max(1, int(1000 * wait_s))

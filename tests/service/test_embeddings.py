@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import openvino
@@ -41,6 +42,9 @@ def make_model(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", "max_position_embeddings": 40}))
 
 
+SIMILAR = {"DRAY_CACHE__SIMILAR": "v", "DRAY_CACHE__SIMILAR_LEAST": "0.5", "DRAY_CACHE__NORMALIZE": "true"}
+
+
 @pytest.fixture(scope="module")
 def both() -> Iterator[Dray]:
     folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
@@ -50,7 +54,7 @@ def both() -> Iterator[Dray]:
         {"name": "bot", "cores_per_replica": 1},
         {"name": "vectors", "aliases": ["v"], "task": "embed", "source": str(folder / "tiny"), "cores_per_replica": 1},
     ]
-    started = dray.run("up", "--detach", DRAY_MODELS=json.dumps(models), DRAY_LIMITS__EMBEDDING_INPUTS="40")
+    started = dray.run("up", "--detach", DRAY_MODELS=json.dumps(models), DRAY_LIMITS__EMBEDDING_INPUTS="40", **SIMILAR)  # type: ignore[arg-type]
     assert started.returncode == 0, started.stderr
     yield dray
     dray.run("down")
@@ -132,3 +136,26 @@ def test_an_incomplete_embedding_model_is_refused(another: Dray) -> None:
     (another.folder / "half" / "openvino_tokenizer.xml").unlink()
     ended = another.run("up", "--model", str(another.folder / "half"), DRAY_MODEL__TASK="embed")
     assert ended.returncode == 1 and "lacks openvino_tokenizer.xml" in ended.stderr
+
+
+def test_the_same_question_in_other_words_has_the_same_answer_and_a_twin_its_own(both: Dray) -> None:
+    http = httpx.Client(base_url=both.root, timeout=60)
+
+    def asked(text: str, before: str = "") -> httpx.Response:
+        turns = [{"role": "user", "content": before}, {"role": "assistant", "content": "42"}] if before else []
+        body = {"model": "bot", "messages": [*turns, {"role": "user", "content": text}]}
+        answer = http.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer
+
+    first = asked("What is 27 + 48?")
+    assert first.headers["x-dray-cache"] == "miss"
+    for text in ("Hi, can you tell me what is 27 + 48? Thanks", "What's 27 + 48?"):
+        other = asked(text)
+        assert (other.headers["x-dray-cache"], other.headers["x-dray-cache-match"]) == ("hit", "similar")
+        assert other.json()["choices"] == first.json()["choices"]
+    spelled = asked("What is  ２７ + 48")
+    assert spelled.headers["x-dray-cache"] == "hit" and "x-dray-cache-match" not in spelled.headers
+    for twin in ("What is 27 + 49?", "What is 48 + 27?", "What is 27 - 48?"):
+        assert asked(twin).headers["x-dray-cache"] == "miss", twin
+    assert asked("What's 27 + 48?", before="What is 1 + 1?").headers["x-dray-cache"] == "miss"

@@ -35,11 +35,11 @@ def test_no_request_makes_it_fail(described: Any, dray: Dray, operation: Operati
     look_for_failures(described, dray, operation)
 
 
-def look_for_failures(described: Any, dray: Dray, operation: Operation, **more: Any) -> None:
+def look_for_failures(described: Any, dray: Dray, operation: Operation, examples: int = 60, **more: Any) -> None:
     """Sends what the document allows and what it does not. more: to send with each request."""
     asked = described[operation.path][operation.method.upper()]
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(case=asked.as_strategy())
     def check(case: Any) -> None:
         if isinstance(case.body, dict) and "model" in case.body:

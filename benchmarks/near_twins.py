@@ -1,0 +1,119 @@
+"""What `cache.similar` would take for the same question: near-twins that must not be, and paraphrases that might be.
+
+Pairs are generated, in English and Chinese. Counted is what the gate (deployments/alike.py) lets through, which is the
+most that can ever be answered from another question's answer, whatever the embedding model finds; and what
+`cache.normalize` alone takes for the same.
+"""
+
+import argparse
+from collections.abc import Iterator
+from itertools import permutations
+from random import Random
+
+from benchmarks.service import report
+from deployments.alike import normalized, same
+
+_SERVICES = ("2FA", "single sign-on", "email alerts", "the audit log", "dark mode", "API access", "auto-renewal")
+_SERVICES_ZH = ("两步验证", "单点登录", "邮件提醒", "审计日志", "深色模式", "自动续费")
+_SIDES = ("Alice", "Bob", "Team Red", "Team Blue", "Acme", "Globex")
+_SIDES_ZH = ("甲队", "乙队", "张三", "李四", "供应商", "客户")
+_CITIES = ("Rome", "Oslo", "Berlin", "Madrid")
+_CITIES_ZH = ("北京", "上海", "广州", "成都")
+
+Pair = tuple[str, str, str]
+"""Kind, and two questions."""
+
+
+def twins(rng: Random) -> Iterator[Pair]:
+    """Pairs that ask different things."""
+    for _ in range(60):
+        heads, legs = rng.randint(10, 90), rng.randint(40, 300)
+        other = heads + rng.choice((-1, 1, 10))
+        yield (
+            "number",
+            f"{heads} heads and {legs} legs: how many rabbits?",
+            f"{other} heads and {legs} legs: how many rabbits?",
+        )
+        yield (
+            "number",
+            f"笼子里有鸡和兔共{heads}只，脚共{legs}只，各有多少？",
+            f"笼子里有鸡和兔共{other}只，脚共{legs}只，各有多少？",
+        )
+        yield "number", f"What is {heads}.5 times {legs}?", f"What is {heads}5 times {legs}?"
+        yield "unit", f"How much is {heads} kg in pounds?", f"How much is {heads} g in pounds?"
+        yield "unit", f"{heads}天后是星期几？", f"{heads}周后是星期几？"
+        yield "unit", f"Is a delay of {heads} minutes refunded?", f"Is a delay of {heads} hours refunded?"
+    for service in _SERVICES:
+        yield "antonym", f"How do I enable {service}?", f"How do I disable {service}?"
+        yield "antonym", f"How do I turn on {service}?", f"How do I turn off {service}?"
+        yield "antonym", f"Why was {service} added?", f"Why was {service} removed?"
+        yield "negation", f"Can I use {service} on the free plan?", f"Can I not use {service} on the free plan?"
+        yield "negation", f"Which plans include {service}?", f"Which plans don't include {service}?"
+        yield "negation", f"What happens with {service}?", f"What happens without {service}?"
+        yield "language", f"How do I enable {service}?", f"怎么启用 {service}？"
+    for service in _SERVICES_ZH:
+        yield "antonym", f"如何启用{service}？", f"如何禁用{service}？"
+        yield "antonym", f"怎么开启{service}？", f"怎么关闭{service}？"
+        yield "negation", f"免费版可以用{service}吗？", f"免费版不可以用{service}吗？"
+        yield "negation", f"哪些套餐有{service}？", f"哪些套餐没有{service}？"
+    for one, other in permutations(_SIDES, 2):
+        yield "roles", f"{one} beats {other}. Who lost?", f"{other} beats {one}. Who lost?"
+        yield "roles", f"Does {one} owe {other} money?", f"Does {other} owe {one} money?"
+    for one, other in permutations(_SIDES_ZH, 2):
+        yield "roles", f"{one}打败了{other}，谁输了？", f"{other}打败了{one}，谁输了？"
+    for one, other in permutations(_CITIES, 2):
+        yield "roles", f"Trains from {one} to {other}", f"Trains to {one} from {other}"
+    for one, other in permutations(_CITIES_ZH, 2):
+        yield "roles", f"从{one}到{other}的火车有哪些？", f"从{other}到{one}的火车有哪些？"
+
+
+def paraphrases(rng: Random) -> Iterator[Pair]:
+    """Pairs that ask the same."""
+    for service in _SERVICES:
+        base = f"How do I enable {service}?"
+        yield "politeness", base, f"Hi, could you please tell me how to enable {service}? Thanks!"
+        yield "politeness", base, f"Please tell me how I enable {service}."
+        yield "synonym", base, f"How do I turn on {service}?"
+        yield "synonym", base, f"How can I activate {service}?"
+        yield "synonym", f"Which plans include {service}?", f"In which plans is {service} included?"
+        yield "order", base, f"{service}: how do I enable it?"
+        yield "contraction", f"What is {service}?", f"What's {service}?"
+        yield "contraction", f"I cannot find {service}", f"I can't find {service}"
+        yield "spelling", base, f"how do i enable  {service}"
+    for service in _SERVICES_ZH:
+        base = f"如何启用{service}？"
+        yield "politeness", base, f"你好，请问如何启用{service}？谢谢"
+        yield "politeness", base, f"麻烦告诉我如何启用{service}"
+        yield "synonym", base, f"怎么开启{service}?"
+        yield "synonym", base, f"怎么打开{service}？"
+        yield "order", base, f"{service}如何启用？"
+        yield "spelling", base, f"如何 启用{service} ?"
+    for _ in range(30):
+        one, other = rng.randint(1, 999), rng.randint(1, 999)
+        yield "spelling", f"What is {one} + {other}?", f"what is {one}＋{other}"
+        yield "politeness", f"What is {one} + {other}?", f"Can you tell me what is {one} + {other}, please?"
+        yield "contraction", f"What is {one} + {other}?", f"What's {one} + {other}?"
+        yield "spelling", f"{one}加{other}等于几？", f"{one} 加 {other} 等于几"
+
+
+def counted(pairs: Iterator[Pair]) -> list[list[str]]:
+    """A row for each kind and one for all: pairs, and how many of them each way takes for the same."""
+    seen: dict[str, list[int]] = {}
+    for kind, one, other in pairs:
+        for name in (kind, "all"):
+            row = seen.setdefault(name, [0, 0, 0])
+            row[0] += 1
+            row[1] += normalized(one) == normalized(other)
+            row[2] += same(one, other)
+    return [[kind, *map(str, seen[kind])] for kind in sorted(seen, key=lambda kind: (kind == "all", kind))]
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    heads = ["kind", "pairs", "same by cache.normalize", "same by the gate"]
+    print(report("Near-twins that must not be the same", heads, counted(twins(Random(1)))))
+    print(report("Paraphrases that are the same", heads, counted(paraphrases(Random(2)))))
+
+
+if __name__ == "__main__":
+    main()

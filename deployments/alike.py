@@ -1,0 +1,96 @@
+"""When two questions are one: for sure, after their spelling has been brought into one form; never by likeness alone.
+
+No measure of likeness tells `enable 2FA` / `turn on 2FA` from `enable 2FA` / `disable 2FA`. So `same` asks that nothing
+that carries meaning differs: the same words in the same order, with the same numbers, units, negations and names. What
+it lets differ is listed here: width, spacing, closing marks, greetings, politeness, articles, contractions, a few
+phrases that mean the same anywhere.
+"""
+
+import re
+from collections.abc import Sequence
+
+_WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
+_MARKS = str.maketrans({"。": ".", "、": ",", "“": '"', "”": '"', "‘": "'", "’": "'", "「": '"', "」": '"', "…": "."})
+_HAN = r"\u3400-\u4dbf\u4e00-\u9fff"
+_BESIDE_HAN = re.compile(rf"(?<=[{_HAN}]) +| +(?=[{_HAN}])")
+_CODE = re.compile(r"```|`|[{}\[\]<>]|\n\s")
+_END = re.compile(r"[\s?.]+$")
+
+_TOKENS = re.compile(rf"\d+(?:[.,:/]\d+)*|[^\W\d_{_HAN}]+(?:[-'][^\W\d_{_HAN}]+)*|[{_HAN}]|[^\s\w,.?;:\"']")
+_CONTRACTED = {
+    "what's": "what is",
+    "where's": "where is",
+    "who's": "who is",
+    "how's": "how is",
+    "it's": "it is",
+    "i'm": "i am",
+    "i'd": "i would",
+    "you're": "you are",
+    "can't": "can not",
+    "cannot": "can not",
+    "won't": "will not",
+    "don't": "do not",
+    "doesn't": "does not",
+    "didn't": "did not",
+    "isn't": "is not",
+    "aren't": "are not",
+    "shouldn't": "should not",
+    "couldn't": "could not",
+    "wouldn't": "would not",
+}
+_OPENINGS = re.compile(
+    r"^(?:(?:hi|hello|hey|excuse me|good (?:morning|afternoon|evening))\b[\s,.!]*)*"
+    r"(?:please\s+)?"
+    r"(?:(?:can|could|would|will) you (?:please |kindly )?(?:tell me|explain to me|help me(?: to)?|let me know)\s+"
+    r"|(?:i (?:want|need|would like) to (?:know|ask)|i am wondering|do you know|tell me)[\s,]+)?"
+    r"(?:please\s+)?"
+)
+_CLOSINGS = re.compile(r"[\s,]*\b(?:please|thanks|thank you|thank you very much|thanks a lot)\W*$")
+_PHRASES = (
+    (re.compile(r"\b(?:turn|switch)(?:ing)? on\b|\bactivate\b"), "enable"),
+    (re.compile(r"\b(?:turn|switch)(?:ing)? off\b|\bdeactivate\b"), "disable"),
+    (re.compile(r"\bhow (?:can|could|should|may) i\b|\bhow to\b|\bhow does one\b"), "how do i"),
+    (re.compile(r"\be-mail\b"), "email"),
+    (re.compile(r"\bwhat(?: is| was)? the result of\b"), "what is"),
+    (re.compile(r"\b(?:the|an|a(?! (?:few|little)\b))\s+"), ""),
+)
+_HAN_OPENINGS = re.compile(
+    r"^(?:(?:你好|您好|嗨|打扰一下|麻烦问一下|麻烦您?|请问一下|请问|请您?|我想知道|我想问一下|想问一下|帮我|告诉我|能不能告诉我)[,.!\s]*)+"
+)
+_HAN_CLOSINGS = re.compile(r"(?:[,.!?\s]*(?:谢谢您?|谢了|多谢|麻烦了|呢|呀|啊))+$")
+_HAN_PHRASES = ((re.compile("如何|怎样|怎么样才能"), "怎么"), (re.compile("一下"), ""), (re.compile("开启"), "启用"))
+
+
+def normalized(text: str) -> str:
+    """The text with width, spacing and closing marks in one form. What may be code keeps its spacing."""
+    text = text.translate(_WIDE).translate(_MARKS)
+    if not _CODE.search(text):
+        text = _BESIDE_HAN.sub("", " ".join(text.split()))
+    return _END.sub("", text.strip())
+
+
+def same(one: str, other: str) -> bool:
+    """Whether both surely ask the same."""
+    first, second = normalized(one), normalized(other)
+    if first == second:
+        return True
+    if _CODE.search(first) or _CODE.search(second):
+        return False
+    words = _words(first)
+    return bool(words) and words == _words(second)
+
+
+def _words(text: str) -> Sequence[str]:
+    """What carries meaning in a text, in its order."""
+    # Capitals tell US from us, and a name from a word, except at the start and in no-one's habit: kept where a word
+    # has several.
+    text = re.sub(r"\b([A-Z])([a-z']*)\b", lambda word: word[0].lower(), text)
+    for short, long in _CONTRACTED.items():
+        text = re.sub(rf"\b{short}\b", long, text)
+    text = _CLOSINGS.sub("", _OPENINGS.sub("", text))
+    for phrase, meaning in _PHRASES:
+        text = phrase.sub(meaning, text)
+    text = _HAN_CLOSINGS.sub("", _HAN_OPENINGS.sub("", text.strip()))
+    for phrase, meaning in _HAN_PHRASES:
+        text = phrase.sub(meaning, text)
+    return _TOKENS.findall(normalized(text))
