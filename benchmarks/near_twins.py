@@ -28,16 +28,16 @@ def twins(rng: Random) -> Iterator[Pair]:
     """Pairs that ask different things."""
     for _ in range(60):
         heads, legs = rng.randint(10, 90), rng.randint(40, 300)
-        other = heads + rng.choice((-1, 1, 10))
+        more = heads + rng.choice((-1, 1, 10))
         yield (
             "number",
             f"{heads} heads and {legs} legs: how many rabbits?",
-            f"{other} heads and {legs} legs: how many rabbits?",
+            f"{more} heads and {legs} legs: how many rabbits?",
         )
         yield (
             "number",
             f"笼子里有鸡和兔共{heads}只，脚共{legs}只，各有多少？",
-            f"笼子里有鸡和兔共{other}只，脚共{legs}只，各有多少？",
+            f"笼子里有鸡和兔共{more}只，脚共{legs}只，各有多少？",
         )
         yield "number", f"What is {heads}.5 times {legs}?", f"What is {heads}5 times {legs}?"
         yield "unit", f"How much is {heads} kg in pounds?", f"How much is {heads} g in pounds?"
@@ -89,11 +89,11 @@ def paraphrases(rng: Random) -> Iterator[Pair]:
         yield "order", base, f"{service}如何启用？"
         yield "spelling", base, f"如何 启用{service} ?"
     for _ in range(30):
-        one, other = rng.randint(1, 999), rng.randint(1, 999)
-        yield "spelling", f"What is {one} + {other}?", f"what is {one}＋{other}"
-        yield "politeness", f"What is {one} + {other}?", f"Can you tell me what is {one} + {other}, please?"
-        yield "contraction", f"What is {one} + {other}?", f"What's {one} + {other}?"
-        yield "spelling", f"{one}加{other}等于几？", f"{one} 加 {other} 等于几"
+        a, b = rng.randint(1, 999), rng.randint(1, 999)
+        yield "spelling", f"What is {a} + {b}?", f"what is {a}＋{b}"
+        yield "politeness", f"What is {a} + {b}?", f"Can you tell me what is {a} + {b}, please?"
+        yield "contraction", f"What is {a} + {b}?", f"What's {a} + {b}?"
+        yield "spelling", f"{a}加{b}等于几？", f"{a} 加 {b} 等于几"
 
 
 def counted(pairs: Iterator[Pair]) -> list[list[str]]:

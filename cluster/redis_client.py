@@ -24,6 +24,7 @@ import redis.retry
 import redis.sentinel
 
 _PORTS = {"sentinel": 26379, "cluster": 6379}
+_SENTINEL_S = 0.2
 _SIMPLE = ("redis", "rediss", "unix")
 
 
@@ -81,11 +82,11 @@ def connect(url: str, *, timeout_s: float = 2.0) -> Any:
     return sentinel.master_for(found.service, **options, **found.options)
 
 
-def connect_async(url: str, *, timeout_s: float, most_connections: int) -> Any:
-    """A client for an event loop; close it. timeout_s: of one answer. Raises RedisUrlError."""
+def connect_async(url: str, *, most_connections: int) -> Any:
+    """A client for an event loop; close it. Who calls bounds the time of a call. Raises RedisUrlError."""
     options: dict[str, Any] = {
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": timeout_s,
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
         "protocol": 3,
         # Once more and at once: a connection in the pool may be of a server that has gone since. The default would
         # try for seconds.
@@ -105,7 +106,8 @@ def connect_async(url: str, *, timeout_s: float, most_connections: int) -> Any:
 
 
 def _towards_sentinels(found: _Several, options: dict[str, Any]) -> dict[str, Any]:
-    times = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout")}
+    # One sentinel that is gone must not cost the time of asking the next.
+    times = {name: options[name] or _SENTINEL_S for name in ("socket_timeout", "socket_connect_timeout")}
     tls = {name: value for name, value in found.options.items() if name.startswith("ssl")}
     return times | tls | found.sentinel
 

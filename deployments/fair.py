@@ -2,7 +2,8 @@
 
 Start-time fair queueing (Goyal, Vin and Cheng, 1996) over tokens: a request's start tag is where its team's last one
 will have been paid for, or now, if that is past; the least tag goes first. So a team that floods waits behind itself.
-A few places are kept for teams that have nothing under way.
+A few places are kept for teams that have nothing under way. And the engines are handed no more prompts than a step
+takes up: a prompt that comes waits here, where others can be let by, and not behind a hundred in an engine.
 """
 
 import asyncio
@@ -33,6 +34,15 @@ class _Lane:
     waiting: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a request is thought to take, in tokens. batch: it goes after those for people."""
+
+    prompt: int
+    completion: int
+    batch: bool = False
+
+
 @dataclass(slots=True, order=True)
 class _Waiting:
     """A request that waits. Ordered: people first, then by tag, then as they came."""
@@ -42,28 +52,41 @@ class _Waiting:
     number: int
     team: str = field(compare=False)
     cost: float = field(compare=False)
+    prompt: int = field(compare=False)
     granted: asyncio.Future[None] = field(compare=False)
 
 
 class Turn:
     """A place at the engines, until it is given back."""
 
-    __slots__ = ("_batch", "_cost", "_queue", "_team", "_weight")
+    __slots__ = ("_begun", "_queue", "_team", "_weight", "_work")
 
-    def __init__(self, queue: "FairQueue", team: str, weight: float, cost: int, *, batch: bool) -> None:
-        self._queue, self._team, self._weight, self._cost, self._batch = queue, team, weight, cost, batch
+    def __init__(self, queue: "FairQueue", team: str, weight: float, work: Work) -> None:
+        self._queue, self._team, self._weight, self._work = queue, team, weight, work
+        self._begun = False
+
+    def begun(self) -> None:
+        """Its prompt has been computed: its first token is there."""
+        if not self._begun:
+            self._begun = True
+            self._queue._prefilled(self._work.prompt)
 
     def end(self, used: int) -> None:
         """Gives it back. used: tokens that it has cost in truth."""
-        self._queue._end(self._team, (used - self._cost) / self._weight, used, batch=self._batch)
+        self.begun()
+        thought = self._work.prompt + self._work.completion
+        self._queue._end(self._team, (used - thought) / self._weight, used, batch=self._work.batch)
 
 
 class FairQueue:
     """The places of one model's engines that one router fills."""
 
-    def __init__(self, places: int, most_waiting: int) -> None:
-        """places: requests under way at a time. most_waiting: beyond them; the team with the most loses its last."""
+    def __init__(self, places: int, most_waiting: int, prompts: int) -> None:
+        """places: requests under way at a time. most_waiting: beyond them; the team with the most loses its last.
+        prompts: tokens of those that are handed over and not computed; a longer prompt goes alone."""
         self._places = max(1, places)
+        self._prompts = prompts
+        self._prefilling = 0
         self._most_waiting = most_waiting
         self._lanes: dict[str, _Lane] = {}
         self._waiting: list[_Waiting] = []
@@ -86,36 +109,45 @@ class FairQueue:
     def running(self) -> int:
         return self._running
 
-    async def turn(self, team: str, weight: float, cost: int, *, batch: bool = False) -> Turn:
-        """Waits for a place. cost: tokens that it is thought to take. Raises ApiError 503 when too many wait."""
+    async def turn(self, team: str, weight: float, work: Work) -> Turn:
+        """Waits for a place. Raises ApiError 503 when too many wait."""
         lane = self._lanes.setdefault(team, _Lane())
-        tag = max(self._now, lane.paid)
-        if not self._waiting and self._free_for(lane, batch=batch):
-            self._take(lane, tag, cost / weight, batch=batch)
-            return Turn(self, team, weight, cost, batch=batch)
+        tag, cost = max(self._now, lane.paid), (work.prompt + work.completion) / weight
+        if not self._waiting and self._free_for(lane, work.prompt, batch=work.batch):
+            self._take(lane, tag, cost, work.prompt, batch=work.batch)
+            return Turn(self, team, weight, work)
         self._make_room(team)
-        lane.paid = tag + cost / weight
+        lane.paid = tag + cost
         lane.waiting += 1
-        one = _Waiting(batch, tag, next(self._numbers), team, cost / weight, asyncio.get_running_loop().create_future())
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        one = _Waiting(work.batch, tag, next(self._numbers), team, cost, work.prompt, granted)
         heapq.heappush(self._waiting, one)
         self._grant()
         try:
             await one.granted
         except asyncio.CancelledError:
             if one.granted.done() and not one.granted.cancelled() and one.granted.exception() is None:
-                self._end(team, -cost / weight, 0, batch=batch)
+                self._prefilled(work.prompt)
+                self._end(team, -cost, 0, batch=work.batch)
             else:
                 self._forget(one)
             raise
-        return Turn(self, team, weight, cost, batch=batch)
+        return Turn(self, team, weight, work)
 
-    def _free_for(self, lane: _Lane, *, batch: bool) -> bool:
+    def _free_for(self, lane: _Lane, prompt: int, *, batch: bool) -> bool:
+        if self._shared and self._prefilling and self._prefilling + prompt > self._prompts:
+            return False
         free = self._places - self._running
         if batch and self._batches >= max(1, self._places // _BATCH_SHARE):
             return False
         return free > (self._places // _KEPT_FREE if lane.running and self._shared else 0)
 
-    def _take(self, lane: _Lane, tag: float, cost: float, *, batch: bool) -> None:
+    def _prefilled(self, prompt: int) -> None:
+        self._prefilling -= prompt
+        self._grant()
+
+    def _take(self, lane: _Lane, tag: float, cost: float, prompt: int, *, batch: bool) -> None:
+        self._prefilling += prompt
         lane.paid = max(lane.paid, tag + cost)
         lane.running += 1
         self._running += 1
@@ -130,11 +162,13 @@ class FairQueue:
             lane = self._lanes[one.team]
             if one.granted.done():
                 continue
-            if not self._free_for(lane, batch=one.batch):
+            if not self._free_for(lane, one.prompt, batch=one.batch):
                 passed.append(one)
+                if self._prefilling >= self._prompts:
+                    break
                 continue
             lane.waiting -= 1
-            self._take(lane, one.tag, one.cost, batch=one.batch)
+            self._take(lane, one.tag, one.cost, one.prompt, batch=one.batch)
             one.granted.set_result(None)
         for one in passed:
             heapq.heappush(self._waiting, one)

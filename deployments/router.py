@@ -129,7 +129,9 @@ class Router:
         # Each router fills its share of the engines' places; what is beyond them waits in turn, here.
         routers, replicas = self._settings.router.replicas, model.settings.replicas
         places = math.ceil(replicas * model.settings.max_running / routers)
-        queue = FairQueue(places, math.ceil(replicas * self._limits.waiting / routers))
+        # A quarter of a step: what is handed over stands before whoever comes next.
+        prompts = math.ceil(replicas * model.settings.max_batched_tokens / 4 / routers)
+        queue = FairQueue(places, math.ceil(replicas * self._limits.waiting / routers), prompts)
         return Served(model, model.fingerprint, Prompts(model), dispatcher, queue)
 
     @asynccontextmanager

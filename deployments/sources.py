@@ -8,11 +8,11 @@ from typing import Protocol
 
 from deployments.dispatch import Dispatcher
 from deployments.engine.wire import Request, Tokens
-from deployments.fair import ANYONE, FairQueue, Turn
+from deployments.fair import ANYONE, FairQueue, Turn, Work
 from deployments.flights import SharedFlight
 
 _MOST_EXPECTED = 2048
-"""Tokens that a request is thought to take at most, until it has taken them: few take all that they may."""
+"""Tokens that a completion is thought to take at most, until it has: few take all that they may."""
 
 
 class Source(Protocol):
@@ -49,13 +49,13 @@ class FromEngines:
     ) -> AsyncGenerator[Tokens, None]:
         """made: what of it is there already; it goes on from there. Raises ApiError 503 where too many wait."""
         if choice not in self._turns:
-            cost = len(request.prompt) + request.sampling.max_tokens - len(made)
-            self._turns[choice] = await self._queue.turn(
-                self._lane.team, self._lane.weight, min(cost, _MOST_EXPECTED), batch=self._lane.batch
-            )
+            left = min(request.sampling.max_tokens - len(made), _MOST_EXPECTED)
+            work = Work(len(request.prompt) + len(made), left, self._lane.batch)
+            self._turns[choice] = await self._queue.turn(self._lane.team, self._lane.weight, work)
             self._used[choice] += len(request.prompt)
         async with aclosing(self._dispatcher.stream(request, made)) as stream:
             async for tokens in stream:
+                self._turns[choice].begun()
                 self._used[choice] += len(tokens.ids)
                 yield tokens
 

@@ -48,8 +48,8 @@ class Store:
         self._name = name
         self._timeout_s = timeout_s
         self._watchers = watchers
-        self._client = connect_async(url, timeout_s=timeout_s, most_connections=_CONNECTIONS)
-        self._waiting_client = connect_async(url, timeout_s=timeout_s + 5, most_connections=_READERS)
+        self._client = connect_async(url, most_connections=_CONNECTIONS)
+        self._waiting_client = connect_async(url, most_connections=_READERS)
         self._breaker = CircuitBreaker(_FAULTS_TO_OPEN, _OPEN_S, FAULTS, name)
         self._places = asyncio.Semaphore(_CONNECTIONS)
         self._readers = asyncio.Semaphore(_READERS)

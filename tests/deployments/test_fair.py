@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
-from deployments.fair import ANYONE, FairQueue, Turn
+from deployments.fair import ANYONE, FairQueue, Turn, Work
 from deployments.protocol.errors import ApiError
 
 
@@ -27,9 +27,11 @@ class Served:
         self.turns: list[tuple[str, Turn, int]] = []
         self.tasks: list[asyncio.Task[None]] = []
 
-    async def ask(self, team: str, count: int, cost: int = 100, weight: float = 1.0, batch: bool = False) -> None:
+    async def ask(
+        self, team: str, count: int, cost: int = 100, weight: float = 1.0, batch: bool = False, prompt: int = 10
+    ) -> None:
         async def one() -> None:
-            turn = await self.queue.turn(team, weight, cost, batch=batch)
+            turn = await self.queue.turn(team, weight, Work(prompt, cost - prompt, batch))
             self.order.append(team)
             self.turns.append((team, turn, cost))
 
@@ -46,7 +48,7 @@ class Served:
 
 def test_a_flood_waits_behind_itself() -> None:
     async def work() -> None:
-        served = Served(FairQueue(4, 1000))
+        served = Served(FairQueue(4, 1000, 10**6))
         await served.ask("flood", 200)
         await served.ask("quiet", 1)
         assert served.order == ["flood"] * 4
@@ -61,7 +63,7 @@ def test_a_flood_waits_behind_itself() -> None:
 
 def test_teams_share_by_weight_and_by_tokens() -> None:
     async def work() -> None:
-        served = Served(FairQueue(2, 1000))
+        served = Served(FairQueue(2, 1000, 10**6))
         await served.ask("heavy", 100, weight=3.0)
         await served.ask("light", 100)
         await served.ask("long", 100, cost=400)
@@ -75,7 +77,7 @@ def test_teams_share_by_weight_and_by_tokens() -> None:
 
 def test_people_go_before_batches_which_leave_places_free() -> None:
     async def work() -> None:
-        served = Served(FairQueue(4, 1000))
+        served = Served(FairQueue(4, 1000, 10**6))
         await served.ask("warm", 20, batch=True)
         assert served.order == ["warm"] * 2, "batches take half"
         await served.ask("people", 2)
@@ -89,12 +91,12 @@ def test_people_go_before_batches_which_leave_places_free() -> None:
 
 def test_a_place_is_kept_for_teams_with_nothing_under_way() -> None:
     async def work() -> None:
-        served = Served(FairQueue(16, 1000))
+        served = Served(FairQueue(16, 1000, 10**6))
         await served.ask("flood", 50)
         assert len(served.order) == 14
         await served.ask("quiet", 1)
         assert served.order[14:] == ["quiet"]
-        alone = Served(FairQueue(16, 1000))
+        alone = Served(FairQueue(16, 1000, 10**6))
         await alone.ask(ANYONE, 50)
         assert len(alone.order) == 16, "without teams nothing is kept"
 
@@ -103,7 +105,7 @@ def test_a_place_is_kept_for_teams_with_nothing_under_way() -> None:
 
 def test_beyond_the_bound_the_largest_team_loses_its_last() -> None:
     async def work() -> None:
-        served = Served(FairQueue(1, 10))
+        served = Served(FairQueue(1, 10, 10**6))
         await served.ask("flood", 11)
         await served.ask("flood", 1)
         with pytest.raises(ApiError, match="waiting") as refused:
@@ -120,7 +122,7 @@ def test_beyond_the_bound_the_largest_team_loses_its_last() -> None:
 
 def test_who_leaves_gives_place_and_costs_nothing() -> None:
     async def work() -> None:
-        queue = FairQueue(1, 10)
+        queue = FairQueue(1, 10, 10**6)
         served = Served(queue)
         await served.ask("one", 3)
         served.tasks[1].cancel()
@@ -134,5 +136,29 @@ def test_who_leaves_gives_place_and_costs_nothing() -> None:
         assert (queue.running, queue.waiting) == (0, 0)
         await served.ask("two", 1)
         assert served.order[-1] == "two"
+
+    run(work)
+
+
+def test_no_more_prompts_are_handed_over_than_a_step_takes() -> None:
+    async def work() -> None:
+        queue = FairQueue(32, 1000, 100)
+        served = Served(queue)
+        await served.ask("flood", 20, prompt=40)
+        assert len(served.order) == 2
+        await served.ask("quiet", 1, prompt=40)
+        served.turns[0][1].begun()
+        await asyncio.sleep(0.01)
+        assert served.order == ["flood", "flood", "quiet"]
+        for _, turn, _ in tuple(served.turns):
+            turn.begun()
+        await asyncio.sleep(0.01)
+        assert len(served.order) == 5
+        await served.ask("long", 1, prompt=5000, cost=6000)
+        while "long" not in served.order:
+            for _, turn, _ in tuple(served.turns):
+                turn.begun()
+            await asyncio.sleep(0.01)
+        assert queue.running == len(served.order), "a prompt beyond the bound goes alone"
 
     run(work)
