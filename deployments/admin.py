@@ -28,6 +28,7 @@ from deployments.protocol.parsing import parse
 from deployments.store import FAULTS, StoreAway
 from deployments.teams import Doorkeeper
 from deployments.usage import UsageBook
+from deployments.web import json_response, read_json
 
 T = TypeVar("T")
 
@@ -65,57 +66,57 @@ class Admin:
         self._check(http)
         if http.method == "GET":
             registry = await self._do(teams.read_registry)
-            return _json(TeamsSaid(list(registry.teams.values())))
-        wish = parse(_team_wish, await _body(http))
+            return json_response(TeamsSaid(list(registry.teams.values())))
+        wish = parse(_team_wish, await read_json(http, _MOST_BODY_BYTES))
 
         def add(client: Any) -> Team:
             team = Team(created=teams.now(), **msgspec.structs.asdict(wish))
             teams.add_team(client, team)
             return team
 
-        return _json(await self._do(add), 201)
+        return json_response(await self._do(add), 201)
 
     async def team(self, http: HttpRequest) -> Response:
         """One team, changed or taken away with its keys."""
         self._check(http)
         name = http.path_params["name"]
         if http.method == "GET":
-            return _json(await self._do(lambda client: teams.read_team(client, name)))
+            return json_response(await self._do(lambda client: teams.read_team(client, name)))
         if http.method == "DELETE":
-            return _json(TeamRemoved(name, await self._do(lambda client: teams.remove_team(client, name))))
-        change = parse(_team_change, await _body(http))
+            return json_response(TeamRemoved(name, await self._do(lambda client: teams.remove_team(client, name))))
+        change = parse(_team_change, await read_json(http, _MOST_BODY_BYTES))
         changes = {
             field: value for field, value in msgspec.structs.asdict(change).items() if value is not msgspec.UNSET
         }
-        return _json(await self._do(lambda client: teams.change_team(client, name, **changes)))
+        return json_response(await self._do(lambda client: teams.change_team(client, name, **changes)))
 
     async def keys(self, http: HttpRequest) -> Response:
         """All keys, without what is secret in them; or a new one, shown this once."""
         self._check(http)
         if http.method == "GET":
             registry = await self._do(teams.read_registry)
-            return _json(KeysSaid([KeySaid.of(key) for key in registry.keys.values()]))
-        wish = parse(_key_wish, await _body(http))
+            return json_response(KeysSaid([KeySaid.of(key) for key in registry.keys.values()]))
+        wish = parse(_key_wish, await read_json(http, _MOST_BODY_BYTES))
         if wish.expires_in_s < 0:
             raise invalid("expires_in_s", "expires_in_s is a number of seconds from 0, which is never.")
         made = await self._do(lambda client: teams.create_key(client, wish.team, wish.label, wish.expires_in_s))
-        return _json(KeySaid.of(made.key, made.secret), 201)
+        return json_response(KeySaid.of(made.key, made.secret), 201)
 
     async def key(self, http: HttpRequest) -> Response:
         """One key; DELETE revokes it."""
         self._check(http)
         number = http.path_params["id"]
         if http.method == "DELETE":
-            return _json(KeySaid.of(await self._do(lambda client: teams.end_key(client, number))))
-        return _json(KeySaid.of(await self._do(lambda client: teams.read_key(client, number))))
+            return json_response(KeySaid.of(await self._do(lambda client: teams.end_key(client, number))))
+        return json_response(KeySaid.of(await self._do(lambda client: teams.read_key(client, number))))
 
     async def rotate(self, http: HttpRequest) -> Response:
         """A new key in place of one, which holds for a while more."""
         self._check(http)
         number = http.path_params["id"]
-        rotation = parse(_rotation, await _body(http) or b"{}")
+        rotation = parse(_rotation, await read_json(http, _MOST_BODY_BYTES) or b"{}")
         made = await self._do(lambda client: teams.rotate_key(client, number, max(0.0, rotation.grace_s)))
-        return _json(KeySaid.of(made.key, made.secret), 201)
+        return json_response(KeySaid.of(made.key, made.secret), 201)
 
     async def usage(self, http: HttpRequest) -> Response:
         """GET /v1/usage: of the team that asks; of all, or of the one that `team` names, for an admin key."""
@@ -126,7 +127,7 @@ class Admin:
             found = await self._usage.read(days, team)
         except StoreAway:
             raise _away() from None
-        return _json(UsageList(found))
+        return json_response(UsageList(found))
 
     def _check(self, http: HttpRequest) -> None:
         caller = self._door.caller(http.headers)
@@ -156,19 +157,8 @@ def _away() -> ApiError:
     return ApiError(503, message, code="teams_unreachable", kind="server_error", retry_after_s=1)
 
 
-async def _body(http: HttpRequest) -> bytes:
-    body = await http.body()
-    if len(body) > _MOST_BODY_BYTES:
-        raise ApiError(413, f"The body is larger than {_MOST_BODY_BYTES} bytes.", code="request_too_large")
-    return body
-
-
 def _number(http: HttpRequest, name: str, default: int, most: int) -> int:
     text = http.query_params.get(name, str(default))
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= most):
         raise invalid(name, f"{name} is a number from 1 to {most}.")
     return int(text)
-
-
-def _json(body: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(body), status, media_type="application/json")

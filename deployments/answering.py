@@ -28,6 +28,9 @@ from deployments.usage import UsageBook
 
 _LONG_PROMPT_CHARACTERS = 16_384
 
+_ONCE_S = 600
+"""How long the answer to a request with an idempotency key is kept for those who ask again with it."""
+
 Result = Literal["hit", "miss", "join", "bypass"]
 
 
@@ -46,6 +49,8 @@ class Asked:
     deadline: float
     admission: Admission
     batch: bool = False
+    once: str = ""
+    """The request's idempotency key: another with the same one, and the same question, gets the same answer."""
 
     @property
     def lane(self) -> Lane:
@@ -101,7 +106,8 @@ class Answering:
         if cache is None:
             return await self._make(asked, "", shared=False)
         served = asked.served
-        key = cache.key(served.model.name, served.subject, asked.caller.namespace, asked.question)
+        subject = f"{served.subject}\n{asked.once}" if asked.once else served.subject
+        key = cache.key(served.model.name, subject, asked.caller.namespace, asked.question)
         asking = None
         if control.reads:
             if (found := self._join(key, asked)) is not None:
@@ -112,8 +118,8 @@ class Answering:
             if (found := self._join(key, asked)) is not None:
                 return found
             # An answer that is there and too old must not be taken for the one that this flight makes.
-            shared = known is None and control.stores and cache.may_keep(asked.question)
-            if shared and self._near is not None:
+            shared = known is None and control.stores and (cache.may_keep(asked.question) or bool(asked.once))
+            if shared and self._near is not None and not asked.once:
                 asking = await self._near.asking(served.subject, asked.caller.namespace, asked.question)
                 if asking is not None and (other := await self._near.find(asking)):
                     known = await cache.get(other)
@@ -328,11 +334,12 @@ class _Making:
         assert self._generation is not None and self._generation.answer is not None
         answer, asked, cache = self._generation.answer, self._asked, self._cache
         self._answering.count(asked, self._generation, answer, self.result)
-        keep = cache is not None and asked.control.stores and cache.keeps(asked.question, answer)
+        keep = cache is not None and asked.control.stores and (bool(asked.once) or cache.keeps(asked.question, answer))
+        control = replace(asked.control, ttl_s=_ONCE_S) if asked.once else asked.control
         if self._flight is not None and cache is not None:
-            await self._flight.land(written(answer) if keep else b"", cache.ttl_s(asked.control))
+            await self._flight.land(written(answer) if keep else b"", cache.ttl_s(control))
         elif keep and cache is not None:
-            await cache.put(self._key, answer, asked.control)
+            await cache.put(self._key, answer, control)
         if keep and self.result == "miss":
             await self._answering.remember(self._asking, self._key)
         return answer

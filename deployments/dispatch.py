@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 import msgspec
@@ -16,6 +16,9 @@ from deployments.protocol.errors import ApiError, overloaded
 log = logging.getLogger("dray.dispatch")
 
 _ATTEMPTS = 5
+_MOST_DEATHS = 2
+"""Engine processes that may die of one request; it is not tried again."""
+_REPLICA_GONE = "replica"
 _FIRST_PAUSE_S = 0.1
 _PAUSE_GROWTH = 4
 """0.1, 0.4, 1.6, 6.4 s: long enough in all for Serve to notice a dead replica and start another."""
@@ -28,6 +31,7 @@ class Dispatcher:
         """engines: a Serve handle on the engine deployment. on_carried: called when a stream goes on elsewhere."""
         self._engines = engines.options(stream=True, method_name="generate")
         self._on_carried = on_carried
+        self._suspect = asyncio.Lock()
 
     async def stream(self, request: Request, before: Sequence[int] = ()) -> AsyncGenerator[Tokens, None]:
         """Every token of the completion once, in order; the last message says why it ended.
@@ -37,14 +41,17 @@ class Dispatcher:
         are full or the KV cache cannot hold it, 500 when engines keep dying.
         """
         made = list(before)
+        deaths = 0
         for attempt in range(_ATTEMPTS):
             if len(made) >= request.sampling.max_tokens:
                 yield Tokens([], "length")
                 return
             again = len(made) if request.sampling.grammar is not None else 0
-            async with aclosing(self._attempt(_rest(request, made))) as stream:
+            start, lost = len(made), ""
+            async with aclosing(self._tried(_rest(request, made), suspect=deaths > 0)) as stream:
                 async for tokens in stream:
                     if tokens.finish == "lost":
+                        lost = tokens.reason
                         break
                     if again:
                         tokens, again = _news(tokens, made, again)
@@ -53,10 +60,24 @@ class Dispatcher:
                     yield msgspec.structs.replace(tokens, cached=0) if attempt or before else tokens
                     if tokens.finish:
                         return
+            deaths = deaths + 1 if lost != _REPLICA_GONE and len(made) == start else 0
+            if deaths >= _MOST_DEATHS:
+                break
             log.warning("engine lost a stream; carrying it on", extra={"attempt": attempt + 1, "tokens": len(made)})
             self._on_carried()
             await asyncio.sleep(_FIRST_PAUSE_S * _PAUSE_GROWTH**attempt)
         raise ApiError(500, "The engines failed on this request repeatedly.", code="engine_failed", kind="server_error")
+
+    async def _tried(self, request: Request, *, suspect: bool) -> AsyncGenerator[Tokens, None]:
+        """One attempt. suspect: the request was there when an engine died, and may be why. Such are tried one by one,
+        each until its first token, so that the next death tells which it was."""
+        async with AsyncExitStack() as alone:
+            if suspect:
+                await alone.enter_async_context(self._suspect)
+            async with aclosing(self._attempt(request)) as stream:
+                async for tokens in stream:
+                    await alone.aclose()
+                    yield tokens
 
     async def _attempt(self, request: Request) -> AsyncGenerator[Tokens, None]:
         response = self._engines.remote(encode(request))
@@ -70,7 +91,7 @@ class Dispatcher:
         except (BackPressureError, DeploymentUnavailableError) as error:
             raise overloaded("All engines are busy. Try again shortly.") from error
         except RayActorError:
-            yield Tokens([], "lost")
+            yield Tokens([], "lost", reason=_REPLICA_GONE)
         except RayTaskError as error:
             if isinstance(error.cause, BackPressureError):
                 raise overloaded("All engines are busy. Try again shortly.") from error

@@ -9,9 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import msgspec
 from ray import serve
-from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -32,6 +30,7 @@ from deployments.engine.wire import Sampling
 from deployments.fair import FairQueue
 from deployments.flight import Follower
 from deployments.near import Near
+from deployments.overview import Overview, unknown_model
 from deployments.prompts import Prompts
 from deployments.protocol.asking import template_arguments
 from deployments.protocol.chat import chat_question, read_chat
@@ -44,8 +43,7 @@ from deployments.protocol.completions import (
 )
 from deployments.protocol.embeddings import embeddings, read_embedding, texts_of
 from deployments.protocol.errors import ApiError, invalid
-from deployments.protocol.messages import MessagesWriter, anthropic_error, messages_question, read_messages
-from deployments.protocol.openapi import document, page
+from deployments.protocol.messages import MessagesWriter, messages_question, read_messages
 from deployments.protocol.parsing import parse
 from deployments.protocol.responses import read_response, response_question
 from deployments.protocol.responses_writer import ResponseWriter
@@ -56,13 +54,19 @@ from deployments.replies import Patience, Writer, replay, streamed, whole
 from deployments.served import Served
 from deployments.store import Store
 from deployments.teams import Caller, Doorkeeper
-from deployments.telemetry import RouterMetrics, configure_logging, exposition
+from deployments.telemetry import RouterMetrics, configure_logging
 from deployments.usage import UsageBook
+from deployments.web import (
+    failed,
+    idempotency_key,
+    json_response,
+    patience_s,
+    read_json,
+    refused,
+    refused_by_starlette,
+)
 
 log = logging.getLogger("dray.router")
-
-_READY_S = 2.0
-_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Wish(Protocol):
@@ -94,7 +98,6 @@ class Router:
         self._settings = settings = given.settings
         self._limits = settings.limits
         configure_logging(settings.log_level)
-        self._lacking = ["all"]
         self._metrics = RouterMetrics()
         teams = Store("teams", given.teams_url, settings.teams.timeout_s, self._metrics.watchers("teams"))
         self._door = Doorkeeper(teams, settings.host, settings.cache.namespace)
@@ -103,10 +106,10 @@ class Router:
         self._admin = Admin(self._door, self._usage, given.teams_url)
         self._stores = [teams]
         self._tasks: set[asyncio.Task[None]] = set()
-        self._models = open_models(settings)
+        models = open_models(settings)
         self._served: dict[str, Served] = {}
         self._embedders: dict[str, Embedder] = {}
-        for model in self._models:
+        for model in models:
             replicas = DeploymentHandle(ENGINE, given.engines[model.name])
             if model.settings.task == "generate":
                 self._served |= dict.fromkeys(model.names, self._serve(model, replicas))
@@ -119,7 +122,8 @@ class Router:
             kept = AnswerCache(cache, answers)
             near = Near(cache, answers, self._embedders[cache.similar]) if cache.similar else None
         self._answering = Answering(kept, near, self._metrics, self._usage, self._limits)
-        self._needed = {given.engines[one.name]: one.name for one in self._models if not one.settings.sleep_after_s}
+        needed = {given.engines[one.name]: one.name for one in models if not one.settings.sleep_after_s}
+        self._overview = Overview(models, needed, self._door)
         field = settings.router.thinking_field
         self._thinking_fields = _THINKING_FIELDS.get(field, (field,))
         self._patience = Patience(settings.router.keep_alive_s, self._limits.client_stall_s)
@@ -162,22 +166,16 @@ class Router:
                 Route("/v1/embeddings", self.embeddings, methods=["POST"]),
                 Route("/tokenize", self.tokenize, methods=["POST"]),
                 Route("/detokenize", self.detokenize, methods=["POST"]),
-                Route("/v1/models", self.models),
-                Route("/v1/models/{name:path}", self.model),
                 Route("/v1/usage", self._admin.usage),
                 *self._admin.routes(),
-                Route("/openapi.json", self.openapi),
-                Route("/docs", self.docs),
-                Route("/health/live", self.live),
-                Route("/health/ready", self.ready),
-                Route("/metrics", self.metrics),
+                *self._overview.routes(),
             ],
             middleware=[Middleware(Edge, metrics=self._metrics)],
             lifespan=self._lifespan,
             exception_handlers={
-                ApiError: self._refused,
-                HTTPException: self._refused_by_starlette,
-                Exception: self._failed,
+                ApiError: refused,
+                HTTPException: refused_by_starlette,
+                Exception: failed,
             },
         )
 
@@ -231,7 +229,7 @@ class Router:
         caller = self._came(http).caller
         request = read_embedding(await self._body(http), self._limits)
         if (embedder := self._embedders.get(request.model)) is None:
-            raise self._unknown(request.model, "no embedding model" if request.model in self._served else "not served")
+            raise unknown_model(request.model, "no embedding model" if request.model in self._served else "not served")
         self._allowed(request.model, embedder.model, caller)
         texts = texts_of(request)
         tokens = await asyncio.to_thread(embedder.count, texts)
@@ -243,7 +241,7 @@ class Router:
             self._later(admission.end())
         if caller.team is not None:
             self._usage.count(caller.name, embedder.model.name, Usage(tokens, 0, 0, 0), made=True)
-        return _json(embeddings(request, vectors, tokens), headers=admission.headers)
+        return json_response(embeddings(request, vectors, tokens), headers=admission.headers)
 
     async def tokenize(self, http: HttpRequest) -> Response:
         """POST /tokenize"""
@@ -257,7 +255,7 @@ class Router:
         text = served.prompts.text(Question(turns, Sampling(1), template=arguments)) if turns else request.prompt or ""
         ids = await asyncio.to_thread(served.prompts.encode, text, special=request.add_special_tokens and not turns)
         told = [served.prompts.decode([one], special=True) for one in ids] if request.return_token_strs else None
-        return _json(TokensSaid(len(ids), served.model.context_tokens, ids, told))
+        return json_response(TokensSaid(len(ids), served.model.context_tokens, ids, told))
 
     async def detokenize(self, http: HttpRequest) -> Response:
         """POST /detokenize"""
@@ -266,60 +264,14 @@ class Router:
         served = self._named(request.model, caller)
         if any(number >= served.prompts.vocabulary.size for number in request.tokens):
             raise invalid("tokens", "A token id is outside the model's vocabulary.")
-        return _json(TextSaid(await asyncio.to_thread(served.prompts.decode, request.tokens, special=True)))
-
-    async def models(self, http: HttpRequest) -> Response:
-        """GET /v1/models"""
-        caller = self._door.caller(http.headers)
-        allowed = [model for model in self._models if caller.may_ask(model.names)]
-        return _json({"object": "list", "data": [_described(model) for model in allowed]})
-
-    async def model(self, http: HttpRequest) -> Response:
-        """GET /v1/models/{name}"""
-        name, caller = http.path_params["name"], self._door.caller(http.headers)
-        found = next((one for one in self._models if name in one.names and caller.may_ask(one.names)), None)
-        if found is None:
-            raise self._unknown(name, "not served")
-        return _json(_described(found))
-
-    async def openapi(self, http: HttpRequest) -> Response:
-        """GET /openapi.json"""
-        return _json(document())
-
-    async def docs(self, http: HttpRequest) -> Response:
-        """GET /docs: the same for people."""
-        return Response(page(), media_type="text/html")
-
-    async def live(self, http: HttpRequest) -> Response:
-        """GET /health/live: this router's process answers."""
-        return _json({"status": "ok"})
-
-    async def ready(self, http: HttpRequest) -> Response:
-        """GET /health/ready: every model has a running replica, or sleeps. The cache is no condition."""
-        try:
-            async with asyncio.timeout(_READY_S):
-                self._lacking = await asyncio.to_thread(models_without_replicas, self._needed)
-        except (TimeoutError, RayError):
-            # The controller is away, as when the head node restarts; what it said last still holds.
-            log.warning("the Serve controller does not answer")
-        if self._lacking:
-            missing = ", ".join(self._lacking)
-            raise ApiError(503, f"No running engine replica of {missing}.", code="not_ready", kind="server_error")
-        return _json({"status": "ok"})
-
-    async def metrics(self, http: HttpRequest) -> Response:
-        """GET /metrics: every Dray process of this node, for Prometheus."""
-        return Response(await asyncio.to_thread(exposition), media_type=_METRICS_TYPE)
+        return json_response(TextSaid(await asyncio.to_thread(served.prompts.decode, request.tokens, special=True)))
 
     async def _body(self, http: HttpRequest) -> bytes:
-        kind = http.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-        if kind != "application/json" and not kind.endswith("+json"):
-            raise ApiError(415, f"Send the body as application/json, not {kind}.", code="unsupported_media_type")
-        return await read_body(http, self._limits.body_bytes)
+        return await read_json(http, self._limits.body_bytes)
 
     def _named(self, name: str, caller: Caller) -> Served:
         if (served := self._served.get(name)) is None:
-            raise self._unknown(name, "an embedding model" if name in self._embedders else "not served")
+            raise unknown_model(name, "an embedding model" if name in self._embedders else "not served")
         self._allowed(name, served.model, caller)
         return served
 
@@ -327,11 +279,6 @@ class Router:
         if not caller.may_ask(model.names):
             message = f"Your team may not ask the model '{name}'."
             raise ApiError(403, message, code="model_not_allowed", param="model")
-
-    @staticmethod
-    def _unknown(name: str, what: str) -> ApiError:
-        message = f"The model '{name}' is {what} here; GET /v1/models lists those that are served."
-        return ApiError(404, message, code="model_not_found", param="model")
 
     async def _answer(self, came: _Came, request: Wish, served: Served, question: Question, writer: Writer) -> Response:
         """The answer to a question: known, or made."""
@@ -361,8 +308,9 @@ class Router:
         self, came: _Came, served: Served, question: Question, admission: Admission, *, batch: bool = False
     ) -> Asked:
         control = CacheControl.of(came.http.headers, self._settings.cache.most_ttl_s)
-        deadline = came.began + self._limits.request_timeout_s
-        return Asked(served, question, came.caller, control, came.began, deadline, admission, batch)
+        deadline = came.began + patience_s(came.http, self._limits.request_timeout_s)
+        once = idempotency_key(came.http)
+        return Asked(served, question, came.caller, control, came.began, deadline, admission, batch, once)
 
     def _came(self, http: HttpRequest) -> _Came:
         """Who asks, before anything is read. Raises ApiError 401, and 403 for a key that only administers."""
@@ -373,62 +321,3 @@ class Router:
 
     def _echo(self, served: Served, prompt: str | tuple[int, ...]) -> str:
         return prompt if isinstance(prompt, str) else served.prompts.decode(prompt, special=True)
-
-    def _refused(self, http: HttpRequest, error: Exception) -> Response:
-        assert isinstance(error, ApiError)
-        shape = anthropic_error(error) if http.url.path.startswith("/v1/messages") else error.body
-        return _json(shape, error.status, error.headers)
-
-    def _refused_by_starlette(self, http: HttpRequest, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        what = f"{http.method} {http.url.path}"
-        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
-        said = {404: f"Unknown request URL: {what}.", 405: f"Not allowed to {what}."}
-        refused = ApiError(error.status_code, said.get(error.status_code, error.detail), code=code)
-        refused.headers.update(error.headers or {})
-        return self._refused(http, refused)
-
-    def _failed(self, http: HttpRequest, error: Exception) -> Response:
-        log.error("request failed", exc_info=error)
-        return self._refused(
-            http,
-            ApiError(500, "The server failed on this request.", code="internal_error", kind="server_error"),
-        )
-
-
-def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
-
-
-def _described(model: ServedModel) -> dict[str, Any]:
-    """The entry of GET /v1/models."""
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "dray",
-        "task": model.settings.task,
-        "max_model_len": model.context_tokens,
-        "aliases": list(model.settings.aliases),
-    }
-
-
-def models_without_replicas(engines: dict[str, str]) -> list[str]:
-    """Models that have no running replica, by the controller's word. engines: model names by engine application."""
-    applications = serve.status().applications
-    return [
-        model
-        for name, model in engines.items()
-        if name not in applications or not applications[name].deployments[ENGINE].replica_states.get("RUNNING")
-    ]
-
-
-async def read_body(http: HttpRequest, most: int) -> bytes:
-    """The request's body. Raises ApiError 413 as soon as it is longer than `most` bytes."""
-    parts, size = [], 0
-    async for part in http.stream():
-        size += len(part)
-        if size > most:
-            raise ApiError(413, f"The body is larger than {most} bytes.", code="request_too_large")
-        parts.append(part)
-    return b"".join(parts)

@@ -150,3 +150,25 @@ def test_models_and_health(http: httpx.Client, client: openai.OpenAI) -> None:
     assert http.get("/health/ready").status_code == 200
     metrics = http.get("/metrics").text
     assert "dray_engine_info{" in metrics and "dray_requests_total{" in metrics
+
+
+def test_a_request_bounds_its_own_time(http: httpx.Client) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "ignore_eos": True, "max_tokens": 1900}
+    cut = http.post("/v1/chat/completions", json=body, headers={"x-request-timeout-seconds": "0.2"})
+    assert (cut.status_code, cut.json()["error"]["code"]) == (408, "request_timeout")
+    for wrong in ("soon", "0", "-1", "inf", "nan"):
+        refused = http.post("/v1/chat/completions", json=body, headers={"x-request-timeout-seconds": wrong})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-request-timeout-seconds")
+
+
+def test_an_idempotency_key_makes_one_answer_of_two_requests(http: httpx.Client) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "temperature": 2.0, "max_tokens": 60}
+    body |= {"ignore_eos": True}
+
+    def ask(key: str) -> httpx.Response:
+        return http.post("/v1/chat/completions", json=body, headers={"Idempotency-Key": key})
+
+    first, again, other = ask("a"), ask("a"), ask("b")
+    assert first.json()["choices"] == again.json()["choices"] != other.json()["choices"]
+    assert again.headers["x-dray-cache"] == "hit"
+    assert ask("x" * 256).status_code == 400

@@ -185,6 +185,39 @@ def test_a_killed_routers_flight_is_carried_on_by_those_who_follow(several: Dray
     assert carried, "the leader was never the one that was killed"
 
 
+def test_a_retry_goes_on_where_the_killed_routers_answer_was(several: Dray) -> None:
+    """Drawn at random, so that only the very same generation can give the same text."""
+    wait_for(lambda: len(routers(several)) == ROUTERS, 60)
+    body, told = long(1900) | {"temperature": 1.5, "stream": True}, ""
+    headers = {"Idempotency-Key": secrets.token_hex(8)}
+    killed = False
+    try:
+        with httpx.stream("POST", f"{several.url}/chat/completions", json=body, headers=headers, timeout=60) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
+                    for choice in json.loads(line[6:])["choices"]:
+                        told += choice["delta"].get("reasoning_content", "") + choice["delta"].get("content", "")
+                if len(told) > 3000 and not killed:
+                    killed = True
+                    for router in routers(several):
+                        router.kill()
+    except httpx.TransportError:
+        pass
+    assert killed
+    wait_for(lambda: httpx.get(f"{several.root}/health/ready").status_code == 200, 60)
+    again = [
+        httpx.post(f"{several.url}/chat/completions", json=body | {"stream": False}, headers=headers, timeout=60)
+        for _ in range(2)
+    ]
+    messages = [one.json()["choices"][0]["message"] for one in again]
+    assert again[1].headers["x-dray-cache"] == "hit" and messages[0] == messages[1]
+    text = messages[0].get("reasoning_content", "") + messages[0]["content"]
+    # What had not been told to Redis yet when the router died is drawn anew.
+    assert len(told) > 1500 and text[:1500] == told[:1500]
+    other = httpx.post(f"{several.url}/chat/completions", json=body | {"stream": False}, timeout=60)
+    assert other.json()["choices"][0]["message"] != messages[0]
+
+
 def question() -> tuple[str, int]:
     one, other = secrets.randbelow(900) + 100, secrets.randbelow(900) + 100
     return f"What is {one} + {other}?", one + other

@@ -1,0 +1,84 @@
+"""What every route does with HTTP: bodies, headers, JSON, and errors in the API's own shape."""
+
+import logging
+import math
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from deployments.protocol.errors import ApiError
+from deployments.protocol.messages import anthropic_error
+
+log = logging.getLogger("dray.router")
+
+_LONGEST_IDEMPOTENCY_KEY = 255
+
+
+def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A body as JSON."""
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
+
+
+async def read_json(http: HttpRequest, most: int) -> bytes:
+    """The request's body. Raises ApiError 415 where it is no JSON, 413 as soon as it is longer than `most` bytes."""
+    kind = http.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise ApiError(415, f"Send the body as application/json, not {kind}.", code="unsupported_media_type")
+    parts, size = [], 0
+    async for part in http.stream():
+        size += len(part)
+        if size > most:
+            raise ApiError(413, f"The body is larger than {most} bytes.", code="request_too_large")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def patience_s(http: HttpRequest, most_s: float) -> float:
+    """Seconds that a request may take: what it says itself, up to what all may. Raises ApiError 400."""
+    if (text := http.headers.get("x-request-timeout-seconds")) is None:
+        return most_s
+    try:
+        wish = float(text)
+    except ValueError:
+        wish = math.nan
+    if not 0 < wish < math.inf:
+        message = f"x-request-timeout-seconds: {text[:20]!r} is no number of seconds above 0."
+        raise ApiError(400, message, code="invalid_header", param="x-request-timeout-seconds")
+    return min(wish, most_s)
+
+
+def idempotency_key(http: HttpRequest) -> str:
+    """The key by which a request is known when it comes again; empty: none. Raises ApiError 400."""
+    key = http.headers.get("idempotency-key", "")
+    if len(key) > _LONGEST_IDEMPOTENCY_KEY:
+        message = f"An idempotency key has at most {_LONGEST_IDEMPOTENCY_KEY} characters."
+        raise ApiError(400, message, code="invalid_header", param="idempotency-key")
+    return key
+
+
+def refused(http: HttpRequest, error: Exception) -> Response:
+    """The answer to a request that is refused."""
+    assert isinstance(error, ApiError)
+    shape = anthropic_error(error) if http.url.path.startswith("/v1/messages") else error.body
+    return json_response(shape, error.status, error.headers)
+
+
+def refused_by_starlette(http: HttpRequest, error: Exception) -> Response:
+    """The same for what Starlette refuses: a route that is none, a method that it does not take."""
+    assert isinstance(error, HTTPException)
+    what = f"{http.method} {http.url.path}"
+    code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
+    said = {404: f"Unknown request URL: {what}.", 405: f"Not allowed to {what}."}
+    told = ApiError(error.status_code, said.get(error.status_code, error.detail), code=code)
+    told.headers.update(error.headers or {})
+    return refused(http, told)
+
+
+def failed(http: HttpRequest, error: Exception) -> Response:
+    """The answer to a request on which the server has failed."""
+    log.error("request failed", exc_info=error)
+    message = "The server failed on this request."
+    return refused(http, ApiError(500, message, code="internal_error", kind="server_error"))
