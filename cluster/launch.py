@@ -15,13 +15,14 @@ import psutil
 from redis.exceptions import RedisError
 
 from cluster import haproxy, serving
+from cluster.configuration import fixed_that_differ
 from cluster.cores import sweep
 from cluster.preflight import Checked, LaunchError, check, check_change, port_block
 from cluster.redis import OwnRedis, RedisStartError
 from cluster.redis_client import RedisUrlError, connect
 from cluster.rollout import RolloutError, roll
 from cluster.serve_config import Routers
-from cluster.settings import Settings, fixed_that_differ
+from cluster.settings import Settings
 from cluster.state import AlreadyRunning, Record, Wish, hold, take_wish, write_record
 from cluster.teams import read_registry
 

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from cluster.settings import CONFIG_VARIABLE, Loaded, SettingsError, load
+from cluster.configuration import CONFIG_VARIABLE, Loaded, SettingsError, load
 from cluster.state import Record, read_record
 
 out, err = Console(), Console(stderr=True)

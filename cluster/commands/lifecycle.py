@@ -15,9 +15,10 @@ from rich.markup import escape
 
 from cluster.commands.console import Config, StateDir, err, fail, found, out, settled
 from cluster.commands.models import obtain_all
+from cluster.configuration import CONFIG_VARIABLE, environment, with_fixed
 from cluster.launch import base_url, clear, remove_folder_if_empty, running
 from cluster.preflight import LaunchError
-from cluster.settings import CONFIG_VARIABLE, Settings, environment, is_loopback, with_fixed
+from cluster.settings import Settings, is_loopback
 from cluster.state import AlreadyRunning, Wish, is_held, read_record, write_wish
 
 _TEND_S = 0.5

@@ -4,7 +4,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.commands.console import AsJson, Config, out, settled
-from cluster.settings import describe, leaves, variable
+from cluster.configuration import describe, leaves, variable
 
 
 def show_settings(as_json: AsJson = False, config: Config = None) -> None:

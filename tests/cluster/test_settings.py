@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.settings import Settings, SettingsError, describe, environment, leaves, load
+from cluster.configuration import SettingsError, describe, environment, leaves, load
+from cluster.settings import Settings
 
 
 @pytest.fixture(autouse=True)

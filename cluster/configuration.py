@@ -1,0 +1,154 @@
+"""Where settings come from: dray.yaml, DRAY_* and the command line; checked, and each known by its source."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import EnvSettingsSource, YamlConfigSettingsSource
+
+from cluster.settings import ENV_PREFIX, Group, Settings
+
+CONFIG_VARIABLE = "DRAY_CONFIG"
+
+FIXED = (
+    "host",
+    "port",
+    "state_dir",
+    "lease_dir",
+    "data_dir",
+    "router.max_connections",
+    "cache.enabled",
+    "cache.url",
+    "cache.memory_mb",
+    "teams.url",
+)
+"""Settings of what lies below the service, which stay as they are while Dray runs."""
+
+
+def fixed_that_differ(one: "Settings", other: "Settings") -> list[str]:
+    """Names of the fixed settings in which the two are not alike."""
+    first, second = leaves(one.model_dump(mode="json")), leaves(other.model_dump(mode="json"))
+    return [name for name in FIXED if first[name] != second[name]]
+
+
+class SettingsError(Exception):
+    """A setting that is unknown, of the wrong type or out of range. The message names it and its source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings in force, and for each dotted name the source that set it."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names of a nested mapping's leaves: {"a": {"b": 1}} gives {"a.b": 1}."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            found.update(leaves(value, f"{prefix}{name}."))
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def describe(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, str]:
+    """Dotted name of every setting, with its description."""
+    found: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Group):
+            found.update(describe(kind, f"{prefix}{name}."))
+        else:
+            found[prefix + name] = field.description or ""
+    return found
+
+
+def variable(name: str) -> str:
+    """Environment variable of a dotted setting: model.kv_cache_mb gives DRAY_MODEL__KV_CACHE_MB."""
+    return ENV_PREFIX + name.upper().replace(".", "__")
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables that give another process these very settings."""
+    values = leaves(settings.model_dump(mode="json"))
+    return {
+        variable(name): value if isinstance(value, str) else json.dumps(value)
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def load(overrides: Mapping[str, Any] | None = None, config: Path | None = None) -> Loaded:
+    """Reads every source and checks the result.
+
+    overrides: dotted names from the command line, e.g. {"model.replicas": 2}; None values are left out.
+    config: the YAML file; None takes DRAY_CONFIG, then ./dray.yaml if there is one.
+    Raises SettingsError for a missing file, an unknown name or a wrong value.
+    """
+    named = config or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
+    if named is not None and not named.exists():
+        raise SettingsError(f"settings file {named} does not exist")
+    path = named or Path("dray.yaml")
+    known = describe()
+    strangers = sorted(
+        name
+        for name in os.environ
+        if name.startswith(ENV_PREFIX) and name != CONFIG_VARIABLE and name not in map(variable, known)
+    )
+    if strangers:
+        raise SettingsError(f"unknown setting {strangers[0]} in the environment; `dray settings` lists those there are")
+
+    layers: list[tuple[str, dict[str, Any]]] = [
+        (str(path), _read_yaml(path) if path.is_file() else {}),
+        ("environment", leaves(EnvSettingsSource(Settings)())),
+        ("command line", {name: value for name, value in (overrides or {}).items() if value is not None}),
+    ]
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(known, "default")
+    for origin, layer in layers:
+        for name, value in layer.items():
+            values[name] = value
+            origins[name] = origin
+    try:
+        settings = Settings(**_nest(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        origin = origins.get(name) or origins.get(str(first["loc"][0]), "settings")
+        what = "unknown setting" if first["type"] == "extra_forbidden" else f"{first['msg']}, got {first['input']!r}"
+        raise SettingsError(f"{name} ({origin}): {what}") from None
+    return Loaded(settings, origins)
+
+
+def with_fixed(loaded: Loaded, running: Mapping[str, Any]) -> Settings:
+    """The settings, with the fixed ones that nobody has set taken from those under which Dray runs."""
+    values, now = leaves(loaded.settings.model_dump(mode="json")), leaves(running)
+    for name in FIXED:
+        if loaded.origins[name] == "default":
+            values[name] = now[name]
+    return Settings(**_nest(values))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        return leaves(YamlConfigSettingsSource(Settings, yaml_file=path)())
+    except Exception as error:  # noqa: BLE001 - the YAML library's errors have no common type; each becomes one line
+        raise SettingsError(f"{path} is not a YAML mapping: {error}") from None
+
+
+def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *parents, leaf = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
