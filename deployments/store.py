@@ -20,7 +20,7 @@ T = TypeVar("T")
 _FAULTS_TO_OPEN = 3
 _OPEN_S = 1
 _LOG_EVERY_S = 30.0
-_LAST_LOOKS = 3
+_LAST_LOOKS = 12
 """Turns of the event loop between the end of a time and giving up."""
 _CONNECTIONS, _READERS = 64, 256
 """At a time: calls, and those that wait for news."""

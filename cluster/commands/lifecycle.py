@@ -16,6 +16,7 @@ from rich.markup import escape
 from cluster.commands.console import Config, StateDir, err, fail, found, out, settled
 from cluster.commands.models import obtain_all
 from cluster.configuration import CONFIG_VARIABLE, environment, with_fixed
+from cluster.cores import sweep
 from cluster.launch import base_url, clear, remove_folder_if_empty, running
 from cluster.preflight import LaunchError
 from cluster.settings import Settings, is_loopback
@@ -188,9 +189,15 @@ def deploy(
 
 def down(state_dir: StateDir = None, config: Config = None) -> None:
     """Stop the Dray that runs here, and everything that it started."""
-    folder = settled(config, state_dir=state_dir).settings.state_dir
+    settings = settled(config, state_dir=state_dir).settings
+    folder = settings.state_dir
     if folder.is_dir() and not is_held(folder):
-        clear(folder)  # a launcher that was killed could not clean up
+        # A launcher that was killed could not clean up.
+        clear(folder)
+        sweep(settings.core_lock_dir)
+        for name in ("dray.json", "wish.json", "up.lock", "dray.log"):
+            (folder / name).unlink(missing_ok=True)
+        remove_folder_if_empty(folder)
     record = found(config, state_dir)
     try:
         process = psutil.Process(record.pid)

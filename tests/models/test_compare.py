@@ -44,6 +44,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_damaged_model_answers_otherwise(tmp_path: Path, damaged: Path) -> None:
     file, text = tmp_path / "questions.jsonl", tmp_path / "text.txt"
     file.write_text("\n".join(map(json.dumps, QUESTIONS)))

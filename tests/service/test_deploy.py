@@ -88,7 +88,9 @@ def fingerprint(dray: Dray) -> str:
         return str(client.chat.completions.create(model="bot", messages=asked).system_fingerprint)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("cores", [pytest.param("1", marks=TWO_CORES, id="beside"), pytest.param("0", id="in turn")])
+@pytest.mark.parametrize(
+    "cores", [pytest.param("1", marks=TWO_CORES, id="beside"), pytest.param("0", marks=pytest.mark.slow, id="in turn")]
+)
 def test_a_new_version_without_a_failed_request(another: Dray, cores: str) -> None:
     settings = {"DRAY_MODEL__CORES_PER_REPLICA": cores, "DRAY_MODEL__NAME": "bot"}
     old, new = tuned(another.folder, 1), tuned(another.folder, 2)

@@ -223,6 +223,7 @@ def test_keys_are_nowhere_but_with_their_owners_and_outlive_a_restart(guarded: D
     assert ask(guarded, "").status_code == 401 and ask(guarded, key).status_code == 200
 
 
+@pytest.mark.slow
 def test_listening_to_others_needs_keys(another: Dray) -> None:
     started = another.run("up", "--detach", "--host", "0.0.0.0")
     assert started.returncode == 0 and "every request is refused" in started.stdout
