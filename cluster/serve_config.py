@@ -150,6 +150,8 @@ class Routers:
             "name": ROUTERS,
             "route_prefix": "/",
             "import_path": _ROUTER_IMPORT,
+            # A twentieth of a cache hit's time; Dray logs what did not go well, and counts all.
+            "logging_config": {"enable_access_log": False},
             "args": args.model_dump(mode="json"),
             "deployments": [deployment],
         }

@@ -20,8 +20,8 @@ T = TypeVar("T")
 _FAULTS_TO_OPEN = 3
 _OPEN_S = 1
 _LOG_EVERY_S = 30.0
-_LAST_LOOKS = 12
-"""Turns of the event loop between the end of a time and giving up."""
+_GRACE_S, _GRACES = 0.005, 3
+"""What a call gets beyond its time, so often, for the event loop to take what has come meanwhile."""
 _CONNECTIONS, _READERS = 64, 256
 """At a time: calls, and those that wait for news."""
 _PATIENCE_S = 0.5
@@ -144,12 +144,12 @@ async def _within(seconds: float) -> AsyncIterator[None]:
 
     def expire(limit: asyncio.Timeout, more: int) -> None:
         if more:
-            timer[0] = loop.call_soon(expire, limit, more - 1)
+            timer[0] = loop.call_later(_GRACE_S, expire, limit, more - 1)
         else:
             limit.reschedule(loop.time())
 
     async with asyncio.timeout(None) as limit:
-        timer: list[asyncio.Handle] = [loop.call_later(seconds, expire, limit, _LAST_LOOKS)]
+        timer: list[asyncio.Handle] = [loop.call_later(seconds, expire, limit, _GRACES)]
         try:
             yield
         finally:
