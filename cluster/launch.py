@@ -31,7 +31,8 @@ log = logging.getLogger("dray.launch")
 _OBJECT_STORE_BYTES = 80 * 2**20
 _STOP_S = 20.0
 _TEAMS_MB = 64
-_FOLDERS = ("ray", "h", "metrics", "redis", "teams")
+_RAYS_FOLDERS = ("ray", "h", "metrics")
+_FOLDERS = (*_RAYS_FOLDERS, "redis", "teams")
 
 
 class Dray:
@@ -177,7 +178,8 @@ def _held_data(folder: Path) -> Iterator[None]:
         raise LaunchError(
             f"another Dray keeps its teams in {folder}; give this one a data_dir of its own (DRAY_DATA_DIR)"
         ) from None
-    remove_folder_if_empty(folder)
+    finally:
+        remove_folder_if_empty(folder)
 
 
 def base_url(settings: Settings) -> str:
@@ -236,7 +238,7 @@ def _ray(settings: Settings, found: Checked, ports: range) -> Iterator[None]:
         started = set(psutil.Process().children(recursive=True)) - before
         ray.shutdown()
         _end(list(started))
-        for name in _FOLDERS:
+        for name in _RAYS_FOLDERS:
             shutil.rmtree(folder / name, ignore_errors=True)
         token.unlink(missing_ok=True)
 

@@ -27,8 +27,8 @@ def processes_of(dray: Dray) -> list[str]:
 
 
 def left_over(dray: Dray) -> list[str]:
-    """Processes that name this Dray's folder, and files in its state and lease folders."""
-    files = [path for name in ("s", "c") if (folder := dray.folder / name).exists() for path in folder.rglob("*")]
+    """Processes that name this Dray's folder, and files in its state, lease and data folders."""
+    files = [path for name in ("s", "c", "d") if (folder := dray.folder / name).exists() for path in folder.rglob("*")]
     return processes_of(dray) + [str(path) for path in files]
 
 
