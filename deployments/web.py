@@ -15,6 +15,7 @@ from deployments.protocol.messages import anthropic_error
 log = logging.getLogger("dray.router")
 
 _LONGEST_IDEMPOTENCY_KEY = 255
+_EARLIER_S = 0.1
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -37,7 +38,10 @@ async def read_json(http: HttpRequest, most: int) -> bytes:
 
 
 def patience_s(http: HttpRequest, most_s: float) -> float:
-    """Seconds that a request may take: what it says itself, up to what all may. Raises ApiError 400."""
+    """Seconds that a request may take: what it says itself, up to what all may. Raises ApiError 400.
+
+    Serve looks at the same header, and answers in its own shape (ray 2.60): Dray is to be a little earlier.
+    """
     if (text := http.headers.get("x-request-timeout-seconds")) is None:
         return most_s
     try:
@@ -47,7 +51,7 @@ def patience_s(http: HttpRequest, most_s: float) -> float:
     if not 0 < wish < math.inf:
         message = f"x-request-timeout-seconds: {text[:20]!r} is no number of seconds above 0."
         raise ApiError(400, message, code="invalid_header", param="x-request-timeout-seconds")
-    return min(wish, most_s)
+    return min(wish - min(_EARLIER_S, wish / 4), most_s)
 
 
 def idempotency_key(http: HttpRequest) -> str:

@@ -162,7 +162,7 @@ def test_a_request_bounds_its_own_time(http: httpx.Client) -> None:
 
 
 def test_an_idempotency_key_makes_one_answer_of_two_requests(http: httpx.Client) -> None:
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "temperature": 2.0, "max_tokens": 60}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "temperature": 2.0, "max_tokens": 300}
     body |= {"ignore_eos": True}
 
     def ask(key: str) -> httpx.Response:
