@@ -1,5 +1,6 @@
 """Around every request: its id, its place in the metrics, a log line where it did not go well."""
 
+import asyncio
 import logging
 import time
 
@@ -36,6 +37,9 @@ class Edge:
 
         try:
             await self._app(scope, receive, send_and_see)
+        except asyncio.CancelledError:
+            scope[LEFT] = True  # Serve cancels a request whose client has gone
+            raise
         finally:
             status = 499 if scope.get(LEFT) else status
             route = scope.get("route")

@@ -138,3 +138,18 @@ def test_a_wish_beyond_the_context_is_cut_to_it(endless: Dray) -> None:
     answer = httpx.post(f"{endless.url}/chat/completions", json=BODY | {"max_tokens": 10**6}, timeout=120).json()
     assert answer["usage"]["total_tokens"] == 2048
     assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_who_left_is_counted_and_logged_as_499(endless: Dray) -> None:
+    given = {"x-request-id": "left-midway"}
+    with httpx.stream("POST", f"{endless.url}/chat/completions", json=BODY | {"stream": True}, headers=given) as answer:
+        next(answer.iter_lines())
+
+    def counted() -> bool:
+        samples = metrics(endless.url).get("dray_requests_total", [])
+        return any(labels["status"] == "499" and labels["route"] == "/v1/chat/completions" for labels, _ in samples)
+
+    wait_for(counted)
+    logs = (endless.folder / "s" / "ray" / "session_latest" / "logs").glob("worker*.err")
+    lines = [line for file in logs for line in file.read_text().splitlines() if "left-midway" in line]
+    assert any(json.loads(line)["status"] == 499 for line in lines if line.startswith("{"))
