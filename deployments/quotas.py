@@ -164,6 +164,11 @@ class Admission:
         self._bucket: int | None = None
         self._month = ""
 
+    @property
+    def counts(self) -> bool:
+        """Whether it has an end that somebody must hear of."""
+        return self._team is not None
+
     async def reserve(self, tokens: int) -> None:
         """Sets tokens apart for it before they are made. Raises ApiError 429."""
         if self._team is not None and (self._team.quota.tokens_per_minute or self._team.quota.tokens_per_month):

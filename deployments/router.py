@@ -151,6 +151,11 @@ class Router:
         for store in self._stores:
             await store.close()
 
+    def _end(self, admission: Admission) -> None:
+        # Most requests are bounded by no quota, and a task for nothing is a hundredth of a cache hit.
+        if admission.counts:
+            self._later(admission.end())
+
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -202,9 +207,9 @@ class Router:
         try:
             follower = await self._answering.several([self._asked(came, served, one, admission) for one in questions])
         except BaseException:
-            self._later(admission.end())
+            self._end(admission)
             raise
-        follower.on_left = lambda: self._later(admission.end())
+        follower.on_left = lambda: self._end(admission)
         headers = {"X-Dray-Cache": "bypass"} | admission.headers
         return await self._told(came, follower, writer, headers, stream=bool(request.stream))
 
@@ -238,7 +243,7 @@ class Router:
             await admission.reserve(tokens)
             vectors = await embedder.embed(texts, self._limits.request_timeout_s)
         finally:
-            self._later(admission.end())
+            self._end(admission)
         if caller.team is not None:
             self._usage.count(caller.name, embedder.model.name, Usage(tokens, 0, 0, 0), made=True)
         return json_response(embeddings(request, vectors, tokens), headers=admission.headers)
@@ -287,14 +292,14 @@ class Router:
         try:
             found = await self._answering.answer(self._asked(came, served, question, admission, batch=batch))
         except BaseException:
-            self._later(admission.end())
+            self._end(admission)
             raise
         headers, stream = found.headers | admission.headers, bool(request.stream)
         if found.answer is not None:
-            self._later(admission.end())
+            self._end(admission)
             return replay(found.answer, writer, stream, headers)
         assert found.follower is not None
-        found.follower.on_left = lambda: self._later(admission.end())
+        found.follower.on_left = lambda: self._end(admission)
         return await self._told(came, found.follower, writer, headers, stream=stream)
 
     async def _told(
