@@ -195,7 +195,7 @@ def down(state_dir: StateDir = None, config: Config = None) -> None:
         # A launcher that was killed could not clean up.
         clear(folder)
         sweep(settings.core_lock_dir)
-        for name in ("dray.json", "wish.json", "up.lock", "dray.log"):
+        for name in ("dray.json", "wish.json", "up.lock", "dray.log", "ray-token"):
             (folder / name).unlink(missing_ok=True)
         remove_folder_if_empty(folder)
     record = found(config, state_dir)
