@@ -126,11 +126,11 @@ class FairQueue:
         try:
             await one.granted
         except asyncio.CancelledError:
-            if one.granted.done() and not one.granted.cancelled() and one.granted.exception() is None:
+            if granted.cancelled():
+                self._forget(one)
+            elif granted.exception() is None:  # else it was refused in this moment, and is forgotten already
                 self._prefilled(work.prompt)
                 self._end(team, -cost, 0, batch=work.batch)
-            else:
-                self._forget(one)
             raise
         return Turn(self, team, weight, work)
 
@@ -182,7 +182,7 @@ class FairQueue:
         now = time.monotonic()
         since, self._ended = now - self._ended, now
         self._rate += (used / max(since, 1e-3) - self._rate) * min(1.0, since / _RATE_OVER_S)
-        if not self._running and not self._waiting:
+        if not self._running and not self.waiting:
             # Nobody waited for what was used until now: no team owes another anything.
             self._lanes.clear()
             self._now = 0.0

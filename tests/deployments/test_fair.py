@@ -162,3 +162,33 @@ def test_no_more_prompts_are_handed_over_than_a_step_takes() -> None:
         assert queue.running == len(served.order), "a prompt beyond the bound goes alone"
 
     run(work)
+
+
+def test_who_leaves_in_the_moment_when_all_ends_or_is_refused_breaks_nothing() -> None:
+    async def work() -> None:
+        queue = FairQueue(2, 2, 10**6)
+        served = Served(queue)
+        await served.ask("a", 2)
+        await served.ask("b", 1)
+        # Cancelled, and not yet run, while the last turns end: its lane must still be there.
+        served.tasks[2].cancel()
+        for _, turn, _ in served.turns:
+            turn.end(1)
+        assert isinstance((await asyncio.gather(*served.tasks, return_exceptions=True))[2], asyncio.CancelledError)
+        assert (queue.running, queue.waiting) == (0, 0)
+
+        again = Served(queue)
+        await again.ask("a", 4)
+        late = asyncio.create_task(queue.turn("b", 1.0, Work(1, 1)))
+        await asyncio.sleep(0)  # it makes room: the last of the larger team is refused, and has not heard of it
+        again.tasks[3].cancel()
+        await asyncio.wait([again.tasks[3]])
+        assert (queue.running, queue.waiting) == (2, 2)
+        for _ in range(2):
+            await again.end()
+        await again.end()
+        (await late).end(1)
+        await asyncio.sleep(0.01)
+        assert (queue.running, queue.waiting) == (0, 0)
+
+    run(work)
