@@ -159,11 +159,8 @@ def _started(server: OwnRedis) -> Iterator[None]:
 
 def _any_keys(url: str) -> bool:
     try:
-        client = connect(url)
-        try:
+        with connect(url) as client:
             return bool(read_registry(client).keys)
-        finally:
-            client.close()
     except (RedisError, OSError, RedisUrlError) as error:
         raise LaunchError(f"the Redis of teams.url does not answer: {error}") from None
 

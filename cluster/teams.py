@@ -28,6 +28,14 @@ class TeamsError(ValueError):
     """What was asked cannot be done with the teams and keys there are; the message says why."""
 
 
+class NotThere(TeamsError):
+    """No such team or key."""
+
+
+class AlreadyThere(TeamsError):
+    """A team of this name."""
+
+
 class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a team may use. 0: no bound."""
 
@@ -76,6 +84,10 @@ class Key(msgspec.Struct, frozen=True):
     def holds(self, now: float) -> bool:
         return not self.ends or now < self.ends
 
+    def shown(self) -> dict[str, Any]:
+        """The key as it may be shown."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if name != "digest"}
+
 
 class KeyMade(msgspec.Struct, frozen=True):
     """A new key. secret: all of it, to be shown this once."""
@@ -119,11 +131,6 @@ _decode_team = msgspec.json.Decoder(Team).decode
 _decode_key = msgspec.json.Decoder(Key).decode
 
 
-def now() -> float:
-    """Unix time."""
-    return time.time()
-
-
 def read_registry(client: Any) -> Registry:
     """Everything, as of one moment. client: a Redis client that blocks; so for all below."""
     with client.pipeline(transaction=True) as pipe:
@@ -145,7 +152,7 @@ def registry_of(version: bytes | None, teams: dict[bytes, bytes], keys: dict[byt
 def add_team(client: Any, team: Team) -> None:
     """Raises TeamsError where there is one of this name."""
     if not client.hsetnx(TEAMS, team.name, _encode(team)):
-        raise TeamsError(f"there is a team {team.name}")
+        raise AlreadyThere(f"there is a team {team.name}")
     client.incr(VERSION)
 
 
@@ -209,7 +216,7 @@ def read_team(client: Any, name: str) -> Team:
     """Raises TeamsError where there is none of this name."""
     found = client.hget(TEAMS, name)
     if found is None:
-        raise TeamsError(f"there is no team {name}")
+        raise NotThere(f"there is no team {name}")
     return _decode_team(found)
 
 
@@ -217,7 +224,7 @@ def read_key(client: Any, number: str) -> Key:
     """Raises TeamsError where there is none of this id."""
     found = client.hget(KEYS, number)
     if found is None:
-        raise TeamsError(f"there is no key {number}")
+        raise NotThere(f"there is no key {number}")
     return _decode_key(found)
 
 

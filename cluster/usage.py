@@ -55,6 +55,14 @@ def days_until_today(count: int) -> list[str]:
     return [(end - datetime.timedelta(days=back)).isoformat() for back in reversed(range(count))]
 
 
+def ask(pipe: Any, count: int) -> list[str]:
+    """Puts into a pipeline what reads the last days; gives their names, as `rows` takes them with what was read."""
+    days = days_until_today(count)
+    for day in days:
+        pipe.hgetall(key_of(day))
+    return days
+
+
 def rows(days: Mapping[str, Mapping[bytes, bytes]], team: str | None = None) -> list[UsageRow]:
     """Rows of what lies in the days' hashes; of one team, or of all."""
     found: dict[tuple[str, str, str], dict[str, int]] = {}

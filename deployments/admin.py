@@ -1,6 +1,7 @@
 """Teams, keys and usage over HTTP: for an admin key, and each team its own usage."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ from starlette.routing import Route
 
 from cluster import teams
 from cluster.redis_client import connect
-from cluster.teams import Team, TeamsError
+from cluster.teams import AlreadyThere, NotThere, Team, TeamsError
 from deployments.protocol.administration import (
     KeySaid,
     KeysSaid,
@@ -34,7 +35,6 @@ T = TypeVar("T")
 
 _MOST_BODY_BYTES = 65_536
 _MOST_DAYS = 400
-
 
 _team_wish = msgspec.json.Decoder(TeamWish)
 _team_change = msgspec.json.Decoder(TeamChange)
@@ -70,7 +70,7 @@ class Admin:
         wish = parse(_team_wish, await read_json(http, _MOST_BODY_BYTES))
 
         def add(client: Any) -> Team:
-            team = Team(created=teams.now(), **msgspec.structs.asdict(wish))
+            team = Team(created=time.time(), **msgspec.structs.asdict(wish))
             teams.add_team(client, team)
             return team
 
@@ -137,16 +137,13 @@ class Admin:
 
     async def _do(self, work: Callable[[Any], T]) -> T:
         def go() -> T:
-            client = connect(self._url)
-            try:
+            with connect(self._url) as client:
                 return work(client)
-            finally:
-                client.close()
 
         try:
             return await asyncio.to_thread(go)
         except TeamsError as error:
-            status = 404 if str(error).startswith("there is no") else 409 if "there is a" in str(error) else 400
+            status = 404 if isinstance(error, NotThere) else 409 if isinstance(error, AlreadyThere) else 400
             raise ApiError(status, f"{str(error).capitalize()}.", code="teams_error") from None
         except FAULTS:
             raise _away() from None

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from cluster.cache import digest_of
 from cluster.settings import LimitSettings
 from deployments.answers import AnswerCache, CacheControl, written
 from deployments.flight import Flight, Follower
@@ -72,7 +73,7 @@ class Found:
     def headers(self) -> dict[str, str]:
         headers: dict[str, str] = {"X-Dray-Cache": self.result}
         if self.key:
-            headers["X-Dray-Cache-Key"] = self.key.rpartition(":")[2].strip("{}")
+            headers["X-Dray-Cache-Key"] = digest_of(self.key)
         if self.similar:
             headers["X-Dray-Cache-Match"] = "similar"
         if self.answer is not None:
@@ -173,8 +174,7 @@ class Answering:
             finally:
                 for source in sources:
                     source.close()
-                used = (generation.usage for generation in generations)
-                await first.admission.settle(sum(usage.prompt + usage.completion for usage in used))
+                await self.settle(first, generations)
 
         async def landed() -> Answer:
             answers = [generation.answer for generation in generations if generation.answer is not None]
@@ -190,11 +190,10 @@ class Answering:
         wish = most if most < self._limits.output_tokens else min(most, self._limits.reserved_tokens)
         return len(generation.prompt.ids) + wish * asked.question.choices
 
-    async def settle(self, asked: Asked, generation: Generation | None) -> None:
+    async def settle(self, asked: Asked, generations: Sequence[Generation]) -> None:
         """Charges the team with what was made, whether it was told to its end or not."""
-        if generation is not None:
-            usage = generation.usage
-            await asked.admission.settle(usage.prompt + usage.completion)
+        used = (generation.usage for generation in generations)
+        await asked.admission.settle(sum(usage.prompt + usage.completion for usage in used))
 
     def count(self, asked: Asked, generation: Generation, answer: Answer, result: Result) -> None:
         """Counts an answer that was made here, or by a router that this one followed."""
@@ -325,8 +324,8 @@ class _Making:
         finally:
             self.begun.set()
             engines.close()
-            if self.result != "join":
-                await self._answering.settle(asked, self._generation)
+            if self.result != "join" and self._generation is not None:
+                await self._answering.settle(asked, [self._generation])
 
     async def landed(self) -> Answer:
         if self.known is not None:

@@ -19,7 +19,7 @@ from typing import Literal
 import msgspec
 
 from deployments.engine.wire import Tokens
-from deployments.store import Script, Store, StoreAway
+from deployments.store import PATIENCE_S, Script, Store, StoreAway
 
 log = logging.getLogger("dray.flights")
 
@@ -29,8 +29,6 @@ _FOLLOWED_S, _UNFOLLOWED_S = 0.05, 0.25
 """Between two batches: while somebody follows, and while nobody does."""
 _STREAM_MS = 30_000
 _ENDED_MS = 10_000
-_PATIENCE_S = 0.5
-"""How much longer than the settings say a call may take that no client waits for."""
 _NAME_BYTES = 8
 
 # KEYS of all: answer, lock, stream, followers. The lock's value is the flight's name and its leader's.
@@ -198,7 +196,7 @@ class SharedFlight:
 
     async def _last(self, script: Script, *arguments: object) -> None:
         with suppress(StoreAway):  # lock and stream expire by themselves
-            await script(self._keys, self.name, self._flights.me, *arguments, extra_s=_PATIENCE_S)
+            await script(self._keys, self.name, self._flights.me, *arguments, extra_s=PATIENCE_S)
 
     async def _stop(self) -> None:
         self._ended = True
@@ -225,13 +223,13 @@ class SharedFlight:
     async def _follow(self) -> bool:
         """Reads until the end, or until the leader has gone; then whether this router leads."""
         while True:
-            await self._flights.follow(self._keys, self._flights.me, _LOCK_MS, _STREAM_MS, extra_s=_PATIENCE_S)
+            await self._flights.follow(self._keys, self._flights.me, _LOCK_MS, _STREAM_MS, extra_s=PATIENCE_S)
             if await self._read(_RENEW_S):
                 if self._complete:
                     return False
                 continue
             found = await self._flights.begin(
-                self._keys, self.name, self._flights.me, _LOCK_MS, "0", extra_s=_PATIENCE_S
+                self._keys, self.name, self._flights.me, _LOCK_MS, "0", extra_s=PATIENCE_S
             )
             if found[1][: len(self.name)] != self.name.encode():
                 raise _Apart
@@ -284,7 +282,7 @@ class SharedFlight:
         async with self._publishing:
             count = len(self._pending)
             told = await self._flights.publish(
-                self._keys, self.name, self._flights.me, _LOCK_MS, _STREAM_MS, self._batch(), extra_s=_PATIENCE_S
+                self._keys, self.name, self._flights.me, _LOCK_MS, _STREAM_MS, self._batch(), extra_s=PATIENCE_S
             )
             if told < 0:
                 log.info("another router leads this flight now; going on alone")

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from cluster.teams import Quota, Team
 from deployments.protocol.errors import ApiError
 from deployments.store import Store, StoreAway
@@ -23,14 +25,18 @@ _LEASE_S = 15
 """A request at a time counts for so long without a word of its router."""
 _MONTH_KEPT_S = 70 * 86_400
 
-_COMMON = """
+_COMMON = (
+    f"""
+local window = {WINDOW_S}
+"""
+    + """
 local time = redis.call('TIME')
 local now = tonumber(time[1])
 local function look(key, limit, wish)
   local all, seconds, total = redis.call('HGETALL', key), {}, 0
   for i = 1, #all, 2 do
     local second = tonumber(all[i])
-    if second <= now - 60 then
+    if second <= now - window then
       redis.call('HDEL', key, all[i])
     else
       total = total + tonumber(all[i + 1])
@@ -40,7 +46,7 @@ local function look(key, limit, wish)
   table.sort(seconds, function(a, b) return a[1] < b[1] end)
   local wait, left, reset = 0, total, 0
   for _, one in ipairs(seconds) do
-    reset = one[1] + 60 - now
+    reset = one[1] + window - now
     if left + wish > limit then
       left = left - one[2]
       wait = reset
@@ -49,6 +55,7 @@ local function look(key, limit, wish)
   return total, wait, reset
 end
 """
+)
 # KEYS of all: requests, tokens, running, month. A limit of 0 is none.
 _ADMIT = (
     _COMMON
@@ -66,9 +73,9 @@ elseif most_requests > 0 and requests >= most_requests then why = 'requests'
 elseif most_tokens > 0 and tokens >= most_tokens then why = 'tokens' wait = tokens_wait
 else
   requests = requests + 1
-  reset = 60
+  reset = window
   redis.call('HINCRBY', KEYS[1], now, 1)
-  redis.call('EXPIRE', KEYS[1], 61)
+  redis.call('EXPIRE', KEYS[1], window + 1)
   if most_running > 0 then
     redis.call('ZADD', KEYS[3], now + tonumber(ARGV[6]), ARGV[5])
     redis.call('EXPIRE', KEYS[3], ARGV[6])
@@ -86,10 +93,10 @@ local month = tonumber(redis.call('GET', KEYS[4]) or '0')
 if most_month > 0 and month + wish > most_month then return {'month', 0, tokens, reset, month, now} end
 if most_tokens > 0 and tokens + wish > most_tokens then return {'tokens', wait, tokens, reset, month, now} end
 redis.call('HINCRBY', KEYS[2], now, wish)
-redis.call('EXPIRE', KEYS[2], 61)
+redis.call('EXPIRE', KEYS[2], window + 1)
 month = redis.call('INCRBY', KEYS[4], wish + tonumber(ARGV[4]))
 redis.call('EXPIRE', KEYS[4], ARGV[5])
-return {'', 0, tokens + wish, 60, month, now}
+return {'', 0, tokens + wish, window, month, now}
 """
 )
 _SETTLE = """
@@ -102,10 +109,10 @@ for i = 2, #ARGV do redis.call('ZADD', KEYS[3], 'XX', now + tonumber(ARGV[1]), A
 return redis.call('EXPIRE', KEYS[3], ARGV[1])
 """
 _WHY = {
-    "requests": ("requests", "rate_limit_exceeded", "{limit} requests a minute"),
-    "tokens": ("tokens", "rate_limit_exceeded", "{limit} tokens a minute"),
-    "running": ("requests", "rate_limit_exceeded", "{limit} requests at a time"),
-    "month": ("insufficient_quota", "insufficient_quota", "{limit} tokens a month"),
+    "requests": ("requests", "rate_limit_exceeded", "{requests_per_minute} requests a minute"),
+    "tokens": ("tokens", "rate_limit_exceeded", "{tokens_per_minute} tokens a minute"),
+    "running": ("requests", "rate_limit_exceeded", "{requests_at_a_time} requests at a time"),
+    "month": ("insufficient_quota", "insufficient_quota", "{tokens_per_month} tokens a month"),
 }
 
 
@@ -174,7 +181,7 @@ class Admission:
         if self._team is not None and (self._team.quota.tokens_per_minute or self._team.quota.tokens_per_month):
             self._month = month_now()
             # What is more than the limit would never be let in; it is what the limit says.
-            wish = min(tokens, *(n for n in (self._team.quota.tokens_per_minute, tokens) if n))
+            wish = min(tokens, self._team.quota.tokens_per_minute or tokens)
             self._bucket = await self._quotas._reserve(self._team, wish, self._month, self.headers)
             self._reserved = wish
 
@@ -197,7 +204,6 @@ class Quotas:
         """routers: how many there are, which share each limit while Redis is away."""
         self._store = store
         self._routers = max(1, routers)
-        self._clock = clock
         self._admit_script = store.script(_ADMIT)
         self._reserve_script = store.script(_RESERVE)
         self._settle_script = store.script(_SETTLE)
@@ -209,10 +215,9 @@ class Quotas:
         if team is None or not team.quota.bounded:
             return Admission(self, None, "", {})
         quota, own, number = team.quota, self._own[team.name], secrets.token_hex(8)
-        limits = (quota.requests_per_minute, quota.tokens_per_minute, quota.requests_at_a_time, quota.tokens_per_month)
         try:
             why, wait, requests, reset, tokens, tokens_reset, month = await self._admit_script(
-                keys_of(team, month_now()), *limits, number, _LEASE_S
+                keys_of(team.name, month_now()), *msgspec.structs.astuple(quota), number, _LEASE_S
             )
             own.month = month + own.owed
             if why:
@@ -233,7 +238,7 @@ class Quotas:
             for name, own in tuple(self._own.items()):
                 if own.running:
                     with suppress(StoreAway):
-                        await self._renew_script(keys_of_name(name, month_now()), _LEASE_S, *own.running)
+                        await self._renew_script(keys_of(name, month_now()), _LEASE_S, *own.running)
 
     def _admit_alone(self, quota: Quota, own: _Own) -> tuple[int, int, int, int]:
         requests, tokens = own.requests.used(), own.tokens.used()
@@ -253,7 +258,7 @@ class Quotas:
         try:
             owed = own.owed
             why, wait, tokens, reset, used, second = await self._reserve_script(
-                keys_of(team, month), wish, *limits, owed, _MONTH_KEPT_S
+                keys_of(team.name, month), wish, *limits, owed, _MONTH_KEPT_S
             )
             if why:
                 raise refusal(why.decode(), quota, wait)
@@ -280,7 +285,7 @@ class Quotas:
             own.owed += difference
             return
         try:
-            await self._settle_script(keys_of(team, month), bucket, difference)
+            await self._settle_script(keys_of(team.name, month), bucket, difference)
         except StoreAway:
             own.owed += difference
 
@@ -290,7 +295,7 @@ class Quotas:
         if not team.quota.requests_at_a_time:
             return
         try:
-            await self._store.run("ZREM", keys_of(team, "")[2], number)
+            await self._store.run("ZREM", keys_of(team.name, "")[2], number)
         except StoreAway:
             return  # it counts for some seconds more
 
@@ -303,27 +308,16 @@ def month_now() -> str:
     return time.strftime("%Y-%m", time.gmtime())
 
 
-def keys_of(team: Team, month: str) -> list[str]:
+def keys_of(team: str, month: str) -> list[str]:
     """The keys of a team's counters, all on one node of a cluster."""
-    return keys_of_name(team.name, month)
-
-
-def keys_of_name(name: str, month: str) -> list[str]:
-    """The same by the team's name."""
-    return [f"dray:quota:{{{name}}}:{what}" for what in ("requests", "tokens", "running", f"month:{month}")]
+    return [f"dray:quota:{{{team}}}:{what}" for what in ("requests", "tokens", "running", f"month:{month}")]
 
 
 def refusal(why: str, quota: Quota, wait_s: int) -> ApiError:
     """429 that says which limit was reached, and when to come again."""
     kind, code, text = _WHY[why]
-    limit = {
-        "requests": quota.requests_per_minute,
-        "tokens": quota.tokens_per_minute,
-        "running": quota.requests_at_a_time,
-        "month": quota.tokens_per_month,
-    }[why]
     again = "It begins anew with the month." if why == "month" else f"Try again in {max(1, wait_s)} s."
-    message = f"Your team's limit of {text.format(limit=limit)} is reached. {again}"
+    message = f"Your team's limit of {text.format(**msgspec.structs.asdict(quota))} is reached. {again}"
     return ApiError(429, message, code=code, kind=kind, retry_after_s=None if why == "month" else max(1, wait_s))
 
 

@@ -24,7 +24,8 @@ _GRACE_S, _GRACES = 0.005, 3
 """What a call gets beyond its time, so often, for the event loop to take what has come meanwhile."""
 _CONNECTIONS, _READERS = 64, 256
 """At a time: calls, and those that wait for news."""
-_PATIENCE_S = 0.5
+PATIENCE_S = 0.5
+"""How much longer than the settings say a call may take that no client waits for."""
 FAULTS = (RedisError, OSError, TimeoutError)
 
 
@@ -92,7 +93,7 @@ class Store:
         """Entries of a stream behind the one of this id; waits for one, at most so long. Raises StoreAway."""
         block = max(1, int(1000 * wait_s))
         found = await self.call(
-            lambda: self._waiting_client.xread({stream: after}, block=block), wait_s + _PATIENCE_S, self._readers
+            lambda: self._waiting_client.xread({stream: after}, block=block), wait_s + PATIENCE_S, self._readers
         )
         entries: list[Any] = [one for part in (found or {}).values() for several in part for one in several]
         return [(number, fields) for number, fields in entries]

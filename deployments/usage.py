@@ -5,7 +5,7 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
-from cluster.usage import UsageRow, add, days_until_today, field_of, key_of, rows, today
+from cluster.usage import UsageRow, add, ask, field_of, rows, today
 from deployments.question import Usage
 from deployments.store import Store, StoreAway
 
@@ -47,8 +47,9 @@ class UsageBook:
     async def read(self, days: int, team: str | None) -> list[UsageRow]:
         """The last days, of one team or of all. Raises StoreAway."""
         await self.tell()
-        found = {day: await self._store.run("HGETALL", key_of(day)) for day in days_until_today(days)}
-        return rows(found, team)
+        asked: list[str] = []
+        found = await self._store.pipelined(lambda pipe: asked.extend(ask(pipe, days)))
+        return rows(dict(zip(asked, found, strict=True)), team)
 
 
 def _fill(day: str, counter: Counter[str], pipe: Any) -> None:

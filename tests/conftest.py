@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 
 from cluster.models.folder import BUNDLED_FOLDER, ServedModel, open_model
 from cluster.preflight import free_port
+from cluster.redis import OwnRedis
 from cluster.settings import ModelSettings, default_models_dir
 
 MODEL = "dray-demo"
@@ -31,6 +33,16 @@ def wait_for(fact: Callable[[], Any], seconds: float = 30.0) -> Any:
         assert time.monotonic() < deadline, f"not true within {seconds} s"
         time.sleep(0.05)
     return found
+
+
+@contextmanager
+def redis_server(memory_mb: int) -> Iterator[OwnRedis]:
+    """A Redis server of the test's own."""
+    with tempfile.TemporaryDirectory(prefix="dray-r-") as folder:
+        own = OwnRedis(Path(folder) / "s", memory_mb)
+        own.start()
+        yield own
+        own.stop()
 
 
 @dataclass(frozen=True)

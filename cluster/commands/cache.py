@@ -5,19 +5,15 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any
 
-import redis
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from cluster.cache import clear, show, stats
 from cluster.client import ServerError, metrics
-from cluster.commands.console import AsJson, Config, StateDir, fail, found, out, settled
-from cluster.redis_client import connect
+from cluster.commands.console import AsJson, Config, StateDir, fail, found, out, redis_at, settled
 
 app = typer.Typer(help="Look into the answer cache, and clear it.", no_args_is_help=True)
-
-_PATIENCE_S = 10.0
 
 
 @contextmanager
@@ -27,14 +23,8 @@ def _redis(config: Config, state_dir: StateDir) -> Iterator[Any]:
     url = named or found(config, state_dir).redis
     if not url:
         raise fail("the answer cache is off (cache.enabled)")
-    try:
-        client = connect(url, timeout_s=_PATIENCE_S)
-        try:
-            yield client
-        finally:
-            client.close()
-    except (redis.RedisError, OSError) as error:
-        raise fail(f"Redis does not answer: {error}") from None
+    with redis_at(url) as client:
+        yield client
 
 
 @app.command("stats", epilog="Example: dray cache stats --json")

@@ -1,5 +1,7 @@
 """What the commands share: where they print, how they fail, and the settings they work under."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +11,8 @@ from rich.markup import escape
 
 from cluster.configuration import CONFIG_VARIABLE, Loaded, SettingsError, load
 from cluster.state import Record, read_record
+
+_REDIS_S = 10.0
 
 out, err = Console(), Console(stderr=True)
 
@@ -30,6 +34,20 @@ def settled(config: Path | None, **overrides: Any) -> Loaded:
         return load({name.replace("__", "."): value for name, value in overrides.items()}, config)
     except SettingsError as error:
         raise fail(str(error)) from None
+
+
+@contextmanager
+def redis_at(url: str) -> Iterator[Any]:
+    """A Redis for a command, or the end of the command where it does not answer."""
+    import redis
+
+    from cluster.redis_client import connect
+
+    try:
+        with connect(url, timeout_s=_REDIS_S) as client:
+            yield client
+    except (redis.RedisError, OSError) as error:
+        raise fail(f"Redis does not answer: {error}") from None
 
 
 def found(config: Path | None, state_dir: Path | None) -> Record:

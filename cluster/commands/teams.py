@@ -8,16 +8,14 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
-import redis
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from cluster import teams as registry
 from cluster import usage as used
-from cluster.commands.console import AsJson, Config, StateDir, err, fail, found, out, settled
-from cluster.redis_client import connect
-from cluster.teams import ADMIN, Key, KeyMade, Quota, Team, TeamsError
+from cluster.commands.console import AsJson, Config, StateDir, err, fail, found, out, redis_at, settled
+from cluster.teams import ADMIN, KeyMade, Quota, Team, TeamsError
 
 teams = typer.Typer(help="Teams, their shares and quotas.", no_args_is_help=True)
 keys = typer.Typer(help="Keys of teams, and what teams have used.", no_args_is_help=True)
@@ -34,7 +32,6 @@ TokensPerMinute = Annotated[int | None, typer.Option(help="Tokens a minute; 0: n
 AtATime = Annotated[int | None, typer.Option(help="Requests at a time; 0: no bound.")]
 PerMonth = Annotated[int | None, typer.Option(help="Tokens a month (UTC); 0: no bound.")]
 
-_PATIENCE_S = 10.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -43,15 +40,10 @@ def _redis(config: Config, state_dir: StateDir) -> Iterator[Any]:
     """The teams' Redis: of the settings, or of the Dray that runs here."""
     url = settled(config, state_dir=state_dir).settings.teams.url or found(config, state_dir).teams
     try:
-        client = connect(url, timeout_s=_PATIENCE_S)
-        try:
+        with redis_at(url) as client:
             yield client
-        finally:
-            client.close()
     except TeamsError as error:
         raise fail(str(error)) from None
-    except (redis.RedisError, OSError) as error:
-        raise fail(f"Redis does not answer: {error}") from None
 
 
 @teams.command(epilog="Example: dray teams add support --tokens-per-minute 60000 --weight 2")
@@ -71,7 +63,7 @@ def add(
     with _redis(config, state_dir) as client:
         quota = _quota(Quota(), requests_per_minute, tokens_per_minute, requests_at_a_time, tokens_per_month)
         changes = _changes(model, weight, share_answers)
-        registry.add_team(client, Team(name, registry.now(), quota=quota, **changes))
+        registry.add_team(client, Team(name, time.time(), quota=quota, **changes))
     out.print(f"added {name}; give it a key: dray keys create {name}", highlight=False)
 
 
@@ -149,7 +141,7 @@ def list_keys(as_json: AsJson = False, state_dir: StateDir = None, config: Confi
     with _redis(config, state_dir) as client:
         every = sorted(registry.read_registry(client).keys.values(), key=lambda key: (key.team, key.created))
     if as_json:
-        out.print_json(data=[_shown(key) for key in every])
+        out.print_json(data=[key.shown() for key in every])
         return
     table = Table("id", "team", "label", "made", "ends")
     for key in every:
@@ -189,8 +181,9 @@ def usage(
     config: Config = None,
 ) -> None:
     """Show what teams have used, by model and day, and what the answer cache saved them."""
-    with _redis(config, state_dir) as client:
-        rows = used.rows({day: client.hgetall(used.key_of(day)) for day in used.days_until_today(days)}, team)
+    with _redis(config, state_dir) as client, client.pipeline() as pipe:
+        asked = used.ask(pipe, days)
+        rows = used.rows(dict(zip(asked, pipe.execute(), strict=True)), team)
     if as_json:
         out.print_json(data=[msgspec.to_builtins(row) for row in rows])
         return
@@ -215,14 +208,10 @@ def _changes(models: list[str] | None, weight: float | None, shares: bool | None
 
 def _print_made(made: KeyMade, as_json: bool) -> None:
     if as_json:
-        out.print_json(data=_shown(made.key) | {"key": made.secret})
+        out.print_json(data=made.key.shown() | {"key": made.secret})
         return
     out.print(made.secret, highlight=False, soft_wrap=True)
     err.print(f"id {made.key.id}; the key is not shown again", style="dim", highlight=False)
-
-
-def _shown(key: Key) -> dict[str, Any]:
-    return {name: value for name, value in msgspec.structs.asdict(key).items() if name != "digest"}
 
 
 def _seconds(text: str) -> float:

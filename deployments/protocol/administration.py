@@ -54,7 +54,7 @@ class KeySaid(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, key: Key, secret: str | msgspec.UnsetType = msgspec.UNSET) -> "KeySaid":
-        return cls(key.id, key.team, key.label, key.created, key.ends, secret)
+        return cls(**key.shown(), key=secret)
 
 
 class TeamsSaid(msgspec.Struct, frozen=True):

@@ -1,10 +1,8 @@
 """The answer cache against a real server: what is stored comes back, and nothing else ever does."""
 
 import asyncio
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,6 +27,7 @@ from deployments.question import (
     Usage,
 )
 from deployments.store import Store, Watchers
+from tests.conftest import redis_server
 
 CHOICE = Choice("想" * 500, "23 and 12", "stop", (ToolCall("c", "f", "{}"),), (TokenLogprob((228, 184), -0.5),))
 ANSWER = Answer((CHOICE, CHOICE), Usage(10, 20, 5, 0), 1.5)
@@ -36,11 +35,8 @@ ANSWER = Answer((CHOICE, CHOICE), Usage(10, 20, 5, 0), 1.5)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[OwnRedis]:
-    with tempfile.TemporaryDirectory(prefix="dray-r-") as folder:
-        own = OwnRedis(Path(folder), memory_mb=8)
-        own.start()
+    with redis_server(8) as own:
         yield own
-        own.stop()
 
 
 def store_at(url: str, on_fault: Callable[[], None] = lambda: None, timeout_s: float = 1.0) -> Store:

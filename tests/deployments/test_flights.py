@@ -15,6 +15,7 @@ from cluster.cache import key_of
 from cluster.redis import OwnRedis
 from deployments.engine.wire import Tokens
 from deployments.flights import Flights, SharedFlight
+from tests.conftest import redis_server
 from tests.deployments.test_answers import store_at
 
 MADE = [Tokens([1, 2], cached=3), Tokens([3]), Tokens([4, 5, 6]), Tokens([7], "stop")]
@@ -22,11 +23,8 @@ MADE = [Tokens([1, 2], cached=3), Tokens([3]), Tokens([4, 5, 6]), Tokens([7], "s
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[OwnRedis]:
-    with tempfile.TemporaryDirectory(prefix="dray-r-") as folder:
-        own = OwnRedis(Path(folder), memory_mb=64)
-        own.start()
+    with redis_server(64) as own:
         yield own
-        own.stop()
 
 
 @asynccontextmanager

@@ -1,10 +1,8 @@
 """Quotas against a real server: exact over several routers, settled by what was used, and never without a limit."""
 
 import asyncio
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,16 +10,14 @@ from cluster.redis import OwnRedis
 from cluster.teams import Quota, Team
 from deployments.protocol.errors import ApiError
 from deployments.quotas import Admission, Quotas, Window
+from tests.conftest import redis_server
 from tests.deployments.test_answers import store_at
 
 
 @pytest.fixture
 def server() -> Iterator[OwnRedis]:
-    with tempfile.TemporaryDirectory(prefix="dray-r-") as folder:
-        own = OwnRedis(Path(folder) / "s", memory_mb=16)
-        own.start()
+    with redis_server(16) as own:
         yield own
-        own.stop()
 
 
 def run(work: Callable[[], Coroutine[None, None, None]]) -> None:

@@ -4,10 +4,8 @@ import asyncio
 import logging
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ import redis
 
 from cluster.redis import OwnRedis
 from deployments.store import Store, StoreAway, Watchers
+from tests.conftest import redis_server
 
 
 class Seen:
@@ -30,11 +29,8 @@ class Seen:
 
 @pytest.fixture
 def server() -> Iterator[OwnRedis]:
-    with tempfile.TemporaryDirectory(prefix="dray-r-") as folder:
-        own = OwnRedis(Path(folder) / "s", memory_mb=4)
-        own.start()
+    with redis_server(4) as own:
         yield own
-        own.stop()
 
 
 def run(url: str, work: Callable[[Store, Seen], Coroutine[Any, Any, None]], timeout_s: float = 0.1) -> None:
