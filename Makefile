@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 EXPORT_VENV := .venv-export
 
-.PHONY: up down test test-slow test-export lint clean
+.PHONY: up down bench docs test test-slow chaos test-export lint clean
 
 up: $(VENV)/.serving
 	$(BIN)/dray up --detach
@@ -15,11 +15,23 @@ up: $(VENV)/.serving
 down:
 	$(BIN)/dray down
 
+# Measures the Dray that runs here.
+bench: $(VENV)/.serving
+	$(BIN)/dray bench
+
+# Into build/site.
+docs: $(VENV)/.documenting
+	$(BIN)/python -m mkdocs build --strict
+
 test: $(VENV)/.testing
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.testing
 	$(BIN)/python -m pytest -m slow
+
+# Needs root, for network namespaces. Writes chaos-report.md.
+chaos: $(VENV)/.testing
+	$(BIN)/python -m pytest -m chaos -s
 
 test-export: $(EXPORT_VENV)/.testing
 	$(EXPORT_VENV)/bin/python -m pytest tests/export
@@ -39,12 +51,16 @@ $(BIN)/python:
 
 $(VENV)/.serving: $(BIN)/python pyproject.toml
 	@echo "installing what serving needs into $(VENV) (once; a minute or two)"
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[page]'
+	touch $@
+
+$(VENV)/.documenting: $(VENV)/.serving
+	$(BIN)/pip install --quiet --editable '.[docs]'
 	touch $@
 
 $(VENV)/.testing: $(VENV)/.serving
 	@echo "installing what the tests need into $(VENV) (once)"
-	$(BIN)/pip install --quiet --editable '.[test]'
+	$(BIN)/pip install --quiet --editable '.[plan,test]'
 	touch $@
 
 # Apart from .venv: serving and its tests must do without torch. torchvision comes with optimum-intel, is not needed

@@ -1,20 +1,28 @@
-"""Cache hits a second through HAProxy and the router beside a bare uvicorn route that does the same Redis read."""
+"""Cache hits a second through HAProxy and the router beside a bare uvicorn route that does the same Redis read.
+
+With --litellm also beside LiteLLM's proxy, whose Redis cache holds an answer of the same length:
+`python -m venv L && L/bin/pip install 'litellm[proxy]'`, then `--litellm L/bin/litellm`.
+"""
 
 import argparse
 import asyncio
 import json
+import secrets
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median, quantiles
+from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 import httpx
 
 from benchmarks.service import Service, report, running
 from cluster.preflight import free_port
+from cluster.redis import Listen, OwnRedis
 
 QUESTION = "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"
 
@@ -79,7 +87,72 @@ def bare_route(redis_url: str, key: str) -> Iterator[str]:
         process.wait()
 
 
-def compare(service: Service, args: argparse.Namespace) -> str:
+@contextmanager
+def litellm_proxy(command: str, answer: str) -> Iterator[str]:
+    """LiteLLM's proxy with a Redis of its own and a model that always says the answer; gives its URL."""
+    with TemporaryDirectory(prefix="dray-b-") as folder:
+        port, listen = free_port(), Listen("127.0.0.1", free_port(), secrets.token_hex(8))
+        store = OwnRedis(Path(folder) / "r", 64, listen=listen)
+        store.start()
+        cache = {"type": "redis", "host": listen.address, "port": listen.port, "password": listen.password}
+        model = {"model": "openai/any", "api_key": "none", "mock_response": answer}
+        config = {
+            "model_list": [{"model_name": "any", "litellm_params": model}],
+            "litellm_settings": {"cache": True, "cache_params": cache},
+            # No keys: that is the less work for it.
+            "general_settings": {"dangerously_permit_weak_or_unset_master_key": True},
+        }
+        (Path(folder) / "config.yaml").write_text(json.dumps(config))
+        process = subprocess.Popen(
+            [command, "--config", f"{folder}/config.yaml", "--host", "127.0.0.1", "--port", str(port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            yield f"http://127.0.0.1:{port}/v1/chat/completions"
+        finally:
+            process.terminate()
+            process.wait()
+            store.stop()
+
+
+def compare_with_litellm(url: str, body: bytes, answer: str, args: argparse.Namespace) -> str:
+    ours, theirs = [], []
+    with litellm_proxy(args.litellm, answer) as other:
+        asked = json.dumps({"model": "any", "messages": [{"role": "user", "content": QUESTION}]}).encode()
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                given = httpx.post(other, content=asked, timeout=60)
+            except httpx.TransportError:
+                given = None
+            if given is not None and given.status_code == 200 and given.json()["choices"][0]["message"]["content"]:
+                break
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"LiteLLM does not answer: {given and given.text}")
+            time.sleep(0.5)
+        first, second = (httpx.post(other, content=asked, timeout=60).json()["id"] for _ in range(2))
+        if first != second:
+            raise RuntimeError("LiteLLM's answers do not come from its cache")
+        for _ in range(args.rounds):
+            ours.append(measured(url, body, args.connections, args.seconds))
+            theirs.append(measured(other, asked, args.connections, args.seconds))
+    ratio = median(one[0] / other[0] for one, other in zip(ours, theirs, strict=True))
+    rows = [*_rows({"Dray": ours, "LiteLLM's proxy": theirs}), ["ratio", f"{ratio:.1f}", "", ""]]
+    return report(f"Cache hits beside LiteLLM, {args.connections} connections", _HEADS, rows)
+
+
+_HEADS = ["server", "requests/s", "p50 ms", "p99 ms"]
+
+
+def _rows(runs: dict[str, list[tuple[float, float, float]]]) -> list[list[str]]:
+    return [
+        [name, *(f"{median(one[column] for one in seen):.{digits}f}" for column, digits in ((0, 0), (1, 2), (2, 2)))]
+        for name, seen in runs.items()
+    ]
+
+
+def compare(service: Service, args: argparse.Namespace) -> None:
     import redis
 
     body = json.dumps(
@@ -97,13 +170,13 @@ def compare(service: Service, args: argparse.Namespace) -> str:
         for _ in range(args.rounds):
             through.append(measured(url, body, args.connections, args.seconds))
             alone.append(measured(bare, body, args.connections, args.seconds))
-    rows = [
-        [name, *(f"{median(one[column] for one in runs):.{digits}f}" for column, digits in ((0, 0), (1, 2), (2, 2)))]
-        for name, runs in (("Dray", through), ("bare uvicorn route", alone))
-    ]
     ratio = median(one[0] / other[0] for one, other in zip(through, alone, strict=True))
-    rows.append(["ratio", f"{ratio:.3f}", "", ""])
-    return report(f"Cache hits, {args.connections} connections", ["server", "requests/s", "p50 ms", "p99 ms"], rows)
+    rows = [*_rows({"Dray": through, "bare uvicorn route": alone}), ["ratio", f"{ratio:.3f}", "", ""]]
+    print(report(f"Cache hits, {args.connections} connections", _HEADS, rows))
+    if args.litellm:
+        answer = answers[1].json()["choices"][0]["message"]
+        text = (answer.get("reasoning_content") or "") + answer["content"]
+        print(compare_with_litellm(url, body, text, args))
 
 
 def main() -> None:
@@ -116,9 +189,10 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--litellm", default="", help="the command of a LiteLLM to compare with")
     args = parser.parse_args()
     with running() as service:
-        print(compare(service, args))
+        compare(service, args)
 
 
 if __name__ == "__main__":

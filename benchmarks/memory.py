@@ -5,14 +5,16 @@ the replicas of a node, and the kernel takes them back when it needs memory, so 
 """
 
 import argparse
-import asyncio
 import threading
 from pathlib import Path
 
 import psutil
 
 from benchmarks.service import Service, report, running
-from benchmarks.streams import Tally, chat_streams
+from benchmarks.streams import measured
+from cluster.bench.lengths import Lengths
+from cluster.bench.load import Load, Span
+from cluster.bench.workload import Workload
 
 
 def pss_mb(pid: int) -> float:
@@ -56,14 +58,15 @@ def loaded(service: Service, streams: int, prompt: int, tokens: int) -> str:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    tally: Tally = asyncio.run(chat_streams(service, streams, rounds=2, prompt=prompt, tokens=tokens))
+    workload = Workload(Lengths(prompt, prompt), Lengths(tokens, tokens))
+    one = measured(service.url, Load("concurrency", streams), Span(0, 2 * streams, 0), workload)
     done.set()
     watcher.join()
     rows = [
         ["idle", f"{before[0]:.0f}", f"{before[1]:.0f}"],
         [f"peak, {streams} streams of {prompt} + {tokens} tokens", f"{peak[0]:.0f}", f"{peak[1]:.0f}"],
     ]
-    assert tally.tokens > 0
+    assert one.output_tokens == 2 * streams * tokens
     return report("Memory of the engine process", ["when", "weight file, mapped MiB", "all else MiB"], rows)
 
 
@@ -79,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled", help="what to serve")
     parser.add_argument("--streams", type=int, default=0, help="requests at a time; 0 measures all processes, idle")
-    parser.add_argument("--prompt", type=int, default=256, help="prompt length in words")
+    parser.add_argument("--prompt", type=int, default=256, help="prompt length in tokens")
     parser.add_argument("--tokens", type=int, default=128)
     args = parser.parse_args()
     with running(DRAY_MODEL__SOURCE=args.model) as service:

@@ -33,8 +33,8 @@ class Service:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs `dray` to its end; raises with what it said when it fails."""
+    @property
+    def environment(self) -> dict[str, str]:
         own = {
             "DRAY_STATE_DIR": str(self.folder / "s"),
             "DRAY_LEASE_DIR": str(self.folder / "c"),
@@ -42,9 +42,13 @@ class Service:
             "DRAY_PORT": str(self.port),
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("DRAY_")}
+        return inherited | own | self.settings
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs `dray` to its end; raises with what it said when it fails."""
         ended = subprocess.run(
             [sys.executable, "-m", "cluster.cli", *arguments],
-            env=inherited | own | self.settings,
+            env=self.environment,
             capture_output=True,
             text=True,
             check=False,

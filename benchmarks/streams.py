@@ -1,61 +1,42 @@
-"""Streams through HTTP, a number at a time: the client side of the throughput measurements."""
+"""One load on one server, by the load generator: the client side of the measurements."""
 
 import asyncio
-import json
-import secrets
-import time
-from dataclasses import dataclass
+from typing import Any
 
-import httpx
-
-from benchmarks.service import Service
-
-
-@dataclass
-class Tally:
-    """Completion tokens of finished streams, and seconds that all of it took."""
-
-    tokens: int = 0
-    seconds: float = 0.0
-
-    @property
-    def rate(self) -> float:
-        return self.tokens / self.seconds
+from cluster.bench.client import Outcome
+from cluster.bench.compare import Plan, Seen, Server, measure
+from cluster.bench.lengths import Lengths
+from cluster.bench.load import Load, Span
+from cluster.bench.results import Measured
+from cluster.bench.run import OnDone, Run
+from cluster.bench.workload import Conversation, Workload
 
 
-def words(count: int) -> str:
-    """A question of `count` random digits, so that neither the prefix cache nor the answer cache knows it."""
-    return " ".join(str(secrets.randbelow(10)) for _ in range(count))
+def streams(url: str, at_a_time: int, *, each: int, prompt: int, tokens: int) -> Measured:
+    """So many streams at a time, each a few times in a row. prompt, tokens: lengths in tokens."""
+    workload = Workload(Lengths(prompt, prompt), Lengths(tokens, tokens))
+    return measured(url, Load("concurrency", at_a_time), Span(0, at_a_time * each, 0), workload)
 
 
-async def chat_streams(service: Service, streams: int, *, rounds: int, prompt: int, tokens: int) -> Tally:
-    """Runs `streams` at a time, `rounds` times each. prompt: length in words. tokens: most to complete."""
-    model = service.status()["models"][0]
-    tally = Tally()
+def _unseen(asked: Conversation, outcome: Outcome) -> None:
+    """For those who look at the figures alone."""
 
-    async def one(http: httpx.AsyncClient) -> None:
-        body = {
-            "model": model,
-            "messages": [{"role": "user", "content": words(prompt)}],
-            "max_tokens": tokens,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        last = ""
-        async with http.stream("POST", f"{service.url}/chat/completions", json=body) as response:
-            response.raise_for_status()
-            async for line in response.aiter_lines():
-                if line.startswith("data: {"):
-                    last = line
-        tally.tokens += json.loads(last[6:])["usage"]["completion_tokens"]
 
-    async def lane(http: httpx.AsyncClient) -> None:
-        for _ in range(rounds):
-            await one(http)
+def measured(
+    url: str, load: Load, span: Span, workload: Workload, *, on_done: OnDone = _unseen, **how: Any
+) -> Measured:
+    """Runs it; gives what was seen. url: the base URL, ending in /v1. how: further fields of cluster.bench's Plan.
 
-    async with httpx.AsyncClient(timeout=900) as http:
-        began = time.perf_counter()
-        await asyncio.gather(*(lane(http) for _ in range(streams)))
-        tally.seconds = time.perf_counter() - began
-    return tally
+    Raises RuntimeError where a request failed: nothing that is compared may.
+    """
+    plan = Plan((Server(url),), (load,), workload, span, **{"extra": {"ignore_eos": True}, **how})
+    seen = Seen([url], [])
+
+    def on_run(place: int, number: int, run: Run) -> OnDone:
+        return on_done
+
+    asyncio.run(measure(plan, seen, on_run))
+    ((one,),) = seen.rounds.values()
+    if one.errors:
+        raise RuntimeError(f"{url}: {dict(one.errors)}")
+    return one

@@ -8,6 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -96,7 +97,7 @@ def show(client: Any, digest: str) -> dict[str, Any] | None:
         if body is None:
             continue
         _, _, model, namespace, _ = key.decode().split(":")
-        choices, usage, made = msgspec.msgpack.decode(body)
+        choices, usage, made, *_ = msgspec.msgpack.decode(body)
         return {
             "key": key.decode(),
             "model": unquote(model),
@@ -110,6 +111,7 @@ def show(client: Any, digest: str) -> dict[str, Any] | None:
     return None
 
 
+@lru_cache(4096)
 def _part(name: str) -> str:
     # Nothing that a pattern or a cluster would read as more than a letter.
     return quote(name, safe="")

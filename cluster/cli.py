@@ -2,22 +2,43 @@
 
 import typer
 
-from cluster.commands import cache, chat, lifecycle, models, settings, status, teams, warm
+from cluster.commands import (
+    bench,
+    cache,
+    chat,
+    doctor,
+    kubernetes,
+    lifecycle,
+    models,
+    plan,
+    settings,
+    status,
+    teams,
+    warm,
+)
 
 app = typer.Typer(
     help="Serve small reasoning language models on CPUs.",
+    epilog="Example: dray up --detach, then dray chat\n\n"
+    "Exit codes: 0 done; 1 it failed, and one line on standard error says why; 2 an unknown option or argument; "
+    "3 (status) Dray is still starting. Colour goes to terminals alone, and NO_COLOR turns it off.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog="Example: dray up --model deepseek-r1-distill-qwen-1.5b --replicas 2 --detach")(lifecycle.up)
+app.command(epilog="Example: dray join 10.0.0.1:6379")(lifecycle.join)
 app.command(epilog="Example: dray deploy --model ./r1-1.5b-tuned")(lifecycle.deploy)
 app.command(epilog="Example: dray down")(lifecycle.down)
+app.command(epilog="Example: dray doctor --model deepseek-r1-distill-qwen-1.5b --offline")(doctor.doctor)
 app.command(epilog="Example: dray status --json")(status.status)
 app.command(epilog="Example: dray chat")(chat.chat)
+app.command(epilog="Example: dray bench --concurrency 1,4,16 --prompt 200 --output 128 --chart bench.svg")(bench.bench)
 app.command("warm", epilog="Example: dray warm questions.jsonl --at-a-time 8")(warm.warm_cache)
 app.command("settings", epilog="Example: DRAY_PORT=9000 dray settings --json")(settings.show_settings)
 app.add_typer(models.app, name="models")
+app.add_typer(plan.app, name="plan")
+app.add_typer(kubernetes.app, name="k8s")
 app.add_typer(cache.app, name="cache")
 app.add_typer(teams.teams, name="teams")
 app.add_typer(teams.keys, name="keys")

@@ -25,6 +25,10 @@ FIXED = (
     "cache.url",
     "cache.memory_mb",
     "teams.url",
+    "cluster.head",
+    "cluster.address",
+    "cluster.port",
+    "cluster.redis_port",
 )
 """Settings of what lies below the service, which stay as they are while Dray runs."""
 

@@ -2,23 +2,20 @@
 
 import logging
 import os
-import secrets
-import shutil
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
-from types import FrameType
 
-import psutil
 from redis.exceptions import RedisError
 
-from cluster import haproxy, serving
+from cluster import membership, serving
 from cluster.configuration import fixed_that_differ
 from cluster.cores import sweep
-from cluster.preflight import Checked, LaunchError, check, check_change, port_block
-from cluster.redis import OwnRedis, RedisStartError
+from cluster.preflight import LaunchError, check, check_change, port_block
+from cluster.ray_node import address_of, clear, first_node, interrupt_on_sigterm, token_of
+from cluster.redis import Listen, OwnRedis, RedisStartError
 from cluster.redis_client import RedisUrlError, connect
 from cluster.rollout import RolloutError, roll
 from cluster.serve_config import Routers
@@ -28,11 +25,8 @@ from cluster.teams import read_registry
 
 log = logging.getLogger("dray.launch")
 
-_OBJECT_STORE_BYTES = 80 * 2**20
-_STOP_S = 20.0
 _TEAMS_MB = 64
-_RAYS_FOLDERS = ("ray", "h", "metrics")
-_FOLDERS = (*_RAYS_FOLDERS, "redis", "teams")
+_GCS_MB = 256
 
 
 class Dray:
@@ -48,6 +42,7 @@ class Dray:
         self._rollout: Iterator[str] | None = None
         self._wish: Wish | None = None
         self._wanted = routers
+        self._publish()
         self._record()
 
     def tend(self) -> None:
@@ -62,6 +57,7 @@ class Dray:
                 self._record(rollout=next(self._rollout))
         except StopIteration:
             self._routers = self._wanted
+            self._publish()
             self._answer("")
         except (RolloutError, LaunchError) as error:
             self._answer(str(error))
@@ -83,6 +79,10 @@ class Dray:
         assert self._wish is not None
         self._record(answered=self._wish.id, refused=refused)
 
+    def _publish(self) -> None:
+        if self._routers.settings.cluster.head:
+            membership.publish([engine.model for engine in self._routers.engines])
+
     def _record(self, **news: str) -> None:
         settings = self._routers.settings
         names = [engine.model.name for engine in self._routers.engines]
@@ -91,7 +91,7 @@ class Dray:
             Record(
                 os.getpid(),
                 "ready",
-                url=base_url(settings),
+                url=settings.url,
                 models=names,
                 redis=self._routers.redis_url,
                 teams=self._routers.teams_url,
@@ -125,23 +125,50 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Dra
         own = []
         redis_url, teams_url = settings.cache.url, settings.teams.url
         if settings.cache.enabled and not redis_url:
-            own.append(OwnRedis(folder / "redis", settings.cache.memory_mb))
+            own.append(OwnRedis(folder / "redis", settings.cache.memory_mb, listen=_listen(settings, 0)))
             redis_url = own[-1].url
-        if not teams_url:
+        if not teams_url or settings.cluster.head:
             stack.enter_context(_held_data(settings.data_dir))
-            own.append(OwnRedis(folder / "teams", _TEAMS_MB, settings.data_dir / "teams"))
+        if not teams_url:
+            own.append(OwnRedis(folder / "teams", _TEAMS_MB, settings.data_dir / "teams", _listen(settings, 1)))
             teams_url = own[-1].url
+        gcs = _redis_of_ray(settings) if settings.cluster.head else None
+        if gcs is not None:
+            own.append(gcs)
         for server in own:
             stack.enter_context(_started(server))
         keys = _any_keys(teams_url)
         stage("starting Ray")
         with _ray_errors_as_launch_errors():
-            stack.enter_context(_ray(settings, found, stack.enter_context(port_block())))
+            ports = stack.enter_context(port_block())
+            stack.enter_context(first_node(settings, found.usable, ports, gcs.listen if gcs else None))
             names = ", ".join(engine.model.name for engine in found.engines)
             stage(f"loading {names} on {found.leased} cores")
             routers = Routers(settings, redis_url, teams_url, found.engines)
             serving.start(routers)
         yield Dray(routers, found.usable, own, keys=keys)
+
+
+def _listen(settings: Settings, place: int) -> Listen | None:
+    """Where routers on other machines reach a Redis of Dray's own; None where there are no others."""
+    chosen = settings.cluster
+    if not chosen.head:
+        return None
+    return Listen(address_of(chosen), chosen.redis_port + place, _password(settings))
+
+
+def _redis_of_ray(settings: Settings) -> OwnRedis:
+    """Where a head's Ray keeps what it knows, so that a head that comes back finds its nodes and its replicas.
+
+    What is in it is of use for as long as the machines that have joined are there: after `dray down` it is gone.
+    """
+    listen = Listen("127.0.0.1", settings.cluster.redis_port + 2, _password(settings))
+    return OwnRedis(settings.state_dir / "gcs", _GCS_MB, settings.data_dir / "ray", listen, forgets=True)
+
+
+def _password(settings: Settings) -> str:
+    """The same each time the head comes up: routers on other machines know it still."""
+    return blake2b(token_of(settings).encode(), digest_size=16, person=b"dray.redis").hexdigest()
 
 
 @contextmanager
@@ -179,21 +206,6 @@ def _held_data(folder: Path) -> Iterator[None]:
         remove_folder_if_empty(folder)
 
 
-def base_url(settings: Settings) -> str:
-    """Where clients connect."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    return f"http://{host}:{settings.port}/v1"
-
-
-def interrupt_on_sigterm() -> None:
-    """Makes SIGTERM end this process as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-
-
 @contextmanager
 def _ray_errors_as_launch_errors() -> Iterator[None]:
     try:
@@ -204,110 +216,6 @@ def _ray_errors_as_launch_errors() -> Iterator[None]:
         log.debug("start failed", exc_info=error)
         lines = str(error).strip().splitlines()
         raise LaunchError(f"Ray does not start: {lines[-1] if lines else type(error).__name__}") from error
-
-
-@contextmanager
-def _ray(settings: Settings, found: Checked, ports: range) -> Iterator[None]:
-    folder = settings.state_dir
-    os.environ.update(_environment(settings, ports))
-    import ray
-
-    token = folder / "ray-token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    (folder / "metrics").mkdir(exist_ok=True)
-    before = set(psutil.Process().children(recursive=True))
-    try:
-        ray.init(
-            address="local",
-            num_cpus=found.usable,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            namespace="dray",
-            _temp_dir=str(folder / "ray"),
-        )
-        interrupt_on_sigterm()  # ray.init puts a handler of its own in its place
-        yield
-    finally:
-        # Named before the shutdown: a process whose parent has gone is no longer found below this one.
-        started = set(psutil.Process().children(recursive=True)) - before
-        ray.shutdown()
-        _end(list(started))
-        for name in _RAYS_FOLDERS:
-            shutil.rmtree(folder / name, ignore_errors=True)
-        token.unlink(missing_ok=True)
-
-
-def _environment(settings: Settings, ports: range) -> dict[str, str]:
-    """What Ray and Serve read from the environment when they are imported."""
-    folder = settings.state_dir
-    metrics, stats, fallback, *replicas = ports
-    http, grpc = replicas[: len(replicas) // 2], replicas[len(replicas) // 2 :]
-    proxy = folder / "h"  # short: a node id of 56 characters and a socket's name follow, and paths end at 107
-    return {
-        # Without HAProxy, throughput mode puts the only proxy on the head node; both, or neither.
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy.command()),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "state"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "m.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http[0]),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http[-1]),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc[0]),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc[-1]),
-        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        # How long a router that goes stays reachable, until HAProxy has heard of it (Serve's default is 30 s). HAProxy
-        # tries again elsewhere what is refused after that.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
-        "RAY_SERVE_HAPROXY_MAXCONN": str(settings.router.max_connections),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder / "ray-token"),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Every Dray process of this node writes its metrics here, so that any of them can show all.
-        "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
-        "TRANSFORMERS_VERBOSITY": "error",
-    }
-
-
-def clear(folder: Path) -> None:
-    """Ends what a killed launcher left running on this state folder, and deletes its files.
-
-    Ray's own processes notice by themselves, in their time; HAProxy is nobody's to end once its manager is gone.
-    """
-    mine = str(folder / "ray-token")
-    left = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get("RAY_AUTH_TOKEN_PATH") == mine:
-                left.append(process)
-    _end(left, patience_s=0)
-    for name in _FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _end(processes: list[psutil.Process], patience_s: float = _STOP_S / 4) -> None:
-    """Waits for the processes; those still there after a while are killed."""
-    _, alive = psutil.wait_procs(processes, timeout=patience_s)
-    for process in alive:
-        try:
-            process.terminate()
-        except psutil.NoSuchProcess:
-            continue
-    _, alive = psutil.wait_procs(alive, timeout=_STOP_S / 4)
-    for process in alive:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(alive, timeout=_STOP_S / 2)
 
 
 def remove_folder_if_empty(folder: Path) -> None:

@@ -1,17 +1,18 @@
 """Dray's own Redis server on one machine: a child process on a private Unix socket, bounded in memory."""
 
-import ctypes
-import os
 import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import redis
 from redis.exceptions import RedisError
 
-_PR_SET_PDEATHSIG = 1
+from cluster.child import dies_with_parent
+
 _START_S = 10.0
 _STOP_S = 5.0
 
@@ -30,12 +31,40 @@ def find_server() -> str:
     return str(get_binary_path())
 
 
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """A TCP port for other machines, behind a password."""
+
+    address: str
+    port: int
+    password: str
+
+    @property
+    def options(self) -> dict[str, str]:
+        return {"port": str(self.port), "bind": self.address, "requirepass": self.password}
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{self.password}@{self.address}:{self.port}/0"
+
+
 class OwnRedis:
     """Started with `start`, kept alive with `revive`, ended with `stop`. It dies with the process that made it."""
 
-    def __init__(self, folder: Path, memory_mb: int, lasting: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        memory_mb: int,
+        lasting: Path | None = None,
+        listen: Listen | None = None,
+        *,
+        forgets: bool = False,
+    ) -> None:
         """folder: private, for its socket. lasting: where what it holds is kept on disk; None: it holds what can be
-        made again, and nothing is kept."""
+        made again, and nothing is kept. listen: where other machines reach it. forgets: what lasts is for a start after
+        a crash alone, and taken away by `stop`."""
+        self.listen = listen
+        self._forgets = forgets
         self._folder = folder
         self._memory_mb = memory_mb
         self._lasting = lasting
@@ -44,7 +73,7 @@ class OwnRedis:
 
     @property
     def url(self) -> str:
-        return f"unix://{self._socket}"
+        return self.listen.url if self.listen else f"unix://{self._socket}"
 
     @property
     def pid(self) -> int | None:
@@ -58,6 +87,7 @@ class OwnRedis:
         log = self._folder / "redis.log"
         options = {
             "port": "0",
+            **(self.listen.options if self.listen else {}),
             "unixsocket": str(self._socket),
             "unixsocketperm": "600",
             "dir": str(self._lasting or self._folder),
@@ -70,14 +100,17 @@ class OwnRedis:
             options |= {"appendonly": "no", "maxmemory-policy": "allkeys-lfu"}
         else:
             options |= {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
-        flags = [text for name, value in options.items() for text in (f"--{name}", value)]
         self._process = subprocess.Popen(
-            [find_server(), *flags],
+            [find_server(), "-"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            stdin=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,
+            stdin=subprocess.PIPE,
+            preexec_fn=dies_with_parent(signal.SIGKILL),
         )
+        # Not as arguments, which everybody on the machine can read.
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError), self._process.stdin as config:
+            config.write("".join(f'{name} "{value}"\n' for name, value in options.items()).encode())
         deadline = time.monotonic() + _START_S
         with redis.Redis.from_url(self.url) as client:
             while self._process.poll() is None and time.monotonic() < deadline:
@@ -100,7 +133,7 @@ class OwnRedis:
     def stop(self) -> None:
         """Ends the server and takes its folder away; what lasts, only where there is nothing in it."""
         if self._process is not None:
-            empty = self._lasting is not None and self._holds_nothing()
+            empty = self._lasting is not None and (self._forgets or self._holds_nothing())
             self._process.terminate()
             try:
                 self._process.wait(_STOP_S)
@@ -118,10 +151,3 @@ class OwnRedis:
                 return bool(client.dbsize() == 0)
         except (RedisError, OSError):
             return False
-
-
-def _die_with_parent() -> None:
-    # In the child, before exec: a killed launcher must not leave the server behind. A group of its own keeps
-    # a terminal's Ctrl-C away from it; the launcher ends it in its own time.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.setpgrp()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from cluster.serve_config import ROUTER, ROUTERS, Engine, Routers
+from cluster.serve_config import ROUTER, ROUTERS, Engine, Routers, serve_config
 from cluster.serving import applications, apply, failure
 
 _DRAIN_GRACE_S = 30.0
@@ -96,5 +96,5 @@ def _routers_replaced(seen: dict[str, Any]) -> bool:
 
 
 def _only(routers: Routers) -> Callable[[dict[str, Any]], bool]:
-    names = {ROUTERS, *(engine.application for engine in routers.engines)}
+    names = {application["name"] for application in serve_config(routers)["applications"]}
     return lambda seen: seen.keys() == names and all(one.status == "RUNNING" for one in seen.values())

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cluster.preflight import LaunchError
-from cluster.serve_config import Engine, Routers, serve_config
+from cluster.serve_config import PAGE, Engine, Routers, serve_config
 
 _LOOK_S = 0.1
 
@@ -28,8 +28,9 @@ def start(routers: Routers) -> None:
     patience = max(engine.model.settings.start_timeout_s for engine in routers.engines)
     deadline = time.monotonic() + patience
     while True:
-        seen = applications().values()
-        if all(one.status == "RUNNING" for one in seen):
+        # The chat page comes a few seconds later, and nobody who asks the API is to wait for it.
+        seen = [one for name, one in applications().items() if name != PAGE]
+        if seen and all(one.status == "RUNNING" or (settings.cluster.head and _begun(one)) for one in seen):
             return
         said = next(filter(None, map(failure, seen)), "")
         if said or time.monotonic() > deadline:
@@ -51,6 +52,12 @@ def applications() -> dict[str, Any]:
     from ray import serve
 
     return dict(serve.status().applications)
+
+
+def _begun(application: Any) -> bool:
+    """Whether each of its deployments has a replica that runs."""
+    deployments = [one for name, one in application.deployments.items() if name != "root"]
+    return bool(deployments) and all(one.replica_states.get("RUNNING", 0) for one in deployments)
 
 
 def failure(application: Any) -> str:

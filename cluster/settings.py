@@ -2,9 +2,10 @@
 
 import os
 import tempfile
+from datetime import datetime, time
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import (
@@ -44,6 +45,28 @@ class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class OfficeHours(Group):
+    """A time of the week at which a model has at least so many replicas, by the controller's clock."""
+
+    days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = Field(
+        ("mon", "tue", "wed", "thu", "fri"), description="Days of the week."
+    )
+    start: time = Field(time(8), description="From this time of the day.")
+    end: time = Field(time(18), description="To this time of the day; earlier than `start`: of the next day.")
+    replicas: Positive = Field(description="Replicas that there are at least.")
+
+    def covers(self, now: datetime) -> bool:
+        """Whether it is that time."""
+        days = [_DAYS.index(day) for day in self.days]
+        if self.start <= self.end:
+            return now.weekday() in days and self.start <= now.time() < self.end
+        yesterday = (now.weekday() - 1) % 7
+        return (now.weekday() in days and now.time() >= self.start) or (yesterday in days and now.time() < self.end)
+
+
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
 class ModelSettings(Group):
     """A model that is served, and the replicas that serve it."""
 
@@ -81,6 +104,21 @@ class ModelSettings(Group):
         60,
         description="An engine process with work and no finished step for this long is killed and restarted.",
     )
+    max_replicas: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="With more load there are more replicas than `replicas`, up to so many, where nodes have cores for "
+        "them. 0: no more.",
+    )
+    target_wait_s: Seconds = Field(
+        20,
+        description="Where the replicas need longer than this for what waits, by their pace, there are to be more.",
+    )
+    fewer_after_s: Seconds = Field(
+        300, description="A replica goes once fewer have been enough for this long, in seconds."
+    )
+    office_hours: tuple[OfficeHours, ...] = Field(
+        (), description="Times of the week at which there are more replicas, whatever the load; up to max_replicas."
+    )
     sleep_after_s: Annotated[float, Field(ge=0)] = Field(
         0,
         description="Without a request for this long, the replicas end and free their cores; the next request starts "
@@ -88,11 +126,30 @@ class ModelSettings(Group):
     )
     start_timeout_s: Seconds = Field(300, description="An engine process must be ready within this time.")
 
+    @model_validator(mode="after")
+    def _bounds_agree(self) -> Self:
+        if self.max_replicas and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is less than replicas {self.replicas}")
+        if self.max_replicas and self.sleep_after_s:
+            raise ValueError("a model that sleeps has all its replicas or none: sleep_after_s excludes max_replicas")
+        if self.office_hours and not self.max_replicas:
+            raise ValueError("office_hours need max_replicas")
+        return self
+
 
 class RouterSettings(Group):
     """The ingress: HTTP in front of the engines."""
 
-    replicas: Positive = Field(1, description="Router replicas; HAProxy spreads connections over them.")
+    replicas: Positive = Field(
+        1, description="Router replicas, with several machines at most one on each; HAProxy spreads over them."
+    )
+    max_replicas: Annotated[int, Field(ge=0)] = Field(
+        0, description="Up to so many of them as streams come, where it is more than replicas; 0: always as many."
+    )
+    streams: Positive = Field(
+        256, description="Where their number follows the load: requests under way in each, on average."
+    )
+    fewer_after_s: Seconds = Field(300, description="So long fewer must have been enough before one goes.")
     max_connections: Positive = Field(4096, description="Connections that HAProxy takes at a time.")
     thinking_field: Literal["reasoning_content", "reasoning", "both"] = Field(
         "reasoning_content",
@@ -101,6 +158,11 @@ class RouterSettings(Group):
     keep_alive_s: Seconds = Field(
         10, description="A stream that has nothing to say for this long gets a comment, so that no proxy cuts it."
     )
+
+    @property
+    def most(self) -> int:
+        """Replicas that there may be."""
+        return self.replicas if self.replicas > self.max_replicas else self.max_replicas
 
 
 class LimitSettings(Group):
@@ -180,6 +242,46 @@ class TeamSettings(Group):
     timeout_s: Seconds = Field(
         0.25, description="While this Redis is slower, quotas hold by each router's own counting."
     )
+    on_metrics: tuple[str, ...] = Field(
+        (),
+        description="Teams that have series of their own in the metrics; all others together are `other`. Empty: the "
+        "20 oldest teams.",
+    )
+
+
+class KubernetesSettings(Group):
+    """What `dray k8s render` needs to know of a cluster beyond the service itself."""
+
+    image: str = Field("dray:0.1.0", description="Container image of every pod that runs Dray.")
+    threads_per_core: Annotated[int, Field(ge=1, le=2)] = Field(
+        2, description="Hardware threads of a core on the nodes that run engines; a pod gets whole cores."
+    )
+    models_claim: str = Field(
+        "", description="PersistentVolumeClaim that holds the models; a Job fetches those that are named into it."
+    )
+    models_image: str = Field(
+        "", description="OCI image whose root holds the models' folders, mounted in place of a claim."
+    )
+    fetch_image: str = Field(
+        "",
+        description="Image of the Job that fetches models. Empty: `image`; one with the export extra can export too.",
+    )
+    storage_mb: Annotated[int, Field(ge=0)] = Field(
+        0, description="Size of the claim, in MiB. 0: what the models need, a new version beside the old one."
+    )
+
+
+class ClusterSettings(Group):
+    """Several machines as one, without Kubernetes: `dray up --head` on one, `dray join` on the others."""
+
+    head: bool = Field(False, description="Take other machines in.")
+    address: str = Field(
+        "", description="IP address at which the other machines reach this one. Empty: where it sends packets from."
+    )
+    port: Annotated[int, Field(gt=0, lt=65536)] = Field(6379, description="Port at which a head takes machines in.")
+    redis_port: Annotated[int, Field(gt=0, lt=65536)] = Field(
+        6380, description="Port of a head's own Redis of answers; that of teams has the next one."
+    )
 
 
 class Settings(BaseSettings):
@@ -212,7 +314,11 @@ class Settings(BaseSettings):
     hub: Literal["huggingface", "modelscope"] = Field(
         "huggingface", description="Where models are fetched from; HF_ENDPOINT names a mirror of the first."
     )
+    page: bool = Field(True, description="Serve the chat page at /chat, where the extra `page` is installed.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least serious log line kept.")
+    log_prompts: bool = Field(
+        False, description="Log the text of every question, for those who may see it; answers and keys never are."
+    )
     model: ModelSettings = ModelSettings()
     models: tuple[ModelSettings, ...] = Field(
         (), description="Several models at once. Each takes from `model` what it does not say. Empty: `model` alone."
@@ -221,10 +327,18 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     cache: CacheSettings = CacheSettings()
     teams: TeamSettings = TeamSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
+    cluster: ClusterSettings = ClusterSettings()
 
     @property
     def core_lock_dir(self) -> Path:
         return self.lease_dir or default_state_dir() / "cores"
+
+    @property
+    def url(self) -> str:
+        """Where clients connect: the base URL, ending in /v1."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+        return f"http://{host}:{self.port}/v1"
 
     @property
     def served(self) -> tuple[ModelSettings, ...]:

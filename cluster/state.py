@@ -18,9 +18,9 @@ class AlreadyRunning(Exception):
 class Record:
     """What the other commands need to find a running Dray. stage: "ready" once it serves.
 
-    redis, teams: URLs of the Redis of answers, and of that of teams. keys: whether there was one at the start.
-    rollout: what a deployment is waiting for; empty while there is none. answered: the last wish that was carried out,
-    or refused, and then why.
+    head: of the Dray that this machine has joined; empty where it runs its own. redis, teams: URLs of the Redis of
+    answers, and of that of teams. keys: whether there was one at the start. rollout: what a deployment is waiting for;
+    empty while there is none. answered: the last wish that was carried out, or refused, and then why.
     """
 
     pid: int
@@ -31,6 +31,7 @@ class Record:
     teams: str = ""
     keys: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+    head: str = ""
     rollout: str = ""
     answered: str = ""
     refused: str = ""

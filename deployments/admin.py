@@ -67,7 +67,7 @@ class Admin:
         if http.method == "GET":
             registry = await self._do(teams.read_registry)
             return json_response(TeamsSaid(list(registry.teams.values())))
-        wish = parse(_team_wish, await read_json(http, _MOST_BODY_BYTES))
+        wish = parse(_team_wish, await read_json(http, http.headers, _MOST_BODY_BYTES))
 
         def add(client: Any) -> Team:
             team = Team(created=time.time(), **msgspec.structs.asdict(wish))
@@ -84,7 +84,7 @@ class Admin:
             return json_response(await self._do(lambda client: teams.read_team(client, name)))
         if http.method == "DELETE":
             return json_response(TeamRemoved(name, await self._do(lambda client: teams.remove_team(client, name))))
-        change = parse(_team_change, await read_json(http, _MOST_BODY_BYTES))
+        change = parse(_team_change, await read_json(http, http.headers, _MOST_BODY_BYTES))
         changes = {
             field: value for field, value in msgspec.structs.asdict(change).items() if value is not msgspec.UNSET
         }
@@ -96,7 +96,7 @@ class Admin:
         if http.method == "GET":
             registry = await self._do(teams.read_registry)
             return json_response(KeysSaid([KeySaid.of(key) for key in registry.keys.values()]))
-        wish = parse(_key_wish, await read_json(http, _MOST_BODY_BYTES))
+        wish = parse(_key_wish, await read_json(http, http.headers, _MOST_BODY_BYTES))
         if wish.expires_in_s < 0:
             raise invalid("expires_in_s", "expires_in_s is a number of seconds from 0, which is never.")
         made = await self._do(lambda client: teams.create_key(client, wish.team, wish.label, wish.expires_in_s))
@@ -114,7 +114,7 @@ class Admin:
         """A new key in place of one, which holds for a while more."""
         self._check(http)
         number = http.path_params["id"]
-        rotation = parse(_rotation, await read_json(http, _MOST_BODY_BYTES) or b"{}")
+        rotation = parse(_rotation, await read_json(http, http.headers, _MOST_BODY_BYTES) or b"{}")
         made = await self._do(lambda client: teams.rotate_key(client, number, max(0.0, rotation.grace_s)))
         return json_response(KeySaid.of(made.key, made.secret), 201)
 

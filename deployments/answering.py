@@ -25,6 +25,7 @@ from deployments.served import Served
 from deployments.sources import FromEngines, FromFlight, Lane, Source
 from deployments.teams import Caller
 from deployments.telemetry import RouterMetrics
+from deployments.tracing import current
 from deployments.usage import UsageBook
 
 _LONG_PROMPT_CHARACTERS = 16_384
@@ -101,31 +102,43 @@ class Answering:
         self._flights: dict[str, Flight] = {}
         self._looking: dict[str, list[asyncio.Future[Answer | None]]] = {}
 
+    async def known(self, asked: Asked) -> tuple[str, Answer] | None:
+        """The answer and its key, where it is stored under this very question."""
+        cache = self._cache
+        if cache is None or not asked.control.reads or (key := self._key(cache, asked)) in self._flights:
+            return None
+        span = current.get().child("cache")
+        known = await self._look(cache, key)
+        if known is None or not asked.control.takes(known):
+            return None  # the span is not ended, and so is nowhere: who goes on looks again
+        span.end()
+        return key, known
+
     async def answer(self, asked: Asked) -> Found:
         """The answer, or a follower of it, who must leave. Raises ApiError 504 for what may not be made."""
         cache, control = self._cache, asked.control
         if cache is None:
             return await self._make(asked, "", shared=False)
-        served = asked.served
-        subject = f"{served.subject}\n{asked.once}" if asked.once else served.subject
-        key = cache.key(served.model.name, subject, asked.caller.namespace, asked.question)
+        served, key = asked.served, self._key(cache, asked)
         asking = None
         if control.reads:
             if (found := self._join(key, asked)) is not None:
                 return found
-            known = await self._look(cache, key)
+            with current.get().child("cache"):
+                known = await self._look(cache, key)
             if known is not None and control.takes(known):
-                return self._known(asked, key, known)
+                return self.hit(asked, key, known)
             if (found := self._join(key, asked)) is not None:
                 return found
             # An answer that is there and too old must not be taken for the one that this flight makes.
             shared = known is None and control.stores and (cache.may_keep(asked.question) or bool(asked.once))
             if shared and self._near is not None and not asked.once:
-                asking = await self._near.asking(served.subject, asked.caller.namespace, asked.question)
-                if asking is not None and (other := await self._near.find(asking)):
-                    known = await cache.get(other)
-                    if known is not None and control.takes(known):
-                        return replace(self._known(asked, other, known), similar=True)
+                with current.get().child("similar"):
+                    asking = await self._near.asking(served.subject, asked.caller.namespace, asked.question)
+                    other = await self._near.find(asking) if asking is not None else None
+                    known = await cache.get(other) if other else None
+                if other and known is not None and control.takes(known):
+                    return replace(self.hit(asked, other, known), similar=True)
                 if (found := self._join(key, asked)) is not None:
                     return found
         else:
@@ -156,7 +169,7 @@ class Answering:
         one before. They are not kept. Raises ApiError 400, 429."""
         first = asked[0]
         each = first.question.choices
-        sources = [FromEngines(one.served.dispatcher, one.served.queue, one.lane) for one in asked]
+        sources = [self.engines(one) for one in asked]
         generations = [
             await self.generation(one, source, secrets.randbits(63)) for one, source in zip(asked, sources, strict=True)
         ]
@@ -184,6 +197,12 @@ class Answering:
 
         return Flight(deltas(), landed).follow(first.deadline)
 
+    def engines(self, asked: Asked) -> FromEngines:
+        """Where this one's tokens are made."""
+        served, waits = asked.served, self._metrics.queue_time
+        waited = waits[served.model.name, asked.caller.label].observe
+        return FromEngines(served.dispatcher, served.queue, asked.lane, waited)
+
     def _expected(self, asked: Asked, generation: Generation) -> int:
         """Tokens to reserve: all that was asked for, or so many as the settings say where nothing was."""
         most = asked.question.sampling.max_tokens
@@ -198,11 +217,11 @@ class Answering:
     def count(self, asked: Asked, generation: Generation, answer: Answer, result: Result) -> None:
         """Counts an answer that was made here, or by a router that this one followed."""
         model, usage, counted, began = generation.served.model.name, answer.usage, self._metrics, asked.began
-        counted.count_answer(model, usage, result, time.perf_counter() - began)
+        counted.count_answer(model, asked.caller.label, usage, result, time.perf_counter() - began)
         self._count_usage(asked, usage, made=result != "join")
         if result == "join":
             return
-        counted.time_to_first_token.labels(model).observe(generation.first - began)
+        counted.time_to_first_token[model, asked.caller.label].observe(generation.first - began)
         if usage.completion > 1:
             per_token = (generation.last - generation.first) / (usage.completion - 1)
             counted.time_per_output_token.labels(model).observe(per_token)
@@ -224,8 +243,14 @@ class Answering:
                 if not found.done():
                     found.set_result(known)
 
-    def _known(self, asked: Asked, key: str, answer: Answer) -> Found:
-        self._metrics.count_answer(asked.served.model.name, answer.usage, "hit", time.perf_counter() - asked.began)
+    def _key(self, cache: AnswerCache, asked: Asked) -> str:
+        subject = f"{asked.served.subject}\n{asked.once}" if asked.once else asked.served.subject
+        return cache.key(asked.served.model.name, subject, asked.caller.namespace, asked.question)
+
+    def hit(self, asked: Asked, key: str, answer: Answer) -> Found:
+        """A stored answer, counted as what the team has got."""
+        seconds = time.perf_counter() - asked.began
+        self._metrics.count_answer(asked.served.model.name, asked.caller.label, answer.usage, "hit", seconds)
         self._count_usage(asked, answer.usage, made=False)
         return Found("hit", key, answer)
 
@@ -234,12 +259,13 @@ class Answering:
         if flight is None or not flight.joinable:
             return None
         flight.task.add_done_callback(lambda _: self._count_joined(asked, flight))
+        current.get().link(flight.span)
         return Found("join", key, follower=flight.follow(asked.deadline))
 
     def _count_joined(self, asked: Asked, flight: Flight) -> None:
         if flight.answer is not None:
             usage, seconds = flight.answer.usage, time.perf_counter() - asked.began
-            self._metrics.count_answer(asked.served.model.name, usage, "join", seconds)
+            self._metrics.count_answer(asked.served.model.name, asked.caller.label, usage, "join", seconds)
             self._count_usage(asked, usage, made=False)
 
     def _count_usage(self, asked: Asked, usage: Usage, *, made: bool) -> None:
@@ -265,7 +291,7 @@ class Answering:
             raise
         if making.known is not None:
             follower.__exit__(None, None, None)
-            return self._known(asked, key, making.known)
+            return self.hit(asked, key, making.known)
         return Found(making.result, key, follower=follower)
 
     def _forget(self, key: str, flight: Flight) -> None:
@@ -301,7 +327,7 @@ class _Making:
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         asked = self._asked
-        engines = FromEngines(asked.served.dispatcher, asked.served.queue, asked.lane)
+        engines = self._answering.engines(asked)
         try:
             await self._fly()
             if self.known is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
@@ -10,15 +11,20 @@ import msgspec
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from deployments.engine.wire import Request, Tokens, decode_tokens, encode
+from deployments import balance
+from deployments.engine.wire import ALIVE_S, FROM_OUTSIDE, Request, Tokens, decode_tokens, encode
 from deployments.protocol.errors import ApiError, overloaded
+from deployments.tracing import current
+from deployments.watchdog import Watchdog
 
 log = logging.getLogger("dray.dispatch")
 
 _ATTEMPTS = 5
+"""How often it is tried in a row without a new token; and how many engines may crash under it in all."""
 _MOST_DEATHS = 2
 """Engine processes that may die of one request; it is not tried again."""
-_REPLICA_GONE = "replica"
+_LONGEST_SILENCE_S = 4 * ALIVE_S
+"""After so long without a word the replica is taken for gone: its node has died, or the network is parted."""
 _FIRST_PAUSE_S = 0.1
 _PAUSE_GROWTH = 4
 """0.1, 0.4, 1.6, 6.4 s: long enough in all for Serve to notice a dead replica and start another."""
@@ -27,8 +33,10 @@ _PAUSE_GROWTH = 4
 class Dispatcher:
     """Streams tokens from whichever engine replica takes the request."""
 
-    def __init__(self, engines: Any, on_carried: Callable[[], None]) -> None:
-        """engines: a Serve handle on the engine deployment. on_carried: called when a stream goes on elsewhere."""
+    def __init__(self, engines: Any, application: str, on_carried: Callable[[], None]) -> None:
+        """engines: a Serve handle on the engine deployment of this application. on_carried: called when a stream goes
+        on elsewhere."""
+        self.application = application
         self._engines = engines.options(stream=True, method_name="generate")
         self._on_carried = on_carried
         self._suspect = asyncio.Lock()
@@ -40,32 +48,50 @@ class Dispatcher:
         another goes on from the tokens so far. Closing the generator cancels the work. Raises ApiError: 503 when all
         are full or the KV cache cannot hold it, 500 when engines keep dying.
         """
-        made = list(before)
-        deaths = 0
-        for attempt in range(_ATTEMPTS):
+        made, avoid = list(before), list[str]()
+        deaths = crashes = tries = 0
+        carried = bool(before)
+        while tries < _ATTEMPTS:
             if len(made) >= request.sampling.max_tokens:
                 yield Tokens([], "length")
                 return
             again = len(made) if request.sampling.grammar is not None else 0
-            start, lost = len(made), ""
-            async with aclosing(self._tried(_rest(request, made), suspect=deaths > 0)) as stream:
+            start, lost, replica, named = len(made), "", "", False
+            work = msgspec.structs.replace(
+                _rest(request, made),
+                router=balance.ROUTER,
+                avoid=tuple(avoid),
+                traceparent=current.get().traceparent,
+            )
+            async with aclosing(self._tried(work, suspect=deaths > 0)) as stream:
                 async for tokens in stream:
+                    replica = tokens.replica or replica
+                    if not (tokens.ids or tokens.finish):
+                        continue
                     if tokens.finish == "lost":
                         lost = tokens.reason
                         break
                     if again:
                         tokens, again = _news(tokens, made, again)
                     made += tokens.ids
-                    # A prompt that was carried on finds its own beginning in no cache the client would know of.
-                    yield msgspec.structs.replace(tokens, cached=0) if attempt or before else tokens
+                    if not named:
+                        # A prompt that was carried on finds its own beginning in no cache the client would know of.
+                        cached = 0 if carried else tokens.cached
+                        tokens, named = msgspec.structs.replace(tokens, cached=cached, replica=replica), True
+                    yield tokens
                     if tokens.finish:
                         return
-            deaths = deaths + 1 if lost != _REPLICA_GONE and len(made) == start else 0
-            if deaths >= _MOST_DEATHS:
+            if replica:
+                avoid = [*avoid, replica][-_ATTEMPTS:]
+            crashed, further, carried = lost != FROM_OUTSIDE, len(made) > start, True
+            crashes += crashed
+            deaths, tries = (0, 1) if further else (deaths + crashed, tries + 1)
+            if deaths >= _MOST_DEATHS or crashes >= _ATTEMPTS:
                 break
-            log.warning("engine lost a stream; carrying it on", extra={"attempt": attempt + 1, "tokens": len(made)})
+            log.warning("engine lost a stream; carrying it on", extra={"attempt": tries, "tokens": len(made)})
             self._on_carried()
-            await asyncio.sleep(_FIRST_PAUSE_S * _PAUSE_GROWTH**attempt)
+            current.get().event("carried on", {"dray.replica": replica, "dray.tokens": len(made)})
+            await asyncio.sleep(_FIRST_PAUSE_S * _PAUSE_GROWTH ** (tries - 1))
         raise ApiError(500, "The engines failed on this request repeatedly.", code="engine_failed", kind="server_error")
 
     async def _tried(self, request: Request, *, suspect: bool) -> AsyncGenerator[Tokens, None]:
@@ -76,27 +102,35 @@ class Dispatcher:
                 await alone.enter_async_context(self._suspect)
             async with aclosing(self._attempt(request)) as stream:
                 async for tokens in stream:
-                    await alone.aclose()
+                    if tokens.ids:
+                        await alone.aclose()
                     yield tokens
 
     async def _attempt(self, request: Request) -> AsyncGenerator[Tokens, None]:
         response = self._engines.remote(encode(request))
-        finished = False
+        # Where there is no replica, one may have to start first.
+        silence_s = _LONGEST_SILENCE_S if balance.replicas_of(self.application) else math.inf
+        messages, finished, silence = aiter(response), False, Watchdog()
         try:
-            async for item in response:
+            while not finished:
+                item = await silence.wait(anext(messages), silence_s)
+                silence_s = _LONGEST_SILENCE_S
                 tokens = decode_tokens(item)
                 finished = tokens.finish != ""
                 _refuse(tokens)
                 yield tokens
+        except (TimeoutError, StopAsyncIteration):
+            yield Tokens([], "lost", reason=FROM_OUTSIDE)
         except (BackPressureError, DeploymentUnavailableError) as error:
             raise overloaded("All engines are busy. Try again shortly.") from error
         except RayActorError:
-            yield Tokens([], "lost", reason=_REPLICA_GONE)
+            yield Tokens([], "lost", reason=FROM_OUTSIDE)
         except RayTaskError as error:
             if isinstance(error.cause, BackPressureError):
                 raise overloaded("All engines are busy. Try again shortly.") from error
             raise
         finally:
+            silence.close()
             if not finished:
                 response.cancel()
 

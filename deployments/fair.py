@@ -10,7 +10,8 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from deployments.protocol.errors import overloaded
@@ -81,13 +82,17 @@ class Turn:
 class FairQueue:
     """The places of one model's engines that one router fills."""
 
-    def __init__(self, places: int, most_waiting: int, prompts: int) -> None:
-        """places: requests under way at a time. most_waiting: beyond them; the team with the most loses its last.
-        prompts: tokens of those that are handed over and not computed; a longer prompt goes alone."""
-        self._places = max(1, places)
-        self._prompts = prompts
+    def __init__(
+        self,
+        places: int = 1,
+        most_waiting: int = 1,
+        prompts: int = 1,
+        waits: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """As `resize` takes them. waits: entered for as long as a request waits."""
+        self._places, self._most_waiting, self._prompts = places, most_waiting, prompts
         self._prefilling = 0
-        self._most_waiting = most_waiting
+        self._waits = waits
         self._lanes: dict[str, _Lane] = {}
         self._waiting: list[_Waiting] = []
         self._numbers = itertools.count()
@@ -97,6 +102,12 @@ class FairQueue:
         self._rate = 0.0
         self._ended = time.monotonic()
 
+    def resize(self, places: int, most_waiting: int, prompts: int) -> None:
+        """places: requests under way at a time. most_waiting: beyond them; the team with the most loses its last.
+        prompts: tokens of those that are handed over and not computed; a longer prompt goes alone."""
+        self._places, self._most_waiting, self._prompts = max(1, places), most_waiting, prompts
+        self._grant()
+
     @property
     def _shared(self) -> bool:
         return len(self._lanes) > 1 or ANYONE not in self._lanes
@@ -104,6 +115,11 @@ class FairQueue:
     @property
     def waiting(self) -> int:
         return sum(lane.waiting for lane in self._lanes.values())
+
+    @property
+    def tokens(self) -> int:
+        """Those that all who wait are thought to take."""
+        return round(sum(one.cost for one in self._live()))
 
     @property
     def running(self) -> int:
@@ -124,7 +140,8 @@ class FairQueue:
         heapq.heappush(self._waiting, one)
         self._grant()
         try:
-            await one.granted
+            with self._waits():
+                await one.granted
         except asyncio.CancelledError:
             if granted.cancelled():
                 self._forget(one)

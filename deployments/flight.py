@@ -11,6 +11,7 @@ from types import TracebackType
 from deployments.protocol.errors import ApiError
 from deployments.question import Answer, Delta
 from deployments.telemetry import request_id
+from deployments.tracing import current
 
 _LOOK_S = 0.5
 
@@ -32,6 +33,8 @@ class Flight:
         self._lingering: asyncio.Task[None] | None = None
         self.answer: Answer | None = None
         self.failure: Exception | None = None
+        self.span = current.get()
+        """Of the request that it was begun for."""
         self.task = asyncio.create_task(self._run(deltas), context=_apart())
 
     @property
@@ -139,10 +142,11 @@ class Follower:
 
 
 def _apart() -> Context:
-    """A context that knows the request's id, and nothing that Serve holds by it: when the client of a request leaves,
-    Serve cancels all calls to engines that were made in the request's context, whoever else follows (ray 2.60)."""
+    """A context that knows the request's id and span, and nothing that Serve holds by it: when the client of a request
+    leaves, Serve cancels all calls to engines that were made in its context, whoever else follows (ray 2.60)."""
     context = Context()
     context.run(request_id.set, request_id.get())
+    context.run(current.set, current.get())
     return context
 
 

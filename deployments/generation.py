@@ -16,6 +16,7 @@ from deployments.reading import END_THINK, THINK, CompletionReader, Piece
 from deployments.served import Served
 from deployments.sources import Source
 from deployments.tools import forced
+from deployments.tracing import Span, current
 
 _CLOSE_THINKING = f"\n{END_THINK}\n\n"
 _AFTER_THINKING = "\n\n"
@@ -46,6 +47,7 @@ class Generation:
     """When the first token came, on the same clock; 0 before."""
     last: float = 0.0
     cached: int = 0
+    replica: str = ""
     _readers: list[CompletionReader] = field(default_factory=list)
     _finishes: dict[int, str] = field(default_factory=dict)
 
@@ -53,13 +55,43 @@ class Generation:
         """New thinking, text and calls of every choice, as they come. Closing it ends the work. Raises ApiError."""
         prompts = self.served.prompts
         self._readers = [prompts.reader(self.question, self.prompt) for _ in range(self.question.choices)]
-        async with aclosing(merged([self._choice(place) for place in range(self.question.choices)])) as made:
-            async for delta in made:
-                yield delta
-                if delta.finish:
-                    self.source.done(delta.choice)
+        operation = "chat" if self.question.turns else "text_completion"
+        with current.get().child(f"{operation} {self.served.model.name}") as span:
+            # All that is made for it runs in this context; nothing else does.
+            current.set(span)
+            try:
+                async with aclosing(merged([self._choice(place) for place in range(self.question.choices)])) as made:
+                    async for delta in made:
+                        yield delta
+                        if delta.finish:
+                            self.source.done(delta.choice)
+            finally:
+                if span.traceparent:
+                    self._note(span, operation)
         choices = tuple(reader.choice(self._finishes[place]) for place, reader in enumerate(self._readers))
-        self.answer = Answer(choices, self.usage, time.time())
+        self.answer = Answer(choices, self.usage, time.time(), self.replica)
+
+    def _note(self, span: Span, operation: str) -> None:
+        """By the names of OpenTelemetry's semantic conventions for generative AI."""
+        sampling, usage, model = self.question.sampling, self.usage, self.served.model.name
+        span.note(
+            {
+                "gen_ai.operation.name": operation,
+                "gen_ai.provider.name": "dray",
+                "gen_ai.request.model": model,
+                "gen_ai.request.max_tokens": sampling.max_tokens,
+                "gen_ai.request.temperature": sampling.temperature,
+                "gen_ai.request.top_p": sampling.top_p,
+                "gen_ai.request.choice.count": self.question.choices,
+                "gen_ai.response.model": model,
+                "gen_ai.response.finish_reasons": [self._finishes[place] for place in sorted(self._finishes)],
+                "gen_ai.usage.input_tokens": usage.prompt,
+                "gen_ai.usage.output_tokens": usage.completion,
+                "gen_ai.usage.reasoning.output_tokens": usage.reasoning,
+                "gen_ai.usage.cache_read.input_tokens": usage.cached,
+                "dray.replica": self.replica,
+            }
+        )
 
     @property
     def usage(self) -> Usage:
@@ -150,6 +182,7 @@ class Generation:
                 self.last = time.perf_counter()
                 if not self.first:
                     self.first, self.cached = self.last, tokens.cached
+                self.replica = tokens.replica or self.replica
                 yield tokens
                 if tokens.finish:
                     return

@@ -11,17 +11,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cluster.models.folder import ServedModel
-from cluster.serve_config import ENGINE
+from cluster.serve_config import ENGINE, PAGE_PREFIX
 from deployments.protocol.errors import ApiError
 from deployments.protocol.openapi import document, page
 from deployments.teams import Doorkeeper
-from deployments.telemetry import exposition
+from deployments.telemetry import METRICS_TYPE, exposition
 from deployments.web import json_response
 
 log = logging.getLogger("dray.router")
 
 _READY_S = 2.0
-_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Overview:
@@ -41,6 +40,7 @@ class Overview:
             Route("/v1/models/{name:path}", self.model),
             Route("/openapi.json", self.openapi),
             Route("/docs", self.docs),
+            Route(PAGE_PREFIX, self.chat),
             Route("/health/live", self.live),
             Route("/health/ready", self.ready),
             Route("/metrics", self.metrics),
@@ -68,6 +68,11 @@ class Overview:
         """GET /docs: the same for people."""
         return Response(page(), media_type="text/html")
 
+    async def chat(self, http: HttpRequest) -> Response:
+        """GET /chat, where Serve runs no application of that prefix."""
+        message = "There is no chat page here: it needs the extra `page` (pip install 'dray[page]') and page: true."
+        raise ApiError(404, message, code="no_chat_page")
+
     async def live(self, http: HttpRequest) -> Response:
         """GET /health/live: this router's process answers."""
         return json_response({"status": "ok"})
@@ -87,7 +92,7 @@ class Overview:
 
     async def metrics(self, http: HttpRequest) -> Response:
         """GET /metrics: every Dray process of this node, for Prometheus."""
-        return Response(await asyncio.to_thread(exposition), media_type=_METRICS_TYPE)
+        return Response(await asyncio.to_thread(exposition), media_type=METRICS_TYPE)
 
 
 def unknown_model(name: str, what: str = "not served") -> ApiError:

@@ -118,11 +118,13 @@ class Choice(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """All choices of a question, as they are stored. made: Unix time in seconds."""
+    """All choices of a question, as they are stored. made: Unix time in seconds. replica: that made it, the last one
+    where several did."""
 
     choices: tuple[Choice, ...]
     usage: Usage
     made: float
+    replica: str = ""
 
     def deltas(self) -> list[Delta]:
         """The whole answer as a stream gives it: a piece for each choice."""

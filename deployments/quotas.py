@@ -203,7 +203,7 @@ class Quotas:
     def __init__(self, store: Store, routers: int, clock: Callable[[], float] = time.time) -> None:
         """routers: how many there are, which share each limit while Redis is away."""
         self._store = store
-        self._routers = max(1, routers)
+        self.routers = max(1, routers)
         self._admit_script = store.script(_ADMIT)
         self._reserve_script = store.script(_RESERVE)
         self._settle_script = store.script(_SETTLE)
@@ -300,7 +300,7 @@ class Quotas:
             return  # it counts for some seconds more
 
     def _share(self, limit: int) -> int:
-        return max(1, limit // self._routers)
+        return max(1, limit // self.routers)
 
 
 def month_now() -> str:

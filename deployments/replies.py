@@ -16,6 +16,7 @@ from deployments.edge import LEFT
 from deployments.flight import Follower, failed
 from deployments.protocol.errors import ApiError
 from deployments.question import Answer, Delta
+from deployments.watchdog import Watchdog
 
 log = logging.getLogger("dray.replies")
 
@@ -164,14 +165,17 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with aclosing(self._events()) as events:
-            async for event in events:
-                try:
-                    async with asyncio.timeout(self._patience.stall_s):
-                        await send({"type": "http.response.body", "body": event, "more_body": True})
-                except TimeoutError:
-                    log.warning("a client does not read what it is sent; its stream is cut off")
-                    return  # without an end: the server closes the connection
+        stalled = Watchdog()
+        try:
+            async with aclosing(self._events()) as events:
+                async for event in events:
+                    body = {"type": "http.response.body", "body": event, "more_body": True}
+                    await stalled.wait(send(body), self._patience.stall_s)
+        except TimeoutError:
+            log.warning("a client does not read what it is sent; its stream is cut off")
+            return  # without an end: the server closes the connection
+        finally:
+            stalled.close()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _events(self) -> AsyncGenerator[bytes, None]:

@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import math
+import os
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from ray import serve
@@ -19,18 +21,23 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cluster.models.folder import ServedModel, open_models
+from cluster.node import Node
 from cluster.serve_config import ENGINE, RouterArgs
+from deployments import balance
 from deployments.admin import Admin
 from deployments.answering import Answering, Asked
 from deployments.answers import AnswerCache, CacheControl
+from deployments.census import keep_counting
 from deployments.dispatch import Dispatcher
-from deployments.edge import Edge
+from deployments.edge import ASKED, Edge
 from deployments.embedding import Embedder
 from deployments.engine.wire import Sampling
 from deployments.fair import FairQueue
 from deployments.flight import Follower
+from deployments.front import KNOWN_ONLY, Front, NotKnown
 from deployments.near import Near
 from deployments.overview import Overview, unknown_model
+from deployments.pages.status import StatusPage
 from deployments.prompts import Prompts
 from deployments.protocol.asking import template_arguments
 from deployments.protocol.chat import chat_question, read_chat
@@ -55,9 +62,11 @@ from deployments.served import Served
 from deployments.store import Store
 from deployments.teams import Caller, Doorkeeper
 from deployments.telemetry import RouterMetrics, configure_logging
+from deployments.tracing import Traces, current
 from deployments.usage import UsageBook
 from deployments.web import (
     failed,
+    headers_of,
     idempotency_key,
     json_response,
     patience_s,
@@ -81,6 +90,7 @@ class _Came:
     """A request that came, from whom, and when on the clock of time.perf_counter."""
 
     http: HttpRequest
+    headers: Mapping[str, str]
     caller: Caller
     began: float
 
@@ -94,27 +104,32 @@ class Router:
 
     def __init__(self, args: dict[str, Any]) -> None:
         """args: RouterArgs as JSON has them."""
-        given = RouterArgs.model_validate(args)
+        given = RouterArgs.model_validate(args).with_urls(os.environ)
         self._settings = settings = given.settings
         self._limits = settings.limits
         configure_logging(settings.log_level)
         self._metrics = RouterMetrics()
+        self._traces = Traces("dray-router", balance.ROUTER)
         teams = Store("teams", given.teams_url, settings.teams.timeout_s, self._metrics.watchers("teams"))
-        self._door = Doorkeeper(teams, settings.host, settings.cache.namespace)
-        self._quotas = Quotas(teams, settings.router.replicas)
+        self._door = Doorkeeper(teams, settings.host, settings.cache.namespace, settings.teams.on_metrics)
+        self._teams = teams
+        self._routers = settings.router.replicas
+        self._quotas = Quotas(teams, self._routers)
         self._usage = UsageBook(teams)
         self._admin = Admin(self._door, self._usage, given.teams_url)
         self._stores = [teams]
         self._tasks: set[asyncio.Task[None]] = set()
-        models = open_models(settings)
+        models = open_models(settings, Node.here().models_dir)
         self._served: dict[str, Served] = {}
         self._embedders: dict[str, Embedder] = {}
         for model in models:
-            replicas = DeploymentHandle(ENGINE, given.engines[model.name])
+            application = given.engines[model.name]
             if model.settings.task == "generate":
-                self._served |= dict.fromkeys(model.names, self._serve(model, replicas))
+                served = self._serve(model, application)
+                balance.watch(application, partial(self._share, served))
+                self._served |= dict.fromkeys(model.names, served)
             else:
-                self._embedders |= dict.fromkeys(model.names, Embedder(model, replicas))
+                self._embedders |= dict.fromkeys(model.names, Embedder(model, DeploymentHandle(ENGINE, application)))
         cache, kept, near = settings.cache, None, None
         if cache.enabled:
             answers = Store("answers", given.redis_url, cache.timeout_s, self._metrics.watchers("answers"))
@@ -124,19 +139,35 @@ class Router:
         self._answering = Answering(kept, near, self._metrics, self._usage, self._limits)
         needed = {given.engines[one.name]: one.name for one in models if not one.settings.sleep_after_s}
         self._overview = Overview(models, needed, self._door)
+        self._status_page = StatusPage(models)
         field = settings.router.thinking_field
         self._thinking_fields = _THINKING_FIELDS.get(field, (field,))
         self._patience = Patience(settings.router.keep_alive_s, self._limits.client_stall_s)
 
-    def _serve(self, model: ServedModel, engines: DeploymentHandle) -> Served:
-        dispatcher = Dispatcher(engines, self._metrics.carried_on.labels(model.name).inc)
-        # Each router fills its share of the engines' places; what is beyond them waits in turn, here.
-        routers, replicas = self._settings.router.replicas, model.settings.replicas
-        places = math.ceil(replicas * model.settings.max_running / routers)
+    def _serve(self, model: ServedModel, engines: str) -> Served:
+        carried_on = self._metrics.carried_on.labels(model.name).inc
+        dispatcher = Dispatcher(DeploymentHandle(ENGINE, engines), engines, carried_on)
+        queue = FairQueue(waits=self._metrics.waiting.labels(model.name).track_inprogress)
+        served = Served(model, model.fingerprint, Prompts(model), dispatcher, queue)
+        self._share(served, 0)
+        return served
+
+    def _share(self, served: Served, replicas: int) -> None:
+        """Each router fills its share of the engines' places; what is beyond them waits in turn, here."""
+        chosen, routers = served.model.settings, self._routers
+        # Those that have died come back, and those that sleep wake up.
+        replicas = max(replicas, chosen.replicas)
         # A quarter of a step: what is handed over stands before whoever comes next.
-        prompts = math.ceil(replicas * model.settings.max_batched_tokens / 4 / routers)
-        queue = FairQueue(places, math.ceil(replicas * self._limits.waiting / routers), prompts)
-        return Served(model, model.fingerprint, Prompts(model), dispatcher, queue)
+        prompts = math.ceil(replicas * chosen.max_batched_tokens / 4 / routers)
+        waiting = math.ceil(replicas * self._limits.waiting / routers)
+        served.queue.resize(math.ceil(replicas * chosen.max_running / routers), waiting, prompts)
+
+    def _share_with(self, routers: int) -> None:
+        """So many share the engines now, this one among them."""
+        if routers != self._routers:
+            self._routers = self._quotas.routers = routers
+            for served in self._served.values():
+                self._share(served, balance.replicas_of(served.dispatcher.application))
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -144,12 +175,15 @@ class Router:
         self._later(self._door.keep_up())
         self._later(self._usage.keep_telling())
         self._later(self._quotas.keep_renewing())
+        if self._settings.router.most > self._settings.router.replicas:
+            self._later(keep_counting(self._teams, self._share_with))
         yield
         for task in tuple(self._tasks):
             task.cancel()
         await self._usage.tell()
         for store in self._stores:
             await store.close()
+        await asyncio.to_thread(self._traces.close)
 
     def _end(self, admission: Admission) -> None:
         # Most requests are bounded by no quota, and a task for nothing is a hundredth of a cache hit.
@@ -162,20 +196,24 @@ class Router:
         task.add_done_callback(self._tasks.discard)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return Starlette(
+        answers = [
+            Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
+            Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/responses", self.responses, methods=["POST"]),
+            Route("/v1/messages", self.messages, methods=["POST"]),
+        ]
+        app = Starlette(
             routes=[
-                Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
-                Route("/v1/completions", self.completions, methods=["POST"]),
-                Route("/v1/responses", self.responses, methods=["POST"]),
-                Route("/v1/messages", self.messages, methods=["POST"]),
+                *answers,
                 Route("/v1/embeddings", self.embeddings, methods=["POST"]),
                 Route("/tokenize", self.tokenize, methods=["POST"]),
                 Route("/detokenize", self.detokenize, methods=["POST"]),
                 Route("/v1/usage", self._admin.usage),
                 *self._admin.routes(),
                 *self._overview.routes(),
+                *self._status_page.routes(),
             ],
-            middleware=[Middleware(Edge, metrics=self._metrics)],
+            middleware=[Middleware(Edge, metrics=self._metrics, traces=self._traces)],
             lifespan=self._lifespan,
             exception_handlers={
                 ApiError: refused,
@@ -183,11 +221,14 @@ class Router:
                 Exception: failed,
             },
         )
+        if self._settings.cache.enabled:
+            Front.app, Front.routes = app, frozenset(route.path for route in answers)
+        return app
 
     async def chat_completions(self, http: HttpRequest) -> Response:
         """POST /v1/chat/completions"""
         came = self._came(http)
-        request = read_chat(await self._body(http), self._limits)
+        request = read_chat(await self._body(came), self._limits)
         served = self._named(request.model, came.caller)
         question = chat_question(request, served.model, self._limits)
         writer = ChatWriter(request, served.name, self._thinking_fields)
@@ -196,13 +237,15 @@ class Router:
     async def completions(self, http: HttpRequest) -> Response:
         """POST /v1/completions"""
         came = self._came(http)
-        request = read_completion(await self._body(http), self._limits)
+        request = read_completion(await self._body(came), self._limits)
         served = self._named(request.model, came.caller)
         questions = completion_questions(request, served.model, self._limits)
         echo = [self._echo(served, prompt) if request.echo else "" for prompt in prompts_of(request)]
         writer = CompletionWriter(request, served.name, echo)
         if len(questions) == 1:
             return await self._answer(came, request, served, questions[0], writer)
+        if KNOWN_ONLY in http.scope:
+            raise NotKnown
         admission = await self._quotas.admit(came.caller.team)
         try:
             follower = await self._answering.several([self._asked(came, served, one, admission) for one in questions])
@@ -216,7 +259,7 @@ class Router:
     async def responses(self, http: HttpRequest) -> Response:
         """POST /v1/responses"""
         came = self._came(http)
-        request = read_response(await self._body(http), self._limits)
+        request = read_response(await self._body(came), self._limits)
         served = self._named(request.model, came.caller)
         question = response_question(request, served.model, self._limits)
         return await self._answer(came, request, served, question, ResponseWriter(request))
@@ -224,35 +267,39 @@ class Router:
     async def messages(self, http: HttpRequest) -> Response:
         """POST /v1/messages"""
         came = self._came(http)
-        request = read_messages(await self._body(http), self._limits)
+        request = read_messages(await self._body(came), self._limits)
         served = self._named(request.model, came.caller)
         question = messages_question(request, served.model, self._limits)
         return await self._answer(came, request, served, question, MessagesWriter(request))
 
     async def embeddings(self, http: HttpRequest) -> Response:
         """POST /v1/embeddings"""
-        caller = self._came(http).caller
-        request = read_embedding(await self._body(http), self._limits)
+        came = self._came(http)
+        request = read_embedding(await self._body(came), self._limits)
         if (embedder := self._embedders.get(request.model)) is None:
             raise unknown_model(request.model, "no embedding model" if request.model in self._served else "not served")
-        self._allowed(request.model, embedder.model, caller)
+        self._allowed(request.model, embedder.model, came.caller)
         texts = texts_of(request)
+        came.http.scope[ASKED] = (embedder.model.name, came.caller.label)
+        self._log(came, embedder.model, texts)
         tokens = await asyncio.to_thread(embedder.count, texts)
-        admission = await self._quotas.admit(caller.team)
+        admission = await self._quotas.admit(came.caller.team)
         try:
             await admission.reserve(tokens)
-            vectors = await embedder.embed(texts, self._limits.request_timeout_s)
+            with current.get().child(f"embeddings {embedder.model.name}") as span:
+                span.note({"gen_ai.operation.name": "embeddings", "gen_ai.usage.input_tokens": tokens})
+                vectors = await embedder.embed(texts, self._limits.request_timeout_s)
         finally:
             self._end(admission)
-        if caller.team is not None:
-            self._usage.count(caller.name, embedder.model.name, Usage(tokens, 0, 0, 0), made=True)
+        if came.caller.team is not None:
+            self._usage.count(came.caller.name, embedder.model.name, Usage(tokens, 0, 0, 0), made=True)
         return json_response(embeddings(request, vectors, tokens), headers=admission.headers)
 
     async def tokenize(self, http: HttpRequest) -> Response:
         """POST /tokenize"""
-        caller = self._came(http).caller
-        request = parse(decode_tokenize, await self._body(http))
-        served = self._named(request.model, caller)
+        came = self._came(http)
+        request = parse(decode_tokenize, await self._body(came))
+        served = self._named(request.model, came.caller)
         if (request.prompt is None) == (request.messages is None):
             raise invalid("prompt", "Send either prompt or messages.")
         arguments = template_arguments(request.chat_template_kwargs, None, self._limits)
@@ -264,15 +311,15 @@ class Router:
 
     async def detokenize(self, http: HttpRequest) -> Response:
         """POST /detokenize"""
-        caller = self._came(http).caller
-        request = parse(decode_detokenize, await self._body(http))
-        served = self._named(request.model, caller)
+        came = self._came(http)
+        request = parse(decode_detokenize, await self._body(came))
+        served = self._named(request.model, came.caller)
         if any(number >= served.prompts.vocabulary.size for number in request.tokens):
             raise invalid("tokens", "A token id is outside the model's vocabulary.")
         return json_response(TextSaid(await asyncio.to_thread(served.prompts.decode, request.tokens, special=True)))
 
-    async def _body(self, http: HttpRequest) -> bytes:
-        return await read_json(http, self._limits.body_bytes)
+    async def _body(self, came: _Came) -> bytes:
+        return await read_json(came.http, came.headers, self._limits.body_bytes)
 
     def _named(self, name: str, caller: Caller) -> Served:
         if (served := self._served.get(name)) is None:
@@ -287,6 +334,8 @@ class Router:
 
     async def _answer(self, came: _Came, request: Wish, served: Served, question: Question, writer: Writer) -> Response:
         """The answer to a question: known, or made."""
+        if KNOWN_ONLY in came.http.scope:
+            return await self._replayed(came, request, served, question, writer)
         admission = await self._quotas.admit(came.caller.team)
         batch = getattr(request, "service_tier", None) == "flex"
         try:
@@ -294,6 +343,7 @@ class Router:
         except BaseException:
             self._end(admission)
             raise
+        current.get().note({"dray.cache.result": found.result})
         headers, stream = found.headers | admission.headers, bool(request.stream)
         if found.answer is not None:
             self._end(admission)
@@ -301,6 +351,20 @@ class Router:
         assert found.follower is not None
         found.follower.on_left = lambda: self._end(admission)
         return await self._told(came, found.follower, writer, headers, stream=stream)
+
+    async def _replayed(
+        self, came: _Came, request: Wish, served: Served, question: Question, writer: Writer
+    ) -> Response:
+        """The answer where it is stored. Raises NotKnown: nothing has been counted then."""
+        asked = self._asked(came, served, question, await self._quotas.admit(None))
+        if (known := await self._answering.known(asked)) is None:
+            raise NotKnown
+        admission = await self._quotas.admit(came.caller.team)
+        self._end(admission)
+        self._log(came, served.model, question)
+        found = self._answering.hit(asked, *known)
+        current.get().note({"dray.cache.result": found.result})
+        return replay(known[1], writer, bool(request.stream), found.headers | admission.headers)
 
     async def _told(
         self, came: _Came, follower: Follower, writer: Writer, headers: dict[str, str], *, stream: bool
@@ -312,17 +376,28 @@ class Router:
     def _asked(
         self, came: _Came, served: Served, question: Question, admission: Admission, *, batch: bool = False
     ) -> Asked:
-        control = CacheControl.of(came.http.headers, self._settings.cache.most_ttl_s)
-        deadline = came.began + patience_s(came.http, self._limits.request_timeout_s)
-        once = idempotency_key(came.http)
+        came.http.scope[ASKED] = (served.model.name, came.caller.label)
+        if KNOWN_ONLY not in came.http.scope:
+            self._log(came, served.model, question)
+        control = CacheControl.of(came.headers, self._settings.cache.most_ttl_s)
+        deadline = came.began + patience_s(came.headers, self._limits.request_timeout_s)
+        once = idempotency_key(came.headers)
         return Asked(served, question, came.caller, control, came.began, deadline, admission, batch, once)
 
     def _came(self, http: HttpRequest) -> _Came:
         """Who asks, before anything is read. Raises ApiError 401, and 403 for a key that only administers."""
-        caller = self._door.caller(http.headers)
+        headers = headers_of(http)
+        caller = self._door.caller(headers)
         if caller.admin:
             raise ApiError(403, "An admin key asks no model; use a team's.", code="not_a_teams_key")
-        return _Came(http, caller, time.perf_counter())
+        http.scope[ASKED] = ("", caller.label)
+        return _Came(http, headers, caller, time.perf_counter())
+
+    def _log(self, came: _Came, model: ServedModel, asked: Question | list[str]) -> None:
+        """Logs what is asked, where the settings say so."""
+        if self._settings.log_prompts:
+            text = ([turn.content for turn in asked.turns] or asked.prompt) if isinstance(asked, Question) else asked
+            log.info("asked", extra={"model": model.name, "team": came.caller.name, "prompt": text})
 
     def _echo(self, served: Served, prompt: str | tuple[int, ...]) -> str:
         return prompt if isinstance(prompt, str) else served.prompts.decode(prompt, special=True)

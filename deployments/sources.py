@@ -1,15 +1,19 @@
 """Where a generation's tokens come from: the engines; or another router, as far as it came, and then the engines."""
 
+import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from deployments.dispatch import Dispatcher
 from deployments.engine.wire import Request, Tokens
 from deployments.fair import ANYONE, FairQueue, Turn, Work
 from deployments.flights import SharedFlight
+from deployments.tracing import current
 
 _MOST_EXPECTED = 2048
 """Tokens that a completion is thought to take at most, until it has: few take all that they may."""
@@ -37,7 +41,9 @@ class Lane:
 class FromEngines:
     """Made here, each choice when its turn has come. To be closed, which gives the turns back."""
 
-    def __init__(self, dispatcher: Dispatcher, queue: FairQueue, lane: Lane) -> None:
+    def __init__(self, dispatcher: Dispatcher, queue: FairQueue, lane: Lane, waited: Callable[[float], object]) -> None:
+        """waited: told how long each choice had to wait for its turn, in seconds."""
+        self._waited = waited
         self._dispatcher = dispatcher
         self._queue = queue
         self._lane = lane
@@ -51,8 +57,12 @@ class FromEngines:
         if choice not in self._turns:
             left = min(request.sampling.max_tokens - len(made), _MOST_EXPECTED)
             work = Work(len(request.prompt) + len(made), left, self._lane.batch)
-            self._turns[choice] = await self._queue.turn(self._lane.team, self._lane.weight, work)
+            came = time.perf_counter()
+            with current.get().child("queue"):
+                self._turns[choice] = await self._queue.turn(self._lane.team, self._lane.weight, work)
+            self._waited(time.perf_counter() - came)
             self._used[choice] += len(request.prompt)
+        request = msgspec.structs.replace(request, queued=self._queue.tokens)
         async with aclosing(self._dispatcher.stream(request, made)) as stream:
             async for tokens in stream:
                 self._turns[choice].begun()

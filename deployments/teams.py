@@ -7,7 +7,7 @@ second.
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -21,6 +21,9 @@ log = logging.getLogger("dray.teams")
 
 _LOOK_S = 0.3
 _SHARED_NAMESPACE = "shared"
+_MOST_LABELS = 20
+OTHER = "other"
+"""What metrics call all teams beyond those that have series of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,8 @@ class Caller:
     team: Team | None
     namespace: str
     admin: bool = False
+    label: str = ANYONE
+    """What metrics call the team."""
 
     @property
     def name(self) -> str:
@@ -50,12 +55,15 @@ class Caller:
 class Doorkeeper:
     """Knows all teams and keys, as of a moment ago."""
 
-    def __init__(self, store: Store, host: str, namespace: str) -> None:
-        """host: the address that Dray listens on. namespace: of the answers of those who need no key."""
+    def __init__(self, store: Store, host: str, namespace: str, on_metrics: Sequence[str] = ()) -> None:
+        """host: the address that Dray listens on. namespace: of the answers of those who need no key. on_metrics: as
+        the settings have it."""
         self._store = store
         self._anyone = Caller(None, namespace)
         self._local = is_loopback(host)
         self._registry: Registry | None = None
+        self._on_metrics = on_metrics
+        self._labels: frozenset[str] = frozenset()
 
     async def keep_up(self) -> None:
         """Looks for changes until cancelled."""
@@ -71,6 +79,7 @@ class Doorkeeper:
             return
         teams, keys = await self._store.run("HGETALL", TEAMS), await self._store.run("HGETALL", KEYS)
         self._registry = registry_of(str(version).encode(), teams, keys)
+        self._labels = labels_of(self._registry.teams.values(), self._on_metrics)
         log.info("teams and keys", extra={"version": version, "teams": len(teams), "keys": len(keys)})
 
     def caller(self, headers: Mapping[str, str]) -> Caller:
@@ -92,7 +101,15 @@ class Doorkeeper:
             raise _unauthorized(str(error)) from None
         if team is None:
             return Caller(None, self._anyone.namespace, admin=True)
-        return Caller(team, _SHARED_NAMESPACE if team.shares_answers else f"team.{team.name}")
+        label = team.name if team.name in self._labels else OTHER
+        return Caller(team, _SHARED_NAMESPACE if team.shares_answers else f"team.{team.name}", label=label)
+
+
+def labels_of(teams: Iterable[Team], chosen: Sequence[str]) -> frozenset[str]:
+    """Teams that have series of their own: those chosen; without a choice the oldest ones, on which all routers agree
+    and which stay the same when others come."""
+    oldest = sorted(teams, key=lambda team: (team.created, team.name))
+    return frozenset(chosen) or frozenset(team.name for team in oldest[:_MOST_LABELS])
 
 
 def _unauthorized(message: str) -> ApiError:

@@ -8,19 +8,24 @@ import time
 from collections.abc import Iterable
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from deployments.engine.wire import Load, Ready
 from deployments.question import Usage
 from deployments.store import Watchers
+from deployments.tracing import current, trace_id
 
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
+
+T = TypeVar("T", bound=MetricWrapperBase)
 
 _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {
     "message",
@@ -45,6 +50,8 @@ class JsonLines(logging.Formatter):
         }
         if identity := request_id.get():
             line["request_id"] = identity
+        if trace := trace_id(current.get()):
+            line["trace_id"] = trace
         line |= {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -52,14 +59,26 @@ class JsonLines(logging.Formatter):
 
 
 def configure_logging(level: str) -> None:
-    """Sends this process's `dray` logs to standard error as JSON lines."""
+    """Sends this process's `dray` logs to standard error as JSON lines, and what the exporter of traces has to say."""
     # Serve puts a buffer of a thousand records in the place of sys.stderr (ray 2.60, throughput mode).
     handler = logging.StreamHandler(sys.__stderr__)
     handler.setFormatter(JsonLines())
-    logger = logging.getLogger("dray")
-    logger.handlers[:] = [handler]
-    logger.setLevel(level.upper())
-    logger.propagate = False
+    for name in ("dray", "opentelemetry"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(level.upper())
+        logger.propagate = False
+
+
+class Children(dict[tuple[str, ...], T]):
+    """A metric's children by their labels; found in a quarter of the time that `labels` takes."""
+
+    def __init__(self, metric: T) -> None:
+        self._metric = metric
+
+    def __missing__(self, labels: tuple[str, ...]) -> T:
+        self[labels] = child = self._metric.labels(*labels)
+        return child
 
 
 class RouterMetrics:
@@ -67,17 +86,40 @@ class RouterMetrics:
 
     def __init__(self) -> None:
         own = CollectorRegistry()
-        self.requests = Counter(
-            "dray_requests_total", "Requests by route and HTTP status.", ["route", "status"], registry=own
+        self.requests = Children(
+            Counter(
+                "dray_requests_total",
+                "Requests by route, HTTP status, and the model and team where they are known.",
+                ["route", "status", "model", "team"],
+                registry=own,
+            )
         )
-        self.answers = Counter(
-            "dray_answer_cache_total",
-            "Answers by how they came: hit, miss, join, bypass.",
-            ["model", "result"],
+        self.answers = Children(
+            Counter(
+                "dray_answer_cache_total",
+                "Answers by how they came: hit, miss, join, bypass.",
+                ["model", "team", "result"],
+                registry=own,
+            )
+        )
+        self.waiting = Gauge(
+            "dray_requests_waiting",
+            "Requests that wait for a place at the engines.",
+            ["model"],
             registry=own,
+            multiprocess_mode="livesum",
         )
-        self.prompt_tokens = Counter(
-            "dray_prompt_tokens_total", "Prompt tokens of answered requests.", ["model"], registry=own
+        self.queue_time = Children(
+            Histogram(
+                "dray_request_queue_time_seconds",
+                "Time that a choice waits for a place at the engines.",
+                ["model", "team"],
+                buckets=_SECONDS,
+                registry=own,
+            )
+        )
+        self.prompt_tokens = Children(
+            Counter("dray_prompt_tokens_total", "Prompt tokens of answered requests.", ["model", "team"], registry=own)
         )
         self.cached_tokens = Counter(
             "dray_prompt_tokens_cached_total",
@@ -85,15 +127,22 @@ class RouterMetrics:
             ["model"],
             registry=own,
         )
-        self.completion_tokens = Counter(
-            "dray_completion_tokens_total", "Tokens generated, thinking included.", ["model"], registry=own
+        self.completion_tokens = Children(
+            Counter(
+                "dray_completion_tokens_total",
+                "Tokens generated, thinking included.",
+                ["model", "team"],
+                registry=own,
+            )
         )
-        self.time_to_first_token = Histogram(
-            "dray_time_to_first_token_seconds",
-            "From request to first token, misses only.",
-            ["model"],
-            buckets=_SECONDS,
-            registry=own,
+        self.time_to_first_token = Children(
+            Histogram(
+                "dray_time_to_first_token_seconds",
+                "From request to first token, misses only.",
+                ["model", "team"],
+                buckets=_SECONDS,
+                registry=own,
+            )
         )
         self.time_per_output_token = Histogram(
             "dray_time_per_output_token_seconds",
@@ -102,12 +151,14 @@ class RouterMetrics:
             buckets=_TOKEN_SECONDS,
             registry=own,
         )
-        self.latency = Histogram(
-            "dray_request_seconds",
-            "From request to last byte, by cache result.",
-            ["model", "result"],
-            buckets=_SECONDS,
-            registry=own,
+        self.latency = Children(
+            Histogram(
+                "dray_request_seconds",
+                "From request to last byte, by cache result.",
+                ["model", "result"],
+                buckets=_SECONDS,
+                registry=own,
+            )
         )
         self.carried_on = Counter(
             "dray_streams_carried_on_total",
@@ -136,14 +187,14 @@ class RouterMetrics:
             self.redis_faults.labels(store).inc, lambda is_open: self.redis_circuit.labels(store).set(int(is_open))
         )
 
-    def count_answer(self, model: str, usage: Usage, result: str, seconds: float) -> None:
-        """Counts a complete answer; only those that an engine made count their tokens."""
-        self.answers.labels(model, result).inc()
-        self.latency.labels(model, result).observe(seconds)
+    def count_answer(self, model: str, team: str, usage: Usage, result: str, seconds: float) -> None:
+        """Counts a complete answer; only those that an engine made count their tokens. team: as metrics call it."""
+        self.answers[model, team, result].inc()
+        self.latency[model, result].observe(seconds)
         if result not in ("hit", "join"):
-            self.prompt_tokens.labels(model).inc(usage.prompt)
+            self.prompt_tokens[model, team].inc(usage.prompt)
             self.cached_tokens.labels(model).inc(usage.cached)
-            self.completion_tokens.labels(model).inc(usage.completion)
+            self.completion_tokens[model, team].inc(usage.completion)
 
 
 class EngineMetrics:
@@ -169,6 +220,10 @@ class EngineMetrics:
         self._kv_used = gauge("dray_engine_kv_used_ratio", "Share of the KV cache in use.")
         self._kv_tokens = gauge("dray_engine_kv_tokens", "Tokens that the KV cache holds.")
         self._start = gauge("dray_engine_start_seconds", "Load and warm-up of the running engine process.")
+        self._tokens = Counter(
+            "dray_engine_tokens_total", "Tokens decoded, also those that nobody came to read.", names, registry=own
+        ).labels(*values)
+        self._decoded = 0
         self.restarts = Counter(
             "dray_engine_restarts_total", "Engine processes restarted.", names, registry=own
         ).labels(*values)
@@ -178,12 +233,19 @@ class EngineMetrics:
             names,
             registry=own,
         ).labels(*values)
+        self.lease_missed = Counter(
+            "dray_engine_lease_faults_total",
+            "Replicas that found no free cores in time, and did not start.",
+            ["model"],
+            registry=own,
+        ).labels(model)
         self._running_info: tuple[str, ...] | None = None
 
     def started(self, cpus: Iterable[int], pid: int, ready: Ready) -> None:
         """Notes a new engine process."""
         if self._running_info is not None:
             self._info.labels(*self._running_info).set(0)
+        self._decoded = 0
         self._running_info = (*self._labels, ",".join(map(str, cpus)), str(pid))
         self._info.labels(*self._running_info).set(1)
         self._kv_tokens.set(ready.kv_tokens)
@@ -193,6 +255,8 @@ class EngineMetrics:
         """Notes the engine's load."""
         self._running.set(active)
         self._rate.set(load.tokens_per_s)
+        self._tokens.inc(load.decoded - self._decoded)
+        self._decoded = load.decoded
         self._kv_used.set(load.kv_used)
 
     def gone(self) -> None:

@@ -8,13 +8,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from cluster.models.folder import BUNDLED_FOLDER, ServedModel, open_model
@@ -71,6 +72,8 @@ class Dray:
             "DRAY_MODEL__KV_CACHE_MB": "64",
             "DRAY_MODEL__STALL_TIMEOUT_S": "5",
             "DRAY_CACHE__MEMORY_MB": "32",
+            # Started where it is looked at: tests/browser.
+            "DRAY_PAGE": "false",
             # The tests keep both cores busy, and a late answer is not what they are about.
             "DRAY_CACHE__TIMEOUT_S": "2",
             "COLUMNS": "200",
@@ -90,6 +93,16 @@ class Dray:
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "cluster.cli", *arguments]
+
+    def processes(self, what: str) -> list[psutil.Process]:
+        """Those that its launcher has started, itself or by others, and that have this in their command line."""
+        launcher = psutil.Process(json.loads((self.folder / "s" / "dray.json").read_text())["pid"])
+        found = []
+        for one in launcher.children(recursive=True):
+            with suppress(psutil.Error):
+                if what in " ".join(one.cmdline()):
+                    found.append(one)
+        return found
 
     def status(self) -> dict[str, Any]:
         ended = self.run("status", "--json")

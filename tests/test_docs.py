@@ -1,11 +1,26 @@
 """The documentation against the code."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent, indent
+from typing import Any
 
+import pytest
+from typer.main import get_command
+
+from cluster.cli import app
+from cluster.configuration import describe, variable
 from deployments.protocol.chat import ChatRequest
 
-API = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+API = (DOCS / "api.md").read_text()
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "examples" / "README.md"])
 
 
 def test_every_parameter_is_in_the_table_and_no_other() -> None:
@@ -17,3 +32,137 @@ def test_every_parameter_is_in_the_table_and_no_other() -> None:
         for name in re.findall(r"`(\w+)`", row.split("|")[1])
     }
     assert named == set(ChatRequest.__struct_fields__)
+
+
+def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    """Builds the documentation as `make docs` does."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation, built."""
+    folder = tmp_path_factory.mktemp("site")
+    built = build(ROOT, folder)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_a_link_or_an_anchor_that_leads_nowhere_fails_the_build(tmp_path: Path) -> None:
+    shutil.copytree(DOCS, tmp_path / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    with (tmp_path / "docs" / "index.md").open("a") as page:
+        page.write("[a page](nowhere.md) and [a place](api.md#nowhere)")
+    built = build(tmp_path, tmp_path / "site")
+    assert built.returncode == 1
+    assert "'nowhere.md'" in built.stderr and "'#nowhere'" in built.stderr
+
+
+def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > len(list(DOCS.rglob("*.md")))
+    for page in pages:
+        loaded = re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=[\"']?([^\"'> ]+)", page.read_text())
+        loaded += re.findall(
+            r"<link[^>]*rel=[\"']?(?:style|preconnect|icon)[^>]*href=[\"']?([^\"'> ]+)", page.read_text()
+        )
+        assert loaded
+        assert not [url for url in loaded if url.startswith(("http", "//"))], page
+    assert not any(re.search(r"url\([\"']?(https?:)?//", sheet.read_text()) for sheet in site.rglob("*.css"))
+
+
+def test_the_reference_holds_all_there_is(site: Path) -> None:
+    def page(name: str) -> str:
+        return (site / "reference" / name / "index.html").read_text()
+
+    assert all(f"<code>{name}</code>" in page("settings") for name in describe())
+    shown = (ROOT / "k8s" / "monitoring" / "dray.json").read_text()  # another test says that every metric is there
+    metrics = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"\bdray_[a-z_]+\w", shown)}
+    assert len(metrics) > 20
+    assert all(f"<code>{name}</code>" in page("metrics") for name in metrics)
+    assert all(f"dray {path}" in page("command") for path in commands(get_command(app)))
+
+
+def commands(group: object, path: str = "") -> Iterator[str]:
+    """Every command's words."""
+    for name, below in getattr(group, "commands", {}).items():
+        where = f"{path} {name}".strip()
+        yield where
+        yield from commands(below, where)
+
+
+def blocks(language: str) -> list[tuple[Path, str]]:
+    fence = re.compile(rf"^( *)```{language}\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+    return [(page, dedent(text)) for page in PAGES for _, text in fence.findall(page.read_text())]
+
+
+def test_code_in_guides_is_code_that_runs() -> None:
+    sources = [*(ROOT / "examples").glob("*.py"), *(ROOT / "deployments").rglob("*.py")]
+    code = "\n".join(source.read_text() for source in sources)
+    quoted = [(page, text) for page, text in blocks("python") if page.parent.name in ("guides", "contributing")]
+    assert len(quoted) >= 5
+    for page, text in quoted:
+        assert any(indent(text, " " * depth) in code for depth in (0, 4, 8)), f"{page}: {text}"
+
+
+def test_commands_in_the_documentation_exist() -> None:
+    seen = 0
+    for page, text in blocks("bash"):
+        for line in re.findall(r"(?<!-n )(?<![\w-])dray ([a-z][^#|&\n]*)", text):
+            words = line.split()
+            found: Any = get_command(app)
+            while words and words[0] in getattr(found, "commands", {}):
+                found = found.commands[words.pop(0)]
+            assert not hasattr(found, "commands"), f"{page}: dray {line}"
+            options = {option for parameter in found.params for option in parameter.opts}
+            assert {word.partition("=")[0] for word in words if word.startswith("--")} <= options, (
+                f"{page}: dray {line}"
+            )
+            seen += 1
+    assert seen > 20
+
+
+def test_settings_in_the_documentation_exist() -> None:
+    known = {variable(name) for name in describe()} | {"DRAY_CONFIG"}
+    for page in PAGES:
+        assert set(re.findall(r"\bDRAY_[A-Z_]+[A-Z]", page.read_text())) <= known, page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    """Those that a reader of the repository follows, outside of docs/ too."""
+    for link in re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", page.read_text()):
+        target = (link[0] or link[1]).partition("#")[0]
+        if target and "://" not in target and not target.startswith(("reference/", "../reference/")):
+            assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+READMES = [(ROOT / name).read_text() for name in ("README.md", "README.zh.md")]
+
+
+@pytest.mark.parametrize("text", READMES, ids=["en", "zh"])
+def test_figures_in_the_readme_are_measured(text: str) -> None:
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    measured = set(re.findall(r"\d+(?:\.\d+)?", results))
+    rows = re.split(r"## (?:Measured|实测)\n", text)[1].split("\n## ")[0].splitlines()
+    cells = [row.split("|")[2:4] for row in rows if row.startswith("| ") and "---" not in row][1:]
+    assert len(cells) >= 8
+    for figures, command in cells:
+        found = re.findall(r"\d+(?:\.\d+)?", figures)
+        assert found and set(found) <= measured, figures
+        assert command.strip() in results, command
+
+
+def test_the_two_readmes_say_the_same() -> None:
+    def skeleton(text: str) -> tuple[list[str], ...]:
+        code = "\n".join(re.findall(r"```(?:bash|yaml)\n(.*?)```", text, re.DOTALL))
+        commands = [line.partition("    #")[0].rstrip() for line in code.splitlines()]
+        links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("README")]
+        shapes = [found[0] for line in text.splitlines() if (found := re.match(r"#+|\||- \*\*", line))]
+        return [re.sub(r" +# .*", "", command) for command in commands], links, shapes
+
+    assert skeleton(READMES[0]) == skeleton(READMES[1])
+    assert "](README.zh.md)" in READMES[0] and "](README.md)" in READMES[1]

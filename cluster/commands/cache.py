@@ -13,7 +13,9 @@ from cluster.cache import clear, show, stats
 from cluster.client import ServerError, metrics
 from cluster.commands.console import AsJson, Config, StateDir, fail, found, out, redis_at, settled
 
-app = typer.Typer(help="Look into the answer cache, and clear it.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look into the answer cache, and clear it.", no_args_is_help=True, epilog="Example: dray cache stats"
+)
 
 
 @contextmanager

@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from cluster.configuration import CONFIG_VARIABLE, Loaded, SettingsError, load
+from cluster.models.catalog import CATALOG, Hub
+from cluster.settings import Weight
 from cluster.state import Record, read_record
 
 _REDIS_S = 10.0
@@ -20,6 +22,21 @@ Config = Annotated[Path | None, typer.Option("--config", help="Settings file.", 
 StateDir = Annotated[Path | None, typer.Option(help="Private folder of this Dray; one for each.")]
 Key = Annotated[str, typer.Option(help="API key, where keys are needed.", envvar="OPENAI_API_KEY")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def catalog_names() -> list[str]:
+    """For completion in a shell: models that have a short name."""
+    return list(CATALOG)
+
+
+def weights() -> list[str]:
+    """For completion in a shell: weight formats."""
+    return list(get_args(Weight))
+
+
+def hubs() -> list[str]:
+    """For completion in a shell: where models are fetched from."""
+    return list(get_args(Hub))
 
 
 def fail(message: str) -> typer.Exit:
@@ -44,7 +61,7 @@ def redis_at(url: str) -> Iterator[Any]:
     from cluster.redis_client import connect
 
     try:
-        with connect(url, timeout_s=_REDIS_S) as client:
+        with err.status("asking Redis"), connect(url, timeout_s=_REDIS_S) as client:
             yield client
     except (redis.RedisError, OSError) as error:
         raise fail(f"Redis does not answer: {error}") from None
@@ -56,4 +73,6 @@ def found(config: Path | None, state_dir: Path | None) -> Record:
     record = read_record(folder)
     if record is None:
         raise fail("Dray is not running; start it with `dray up`")
+    if record.head:
+        raise fail(f"this machine has joined {record.head} (process {record.pid}); ask there")
     return record

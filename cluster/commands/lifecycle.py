@@ -13,12 +13,27 @@ import psutil
 import typer
 from rich.markup import escape
 
-from cluster.commands.console import Config, StateDir, err, fail, found, out, settled
+from cluster.commands.console import (
+    Config,
+    StateDir,
+    catalog_names,
+    err,
+    fail,
+    found,
+    hubs,
+    out,
+    settled,
+    weights,
+)
 from cluster.commands.models import obtain_all
 from cluster.configuration import CONFIG_VARIABLE, environment, with_fixed
 from cluster.cores import sweep
-from cluster.launch import base_url, clear, remove_folder_if_empty, running
+from cluster.join import joined
+from cluster.launch import remove_folder_if_empty, running
+from cluster.membership import JoinError
 from cluster.preflight import LaunchError
+from cluster.ray_node import address_of, clear, token_of
+from cluster.serve_config import PAGE_PREFIX, has_page
 from cluster.settings import Settings, is_loopback
 from cluster.state import AlreadyRunning, Wish, is_held, read_record, write_wish
 
@@ -27,10 +42,18 @@ _DOWN_S = 60.0
 
 
 Model = Annotated[
-    str | None, typer.Option(help="A name of the catalog, a Hub id or a folder; none serves the bundled model.")
+    str | None,
+    typer.Option(
+        help="A name of the catalog, a Hub id or a folder; none serves the bundled model.", autocompletion=catalog_names
+    ),
 ]
-Weight = Annotated[str | None, typer.Option(help="Weight format of a named model: int8, int4 or fp16.")]
-Source = Annotated[str | None, typer.Option(help="Where a named model is fetched from: huggingface or modelscope.")]
+Weight = Annotated[
+    str | None, typer.Option(help="Weight format of a named model: int8, int4 or fp16.", autocompletion=weights)
+]
+Source = Annotated[
+    str | None,
+    typer.Option(help="Where a named model is fetched from: huggingface or modelscope.", autocompletion=hubs),
+]
 Replicas = Annotated[int | None, typer.Option(help="Engine replicas.")]
 Cores = Annotated[int | None, typer.Option(help="Whole cores for each replica.")]
 
@@ -43,6 +66,7 @@ def up(
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     replicas: Replicas = None,
     cores: Cores = None,
+    head: Annotated[bool | None, typer.Option("--head", help="Take other machines in; see `dray join`.")] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once it is ready.")] = False,
     state_dir: StateDir = None,
     config: Config = None,
@@ -57,6 +81,7 @@ def up(
         port=port,
         model__replicas=replicas,
         model__cores_per_replica=cores,
+        cluster__head=head,
         state_dir=state_dir,
     ).settings
     obtain_all(settings)
@@ -123,7 +148,7 @@ def _detach(settings: Settings) -> None:
 def _greet(settings: Settings, how_to_stop: str) -> None:
     record = read_record(settings.state_dir)
     names = record.models if record else []
-    url = base_url(settings)
+    url = settings.url
     body = json.dumps(
         {
             "model": names[0] if names else "",
@@ -134,6 +159,8 @@ def _greet(settings: Settings, how_to_stop: str) -> None:
     out.print(
         f"[green]Dray is ready[/green] at [bold]{url}[/bold], serving {escape(', '.join(names))}\n", highlight=False
     )
+    if has_page(settings):
+        out.print(f"  chat in the browser: {url.removesuffix('/v1')}{PAGE_PREFIX}\n", highlight=False)
     out.print(
         f"  curl {url}/chat/completions -H 'Content-Type: application/json' -d '{body}'\n",
         soft_wrap=True,
@@ -148,7 +175,43 @@ def _greet(settings: Settings, how_to_stop: str) -> None:
         out.print(
             "  no keys yet, so every request is refused: dray teams add NAME, dray keys create NAME", highlight=False
         )
+    if settings.cluster.head:
+        where = f"{address_of(settings.cluster)}:{settings.cluster.port}"
+        out.print(
+            f"  other machines: RAY_AUTH_TOKEN={token_of(settings)} dray join {where}", soft_wrap=True, highlight=False
+        )
     out.print(f"  chat here: dray chat      what runs: dray status      stop: {how_to_stop}", highlight=False)
+
+
+def join(
+    head: Annotated[str, typer.Argument(help="HOST:PORT at which `dray up --head` takes machines in.")],
+    token: Annotated[
+        str, typer.Option(help="What the head has printed.", envvar="RAY_AUTH_TOKEN", prompt=True, hide_input=True)
+    ],
+    address: Annotated[str | None, typer.Option(help="IP address at which the head reaches this machine.")] = None,
+    state_dir: StateDir = None,
+    config: Config = None,
+) -> None:
+    """Put this machine's cores at the service of another's Dray, until Ctrl-C; what runs here then ends elsewhere."""
+    settings = settled(config, cluster__address=address, state_dir=state_dir).settings
+    os.environ.pop("RAY_AUTH_TOKEN", None)  # Ray takes it from a file, which other users cannot read
+    try:
+        with (
+            err.status("joining") as status,
+            joined(settings, head, token, lambda stage: status.update(escape(stage))) as look,
+        ):
+            status.stop()
+            out.print(f"[green]joined[/green] {escape(head)}; to leave: Ctrl-C", highlight=False)
+            while True:
+                if look():
+                    err.print("Ray had ended here; started it again")
+                time.sleep(_TEND_S)
+    except (LaunchError, AlreadyRunning, JoinError) as error:
+        raise fail(str(error)) from None
+    except KeyboardInterrupt:
+        err.print("left")
+    finally:
+        remove_folder_if_empty(settings.state_dir)
 
 
 def deploy(
@@ -188,7 +251,7 @@ def deploy(
 
 
 def down(state_dir: StateDir = None, config: Config = None) -> None:
-    """Stop the Dray that runs here, and everything that it started."""
+    """Stop the Dray that runs here, and everything that it started; a machine that has joined another leaves it."""
     settings = settled(config, state_dir=state_dir).settings
     folder = settings.state_dir
     if folder.is_dir() and not is_held(folder):
@@ -198,7 +261,8 @@ def down(state_dir: StateDir = None, config: Config = None) -> None:
         for name in ("dray.json", "wish.json", "up.lock", "dray.log", "ray-token"):
             (folder / name).unlink(missing_ok=True)
         remove_folder_if_empty(folder)
-    record = found(config, state_dir)
+    if (record := read_record(folder)) is None:
+        raise fail("Dray is not running; start it with `dray up`")
     try:
         process = psutil.Process(record.pid)
         process.send_signal(signal.SIGTERM)

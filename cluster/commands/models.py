@@ -19,20 +19,38 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from cluster.commands.console import AsJson, Config, err, fail, out, settled
+from cluster.commands.console import (
+    AsJson,
+    Config,
+    catalog_names,
+    err,
+    fail,
+    hubs,
+    out,
+    settled,
+    weights,
+)
 from cluster.models import store
 from cluster.models.catalog import CATALOG
 from cluster.models.export import Compression, ExportError, export_model
 from cluster.models.fetch import FetchError
-from cluster.models.folder import ModelFolderError, folder_of, is_folder
+from cluster.models.folder import ModelFolderError, folder_of, is_folder, is_to_be_fetched
 from cluster.models.hubs import HubError, RemoteFile, open_hub
 from cluster.settings import BUNDLED, Settings
 from cluster.state import read_record
 
-app = typer.Typer(help="Models: the catalog, what is on this machine, and how more come here.", no_args_is_help=True)
+app = typer.Typer(
+    help="Models: the catalog, what is on this machine, and how more come here.",
+    no_args_is_help=True,
+    epilog="Example: dray models pull qwen3-0.6b",
+)
 
-Weight = Annotated[str | None, typer.Option(help="Weight format: int8, int4 or fp16.")]
-From = Annotated[str | None, typer.Option("--source", help="Where to fetch from: huggingface or modelscope.")]
+Weight = Annotated[str | None, typer.Option(help="Weight format: int8, int4 or fp16.", autocompletion=weights)]
+From = Annotated[
+    str | None,
+    typer.Option("--source", help="Where to fetch from: huggingface or modelscope.", autocompletion=hubs),
+]
+CatalogName = Annotated[str, typer.Argument(help="A name of the catalog.", autocompletion=catalog_names)]
 GroupSize = Annotated[int | None, typer.Option(help="int4: weights that share a scale; -1 is a whole row.")]
 Ratio = Annotated[float | None, typer.Option(help="int4: share of the layers that is int4; the rest is int8.")]
 RemoteCode = Annotated[
@@ -83,9 +101,7 @@ def obtain_all(settings: Settings) -> None:
     """Fetches every model that is to be served and is named, but not here. Ends the command where one cannot be had."""
     for model in settings.served:
         with _failures():
-            if model.source == BUNDLED or is_folder(model.source):
-                continue
-            if not folder_of(model.source, model.weight, settings.models_dir).is_dir():
+            if is_to_be_fetched(model, settings.models_dir):
                 _obtain(settings, model.source, Compression(model.weight))
 
 
@@ -148,7 +164,7 @@ def list_models(as_json: AsJson = False, config: Config = None) -> None:
 
 
 @app.command(epilog="Example: dray models show deepseek-r1-distill-qwen-1.5b")
-def show(name: Annotated[str, typer.Argument(help="A name of the catalog.")], as_json: AsJson = False) -> None:
+def show(name: CatalogName, as_json: AsJson = False) -> None:
     """Show what the catalog knows of a model."""
     entry = CATALOG.get(name)
     if entry is None:
@@ -175,7 +191,9 @@ def show(name: Annotated[str, typer.Argument(help="A name of the catalog.")], as
 
 @app.command(epilog="Example: dray models pull deepseek-r1-distill-qwen-1.5b --source modelscope")
 def pull(
-    name: Annotated[str, typer.Argument(help="A name of the catalog, or a Hub id (org/name).")],
+    name: Annotated[
+        str, typer.Argument(help="A name of the catalog, or a Hub id (org/name).", autocompletion=catalog_names)
+    ],
     weight: Weight = None,
     source: From = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
@@ -211,7 +229,9 @@ def export(
 
 @app.command(epilog="Example: dray models remove deepseek-r1-distill-qwen-1.5b")
 def remove(
-    name: Annotated[str, typer.Argument(help="The name it was pulled by, or its folder's name.")],
+    name: Annotated[
+        str, typer.Argument(help="The name it was pulled by, or its folder's name.", autocompletion=catalog_names)
+    ],
     weight: Weight = None,
     config: Config = None,
 ) -> None:
@@ -224,7 +244,7 @@ def remove(
 @app.command(epilog="Example: dray models random ./random-int8 --like deepseek-r1-distill-qwen-1.5b")
 def random(
     target: Annotated[Path, typer.Argument(help="New folder for the OpenVINO model.")],
-    like: Annotated[str, typer.Option(help="The catalog's model whose shape it gets.")],
+    like: Annotated[str, typer.Option(help="The catalog's model whose shape it gets.", autocompletion=catalog_names)],
     weight: Annotated[str, typer.Option(help="Weight format: int8, int4, fp16 or fp32.")] = "int8",
 ) -> None:
     """Make a model of another's exact shape with random weights: its speed for load tests, and words of no meaning."""

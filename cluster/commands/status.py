@@ -1,5 +1,8 @@
 """`dray status`."""
 
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -7,14 +10,30 @@ from rich.table import Table
 
 from cluster.client import ServerError, metrics
 from cluster.commands.console import AsJson, Config, StateDir, fail, found, out
+from cluster.environment import METRICS_FOLDER
+from cluster.scaling_metrics import decisions
 from cluster.state import Record
+
+_WHY = {
+    "load": "what waits needs them",
+    "office_hours": "office_hours asks for them",
+    "least": "the least that the settings ask for",
+    "most": "the most that the settings allow",
+    "unknown": "as before, since no replica has reported its pace",
+}
 
 
 def status(as_json: AsJson = False, state_dir: StateDir = None, config: Config = None) -> None:
-    """Show the replicas, their cores, the model, tokens a second, cache hits and Redis."""
+    """Show the replicas, their cores, why there are so many, tokens a second, cache hits and Redis.
+
+    Exit code 3: still starting.
+    """
     record = found(config, state_dir)
     if record.stage != "ready":
-        out.print(record.stage)
+        if as_json:
+            out.print_json(data={"stage": record.stage})
+        else:
+            out.print(record.stage)
         raise typer.Exit(3)
     try:
         report = _report(record)
@@ -41,6 +60,8 @@ def status(as_json: AsJson = False, state_dir: StateDir = None, config: Config =
             table.add_row(name, "(asleep)")
     out.print(f"{', '.join(report['models'])} at {report['url']}", highlight=False)
     out.print(table)
+    for one in report["autoscaling"]:
+        out.print(_why(one), highlight=False)
     answers = report["answers"]
     out.print(
         f"answers: {answers['hit']} from the cache, {answers['join']} joined, {answers['miss']} generated, "
@@ -72,14 +93,29 @@ def _report(record: Record) -> dict[str, Any]:
         for labels, value in samples.get("dray_engine_info", [])
         if value == 1
     ]
-    counted = {labels["result"]: int(value) for labels, value in samples.get("dray_answer_cache_total", [])}
+    counted: Counter[str] = Counter()
+    for labels, value in samples.get("dray_answer_cache_total", []):
+        counted[labels["result"]] += int(value)
     return {
         "models": record.models,
         "url": record.url,
         "replicas": replicas,
-        "answers": {name: counted.get(name, 0) for name in ("hit", "join", "miss", "bypass")},
+        # Not from the router that answers, which may be on another machine than Serve's controller.
+        "autoscaling": [asdict(one) for one in decisions(Path(record.settings["state_dir"]) / METRICS_FOLDER)],
+        "answers": {name: counted[name] for name in ("hit", "join", "miss", "bypass")},
         "redis": _redis_state(record.redis),
     }
+
+
+def _why(one: dict[str, Any]) -> str:
+    """A decision of the autoscaling policy, in words."""
+    less = "; fewer once that has held for fewer_after_s" if one["wanted"] < one["replicas"] else ""
+    more = "; more are to start" if one["wanted"] > one["replicas"] else ""
+    return (
+        f"{one['model']}: {one['replicas']} of {one['least']} to {one['most']} replicas; {one['wanted']} wanted: "
+        f"{_WHY[one['reason']]}{less}{more}; {one['waiting_tokens']:.0f} tokens wait, "
+        f"{one['predicted_wait_s']:.1f} s of work (target {one['target_wait_s']:g} s)"
+    )
 
 
 def _redis_state(url: str) -> str:

@@ -17,8 +17,10 @@ from cluster import usage as used
 from cluster.commands.console import AsJson, Config, StateDir, err, fail, found, out, redis_at, settled
 from cluster.teams import ADMIN, KeyMade, Quota, Team, TeamsError
 
-teams = typer.Typer(help="Teams, their shares and quotas.", no_args_is_help=True)
-keys = typer.Typer(help="Keys of teams, and what teams have used.", no_args_is_help=True)
+teams = typer.Typer(help="Teams, their shares and quotas.", no_args_is_help=True, epilog="Example: dray teams list")
+keys = typer.Typer(
+    help="Keys of teams, and what teams have used.", no_args_is_help=True, epilog="Example: dray keys create support"
+)
 
 Name = Annotated[str, typer.Argument(help="The team.")]
 Number = Annotated[str, typer.Argument(help="The key's id, as `dray keys list` shows it.")]

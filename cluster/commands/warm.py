@@ -27,7 +27,7 @@ def warm_cache(
 ) -> None:
     """Have questions answered before anyone asks; people who ask meanwhile go first.
 
-    Begun again, it goes on: what is in the cache already is left alone.
+    Begun again, it goes on: what is in the cache already is left alone. Exit code 1: not all were answered.
     """
     if url is None or model is None:
         record = found(config, state_dir)

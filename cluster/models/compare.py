@@ -15,7 +15,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from cluster.models.folder import ModelFolderError, open_model
 from cluster.preflight import free_port
+from cluster.settings import ModelSettings
 
 _AT_A_TIME = 16
 _WINDOW_TOKENS = 512
@@ -79,6 +81,9 @@ def compare(models: Sequence[str], questions: Sequence[Question], text: str, max
     text: what perplexity is measured on; empty leaves it out. Raises CompareError where one cannot be served.
     """
     answers = []
+    # Before the first has been asked for minutes.
+    for model in models:
+        _check(model)
     for model in models:
         with _served(model) as (url, name):
             answers.append(_ask(url, name, questions, max_tokens))
@@ -91,6 +96,13 @@ def compare(models: Sequence[str], questions: Sequence[Question], text: str, max
         (_accuracy(questions, first), _accuracy(questions, second)),
         tuple(perplexity(Path(model), text) if text else None for model in models),  # type: ignore[arg-type]
     )
+
+
+def _check(folder: str) -> None:
+    try:
+        open_model(ModelSettings(source=folder), Path(folder))
+    except ModelFolderError as error:
+        raise CompareError(str(error)) from None
 
 
 def perplexity(folder: Path, text: str) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.models.catalog import CATALOG
 from cluster.settings import BUNDLED, ModelSettings, Settings
@@ -61,6 +61,29 @@ def folder_of(source: str, weight: str, models_dir: Path) -> Path:
         )
     slug = source.replace("/", "--").lower()
     return models_dir / (slug if slug.endswith(f"-{weight}-ov") else f"{slug}-{weight}")
+
+
+def is_to_be_fetched(model: ModelSettings, models_dir: Path) -> bool:
+    """Whether it is named, and not on this machine. Raises UnknownModel."""
+    if model.source == BUNDLED or is_folder(model.source):
+        return False
+    return not folder_of(model.source, model.weight, models_dir).is_dir()
+
+
+class KnownModel(Protocol):
+    """What names and sizes the engines of a model, on this machine or not."""
+
+    @property
+    def settings(self) -> ModelSettings: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def weights_bytes(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -144,20 +167,27 @@ def _made_for(folder: Path) -> int:
     return int(noted or json.loads((folder / "config.json").read_text())["max_position_embeddings"])
 
 
-def open_models(settings: Settings) -> list[ServedModel]:
-    """Checks every model that is to be served. Raises ModelFolderError, also where two go by one name."""
-    models = [open_model(one, settings.models_dir) for one in settings.served]
+def open_models(settings: Settings, models_dir: Path | None = None) -> list[ServedModel]:
+    """Checks every model that is to be served. models_dir: this machine's, where the settings are another's.
+
+    Raises ModelFolderError, also where two go by one name.
+    """
+    models = [open_model(one, models_dir or settings.models_dir) for one in settings.served]
     names = [name for model in models for name in model.names]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ModelFolderError(f"two models go by the name {twice[0]!r}; give each a `name` of its own")
     return models
 
 
-def memory_needed(model: ServedModel) -> int:
-    """Bytes that the replicas need: the mapped weights once, and for each its repacked copy, KV cache and runtime.
+def private_memory(model: KnownModel) -> int:
+    """Bytes that one replica needs for itself: its repacked weights, KV cache and runtime.
 
     Measured on the 1.5B shape at INT8: 1.06 times the weights and 0.1 GB private to a replica, beside the KV cache.
     """
     kv_cache_mb = model.settings.kv_cache_mb if model.settings.task == "generate" else 0
-    private = int(model.weights_bytes * 1.06) + (kv_cache_mb + 150) * 2**20
-    return model.weights_bytes + model.settings.replicas * private
+    return int(model.weights_bytes * 1.06) + (kv_cache_mb + 150) * 2**20
+
+
+def memory_needed(model: KnownModel) -> int:
+    """Bytes that all replicas need on one machine, where they share the mapped weights."""
+    return model.weights_bytes + model.settings.replicas * private_memory(model)

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from deployments.engine.prefix import BLOCK_TOKENS, PrefixMirror
+from deployments.engine.prefix import BLOCK_TOKENS, PrefixMirror, block_keys
 from deployments.engine.wire import (
     Add,
     Cancel,
@@ -42,6 +42,7 @@ _PR_SET_PDEATHSIG = 1
 _MADV_DONTNEED = 4
 _WEIGHTS_FILE = "openvino_model.bin"
 _RATE_SMOOTHING_S = 5.0
+_PROBE_TOKENS = 64
 
 
 def kv_bytes_per_token(config: dict[str, Any]) -> int:
@@ -88,6 +89,7 @@ class Engine:
         self._streams: dict[int, _Stream] = {}
         self._ended: dict[int, Tokens] = {}
         self._rate = 0.0
+        self._decoded = 0
 
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.num_kv_blocks = self._blocks
@@ -111,10 +113,18 @@ class Engine:
     def kv_tokens(self) -> int:
         return self._blocks * BLOCK_TOKENS
 
-    def warm_up(self, batched_tokens: int) -> None:
-        """Runs a prefill and a few decode steps: the first inference repacks the weights."""
-        prompt = [token % self._vocabulary for token in range(min(batched_tokens, self.kv_tokens // 2))]
-        self.add(Add(-1, Request(prompt, Sampling(max_tokens=4))))
+    def warm_up(self, batched_tokens: int) -> float:
+        """Runs a prefill and a few decode steps: the first inference repacks the weights. Gives the prompt tokens
+        that it then computes a second: how fast this node is."""
+        most = self.kv_tokens // 4
+        self._run([token % self._vocabulary for token in range(min(batched_tokens, most))], 4)
+        probe = [(token + 1) % self._vocabulary for token in range(min(_PROBE_TOKENS, most))]
+        began = time.perf_counter()
+        self._run(probe, 1)
+        return len(probe) / (time.perf_counter() - began)
+
+    def _run(self, prompt: list[int], tokens: int) -> None:
+        self.add(Add(-1, Request(prompt, Sampling(max_tokens=tokens))))
         while self.busy:
             self.step()
 
@@ -133,14 +143,14 @@ class Engine:
         except RuntimeError as error:
             self._ended[message.id] = Tokens([], "invalid", reason=str(error))
             return
-        self._streams[message.id] = _Stream(handle, message.request, self._prefixes.match(prompt))
+        self._streams[message.id] = _Stream(handle, message.request, self._prefixes.match(block_keys(prompt[:-1])))
 
     def cancel(self, message: Cancel) -> None:
         """Ends a stream that nobody reads; one that has ended already is no fault."""
         stream = self._streams.pop(message.id, None)
         if stream is not None:
             stream.handle.cancel()
-            self._prefixes.add(stream.tokens)
+            self._prefixes.add(block_keys(stream.tokens))
             # The scheduler lets go of its KV blocks in the next step, and an idle engine makes none.
             if not self._streams and self._pipeline.has_non_finished_requests():
                 self._pipeline.step()
@@ -161,10 +171,10 @@ class Engine:
                 count += len(tokens.ids)
                 if tokens.finish:
                     del self._streams[number]
-                    self._prefixes.add(stream.tokens)
+                    self._prefixes.add(block_keys(stream.tokens))
             self._measure(count, time.perf_counter() - began)
         usage = self._pipeline.get_metrics().cache_usage / 100
-        return Step(made, Load(len(self._streams), self._rate, usage))
+        return Step(made, Load(len(self._streams), self._rate, usage, self._decoded))
 
     def _read(self, stream: _Stream) -> Tokens | None:
         ids: list[int] = []
@@ -222,6 +232,7 @@ class Engine:
         return kinds(structural_tags_config=kinds.TriggeredTags(triggers=[grammar.trigger], tags=tags))
 
     def _measure(self, tokens: int, seconds: float) -> None:
+        self._decoded += tokens
         weight = min(1.0, seconds / _RATE_SMOOTHING_S)
         self._rate += (tokens / max(seconds, 1e-6) - self._rate) * weight
 
@@ -261,12 +272,12 @@ def serve(config: EngineConfig, connection: socket.socket) -> None:
     try:
         engine = Engine(config)
         loaded = time.perf_counter()
-        engine.warm_up(config.max_batched_tokens)
+        speed = engine.warm_up(config.max_batched_tokens)
         give_back_weights(config.model_dir)
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         send(Failed(f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"))
         raise
-    send(Ready(loaded - began, time.perf_counter() - loaded, engine.kv_tokens))
+    send(Ready(loaded - began, time.perf_counter() - loaded, engine.kv_tokens, speed))
 
     unframer = Unframer()
     selector = selectors.DefaultSelector()

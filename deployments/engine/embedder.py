@@ -16,6 +16,7 @@ from ray import serve
 
 from cluster.cores import pin_process
 from cluster.models.folder import ServedModel, open_model
+from cluster.node import Node
 from cluster.serve_config import EngineArgs
 from deployments.engine.lease import wait_for_lease
 from deployments.engine.wire import Ready, decode_texts, encode
@@ -35,10 +36,12 @@ class EmbedderReplica:
         """Ready when this returns: cores leased, model loaded, first inference done. args: EngineArgs as JSON."""
         given = EngineArgs.model_validate(args)
         configure_logging(given.log_level)
-        model = open_model(given.model, given.models_dir)
+        node = Node.here()
+        model = open_model(given.model, node.models_dir)
         name = serve.get_replica_context().replica_id.unique_id
         self._metrics = EngineMetrics(model.name, name)
-        self._lease = await wait_for_lease(given.cores, given.core_lock_dir, f"{model.name}/{name}")
+        owner = f"{model.name}/{name}"
+        self._lease = await wait_for_lease(given.cores, node.core_lock_dir, owner, self._metrics.lease_missed.inc)
         # Before OpenVINO loads, which sizes itself by it.
         pin_process(self._lease.cpus)
         self._turn = asyncio.Lock()
@@ -46,7 +49,7 @@ class EmbedderReplica:
         self._pipeline = await asyncio.to_thread(_load, model, len(self._lease.cpus))
         loaded = time.perf_counter()
         await asyncio.to_thread(self._pipeline.embed_documents, ["warm-up"])
-        ready = Ready(loaded - began, time.perf_counter() - loaded, 0)
+        ready = Ready(loaded - began, time.perf_counter() - loaded, 0, 0.0)
         self._metrics.started(self._lease.cpus, os.getpid(), ready)
         log.info("embedder ready", extra={"cpus": list(self._lease.cpus), "load_s": ready.load_s})
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 
@@ -12,6 +14,8 @@ import msgspec
 
 from cluster.models.folder import ServedModel
 from deployments.engine.wire import (
+    FROM_OUTSIDE,
+    TYPICAL_TOKENS,
     Add,
     Cancel,
     EngineConfig,
@@ -28,6 +32,9 @@ from deployments.engine.wire import (
 )
 
 _READ_BYTES = 1 << 20
+_TYPICAL_OVER = 20
+_END_S = 2.0
+_APART_S = 0.02
 
 
 class EngineStartError(Exception):
@@ -35,18 +42,29 @@ class EngineStartError(Exception):
 
 
 class _Stream:
-    """Tokens that have come for one request and have not been read."""
+    """Tokens that have come for one request and have not been read. made: how many have come.
 
-    __slots__ = ("arrived", "pending")
+    A reader hears of the first ones at once, and of more at most every `_APART_S`: each message costs router, replica
+    and HAProxy as much as several tokens do, and nobody reads faster.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_due", "_waits", "arrived", "made", "pending", "request")
+
+    def __init__(self, request: Request) -> None:
         self.arrived = asyncio.Event()
+        self.made = 0
         self.pending: Tokens | None = None
+        self.request = request
+        self._due = 0.0
+        self._waits = False
 
     def put(self, tokens: Tokens) -> None:
         """Joins what came with what is still unread: a slow reader gets fewer, larger messages."""
+        self.made += len(tokens.ids)
         if self.pending is not None:
             before = self.pending
+            if before.finish:
+                return  # nothing comes behind its end: neither a sign of life nor the engine's death
             tokens = Tokens(
                 before.ids + tokens.ids,
                 tokens.finish,
@@ -55,17 +73,36 @@ class _Stream:
                 before.logprobs + tokens.logprobs,
             )
         self.pending = tokens
-        self.arrived.set()
+        if tokens.finish or (now := time.monotonic()) >= self._due:
+            self.arrived.set()
+        elif not self._waits:
+            self._waits = True
+            asyncio.get_running_loop().call_later(self._due - now, self._tell)
+
+    def _tell(self) -> None:
+        self._waits = False
+        if self.pending is not None:
+            self.arrived.set()
 
     def take(self) -> Tokens:
         assert self.pending is not None
         tokens, self.pending = self.pending, None
         self.arrived.clear()
+        self._due = time.monotonic() + _APART_S
         return tokens
+
+    def left(self, typical: float) -> int:
+        """Tokens that are still to be computed for it. typical: of a completion."""
+        sampling = self.request.sampling
+        rest = max(1, min(sampling.max_tokens, round(typical)) - self.made)
+        return rest if self.made else len(self.request.prompt) + rest
 
 
 class EngineProcess:
-    """One running engine process. Made by `start`; `closed` is set once it is gone."""
+    """One running engine process. Made by `start`; `closed` is set once it is gone.
+
+    computed: tokens so far, of prompts and completions.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
         self.pid = process.pid
@@ -76,8 +113,12 @@ class EngineProcess:
         self._streams: dict[int, _Stream] = {}
         self._numbers = 0
         self._heard = time.monotonic()
+        self._stuck = False
         self._reader: asyncio.Task[None] | None = None
         self._sending = asyncio.Lock()
+        self._typical = float(TYPICAL_TOKENS)
+        self.computed = 0
+        self._queues: dict[str, tuple[int, float]] = {}
 
     @classmethod
     async def start(
@@ -121,6 +162,25 @@ class EngineProcess:
         """Streams under way."""
         return len(self._streams)
 
+    def tell_alive(self) -> None:
+        """Says in every stream that this process is there, though it may have made nothing new."""
+        for stream in self._streams.values():
+            stream.put(Tokens([]))
+
+    def queues_since(self, earliest: float) -> dict[str, tuple[int, float]]:
+        """Of each router that has asked since then, the tokens that waited in it, and the Unix time; others are
+        forgotten."""
+        self._queues = {router: said for router, said in self._queues.items() if said[1] > earliest}
+        return self._queues
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Tokens that are still to be computed, by the router that wants them."""
+        tokens: Counter[str] = Counter()
+        for stream in self._streams.values():
+            tokens[stream.request.router] += stream.left(self._typical)
+        return dict(tokens)
+
     @property
     def silent_s(self) -> float:
         """Seconds since the engine last said anything, while it has work; 0 while it has none."""
@@ -132,10 +192,11 @@ class EngineProcess:
         Ends with `lost` when the process dies. Leaving early cancels the generation.
         """
         self._numbers += 1
-        number, stream = self._numbers, _Stream()
+        number, stream = self._numbers, _Stream(request)
         if not self._streams:
             self._heard = time.monotonic()
         self._streams[number] = stream
+        self._queues[request.router] = (request.queued, time.time())
         finished = False
         try:
             await self._send(Add(number, request))
@@ -146,12 +207,15 @@ class EngineProcess:
                 yield tokens
         finally:
             self._streams.pop(number, None)
+            self._typical += (stream.made - self._typical) / _TYPICAL_OVER
             if not finished:
                 # Shielded: this runs while the task is being cancelled, and the engine must hear of it.
                 await asyncio.shield(self._send(Cancel(number)))
 
-    async def stop(self) -> None:
-        """Kills the process and waits until it is gone. Streams under way end as `lost`."""
+    async def stop(self, *, stuck: bool = False) -> None:
+        """Kills the process and waits until it is gone. Streams under way end as `lost`. stuck: it had stopped to
+        work, and one of them may be why."""
+        self._stuck = stuck
         with suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()
@@ -187,13 +251,20 @@ class EngineProcess:
                     self.load = message.load
                     for number, tokens in message.streams.items():
                         if stream := self._streams.get(number):
+                            prompt = 0 if stream.made else len(stream.request.prompt) - tokens.cached
+                            self.computed += len(tokens.ids) + (prompt if tokens.ids else 0)
                             stream.put(tokens)
+        # Its socket has closed; how it ended is known in a moment.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_END_S):
+                await self._process.wait()
         self._close()
 
     def _close(self) -> None:
         self._connection.close()
+        killed = self._process.returncode in (-signal.SIGKILL, -signal.SIGTERM) and not self._stuck
         for stream in self._streams.values():
-            stream.put(Tokens([], "lost"))
+            stream.put(Tokens([], "lost", reason=FROM_OUTSIDE if killed else ""))
         self.load = Load()
         self.closed.set()
 

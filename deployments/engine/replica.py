@@ -2,19 +2,24 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
+import msgspec
 from ray import serve
 
+from cluster.autoscaling import HEARD, PACE, QUEUE_HOLDS_S, QUEUED, TOKENS
 from cluster.cores import check_affinity, repin
 from cluster.models.folder import open_model
+from cluster.node import Node
 from cluster.serve_config import EngineArgs
 from deployments.engine.lease import wait_for_lease
 from deployments.engine.process import EngineProcess, EngineStartError, config_for
-from deployments.engine.wire import Tokens, decode_request, encode
+from deployments.engine.wire import ALIVE_S, FROM_OUTSIDE, Request, Standing, Tokens, decode_request, encode
 from deployments.telemetry import EngineMetrics, configure_logging
+from deployments.tracing import Traces, prefill_and_decode
 
 log = logging.getLogger("dray.engine")
 
@@ -22,6 +27,9 @@ _LOOK_S = 1.0
 _AFFINITY_LOOK_S = 15.0
 _MAX_RESTARTS = 3
 _HEALTHY_AFTER_S = 60.0
+_WELL_LOADED = 4
+"""An engine is where it runs one in so many of the sequences that it could."""
+_PACE_WEIGHT = 0.1
 
 
 class EngineReplica:
@@ -37,15 +45,20 @@ class EngineReplica:
         """
         given = EngineArgs.model_validate(args)
         configure_logging(given.log_level)
-        model = open_model(given.model, given.models_dir)
+        node = Node.here()
+        model = open_model(given.model, node.models_dir)
         self._name = serve.get_replica_context().replica_id.unique_id
         self._metrics = EngineMetrics(model.name, self._name)
-        self._lease = await wait_for_lease(given.cores, given.core_lock_dir, f"{model.name}/{self._name}")
+        self._traces = Traces("dray-engine", self._name)
+        owner = f"{model.name}/{self._name}"
+        self._lease = await wait_for_lease(given.cores, node.core_lock_dir, owner, self._metrics.lease_missed.inc)
         self._chosen = model.settings
         self._config = config_for(model, self._lease.cpus)
         self._engine: EngineProcess | None = None
         self._running = asyncio.Event()
         self._restarts = 0
+        self._measured = (0.0, 0, False)
+        self._speed = self._pace = 0.0
         await self._start()
         self._keeper = asyncio.create_task(self._keep())
 
@@ -55,16 +68,28 @@ class EngineReplica:
         While the engine process is being restarted, this waits for it.
         """
         request = decode_request(payload)
-        try:
-            async with asyncio.timeout(self._chosen.start_timeout_s):
-                await self._running.wait()
-        except TimeoutError:
-            yield encode(Tokens([], "lost"))
-            return
+        yield encode(Tokens([], replica=self._name))
+        deadline = time.monotonic() + self._chosen.start_timeout_s
+        while not self._running.is_set():
+            if time.monotonic() > deadline or self._keeper.done():
+                yield encode(Tokens([], "lost", reason=FROM_OUTSIDE))
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ALIVE_S):
+                    await self._running.wait()
+            yield encode(Tokens([]))
         assert self._engine is not None
-        async with aclosing(self._engine.generate(request)) as stream:
-            async for tokens in stream:
+        stream = self._engine.generate(request)
+        async with aclosing(self._traced(request, stream) if request.traceparent else stream) as told:
+            async for tokens in told:
                 yield encode(tokens)
+
+    async def _traced(self, request: Request, stream: AsyncGenerator[Tokens, None]) -> AsyncGenerator[Tokens, None]:
+        known = {"dray.replica": self._name, "gen_ai.usage.input_tokens": len(request.prompt)}
+        with self._traces.begin("engine", request.traceparent, known) as span:
+            async with aclosing(stream), aclosing(prefill_and_decode(span, stream)) as told:
+                async for tokens in told:
+                    yield tokens
 
     def check_health(self) -> None:
         """Called by Serve; an engine that dies again and again makes the replica unhealthy, so Serve replaces it."""
@@ -72,18 +97,25 @@ class EngineReplica:
             raise RuntimeError(f"engine process of {self._name} does not stay up ({self._restarts} restarts)")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """What the autoscaling policy reads of this replica."""
-        load = self._engine.load if self._engine else None
-        return {
-            "running": float(self._engine.active if self._engine else 0),
-            "tokens_per_s": load.tokens_per_s if load else 0.0,
-        }
+        """What the autoscaling policy reads of this replica (cluster.autoscaling)."""
+        engine = self._engine
+        told = {TOKENS: float(sum(engine.waiting.values()) if engine else 0), PACE: self._pace}
+        for router, (tokens, heard) in (engine.queues_since(time.time() - QUEUE_HOLDS_S) if engine else {}).items():
+            told |= {f"{QUEUED}{router}": float(tokens), f"{HEARD}{router}": heard}
+        return told
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """What the routers choose replicas by (deployments.balance)."""
+        waiting = self._engine.waiting if self._engine else {}
+        told: dict[str, Any] = msgspec.to_builtins(Standing(self._speed, self._kv_tokens, waiting))
+        return told
 
     async def __del__(self) -> None:
         """Serve calls this when the replica stops: the process ends, then the cores are free."""
         self._keeper.cancel()
         if self._engine is not None:
             await self._engine.stop()
+        await asyncio.to_thread(self._traces.close)
         self._metrics.gone()
         self._lease.release()
 
@@ -92,6 +124,8 @@ class EngineReplica:
             self._config, timeout_s=self._chosen.start_timeout_s, keep_open=self._lease.pass_fds
         )
         self._metrics.started(self._config.cpus, self._engine.pid, ready)
+        self._speed, self._kv_tokens = ready.speed, ready.kv_tokens
+        self._pace = self._pace or ready.speed
         self._running.set()
         log.info(
             "engine ready",
@@ -101,7 +135,7 @@ class EngineReplica:
     async def _keep(self) -> None:
         """Watches the engine: restarts a dead one, kills a stuck one, pins one that was moved."""
         loop = asyncio.get_running_loop()
-        looked = began = loop.time()
+        looked = began = told = loop.time()
         while True:
             engine = self._engine
             assert engine is not None
@@ -110,9 +144,13 @@ class EngineReplica:
                     await engine.closed.wait()
             except TimeoutError:
                 self._metrics.report(engine.load, engine.active)
+                self._measure(engine, loop.time())
+                if loop.time() - told > ALIVE_S:
+                    told = loop.time()
+                    engine.tell_alive()
                 if engine.silent_s > self._chosen.stall_timeout_s:
                     log.error("engine makes no progress; killing it", extra={"silent_s": engine.silent_s})
-                    await engine.stop()
+                    await engine.stop(stuck=True)
                 elif loop.time() - looked > _AFFINITY_LOOK_S:
                     looked = loop.time()
                     self._hold_cores(engine.pid)
@@ -130,8 +168,14 @@ class EngineReplica:
                 await self._start()
             except EngineStartError as error:
                 log.error("engine process did not start again: %s", error)
-                return
             began = loop.time()
+
+    def _measure(self, engine: EngineProcess, now: float) -> None:
+        """Smooths the tokens a second that the engine computes while it is well loaded: what it can do."""
+        before, loaded = self._measured, engine.active >= max(1, self._chosen.max_running // _WELL_LOADED)
+        self._measured = (now, engine.computed, loaded)
+        if before[2] and loaded and engine.computed >= before[1]:
+            self._pace += ((engine.computed - before[1]) / (now - before[0]) - self._pace) * _PACE_WEIGHT
 
     def _hold_cores(self, pid: int) -> None:
         # The kubelet may rewrite a container's cpuset, which resets every thread's affinity.

@@ -15,6 +15,17 @@ Finish = Literal["", "stop", "length", "overloaded", "lost", "invalid"]
 process died with it, and another can carry it on. `invalid`: the engine refused it."""
 
 
+ALIVE_S = 2.0
+"""A replica lets a stream hear of it at least so often, in seconds."""
+
+FROM_OUTSIDE = "from outside"
+"""Why a stream is lost where its engine did not die by itself: its replica or its node is gone, or somebody killed it.
+A request that kills engines makes them crash or hang."""
+
+TYPICAL_TOKENS = 256
+"""What a completion is thought to take, until it is known better."""
+
+
 class Tag(msgspec.Struct, frozen=True, array_like=True):
     """Text that starts with `begin`, goes on as the grammar (EBNF) says, and finishes with `end`."""
 
@@ -55,17 +66,28 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True):
-    """A prompt as token ids, and how to go on from it."""
+    """A prompt as token ids, and how to go on from it.
+
+    router: names the router that asks. queued: tokens of requests that wait in that router for their turn.
+    avoid: replicas that have failed on it; they take it if no other is there.
+    traceparent: the span that the engine's are a part of, as W3C Trace Context writes it; empty: no trace is made.
+    """
 
     prompt: list[int]
     sampling: Sampling
+    router: str = ""
+    queued: int = 0
+    avoid: tuple[str, ...] = ()
+    traceparent: str = ""
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True):
-    """Token ids made since the last message of this stream.
+    """Token ids made since the last message of this stream; none at its beginning, and now and then while none come,
+    so that a router hears that the replica is alive.
 
     cached: prompt tokens found in the prefix cache; sent with a stream's first message, else 0.
     reason: for `invalid`, what the engine said. logprobs: natural logarithms, one a token, where they were wanted.
+    replica: which one makes them; sent with a stream's first message, else empty.
     """
 
     ids: list[int]
@@ -73,6 +95,7 @@ class Tokens(msgspec.Struct, frozen=True, array_like=True):
     cached: int = 0
     reason: str = ""
     logprobs: list[float] = []
+    replica: str = ""
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
@@ -100,11 +123,12 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """From the engine: warmed up. Times in seconds, sizes in bytes and tokens."""
+    """From the engine: warmed up. Times in seconds, sizes in tokens. speed: prompt tokens computed a second."""
 
     load_s: float
     warmup_s: float
     kv_tokens: int
+    speed: float
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -114,11 +138,13 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Load(msgspec.Struct, frozen=True):
-    """How busy an engine is. tokens_per_s: decoded, smoothed over the last seconds of work."""
+    """How busy an engine is. tokens_per_s: decoded, smoothed over the last seconds of work. decoded: since it
+    started."""
 
     running: int = 0
     tokens_per_s: float = 0.0
     kv_used: float = 0.0
+    decoded: int = 0
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):
@@ -126,6 +152,15 @@ class Step(msgspec.Struct, frozen=True, tag=True):
 
     streams: dict[int, Tokens]
     load: Load
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """What a replica tells the routers: prompt tokens it computes a second, tokens that its KV cache holds, and those
+    that it has still to compute, by the router that wants them."""
+
+    speed: float = 0.0
+    kv_tokens: int = 0
+    waiting: dict[str, int] = {}
 
 
 ToEngine = Add | Cancel

@@ -95,6 +95,8 @@ def schema_text(schema: dict[str, Any] | None, param: str, limits: LimitSettings
 
 def template_arguments(given: dict[str, Any] | None, effort: str | None, limits: LimitSettings) -> str:
     """Further arguments of the chat template, as JSON text."""
+    if not given and effort is None:
+        return "{}"
     arguments = dict(given or {})
     if taken := sorted(_OURS & arguments.keys()):
         raise invalid("chat_template_kwargs", f"'{taken[0]}' is Dray's to set.")

@@ -278,7 +278,7 @@ def chat_question(request: ChatRequest, model: ServedModel, limits: LimitSetting
     tools = tuple(_tool(spec.function, limits) for spec in request.tools or ())
     return Question(
         turns=turns,
-        sampling=msgspec.structs.replace(sampling, logprobs=bool(request.logprobs)),
+        sampling=msgspec.structs.replace(sampling, logprobs=True) if request.logprobs else sampling,
         tools=tools,
         tool_choice=_tool_choice(request, tools),
         schema=_schema(request, limits),

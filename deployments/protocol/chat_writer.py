@@ -103,7 +103,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
 
 
 class ChatCompletion(msgspec.Struct, frozen=True):
-    """The body of an answer that is not streamed."""
+    """The body of an answer that is not streamed. replica: the engine replica that made it."""
 
     id: str
     created: int
@@ -112,6 +112,7 @@ class ChatCompletion(msgspec.Struct, frozen=True):
     choices: list[ChatChoice]
     usage: UsageSaid
     object: Literal["chat.completion"] = "chat.completion"
+    replica: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
@@ -124,7 +125,7 @@ class ChunkChoice(msgspec.Struct, frozen=True):
 
 
 class ChatChunk(msgspec.Struct, frozen=True):
-    """An event of a stream."""
+    """An event of a stream. replica: the engine replica that made the answer; with its usage."""
 
     id: str
     created: int
@@ -133,6 +134,7 @@ class ChatChunk(msgspec.Struct, frozen=True):
     choices: list[ChunkChoice]
     usage: UsageSaid | msgspec.UnsetType | None = msgspec.UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    replica: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def usage_of(usage: Usage) -> UsageSaid:
@@ -165,7 +167,7 @@ class ChatWriter:
 
     def whole(self, answer: Answer) -> ChatCompletion:
         choices = [self._choice(place, one) for place, one in enumerate(answer.choices)]
-        return ChatCompletion(*self._head, choices, usage_of(answer.usage))
+        return ChatCompletion(*self._head, choices, usage_of(answer.usage), replica=answer.replica or msgspec.UNSET)
 
     def opening(self) -> bytes:
         return b"".join(self._chunk(place, AnswerDelta("assistant", "")) for place in range(self._choices))
@@ -183,7 +185,8 @@ class ChatWriter:
 
     def closing(self, answer: Answer) -> bytes:
         if self._usage is None:
-            return event(ChatChunk(*self._head, [], usage_of(answer.usage))) + b"data: [DONE]\n\n"
+            last = ChatChunk(*self._head, [], usage_of(answer.usage), replica=answer.replica or msgspec.UNSET)
+            return event(last) + b"data: [DONE]\n\n"
         return b"data: [DONE]\n\n"
 
     def failure(self, error: ApiError) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -16,9 +17,13 @@ from deployments.question import Question, Turn
 
 
 class Replica:
-    """An engine process that is started again when it has died, asked as a Serve handle is."""
+    """An engine process that is started again when it has died, asked as a Serve handle is.
 
-    def __init__(self, model: ServedModel) -> None:
+    kill: sent to it once it has made so many messages of a stream, for as long as `kills` says.
+    """
+
+    def __init__(self, model: ServedModel, kill: int = 0, at: int = 0, kills: int = 0) -> None:
+        self._kill, self._at, self.kills = kill, at, kills
         self._config = config_for(model, tuple(sorted(os.sched_getaffinity(0))))
         self._engine: EngineProcess | None = None
         self._starting = asyncio.Lock()
@@ -39,8 +44,17 @@ class Replica:
             if self._engine is None or self._engine.closed.is_set():
                 self._engine, _ = await EngineProcess.start(self._config, timeout_s=60)
                 self.starts += 1
-        async for tokens in self._engine.generate(decode_request(payload)):
+        engine, said = self._engine, 0
+        self._end(engine, said)
+        async for tokens in engine.generate(decode_request(payload)):
             yield encode(tokens)
+            said += 1
+            self._end(engine, said)
+
+    def _end(self, engine: EngineProcess, said: int) -> None:
+        if self.kills and said == self._at:
+            self.kills -= 1
+            os.kill(engine.pid, self._kill)
 
 
 class Response:
@@ -66,7 +80,7 @@ def test_poison_is_stopped_after_two_engines_and_nobody_else_suffers(bundled: Se
 
     async def work() -> None:
         replica, carried = Replica(bundled), []
-        dispatcher = Dispatcher(replica, lambda: carried.append(1))
+        dispatcher = Dispatcher(replica, "engine", lambda: carried.append(1))
         prompt = prompts.render(Question((Turn("user", "What is 345 times 678?"),), Sampling(1))).ids
         plain = Request(prompt, Sampling(300))
         poison = Request(prompt, Sampling(50, grammar=Grammar("root ::= (")))
@@ -83,3 +97,30 @@ def test_poison_is_stopped_after_two_engines_and_nobody_else_suffers(bundled: Se
             await replica.stop()
 
     asyncio.run(asyncio.wait_for(work(), 120))
+
+
+def test_who_kills_engines_from_outside_is_not_the_request(bundled: ServedModel) -> None:
+    asyncio.run(asyncio.wait_for(killed(bundled, Replica(bundled, signal.SIGKILL, at=0, kills=3)), 60))
+
+
+@pytest.mark.slow
+def test_a_request_under_which_engines_crash_is_stopped_though_it_goes_on_each_time(bundled: ServedModel) -> None:
+    replica = Replica(bundled, signal.SIGABRT, at=1, kills=9)
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(asyncio.wait_for(killed(bundled, replica), 60))
+    assert refused.value.body.error.code == "engine_failed"
+    assert replica.starts == 5
+
+
+async def killed(bundled: ServedModel, replica: Replica) -> None:
+    """Asks; the answer must be the one of an engine that nobody kills."""
+    prompt = Prompts(bundled).render(Question((Turn("user", "What is 345 times 678?"),), Sampling(1))).ids
+    request = Request(prompt, Sampling(300))
+    calm = Replica(bundled)
+    try:
+        right = await answer(Dispatcher(calm, "engine", lambda: None), request)
+        assert await answer(Dispatcher(replica, "engine", lambda: None), request) == right
+        assert replica.kills == 0
+    finally:
+        await calm.stop()
+        await replica.stop()

@@ -87,6 +87,23 @@ def test_streams_of_a_killed_engine_end_as_lost(bundled: ServedModel) -> None:
     with_engine(bundled, work)
 
 
+def test_an_end_that_has_not_been_read_stays_the_end(bundled: ServedModel) -> None:
+    async def work(engine: EngineProcess) -> None:
+        whole, end, _ = await complete(engine, PROMPT, 20)
+        stream = engine.generate(Request(PROMPT, Sampling(20)))
+        made = [await anext(stream)]
+        async with asyncio.timeout(20):
+            while engine.load.running:
+                await asyncio.sleep(0.01)
+        engine.tell_alive()
+        await engine.stop()
+        made += [tokens async for tokens in stream]
+        assert [one for tokens in made for one in tokens.ids] == whole
+        assert made[-1].finish == end
+
+    with_engine(bundled, work)
+
+
 def test_a_model_that_is_not_there_is_said(tmp_path: object) -> None:
     with pytest.raises(EngineStartError, match="No such file"):
         asyncio.run(EngineProcess.start(config(str(tmp_path)), timeout_s=60))

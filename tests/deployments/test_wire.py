@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.engine.prefix import BLOCK_TOKENS, PrefixMirror
+from deployments.engine.prefix import BLOCK_TOKENS, PrefixMirror, block_keys
 from deployments.engine.wire import (
     Add,
     Cancel,
@@ -40,20 +40,20 @@ def test_each_message_is_told_from_the_others() -> None:
 
 def test_prefix_is_matched_by_whole_blocks_and_never_all_of_the_prompt() -> None:
     mirror, prompt = PrefixMirror(100), list(range(4 * BLOCK_TOKENS))
-    assert mirror.match(prompt) == 0
-    mirror.add(prompt)
-    assert mirror.match([*prompt, 1]) == 4 * BLOCK_TOKENS
-    assert mirror.match(prompt) == 3 * BLOCK_TOKENS
-    assert mirror.match([*prompt[: 2 * BLOCK_TOKENS + 5], 9, 9]) == 2 * BLOCK_TOKENS
-    assert mirror.match([9, *prompt]) == 0
+    assert mirror.match(block_keys(prompt[:-1])) == 0
+    mirror.add(block_keys(prompt))
+    assert mirror.match(block_keys(prompt)) == 4 * BLOCK_TOKENS
+    assert mirror.match(block_keys(prompt[:-1])) == 3 * BLOCK_TOKENS
+    assert mirror.match(block_keys([*prompt[: 2 * BLOCK_TOKENS + 5], 9])) == 2 * BLOCK_TOKENS
+    assert mirror.match(block_keys([9, *prompt[:-1]])) == 0
 
 
 def test_prefix_mirror_forgets_the_least_recently_used() -> None:
     mirror = PrefixMirror(4)
     first, second, third = ([n] * (2 * BLOCK_TOKENS) for n in (1, 2, 3))
-    mirror.add(first)
-    mirror.add(second)
-    mirror.add(first)
-    mirror.add(third)
-    assert mirror.match([*first, 0]) == mirror.match([*third, 0]) == 2 * BLOCK_TOKENS
-    assert mirror.match([*second, 0]) == 0
+    mirror.add(block_keys(first))
+    mirror.add(block_keys(second))
+    mirror.add(block_keys(first))
+    mirror.add(block_keys(third))
+    assert mirror.match(block_keys(first)) == mirror.match(block_keys(third)) == 2 * BLOCK_TOKENS
+    assert mirror.match(block_keys(second)) == 0

@@ -113,6 +113,7 @@ def test_the_cache_can_be_looked_into_and_cleared(dray: Dray, http: httpx.Client
     question = new_question()
     made = ask(http, question)
     text = made.json()["choices"][0]["message"]["content"]
+    assert made.json()["replica"] == dray.status()["replicas"][0]["replica"]
     key = made.headers["x-dray-cache-key"]
     assert text in dray.run("cache", "show", key).stdout
     shown = json.loads(dray.run("cache", "show", key, "--json").stdout)

@@ -97,7 +97,7 @@ def test_down_without_up(another: Dray) -> None:
     assert ended.returncode == 1 and "not running" in ended.stderr
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_nothing(another: Dray, how: signal.Signals) -> None:
     process = subprocess.Popen(another.command("up"), env=another.environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -1,0 +1,148 @@
+"""What `dray plan` foretells beside what is so: the same requests at the same times, to a real Dray and to its model.
+
+The replica has one core, and router and client have the other; step times are measured in the same way. What router and
+network take is measured first, one request at a time; the loads that are compared come after it.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.service import Service, report, running
+from benchmarks.streams import measured
+from cluster.bench.client import Outcome
+from cluster.bench.lengths import Lengths, parse_lengths
+from cluster.bench.load import Load, Span
+from cluster.bench.results import Measured
+from cluster.bench.workload import Conversation, Workload
+from cluster.plan.load import Request
+from cluster.plan.measure import measure as measure_steps
+from cluster.plan.profile import Profile, StepTimes, fit, read_profile
+from cluster.plan.service import Terms, Window, simulate
+from cluster.settings import BUNDLED, ModelSettings, default_models_dir
+
+_SHARES = (0.5, 0.95)
+
+
+def profile_of(args: argparse.Namespace) -> Profile:
+    """The given one, or one that is measured now."""
+    if args.profile and args.profile.is_file():
+        return read_profile(args.profile)
+    with tempfile.TemporaryDirectory() as leases:
+        for one in measure_steps(ModelSettings(source=args.model), default_models_dir(), 1, Path(leases)):
+            if isinstance(one, Profile):
+                if args.profile:
+                    args.profile.write_bytes(msgspec.json.encode(one))
+                return one
+    raise RuntimeError("nothing was measured")
+
+
+@contextmanager
+def telling(source: str) -> Iterator[str]:
+    """The model, with a word for each id that its tokenizer does not know: what random weights say is told at once, as
+    text of real weights would be, and not held back for a character that never comes."""
+    if source == BUNDLED:
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as into:
+        folder = Path(into) / Path(source).name
+        folder.mkdir()
+        for file in Path(source).iterdir():
+            (folder / file.name).symlink_to(file.resolve())
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        vocabulary = tokenizer["model"]["vocab"]
+        known = {*vocabulary.values(), *(one["id"] for one in tokenizer["added_tokens"])}
+        size = json.loads((folder / "config.json").read_text())["vocab_size"]
+        vocabulary.update({f"Ġw{number}": number for number in range(size) if number not in known})
+        (folder / "tokenizer.json").unlink()
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        yield str(folder)
+
+
+def asked(service: Service, args: argparse.Namespace, load: Load, seconds: float) -> tuple[Measured, list[Request]]:
+    """Runs the load; gives what was seen, and the trace of what was asked."""
+    trace: list[Request] = []
+    began = time.perf_counter()
+
+    def on_done(one: Conversation, outcome: Outcome) -> None:
+        at = outcome.began - began
+        trace.append(Request(at, outcome.prompt, outcome.completion, one.question, one.session))
+
+    seen = measured(
+        service.url,
+        load,
+        Span(seconds, 0, 0),
+        Workload(args.prompt, args.output, repeated=args.repeated),
+        on_done=on_done,
+        seed=args.seed,
+    )
+    return seen, sorted(trace, key=lambda one: one.at)
+
+
+def overheads(service: Service, args: argparse.Namespace, times: StepTimes) -> tuple[float, float]:
+    """Seconds that a running service takes beside the engine's steps: before the first token, and in each step."""
+    alone = argparse.Namespace(**{**vars(args), "repeated": 0.0, "seed": args.seed + 1})
+    seen, trace = asked(service, alone, Load("concurrency", 1), args.alone)
+    prompt = sum(one.prompt for one in trace) / len(trace)
+    output = sum(one.output for one in trace) / len(trace)
+    step = times.decode(1, round(prompt), round(output)) / round(output)
+    per_step = max(0.0, seen.tpot.at(0.5) - step)
+    first = times.step(0, 0, round(prompt), round(prompt * prompt / 2))
+    return max(0.0, seen.ttft.at(0.5) - first - per_step), per_step
+
+
+def checked(args: argparse.Namespace) -> str:
+    profile = profile_of(args)
+    times = fit(profile.points)
+    rows = []
+    with (
+        telling(args.model) as model,
+        running(DRAY_MODEL__SOURCE=model, DRAY_MODEL__CORES_PER_REPLICA="1") as service,
+    ):
+        before, per_step = overheads(service, args, times)
+        for rate in args.rates:
+            seen, trace = asked(service, args, Load("rate", rate), args.seconds)
+            window = Window()
+            terms = Terms(overhead_s=before, step_overhead_s=per_step)
+            simulate(trace, profile.engine, times, 1, terms, lambda at, window=window: window)  # type: ignore[misc]
+            cells = []
+            for real, foretold in ((seen.ttft, window.ttft), (seen.tpot, window.tpot)):
+                for share in _SHARES:
+                    is_, said = real.at(share), foretold.at(share)
+                    cells.append(f"{1000 * is_:.1f} / {1000 * said:.1f} ({100 * (said / is_ - 1):+.0f} %)")
+            rows.append([f"{rate:g}", str(seen.ok), *cells])
+            print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
+    heads = ["requests/s", "requests", *(f"{name} p{at}, ms" for name in ("TTFT", "TPOT") for at in (50, 95))]
+    title = f"The planner's model beside the real thing, {profile.engine.model} (measured / foretold)"
+    told = f"Router and network: {1000 * before:.1f} ms before the first token, {1000 * per_step:.2f} ms in each step; "
+    return report(title, heads, rows) + f"\n{told}median error of the step times' fit: {100 * times.error:.1f} %.\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--profile", type=Path, help="read from here, or written to here once measured")
+    parser.add_argument("--only-profile", action="store_true", help="measure the profile, and nothing else")
+    parser.add_argument("--rates", type=float, nargs="+", default=[4, 10, 16], help="requests a second")
+    parser.add_argument("--seconds", type=float, default=30, help="of each load")
+    parser.add_argument("--alone", type=float, default=10, help="seconds of one request at a time")
+    parser.add_argument("--prompt", type=parse_lengths, default=Lengths(60, 180), help="tokens")
+    parser.add_argument("--output", type=parse_lengths, default=Lengths(32, 96), help="tokens")
+    parser.add_argument("--repeated", type=float, default=0.0, help="share that asks a question again")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.only_profile:
+        profile_of(args)
+        return
+    print(checked(args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""CPU time of each process for a streamed token: router, HAProxy, engine replica and engine.
+
+Streams run at a time for a while; what the processes use when nothing is asked is taken off.
+"""
+
+import argparse
+import time
+from collections import defaultdict
+from statistics import median
+
+import psutil
+
+from benchmarks.service import Service, report, running
+from benchmarks.streams import streams
+
+KINDS = {
+    "router": "ServeReplica:dray:router",
+    "HAProxy": "haproxy",
+    "engine replica": "ServeReplica:engine-",
+    "engine process": "deployments.engine.core",
+}
+_IDLE_S = 5.0
+
+
+def used_s(service: Service) -> dict[str, float]:
+    """CPU seconds so far, by kind of process."""
+    used: defaultdict[str, float] = defaultdict(float)
+    for process in service.processes():
+        try:
+            line, times = " ".join(process.cmdline()), process.cpu_times()
+        except psutil.Error:
+            continue
+        for kind, mark in KINDS.items():
+            if mark in line:
+                used[kind] += times.user + times.system
+                break
+    return dict(used)
+
+
+def measure(args: argparse.Namespace) -> str:
+    costs: defaultdict[str, list[float]] = defaultdict(list)
+    rates = []
+    with running(DRAY_MODEL__SOURCE=args.model, DRAY_MODEL__CORES_PER_REPLICA="1") as service:
+        load = {"each": args.each, "prompt": 60, "tokens": args.tokens}
+        streams(service.url, args.streams, **load)
+        for _ in range(args.rounds):
+            before = used_s(service)
+            time.sleep(_IDLE_S)
+            idle, began = used_s(service), time.perf_counter()
+            made = streams(service.url, args.streams, **load)
+            took, after = time.perf_counter() - began, used_s(service)
+            rates.append(made.tokens_per_s)
+            for kind in KINDS:
+                at_rest = (idle[kind] - before[kind]) / _IDLE_S
+                costs[kind].append((after[kind] - idle[kind] - at_rest * took) / made.output_tokens)
+    rows = [[kind, f"{1e6 * median(seconds):.0f}"] for kind, seconds in costs.items()]
+    title = f"CPU for a streamed token, {args.streams} streams at {median(rates):.0f} tokens/s"
+    return report(title, ["process", "microseconds a token"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--each", type=int, default=4, help="requests of each stream in a round")
+    parser.add_argument("--tokens", type=int, default=256)
+    print(measure(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

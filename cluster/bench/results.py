@@ -1,0 +1,130 @@
+"""What was seen under one load: distributions in bounded memory, and rates."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.bench.client import Outcome
+from cluster.bench.load import Load
+
+_GROWTH = 1.005
+_LEAST_S = 1e-6
+_MOST_KINDS = 20
+_OTHER = "other errors"
+
+
+class Spread:
+    """A distribution of seconds: counts in buckets that grow by half a percent, so that any number of requests takes
+    the same memory, and a percentile is off by a quarter of a percent at most."""
+
+    def __init__(self) -> None:
+        self._buckets: Counter[int] = Counter()
+        self.count = 0
+
+    def add(self, seconds: float) -> None:
+        self._buckets[round(math.log(max(seconds, _LEAST_S)) / math.log(_GROWTH))] += 1
+        self.count += 1
+
+    def at(self, share: float) -> float:
+        """The percentile, as a share of 1; 0 where nothing was seen. Nearest rank."""
+        rank, seen = max(1, math.ceil(share * self.count)), 0
+        for bucket in sorted(self._buckets):
+            seen += self._buckets[bucket]
+            if seen >= rank:
+                return float(_GROWTH**bucket)
+        return 0.0
+
+    def told(self) -> dict[str, float]:
+        """As JSON has it, in seconds."""
+        return {f"p{round(100 * share)}": round(self.at(share), 6) for share in (0.5, 0.95, 0.99)}
+
+
+@dataclass(slots=True)
+class Measured:
+    """One load on one server, from `began` to `until` on the clock of time.perf_counter. Requests that began in that
+    time are counted; of tokens, those that came in that time."""
+
+    load: Load
+    began: float
+    until: float = math.inf
+    ttft: Spread = field(default_factory=Spread)
+    tpot: Spread = field(default_factory=Spread)
+    e2e: Spread = field(default_factory=Spread)
+    late: Spread = field(default_factory=Spread)
+    """How much later than it was due each request was sent: the client's own delay."""
+    ok: int = 0
+    hits: int = 0
+    ended: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    tokens: float = 0.0
+    errors: Counter[str] = field(default_factory=Counter)
+    whole: bool = True
+    """Whether it ran to its end."""
+
+    def add(self, outcome: Outcome) -> None:
+        """Takes a request that is over."""
+        if not outcome.error:
+            self.tokens += outcome.completion * self._share(outcome)
+            self.ended += self.began <= outcome.ended <= self.until
+        if not self.began <= outcome.began <= self.until:
+            return
+        if outcome.error:
+            kind = outcome.error if outcome.error in self.errors or len(self.errors) < _MOST_KINDS else _OTHER
+            self.errors[kind] += 1
+            return
+        self.ok += 1
+        self.hits += outcome.hit
+        self.prompt_tokens += outcome.prompt
+        self.cached_tokens += outcome.cached
+        self.output_tokens += outcome.completion
+        self.e2e.add(outcome.seconds)
+        if outcome.pieces:
+            self.ttft.add(outcome.ttft_s)
+        if (tpot := outcome.tpot_s) is not None:
+            self.tpot.add(tpot)
+
+    def _share(self, outcome: Outcome) -> float:
+        """Of an answer's tokens, those that came between the bounds."""
+        length = outcome.last - outcome.first
+        if length <= 0:
+            return float(self.began <= outcome.last <= self.until)
+        return max(0.0, min(self.until, outcome.last) - max(self.began, outcome.first)) / length
+
+    @property
+    def seconds(self) -> float:
+        return self.until - self.began
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def requests_per_s(self) -> float:
+        return self.ended / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def failed(self) -> int:
+        return sum(self.errors.values())
+
+    def told(self) -> dict[str, Any]:
+        """As JSON has it. Times in seconds."""
+        return {
+            "seconds": round(self.seconds, 3),
+            "whole": self.whole,
+            "requests": self.ok,
+            "failed": self.failed,
+            "errors": dict(self.errors),
+            "hits": self.hits,
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "output_tokens": self.output_tokens,
+            "tokens_per_s": round(self.tokens_per_s, 3),
+            "requests_per_s": round(self.requests_per_s, 4),
+            "ttft_s": self.ttft.told(),
+            "tpot_s": self.tpot.told(),
+            "e2e_s": self.e2e.told(),
+            "client_late_s": self.late.told(),
+        }

@@ -1,0 +1,58 @@
+"""`dray k8s`: manifests from the settings, and the check that a node can run engines."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.commands.console import AsJson, fail, out, settled
+from cluster.kubernetes.render import kustomization, render
+from cluster.kubernetes.sizes import KubernetesError
+from cluster.preflight import LaunchError, check_processor
+
+app = typer.Typer(
+    help="Dray under Kubernetes.",
+    no_args_is_help=True,
+    epilog="Example: dray k8s render --settings dray.yaml --out ours",
+)
+
+_BASE = Path(__file__).parents[2] / "k8s" / "base"
+
+
+@app.command("render", epilog="Example: dray k8s render --settings dray.yaml --out k8s/overlays/ours")
+def render_overlay(
+    target: Annotated[Path, typer.Option("--out", help="Folder of the overlay; its generated files are replaced.")],
+    config: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
+    image: Annotated[str | None, typer.Option(help="Container image of Dray, in place of the setting.")] = None,
+    base: Annotated[Path, typer.Option(help="The folder k8s/base of Dray's repository.")] = _BASE,
+) -> None:
+    """Write a Kustomize overlay: Serve config, worker groups, resources and times as the settings have them.
+
+    A kustomization.yaml that is there already is left as it is.
+    """
+    settings = settled(config, kubernetes__image=image).settings
+    try:
+        files = render(settings, base)
+    except KubernetesError as error:
+        raise fail(str(error)) from None
+    target.mkdir(parents=True, exist_ok=True)
+    if not (target / "kustomization.yaml").exists():
+        path = os.path.relpath(base.resolve(), target.resolve())
+        (target / "kustomization.yaml").write_text(kustomization(files, path))
+    for name, text in files.items():
+        (target / name).write_text(text)
+    out.print(f"{target}: {', '.join(files)}; kubectl apply -k {target}", highlight=False, soft_wrap=True)
+
+
+@app.command("check-node", epilog="Example: dray k8s check-node")
+def check_node(as_json: AsJson = False) -> None:
+    """Tell whether this machine's processor can run engines; what a pod does first. `dray doctor` looks at all else."""
+    try:
+        said = check_processor()
+    except LaunchError as error:
+        raise fail(str(error)) from None
+    if as_json:
+        out.print_json(data={"processor": said})
+    else:
+        out.print(f"processor: {said}", highlight=False)

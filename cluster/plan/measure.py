@@ -1,0 +1,57 @@
+"""Measures a profile: the engine is stepped in a process of its own, on the cores of a lease."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from cluster.cores import lease_cores
+from cluster.models.folder import open_model
+from cluster.plan.profile import Asked, Header, Point, Profile, ProfileError
+from cluster.settings import ModelSettings
+
+_STEPPER = "deployments.engine.steps"
+
+
+def measure(model: ModelSettings, models_dir: Path, cores: int, lease_dir: Path) -> Iterator[Point | Profile]:
+    """Each kind of step as it has been measured, and at last the profile.
+
+    Raises ModelFolderError, NotEnoughCores, ProfileError.
+    """
+    open_model(model, models_dir)
+    with lease_cores(cores, lease_dir, owner="plan") as lease:
+        asked = Asked(model.model_dump(mode="json"), str(models_dir), lease.cpus)
+        process = subprocess.Popen(
+            [sys.executable, "-m", _STEPPER, msgspec.json.encode(asked).decode()],
+            stdout=subprocess.PIPE,
+            pass_fds=lease.pass_fds,
+        )
+        assert process.stdout is not None
+        try:
+            header, points = None, []
+            for line in process.stdout:
+                if header is None:
+                    header = msgspec.json.decode(line, type=Header)
+                    continue
+                points.append(msgspec.json.decode(line, type=Point))
+                yield points[-1]
+            status = process.wait()
+        finally:
+            process.stdout.close()
+            process.kill()
+            process.wait()
+        if header is None or not points:
+            raise ProfileError(f"the engine ended while it was measured (exit status {status})")
+        yield Profile(header, points, _machine(), time.strftime("%Y-%m-%d %H:%M"))
+
+
+def _machine() -> str:
+    names = {
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    }
+    return ", ".join(sorted(names)) or "unknown CPU"

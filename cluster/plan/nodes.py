@@ -1,0 +1,65 @@
+"""What replicas need: nodes, cores and memory."""
+
+import math
+from dataclasses import dataclass
+
+from cluster.models.folder import private_memory
+from cluster.plan.profile import Header
+from cluster.settings import ModelSettings
+
+_SERVICE_MB = 1200
+"""What Serve, a router, HAProxy and Ray need on a node (benchmarks/memory.py), with something to spare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A kind of machine. spare: cores that are left to everything but engines."""
+
+    cores: int
+    memory_mb: int
+    spare: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """For so many replicas. memory_mb: of a full node, and of all."""
+
+    replicas: int
+    on_a_node: int
+    nodes: int
+    cores: int
+    node_memory_mb: int
+    memory_mb: int
+    routers: int
+
+
+@dataclass(frozen=True)
+class _Model:
+    settings: ModelSettings
+    name: str
+    fingerprint: str
+    weights_bytes: int
+
+
+def needed(engine: Header, replicas: int, node: Node, tokens_per_s: float, router_tokens_per_s: float) -> Needed:
+    """tokens_per_s: of all replicas at the busiest time. Raises ValueError where a node holds no replica."""
+    settings = ModelSettings(kv_cache_mb=engine.kv_cache_mb)
+    one_mb = math.ceil(private_memory(_Model(settings, engine.model, "", engine.weights_bytes)) / 2**20)
+    shared_mb = math.ceil(engine.weights_bytes / 2**20) + _SERVICE_MB
+    by_cores = (node.cores - node.spare) // engine.cores
+    by_memory = (node.memory_mb - shared_mb) // one_mb
+    on_a_node = min(by_cores, by_memory)
+    if on_a_node < 1:
+        wanted = f"{engine.cores + node.spare} cores and {shared_mb + one_mb} MiB"
+        raise ValueError(f"a node of {node.cores} cores and {node.memory_mb} MiB holds no replica: it needs {wanted}")
+    nodes = math.ceil(replicas / on_a_node)
+    full = min(on_a_node, replicas)
+    return Needed(
+        replicas=replicas,
+        on_a_node=on_a_node,
+        nodes=nodes,
+        cores=replicas * engine.cores + nodes * node.spare,
+        node_memory_mb=shared_mb + full * one_mb,
+        memory_mb=nodes * shared_mb + replicas * one_mb,
+        routers=max(1, math.ceil(tokens_per_s / router_tokens_per_s)),
+    )

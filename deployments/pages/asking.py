@@ -1,0 +1,165 @@
+"""The chat page as a client of Dray's own HTTP API: it asks, and tells how far the answer has come."""
+
+import time
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+import msgspec
+
+_TIMEOUT = httpx.Timeout(10.0, read=None)
+"""How long an answer may take is the server's to bound; a stream that is silent gets comments from it."""
+_SHOWN_EVERY_S = 0.05
+
+
+class Refused(Exception):
+    """The API's error: HTTP status, and what it said."""
+
+    def __init__(self, status: int, said: str) -> None:
+        super().__init__(said)
+        self.status = status
+        self.said = said
+
+
+class Away(Exception):
+    """The API cannot be reached, or went away. begun: in the middle of an answer."""
+
+    def __init__(self, *, begun: bool) -> None:
+        super().__init__("no connection to the API")
+        self.begun = begun
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A question with its conversation, and how it is to be answered. None: as the server does by itself."""
+
+    model: str
+    turns: tuple[Mapping[str, str], ...]
+    temperature: float | None = None
+    most_tokens: int | None = None
+
+    def body(self) -> dict[str, Any]:
+        """As POST /v1/chat/completions takes it."""
+        said = {"temperature": self.temperature, "max_tokens": self.most_tokens}
+        chosen = {name: value for name, value in said.items() if value is not None}
+        stream = {"stream": True, "stream_options": {"include_usage": True}}
+        return {"model": self.model, "messages": list(self.turns), **chosen, **stream}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """An answer as far as it has come. Times in seconds since it was asked; first: of the first token.
+
+    cache: as X-Dray-Cache says it. finish: why it ended; empty while it goes on. tokens, reasoning_tokens: at the end.
+    """
+
+    thinking: str = ""
+    text: str = ""
+    cache: str = ""
+    similar: bool = False
+    finish: str = ""
+    first_s: float = 0.0
+    thought_s: float = 0.0
+    took_s: float = 0.0
+    tokens: int = 0
+    reasoning_tokens: int = 0
+    replica: str = ""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of the tokens after the first; 0 where there was nothing to measure."""
+        made_s = self.took_s - self.first_s
+        return (self.tokens - 1) / made_s if made_s > 0 and self.tokens > 1 else 0.0
+
+
+class Api:
+    """Dray's API at a base URL."""
+
+    def __init__(self, url: str) -> None:
+        """url: ends in /v1."""
+        self._url = url
+        self._http = httpx.AsyncClient(timeout=_TIMEOUT, limits=httpx.Limits(max_connections=None))
+
+    async def models(self, key: str) -> list[str]:
+        """Names of the models that this key may ask for answers. Raises Refused, Away."""
+        try:
+            response = await self._http.get(f"{self._url}/models", headers=_headers(key))
+        except httpx.HTTPError:
+            raise Away(begun=False) from None
+        if response.status_code != httpx.codes.OK:
+            raise _error(response)
+        return [one["id"] for one in response.json()["data"] if one["task"] == "generate"]
+
+    async def ask(self, wish: Wish, key: str) -> AsyncGenerator[Progress, None]:
+        """The answer as it comes, a few dozen times a second at most; the last has its `finish`.
+
+        Closing the generator closes the connection, and with it the work ends. Raises Refused, Away.
+        """
+        began, shown = time.perf_counter(), 0.0
+        progress = Progress()
+        url = f"{self._url}/chat/completions"
+        try:
+            async with self._http.stream("POST", url, json=wish.body(), headers=_headers(key)) as response:
+                if response.status_code != httpx.codes.OK:
+                    await response.aread()
+                    raise _error(response)
+                progress = Progress(
+                    cache=response.headers.get("x-dray-cache", ""),
+                    similar=response.headers.get("x-dray-cache-match") == "similar",
+                )
+                async with aclosing(_events(response)) as events:
+                    async for event in events:
+                        now = time.perf_counter() - began
+                        progress = _after(progress, event, now)
+                        if now - shown > _SHOWN_EVERY_S and progress.first_s:
+                            shown = now
+                            yield replace(progress, finish="")
+        except httpx.HTTPError:
+            raise Away(begun=bool(progress.first_s)) from None
+        if not progress.finish:
+            raise Away(begun=True)
+        yield progress
+
+
+def _headers(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
+    async for line in response.aiter_lines():
+        if line.startswith("data: ") and line != "data: [DONE]":
+            yield msgspec.json.decode(line[6:])
+
+
+def _after(progress: Progress, event: dict[str, Any], now: float) -> Progress:
+    if error := event.get("error"):
+        raise Refused(500, str(error["message"]))
+    choices: Iterable[dict[str, Any]] = event["choices"]
+    for choice in choices:
+        delta = choice["delta"]
+        thinking = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        text = delta.get("content") or ""
+        if thinking or text:
+            progress = replace(
+                progress,
+                thinking=progress.thinking + thinking,
+                text=progress.text + text,
+                first_s=progress.first_s or now,
+                thought_s=now if thinking else progress.thought_s,
+                took_s=now,
+            )
+        if choice["finish_reason"]:
+            progress = replace(progress, finish=choice["finish_reason"])
+    if usage := event.get("usage"):
+        details = usage["completion_tokens_details"]
+        progress = replace(progress, tokens=usage["completion_tokens"], reasoning_tokens=details["reasoning_tokens"])
+    return replace(progress, replica=event.get("replica") or progress.replica)
+
+
+def _error(response: httpx.Response) -> Refused | Away:
+    try:
+        return Refused(response.status_code, str(response.json()["error"]["message"]))
+    except (ValueError, KeyError, TypeError):
+        return Away(begun=False)  # a proxy's words: nothing of Dray is behind it now

@@ -1,0 +1,64 @@
+"""The status page: a file, and the few facts beside the metrics that it shows."""
+
+import asyncio
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+
+from cluster.cores import usable_cores
+from cluster.models.folder import ServedModel
+from deployments.web import json_response
+
+_FILE = Path(__file__).with_name("status.html")
+
+
+class CoreSaid(msgspec.Struct, frozen=True):
+    """A core of the machine. cpus: its hardware threads; node, cache: the NUMA node and last-level cache it is at."""
+
+    cpus: tuple[int, ...]
+    node: int
+    cache: int
+    usable: bool
+
+
+class MachineSaid(msgspec.Struct, frozen=True):
+    """What the page cannot read from the metrics: the models, asleep or not, and the cores of this node."""
+
+    models: list[str]
+    cores: list[CoreSaid]
+
+
+class StatusPage:
+    """GET /status, for people. It needs no key, as /metrics needs none."""
+
+    def __init__(self, models: list[ServedModel]) -> None:
+        self._models = [model.name for model in models]
+        self._page = _FILE.read_bytes()
+        self._etag = f'"{blake2b(self._page, digest_size=8).hexdigest()}"'
+
+    def routes(self) -> list[Route]:
+        """All of them."""
+        return [Route("/status", self.page), Route("/status/machine", self.machine)]
+
+    async def page(self, http: HttpRequest) -> Response:
+        """GET /status"""
+        headers = {"ETag": self._etag, "Cache-Control": "no-cache"}
+        if http.headers.get("if-none-match") == self._etag:
+            return Response(status_code=304, headers=headers)
+        return Response(self._page, media_type="text/html", headers=headers)
+
+    async def machine(self, http: HttpRequest) -> Response:
+        """GET /status/machine"""
+        return json_response(MachineSaid(self._models, await asyncio.to_thread(_cores)))
+
+
+@cache
+def _cores() -> list[CoreSaid]:
+    found = usable_cores()
+    usable = set(found.cores)
+    return [CoreSaid(core.cpus, core.node, core.llc, core in usable) for core in found.topology.cores]

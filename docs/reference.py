@@ -1,0 +1,145 @@
+"""The reference pages, out of the code itself when the documentation is built: a hook of MkDocs.
+
+They are in no file, so they cannot be older than the code.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from prometheus_client import CollectorRegistry
+
+from cluster import scaling_metrics
+from cluster.cli import app
+from cluster.configuration import describe, leaves
+from cluster.settings import OfficeHours, Settings
+from deployments import telemetry
+
+_BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Called by MkDocs once it has found the pages that are files."""
+    for name, page in (("settings", settings), ("command", command), ("metrics", metrics)):
+        files.append(File.generated(config, f"reference/{name}.md", content=page()))
+    return files
+
+
+def settings() -> str:
+    """Every setting, in the order of the class."""
+    lines = [
+        "# Settings",
+        "",
+        "Sources, strongest first: command line, environment, `dray.yaml`, defaults. In the file, names nest at their "
+        "dots; in the environment, `model.kv_cache_mb` is `DRAY_MODEL__KV_CACHE_MB`. `dray settings` shows what is in "
+        "force and where it came from. A name that Dray does not know is an error.",
+    ]
+    group = None
+    schema, defaults, texts = Settings.model_json_schema(), leaves(Settings().model_dump(mode="json")), describe()
+    for name, text in sorted(texts.items(), key=lambda item: "." in item[0]):
+        if (here := name.rpartition(".")[0]) != group:
+            group = here
+            lines += ["", f"## {here or 'Dray itself'}", "", *_head("setting", "default", "values", "what it does")]
+        default = _shown(defaults[name])
+        lines.append(_row(f"`{name}`", f"`{default}`" if default else "", _values(schema, name), text))
+    lines += ["", "## Items of model.office_hours", "", *_head("field", "", "", "what it says")]
+    lines += [_row(f"`{name}`", "", "", field.description or "") for name, field in OfficeHours.model_fields.items()]
+    return "\n".join(lines) + "\n"
+
+
+def command() -> str:
+    """Every command, as its --help has it."""
+    root = typer.main.get_command(app)
+    lines = ["# The command", "", str(root.help), "", *str(root.epilog).split("\n"), ""]
+    lines += ["`dray --install-completion` has the shell complete commands, options and names of models."]
+    for path, one in _commands(root):
+        lines += ["", f"## dray {path}", "", *_unindented(str(one.help))]
+        if rows := [row for parameter in one.params if (row := _parameter(parameter))]:
+            lines += ["", *_head("argument or option", "default", "environment", ""), *rows]
+        lines += ["", "```bash", str(one.epilog).removeprefix("Example: "), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def metrics() -> str:
+    """Every metric that Dray's processes make."""
+    registry = CollectorRegistry()
+    with patch.object(telemetry, "CollectorRegistry", lambda: registry):
+        telemetry.RouterMetrics()
+        telemetry.EngineMetrics("model", "replica")
+    lines = [
+        "# Metrics",
+        "",
+        "`GET /metrics`, in Prometheus' text format; every process of a node is in it. Under Kubernetes the dashboard "
+        "and the alerts of `k8s/monitoring` are made of these.",
+        "",
+        *_head("metric", "type", "labels", "what it says"),
+    ]
+    found: list[Any] = [*registry._collector_to_names, *scaling_metrics._own._collector_to_names]
+    for collector in sorted(found, key=lambda one: str(one._name)):
+        (metric,) = collector.describe()
+        name = metric.name + ("_total" if metric.type == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in collector._labelnames)
+        lines.append(_row(f"`{name}`", metric.type, labels, metric.documentation))
+    return "\n".join(lines) + "\n"
+
+
+def _commands(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, below in group.commands.items():
+        where = f"{path} {name}".strip()
+        if hasattr(below, "commands"):
+            yield from _commands(below, where)
+        else:
+            yield where, below
+
+
+def _parameter(parameter: Any) -> str:
+    if parameter.name == "help":
+        return ""
+    if parameter.param_type_name == "argument":
+        name = f"`{parameter.name.upper()}`"
+    else:
+        name = ", ".join(f"`{one}`" for one in (*parameter.opts, *parameter.secondary_opts))
+    needed = "needed" if parameter.required else ""
+    default = "" if parameter.default in (None, False, "") or callable(parameter.default) else f"`{parameter.default}`"
+    return _row(name, needed or default, f"`{parameter.envvar}`" if parameter.envvar else "", parameter.help or "")
+
+
+def _values(schema: dict[str, Any], name: str) -> str:
+    """What a setting may be, by the settings' JSON schema."""
+    *groups, leaf = name.split(".")
+    node = schema
+    for group in groups:
+        node = schema["$defs"][node["properties"][group]["$ref"].rpartition("/")[2]]
+    node = node["properties"][leaf]
+    node = next((one for one in node.get("anyOf", ()) if one.get("type") != "null"), node)
+    if "enum" in node:
+        return ", ".join(f"`{one}`" for one in node["enum"])
+    bounds = " ".join(f"{sign} {node[bound]}" for bound, sign in _BOUNDS.items() if bound in node)
+    kind = {"array": "list", "string": "text"}.get(node["type"], node["type"])
+    return f"{kind} {bounds}".strip()
+
+
+def _shown(value: Any) -> str:
+    """A default as it is for everybody."""
+    if value in (None, "", []):
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.replace(str(Path.home()), "~").replace(f"dray-{os.getuid()}", "dray-UID")
+
+
+def _unindented(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines()]
+
+
+def _head(*names: str) -> list[str]:
+    return [_row(*names), _row(*("---" for _ in names))]
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Prints the Secrets that the manifests refer to, with fresh passwords and certificates, as YAML:
+#   k8s/secrets.sh | kubectl apply -f -
+# Once: a second run makes other passwords. cert-manager or a secret store takes its place where there is one.
+set -euo pipefail
+namespace=${1:-dray}
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+secret() {
+  kubectl create secret generic "$@" --namespace "$namespace" --dry-run=client --output yaml
+  echo "---"
+}
+
+names=""
+for server in answers teams gcs; do
+  # Letters and digits only: it is a part of a URL.
+  openssl rand -hex 32 | tr -d '\n' > "$folder/password"
+  secret "dray-$server" --from-file=password="$folder/password"
+  names+="DNS:dray-$server,DNS:dray-$server.$namespace,DNS:dray-$server.$namespace.svc,"
+  names+="DNS:dray-$server.$namespace.svc.cluster.local,"
+done
+
+# The probes of the servers themselves come to them as localhost.
+names+="DNS:localhost,IP:127.0.0.1"
+openssl req -x509 -newkey rsa:3072 -nodes -days 3650 -subj "/CN=dray-redis-ca" \
+  -keyout "$folder/ca.key" -out "$folder/ca.crt" 2> "$folder/log"
+openssl req -newkey rsa:3072 -nodes -subj "/CN=dray-redis" \
+  -keyout "$folder/tls.key" -out "$folder/tls.csr" 2>> "$folder/log"
+openssl x509 -req -in "$folder/tls.csr" -CA "$folder/ca.crt" -CAkey "$folder/ca.key" -CAcreateserial -days 825 \
+  -extfile <(printf 'subjectAltName=%s\nextendedKeyUsage=serverAuth\n' "$names") -out "$folder/tls.crt" 2>> "$folder/log"
+secret dray-redis-tls --from-file=ca.crt="$folder/ca.crt" --from-file=tls.crt="$folder/tls.crt" \
+  --from-file=tls.key="$folder/tls.key"

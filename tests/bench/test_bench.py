@@ -1,0 +1,176 @@
+"""`dray bench` from outside: against a server that says itself when it sent what, and against Dray."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from benchmarks.emitter import account, emitting
+from cluster.cli import app
+from tests.conftest import MODEL, Dray
+
+FIRST_S, GAP_S = 0.04, 0.01
+
+
+@pytest.fixture(scope="module")
+def emitter() -> Iterator[str]:
+    with emitting(FIRST_S, GAP_S) as url:
+        yield url
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    done = CliRunner(env={"OPENAI_API_KEY": "", "COLUMNS": "300"}).invoke(app, ["bench", *arguments])
+    return done.exit_code, done.stdout, done.stderr
+
+
+def measured(*arguments: str) -> dict[str, Any]:
+    code, out, err = run(*arguments, "--warmup", "0", "--json", "-")
+    assert code == 0, err
+    report: dict[str, Any] = json.loads(out)
+    return report
+
+
+def test_what_it_tells_is_what_the_server_did(emitter: str) -> None:
+    before = account(emitter)
+    report = measured("--url", emitter, "--concurrency", "4", "--requests", "12", "--prompt", "100", "--output", "20")
+    told = account(emitter)
+    (load,) = report["loads"]
+    (seen,) = load["rounds"]
+    assert seen["requests"] == 12 and seen["failed"] == 0 and seen["output_tokens"] == 12 * 20
+    ttft = median(told["ttft"][len(before["ttft"]) + 2 :])
+    assert 0 <= seen["ttft_s"]["p50"] - ttft < 0.02
+    assert seen["tpot_s"]["p50"] == pytest.approx(median(told["tpot"][len(before["tpot"]) + 2 :]), rel=0.1)
+    assert seen["e2e_s"]["p50"] == pytest.approx(FIRST_S + 19 * GAP_S, rel=0.25)
+    # Three rows of four streams, each as long as one.
+    assert seen["tokens_per_s"] == pytest.approx(240 / (3 * (FIRST_S + 19 * GAP_S)), rel=0.25)
+    # The emitter counts ten tokens and two for each word.
+    assert seen["prompt_tokens"] == pytest.approx(12 * 100, rel=0.02)
+
+
+def test_questions_come_by_rate_at_times_that_the_seed_fixes(emitter: str, tmp_path: Path) -> None:
+    def asked(seed: str) -> list[tuple[float, int]]:
+        log = tmp_path / "log.jsonl"
+        measured(
+            *("--url", emitter, "--rate", "40", "--seconds", "1", "--output", "2-30"), "--seed", seed, "--log", str(log)
+        )
+        lines = sorted((json.loads(line) for line in log.read_text().splitlines()), key=lambda line: line["at"])
+        assert not any(line["error"] for line in lines)
+        return [(line["at"] - lines[0]["at"], line["output"]) for line in lines]
+
+    first, again, other = asked("1"), asked("1"), asked("2")
+    assert len(first) == pytest.approx(40, abs=20)
+    assert [at for at, _ in first[:15]] == pytest.approx([at for at, _ in again[:15]], abs=0.1)
+    assert [output for _, output in first[:15]] == [output for _, output in again[:15]]
+    assert [output for _, output in first[:15]] != [output for _, output in other[:15]]
+
+
+def test_several_servers_are_told_as_ratios_in_alternating_rounds(emitter: str, tmp_path: Path) -> None:
+    chart = tmp_path / "chart.svg"
+    with emitting(FIRST_S, 2 * GAP_S) as slower:
+        report = measured(
+            *("--url", emitter, "--url", slower, "--rounds", "2", "--concurrency", "1,4", "--requests", "4"),
+            *("--output", "8", "--chart", str(chart)),
+        )
+    ratios = [load["ratio"] for load in report["loads"] if load["server"] == 1]
+    assert len(ratios) == 2
+    for ratio in ratios:
+        assert ratio["TPOT p50"] == pytest.approx(2, rel=0.1)
+        slower_s, faster_s = FIRST_S + 14 * GAP_S, FIRST_S + 7 * GAP_S
+        assert ratio["tokens/s"] == pytest.approx(faster_s / slower_s, rel=0.15)
+    assert all(len(load["rounds"]) == 2 for load in report["loads"])
+    texts = [one.text for one in ElementTree.parse(chart).iter("{http://www.w3.org/2000/svg}text")]
+    assert f"B: {slower}" in texts and texts.count("4 at a time") == 4
+
+
+def test_whole_answers_and_a_picture_as_png(emitter: str, tmp_path: Path) -> None:
+    chart = tmp_path / "chart.png"
+    report = measured(
+        *(
+            "--url",
+            emitter,
+            "--no-stream",
+            "--requests",
+            "2",
+            "--concurrency",
+            "1",
+            "--output",
+            "5",
+            "--chart",
+            str(chart),
+        )
+    )
+    (seen,) = report["loads"][0]["rounds"]
+    assert seen["requests"] == 2 and seen["output_tokens"] == 10 and seen["ttft_s"]["p50"] == 0
+    assert Image.open(chart).size == (760, 600)
+
+
+def test_what_cannot_be_measured_is_one_line() -> None:
+    with emitting(FIRST_S, GAP_S, key="secret") as locked:
+        for arguments, said in (
+            (("--url", "http://127.0.0.1:1/v1"), "does not answer"),
+            (("--url", "nonsense"), "does not answer"),
+            (("--url", locked), "401"),
+            (("--url", locked, "--model", "m"), "401"),
+            (("--url", locked.removesuffix("/v1") + "/account", "--key", "secret"), "serves no model"),
+            (("--url", locked, "--rate", "1", "--concurrency", "1"), "exclude"),
+            (("--url", locked, "--concurrency", "0"), "no loads"),
+            (("--url", locked, "--prompt", "many"), "no length"),
+            (("--url", locked, "--extra", "[]"), "no JSON object"),
+            (("--tokens-per-s", "40"), "belong to --cost"),
+            (("--cost", "--tokens-per-s", "40", "--assume", "gpu.colour=3"), "gpu.colour"),
+        ):
+            code, _, err = run(*arguments)
+            assert code == 1 and said in err and len(err.strip().splitlines()) == 1, (arguments, err)
+        report = measured("--url", locked, "--key", "secret", "--requests", "1", "--concurrency", "1", "--output", "3")
+        assert report["loads"][0]["rounds"][0]["requests"] == 1
+
+
+def test_ctrl_c_tells_what_was_seen_until_then(emitter: str) -> None:
+    begun = len(account(emitter)["asked"])
+    options = ("--url", emitter, "--concurrency", "2", "--output", "5", "--warmup", "0", "--json", "-")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cluster.cli", "bench", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while len(account(emitter)["asked"]) < begun + 10:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    (load,) = json.loads(out)["loads"]
+    (seen,) = load["rounds"]
+    assert process.returncode == 130 and "stopped" in err
+    assert not seen["whole"] and seen["requests"] >= 4 and 0 < seen["seconds"] < 10 and seen["tokens_per_s"] > 0
+
+
+def test_cost_without_measuring() -> None:
+    code, out, _ = run("--cost", "--tokens-per-s", "40", "--json", "-")
+    assert code == 0 and json.loads(out)["gpu_wins_beyond"]["pcs"] == 19
+
+
+def test_dray_is_measured_and_its_speed_is_what_cost_reckons_with(dray: Dray) -> None:
+    ended = dray.run(
+        *("bench", "--concurrency", "1,4", "--requests", "8", "--prompt", "80", "--output", "24", "--warmup", "0"),
+        *("--cost", "--json", "-"),
+    )
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads(ended.stdout)
+    assert report["servers"] == [{"url": dray.url, "model": MODEL}]
+    for load in report["loads"]:
+        (seen,) = load["rounds"]
+        assert seen["requests"] == 8 and seen["failed"] == 0 and seen["output_tokens"] == 8 * 24
+        assert seen["prompt_tokens"] == pytest.approx(8 * 80, rel=0.1)
+        assert 0 < seen["ttft_s"]["p50"] < seen["e2e_s"]["p50"]
+    best = max(load["median"]["tokens/s"] for load in report["loads"])
+    speed = report["cost"]["assumptions"]["pc.tokens_per_s"]
+    assert speed["value"] == pytest.approx(best) and "measured" in speed["source"]

@@ -1,0 +1,100 @@
+"""One request: what servers of all kinds send, and what goes wrong."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from cluster.bench.client import Outcome, ask, session
+
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+
+
+def event(text: str) -> bytes:
+    return b"data: " + text.encode() + b"\n\n"
+
+
+def asked(*pieces: bytes, stream: bool = True, timeout_s: float = 5.0) -> Outcome:
+    """The outcome at a server that sends these pieces one after the other, and closes."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        writer.close()
+
+    async def go() -> Outcome:
+        server = await asyncio.start_server(handle, "127.0.0.1", 0)
+        async with server, session("", 0, timeout_s) as http:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            return await ask(http, url, {"stream": stream}, text=True)
+
+    return asyncio.run(go())
+
+
+USAGE = event(
+    '{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":4}}}'
+)
+DONE = event("[DONE]")
+ROLE = event('{"choices":[{"delta":{"role":"assistant","content":""},"logprobs":null}]}')
+
+
+def test_thinking_text_and_usage_are_read_however_the_bytes_are_cut() -> None:
+    answer = ROLE + event('{"choices":[{"delta":{"reasoning_content":"hm"}}]}')
+    answer += event('{"choices":[{"delta":{"content":"so "}}]}') + event('{"choices":[{"delta":{"content":"it"}}]}')
+    answer = b": a comment\n\n" + answer.replace(b"\n", b"\r\n") + USAGE + DONE
+    whole = asked(_HEAD + answer)
+    cut = asked(_HEAD, *(answer[place : place + 37] for place in range(0, len(answer), 37)))
+    for outcome in (whole, cut):
+        assert (outcome.error, outcome.text) == ("", "so it")
+        assert (outcome.prompt, outcome.completion, outcome.cached, outcome.pieces) == (7, 3, 4, 3)
+    assert cut.began < cut.first < cut.last < cut.ended and cut.tpot_s == (cut.last - cut.first) / 2
+
+
+def test_an_answer_that_was_stored_says_so() -> None:
+    stored = _HEAD.replace(b"Connection", b"X-Dray-Cache: hit\r\nConnection")
+    assert asked(stored, ROLE + USAGE + DONE).hit and not asked(_HEAD, ROLE + USAGE + DONE).hit
+
+
+def test_without_usage_events_are_counted() -> None:
+    outcome = asked(_HEAD, ROLE, *[event('{"choices":[{"delta":{"content":"x"},"text":null}]}')] * 5, DONE)
+    assert (outcome.error, outcome.completion, outcome.prompt) == ("", 5, 0)
+
+
+def test_a_token_that_is_no_character_is_seen_by_its_logprobs() -> None:
+    silent = event('{"choices":[{"delta":{"content":""},"logprobs":{"content":[{"token":"","logprob":-1.5}]}}]}')
+    outcome = asked(_HEAD, ROLE, silent, silent, silent, USAGE + DONE)
+    assert outcome.error == "" and outcome.pieces == 3 and outcome.first < outcome.last
+
+
+def test_completions_and_whole_answers() -> None:
+    text = asked(_HEAD, event('{"choices":[{"text":"abc"}]}') + USAGE + DONE)
+    assert (text.error, text.text, text.completion) == ("", "abc", 3)
+    body = b'{"choices":[{"message":{"content":"abc"}}],"usage":{"prompt_tokens":1,"completion_tokens":2}}'
+    whole = asked(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body, stream=False)
+    assert (whole.error, whole.text, whole.completion) == ("", "abc", 2) and whole.tpot_s is None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (lambda: asked(_HEAD, ROLE, event('{"choices":[{"delta":{"content":"x"}}]}')), "broke off"),
+        (
+            lambda: asked(_HEAD, ROLE, event('{"error":{"message":"engine failed"}}'), DONE),
+            "in the stream: engine failed",
+        ),
+        (
+            lambda: asked(b'HTTP/1.1 503 X\r\nContent-Length: 32\r\n\r\n{"error":{"message":"all busy"}}'),
+            "503: all busy",
+        ),
+        (lambda: asked(b"HTTP/1.1 502 X\r\nContent-Length: 7\r\n\r\n<html>\n"), "502: <html>"),
+        (lambda: asked(_HEAD, event("no json")), "not an answer of this API"),
+        (lambda: asked(_HEAD, ROLE + DONE), "the answer was empty"),
+        (lambda: asked(b""), "connection"),
+        (lambda: asked(_HEAD, *[b": alive\n\n"] * 60, timeout_s=0.2), "in time"),
+    ],
+)
+def test_what_goes_wrong_is_said(outcome: Callable[[], Outcome], said: str) -> None:
+    assert said in outcome().error

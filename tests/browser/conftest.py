@@ -1,0 +1,82 @@
+"""A Dray with its pages, and a browser that looks at them as a user does."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+
+from cluster.preflight import free_port
+from tests.conftest import Dray, wait_for
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="package")
+def shown() -> Iterator[Dray]:
+    """The Dray that all tests of this folder share, with its chat page."""
+    if find_spec("gradio") is None:
+        pytest.skip("the chat page needs the extra `page`")
+    folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
+    dray = Dray(folder, free_port())
+    started = dray.run("up", "--detach", DRAY_PAGE="true")
+    assert started.returncode == 0, started.stderr
+    assert f"chat in the browser: {dray.root}/chat" in started.stdout
+    wait_for(lambda: httpx.get(f"{dray.root}/chat", follow_redirects=True).status_code == 200)
+    yield dray
+    dray.run("down")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on the PATH (apt-get install chromium)")
+    expect.set_options(timeout=15_000)
+    with sync_playwright() as play:
+        started = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(shown: Dray, browser: Browser) -> Iterator[Open]:
+    """Opens a page of Dray in a window of its own; afterwards, nothing may have been asked of another host, and no
+    script may have failed."""
+    asked: list[str] = []
+    errors: list[str] = []
+    contexts = []
+
+    def heard(message: ConsoleMessage) -> None:
+        # What cannot be reached is told there too; that is a matter of the test.
+        if message.type == "error" and "Failed to load resource" not in message.text and "ERR_" not in message.text:
+            errors.append(message.text)
+
+    def open_page(path: str, width: int = 1100, locale: str = "en-US", scheme: str = "light") -> Page:
+        context = browser.new_context(
+            viewport={"width": width, "height": 800},
+            locale=locale,
+            color_scheme=scheme,  # type: ignore[arg-type]
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", heard)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(shown.root + path)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    hosts = {urlsplit(url).netloc for url in asked if not url.startswith(("data:", "blob:"))}
+    assert hosts == {f"127.0.0.1:{shown.port}"}
+    assert errors == []

@@ -1,0 +1,223 @@
+"""The chat page in a real browser: what a newcomer does with it, and what goes wrong meanwhile."""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from cluster.client import metrics
+from tests.browser.conftest import Open
+from tests.conftest import MODEL, RABBITS, Dray, wait_for
+from tests.slowly import slowed
+
+pytestmark = pytest.mark.slow
+
+
+def new_sum() -> tuple[str, str]:
+    """A question that nobody has asked, and its answer."""
+    one, other = random.randint(100, 999), random.randint(100, 999)
+    return f"What is {one} + {other}?", str(one + other)
+
+
+def field(page: Page) -> Locator:
+    return page.locator("textarea")
+
+
+def ask(page: Page, question: str) -> None:
+    field(page).fill(question)
+    field(page).press("Enter")
+
+
+def last(page: Page) -> Locator:
+    """All that was said to the last question."""
+    return page.locator(".bot.message").last
+
+
+def line(page: Page) -> Locator:
+    """The line under the last answer."""
+    return last(page).locator("small")
+
+
+def engine_pid(dray: Dray) -> int:
+    return int(dray.status()["replicas"][0]["engine_pid"])
+
+
+def running(dray: Dray) -> float:
+    return sum(value for _, value in metrics(dray.url)["dray_engine_running"])
+
+
+def left(dray: Dray) -> float:
+    """Requests whose client went before its answer was complete."""
+    counted = metrics(dray.url).get("dray_requests_total", [])
+    return sum(value for labels, value in counted if labels["status"] == "499")
+
+
+def kill(dray: Dray, deployment: str) -> None:
+    """Kills the replica of a deployment; Serve starts another."""
+    [replica] = dray.processes(f"ray::ServeReplica:{deployment}")
+    replica.kill()
+    replica.wait(5)
+
+
+@contextmanager
+def thinking(page: Page, shown: Dray, question: str) -> Iterator[None]:
+    """Asks, with an engine that is slow enough for its thinking to be watched, and waits until it can be."""
+    with slowed(engine_pid(shown)):
+        ask(page, question)
+        expect(page.get_by_text("Thinking", exact=True)).to_be_visible()
+        yield
+
+
+def test_an_example_is_asked_thinks_aloud_and_is_answered(visit: Open, shown: Dray) -> None:
+    page = visit("/chat", locale="zh-CN")
+    expect(field(page)).to_have_attribute("placeholder", "问点什么")
+    expect(page.get_by_label("模型")).to_have_value(MODEL)
+    [replica] = shown.status()["replicas"]
+    thoughts = page.locator(".thought-group .message-content")
+    with slowed(replica["engine_pid"]):
+        page.get_by_text(RABBITS).click()
+        expect(page.get_by_text("思考中")).to_be_visible()
+        early = thoughts.inner_text()
+        wait_for(lambda: len(thoughts.inner_text()) > len(early) > 0, 10)
+    expect(line(page)).to_be_visible()
+    expect(page.get_by_text("思考过程")).to_be_visible()
+    expect(thoughts).not_to_be_visible()
+    expect(last(page)).to_contain_text("23")
+    expect(last(page)).to_contain_text("12")
+    made = rf"\d+ 个词元,其中思考 \d+ 个 · 每秒 \d+ 个词元 · [\d.]+ 秒后首个词元 · 新生成 · 副本 {replica['replica']}"
+    expect(line(page)).to_have_text(re.compile(made))
+    page.get_by_text("思考过程").click()
+    expect(thoughts).to_be_visible()
+
+
+def test_stopping_ends_the_work_and_a_retry_answers(visit: Open, shown: Dray) -> None:
+    page = visit("/chat")
+    question, answer = new_sum()
+    with thinking(page, shown, question):
+        page.get_by_role("button", name="Stop").click()
+        expect(last(page)).to_contain_text("stopped")
+        expect(page.get_by_text("Thinking", exact=True)).not_to_be_visible()
+    wait_for(lambda: running(shown) == 0, 5)
+    page.get_by_role("button", name="Retry").click()
+    expect(line(page)).to_contain_text("made anew")
+    expect(last(page)).to_contain_text(answer)
+    page.get_by_role("button", name="Retry").click()
+    expect(line(page)).to_contain_text("from the cache")
+    expect(last(page)).to_contain_text(answer)
+    expect(page.locator(".user.message")).to_have_count(1)
+
+
+def test_a_page_that_is_closed_ends_its_work(visit: Open, shown: Dray) -> None:
+    page, before = visit("/chat"), left(shown)
+    with thinking(page, shown, new_sum()[0]):
+        page.close()
+        wait_for(lambda: left(shown) == before + 1, 10)
+    wait_for(lambda: running(shown) == 0, 5)
+
+
+def test_code_and_mathematics_are_shown_as_such(visit: Open) -> None:
+    page = visit("/chat")
+    ask(page, "写一个Python函数判断回文字符串")
+    expect(last(page).locator("pre code .keyword", has_text="def")).to_be_visible()
+    ask(page, r"\(a^2\) and \[\frac{1}{2}\] and $$x$$")
+    expect(page.locator(".user.message").last.locator(".katex")).to_have_count(3)
+    assert page.evaluate("document.fonts.ready.then(() => document.fonts.check('16px KaTeX_Main'))")
+
+
+def test_the_keyboard_is_enough(visit: Open) -> None:
+    page = visit("/chat")
+    expect(field(page)).to_be_focused()
+    question, answer = new_sum()
+    page.keyboard.type(question)
+    page.keyboard.press("Enter")
+    expect(line(page)).to_be_visible()
+    expect(last(page)).to_contain_text(answer)
+    reached = set()
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("(e => (e.ariaLabel || e.innerText).split('\\n')[0])(document.activeElement)"))
+        if reached >= {"Model", "Retry", "Settings"}:
+            return
+    raise AssertionError(f"Tab reaches only {reached}")
+
+
+def test_the_settings_are_what_is_asked_for(visit: Open) -> None:
+    page = visit("/chat")
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Most tokens").fill("8")
+    page.get_by_label("Temperature").fill("0.5")
+    ask(page, new_sum()[0])
+    expect(line(page)).to_contain_text("8 tokens")
+    expect(line(page)).to_contain_text("cut off at the limit of tokens")
+    page.get_by_label("Temperature").fill("0")
+    page.get_by_label("Most tokens").fill("")
+    question, answer = new_sum()
+    ask(page, question)
+    expect(page.locator(".bot.message")).to_have_count(2)
+    expect(last(page)).to_contain_text(answer)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1100])
+def test_it_fits_every_window(visit: Open, tmp_path: Path, width: int, scheme: str) -> None:
+    page = visit("/chat", width=width, scheme=scheme)
+    page.get_by_text("写一个Python函数判断回文字符串").click()
+    expect(line(page)).to_be_visible()
+    page.screenshot(path=tmp_path / "chat.png")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    expect(field(page)).to_be_in_viewport(ratio=1)
+    dark, light = "rgb(0, 0, 0)", "rgb(255, 255, 255)"
+    ground = page.evaluate("getComputedStyle(document.querySelector('gradio-app')).backgroundColor")
+    assert ground != (light if scheme == "dark" else dark)
+
+
+def test_an_api_that_goes_and_comes_back(visit: Open, shown: Dray) -> None:
+    page = visit("/chat")
+    question, answer = new_sum()
+    with thinking(page, shown, question):
+        kill(shown, "dray:router")
+        expect(last(page)).to_contain_text("broke off")
+    page.get_by_role("button", name="Retry").click()
+    expect(last(page)).to_contain_text(answer, timeout=30_000)
+
+
+def test_a_page_that_goes_and_comes_back(visit: Open, shown: Dray) -> None:
+    page = visit("/chat")
+    expect(page.get_by_label("Model")).to_have_value(MODEL)
+    kill(shown, "page:page")
+    question, answer = new_sum()
+    ask(page, question)
+    expect(last(page)).to_contain_text(answer, timeout=30_000)
+
+
+def test_where_there_are_keys_one_is_asked_for(visit: Open, shown: Dray) -> None:
+    before = visit("/chat")
+    expect(before.get_by_label("Model")).to_have_value(MODEL)
+    expect(before.get_by_label("Key", exact=True)).not_to_be_visible()
+    assert shown.run("teams", "add", "readers").returncode == 0
+    key = json.loads(shown.run("keys", "create", "readers", "--json").stdout)
+    wait_for(lambda: httpx.get(f"{shown.url}/models").status_code == 401, 5)
+    question, answer = new_sum()
+    ask(before, question)
+    expect(last(before)).to_contain_text("asks for a key")
+    before.get_by_label("Key", exact=True).fill("dray-wrong")
+    ask(before, question)
+    expect(last(before)).to_contain_text("does not hold")
+    before.get_by_label("Key", exact=True).fill(key["key"])
+    ask(before, question)
+    expect(last(before)).to_contain_text(answer)
+    after = visit("/chat")
+    after.get_by_label("Key", exact=True).fill(key["key"])
+    after.get_by_label("Key", exact=True).press("Enter")
+    expect(after.get_by_label("Model")).to_have_value(MODEL)
+    assert shown.run("keys", "revoke", key["id"]).returncode == 0
+    ask(after, question)
+    expect(last(after)).to_contain_text("does not hold")
+    assert shown.run("teams", "remove", "readers").returncode == 0
+    wait_for(lambda: httpx.get(f"{shown.url}/models").status_code == 200, 5)

@@ -1,0 +1,49 @@
+"""The status page in a real browser."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import Open
+from tests.conftest import MODEL, Dray
+from tests.slowly import slowed
+
+pytestmark = pytest.mark.slow
+
+
+def test_it_shows_what_runs_and_how_fast(visit: Open, shown: Dray) -> None:
+    [replica] = shown.status()["replicas"]
+    page = visit("/status")
+    row = page.locator("#replicas tr").nth(1)
+    expect(row).to_contain_text(MODEL)
+    expect(row).to_contain_text(replica["replica"])
+    for cpu in replica["cpus"].split(","):
+        expect(page.get_by_title(f"{MODEL} / {replica['replica']}").filter(has_text=cpu)).to_have_count(1)
+    question = {"model": MODEL, "messages": [{"role": "user", "content": "What is 347 times 586?"}], "n": 8}
+    with slowed(replica["engine_pid"], share=0.05):
+        answer = httpx.post(f"{shown.url}/chat/completions", json=question, timeout=60)
+    assert answer.is_success
+    expect(page.locator("#most")).not_to_have_text("1")
+    assert len(page.locator("polyline").get_attribute("points") or "") > 10
+    httpx.post(f"{shown.url}/chat/completions", json=question, timeout=60)
+    expect(page.locator("#figures div", has_text="answered from the cache")).not_to_contain_text("0 %")
+
+
+def test_it_says_when_nothing_answers(visit: Open) -> None:
+    page = visit("/status", locale="zh-CN")
+    expect(page.get_by_role("status")).to_contain_text("截至")
+    page.context.set_offline(True)
+    expect(page.get_by_role("status")).to_contain_text("无应答")
+    page.context.set_offline(False)
+    expect(page.get_by_role("status")).to_contain_text("截至")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1100])
+def test_it_fits_every_window(visit: Open, tmp_path: Path, width: int, scheme: str) -> None:
+    page = visit("/status", width=width, scheme=scheme)
+    expect(page.locator("#replicas tr")).to_have_count(2)
+    page.screenshot(path=tmp_path / "status.png")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -1,0 +1,83 @@
+"""Replicas are chosen by what they hold, what waits there and how fast they are."""
+
+from collections import Counter
+
+from deployments.balance import ROUTER, Replica, choose
+from deployments.engine.prefix import BLOCK_TOKENS, block_keys
+from deployments.engine.wire import Request, Sampling, Standing
+
+SYSTEM = list(range(20 * BLOCK_TOKENS))
+
+
+def replicas(*standings: Standing) -> dict[str, Replica]:
+    made = {f"r{number}": Replica() for number in range(len(standings))}
+    for one, standing in zip(made.values(), standings, strict=True):
+        one.heard(standing)
+    return made
+
+
+def sent(replica: Replica, number: str, prompt: list[int], tokens: int = 0) -> None:
+    replica.sent(number, Request(prompt, Sampling(max_tokens=tokens)))
+
+
+def asked(*tail: int, avoid: tuple[str, ...] = ()) -> Request:
+    return Request([*SYSTEM, *tail, 7], Sampling(max_tokens=100), avoid=avoid)
+
+
+def test_a_prompt_goes_back_to_where_its_beginning_is() -> None:
+    known = replicas(*[Standing(300, 60_000)] * 8)
+    sent(known["r5"], "1", SYSTEM)
+    known["r5"].answered("1")
+    assert {choose(asked(number), known)[0] for number in range(50)} == {"r5"}
+
+
+def test_a_prompt_goes_elsewhere_when_too_much_waits_there() -> None:
+    known = replicas(Standing(300, 60_000), Standing(300, 60_000))
+    sent(known["r0"], "0", SYSTEM)
+    known["r0"].answered("0")
+    sent(known["r0"], "1", list(range(9000, 9000 + len(SYSTEM) // 2)))
+    assert choose(asked(1), known)[0] == "r0"
+    sent(known["r0"], "2", list(range(7000, 7000 + len(SYSTEM))))
+    assert choose(asked(1), known)[0] == "r1"
+    known["r0"].answered("2")
+    assert choose(asked(1), known)[0] == "r0"
+
+
+def test_other_routers_work_counts_and_ones_own_counts_once() -> None:
+    busy = Standing(300, 60_000, {"another": 5000})
+    assert choose(asked(), replicas(busy, Standing(300, 60_000)))[0] == "r1"
+    known = replicas(Standing(300, 60_000, {ROUTER: 5000}), Standing(300, 60_000, {"another": 10}))
+    sent(known["r0"], "1", [])
+    assert known["r0"].waiting == 0
+
+
+def test_a_slow_replica_gets_less() -> None:
+    known = replicas(Standing(300, 60_000), Standing(100, 60_000))
+    given: Counter[str] = Counter()
+    for number in range(400):
+        request = Request([number] * 40, Sampling(max_tokens=100))
+        [first, *_] = choose(request, known)
+        given[first] += 1
+        known[first].sent(str(number), request)
+    assert 2.5 < given["r0"] / given["r1"] < 3.5
+
+
+def test_routers_that_know_nothing_of_each_other_agree() -> None:
+    here, there = replicas(*[Standing(300, 60_000)] * 9), replicas(*[Standing(300, 60_000)] * 9)
+    prompts = [Request([number] * 100, Sampling(max_tokens=9)) for number in range(60)]
+    owners = [choose(one, here)[0] for one in prompts]
+    assert owners == [choose(one, there)[0] for one in prompts]
+    assert len(set(owners)) > 6
+
+
+def test_a_replica_that_failed_is_taken_last() -> None:
+    known = replicas(Standing(300, 60_000), Standing(300, 60_000))
+    sent(known["r0"], "1", SYSTEM)
+    assert choose(asked(avoid=("r0",)), known) == ["r1"]
+    assert set(choose(asked(avoid=("r0", "r1")), known)) == {"r0", "r1"}
+
+
+def test_a_replica_forgets_what_its_cache_has_no_room_for() -> None:
+    known = replicas(Standing(300, 10 * BLOCK_TOKENS), Standing(300, 60_000))
+    sent(known["r0"], "1", SYSTEM)
+    assert known["r0"].cached(block_keys(SYSTEM)) == 0

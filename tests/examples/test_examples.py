@@ -1,0 +1,125 @@
+"""The examples as their readers run them, against the running service."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cluster.preflight import free_port
+from tests.conftest import Dray, wait_for
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def environment(dray: Dray, key: str = "none") -> dict[str, str]:
+    return os.environ | {"OPENAI_BASE_URL": dray.url, "OPENAI_API_KEY": key}
+
+
+def run(dray: Dray, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        env=environment(dray),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+
+
+@contextmanager
+def bot(dray: Dray, key: str) -> Iterator[str]:
+    """The bot's backend, running; gives its URL."""
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLES), "bot:app", "--port", str(port)]
+    with subprocess.Popen(command, env=environment(dray, key), stderr=subprocess.DEVNULL) as process:
+        url = f"http://127.0.0.1:{port}/ask"
+
+        def answers() -> bool:
+            try:
+                return httpx.get(url).status_code == 405
+            except httpx.ConnectError:
+                return False
+
+        wait_for(answers)
+        yield url
+        process.terminate()
+
+
+@pytest.fixture
+def key(dray: Dray, http: httpx.Client) -> Iterator[str]:
+    """A key of a team of the running Dray, which afterwards needs none again."""
+    assert dray.run("teams", "add", "bots").returncode == 0
+    made = json.loads(dray.run("keys", "create", "bots", "--json").stdout)["key"]
+    wait_for(lambda: http.get("/v1/models").status_code == 401)
+    yield made
+    assert dray.run("teams", "remove", "bots").returncode == 0
+    wait_for(lambda: http.get("/v1/models").status_code == 200)
+
+
+def test_the_bot_streams_answers_with_its_key_and_has_them_kept(dray: Dray, key: str) -> None:
+    question = {"question": "What is 61 + 17?"}
+    with bot(dray, key) as url:
+        with httpx.stream("POST", url, json=question, timeout=60) as first:
+            pieces = list(first.iter_text())
+        assert first.headers["X-Cache"] == "miss"
+        assert len(pieces) > 1 and "78" in "".join(pieces)
+        again = httpx.post(url, json=question, timeout=60)
+        assert (again.headers["X-Cache"], again.text) == ("hit", "".join(pieces))
+        assert httpx.post(url, json={"question": " "}).status_code == 400
+        used = json.loads(wait_for(lambda: usage(dray)))
+        assert used[0]["team"] == "bots" and used[0]["requests"] == 2 and used[0]["hits"] == 1
+    with bot(dray, "dray-wrong") as url:
+        refused = httpx.post(url, json=question, timeout=60)
+        assert (refused.status_code, refused.json()) == (503, {"error": "no answers at the moment"})
+
+
+def usage(dray: Dray) -> str:
+    """What the bots have used, once routers have told of both requests."""
+    said = dray.run("keys", "usage", "--team", "bots", "--json").stdout
+    rows = json.loads(said)
+    return said if rows and rows[0]["requests"] == 2 else ""
+
+
+@pytest.mark.slow
+def test_the_chain_streams_and_answers_several(dray: Dray) -> None:
+    ended = run(dray, "chain.py", "27 + 48", "20 + 22")
+    assert ended.returncode == 0, ended.stderr
+    streamed, _, batch = ended.stdout.partition("\n--\n")
+    assert "75" in streamed
+    assert "75" in batch and "42" in batch
+
+
+def test_the_batch_answers_all_and_goes_on_where_it_was(dray: Dray, tmp_path: Path) -> None:
+    questions, answers = tmp_path / "questions.csv", tmp_path / "answers.csv"
+    sums = [(f"q{number}", f"What is {number + 20} + {number + 30}?", 2 * number + 50) for number in range(6)]
+    questions.write_text("id,question\n" + "".join(f"{name},{text}\n" for name, text, _ in sums[:3]))
+    assert run(dray, "batch.py", str(questions), str(answers), "--at-a-time", "2").returncode == 0
+    with answers.open("a", newline="") as file:
+        csv.writer(file).writerow(["q3", sums[3][1], "", "", "cut off"])
+    questions.write_text("id,question\n" + "".join(f"{name},{text}\n" for name, text, _ in sums))
+    before = answers.read_text()
+    assert run(dray, "batch.py", str(questions), str(answers), "--at-a-time", "2").returncode == 0
+    assert answers.read_text().startswith(before)
+    with answers.open(newline="") as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    assert len(answers.read_text().splitlines()) == 1 + 3 + 1 + 3
+    for name, _, total in sums:
+        assert str(total) in rows[name]["answer"] and int(rows[name]["tokens"]) > 0 and not rows[name]["error"]
+
+
+@pytest.mark.slow
+def test_a_batch_that_fails_says_so_and_keeps_the_reason(dray: Dray, tmp_path: Path) -> None:
+    questions, answers = tmp_path / "questions.csv", tmp_path / "answers.csv"
+    questions.write_text(f'id,question\nlong,"{"word " * 3000}"\n')
+    ended = run(dray, "batch.py", str(questions), str(answers))
+    assert ended.returncode == 1 and "1 failed" in ended.stderr
+    with answers.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert "context_length_exceeded" in row["error"]

@@ -1,0 +1,206 @@
+"""What must hold of rendered manifests: each check gives the faults that it finds, in words."""
+
+import math
+from collections.abc import Iterator
+
+from cluster.environment import METRICS_PORT
+from cluster.kubernetes import sizes
+from cluster.kubernetes.render import HAPROXY, MODELS_DIR, STATE_DIR, in_cluster, pod_environment
+from cluster.settings import BUNDLED, Settings
+from tests.k8s.manifests import (
+    Document,
+    cluster_of,
+    containers,
+    cpus,
+    environment,
+    mebibytes,
+    of_kind,
+    pod_templates,
+    rayservice,
+)
+from tests.k8s.references import network, references
+from tests.k8s.schemas import schemas, serve
+
+
+def pods(documents: list[Document], settings: Settings) -> Iterator[str]:
+    """Each pod: Guaranteed, restricted, with probes that mean what they say."""
+    for name, template in pod_templates(documents):
+        spec = template["spec"]
+        security = spec.get("securityContext", {})
+        if not security.get("runAsNonRoot") or not security.get("runAsUser"):
+            yield f"{name} may run as root"
+        if security.get("seccompProfile") != {"type": "RuntimeDefault"}:
+            yield f"{name} has no seccomp profile"
+        if spec.get("hostNetwork") or spec.get("hostPID") or any("hostPath" in one for one in spec.get("volumes", ())):
+            yield f"{name} reaches the node"
+        if spec.get("automountServiceAccountToken") is not False:
+            yield f"{name} has a token of the API server"
+        if spec.get("enableServiceLinks") is not False:
+            yield f"{name}: Services become variables that begin as settings do"
+        for container in [*containers(template), *_autoscaler(documents, name)]:
+            where = f"{name}/{container['name']}"
+            size = container.get("resources", {})
+            if size.get("requests") != size.get("limits") or set(size.get("limits", {})) != {"cpu", "memory"}:
+                yield f"{where} is not Guaranteed: requests {size.get('requests')}, limits {size.get('limits')}"
+            locked = container.get("securityContext", {})
+            if locked.get("allowPrivilegeEscalation") is not False or locked.get("capabilities") != {"drop": ["ALL"]}:
+                yield f"{where} is not restricted"
+            if not locked.get("readOnlyRootFilesystem"):
+                yield f"{where} writes to its root file system"
+    mounts = cluster_of(documents)["autoscalerOptions"]["volumeMounts"]
+    if "/var/run/secrets/kubernetes.io/serviceaccount" not in {mount["mountPath"] for mount in mounts}:
+        yield "the autoscaler cannot speak to the API server"
+    worker_kinds = [(group["groupName"], group["template"]) for group in cluster_of(documents)["workerGroupSpecs"]]
+    for name, template in [("head", cluster_of(documents)["headGroupSpec"]["template"]), *worker_kinds]:
+        main = template["spec"]["containers"][0]
+        for probe in ("startupProbe", "livenessProbe"):
+            # Loading a model is no reason to be killed: only whether Ray's own process answers.
+            if main.get(probe, {}).get("httpGet") != {"path": "/api/healthz", "port": 52365}:
+                yield f"{name}: {probe} does not ask the raylet"
+        if template["spec"]["terminationGracePeriodSeconds"] <= settings.limits.request_timeout_s + 30:
+            yield f"{name} is killed before its last stream ends"
+        if template["spec"].get("restartPolicy", "Never") != "Never":
+            yield f"{name}: the autoscaler v2 wants restartPolicy Never"
+    for name, template in worker_kinds:
+        spec, main = template["spec"], template["spec"]["containers"][0]
+        if main.get("readinessProbe", {}).get("httpGet") != {"path": "/-/healthz", "port": "serve"}:
+            yield f"{name} is ready before it serves"
+        if main.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command") != [
+            "sleep",
+            str(sizes.NOTICED_S),
+        ]:
+            yield f"{name} goes before proxies know"
+        if not main["resources"]["limits"]["cpu"].isdigit():
+            yield f"{name} has no whole CPUs"
+        if not spec.get("shareProcessNamespace"):
+            yield f"{name}: its metrics' container takes the living for dead"
+
+
+def _autoscaler(documents: list[Document], name: str) -> list[Document]:
+    if name != "head":
+        return []
+    options = cluster_of(documents)["autoscalerOptions"]
+    return [{"name": "autoscaler", **{key: options[key] for key in ("resources", "securityContext")}}]
+
+
+def numbers(documents: list[Document], settings: Settings) -> Iterator[str]:
+    """Resources, images, ports and environment are those that the settings and the code say."""
+    cluster = cluster_of(documents)
+    threads = settings.kubernetes.threads_per_core
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    if len(groups) != 1 + len(settings.served):
+        yield f"{len(groups)} worker groups for {len(settings.served)} models and the routers"
+    asked = 0
+    for model in settings.served:
+        of_model = [group for group in groups.values() if group["resources"]["CPU"] == str(model.cores_per_replica)]
+        one = sizes.ModelInCluster(model)
+        floor = one.weights_bytes * 2 + model.kv_cache_mb * 2**20
+        asked += max(model.replicas, model.max_replicas) * (model.cores_per_replica + 1) * threads
+        if not of_model:
+            yield f"no worker group has the {model.cores_per_replica} cores of {one.name}"
+        for group in of_model:
+            size = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+            if cpus(size["cpu"]) != (model.cores_per_replica + 1) * threads:
+                yield f"{one.name} leases {model.cores_per_replica} cores and one is beside; its pod has {size['cpu']}"
+            if not floor < mebibytes(size["memory"]) * 2**20 < 2 * floor + 3 * 2**30:
+                yield f"{one.name} needs more than {floor >> 20} MiB and gets {size['memory']}"
+    given = sum(
+        (group["maxReplicas"] - 1) * cpus(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+        for name, group in groups.items()
+        if name != "routers"
+    )
+    if given != asked:
+        yield f"all engines together need {asked} CPUs, their groups have {given}"
+    if groups["routers"]["minReplicas"] != settings.router.replicas:
+        yield "there are not as many routers' pods as routers"
+    wanted = pod_environment(in_cluster(settings))
+    for name, template in pod_templates(documents):
+        for container in containers(template):
+            if container["name"] == "redis":
+                continue
+            image = container["image"]
+            if image not in (settings.kubernetes.image, settings.kubernetes.fetch_image):
+                yield f"{name}/{container['name']} runs {image}"
+            for port in container.get("ports", ()):
+                expected = {"serve": settings.port, "dray-metrics": METRICS_PORT}.get(port["name"])
+                if expected and port["containerPort"] != expected:
+                    yield f"{name}: port {port['name']} is {port['containerPort']}, not {expected}"
+            if container["name"] in ("ray-head", "ray-worker"):
+                have = environment(container)
+                yield from (
+                    f"{name}: {key} is {have.get(key)}" for key, value in wanted.items() if have.get(key) != value
+                )
+                mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+                if not {"/tmp", str(STATE_DIR), wanted["PROMETHEUS_MULTIPROC_DIR"], str(MODELS_DIR)} <= mounted:
+                    yield f"{name} lacks a folder that Dray writes to or reads: {sorted(mounted)}"
+                if have["RAY_SERVE_HAPROXY_BINARY_PATH"] != str(HAPROXY):
+                    yield f"{name} starts another HAProxy"
+                if int(have["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) < settings.limits.request_timeout_s:
+                    yield f"{name} stops draining before the longest stream ends"
+            if container["name"] == "metrics" and environment(container) != {
+                "PROMETHEUS_MULTIPROC_DIR": wanted["PROMETHEUS_MULTIPROC_DIR"]
+            }:
+                yield f"{name}: its metrics are read elsewhere than written"
+    yield from _outside(documents, settings)
+
+
+def _outside(documents: list[Document], settings: Settings) -> Iterator[str]:
+    """What clients come through lets the longest request end."""
+    longest = math.ceil(settings.limits.request_timeout_s)
+    for ingress in of_kind(documents, "Ingress"):
+        notes = ingress["metadata"]["annotations"]
+        for key in ("proxy-read-timeout", "proxy-send-timeout"):
+            if int(notes[f"nginx.ingress.kubernetes.io/{key}"]) <= longest:
+                yield f"the Ingress cuts a request before Dray does ({key})"
+        if notes["nginx.ingress.kubernetes.io/proxy-buffering"] != "off":
+            yield "the Ingress holds tokens back"
+        paths = [path["path"] for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]]
+        yield from (f"the Ingress opens {path}" for path in paths if path in ("/", "/metrics", "/admin"))
+    for route in of_kind(documents, "HTTPRoute"):
+        for rule in route["spec"]["rules"]:
+            if any(int(value.rstrip("s")) <= longest for value in rule["timeouts"].values()):
+                yield "the HTTPRoute cuts a request before Dray does"
+            if any(backend["port"] != settings.port for backend in rule["backendRefs"]):
+                yield "the HTTPRoute goes to another port than Serve's"
+
+
+def upgrades(documents: list[Document], settings: Settings) -> Iterator[str]:
+    """What KubeRay's own validation asks of a RayService, and schemas cannot say."""
+    spec = rayservice(documents)["spec"]
+    cluster, strategy = spec["rayClusterConfig"], spec["upgradeStrategy"]
+    if not cluster.get("enableInTreeAutoscaling") or cluster["autoscalerOptions"].get("version") != "v2":
+        yield "the autoscaler v2 is off"
+    if strategy["type"] == "NewClusterWithIncrementalUpgrade":
+        options = strategy["clusterUpgradeOptions"]
+        if not 0 < options["stepSizePercent"] <= options["maxSurgePercent"] <= 100:
+            yield "clusterUpgradeOptions: stepSizePercent is to be at most maxSurgePercent"
+        if of_kind(documents, "Ingress") or of_kind(documents, "HTTPRoute"):
+            yield "an incremental upgrade goes through KubeRay's own Gateway, not through this one"
+    elif strategy != {"type": "NewCluster"}:
+        yield f"upgradeStrategy is {strategy}"
+    if not spec.get("excludeHeadPodFromServeSvc") or cluster["headGroupSpec"]["rayStartParams"].get("num-cpus") != "0":
+        yield "the head takes requests or replicas"
+    if spec.get("rayClusterDeletionDelaySeconds", 0) < settings.limits.request_timeout_s:
+        yield "an old cluster is deleted before its last stream ends"
+    if cluster.get("authOptions", {}).get("mode") != "token":
+        yield "Ray asks nobody for a token"
+    for group in cluster["workerGroupSpecs"]:
+        if "num-cpus" in group["rayStartParams"]:
+            yield f"{group['groupName']} has its CPUs in rayStartParams and in resources"
+        if not group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]:
+            yield f"{group['groupName']}: replicas are not between minReplicas and maxReplicas"
+    names = [entry["name"] for entry in cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]]
+    if forbidden := {"REDIS_PASSWORD", "RAY_REDIS_ADDRESS", "REDIS_USERNAME"} & set(names):
+        yield f"KubeRay refuses {forbidden} in the head beside gcsFaultToleranceOptions"
+    named = [model for model in settings.served if model.source != BUNDLED]
+    if named and settings.kubernetes.models_claim and not of_kind(documents, "Job"):
+        yield "nobody fetches the models"
+
+
+ALL = (serve, pods, references, network, numbers, upgrades, schemas)
+"""The slow one last: who looks for one fault may stop before it."""
+
+
+def faults(documents: list[Document], settings: Settings) -> Iterator[str]:
+    """All that is wrong, one after the other."""
+    return (f"{check.__name__}: {fault}" for check in ALL for fault in check(documents, settings))

@@ -1,0 +1,152 @@
+"""The image: what its Dockerfile says, and (slow) that what it installs serves without a compiler's or torch's help."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from cluster.cli import app
+from cluster.kubernetes.render import HAPROXY
+from cluster.models.folder import BUNDLED_FOLDER
+from cluster.preflight import LaunchError, check_processor
+from cluster.settings import Settings
+from tests.k8s.manifests import K8S, ROOT, Document, containers, kustomize, pod_templates
+
+DOCKERFILE = K8S / "Dockerfile"
+ENVIRONMENT = "/opt/dray"
+
+
+def stages() -> dict[str, list[str]]:
+    """Instructions of each stage by its name, continued lines joined, without comments."""
+    text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    found: dict[str, list[str]] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if line.startswith("FROM "):
+            found[line.split()[-1]] = [line]
+        elif found:
+            found[list(found)[-1]].append(" ".join(line.split()))
+    return found
+
+
+def test_the_dockerfile_is_clean() -> None:
+    linter = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([linter, str(DOCKERFILE)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_image_that_serves_is_the_last_and_the_slim_one() -> None:
+    names = list(stages())
+    assert names[-1] == "serve"
+    serve = stages()["base"] + stages()["serve"]
+    assert not [line for line in serve if "pip" in line or "apt-get" in line]
+    assert [line for line in serve if line.startswith("COPY --from=")] == [
+        f"COPY --from=build {ENVIRONMENT} {ENVIRONMENT}"
+    ]
+    assert "export" not in " ".join(stages()["build"])
+
+
+def test_nothing_runs_as_root_and_pods_run_as_the_images_user() -> None:
+    for name in ("serve", "export"):
+        assert "USER 10001:10001" in stages()[name]
+    for name, template in pod_templates(kustomize(K8S / "overlays" / "kind")):
+        if not name.startswith("StatefulSet/"):
+            security = template["spec"]["securityContext"]
+            assert f"USER {security['runAsUser']}:{security['runAsGroup']}" in stages()["serve"]
+
+
+def test_the_image_and_the_code_agree() -> None:
+    serve = stages()["serve"]
+    assert Path(HAPROXY).is_relative_to(ENVIRONMENT)
+    assert f"EXPOSE {Settings().port}" in serve
+    torch = re.search(r"^TORCH \?= (\S+)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert torch is not None
+    assert f"ARG TORCH={torch[1]}" in stages()["build-export"]
+    (model,) = (line.split()[1:] for line in serve if line.startswith("COPY demo"))
+    assert ROOT / model[0] == BUNDLED_FOLDER
+    assert model[1].endswith("/site-packages/demo/model")
+    ignored = (K8S / "Dockerfile.dockerignore").read_text().splitlines()
+    for stage in stages().values():
+        for line in stage:
+            if line.startswith("COPY ") and "--from" not in line:
+                assert all(f"!{source}" in ignored for source in line.split()[1:-1]), line
+
+
+def test_what_pods_run_is_in_the_image() -> None:
+    """Commands of the manifests are `dray` subcommands, or modules."""
+    seen = set()
+    for overlay in ("kind", "several"):
+        for _, template in pod_templates(kustomize(K8S / "overlays" / overlay)):
+            seen |= {tuple(command) for command in map(_own_command, containers(template)) if command}
+    assert ("python", "-m", "deployments.exporter") in seen
+    for command in seen:
+        if command[0] == "dray":
+            found: Any = typer.main.get_command(app)
+            for word in command[1:3]:
+                assert word in found.commands, command
+                found = found.commands[word]
+        else:
+            assert command == ("python", "-m", "deployments.exporter")
+
+
+def _own_command(container: Document) -> list[str]:
+    command: list[str] = container.get("command", [])
+    return [] if container["name"] == "redis" else command
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("flags\t\t: fpu sse4_2 avx avx2\n", "avx2"),
+        ("flags\t\t: fpu avx avx2 avx512f avx512_vnni\n", "avx512_vnni"),
+        ("flags\t\t: avx2 avx512_vnni amx_int8\n", "amx_int8"),
+        ("Features\t: fp asimd\n", "nothing to check"),
+    ],
+)
+def test_a_processor_that_can(tmp_path: Path, flags: str, said: str) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\nprocessor\t: 1\n{flags}")
+    assert said in check_processor(tmp_path / "cpuinfo")
+
+
+def test_a_processor_without_avx2_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu sse4_2 avx\n")
+    with pytest.raises(LaunchError, match="AVX2"):
+        check_processor(tmp_path / "cpuinfo")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_what_the_image_installs_serves_without_torch(tmp_path: Path) -> None:
+    source, target = tmp_path / "src", tmp_path / "dray"
+    source.mkdir()
+    for line in stages()["build"]:
+        if line.startswith("COPY "):
+            for name in line.split()[1:-1]:
+                copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+                copy(ROOT / name, source / name)
+    (steps,) = (line.removeprefix("RUN ") for line in stages()["build"] if line.startswith("RUN "))
+    steps = steps.replace(ENVIRONMENT, str(target)).replace("python -m venv", f"{sys.executable} -m venv")
+    subprocess.run(["bash", "-euc", steps], cwd=source, check=True)
+    python = target / "bin" / "python"
+    packages = next(target.glob("lib/python3*/site-packages"))
+    shutil.copytree(BUNDLED_FOLDER, packages / "demo" / "model")
+    code = """
+import cluster.cli, deployments.app, deployments.exporter, deployments.engine.core, openvino_genai
+from importlib.util import find_spec
+from cluster.models.folder import open_model
+from cluster.settings import ModelSettings, default_models_dir
+print(open_model(ModelSettings(), default_models_dir()).folder)
+print([name for name in ("torch", "optimum", "nncf") if find_spec(name)])
+"""
+    told = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    folder, heavy = told.splitlines()[-2:]
+    assert Path(folder).is_relative_to(packages)
+    assert heavy == "[]"
+    assert (target / HAPROXY.relative_to(ENVIRONMENT)).is_file()
+    command = [str(python), "-I", str(target / "bin" / "dray"), "k8s", "check-node"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert checked.returncode == 0, checked.stderr

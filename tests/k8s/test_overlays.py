@@ -1,0 +1,342 @@
+"""Every overlay, rendered and held against schemas, Serve, the code and itself; and wrong ones, which must be found."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.kubernetes.render import kustomization, render
+from tests.k8s.checks import faults
+from tests.k8s.manifests import K8S, OVERLAYS, Document, cluster_of, kustomize, of_kind, rayservice, settings_of
+
+
+@pytest.fixture(scope="module")
+def rendered() -> dict[str, list[Document]]:
+    return {overlay: kustomize(K8S / "overlays" / overlay) for overlay in OVERLAYS}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_holds(overlay: str, rendered: dict[str, list[Document]]) -> None:
+    assert list(faults(rendered[overlay], settings_of(overlay))) == []
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_generated_files_are_those_of_the_settings(overlay: str) -> None:
+    folder = K8S / "overlays" / overlay
+    files = render(settings_of(overlay), K8S / "base")
+    stale = [
+        name for name, text in files.items() if not (folder / name).is_file() or (folder / name).read_text() != text
+    ]
+    assert not stale, f"dray k8s render --settings {folder}/dray.yaml --out {folder}"
+    known = {*files, "dray.yaml", "kustomization.yaml", "cluster.yaml"}
+    assert {path.name for path in folder.iterdir()} <= known
+
+
+def test_a_new_overlay_renders_and_applies(tmp_path: Path) -> None:
+    files = render(settings_of("production"), K8S / "base")
+    folder = K8S / "overlays"
+    relative = Path("../" * (len(tmp_path.resolve().parts) - 1) + str(K8S / "base")[1:])
+    (tmp_path / "kustomization.yaml").write_text(kustomization(files, str(relative)))
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert folder.is_dir()
+    assert list(faults(kustomize(tmp_path), settings_of("production"))) == []
+
+
+def _group(documents: list[Document], number: int) -> Document:
+    found: Document = cluster_of(documents)["workerGroupSpecs"][number]
+    return found
+
+
+def _worker(documents: list[Document], number: int = 1) -> Document:
+    found: Document = _group(documents, number)["template"]["spec"]["containers"][0]
+    return found
+
+
+def _serve(documents: list[Document], change: Callable[[Any], Any]) -> None:
+    spec = rayservice(documents)["spec"]
+    config = yaml.safe_load(spec["serveConfigV2"])
+    change(config)
+    spec["serveConfigV2"] = yaml.safe_dump(config)
+
+
+def _named(documents: list[Document], kind: str, name: str) -> Document:
+    (found,) = (one for one in of_kind(documents, kind) if one["metadata"]["name"] == name)
+    return found
+
+
+def _set(target: Any, *path: Any, to: Any) -> None:
+    for step in path[:-1]:
+        target = target[step]
+    target[path[-1]] = to
+
+
+def _env(container: Document, name: str) -> Document:
+    found: Document = next(entry for entry in container["env"] if entry["name"] == name)
+    return found
+
+
+WRONG: dict[str, tuple[Callable[[list[Document]], Any], str]] = {
+    "a field that the CRD does not know": (
+        lambda all_: _set(rayservice(all_), "spec", "serveConfigV3", to=""),
+        "serveConfigV3",
+    ),
+    "a field that a StatefulSet does not know": (
+        lambda all_: _set(_named(all_, "StatefulSet", "dray-teams"), "spec", "replica", to=2),
+        "replica",
+    ),
+    "a key that Serve would let pass": (
+        lambda all_: _serve(all_, lambda c: _set(c, "applications", 0, "deployments", 0, "num_replica", to=2)),
+        "num_replica",
+    ),
+    "a key at the top of the Serve config": (lambda all_: _serve(all_, lambda c: _set(c, "proxy", to="x")), "proxy"),
+    "an engine that no router knows": (
+        lambda all_: _serve(all_, lambda c: _set(c, "applications", 1, "name", to="engine-other-00")),
+        "other engines",
+    ),
+    "an engine that fits no pod": (
+        lambda all_: _set(_group(all_, 1), "resources", to={"CPU": "8", "dray-engine-x": "1"}),
+        "which no pod has",
+    ),
+    "a port that Serve does not listen on": (
+        lambda all_: _serve(all_, lambda c: _set(c, "http_options", "port", to=8001)),
+        "does not listen",
+    ),
+    "a password in the Serve config": (
+        lambda all_: _serve(
+            all_, lambda c: _set(c, "applications", 0, "args", "redis_url", to="rediss://:x@dray-answers:6379/0")
+        ),
+        "password",
+    ),
+    "requests below limits": (
+        lambda all_: _set(_worker(all_), "resources", "requests", "cpu", to="1"),
+        "not Guaranteed",
+    ),
+    "half a CPU for an engine": (
+        lambda all_: _set(
+            _worker(all_), "resources", to={kind: {"cpu": "17500m", "memory": "9Gi"} for kind in ("requests", "limits")}
+        ),
+        "no whole CPUs",
+    ),
+    "an init container without limits": (
+        lambda all_: _group(all_, 1)["template"]["spec"]["initContainers"][0].pop("resources"),
+        "not Guaranteed",
+    ),
+    "memory of another model": (
+        lambda all_: _set(
+            _worker(all_), "resources", to={kind: {"cpu": "18", "memory": "2048Mi"} for kind in ("requests", "limits")}
+        ),
+        "needs more than",
+    ),
+    "cores of another size": (
+        lambda all_: _set(
+            _worker(all_), "resources", to={kind: {"cpu": "16", "memory": "9984Mi"} for kind in ("requests", "limits")}
+        ),
+        "one is beside",
+    ),
+    "fewer pods than engines": (lambda all_: _set(_group(all_, 1), "maxReplicas", to=3), "all engines together"),
+    "fewer pods than routers": (lambda all_: _set(_group(all_, 0), "minReplicas", to=1), "routers' pods"),
+    "root": (
+        lambda all_: _set(_group(all_, 1), "template", "spec", "securityContext", "runAsNonRoot", to=False),
+        "root",
+    ),
+    "a root file system to write to": (
+        lambda all_: _set(_worker(all_), "securityContext", "readOnlyRootFilesystem", to=False),
+        "writes to its root",
+    ),
+    "capabilities": (lambda all_: _worker(all_)["securityContext"].pop("capabilities"), "not restricted"),
+    "a liveness probe that waits for the model": (
+        lambda all_: _set(_worker(all_), "livenessProbe", "httpGet", to={"path": "/health/ready", "port": "serve"}),
+        "does not ask the raylet",
+    ),
+    "ready before it serves": (lambda all_: _worker(all_, 0).pop("readinessProbe"), "ready before"),
+    "a grace shorter than a stream": (
+        lambda all_: _set(_group(all_, 1), "template", "spec", "terminationGracePeriodSeconds", to=600),
+        "killed before",
+    ),
+    "no preStop": (lambda all_: _worker(all_).pop("lifecycle"), "before proxies know"),
+    "a Secret that nobody makes": (
+        lambda all_: _set(_env(_worker(all_, 0), "TEAMS_PASSWORD"), "valueFrom", "secretKeyRef", "key", to="passwort"),
+        "no Secret dray-teams",
+    ),
+    "the teams' URL with the answers' password": (
+        lambda all_: _set(
+            _env(_worker(all_, 0), "DRAY_TEAMS__URL"), "value", to="rediss://:$(ANSWERS_PASSWORD)@dray-teams:6379/0"
+        ),
+        "has the password of dray-answers",
+    ),
+    "answers without TLS": (
+        lambda all_: _set(
+            _env(_worker(all_, 0), "DRAY_CACHE__URL"), "value", to="redis://:$(ANSWERS_PASSWORD)@dray-answers:6379/0"
+        ),
+        "not TLS to dray-answers",
+    ),
+    "Ray in the answers' Redis": (
+        lambda all_: _set(
+            cluster_of(all_), "gcsFaultToleranceOptions", "redisAddress", to="rediss://dray-answers:6379"
+        ),
+        "not its own",
+    ),
+    "another image": (lambda all_: _set(_worker(all_), "image", to="dray:latest"), "runs dray:latest"),
+    "another metrics port": (
+        lambda all_: _set(
+            _group(all_, 1), "template", "spec", "initContainers", 1, "ports", 0, "containerPort", to=9090
+        ),
+        "dray-metrics is 9090",
+    ),
+    "throughput mode without HAProxy": (
+        lambda all_: _set(_env(_worker(all_), "RAY_SERVE_ENABLE_HA_PROXY"), "value", to="0"),
+        "RAY_SERVE_ENABLE_HA_PROXY",
+    ),
+    "a metrics folder that is not there": (
+        lambda all_: _set(_worker(all_), "volumeMounts", to=[{"name": "tmp", "mountPath": "/tmp"}]),
+        "lacks a folder",
+    ),
+    "a volume that is not there": (
+        lambda all_: _set(_worker(all_), "volumeMounts", 0, "name", to="temporary"),
+        "no volume",
+    ),
+    "a Service that selects nothing": (
+        lambda all_: _set(
+            _named(all_, "Service", "dray-teams"), "spec", "selector", "app.kubernetes.io/component", to="team"
+        ),
+        "selects no pod",
+    ),
+    "a network policy of a port that nobody has": (
+        lambda all_: _set(
+            _named(all_, "NetworkPolicy", "dray-clients"), "spec", "ingress", 0, "ports", 0, "port", to="http"
+        ),
+        "names a port",
+    ),
+    "no policy for the rest": (
+        lambda all_: all_.remove(_named(all_, "NetworkPolicy", "dray-none")),
+        "what no policy names is open",
+    ),
+    "a policy for everybody": (
+        lambda all_: _named(all_, "NetworkPolicy", "dray-clients")["spec"]["ingress"][0].pop("from"),
+        "lets everybody in",
+    ),
+    "engines at the teams' Redis": (
+        lambda all_: _set(
+            _named(all_, "NetworkPolicy", "dray-redis")["spec"]["ingress"][0]["from"][0]["podSelector"],
+            "matchLabels",
+            "app.kubernetes.io/component",
+            to="engine",
+        ),
+        "Redis is open to",
+    ),
+    "pods that may go anywhere": (
+        lambda all_: _named(all_, "NetworkPolicy", "dray-ray")["spec"]["egress"].append({}),
+        "out to anywhere",
+    ),
+    "a budget in percent": (
+        lambda all_: _set(of_kind(all_, "PodDisruptionBudget")[0], "spec", "minAvailable", to="50%"),
+        "only a number",
+    ),
+    "an account that is not there": (
+        lambda all_: _set(_group(all_, 1), "template", "spec", "serviceAccountName", to="default-worker"),
+        "ServiceAccount default-worker",
+    ),
+    "a token for a worker": (
+        lambda all_: _group(all_, 1)["template"]["spec"].pop("automountServiceAccountToken"),
+        "token of the API server",
+    ),
+    "a token for the head": (
+        lambda all_: cluster_of(all_)["headGroupSpec"]["template"]["spec"].pop("automountServiceAccountToken"),
+        "token of the API server",
+    ),
+    "an autoscaler without a token": (
+        lambda all_: cluster_of(all_)["autoscalerOptions"]["volumeMounts"].pop(),
+        "cannot speak to the API server",
+    ),
+    "Services as settings": (
+        lambda all_: _set(_group(all_, 0), "template", "spec", "enableServiceLinks", to=True),
+        "begin as settings do",
+    ),
+    "routers that flee engines": (
+        lambda all_: _set(
+            _group(all_, 0)["template"]["spec"]["topologySpreadConstraints"],
+            0,
+            "labelSelector",
+            "matchLabels",
+            "app.kubernetes.io/component",
+            to="engine",
+        ),
+        "keeps its distance",
+    ),
+    "routers on one node": (
+        lambda all_: _group(all_, 0)["template"]["spec"].pop("topologySpreadConstraints"),
+        "on one node",
+    ),
+    "the autoscaler v1": (lambda all_: _set(cluster_of(all_), "autoscalerOptions", "version", to="v1"), "v2 is off"),
+    "a step larger than the surge": (
+        lambda all_: _set(
+            rayservice(all_)["spec"]["upgradeStrategy"], "clusterUpgradeOptions", "stepSizePercent", to=80
+        ),
+        "stepSizePercent",
+    ),
+    "an old cluster that is deleted at once": (
+        lambda all_: rayservice(all_)["spec"].pop("rayClusterDeletionDelaySeconds"),
+        "old cluster is deleted",
+    ),
+    "replicas on the head": (
+        lambda all_: _set(cluster_of(all_), "headGroupSpec", "rayStartParams", to={}),
+        "the head takes",
+    ),
+    "nobody who fetches": (
+        lambda all_: all_.remove(of_kind(all_, "Job")[0]),
+        "nobody fetches",
+    ),
+    "a claim that is not there": (
+        lambda all_: all_.remove(of_kind(all_, "PersistentVolumeClaim")[0]),
+        "no PersistentVolumeClaim",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_manifest_is_found(wrong: str, rendered: dict[str, list[Document]]) -> None:
+    change, said = WRONG[wrong]
+    documents = copy.deepcopy(rendered["production"])
+    change(documents)
+    assert any(said in fault for fault in faults(documents, settings_of("production")))
+
+
+@pytest.mark.parametrize(
+    ("overlay", "kind", "change", "said"),
+    [
+        (
+            "several",
+            "Ingress",
+            lambda one: _set(one, "metadata", "annotations", "nginx.ingress.kubernetes.io/proxy-read-timeout", to="60"),
+            "before Dray does",
+        ),
+        (
+            "several",
+            "Ingress",
+            lambda one: _set(one, "spec", "rules", 0, "http", "paths", 0, "path", to="/"),
+            "the Ingress opens /",
+        ),
+        (
+            "airgapped",
+            "HTTPRoute",
+            lambda one: _set(one, "spec", "rules", 0, "timeouts", "request", to="60s"),
+            "before Dray does",
+        ),
+        (
+            "airgapped",
+            "HTTPRoute",
+            lambda one: _set(one, "spec", "rules", 0, "backendRefs", 0, "port", to=80),
+            "another port",
+        ),
+    ],
+)
+def test_a_way_in_that_cuts_streams_is_found(
+    overlay: str, kind: str, change: Callable[[Any], None], said: str, rendered: dict[str, list[Document]]
+) -> None:
+    documents = copy.deepcopy(rendered[overlay])
+    change(of_kind(documents, kind)[0])
+    assert any(said in fault for fault in faults(documents, settings_of(overlay)))

@@ -1,0 +1,139 @@
+"""Dashboard and alerts at a real Prometheus that scrapes a real Dray under load: each panel has something to show."""
+
+import json
+import math
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from cluster.preflight import free_port
+from tests.conftest import MODEL, Dray, wait_for
+from tests.k8s.test_monitoring import MONITORING, dashboard
+from tests.service.test_cache import new_question
+
+_LOAD_S = 30.0
+
+
+def rules() -> dict[str, Any]:
+    """The alerts as Prometheus itself reads them."""
+    found: dict[str, Any] = yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]
+    return found
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs Prometheus' promtool")
+def test_promtool_takes_the_alerts(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules()))
+    done = subprocess.run(
+        ["promtool", "check", "rules", str(tmp_path / "rules.yaml")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@contextmanager
+def prometheus(target: str) -> Iterator[str]:
+    """One that scrapes this address every second; gives its own URL."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="dray-p-") as folder:
+        (Path(folder) / "rules.yaml").write_text(yaml.safe_dump(rules()))
+        config = {
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": ["rules.yaml"],
+            "scrape_configs": [{"job_name": "dray", "static_configs": [{"targets": [target]}]}],
+        }
+        (Path(folder) / "config.yaml").write_text(yaml.safe_dump(config))
+        arguments = [f"--config.file={folder}/config.yaml", f"--storage.tsdb.path={folder}/data"]
+        with subprocess.Popen(
+            ["prometheus", *arguments, f"--web.listen-address=127.0.0.1:{port}"], stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                yield f"http://127.0.0.1:{port}"
+            finally:
+                process.terminate()
+
+
+def keys(dray: Dray) -> list[str]:
+    """Of two teams; the second may ask but once a minute."""
+    assert dray.run("teams", "add", "bots").returncode == 0
+    assert dray.run("teams", "add", "few", "--requests-per-minute", "1").returncode == 0
+    made = [json.loads(dray.run("keys", "create", team, "--json").stdout)["key"] for team in ("bots", "few")]
+    wait_for(lambda: all(ask(dray, key, "What is 1 + 2?").status_code != 401 for key in made))
+    return made
+
+
+def ask(dray: Dray, key: str, question: str) -> httpx.Response:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": question}], "temperature": 0}
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.post(f"{dray.url}/chat/completions", json=body, headers=headers, timeout=60)
+
+
+@contextmanager
+def load(dray: Dray) -> Iterator[None]:
+    """Hits, misses, and requests beyond a quota, for as long as the block runs."""
+    ended = threading.Event()
+    given = keys(dray)
+
+    def work() -> None:
+        while not ended.is_set():
+            for key in given:
+                ask(dray, key, new_question())
+                ask(dray, key, "What is 1 + 2?")
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Prometheus")
+def test_every_panel_shows_something_of_a_dray_under_load(another: Dray) -> None:
+    started = another.run("up", "--detach", DRAY_MODEL__MAX_REPLICAS="2", DRAY_MODEL__CORES_PER_REPLICA="1")
+    assert started.returncode == 0, started.stderr
+    todo = {
+        title: expression.replace("$__rate_interval", "10s").replace("$model", ".*")
+        for title, expression in dashboard().items()
+    }
+    with prometheus(f"127.0.0.1:{another.port}") as url, load(another):
+
+        def all_shown() -> bool:
+            for title in [title for title, expression in todo.items() if values(url, expression)]:
+                del todo[title]
+            return not todo
+
+        try:
+            wait_for(all_shown, _LOAD_S)
+        except AssertionError:
+            pytest.fail(f"nothing to show: {todo}")
+        teams = httpx.get(f"{url}/api/v1/label/team/values").json()["data"]
+        assert {*teams} == {"bots", "few"}
+        groups = httpx.get(f"{url}/api/v1/rules").json()["data"]["groups"]
+        states = {rule["name"]: (rule["health"], rule["state"]) for group in groups for rule in group["rules"]}
+        assert {*states} == {rule["alert"] for group in rules()["groups"] for rule in group["rules"]}
+        assert {*states.values()} == {("ok", "inactive")}, states
+
+
+def values(url: str, expression: str) -> list[float]:
+    """What the expression gives now; numbers that are none are left out."""
+    try:
+        answer = httpx.get(f"{url}/api/v1/query", params={"query": expression})
+    except httpx.HTTPError:  # it has not started yet
+        return []
+    if answer.status_code == 503:
+        return []
+    assert answer.status_code == 200, (expression, answer.text)
+    found = [float(one["value"][1]) for one in answer.json()["data"]["result"]]
+    return [one for one in found if not math.isnan(one)]

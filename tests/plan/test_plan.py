@@ -1,0 +1,194 @@
+"""`dray plan`: loads, the search, what is needed, and the command."""
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from cluster.bench.lengths import Lengths
+from cluster.cli import app
+from cluster.plan import search
+from cluster.plan.load import DAY_S, HOUR_S, SHAPES, Described, LoadError, Request, read_trace, thinned
+from cluster.plan.nodes import Node, needed
+from cluster.plan.profile import fit
+from cluster.plan.search import OfTrace, OfUsers, Planner, Target
+from cluster.plan.service import Terms, Window
+from tests.plan.profiles import ENGINE, profile
+
+TIMES = fit(profile().points)
+TERMS = Terms(policy="least-waiting")
+
+
+@pytest.fixture(autouse=True)
+def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer requests are looked at: these tests compare plans, and need no exact ones."""
+    monkeypatch.setattr(search, "_REQUESTS", 1000)
+
+
+def described(users: float, repeated: float = 0.0) -> Described:
+    return Described(users, 4, Lengths(50, 350), Lengths(50, 150), repeated, 2.5, SHAPES["office"])
+
+
+def planner(users: float, repeated: float = 0.0) -> Planner:
+    return Planner(OfUsers(described(users, repeated), 0), ENGINE, TIMES, TERMS)
+
+
+def test_a_day_of_users_has_the_load_the_peak_and_the_repetition_that_were_described() -> None:
+    load = described(200, repeated=0.3)
+    requests = list(load.requests(0, DAY_S, 1.0, 0))
+    assert len(requests) == pytest.approx(200 * 4 * 24, rel=0.05)
+    hours = [sum(hour * HOUR_S <= one.at < (hour + 1) * HOUR_S for one in requests) for hour in range(24)]
+    assert max(hours) == pytest.approx(2.5 * 200 * 4, rel=0.1) and min(hours) < 0.1 * max(hours)
+    new = len({one.question for one in requests})
+    assert new == pytest.approx(0.7 * len(requests), rel=0.03)
+    tenth = list(load.requests(0, DAY_S, 0.1, 0))
+    assert len(tenth) == pytest.approx(len(requests) / 10, rel=0.1)
+
+
+def test_a_thinned_trace_keeps_conversations_and_repetition_whole() -> None:
+    trace = [Request(number, 10, 5, f"q{number % 300}") for number in range(3000)]
+    trace += [Request(number, 10, 5, session=f"s{number % 200}") for number in range(1000)]
+    kept = list(thinned(trace, 0.3))
+    assert len(kept) == pytest.approx(1200, rel=0.25)
+    counts: dict[str, int] = {}
+    for one in kept:
+        counts[f"{one.question}{one.session}"] = counts.get(f"{one.question}{one.session}", 0) + 1
+    assert set(counts.values()) == {10, 5}
+
+
+def test_the_fewest_replicas_hold_the_target_and_one_less_does_not() -> None:
+    target, plan = Target(ttft_s=3.0, tpot_s=0.1), planner(1500)
+    found = plan.least(target, lambda tried: None)
+    assert found is not None and 2 < found < 16
+    assert target.held(plan.peak(found).seen) and not target.held(plan.peak(found - 1).seen)
+
+
+def test_repeated_questions_need_fewer_replicas() -> None:
+    target = Target(ttft_s=3.0, tpot_s=0.1)
+    without, often = (planner(1500, share).least(target, lambda tried: None) for share in (0.0, 0.6))
+    assert without is not None and often is not None and often <= 0.6 * without
+
+
+def test_a_hundred_times_the_users_need_about_a_hundred_times_the_replicas_and_no_longer_to_say() -> None:
+    target = Target(ttft_s=3.0, tpot_s=0.1)
+    few, many = planner(2000), planner(200_000)
+    one, hundred = few.least(target, lambda tried: None), many.least(target, lambda tried: None)
+    assert one is not None and hundred is not None
+    assert hundred == pytest.approx(100 * one, rel=0.2)
+    # No try has simulated more than the sample's share of it.
+    assert all(round(tried.replicas * tried.share) <= search.SAMPLE for tried in many.tried.values())
+    assert max(tried.seen.requests for tried in many.tried.values()) < 2500
+
+
+def test_a_sample_of_the_replicas_shows_the_times_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled = planner(20_000).peak(64)
+    monkeypatch.setattr(search, "SAMPLE", 64)
+    whole = planner(20_000).peak(64)
+    assert (sampled.share, whole.share) == (0.25, 1.0)
+    for mine, true in ((sampled.seen.ttft, whole.seen.ttft), (sampled.seen.tpot, whole.seen.tpot)):
+        assert mine.at(0.5) == pytest.approx(true.at(0.5), rel=0.1)
+        assert mine.at(0.95) == pytest.approx(true.at(0.95), rel=0.15)
+
+
+def test_no_number_of_replicas_makes_a_prompt_faster() -> None:
+    assert planner(50).least(Target(ttft_s=0.01, tpot_s=0.1), lambda tried: None) is None
+
+
+def test_a_target_bounds_what_is_refused() -> None:
+    seen = Window(requests=1000, refused=2)
+    assert not Target(1, 1).held(seen)
+    seen.refused = 1
+    assert Target(1, 1).held(seen)
+
+
+def test_the_peak_of_a_trace_is_its_busiest_half_hour() -> None:
+    quiet = [Request(60.0 * number, 100, 10) for number in range(600)]
+    busy = [Request(20_000 + number, 100, 10) for number in range(1500)]
+    begin, end, rate = OfTrace(sorted([*quiet, *busy], key=lambda one: one.at)).peak
+    assert begin <= 20_010 and end >= 21_490 and rate == pytest.approx(1530 / 1800, rel=0.05)
+
+
+def test_nodes_are_filled_by_cores_and_by_memory() -> None:
+    # 1.8 GB of weights: 1.06 times that, 512 MiB of KV cache and 150 MiB for each; a node has the mapped file and
+    # 1,200 MiB besides.
+    need = needed(ENGINE, 20, Node(cores=8, memory_mb=64_000), 100, 2500)
+    assert (need.on_a_node, need.nodes, need.cores, need.routers) == (7, 3, 23, 1)
+    small = needed(ENGINE, 20, Node(cores=8, memory_mb=10_000), 6000, 2500)
+    assert (small.on_a_node, small.nodes, small.routers) == (2, 10, 3)
+    assert small.node_memory_mb <= 10_000
+    with pytest.raises(ValueError, match="holds no replica"):
+        needed(ENGINE, 1, Node(cores=1, memory_mb=64_000), 1, 2500)
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["plan", *arguments])
+    return done.exit_code, done.stdout, done.stderr
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "profile.json"
+    path.write_bytes(msgspec.json.encode(profile()))
+    return str(path)
+
+
+def test_the_command_plans_for_users_and_draws_the_day(file: str, tmp_path: Path) -> None:
+    chart, out = tmp_path / "day.svg", tmp_path / "plan.json"
+    code, text, err = run(
+        *("--profile", file, "--users", "300", "--per-hour", "3", "--prompt", "100-300", "--output", "300-600"),
+        *("--repeated", "0.2", "--tpot", "0.1", "--least", "1", "--chart", str(chart), "--json", str(out)),
+    )
+    assert code == 0, err
+    plan: dict[str, Any] = json.loads(out.read_text())
+    assert (
+        plan["needed"]["replicas"] > 1 and plan["peak"]["tpot_s"]["p95"] <= 0.1 and plan["peak"]["ttft_s"]["p95"] <= 3
+    )
+    assert f"{plan['needed']['replicas']}" in text and "no machine" in text
+    slices = plan["day"]["slices"]
+    assert len(slices) == 48 and slices[0]["replicas"] < max(one["replicas"] for one in slices)
+    texts = [one.text for one in ElementTree.parse(chart).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"Load", "Replicas", "Time to first token", "Time per output token"} <= set(texts)
+
+
+def test_the_command_replays_a_trace(file: str, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    lines = [{"at": 0.5 * number, "prompt": 100, "output": 50, "question": number % 40} for number in range(400)]
+    trace.write_text("\n".join(map(json.dumps, [*lines, {"at": 1, "prompt": 0, "output": 0, "error": "503"}])))
+    code, out, err = run("--profile", file, "--trace", str(trace), "--json", "-")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert plan["peak"]["requests"] == 400 and plan["peak"]["hits"] > 300
+    trace.write_text('{"at": 1, "prompt": 5, "output": 5}\n{"at": 2}\n')
+    with pytest.raises(LoadError, match="line 2"):
+        read_trace(trace)
+
+
+def test_what_cannot_be_planned_is_one_line(file: str, tmp_path: Path) -> None:
+    for arguments, said in (
+        (("--users", "5"), "dray plan measure"),
+        (("--profile", str(tmp_path / "none.json"), "--users", "5"), "none.json"),
+        (("--profile", file), "--trace FILE, or --users N"),
+        (("--profile", file, "--users", "5", "--shape", "1,2"), "24 numbers"),
+        (("--profile", file, "--users", "5", "--tpot", "0.001"), "no number of replicas"),
+        (("--profile", file, "--users", "5", "--ttft", "0.001"), "no number of replicas"),
+        (("--profile", file, "--users", "5", "--node-cores", "1"), "holds no replica"),
+        (("--profile", file, "--users", "5", "--prompt", "x"), "no length"),
+        (("measure", str(tmp_path)), "lacks"),
+    ):
+        code, _, err = run(*arguments)
+        assert code == 1 and said in err and len(err.strip().splitlines()) == 1, (arguments, err)
+
+
+@pytest.mark.slow
+def test_a_real_engine_is_measured(tmp_path: Path) -> None:
+    out = tmp_path / "demo.json"
+    code, text, err = run("measure", "bundled", "--out", str(out))
+    assert code == 0, err
+    made = msgspec.json.decode(out.read_bytes())
+    assert made["engine"]["model"] == "dray-demo" and len(made["points"]) > 30 and "tokens/s" in text
+    code, text, err = run("--profile", str(out), "--users", "100")
+    assert code == 0, err
