@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
@@ -19,15 +20,17 @@ from deployments.watchdog import Watchdog
 
 log = logging.getLogger("dray.dispatch")
 
-_ATTEMPTS = 5
-"""How often it is tried in a row without a new token; and how many engines may crash under it in all."""
 _MOST_DEATHS = 2
-"""Engine processes that may die of one request; it is not tried again."""
+"""Engine processes that may crash under a request before its next token; it is not tried again."""
+_MOST_CRASHES = 5
+"""Those that may crash under it in all."""
+_PATIENCE_S = 60.0
+"""For so long it is tried again without a new token: a replica starts in the meantime, where none is left."""
+_MOST_AVOIDED = 5
 _LONGEST_SILENCE_S = 4 * ALIVE_S
 """After so long without a word the replica is taken for gone: its node has died, or the network is parted."""
 _FIRST_PAUSE_S = 0.1
-_PAUSE_GROWTH = 4
-"""0.1, 0.4, 1.6, 6.4 s: long enough in all for Serve to notice a dead replica and start another."""
+_LONGEST_PAUSE_S = 2.0
 
 
 class Dispatcher:
@@ -46,12 +49,13 @@ class Dispatcher:
 
         before: its first tokens, where they have been made; it goes on behind them. When an engine dies midway,
         another goes on from the tokens so far. Closing the generator cancels the work. Raises ApiError: 503 when all
-        are full or the KV cache cannot hold it, 500 when engines keep dying.
+        are full or gone or the KV cache cannot hold it, 500 when engines crash under it.
         """
         made, avoid = list(before), list[str]()
         deaths = crashes = tries = 0
+        stalled = time.monotonic()
         carried = bool(before)
-        while tries < _ATTEMPTS:
+        while True:
             if len(made) >= request.sampling.max_tokens:
                 yield Tokens([], "length")
                 return
@@ -63,7 +67,7 @@ class Dispatcher:
                 avoid=tuple(avoid),
                 traceparent=current.get().traceparent,
             )
-            async with aclosing(self._tried(work, suspect=deaths > 0)) as stream:
+            async with aclosing(self._tried(work, suspect=deaths > 0, again=carried)) as stream:
                 async for tokens in stream:
                     replica = tokens.replica or replica
                     if not (tokens.ids or tokens.finish):
@@ -82,31 +86,37 @@ class Dispatcher:
                     if tokens.finish:
                         return
             if replica:
-                avoid = [*avoid, replica][-_ATTEMPTS:]
+                avoid = [*avoid, replica][-_MOST_AVOIDED:]
             crashed, further, carried = lost != FROM_OUTSIDE, len(made) > start, True
             crashes += crashed
             deaths, tries = (0, 1) if further else (deaths + crashed, tries + 1)
-            if deaths >= _MOST_DEATHS or crashes >= _ATTEMPTS:
-                break
+            if deaths >= _MOST_DEATHS or crashes >= _MOST_CRASHES:
+                raise ApiError(500, "Engines crash on this request.", code="engine_failed", kind="server_error")
+            if tries == 1:
+                stalled = time.monotonic()
+            elif time.monotonic() - stalled > _PATIENCE_S:
+                raise overloaded(
+                    f"No engine has stayed up for {_PATIENCE_S:.0f} s. Try again shortly.", retry_after_s=5
+                )
             log.warning("engine lost a stream; carrying it on", extra={"attempt": tries, "tokens": len(made)})
             self._on_carried()
             current.get().event("carried on", {"dray.replica": replica, "dray.tokens": len(made)})
-            await asyncio.sleep(_FIRST_PAUSE_S * _PAUSE_GROWTH ** (tries - 1))
-        raise ApiError(500, "The engines failed on this request repeatedly.", code="engine_failed", kind="server_error")
+            await asyncio.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** (tries - 1)))
 
-    async def _tried(self, request: Request, *, suspect: bool) -> AsyncGenerator[Tokens, None]:
+    async def _tried(self, request: Request, *, suspect: bool, again: bool) -> AsyncGenerator[Tokens, None]:
         """One attempt. suspect: the request was there when an engine died, and may be why. Such are tried one by one,
         each until its first token, so that the next death tells which it was."""
         async with AsyncExitStack() as alone:
             if suspect:
                 await alone.enter_async_context(self._suspect)
-            async with aclosing(self._attempt(request)) as stream:
+            async with aclosing(self._attempt(request, again=again)) as stream:
                 async for tokens in stream:
                     if tokens.ids:
                         await alone.aclose()
                     yield tokens
 
-    async def _attempt(self, request: Request) -> AsyncGenerator[Tokens, None]:
+    async def _attempt(self, request: Request, *, again: bool) -> AsyncGenerator[Tokens, None]:
+        """again: it was taken before, and is not refused now because all are full."""
         response = self._engines.remote(encode(request))
         # Where there is no replica, one may have to start first.
         silence_s = _LONGEST_SILENCE_S if balance.replicas_of(self.application) else math.inf
@@ -121,14 +131,14 @@ class Dispatcher:
                 yield tokens
         except (TimeoutError, StopAsyncIteration):
             yield Tokens([], "lost", reason=FROM_OUTSIDE)
-        except (BackPressureError, DeploymentUnavailableError) as error:
-            raise overloaded("All engines are busy. Try again shortly.") from error
         except RayActorError:
             yield Tokens([], "lost", reason=FROM_OUTSIDE)
-        except RayTaskError as error:
-            if isinstance(error.cause, BackPressureError):
+        except (BackPressureError, DeploymentUnavailableError, RayTaskError) as error:
+            if isinstance(error, RayTaskError) and not isinstance(error.cause, BackPressureError):
+                raise
+            if not again:
                 raise overloaded("All engines are busy. Try again shortly.") from error
-            raise
+            yield Tokens([], "lost", reason=FROM_OUTSIDE)
         finally:
             silence.close()
             if not finished:

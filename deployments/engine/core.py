@@ -19,7 +19,8 @@ from typing import Any
 
 import msgspec
 
-from deployments.engine.prefix import BLOCK_TOKENS, PrefixMirror, block_keys
+from deployments.engine.admission import Admission
+from deployments.engine.prefix import BLOCK_TOKENS, block_keys
 from deployments.engine.wire import (
     Add,
     Cancel,
@@ -61,13 +62,18 @@ def kv_bytes_per_token(config: dict[str, Any]) -> int:
 class _Stream:
     """A request under way: its handle in the pipeline, and the tokens so far."""
 
-    __slots__ = ("announced", "cached", "handle", "logprobs", "tokens")
+    __slots__ = ("announced", "cached", "fresh", "handle", "keys", "left", "logprobs", "tokens")
 
-    def __init__(self, handle: Any, request: Request, cached: int) -> None:
+    def __init__(self, handle: Any, request: Request, keys: list[bytes], cached: int) -> None:
         self.handle = handle
         self.tokens = list(request.prompt)
+        self.keys = keys
         self.cached = cached
         self.announced = False
+        self.fresh = False
+        """Whether the last step made a token for it: all before that one is computed."""
+        self.left = False
+        """Whether nobody reads it any more."""
         self.logprobs = request.sampling.logprobs
 
 
@@ -85,7 +91,8 @@ class Engine:
         self._vocabulary = int(model["vocab_size"])
         self._stop_ids = _stop_ids(model_dir, model)
         self._blocks = max(1, config.kv_cache_mb * 2**20 // (kv_bytes_per_token(model) * BLOCK_TOKENS))
-        self._prefixes = PrefixMirror(self._blocks)
+        self._admission = Admission(self._blocks, config.max_batched_tokens)
+        self._waiting: dict[int, tuple[Request, list[bytes]]] = {}
         self._streams: dict[int, _Stream] = {}
         self._ended: dict[int, Tokens] = {}
         self._rate = 0.0
@@ -107,7 +114,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        return bool(self._streams or self._ended)
+        return bool(self._streams or self._ended or self._waiting)
 
     @property
     def kv_tokens(self) -> int:
@@ -129,49 +136,79 @@ class Engine:
             self.step()
 
     def add(self, message: Add) -> None:
-        """Begins a stream; one that the pipeline refuses ends at once as `invalid`."""
-        prompt, sampling = message.request.prompt, message.request.sampling
+        """Begins a stream as soon as it may join the others; one that the pipeline refuses ends as `invalid`."""
+        prompt = message.request.prompt
         if not prompt or min(prompt) < 0 or max(prompt) >= self._vocabulary:
             self._ended[message.id] = Tokens([], "invalid", reason="token ids outside the vocabulary")
             return
         if len(prompt) + 1 > self.kv_tokens:
             self._ended[message.id] = Tokens([], "overloaded")
             return
-        ids = self._openvino.Tensor(_row(prompt))
+        self._waiting[message.id] = (message.request, block_keys(prompt))
+
+    def _admit(self) -> None:
+        for number, (request, keys) in list(self._waiting.items()):
+            if self._admission.full:
+                return
+            if not self._admission.clashes(request.prompt, keys, self._streams.values()):
+                del self._waiting[number]
+                self._begin(number, request, keys)
+
+    def _begin(self, number: int, request: Request, keys: list[bytes]) -> None:
+        ids = self._openvino.Tensor(_row(request.prompt))
         try:
-            handle = self._pipeline.add_request(message.id & 0xFFFFFFFF, ids, self._generation(sampling))
+            handle = self._pipeline.add_request(number & 0xFFFFFFFF, ids, self._generation(request.sampling))
         except RuntimeError as error:
-            self._ended[message.id] = Tokens([], "invalid", reason=str(error))
+            self._ended[number] = Tokens([], "invalid", reason=str(error))
             return
-        self._streams[message.id] = _Stream(handle, message.request, self._prefixes.match(block_keys(prompt[:-1])))
+        self._streams[number] = _Stream(handle, request, keys, self._admission.begun(request.prompt, keys))
 
     def cancel(self, message: Cancel) -> None:
-        """Ends a stream that nobody reads; one that has ended already is no fault."""
-        stream = self._streams.pop(message.id, None)
+        """Ends a stream that nobody reads; one that has ended already is no fault.
+
+        One whose prompt is being computed ends when that is done: its KV blocks are known by all their tokens already,
+        and whoever asked the same would be given them half empty.
+        """
+        self._waiting.pop(message.id, None)
+        stream = self._streams.get(message.id)
         if stream is not None:
-            stream.handle.cancel()
-            self._prefixes.add(block_keys(stream.tokens))
-            # The scheduler lets go of its KV blocks in the next step, and an idle engine makes none.
-            if not self._streams and self._pipeline.has_non_finished_requests():
-                self._pipeline.step()
+            stream.left = True
+            if stream.fresh:
+                self._leave(message.id, stream)
+
+    def _leave(self, number: int, stream: _Stream) -> None:
+        stream.handle.cancel()
+        self._end(number, stream)
+        # The scheduler lets go of its KV blocks in the next step, and an idle engine makes none.
+        if not self._streams and self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+
+    def _end(self, number: int, stream: _Stream) -> None:
+        del self._streams[number]
+        self._admission.ended(stream)
 
     def step(self) -> Step:
         """One forward pass over all that runs; gives what it made."""
         made: dict[int, Tokens] = self._ended
         self._ended = {}
+        self._admit()
         if self._streams:
             began = time.perf_counter()
             self._pipeline.step()
+            self._admission.stepped(self._streams.values())
             count = 0
             for number, stream in list(self._streams.items()):
                 tokens = self._read(stream)
+                stream.fresh = tokens is not None
                 if tokens is None:
                     continue
-                made[number] = tokens
                 count += len(tokens.ids)
+                if not stream.left:
+                    made[number] = tokens
                 if tokens.finish:
-                    del self._streams[number]
-                    self._prefixes.add(block_keys(stream.tokens))
+                    self._end(number, stream)
+                elif stream.left:
+                    self._leave(number, stream)
             self._measure(count, time.perf_counter() - began)
         usage = self._pipeline.get_metrics().cache_usage / 100
         return Step(made, Load(len(self._streams), self._rate, usage, self._decoded))
@@ -195,7 +232,9 @@ class Engine:
             return None
         stream.tokens += ids
         cached = 0 if stream.announced else stream.cached
-        stream.announced = True
+        if not stream.announced:
+            stream.announced = True
+            self._admission.computed(stream)
         return Tokens(ids, finish, cached, "", logprobs)
 
     def _generation(self, sampling: Sampling) -> Any:

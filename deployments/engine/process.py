@@ -191,6 +191,9 @@ class EngineProcess:
 
         Ends with `lost` when the process dies. Leaving early cancels the generation.
         """
+        if self.closed.is_set():
+            yield Tokens([], "lost", reason=FROM_OUTSIDE)
+            return
         self._numbers += 1
         number, stream = self._numbers, _Stream(request)
         if not self._streams:
@@ -199,7 +202,8 @@ class EngineProcess:
         self._queues[request.router] = (request.queued, time.time())
         finished = False
         try:
-            await self._send(Add(number, request))
+            # Shielded, as a message that is cut off in the middle would spoil all behind it.
+            await asyncio.shield(self._send(Add(number, request)))
             while not finished:
                 await stream.arrived.wait()
                 tokens = stream.take()
@@ -209,7 +213,7 @@ class EngineProcess:
             self._streams.pop(number, None)
             self._typical += (stream.made - self._typical) / _TYPICAL_OVER
             if not finished:
-                # Shielded: this runs while the task is being cancelled, and the engine must hear of it.
+                # This runs while the task is being cancelled, and the engine must hear of it.
                 await asyncio.shield(self._send(Cancel(number)))
 
     async def stop(self, *, stuck: bool = False) -> None:
