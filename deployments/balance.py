@@ -49,13 +49,31 @@ def replicas_of(application: str) -> int:
     return _replicas.get(application, 0)
 
 
+class _Sent:
+    """A request that a replica was given: its tokens that are still to be computed, as far as is known here."""
+
+    __slots__ = ("completion", "number", "prompt")
+
+    def __init__(self, number: int, prompt: int, completion: int) -> None:
+        self.number, self.prompt, self.completion = number, prompt, completion
+
+
+_under_way: dict[int, _Sent] = {}
+
+
+def made(number: int, tokens: int) -> None:
+    """Notes new tokens of a request, by its number: its prompt has been computed, and so much less is to come."""
+    if (sent := _under_way.get(number)) is not None:
+        sent.prompt, sent.completion = 0, max(1, sent.completion - tokens)
+
+
 class Replica:
     """What this router knows of one replica."""
 
     def __init__(self) -> None:
         self._standing = Standing()
         self._held = PrefixMirror(_KV_TOKENS // BLOCK_TOKENS)
-        self._sent: dict[str, int] = {}
+        self._sent: dict[str, _Sent] = {}
         self._asked = 0.0
 
     def heard(self, standing: Standing) -> None:
@@ -77,15 +95,18 @@ class Replica:
         """Whether it has not said so for too long: its node may be gone."""
         return self._asked > 0 and time.monotonic() - self._asked > _SILENT_S
 
-    def sent(self, number: str, request: Request) -> None:
-        """Notes a request that it was given, by a number that nothing else under way has."""
+    def sent(self, key: str, request: Request) -> None:
+        """Notes a request that it was given, by a key that nothing else under way has."""
         keys = block_keys(request.prompt)
-        self._sent[number] = self.cost(request, keys)
+        completion = _completion(request)
+        sent = _Sent(request.number, self.cost(request, keys) - completion, completion)
+        self._sent[key] = _under_way[request.number] = sent
         self._held.add(keys)
 
-    def answered(self, number: str) -> None:
+    def answered(self, key: str) -> None:
         """Notes that this one is over, however it went."""
-        self._sent.pop(number, None)
+        if (sent := self._sent.pop(key, None)) is not None:
+            _under_way.pop(sent.number, None)
 
     def cached(self, keys: Sequence[bytes]) -> int:
         """Tokens of a prompt that it need not compute."""
@@ -93,7 +114,7 @@ class Replica:
 
     def cost(self, request: Request, keys: Sequence[bytes]) -> int:
         """Tokens that it has to compute for a request."""
-        return len(request.prompt) - self.cached(keys) + min(request.sampling.max_tokens, TYPICAL_TOKENS)
+        return len(request.prompt) - self.cached(keys) + _completion(request)
 
     @property
     def speed(self) -> float:
@@ -104,7 +125,11 @@ class Replica:
     def waiting(self) -> int:
         """Tokens still to be computed: for this router as it knows itself, for the others as of a moment ago."""
         others = sum(tokens for router, tokens in self._standing.waiting.items() if router != ROUTER)
-        return others + sum(self._sent.values())
+        return others + sum(one.prompt + one.completion for one in self._sent.values())
+
+
+def _completion(request: Request) -> int:
+    return min(request.sampling.max_tokens, TYPICAL_TOKENS)
 
 
 def choose(request: Request, replicas: dict[str, Replica]) -> list[str]:

@@ -1,6 +1,7 @@
 """From a router to the engines: which replica, streaming from it, and carrying on when it dies."""
 
 import asyncio
+import itertools
 import logging
 import math
 import time
@@ -31,6 +32,8 @@ _LONGEST_SILENCE_S = 4 * ALIVE_S
 """After so long without a word the replica is taken for gone: its node has died, or the network is parted."""
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
+
+_numbers = itertools.count(1)
 
 
 class Dispatcher:
@@ -66,12 +69,14 @@ class Dispatcher:
                 router=balance.ROUTER,
                 avoid=tuple(avoid),
                 traceparent=current.get().traceparent,
+                number=next(_numbers),
             )
             async with aclosing(self._tried(work, suspect=deaths > 0, again=carried)) as stream:
                 async for tokens in stream:
                     replica = tokens.replica or replica
                     if not (tokens.ids or tokens.finish):
                         continue
+                    balance.made(work.number, len(tokens.ids))
                     if tokens.finish == "lost":
                         lost = tokens.reason
                         break

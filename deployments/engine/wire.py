@@ -71,6 +71,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     router: names the router that asks. queued: tokens of requests that wait in that router for their turn.
     avoid: replicas that have failed on it; they take it if no other is there.
     traceparent: the span that the engine's are a part of, as W3C Trace Context writes it; empty: no trace is made.
+    number: the router's own for this attempt; 0: none.
     """
 
     prompt: list[int]
@@ -79,6 +80,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     queued: int = 0
     avoid: tuple[str, ...] = ()
     traceparent: str = ""
+    number: int = 0
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True):

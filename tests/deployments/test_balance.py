@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from deployments.balance import ROUTER, Replica, choose
+from deployments.balance import ROUTER, Replica, choose, made
 from deployments.engine.prefix import BLOCK_TOKENS, block_keys
 from deployments.engine.wire import Request, Sampling, Standing
 
@@ -49,6 +49,19 @@ def test_other_routers_work_counts_and_ones_own_counts_once() -> None:
     known = replicas(Standing(300, 60_000, {ROUTER: 5000}), Standing(300, 60_000, {"another": 10}))
     sent(known["r0"], "1", [])
     assert known["r0"].waiting == 0
+
+
+def test_what_has_been_computed_waits_no_more() -> None:
+    [one] = replicas(Standing(300, 60_000)).values()
+    one.sent("1", Request(SYSTEM, Sampling(max_tokens=100), number=41))
+    assert one.waiting == len(SYSTEM) + 100
+    made(41, 1)
+    assert one.waiting == 99
+    made(41, 500)
+    assert one.waiting == 1, "it is not over yet"
+    one.answered("1")
+    made(41, 1)
+    assert one.waiting == 0
 
 
 def test_a_slow_replica_gets_less() -> None:
