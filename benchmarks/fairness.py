@@ -17,51 +17,35 @@ from multiprocessing.sharedctypes import Synchronized
 from statistics import median, quantiles
 from typing import Any
 
-import httpx
-
 from benchmarks.service import Service, report, running
+from cluster.bench.client import Outcome, ask, session
+from cluster.bench.target import Target
 
-_TOKENS = 64
 
-
-def question(model: str, *, stream: bool) -> dict[str, Any]:
-    """One that nobody has asked, answered with so many tokens."""
+def body(target: Target, tokens: int) -> dict[str, Any]:
+    """A question that nobody has asked, answered with so many tokens."""
     text = f"What is {secrets.randbelow(1000)} + {secrets.randbelow(1000)}? {secrets.token_hex(4)}"
-    return {
-        "model": model,
-        "messages": [{"role": "user", "content": text}],
-        "stream": stream,
-        "max_tokens": _TOKENS,
-        "ignore_eos": True,
-    }
+    return target.body([{"role": "user", "content": text}], tokens)
 
 
-async def first_token_s(client: httpx.AsyncClient, model: str, key: str) -> float:
-    """Asks; gives the seconds until the first token, when all of it has come."""
-    began, first = time.perf_counter(), 0.0
-    headers = {"Authorization": f"Bearer {key}"}
-    body = question(model, stream=True)
-    async with client.stream("POST", "/chat/completions", json=body, headers=headers) as answer:
-        answer.raise_for_status()
-        async for line in answer.aiter_lines():
-            if not first and '"reasoning_content"' in line:
-                first = time.perf_counter() - began
-    return first
+def answered(outcome: Outcome) -> Outcome:
+    if outcome.error:
+        raise RuntimeError(outcome.error)
+    return outcome
 
 
-async def ask_on(url: str, model: str, key: str, lanes: int, answers: "Synchronized[int]") -> None:
+async def ask_on(url: str, model: str, key: str, tokens: int, lanes: int, answers: "Synchronized[int]") -> None:
     """So many lanes that ask one question after the other, for ever. answers: how many have come."""
+    # Not streamed: the client must cost little.
+    target = Target(url, key, model, stream=False, extra={"ignore_eos": True})
 
     async def lane() -> None:
         while True:
-            # Not streamed: the client must cost little.
-            given = await client.post("/chat/completions", json=question(model, stream=False))
-            given.raise_for_status()
+            answered(await ask(client, url, body(target, tokens)))
             with answers:
                 answers.value += 1
 
-    headers, limits = {"Authorization": f"Bearer {key}"}, httpx.Limits(max_connections=lanes)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits, headers=headers) as client:
+    async with session(key, lanes, 600) as client:
         await asyncio.gather(*(lane() for _ in range(lanes)))
 
 
@@ -70,7 +54,7 @@ def _other(*given: Any) -> None:
 
 
 def _at_work(answers: "Synchronized[int]", least: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while answers.value < least:
         if time.monotonic() > deadline:
             raise RuntimeError("the other team gets too few answers")
@@ -78,7 +62,7 @@ def _at_work(answers: "Synchronized[int]", least: int) -> None:
 
 
 @asynccontextmanager
-async def beside(url: str, model: str, key: str, lanes: int) -> AsyncIterator[list[float]]:
+async def beside(url: str, model: str, key: str, tokens: int, lanes: int) -> AsyncIterator[list[float]]:
     """The other team, for as long as the block runs; in a process of its own, that the clock of this one is true.
     Gives a list in which then stands how many answers a second it got."""
     rate: list[float] = []
@@ -87,7 +71,7 @@ async def beside(url: str, model: str, key: str, lanes: int) -> AsyncIterator[li
         return
     apart = get_context("spawn")
     answers = apart.Value("i", 0)
-    other = apart.Process(target=_other, args=(url, model, key, lanes, answers), daemon=True)
+    other = apart.Process(target=_other, args=(url, model, key, tokens, lanes, answers), daemon=True)
     other.start()
     try:
         await asyncio.to_thread(_at_work, answers, 2 * lanes)
@@ -114,20 +98,23 @@ async def compare(service: Service, args: argparse.Namespace) -> str:
     ]
     seen: dict[str, list[float]] = {name: [] for name, *_ in cases}
     others: dict[str, list[float]] = {name: [0.0] for name, *_ in cases}
-    async with httpx.AsyncClient(base_url=service.url, timeout=120) as client:
+    # With logprobs, a token is seen that is no character.
+    quiet = Target(service.url, keys["quiet"], model, extra={"ignore_eos": True, "logprobs": True})
+    async with session(quiet.key, 1, 600) as client:
         for _ in range(args.rounds):
             for name, team, lanes in cases:
-                async with beside(service.url, model, keys[team], lanes) as rate:
+                async with beside(service.url, model, keys[team], args.tokens, lanes) as rate:
                     deadline = time.monotonic() + args.seconds
                     while time.monotonic() < deadline:
-                        seen[name].append(await first_token_s(client, model, keys["quiet"]))
+                        outcome = answered(await ask(client, quiet.url, body(quiet, args.tokens)))
+                        seen[name].append(outcome.ttft_s)
                 others[name] += rate
     latest = {name: quantiles(times, n=20)[-1] for name, times in seen.items()}
     share = latest[cases[1][0]]
     rows = [
         [
             name,
-            " and ".join(f"{rate:.0f}" for rate in others[name][1:]) or "0",
+            " and ".join(f"{rate:.3g}" for rate in others[name][1:]) or "0",
             str(len(times)),
             f"{1000 * median(times):.0f}",
             f"{1000 * latest[name]:.0f}",
@@ -143,16 +130,18 @@ async def compare(service: Service, args: argparse.Namespace) -> str:
         "TTFT p95, ms",
         "p95 over that beside its share",
     ]
-    return report("A quiet team beside others", heads, rows)
+    return report(f"A quiet team beside others, {model}", heads, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=12, help="of each case, in each round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     args = parser.parse_args()
     # One core: what serves and what asks has the other, or its own waiting for a core is all that would be seen.
-    with running(DRAY_MODEL__CORES_PER_REPLICA="1") as service:
+    with running(DRAY_MODEL__SOURCE=args.model, DRAY_MODEL__CORES_PER_REPLICA="1") as service:
         print(asyncio.run(compare(service, args)))
 
 
