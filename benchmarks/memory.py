@@ -6,6 +6,7 @@ the replicas of a node, and the kernel takes them back when it needs memory, so 
 
 import argparse
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,8 @@ from benchmarks.streams import measured
 from cluster.bench.lengths import Lengths
 from cluster.bench.load import Load, Span
 from cluster.bench.workload import Workload
+
+_SETTLED_S = 10.0
 
 
 def pss_mb(pid: int) -> float:
@@ -41,6 +44,8 @@ def weights_and_rest_mb(pid: int) -> tuple[float, float]:
 
 
 def idle(service: Service) -> str:
+    # What the start leaves behind, such as an HAProxy that another has replaced, goes in these seconds.
+    time.sleep(_SETTLED_S)
     sizes = sorted(((pss_mb(process.pid), _name(process)) for process in service.processes()), reverse=True)
     rows = [[name, f"{size:.0f}"] for size, name in sizes]
     return report("Memory, idle", ["process", "PSS MiB"], [*rows, ["total", f"{sum(size for size, _ in sizes):.0f}"]])
