@@ -124,4 +124,4 @@ def test_a_batch_that_fails_says_so_and_keeps_the_reason(dray: Dray, tmp_path: P
     assert ended.returncode == 1 and "1 failed" in ended.stderr
     with answers.open(newline="") as file:
         (row,) = csv.DictReader(file)
-    assert "context_length_exceeded" in row["error"]
+    assert "the messages alone are 3008" in row["error"]
