@@ -189,9 +189,9 @@ class Engine:
 
     def step(self) -> Step:
         """One forward pass over all that runs; gives what it made."""
+        self._admit()
         made: dict[int, Tokens] = self._ended
         self._ended = {}
-        self._admit()
         if self._streams:
             began = time.perf_counter()
             self._pipeline.step()
