@@ -46,8 +46,7 @@ async def chat(
     client: aiohttp.ClientSession, service: Service, model: str, turns: list[dict[str, str]], tokens: int, seen: Seen
 ) -> int:
     """One turn: asks, and puts the answer behind the turns. Gives the tokens made."""
-    # With logprobs, a token is seen that is no character: with random weights, most are none.
-    body = Target(service.url, "", model, extra={"ignore_eos": True, "logprobs": True}).body(turns, tokens)
+    body = Target(service.url, "", model, extra={"ignore_eos": True}).body(turns, tokens)
     outcome = await ask(client, service.url, body, text=True)
     if outcome.error:
         raise RuntimeError(outcome.error)

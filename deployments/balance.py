@@ -1,10 +1,12 @@
-"""Which engine replica: the one that will be first to answer, by what it has cached and what it has still to do.
+"""Which engine replica: the one where a request costs all who wait the least time, by what is cached there and what
+there is still to do.
 
-A replica's cost for a request is the tokens that stand before it there, and those of its own that are not cached, over
-the replica's speed. Prompts are known by blocks, so a system prompt and a conversation go back to where their KV cache
-is, unless so much waits there that computing them anew elsewhere is sooner done. What no replica is known to hold goes
-to the one that all routers would take for it (rendezvous hashing over its first block), so that they agree without
-asking each other.
+That time is counted in prompt tokens, over the replica's speed. The request waits for the prompts before it, and for
+what of its own is not cached; while that is computed, every stream there waits as well; and its decoding makes their
+steps longer, as theirs make its own. So a system prompt and a conversation go back to where their KV cache is, unless
+so many are served there that computing it anew elsewhere is the lesser evil. What no replica is known to hold goes to
+the one that all routers would take for it (rendezvous hashing over its first block), so that they agree without asking
+each other.
 
 Of many replicas only a few are looked at: the best by its cache, the one by hashing, and two at random; so routers that
 know the same a second late do not all run to the same one (Mitzenmacher, The power of two choices, 2001).
@@ -13,6 +15,7 @@ know the same a second late do not all run to the same one (Mitzenmacher, The po
 import random
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
@@ -50,21 +53,29 @@ def replicas_of(application: str) -> int:
 
 
 class _Sent:
-    """A request that a replica was given: its tokens that are still to be computed, as far as is known here."""
+    """A request that a replica was given: its tokens that are still to be computed, as far as is known here.
 
-    __slots__ = ("completion", "number", "prompt")
+    most: that its completion may still have.
+    """
 
-    def __init__(self, number: int, prompt: int, completion: int) -> None:
-        self.number, self.prompt, self.completion = number, prompt, completion
+    __slots__ = ("most", "number", "prompt")
+
+    def __init__(self, number: int, prompt: int, most: int) -> None:
+        self.number, self.prompt, self.most = number, prompt, most
+
+    @property
+    def completion(self) -> int:
+        """How long it goes on is known no better after many tokens than before the first."""
+        return max(1, min(self.most, TYPICAL_TOKENS))
 
 
 _under_way: dict[int, _Sent] = {}
 
 
 def made(number: int, tokens: int) -> None:
-    """Notes new tokens of a request, by its number: its prompt has been computed, and so much less is to come."""
+    """Notes new tokens of a request, by its number: its prompt has been computed, and so much less may come."""
     if (sent := _under_way.get(number)) is not None:
-        sent.prompt, sent.completion = 0, max(1, sent.completion - tokens)
+        sent.prompt, sent.most = 0, sent.most - tokens
 
 
 class Replica:
@@ -96,10 +107,9 @@ class Replica:
         return self._asked > 0 and time.monotonic() - self._asked > _SILENT_S
 
     def sent(self, key: str, request: Request) -> None:
-        """Notes a request that it was given, by a key that nothing else under way has."""
+        """Notes a request that it is given, by a key that nothing else under way has."""
         keys = block_keys(request.prompt)
-        completion = _completion(request)
-        sent = _Sent(request.number, self.cost(request, keys) - completion, completion)
+        sent = _Sent(request.number, len(request.prompt) - self.cached(keys), request.sampling.max_tokens)
         self._sent[key] = _under_way[request.number] = sent
         self._held.add(keys)
 
@@ -112,24 +122,26 @@ class Replica:
         """Tokens of a prompt that it need not compute."""
         return self._held.match(keys)
 
-    def cost(self, request: Request, keys: Sequence[bytes]) -> int:
-        """Tokens that it has to compute for a request."""
-        return len(request.prompt) - self.cached(keys) + _completion(request)
-
     @property
     def speed(self) -> float:
         """Prompt tokens a second; 0 while it is not known."""
         return self._standing.speed
 
-    @property
-    def waiting(self) -> int:
-        """Tokens still to be computed: for this router as it knows itself, for the others as of a moment ago."""
-        others = sum(tokens for router, tokens in self._standing.waiting.items() if router != ROUTER)
-        return others + sum(one.prompt + one.completion for one in self._sent.values())
-
-
-def _completion(request: Request) -> int:
-    return min(request.sampling.max_tokens, TYPICAL_TOKENS)
+    def cost(self, request: Request, keys: Sequence[bytes]) -> int:
+        """Time that the request costs all who wait here, in prompt tokens."""
+        own, completion = len(request.prompt) - self.cached(keys), min(request.sampling.max_tokens, TYPICAL_TOKENS)
+        prompts = beside = streams = 0
+        for one in self._sent.values():
+            prompts += one.prompt
+            beside += min(one.completion, completion)
+            streams += 1
+        for router, work in self._standing.waiting.items():
+            if router != ROUTER:
+                prompts += work.prompt
+                beside += min(work.completion, work.streams * completion)
+                streams += work.streams
+        # A stream makes the step of another longer by about as much as a prompt token (0.9 to 2 times, on one core).
+        return prompts + own * (1 + streams) + 2 * beside
 
 
 def choose(request: Request, replicas: dict[str, Replica]) -> list[str]:
@@ -145,9 +157,40 @@ def choose(request: Request, replicas: dict[str, Replica]) -> list[str]:
         owner = max(names, key=lambda name: blake2b(name.encode(), key=keys[0], digest_size=8).digest())
         few = list(dict.fromkeys([*([best] if cached[best] else []), owner, *few]))
     usual = max((one.speed for one in wanted.values()), default=0.0) or 1.0
-    costs = {
-        name: (wanted[name].waiting + wanted[name].cost(request, keys)) / (wanted[name].speed or usual) for name in few
-    }
+    costs = {name: wanted[name].cost(request, keys) / (wanted[name].speed or usual) for name in few}
     # Within a block's worth they are alike, and the order in which they were thought of decides.
     alike = min(costs.values()) + BLOCK_TOKENS / usual
     return sorted(few, key=lambda name: max(costs[name], alike))
+
+
+class Plans:
+    """Requests that replicas have been chosen for and have not taken yet: the next choice knows of them. One of which
+    nothing comes is forgotten."""
+
+    def __init__(self) -> None:
+        self._planned: OrderedDict[str, tuple[Replica, float]] = OrderedDict()
+
+    def choose(self, key: str, request: Request, replicas: dict[str, Replica]) -> list[str]:
+        """Names of replicas to try, the best first; it is taken for the one that will have the request. key: names the
+        request, which may be chosen for again."""
+        now = time.monotonic()
+        self._over(key)
+        while self._planned and next(iter(self._planned.values()))[1] < now:
+            self._over(next(iter(self._planned)))
+        names = choose(request, replicas)
+        first = replicas[names[0]]
+        first.asked()
+        first.sent(key, request)
+        self._planned[key] = (first, now + _SILENT_S)
+        return names
+
+    def taken(self, key: str, request: Request, replica: Replica) -> None:
+        """Notes the one that has taken it."""
+        if key not in self._planned or self._planned[key][0] is not replica:
+            self._over(key)
+            replica.sent(key, request)
+        self._planned.pop(key, None)
+
+    def _over(self, key: str) -> None:
+        if (planned := self._planned.pop(key, None)) is not None:
+            planned[0].answered(key)

@@ -4,6 +4,8 @@ import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from deployments import balance
 from deployments.engine.wire import Request, Sampling, Standing
 
@@ -23,20 +25,24 @@ class Balanced:
         self._standing = Standing(speed, kv_tokens)
         for one in self._known.values():
             one.heard(self._standing)
-        self._lone = 0
+        self._asked = 0
 
     def choose(self, request: "Asked", replicas: "Sequence[Replica]", up: Sequence[int]) -> int:
         """The replica that a router would try first."""
         if len(self._known) == 1:
             return 0
-        self._request = _as_sent(request, self._lone)
+        self._asked += 1
+        self._request = _as_sent(request, self._asked)
         return int(balance.choose(self._request, {str(place): self._known[str(place)] for place in up})[0])
 
     def sent(self, number: int, request: "Asked", replica: int) -> None:
         """Notes the request as a router does."""
         if len(self._known) > 1:
-            self._known[str(replica)].sent(str(number), self._request)
-        self._lone += 1
+            self._known[str(replica)].sent(str(number), msgspec.structs.replace(self._request, number=number))
+
+    def begun(self, number: int, replica: int) -> None:
+        """Notes that its prompt has been computed."""
+        balance.made(number, 1)
 
     def ended(self, number: int, replica: int) -> None:
         """Notes that it is over."""

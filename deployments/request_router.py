@@ -17,6 +17,7 @@ class Balancer(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray is not ty
     def initialize_state(self) -> None:
         """Called by Serve once it has made this object."""
         self._known: dict[ReplicaID, balance.Replica] = {}
+        self._plans = balance.Plans()
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Called when replicas come and go, and when one has said how it stands."""
@@ -34,15 +35,14 @@ class Balancer(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray is not ty
             return [candidate_replicas]
         by_name = {one.replica_id.unique_id: one for one in candidate_replicas if one.replica_id in self._known}
         known = {name: self._known[one.replica_id] for name, one in by_name.items()}
-        names = balance.choose(_asked(pending_request), known)
-        known[names[0]].asked()
+        names = self._plans.choose(pending_request.metadata.internal_request_id, _asked(pending_request), known)
         first = [by_name[name] for name in names]
         return [*([one] for one in first), [one for one in candidate_replicas if one not in first]]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: object) -> None:
         """Called when a replica has taken a request."""
         if (replica := self._known.get(replica_id)) is not None:
-            replica.sent(pending_request.metadata.internal_request_id, _asked(pending_request))
+            self._plans.taken(pending_request.metadata.internal_request_id, _asked(pending_request), replica)
 
     def on_new_queue_len_info(self, replica_id: ReplicaID, num_ongoing_requests: int) -> None:
         """Called when a replica has said whether it takes a request."""

@@ -5,6 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from cluster.models.export import Compression, ExportError, check_export_extra, export_model
 from cluster.models.folder import BUNDLED_FOLDER
 
@@ -90,8 +92,8 @@ _SHAPES: dict[str, dict[str, Any]] = {
 def make_random(target: Path, like: str, compression: Compression, **smaller: int) -> None:
     """Writes an OpenVINO model of a catalog model's shape, with the bundled model's tokenizer.
 
-    Most of a large vocabulary decodes to nothing then. smaller: sizes of config.json to change, for tests.
-    Raises ExportError: without the extra `export`, or for a model whose shape is not known.
+    It says words only, so that a client sees each token as it comes. smaller: sizes of config.json to change, for
+    tests. Raises ExportError: without the extra `export`, or for a model whose shape is not known.
     """
     if like not in _SHAPES:
         raise ExportError(f"no shape is known of {like!r}; known are {', '.join(_SHAPES)}")
@@ -104,6 +106,7 @@ def make_random(target: Path, like: str, compression: Compression, **smaller: in
     shape = _SHAPES[like] | {"bos_token_id": 0, "eos_token_id": 1} | smaller
     config = CONFIG_MAPPING[shape.pop("model_type")](**shape)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    _say_words_only(model)
     model.generation_config = GenerationConfig(do_sample=False, bos_token_id=0, eos_token_id=1)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
@@ -112,3 +115,16 @@ def make_random(target: Path, like: str, compression: Compression, **smaller: in
             shutil.copy(BUNDLED_FOLDER / name, folder)
         del model
         export_model(Path(folder), target, compression, origin={"source": f"random weights, shaped like {like}"})
+
+
+def _say_words_only(model: Any) -> None:
+    """Makes all other tokens unlikely: their logits are 0, and the greatest of so many others never is."""
+    import torch
+
+    tokenizer = Tokenizer.from_file(str(BUNDLED_FOLDER / "tokenizer.json"))
+    words = [token for token in range(tokenizer.get_vocab_size()) if tokenizer.decode([token]).strip().isalpha()]
+    head = model.get_output_embeddings().weight
+    with torch.no_grad():
+        spoken = torch.zeros(len(head), 1, dtype=head.dtype)
+        spoken[[token for token in words if token < len(head)]] = 1
+        head *= spoken

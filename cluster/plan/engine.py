@@ -130,8 +130,9 @@ class Replica:
         held = self._context + len(decoding)
         for one in self._prompts:
             size = min(left, one.request.prompt - one.computed)
-            # What finds no room in the KV cache waits until something ends.
-            if size <= 0 or (held + one.computed + size > self._engine.kv_tokens and (decoding or taken)):
+            # What finds no place, or no room in the KV cache, waits until something ends.
+            full = len(decoding) + len(taken) >= self._engine.max_running
+            if size <= 0 or full or (held + one.computed + size > self._engine.kv_tokens and (decoding or taken)):
                 break
             taken.append((one, size))
             behind += size * one.computed + size * (size - 1) // 2

@@ -31,6 +31,9 @@ class Policy(Protocol):
     def sent(self, number: int, request: Request, replica: int) -> None:
         """Told of each choice; number: of the request."""
 
+    def begun(self, number: int, replica: int) -> None:
+        """Told when its first token has come."""
+
     def ended(self, number: int, replica: int) -> None:
         """Told when it is over."""
 
@@ -44,6 +47,9 @@ class LeastWaiting:
 
     def sent(self, number: int, request: Request, replica: int) -> None:
         """Nothing: it looks at the replicas themselves."""
+
+    def begun(self, number: int, replica: int) -> None:
+        """Nothing."""
 
     def ended(self, number: int, replica: int) -> None:
         """Nothing."""
@@ -168,6 +174,8 @@ class Service:
         place = self._policy.choose(request, self.replicas, self._up)
         self._policy.sent(number, request, place)
         self.replicas[place].add(work)
+        yield work.begun
+        self._policy.begun(number, place)
         yield work.done
         self._policy.ended(number, place)
         self._given_back()

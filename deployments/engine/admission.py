@@ -62,11 +62,12 @@ class Admission:
         self._owed += len(prompt) - cached
         return cached
 
-    def stepped(self, running: Iterable[Running]) -> None:
-        """Notes that the pipeline has made a step with these."""
+    def stepped(self, running: Iterable[Running]) -> int:
+        """Notes that the pipeline has made a step with these; gives how many prompt tokens were in it."""
         decoding = [one.announced for one in running]
-        left = self._owed - max(1, self._step_tokens - sum(decoding))
-        self._owed = 0 if all(decoding) else max(0, left)
+        computed = 0 if all(decoding) else min(self._owed, max(1, self._step_tokens - sum(decoding)))
+        self._owed = 0 if all(decoding) else self._owed - computed
+        return computed
 
     def computed(self, one: Running) -> None:
         """Notes that its prompt has been computed."""

@@ -44,6 +44,7 @@ _MADV_DONTNEED = 4
 _WEIGHTS_FILE = "openvino_model.bin"
 _RATE_SMOOTHING_S = 5.0
 _PROBE_TOKENS = 64
+_SPEED_WEIGHT = 0.2
 
 
 def kv_bytes_per_token(config: dict[str, Any]) -> int:
@@ -95,7 +96,7 @@ class Engine:
         self._waiting: dict[int, tuple[Request, list[bytes]]] = {}
         self._streams: dict[int, _Stream] = {}
         self._ended: dict[int, Tokens] = {}
-        self._rate = 0.0
+        self._rate = self._speed = 0.0
         self._decoded = 0
 
         scheduler = openvino_genai.SchedulerConfig()
@@ -120,15 +121,15 @@ class Engine:
     def kv_tokens(self) -> int:
         return self._blocks * BLOCK_TOKENS
 
-    def warm_up(self, batched_tokens: int) -> float:
-        """Runs a prefill and a few decode steps: the first inference repacks the weights. Gives the prompt tokens
-        that it then computes a second: how fast this node is."""
+    def warm_up(self, batched_tokens: int) -> None:
+        """Runs a prefill and a few decode steps, as the first inference repacks the weights; then another prefill, to
+        learn how fast this node is."""
         most = self.kv_tokens // 4
         self._run([token % self._vocabulary for token in range(min(batched_tokens, most))], 4)
         probe = [(token + 1) % self._vocabulary for token in range(min(_PROBE_TOKENS, most))]
         began = time.perf_counter()
         self._run(probe, 1)
-        return len(probe) / (time.perf_counter() - began)
+        self._speed = len(probe) / (time.perf_counter() - began)
 
     def _run(self, prompt: list[int], tokens: int) -> None:
         self.add(Add(-1, Request(prompt, Sampling(max_tokens=tokens))))
@@ -195,7 +196,7 @@ class Engine:
         if self._streams:
             began = time.perf_counter()
             self._pipeline.step()
-            self._admission.stepped(self._streams.values())
+            prompt_tokens = self._admission.stepped(self._streams.values())
             count = 0
             for number, stream in list(self._streams.items()):
                 tokens = self._read(stream)
@@ -209,9 +210,13 @@ class Engine:
                     self._end(number, stream)
                 elif stream.left:
                     self._leave(number, stream)
-            self._measure(count, time.perf_counter() - began)
+            self._measure(count, prompt_tokens, time.perf_counter() - began)
+        return Step(made, self.load)
+
+    @property
+    def load(self) -> Load:
         usage = self._pipeline.get_metrics().cache_usage / 100
-        return Step(made, Load(len(self._streams), self._rate, usage, self._decoded))
+        return Load(len(self._streams), self._rate, usage, self._decoded, self._speed)
 
     def _read(self, stream: _Stream) -> Tokens | None:
         ids: list[int] = []
@@ -270,10 +275,13 @@ class Engine:
         tags = [kinds.Tag(tag.begin, kinds.EBNF(tag.grammar), tag.end) for tag in grammar.tags]
         return kinds(structural_tags_config=kinds.TriggeredTags(triggers=[grammar.trigger], tags=tags))
 
-    def _measure(self, tokens: int, seconds: float) -> None:
+    def _measure(self, tokens: int, prompt_tokens: int, seconds: float) -> None:
         self._decoded += tokens
         weight = min(1.0, seconds / _RATE_SMOOTHING_S)
         self._rate += (tokens / max(seconds, 1e-6) - self._rate) * weight
+        if prompt_tokens >= _PROBE_TOKENS:
+            speed = prompt_tokens / max(seconds, 1e-6)
+            self._speed += (speed - self._speed) * _SPEED_WEIGHT
 
 
 def _row(ids: list[int]) -> Any:
@@ -311,12 +319,12 @@ def serve(config: EngineConfig, connection: socket.socket) -> None:
     try:
         engine = Engine(config)
         loaded = time.perf_counter()
-        speed = engine.warm_up(config.max_batched_tokens)
+        engine.warm_up(config.max_batched_tokens)
         give_back_weights(config.model_dir)
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         send(Failed(f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"))
         raise
-    send(Ready(loaded - began, time.perf_counter() - loaded, engine.kv_tokens, speed))
+    send(Ready(loaded - began, time.perf_counter() - loaded, engine.kv_tokens, engine.load))
 
     unframer = Unframer()
     selector = selectors.DefaultSelector()

@@ -49,7 +49,7 @@ class EmbedderReplica:
         self._pipeline = await asyncio.to_thread(_load, model, len(self._lease.cpus))
         loaded = time.perf_counter()
         await asyncio.to_thread(self._pipeline.embed_documents, ["warm-up"])
-        ready = Ready(loaded - began, time.perf_counter() - loaded, 0, 0.0)
+        ready = Ready(loaded - began, time.perf_counter() - loaded, 0)
         self._metrics.started(self._lease.cpus, os.getpid(), ready)
         log.info("embedder ready", extra={"cpus": list(self._lease.cpus), "load_s": ready.load_s})
 

@@ -6,7 +6,6 @@ import signal
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 
@@ -27,6 +26,7 @@ from deployments.engine.wire import (
     ToEngine,
     Tokens,
     Unframer,
+    Work,
     decode_from_engine,
     frame,
 )
@@ -91,11 +91,10 @@ class _Stream:
         self._due = time.monotonic() + _APART_S
         return tokens
 
-    def left(self, typical: float) -> int:
-        """Tokens that are still to be computed for it. typical: of a completion."""
-        sampling = self.request.sampling
-        rest = max(1, min(sampling.max_tokens, round(typical)) - self.made)
-        return rest if self.made else len(self.request.prompt) + rest
+    def left(self, typical: float) -> tuple[int, int]:
+        """Tokens that are still to be computed for it: of its prompt, of its completion. typical: of a completion."""
+        rest = max(1, min(self.request.sampling.max_tokens, round(typical)) - self.made)
+        return 0 if self.made else len(self.request.prompt), rest
 
 
 class EngineProcess:
@@ -154,6 +153,7 @@ class EngineProcess:
             await engine.stop()
             said = first.message if isinstance(first, Failed) else f"exit status {process.returncode}"
             raise EngineStartError(said)
+        engine.load = first.load
         engine._reader = asyncio.create_task(engine._read(unframer))
         return engine, first
 
@@ -174,12 +174,14 @@ class EngineProcess:
         return self._queues
 
     @property
-    def waiting(self) -> dict[str, int]:
-        """Tokens that are still to be computed, by the router that wants them."""
-        tokens: Counter[str] = Counter()
+    def waiting(self) -> dict[str, Work]:
+        """What is still to be computed, by the router that wants it."""
+        works: dict[str, Work] = {}
         for stream in self._streams.values():
-            tokens[stream.request.router] += stream.left(self._typical)
-        return dict(tokens)
+            router, (prompt, completion) = stream.request.router, stream.left(self._typical)
+            work = works.get(router, Work())
+            works[router] = Work(work.prompt + prompt, work.completion + completion, work.streams + 1)
+        return works
 
     @property
     def silent_s(self) -> float:

@@ -58,7 +58,7 @@ class EngineReplica:
         self._running = asyncio.Event()
         self._restarts = 0
         self._measured = (0.0, 0, False)
-        self._speed = self._pace = 0.0
+        self._pace = 0.0
         await self._start()
         self._keeper = asyncio.create_task(self._keep())
 
@@ -99,15 +99,17 @@ class EngineReplica:
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What the autoscaling policy reads of this replica (cluster.autoscaling)."""
         engine = self._engine
-        told = {TOKENS: float(sum(engine.waiting.values()) if engine else 0), PACE: self._pace}
+        waiting = engine.waiting.values() if engine else ()
+        told = {TOKENS: float(sum(one.prompt + one.completion for one in waiting)), PACE: self._pace}
         for router, (tokens, heard) in (engine.queues_since(time.time() - QUEUE_HOLDS_S) if engine else {}).items():
             told |= {f"{QUEUED}{router}": float(tokens), f"{HEARD}{router}": heard}
         return told
 
     def record_routing_stats(self) -> dict[str, Any]:
         """What the routers choose replicas by (deployments.balance)."""
-        waiting = self._engine.waiting if self._engine else {}
-        told: dict[str, Any] = msgspec.to_builtins(Standing(self._speed, self._kv_tokens, waiting))
+        engine = self._engine
+        standing = Standing(engine.load.speed, self._kv_tokens, engine.waiting) if engine else Standing()
+        told: dict[str, Any] = msgspec.to_builtins(standing)
         return told
 
     async def __del__(self) -> None:
@@ -124,8 +126,8 @@ class EngineReplica:
             self._config, timeout_s=self._chosen.start_timeout_s, keep_open=self._lease.pass_fds
         )
         self._metrics.started(self._config.cpus, self._engine.pid, ready)
-        self._speed, self._kv_tokens = ready.speed, ready.kv_tokens
-        self._pace = self._pace or ready.speed
+        self._kv_tokens = ready.kv_tokens
+        self._pace = self._pace or ready.load.speed
         self._running.set()
         log.info(
             "engine ready",

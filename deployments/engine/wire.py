@@ -124,13 +124,24 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     id: int
 
 
+class Load(msgspec.Struct, frozen=True):
+    """How busy an engine is. tokens_per_s: decoded, smoothed over the last seconds of work. decoded: since it
+    started. speed: prompt tokens that it computes a second, smoothed over the last steps that were full of them."""
+
+    running: int = 0
+    tokens_per_s: float = 0.0
+    kv_used: float = 0.0
+    decoded: int = 0
+    speed: float = 0.0
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """From the engine: warmed up. Times in seconds, sizes in tokens. speed: prompt tokens computed a second."""
+    """From the engine: warmed up. Times in seconds, sizes in tokens."""
 
     load_s: float
     warmup_s: float
     kv_tokens: int
-    speed: float
+    load: Load = Load()
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -139,30 +150,28 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-class Load(msgspec.Struct, frozen=True):
-    """How busy an engine is. tokens_per_s: decoded, smoothed over the last seconds of work. decoded: since it
-    started."""
-
-    running: int = 0
-    tokens_per_s: float = 0.0
-    kv_used: float = 0.0
-    decoded: int = 0
-
-
 class Step(msgspec.Struct, frozen=True, tag=True):
     """From the engine: all that one step made, by stream id."""
 
     streams: dict[int, Tokens]
-    load: Load
+    load: Load = Load()
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What is still to be computed of some streams: tokens of their prompts and of their completions."""
+
+    prompt: int = 0
+    completion: int = 0
+    streams: int = 0
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """What a replica tells the routers: prompt tokens it computes a second, tokens that its KV cache holds, and those
-    that it has still to compute, by the router that wants them."""
+    """What a replica tells the routers: prompt tokens it computes a second, tokens that its KV cache holds, and what it
+    has still to compute, by the router that wants it."""
 
     speed: float = 0.0
     kv_tokens: int = 0
-    waiting: dict[str, int] = {}
+    waiting: dict[str, Work] = {}
 
 
 ToEngine = Add | Cancel

@@ -2,9 +2,12 @@
 
 from collections import Counter
 
-from deployments.balance import ROUTER, Replica, choose, made
+import pytest
+
+from deployments import balance
+from deployments.balance import ROUTER, Plans, Replica, choose, made
 from deployments.engine.prefix import BLOCK_TOKENS, block_keys
-from deployments.engine.wire import Request, Sampling, Standing
+from deployments.engine.wire import Request, Sampling, Standing, Work
 
 SYSTEM = list(range(20 * BLOCK_TOKENS))
 
@@ -22,6 +25,12 @@ def sent(replica: Replica, number: str, prompt: list[int], tokens: int = 0) -> N
 
 def asked(*tail: int, avoid: tuple[str, ...] = ()) -> Request:
     return Request([*SYSTEM, *tail, 7], Sampling(max_tokens=100), avoid=avoid)
+
+
+def cost(replica: Replica) -> int:
+    """Of a request of which nothing is cached."""
+    request = Request([8] * len(asked().prompt), Sampling(max_tokens=100))
+    return replica.cost(request, block_keys(request.prompt))
 
 
 def test_a_prompt_goes_back_to_where_its_beginning_is() -> None:
@@ -44,24 +53,61 @@ def test_a_prompt_goes_elsewhere_when_too_much_waits_there() -> None:
 
 
 def test_other_routers_work_counts_and_ones_own_counts_once() -> None:
-    busy = Standing(300, 60_000, {"another": 5000})
+    busy = Standing(300, 60_000, {"another": Work(4000, 1000, 5)})
     assert choose(asked(), replicas(busy, Standing(300, 60_000)))[0] == "r1"
-    known = replicas(Standing(300, 60_000, {ROUTER: 5000}), Standing(300, 60_000, {"another": 10}))
-    sent(known["r0"], "1", [])
-    assert known["r0"].waiting == 0
+    known = replicas(Standing(300, 60_000, {ROUTER: Work(4000, 1000, 5)}), Standing(300, 60_000, {"another": Work(9)}))
+    assert cost(known["r0"]) == len(asked().prompt) < cost(known["r1"])
 
 
-def test_what_has_been_computed_waits_no_more() -> None:
+def test_what_has_been_computed_is_waited_for_no_more() -> None:
     [one] = replicas(Standing(300, 60_000)).values()
-    one.sent("1", Request(SYSTEM, Sampling(max_tokens=100), number=41))
-    assert one.waiting == len(SYSTEM) + 100
+    alone = cost(one)
+    one.sent("1", Request([1] * 1000, Sampling(max_tokens=100), number=41))
+    beside = cost(one)
     made(41, 1)
-    assert one.waiting == 99
-    made(41, 500)
-    assert one.waiting == 1, "it is not over yet"
+    decoding = cost(one)
+    assert beside - decoding == pytest.approx(1000, abs=5)
+    made(41, 80)
+    ending = cost(one)
+    assert alone < ending < decoding
     one.answered("1")
     made(41, 1)
-    assert one.waiting == 0
+    assert cost(one) == alone
+
+
+def test_a_prompt_is_computed_where_the_fewest_wait_for_it() -> None:
+    standings = Standing(300, 60_000, {"another": Work(0, 8, 8)}), Standing(300, 60_000, {"another": Work(0, 20, 1)})
+    assert choose(asked(), replicas(*standings))[0] == "r1"
+
+
+def test_requests_of_one_moment_know_of_each_other() -> None:
+    known, plans = replicas(Standing(300, 60_000), Standing(300, 60_000)), Plans()
+    prompts = [[number] * 100 for number in range(10)]
+    chosen = [
+        plans.choose(str(one), Request(prompt, Sampling(max_tokens=9)), known)[0] for one, prompt in enumerate(prompts)
+    ]
+    assert Counter(chosen) == {"r0": 5, "r1": 5}
+
+
+def test_a_request_that_one_refuses_counts_only_where_it_is_taken() -> None:
+    known, plans = replicas(Standing(300, 60_000), Standing(300, 60_000)), Plans()
+    alone, request = cost(known["r0"]), Request([7] * 100, Sampling(max_tokens=9))
+    first, second = plans.choose("1", request, known)
+    assert cost(known[first]) > alone
+    plans.taken("1", request, known[second])
+    assert cost(known[first]) == alone < cost(known[second])
+
+
+def test_a_plan_of_which_nothing_comes_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, plans = replicas(Standing(300, 60_000), Standing(300, 60_000)), Plans()
+    alone = {name: cost(one) for name, one in known.items()}
+    monkeypatch.setattr(balance, "_SILENT_S", -1.0)
+    request = Request([7] * 100, Sampling(max_tokens=9))
+    for number in range(3):
+        plans.choose(str(number), request, known)
+    plans.taken("2", request, known["r0"])
+    known["r0"].answered("2")
+    assert {name: cost(one) for name, one in known.items()} == alone
 
 
 def test_a_slow_replica_gets_less() -> None:
