@@ -5,12 +5,9 @@ network take is measured first, one request at a time; the loads that are compar
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -26,7 +23,7 @@ from cluster.plan.load import Request
 from cluster.plan.measure import measure as measure_steps
 from cluster.plan.profile import Profile, StepTimes, fit, read_profile
 from cluster.plan.service import Terms, Window, simulate
-from cluster.settings import BUNDLED, ModelSettings, default_models_dir
+from cluster.settings import ModelSettings, default_models_dir
 
 _SHARES = (0.5, 0.95)
 
@@ -42,28 +39,6 @@ def profile_of(args: argparse.Namespace) -> Profile:
                     args.profile.write_bytes(msgspec.json.encode(one))
                 return one
     raise RuntimeError("nothing was measured")
-
-
-@contextmanager
-def telling(source: str) -> Iterator[str]:
-    """The model, with a word for each id that its tokenizer does not know: what random weights say is told at once, as
-    text of real weights would be, and not held back for a character that never comes."""
-    if source == BUNDLED:
-        yield source
-        return
-    with tempfile.TemporaryDirectory() as into:
-        folder = Path(into) / Path(source).name
-        folder.mkdir()
-        for file in Path(source).iterdir():
-            (folder / file.name).symlink_to(file.resolve())
-        tokenizer = json.loads((folder / "tokenizer.json").read_text())
-        vocabulary = tokenizer["model"]["vocab"]
-        known = {*vocabulary.values(), *(one["id"] for one in tokenizer["added_tokens"])}
-        size = json.loads((folder / "config.json").read_text())["vocab_size"]
-        vocabulary.update({f"Ġw{number}": number for number in range(size) if number not in known})
-        (folder / "tokenizer.json").unlink()
-        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-        yield str(folder)
 
 
 def asked(service: Service, args: argparse.Namespace, load: Load, seconds: float) -> tuple[Measured, list[Request]]:
@@ -102,10 +77,7 @@ def checked(args: argparse.Namespace) -> str:
     profile = profile_of(args)
     times = fit(profile.points)
     rows = []
-    with (
-        telling(args.model) as model,
-        running(DRAY_MODEL__SOURCE=model, DRAY_MODEL__CORES_PER_REPLICA="1") as service,
-    ):
+    with running(DRAY_MODEL__SOURCE=args.model, DRAY_MODEL__CORES_PER_REPLICA="1") as service:
         before, per_step = overheads(service, args, times)
         for rate in args.rates:
             seen, trace = asked(service, args, Load("rate", rate), args.seconds)

@@ -2,8 +2,9 @@
 
 Start-time fair queueing (Goyal, Vin and Cheng, 1996) over tokens: a request's start tag is where its team's last one
 will have been paid for, or now, if that is past; the least tag goes first. So a team that floods waits behind itself.
-A few places are kept for teams that have nothing under way. And the engines are handed no more prompts than a step
-takes up: a prompt that comes waits here, where others can be let by, and not behind a hundred in an engine.
+A few places are kept for teams that have nothing under way, and no team takes nearly all while others ask too: each
+more stream makes everybody's next token later, and the engine hardly faster. And the engines are handed no more prompts
+than a step takes up: a prompt that comes waits here, where others can be let by, and not behind a hundred in an engine.
 """
 
 import asyncio
@@ -20,6 +21,10 @@ ANYONE = ""
 """The team of requests without a key."""
 _KEPT_FREE = 8
 """One place in so many is for teams that have nothing under way."""
+_MOST_OF_ONE = 5 / 8
+"""Share of the places that one team may have while others ask too, if its weight does not give it more."""
+_LATELY_S = 60.0
+"""A team asks too that has asked within this time."""
 _BATCH_SHARE = 2
 """Batches take at most one place in so many."""
 _RATE_OVER_S = 10.0
@@ -94,6 +99,8 @@ class FairQueue:
         self._prefilling = 0
         self._waits = waits
         self._lanes: dict[str, _Lane] = {}
+        self._asked: dict[str, tuple[float, float]] = {}
+        """When each team that asks has asked last, and its weight; the latest at the end."""
         self._waiting: list[_Waiting] = []
         self._numbers = itertools.count()
         self._now = 0.0
@@ -128,8 +135,11 @@ class FairQueue:
     async def turn(self, team: str, weight: float, work: Work) -> Turn:
         """Waits for a place. Raises ApiError 503 when too many wait."""
         lane = self._lanes.setdefault(team, _Lane())
+        if not work.batch:
+            self._asked.pop(team, None)
+            self._asked[team] = (time.monotonic(), weight)
         tag, cost = max(self._now, lane.paid), (work.prompt + work.completion) / weight
-        if not self._waiting and self._free_for(lane, work.prompt, batch=work.batch):
+        if not self._waiting and self._free_for(team, work.prompt, batch=work.batch):
             self._take(lane, tag, cost, work.prompt, batch=work.batch)
             return Turn(self, team, weight, work)
         self._make_room(team)
@@ -151,13 +161,27 @@ class FairQueue:
             raise
         return Turn(self, team, weight, work)
 
-    def _free_for(self, lane: _Lane, prompt: int, *, batch: bool) -> bool:
+    def _free_for(self, team: str, prompt: int, *, batch: bool) -> bool:
         if self._shared and self._prefilling and self._prefilling + prompt > self._prompts:
             return False
         free = self._places - self._running
         if batch and self._batches >= max(1, self._places // _BATCH_SHARE):
             return False
-        return free > (self._places // _KEPT_FREE if lane.running and self._shared else 0)
+        running = self._lanes[team].running
+        if not (running and self._shared):
+            return free > 0
+        return running < self._most_of(team) and free > self._places // _KEPT_FREE
+
+    def _most_of(self, team: str) -> float:
+        """Places that the team may have."""
+        _, weight = self._asked.get(team, (0.0, 0.0))
+        others = sum(one for _, one in self._asked.values()) - weight
+        return self._places * max(_MOST_OF_ONE, weight / (weight + others)) if others else self._places
+
+    def _forget_silent(self) -> None:
+        earliest = time.monotonic() - _LATELY_S
+        while self._asked and self._asked[team := next(iter(self._asked))][0] < earliest:
+            del self._asked[team]
 
     def _prefilled(self, prompt: int) -> None:
         self._prefilling -= prompt
@@ -179,7 +203,7 @@ class FairQueue:
             lane = self._lanes[one.team]
             if one.granted.done():
                 continue
-            if not self._free_for(lane, one.prompt, batch=one.batch):
+            if not self._free_for(one.team, one.prompt, batch=one.batch):
                 passed.append(one)
                 if self._prefilling >= self._prompts:
                     break
@@ -196,6 +220,7 @@ class FairQueue:
         lane.paid += correction
         self._running -= 1
         self._batches -= batch
+        self._forget_silent()
         now = time.monotonic()
         since, self._ended = now - self._ended, now
         self._rate += (used / max(since, 1e-3) - self._rate) * min(1.0, since / _RATE_OVER_S)

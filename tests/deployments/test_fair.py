@@ -61,6 +61,37 @@ def test_a_flood_waits_behind_itself() -> None:
     run(work)
 
 
+def test_no_team_takes_nearly_all_places_while_others_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        served = Served(FairQueue(32, 1000, 10**6))
+        await served.ask("quiet", 1)
+        await served.ask("flood", 60)
+        assert Counter(served.order) == {"quiet": 1, "flood": 20}
+        await served.end(1)
+        assert served.queue.running == 20, "it asked a moment ago"
+        monkeypatch.setattr("deployments.fair._LATELY_S", -1.0)
+        await served.end(1)
+        assert served.queue.running == 28, "nobody else asks any more, and a few are kept"
+
+    async def both_flood() -> None:
+        served = Served(FairQueue(32, 1000, 10**6))
+        await served.ask("one", 60)
+        await served.ask("other", 60)
+        await served.end(28)
+        await served.end(10)
+        assert served.queue.running == 28, "nothing is left idle but the few"
+
+    async def weighty() -> None:
+        served = Served(FairQueue(32, 1000, 10**6))
+        await served.ask("light", 1)
+        await served.ask("heavy", 60, weight=3.0)
+        assert Counter(served.order) == {"light": 1, "heavy": 24}, "its weight gives it more"
+
+    run(both_flood)
+    run(weighty)
+    run(work)
+
+
 def test_teams_share_by_weight_and_by_tokens() -> None:
     async def work() -> None:
         served = Served(FairQueue(2, 1000, 10**6))
