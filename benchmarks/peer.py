@@ -1,8 +1,8 @@
 """Tokens a second through HTTP beside llama.cpp's server, on the same cores, with weights of the same shape: INT8 here,
 Q8_0 there.
 
-`python -m venv L && L/bin/pip install gguf xllamacpp`, then `--llama L/bin/python`. They are asked in turn, each while the
-other is idle; medians of the rounds.
+`python -m venv L && L/bin/pip install gguf xllamacpp`, then `--llama L/bin/python`. They are asked in turn, each
+while the other is idle; medians of the rounds.
 """
 
 import argparse
