@@ -40,9 +40,10 @@ def llama(python: str, model_dir: Path, file: Path, most: int) -> Iterator[str]:
 def compare(args: argparse.Namespace) -> str:
     model = open_model(ModelSettings(source=args.model), default_models_dir())
     rows = []
-    with tempfile.TemporaryDirectory() as folder, running(
-        DRAY_MODEL__SOURCE=args.model, DRAY_CACHE__ENABLED="false"
-    ) as service:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(DRAY_MODEL__SOURCE=args.model, DRAY_CACHE__ENABLED="false") as service,
+    ):
         file = args.file or Path(folder) / "model.gguf"
         with llama(args.llama, model.folder, file, max(args.streams)) as other:
             for number in args.streams:
