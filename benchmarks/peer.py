@@ -47,7 +47,7 @@ def compare(args: argparse.Namespace) -> str:
         file = args.file or Path(folder) / "model.gguf"
         with llama(args.llama, model.folder, file, max(args.streams)) as other:
             for number in args.streams:
-                ours, theirs = [], []
+                ours, theirs = list[float](), list[float]()
                 for _ in range(args.rounds):
                     for url, rates in ((service.url, ours), (other, theirs)):
                         one = streams(url, number, each=args.each, prompt=args.prompt, tokens=args.tokens)
