@@ -1,68 +1,80 @@
 """Tokens a second through HTTP beside llama.cpp's server, on the same cores, with weights of the same shape: INT8 here,
 Q8_0 there.
 
-`python -m venv L && L/bin/pip install gguf xllamacpp`, then `--llama L/bin/python`. They are asked in turn, each
-while the other is idle; medians of the rounds.
+Build `llama-server` for this machine (`cmake -B build -DGGML_NATIVE=ON; cmake --build build -t llama-server`), and
+make its weights: `pip install gguf` in an environment of its own, `python benchmarks/random_gguf.py MODEL FILE`. Both
+are asked in turn, each while the other is idle; medians of the rounds.
 """
 
 import argparse
 import os
 import subprocess
-import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+import httpx
+
 from benchmarks.service import report, running
 from benchmarks.streams import streams
-from cluster.models.folder import open_model
-from cluster.settings import ModelSettings, default_models_dir
+from cluster.preflight import free_port
+
+_CONTEXT = 1024
+"""Tokens of each of its slots."""
+_START_S = 120.0
 
 
 @contextmanager
-def llama(python: str, model_dir: Path, file: Path, most: int) -> Iterator[str]:
-    """Runs llama.cpp's server; gives its URL."""
-    own = [python, str(Path(__file__).with_name("llama_server.py")), str(model_dir), str(file)]
-    cores = ["--cores", str(len(os.sched_getaffinity(0))), "--streams", str(most)]
-    process = subprocess.Popen([*own, *cores], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
+def llama(command: str, file: Path, most: int) -> Iterator[str]:
+    """Runs llama.cpp's server with a slot for each stream; gives its URL."""
+    port, cores = free_port(), len(os.sched_getaffinity(0))
+    chosen = {"-m": file, "-t": cores, "-tb": cores, "-np": most, "-c": most * _CONTEXT, "--port": port}
+    arguments = [str(part) for option in chosen.items() for part in option]
+    process = subprocess.Popen([command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        url = next((line.strip() for line in process.stdout if line.startswith("http")), "")
-        if not url:
-            raise RuntimeError("llama.cpp's server did not start")
-        yield url
+        deadline = time.monotonic() + _START_S
+        while not _healthy(f"http://127.0.0.1:{port}/health"):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("llama.cpp's server did not start")
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.kill()
         process.wait()
 
 
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
 def compare(args: argparse.Namespace) -> str:
-    model = open_model(ModelSettings(source=args.model), default_models_dir())
     rows = []
     with (
-        tempfile.TemporaryDirectory() as folder,
         running(DRAY_MODEL__SOURCE=args.model, DRAY_CACHE__ENABLED="false") as service,
+        llama(args.llama, args.file, max(args.streams)) as other,
     ):
-        file = args.file or Path(folder) / "model.gguf"
-        with llama(args.llama, model.folder, file, max(args.streams)) as other:
-            for number in args.streams:
-                ours, theirs = list[float](), list[float]()
-                for _ in range(args.rounds):
-                    for url, rates in ((service.url, ours), (other, theirs)):
-                        one = streams(url, number, each=args.each, prompt=args.prompt, tokens=args.tokens)
-                        rates.append(one.tokens_per_s)
-                ratio = median(one / other for one, other in zip(ours, theirs, strict=True))
-                rows.append([str(number), f"{median(ours):.1f}", f"{median(theirs):.1f}", f"{ratio:.2f}"])
+        for number in args.streams:
+            ours, theirs = list[float](), list[float]()
+            for _ in range(args.rounds):
+                for url, rates in ((service.url, ours), (other, theirs)):
+                    one = streams(url, number, each=args.each, prompt=args.prompt, tokens=args.tokens)
+                    rates.append(one.tokens_per_s)
+            ratio = median(one / other for one, other in zip(ours, theirs, strict=True))
+            rows.append([str(number), f"{median(ours):.1f}", f"{median(theirs):.1f}", f"{ratio:.2f}"])
     heads = ["streams", "Dray, tokens/s", "llama.cpp's server, tokens/s", "ratio"]
-    return report(f"Beside llama.cpp, {model.name}", heads, rows)
+    return report(f"Beside llama.cpp, {Path(args.model).name}", heads, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a model of Qwen2's shape")
-    parser.add_argument("--llama", required=True, help="the Python of the environment with gguf and xllamacpp")
-    parser.add_argument("--file", type=Path, help="of its weights, to keep them; made where there is none")
+    parser.add_argument("--llama", required=True, help="the command llama-server")
+    parser.add_argument("--file", type=Path, required=True, help="of its weights")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--rounds", type=int, default=3, help="times that both are measured in turn")
     parser.add_argument("--each", type=int, default=1, help="requests of each stream in a round")

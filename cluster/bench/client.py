@@ -14,6 +14,7 @@ import msgspec
 
 _LONGEST_EVENT = 1 << 20
 _IDLE_S = 2.0
+_AT_ONCE_S = 0.02
 _SAID = 200
 """Characters that are kept of what a server says of an error."""
 
@@ -95,7 +96,7 @@ async def ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any], *,
     """
     outcome = Outcome(time.perf_counter())
     try:
-        async with session.post(f"{url}/chat/completions", json=body) as response:
+        async with await _posted(session, f"{url}/chat/completions", body) as response:
             outcome.hit = response.headers.get("x-dray-cache") in ("hit", "join")
             if response.status != 200:
                 outcome.error = f"{response.status}: {said(await response.read())}"
@@ -117,6 +118,19 @@ async def ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any], *,
     outcome.first = outcome.first or outcome.ended
     outcome.last = outcome.last or outcome.ended
     return outcome
+
+
+async def _posted(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> aiohttp.ClientResponse:
+    """The response. A server may close a connection between two requests: then another is taken."""
+    began = time.perf_counter()
+    try:
+        return await session.post(url, json=body)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+        if time.perf_counter() - began > _AT_ONCE_S:
+            raise
+        return await session.post(url, json=body)
 
 
 async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome, *, keep: bool) -> None:

@@ -77,6 +77,27 @@ def test_completions_and_whole_answers() -> None:
     assert (whole.error, whole.text, whole.completion) == ("", "abc", 2) and whole.tpot_s is None
 
 
+def test_a_connection_that_was_closed_between_two_requests_is_no_failure() -> None:
+    answer = b'{"choices":[{"text":"abc"}],"usage":{"prompt_tokens":1,"completion_tokens":2}}'
+    connections = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    async def go() -> list[Outcome]:
+        server = await asyncio.start_server(handle, "127.0.0.1", 0)
+        async with server, session("", 0, 5.0) as http:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            return [await ask(http, url, {}, text=True) for _ in range(2)]
+
+    assert [one.error for one in asyncio.run(go())] == ["", ""] and connections == 2
+
+
 @pytest.mark.parametrize(
     ("outcome", "said"),
     [

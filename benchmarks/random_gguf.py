@@ -1,18 +1,15 @@
-"""llama.cpp's server with random Q8_0 weights of a model's shape, to compare with: run by the Python of its own
-environment, `python -m venv L && L/bin/pip install gguf xllamacpp`.
+"""Writes random Q8_0 weights of a model's shape for llama.cpp, by the Python of an environment with `gguf`.
 
 As with Dray's random models, only words are said, so that each token is seen.
 """
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-import xllamacpp
 
 _ROWS = 4096
 _SCALE = 0.02
@@ -93,31 +90,12 @@ def _add_weights(writer: gguf.GGUFWriter, config: dict[str, Any], words: list[in
     matrix("output.weight", vocabulary, hidden, words)
 
 
-def serve(model: Path, cores: int, streams: int, context: int) -> None:
-    """Serves it until it is killed; prints the URL once it answers."""
-    params = xllamacpp.CommonParams()
-    params.model.path = str(model)
-    params.n_parallel = streams
-    params.n_ctx = streams * context
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = cores
-    params.hostname, params.port = "127.0.0.1", 0
-    server = xllamacpp.Server(params)
-    print(f"{server.listening_address}/v1", flush=True)
-    while True:
-        time.sleep(3600)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="folder of a Dray model, whose shape is taken")
-    parser.add_argument("file", type=Path, help="of the weights; made where there is none")
-    parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--streams", type=int, default=16)
-    parser.add_argument("--context", type=int, default=1024, help="tokens of each stream")
+    parser.add_argument("file", type=Path)
     args = parser.parse_args()
-    if not args.file.is_file():
-        write(args.file, args.model)
-    serve(args.file, args.cores, args.streams, args.context)
+    write(args.file, args.model)
 
 
 if __name__ == "__main__":
