@@ -43,7 +43,9 @@ _PR_SET_PDEATHSIG = 1
 _MADV_DONTNEED = 4
 _WEIGHTS_FILE = "openvino_model.bin"
 _RATE_SMOOTHING_S = 5.0
-_PROBE_TOKENS = 64
+_PROBE_TOKENS = 32
+_FULL_STEP = 64
+"""Prompt tokens in a step from which the engine's speed is learnt."""
 _SPEED_WEIGHT = 0.2
 
 
@@ -121,12 +123,12 @@ class Engine:
     def kv_tokens(self) -> int:
         return self._blocks * BLOCK_TOKENS
 
-    def warm_up(self, batched_tokens: int) -> None:
-        """Runs a prefill and a few decode steps, as the first inference repacks the weights; then another prefill, to
-        learn how fast this node is."""
-        most = self.kv_tokens // 4
-        self._run([token % self._vocabulary for token in range(min(batched_tokens, most))], 4)
-        probe = [(token + 1) % self._vocabulary for token in range(min(_PROBE_TOKENS, most))]
+    def warm_up(self) -> None:
+        """Runs a short prompt and a few decode steps, as the first inference repacks the weights; then another prompt,
+        to learn how fast this node is. Longer ones find nothing left to prepare."""
+        most = min(_PROBE_TOKENS, self.kv_tokens // 4)
+        self._run([token % self._vocabulary for token in range(most)], 4)
+        probe = [(token + 1) % self._vocabulary for token in range(most)]
         began = time.perf_counter()
         self._run(probe, 1)
         self._speed = len(probe) / (time.perf_counter() - began)
@@ -279,7 +281,7 @@ class Engine:
         self._decoded += tokens
         weight = min(1.0, seconds / _RATE_SMOOTHING_S)
         self._rate += (tokens / max(seconds, 1e-6) - self._rate) * weight
-        if prompt_tokens >= _PROBE_TOKENS:
+        if prompt_tokens >= _FULL_STEP:
             speed = prompt_tokens / max(seconds, 1e-6)
             self._speed += (speed - self._speed) * _SPEED_WEIGHT
 
@@ -319,7 +321,7 @@ def serve(config: EngineConfig, connection: socket.socket) -> None:
     try:
         engine = Engine(config)
         loaded = time.perf_counter()
-        engine.warm_up(config.max_batched_tokens)
+        engine.warm_up()
         give_back_weights(config.model_dir)
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         send(Failed(f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"))

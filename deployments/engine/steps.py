@@ -129,7 +129,7 @@ def main() -> None:
     model = open_model(ModelSettings.model_validate(asked.model), Path(asked.models_dir))
     config = config_for(model, asked.cpus)
     engine = Engine(config)
-    engine.warm_up(config.max_batched_tokens)
+    engine.warm_up()
     give_back_weights(config.model_dir)
     batches = tuple(one for one in _BATCHES if one <= config.max_running)
     encode = msgspec.json.encode

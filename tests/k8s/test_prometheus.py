@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ import httpx
 import pytest
 import yaml
 
+from cluster.charts import Chart, Line, draw
 from cluster.preflight import free_port
 from tests.conftest import MODEL, Dray, wait_for
 from tests.k8s.test_monitoring import MONITORING, dashboard
@@ -100,13 +103,10 @@ def load(dray: Dray) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Prometheus")
-def test_every_panel_shows_something_of_a_dray_under_load(another: Dray) -> None:
+def test_every_panel_shows_something_of_a_dray_under_load(another: Dray, tmp_path: Path) -> None:
     started = another.run("up", "--detach", DRAY_MODEL__MAX_REPLICAS="2", DRAY_MODEL__CORES_PER_REPLICA="1")
     assert started.returncode == 0, started.stderr
-    todo = {
-        title: expression.replace("$__rate_interval", "10s").replace("$model", ".*")
-        for title, expression in dashboard().items()
-    }
+    todo = {title: expanded(expression) for title, expression in dashboard().items()}
     with prometheus(f"127.0.0.1:{another.port}") as url, load(another):
 
         def all_shown() -> bool:
@@ -124,6 +124,34 @@ def test_every_panel_shows_something_of_a_dray_under_load(another: Dray) -> None
         states = {rule["name"]: (rule["health"], rule["state"]) for group in groups for rule in group["rules"]}
         assert {*states} == {rule["alert"] for group in rules()["groups"] for rule in group["rules"]}
         assert {*states.values()} == {("ok", "inactive")}, states
+        picture = tmp_path / "dashboard.png"
+        draw(list(panels(url)), picture)
+        print(f"the panels are drawn in {picture}")
+
+
+def panels(url: str) -> Iterator[Chart]:
+    """What the dashboard shows of the last half minute; its legends and units as Grafana would write them."""
+    until = time.time()
+    for panel in json.loads((MONITORING / "dray.json").read_text())["panels"]:
+        lines = []
+        for target in panel.get("targets", ()):
+            query = expanded(target["expr"])
+            asked = {"query": query, "start": until - _LOAD_S, "end": until, "step": 1}
+            answer = httpx.get(f"{url}/api/v1/query_range", params=asked).raise_for_status().json()
+            for series in answer["data"]["result"]:
+                points = [(at - until + _LOAD_S, float(value)) for at, value in series["values"] if value != "NaN"]
+                if points:
+                    lines.append(Line(legend(target["legendFormat"], series["metric"]), points))
+        if lines:
+            yield Chart(panel["title"], "s", panel["fieldConfig"]["defaults"].get("unit", ""), lines)
+
+
+def legend(form: str, labels: dict[str, str]) -> str:
+    return re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda found: labels.get(found[1], ""), form)
+
+
+def expanded(expression: str) -> str:
+    return expression.replace("$__rate_interval", "10s").replace("$model", ".*")
 
 
 def values(url: str, expression: str) -> list[float]:
