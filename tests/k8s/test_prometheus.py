@@ -136,7 +136,7 @@ def panels(url: str) -> Iterator[Chart]:
         lines = []
         for target in panel.get("targets", ()):
             query = expanded(target["expr"])
-            asked = {"query": query, "start": until - _LOAD_S, "end": until, "step": 1}
+            asked: dict[str, str | float] = {"query": query, "start": until - _LOAD_S, "end": until, "step": 1}
             answer = httpx.get(f"{url}/api/v1/query_range", params=asked).raise_for_status().json()
             for series in answer["data"]["result"]:
                 points = [(at - until + _LOAD_S, float(value)) for at, value in series["values"] if value != "NaN"]
