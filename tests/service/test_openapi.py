@@ -35,7 +35,7 @@ def test_no_request_makes_it_fail(described: Any, dray: Dray, operation: Operati
     look_for_failures(described, dray, operation)
 
 
-def look_for_failures(described: Any, dray: Dray, operation: Operation, examples: int = 60, **more: Any) -> None:
+def look_for_failures(described: Any, dray: Dray, operation: Operation, examples: int = 40, **more: Any) -> None:
     """Sends what the document allows and what it does not. more: to send with each request."""
     asked = described[operation.path][operation.method.upper()]
 

@@ -2,10 +2,12 @@
 
 import openai
 import psutil
+import pytest
 
 from tests.conftest import MODEL, RABBITS, Dray, wait_for
 
 
+@pytest.mark.slow
 def test_the_first_request_after_a_sleep_waits_and_is_answered(another: Dray) -> None:
     settings = {"DRAY_MODEL__SLEEP_AFTER_S": "10", "DRAY_CACHE__ENABLED": "false"}
     started = another.run("up", "--detach", **settings)  # type: ignore[arg-type]
