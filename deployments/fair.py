@@ -170,13 +170,15 @@ class FairQueue:
         running = self._lanes[team].running
         if not (running and self._shared):
             return free > 0
-        return running < self._most_of(team) and free > self._places // _KEPT_FREE
+        if free <= self._places // _KEPT_FREE:
+            return False
+        return running < self._places * _MOST_OF_ONE or running < self._places * self._share_of(team)
 
-    def _most_of(self, team: str) -> float:
-        """Places that the team may have."""
+    def _share_of(self, team: str) -> float:
+        """What its weight gives the team among those that ask."""
         _, weight = self._asked.get(team, (0.0, 0.0))
         others = sum(one for _, one in self._asked.values()) - weight
-        return self._places * max(_MOST_OF_ONE, weight / (weight + others)) if others else self._places
+        return weight / (weight + others) if others else 1.0
 
     def _forget_silent(self) -> None:
         earliest = time.monotonic() - _LATELY_S

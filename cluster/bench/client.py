@@ -15,6 +15,7 @@ import msgspec
 _LONGEST_EVENT = 1 << 20
 _IDLE_S = 2.0
 _AT_ONCE_S = 0.02
+"""A connection that fails within this time had been closed before."""
 _SAID = 200
 """Characters that are kept of what a server says of an error."""
 

@@ -154,7 +154,7 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     """From the engine: all that one step made, by stream id."""
 
     streams: dict[int, Tokens]
-    load: Load = Load()
+    load: Load
 
 
 class Work(msgspec.Struct, frozen=True):
