@@ -1,0 +1,1 @@
+import cluster as cluster  # before OpenVINO: it keeps OpenVINO from reporting
