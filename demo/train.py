@@ -78,16 +78,16 @@ class Batches:
         return ids, labels
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """A Qwen2 with random weights: 5.2 M parameters, input and output embeddings shared."""
+def new_model(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -> Qwen2ForCausalLM:
+    """A Qwen2 with random weights, input and output embeddings shared. hidden: a multiple of 128."""
     torch.manual_seed(1)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=256,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=768,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 128,
+        intermediate_size=3 * hidden,
         max_position_embeddings=words.CONTEXT,
         tie_word_embeddings=True,
         attn_implementation="eager",  # compiled, it is the fastest on a CPU at these lengths
@@ -141,7 +141,7 @@ def train(args: argparse.Namespace) -> None:
     else:
         words.build(out)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
-        model = new_model(tokenizer)
+        model = new_model(tokenizer, args.hidden, args.layers)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}", flush=True)
     weights = _WEIGHTS | {name: int(value) for name, value in (pair.split("=") for pair in args.weights)}
     batches = Batches(tokenizer, weights, args.seed)
@@ -197,6 +197,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="build/demo", help="folder for the trained model")
     parser.add_argument("--start", help="go on from this folder instead of random weights")
+    parser.add_argument("--hidden", type=int, default=256, help="width of a layer; a draft for it: 128")
+    parser.add_argument("--layers", type=int, default=6, help="how many; a draft for it: 2")
     parser.add_argument("--minutes", type=float, default=150, help="how long to train; the schedule ends with it")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=2)
