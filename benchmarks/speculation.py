@@ -1,13 +1,16 @@
-"""Prompt lookup beside plain decoding, in the engine alone, on questions of the bundled model.
+"""Guessing tokens beside plain decoding, in the engine alone, on questions of the bundled model.
 
-Prompt lookup guesses the next tokens from what came before (n-grams of up to 3) and lets one step check them: fewer
-steps, each of more tokens. Rounds alternate; the answers must be the same.
+Prompt lookup guesses the next tokens from what came before (n-grams of up to 3), a draft model by a smaller model; one
+step then checks them: fewer steps, each of more tokens. Rounds alternate; the answers must be the same. A draft for the
+bundled model: `python -m demo.train --out build/draft --hidden 128 --layers 2 --minutes 25`, then `dray models export
+build/draft build/draft-int8`.
 """
 
 import argparse
 import os
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -24,8 +27,8 @@ _NGRAM = 3
 _KV_BLOCKS = 2000
 
 
-def pipeline(model: ServedModel, cores: int, *, lookup: bool) -> Any:
-    """As Dray's engines make it, but for prompt lookup, which wants whole prompts in a step."""
+def pipeline(model: ServedModel, cores: int, *, lookup: bool = False, draft: str = "") -> Any:
+    """As Dray's engines make it, but that prompt lookup wants whole prompts in a step. draft: folder of a model."""
     import openvino_genai
 
     scheduler = openvino_genai.SchedulerConfig()
@@ -41,22 +44,33 @@ def pipeline(model: ServedModel, cores: int, *, lookup: bool) -> Any:
     }
     if lookup:
         properties["prompt_lookup"] = True
+    if draft:
+        properties["draft_model"] = openvino_genai.draft_model(draft, "CPU", INFERENCE_NUM_THREADS=cores)
     return openvino_genai.ContinuousBatchingPipeline(str(model.folder), scheduler, "CPU", properties)
 
 
-def answers(made: Any, prompts: list[list[int]], guesses: int, tokens: int) -> tuple[list[list[int]], int, float]:
-    """The completions of all prompts at a time, the steps that they took, and tokens a second. guesses: a step."""
+@dataclass(frozen=True)
+class Way:
+    """A way of decoding. guesses: tokens that one step checks at most beyond the one it makes. ngram: of a lookup."""
+
+    name: str
+    pipeline: Any
+    guesses: int = 0
+    ngram: int = 0
+
+
+def answers(way: Way, prompts: list[list[int]], tokens: int) -> tuple[list[list[int]], int, float]:
+    """The completions of all prompts at a time, the steps that they took, and tokens a second."""
     import openvino
     import openvino_genai
 
-    handles = []
+    handles, made = [], way.pipeline
     for number, ids in enumerate(prompts):
         config = openvino_genai.GenerationConfig()
         config.apply_chat_template = False
         config.do_sample = False
         config.max_new_tokens = tokens
-        if guesses:
-            config.num_assistant_tokens, config.max_ngram_size = guesses, _NGRAM
+        config.num_assistant_tokens, config.max_ngram_size = way.guesses, way.ngram
         handles.append(made.add_request(number, openvino.Tensor(numpy.array([ids], dtype=numpy.int64)), config))
     began, steps = time.perf_counter(), 0
     while made.has_non_finished_requests():
@@ -73,37 +87,48 @@ def answers(made: Any, prompts: list[list[int]], guesses: int, tokens: int) -> t
     return said, steps, sum(map(len, said)) / took
 
 
+def ways(model: ServedModel, guesses: list[int], draft: str) -> list[Way]:
+    """Plain decoding first."""
+    cores = len(os.sched_getaffinity(0))
+    lookup = pipeline(model, cores, lookup=True)
+    made = [Way("plain", pipeline(model, cores))]
+    made += [Way(f"lookup, {count} tokens", lookup, count, _NGRAM) for count in guesses]
+    if draft:
+        drafted = pipeline(model, cores, draft=draft)
+        made += [Way(f"draft, {count} tokens", drafted, count) for count in guesses]
+    return made
+
+
 def compare(args: argparse.Namespace) -> str:
     model = open_model(ModelSettings(), default_models_dir())
     render = Prompts(model).render
-    cores = len(os.sched_getaffinity(0))
-    plain, guessing = pipeline(model, cores, lookup=False), pipeline(model, cores, lookup=True)
+    plain, *others = ways(model, args.guesses, args.draft)
     rows = []
     for streams in args.streams:
         texts = [f"What is {345 + number} times {678 + number}?" for number in range(streams)]
         prompts = [render(Question((Turn("user", text),), Sampling(1))).ids for text in texts]
-        right, steps, _ = answers(plain, prompts, 0, args.tokens)
-        rates: defaultdict[int, list[float]] = defaultdict(list)
-        taken, same = {0: steps}, {0: True}
+        right = answers(plain, prompts, args.tokens)[0]
+        rates: defaultdict[str, list[float]] = defaultdict(list)
+        taken: dict[str, int] = {}
+        same: defaultdict[str, bool] = defaultdict(lambda: True)
         for _ in range(args.rounds):
-            rates[0].append(answers(plain, prompts, 0, args.tokens)[2])
-            for guesses in args.guesses:
-                said, taken[guesses], rate = answers(guessing, prompts, guesses, args.tokens)
-                same[guesses] = said == right
-                rates[guesses].append(rate)
-        for guesses, found in rates.items():
-            ratio = median(one / other for one, other in zip(found, rates[0], strict=True))
-            name = f"lookup, {guesses} tokens" if guesses else "plain"
-            told = "yes" if same[guesses] else "no"
-            rows.append([str(streams), name, str(taken[guesses]), f"{median(found):.0f}", f"{ratio:.2f}", told])
+            for way in (plain, *others):
+                said, taken[way.name], rate = answers(way, prompts, args.tokens)
+                same[way.name] &= said == right
+                rates[way.name].append(rate)
+        for name, found in rates.items():
+            ratio = median(one / other for one, other in zip(found, rates[plain.name], strict=True))
+            told = "yes" if same[name] else "no"
+            rows.append([str(streams), name, str(taken[name]), f"{median(found):.0f}", f"{ratio:.2f}", told])
     heads = ["streams", "decoding", "steps", "tokens/s", "over plain", "same answers"]
-    return report(f"Prompt lookup, {model.name}", heads, rows)
+    return report(f"Guessing tokens, {model.name}", heads, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--guesses", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--draft", default="", help="folder of a smaller model with the same tokenizer")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=300)
     print(compare(parser.parse_args()))

@@ -1,0 +1,107 @@
+"""Where the time goes: samples of the router's, the replica's and the engine's Python under load, by whose code it is.
+
+Needs py-spy (`pip install py-spy`), and the right to look into other processes. A sample counts for the innermost
+Python frame, so what a library does in C counts for the line that called it; threads that wait are left out.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+
+from benchmarks.cache_hit import QUESTION, measured
+from benchmarks.service import Service, report, running
+from benchmarks.streams import streams
+from benchmarks.token_path import KINDS
+
+_FRAME = re.compile(r"^(?P<name>.+) \((?P<file>.+?):\d+\)$")
+_OWN = re.compile(r"/((?:cluster|deployments)/[^:]+)\.py$")
+_INSTALLED = re.compile(r"/site-packages/([^/]+)")
+_HZ = 250
+_LEAST_SHARE = 0.02
+
+
+def samples(pid: int, seconds: int) -> Counter[str]:
+    """How often each owner of code was seen at work in a process."""
+    with TemporaryDirectory(prefix="dray-b-") as folder:
+        raw = Path(folder) / "raw"
+        spy = str(Path(sys.executable).with_name("py-spy"))
+        command = [spy, "record", "-p", str(pid), "-d", str(seconds), "-r", str(_HZ), "-f", "raw", "-o", str(raw)]
+        subprocess.run(command, check=True, capture_output=True)
+        seen: Counter[str] = Counter()
+        for line in raw.read_text().splitlines():
+            stack, _, count = line.rpartition(" ")
+            seen[_owner(stack.split(";")[-1])] += int(count)
+    return seen
+
+
+def _owner(frame: str) -> str:
+    found = _FRAME.match(frame)
+    if found is None:
+        return "others"
+    if own := _OWN.search(found["file"]):
+        return f"{own[1].replace('/', '.')}: {found['name']}"
+    if installed := _INSTALLED.search(found["file"]):
+        return installed[1].removesuffix(".py")
+    return "Python: " + re.sub(r"^.*/python3\.\d+/", "", found["file"]).removesuffix(".py")
+
+
+def under_load(service: Service, kind: str, load: Callable[[], object], seconds: int) -> Counter[str]:
+    """What a kind of process does while the load goes on, over and over."""
+    [pid] = [one.pid for one in service.processes() if KINDS[kind] in " ".join(one.cmdline())]
+    over = threading.Event()
+
+    def again() -> None:
+        while not over.is_set():
+            load()
+
+    thread = threading.Thread(target=again)
+    thread.start()
+    try:
+        return samples(pid, seconds)
+    finally:
+        over.set()
+        thread.join()
+
+
+def table(title: str, seen: Counter[str]) -> str:
+    every = sum(seen.values())
+    rows = [[owner, f"{count / every:.1%}"] for owner, count in seen.most_common() if count >= _LEAST_SHARE * every]
+    rest = every - sum(count for count in seen.values() if count >= _LEAST_SHARE * every)
+    return report(f"{title}: {every} samples", ["whose code", "share"], [*rows, ["all else", f"{rest / every:.1%}"]])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--seconds", type=int, default=10)
+    parser.add_argument("--at-a-time", type=int, default=16)
+    args = parser.parse_args()
+    one_core = {"DRAY_MODEL__SOURCE": args.model, "DRAY_MODEL__CORES_PER_REPLICA": "1"}
+    with running(**one_core) as service:
+        body = {"model": service.status()["models"][0], "messages": [{"role": "user", "content": QUESTION}]}
+        asked = json.dumps(body, ensure_ascii=False).encode()
+        url = f"{service.url}/chat/completions"
+        httpx.post(url, content=asked, timeout=60).raise_for_status()
+
+        def hits() -> None:
+            measured(url, asked, args.at_a_time, 2)
+
+        def tokens() -> None:
+            streams(service.url, args.at_a_time, each=4, prompt=60, tokens=256)
+
+        print(table("Cache hits, the router", under_load(service, "router", hits, args.seconds)))
+        for kind in ("router", "engine replica", "engine process"):
+            print(table(f"Streams, {kind}", under_load(service, kind, tokens, args.seconds)))
+
+
+if __name__ == "__main__":
+    main()
