@@ -38,6 +38,8 @@ def small() -> Iterator[Dray]:
         DRAY_MODEL__CORES_PER_REPLICA="1",
         DRAY_MODEL__MAX_RUNNING=str(PLACES),
         DRAY_LIMITS__WAITING=str(WAITING),
+        # So small that it is filled before memory is looked at: an engine takes it as it comes to use it.
+        DRAY_MODEL__KV_CACHE_MB="24",
     )
     assert started.returncode == 0, started.stdout + started.stderr
     yield dray
