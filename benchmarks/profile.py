@@ -1,7 +1,8 @@
 """Where the time goes: samples of the router's, the replica's and the engine's Python under load, by whose code it is.
 
-Needs py-spy (`pip install py-spy`), and the right to look into other processes. A sample counts for the innermost
-Python frame, so what a library does in C counts for the line that called it; threads that wait are left out.
+Needs py-spy (`pip install py-spy`), and the right to look into other processes. A sample is of the thread that holds
+the interpreter's lock, and counts for its innermost Python frame: what a library does in C counts for whoever called
+it, unless it lets go of the lock.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from benchmarks.service import Service, report, running
 from benchmarks.streams import streams
 from benchmarks.token_path import KINDS
 
-_FRAME = re.compile(r"^(?P<name>.+) \((?P<file>.+?):\d+\)$")
+_FRAME = re.compile(r"^.+ \((.+?):\d+\)$")
 _OWN = re.compile(r"/((?:cluster|deployments)/[^:]+)\.py$")
 _INSTALLED = re.compile(r"/site-packages/([^/]+)")
 _HZ = 250
@@ -30,16 +31,18 @@ _LEAST_SHARE = 0.02
 
 
 def samples(pid: int, seconds: int) -> Counter[str]:
-    """How often each owner of code was seen at work in a process."""
+    """How often each owner of code was seen at work in a process, and how often nobody ("")."""
     with TemporaryDirectory(prefix="dray-b-") as folder:
         raw = Path(folder) / "raw"
         spy = str(Path(sys.executable).with_name("py-spy"))
-        command = [spy, "record", "-p", str(pid), "-d", str(seconds), "-r", str(_HZ), "-f", "raw", "-o", str(raw)]
+        command = [spy, "record", "-p", str(pid), "-d", str(seconds), "-r", str(_HZ), "--gil", "--full-filenames"]
+        command += ["-f", "raw", "-o", str(raw)]
         subprocess.run(command, check=True, capture_output=True)
         seen: Counter[str] = Counter()
         for line in raw.read_text().splitlines():
             stack, _, count = line.rpartition(" ")
             seen[_owner(stack.split(";")[-1])] += int(count)
+        seen[""] = max(0, seconds * _HZ - seen.total())
     return seen
 
 
@@ -47,11 +50,11 @@ def _owner(frame: str) -> str:
     found = _FRAME.match(frame)
     if found is None:
         return "others"
-    if own := _OWN.search(found["file"]):
-        return f"{own[1].replace('/', '.')}: {found['name']}"
-    if installed := _INSTALLED.search(found["file"]):
+    if own := _OWN.search(found[1]):
+        return "Dray: " + own[1].replace("/", ".")
+    if installed := _INSTALLED.search(found[1]):
         return installed[1].removesuffix(".py")
-    return "Python: " + re.sub(r"^.*/python3\.\d+/", "", found["file"]).removesuffix(".py")
+    return "Python: " + re.sub(r"^.*/python3\.\d+/", "", found[1]).removesuffix(".py")
 
 
 def under_load(service: Service, kind: str, load: Callable[[], object], seconds: int) -> Counter[str]:
@@ -73,10 +76,12 @@ def under_load(service: Service, kind: str, load: Callable[[], object], seconds:
 
 
 def table(title: str, seen: Counter[str]) -> str:
-    every = sum(seen.values())
+    idle, every = seen.pop(""), seen.total()
+    busy = every / (every + idle)
     rows = [[owner, f"{count / every:.1%}"] for owner, count in seen.most_common() if count >= _LEAST_SHARE * every]
     rest = every - sum(count for count in seen.values() if count >= _LEAST_SHARE * every)
-    return report(f"{title}: {every} samples", ["whose code", "share"], [*rows, ["all else", f"{rest / every:.1%}"]])
+    heads = [f"whose code ({every} samples, the lock held {busy:.0%} of the time)", "share"]
+    return report(title, heads, [*rows, ["all else", f"{rest / every:.1%}"]])
 
 
 def main() -> None:
