@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import numpy
-
+from benchmarks.pipelines import add, pipeline, read
 from benchmarks.service import report
 from cluster.models.folder import ServedModel, open_model
 from cluster.settings import ModelSettings, default_models_dir
@@ -24,29 +23,8 @@ from deployments.prompts import Prompts
 from deployments.question import Question, Turn
 
 _NGRAM = 3
-_KV_BLOCKS = 2000
-
-
-def pipeline(model: ServedModel, cores: int, *, lookup: bool = False, draft: str = "") -> Any:
-    """As Dray's engines make it, but that prompt lookup wants whole prompts in a step. draft: folder of a model."""
-    import openvino_genai
-
-    scheduler = openvino_genai.SchedulerConfig()
-    scheduler.num_kv_blocks = _KV_BLOCKS
-    scheduler.max_num_seqs = 32
-    scheduler.max_num_batched_tokens = 4096
-    scheduler.dynamic_split_fuse = not lookup
-    scheduler.enable_prefix_caching = True
-    properties: dict[str, Any] = {
-        "INFERENCE_NUM_THREADS": cores,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": model.settings.dynamic_quantization_group_size,
-        "sampler_num_threads": cores,
-    }
-    if lookup:
-        properties["prompt_lookup"] = True
-    if draft:
-        properties["draft_model"] = openvino_genai.draft_model(draft, "CPU", INFERENCE_NUM_THREADS=cores)
-    return openvino_genai.ContinuousBatchingPipeline(str(model.folder), scheduler, "CPU", properties)
+_WHOLE_PROMPTS = {"dynamic_split_fuse": False, "max_num_batched_tokens": 4096}
+"""Prompt lookup wants whole prompts in a step."""
 
 
 @dataclass(frozen=True)
@@ -61,40 +39,28 @@ class Way:
 
 def answers(way: Way, prompts: list[list[int]], tokens: int) -> tuple[list[list[int]], int, float]:
     """The completions of all prompts at a time, the steps that they took, and tokens a second."""
-    import openvino
-    import openvino_genai
-
-    handles, made = [], way.pipeline
-    for number, ids in enumerate(prompts):
-        config = openvino_genai.GenerationConfig()
-        config.apply_chat_template = False
-        config.do_sample = False
-        config.max_new_tokens = tokens
-        config.num_assistant_tokens, config.max_ngram_size = way.guesses, way.ngram
-        handles.append(made.add_request(number, openvino.Tensor(numpy.array([ids], dtype=numpy.int64)), config))
+    made, guessing = way.pipeline, {"num_assistant_tokens": way.guesses, "max_ngram_size": way.ngram}
+    handles = [add(made, number, ids, tokens, **guessing) for number, ids in enumerate(prompts)]
     began, steps = time.perf_counter(), 0
     while made.has_non_finished_requests():
         made.step()
         steps += 1
     took = time.perf_counter() - began
-    said = []
-    for handle in handles:
-        ids = []
-        while handle.can_read():
-            for output in handle.read().values():
-                ids += output.generated_ids
-        said.append(ids)
+    said = [read(handle) for handle in handles]
     return said, steps, sum(map(len, said)) / took
 
 
 def ways(model: ServedModel, guesses: list[int], draft: str) -> list[Way]:
     """Plain decoding first."""
-    cores = len(os.sched_getaffinity(0))
-    lookup = pipeline(model, cores, lookup=True)
-    made = [Way("plain", pipeline(model, cores))]
+    import openvino_genai
+
+    lookup = pipeline(model, scheduler=_WHOLE_PROMPTS, properties={"prompt_lookup": True})
+    made = [Way("plain", pipeline(model))]
     made += [Way(f"lookup, {count} tokens", lookup, count, _NGRAM) for count in guesses]
     if draft:
-        drafted = pipeline(model, cores, draft=draft)
+        threads = len(os.sched_getaffinity(0))
+        smaller = openvino_genai.draft_model(draft, "CPU", INFERENCE_NUM_THREADS=threads)
+        drafted = pipeline(model, properties={"draft_model": smaller})
         made += [Way(f"draft, {count} tokens", drafted, count) for count in guesses]
     return made
 
