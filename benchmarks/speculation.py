@@ -3,7 +3,7 @@
 Prompt lookup guesses the next tokens from what came before (n-grams of up to 3), a draft model by a smaller model; one
 step then checks them: fewer steps, each of more tokens. Rounds alternate; the answers must be the same. A draft for the
 bundled model: `python -m demo.train --out build/draft --hidden 128 --layers 2 --minutes 25`, then `dray models export
-build/draft build/draft-int8`.
+build/draft build/draft-int8`. Of a model with random weights hardly a guess is right: there it shows what guessing costs.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.pipelines import add, pipeline, read
 from benchmarks.service import report
 from cluster.models.folder import ServedModel, open_model
-from cluster.settings import ModelSettings, default_models_dir
+from cluster.settings import BUNDLED, ModelSettings, default_models_dir
 from deployments.engine.wire import Sampling
 from deployments.prompts import Prompts
 from deployments.question import Question, Turn
@@ -66,7 +66,7 @@ def ways(model: ServedModel, guesses: list[int], draft: str) -> list[Way]:
 
 
 def compare(args: argparse.Namespace) -> str:
-    model = open_model(ModelSettings(), default_models_dir())
+    model = open_model(ModelSettings(source=args.model), default_models_dir())
     render = Prompts(model).render
     plain, *others = ways(model, args.guesses, args.draft)
     rows = []
@@ -92,6 +92,7 @@ def compare(args: argparse.Namespace) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=BUNDLED)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--guesses", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--draft", default="", help="folder of a smaller model with the same tokenizer")
