@@ -2,8 +2,8 @@
 
 Prompt lookup guesses the next tokens from what came before (n-grams of up to 3), a draft model by a smaller model; one
 step then checks them: fewer steps, each of more tokens. Rounds alternate; the answers must be the same. A draft for the
-bundled model: `python -m demo.train --out build/draft --hidden 128 --layers 2 --minutes 25`, then `dray models export
-build/draft build/draft-int8`. Of a model with random weights hardly a guess is right: there it shows what guessing costs.
+bundled model: `python -m demo.train --out build/draft --hidden 128 --layers 2 --minutes 15`, then `dray models export
+build/draft build/draft-int8`. With random weights hardly a guess is right: there it shows what guessing costs.
 """
 
 import argparse
