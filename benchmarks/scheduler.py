@@ -115,7 +115,7 @@ def compare(args: argparse.Namespace) -> str:
     for name in VARIANTS:
         row = [name, f"{median(decoded[name]):.0f} ({over(decoded, name)})"]
         row += [f"{1000 * median(one[name]):.0f} ({over(one, name)})" for one in (late, waited)]
-        rows.append([*row, *(f"{one:.1%}" for one in marks[name])])
+        rows.append([*row, *(f"{one:.1%}" for one in marks.get(name, []))])
     heads = [
         "set",
         f"decoding {args.streams}, tokens/s",
