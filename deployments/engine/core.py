@@ -133,7 +133,7 @@ class Engine:
         first, ends = 0, time.perf_counter() + _PROBING_S
         while (began := time.perf_counter()) < ends:
             first += 1  # none begins like another, or it would be found in the cache
-            self._run([(first + token) % self._vocabulary for token in range(most)], 1)
+            self._run([(first - token) % self._vocabulary for token in range(most)], 1)
             self._speed = max(self._speed, most / (time.perf_counter() - began))
 
     def _run(self, prompt: list[int], tokens: int) -> None:
