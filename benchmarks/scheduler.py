@@ -87,7 +87,7 @@ def right(made: Any, model: ServedModel, count: int) -> float:
             reader = prompts.reader(question, prompt)
             reader.feed(read(handle))
             reader.finish()
-            marks.append(all(part in reader.text for part in problem.expect))
+            marks.append(problem.answered_by(reader.text))
     return sum(marks) / len(marks)
 
 

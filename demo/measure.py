@@ -57,9 +57,7 @@ async def measure(model: ServedModel, count: int, show: int) -> dict[tuple[str, 
         for split in ("numbers", "phrasings"):
             problems = asked(family, split, count)
             given = await answers(engine, prompts, [problem.question for problem in problems])
-            marks = [
-                all(part in text for part in problem.expect) for problem, text in zip(problems, given, strict=True)
-            ]
+            marks = [problem.answered_by(text) for problem, text in zip(problems, given, strict=True)]
             found[family, split] = sum(marks) / count
             wrong = [(p, text) for p, text, mark in zip(problems, given, marks, strict=True) if not mark]
             for problem, text in wrong[:show]:

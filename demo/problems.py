@@ -40,6 +40,10 @@ class Problem:
     answer: str
     expect: tuple[str, ...]
 
+    def answered_by(self, text: str) -> bool:
+        """Whether this is a right answer to it."""
+        return all(part in text for part in self.expect)
+
 
 def held_out(*key: object) -> bool:
     """Whether these numbers are never trained: one in ten, by a hash that no run changes."""

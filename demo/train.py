@@ -128,7 +128,7 @@ def right(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, family: s
     model.train()
     texts = tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     answers = [text.split(words.END_THINK)[-1] for text in texts]
-    return sum(all(part in answer for part in p.expect) for p, answer in zip(problems, answers, strict=True)) / count
+    return sum(p.answered_by(answer) for p, answer in zip(problems, answers, strict=True)) / count
 
 
 def train(args: argparse.Namespace) -> None:
