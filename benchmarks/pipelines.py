@@ -6,33 +6,15 @@ from typing import Any
 import numpy
 
 from cluster.models.folder import ServedModel
+from deployments.engine.core import make_pipeline
+from deployments.engine.process import config_for
 
 _KV_BLOCKS = 2000
 
 
-def pipeline(
-    model: ServedModel, *, scheduler: dict[str, Any] | None = None, properties: dict[str, Any] | None = None
-) -> Any:
-    """On all cores. scheduler, properties: what is set otherwise than in an engine."""
-    import openvino_genai
-
-    cores = len(os.sched_getaffinity(0))
-    config = openvino_genai.SchedulerConfig()
-    chosen = {
-        "num_kv_blocks": _KV_BLOCKS,
-        "max_num_seqs": model.settings.max_running,
-        "max_num_batched_tokens": model.settings.max_batched_tokens,
-        "dynamic_split_fuse": True,
-        "enable_prefix_caching": True,
-    }
-    for name, value in (chosen | (scheduler or {})).items():
-        setattr(config, name, value)
-    given = {
-        "INFERENCE_NUM_THREADS": cores,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": model.settings.dynamic_quantization_group_size,
-        "sampler_num_threads": cores,
-    }
-    return openvino_genai.ContinuousBatchingPipeline(str(model.folder), config, "CPU", given | (properties or {}))
+def pipeline(model: ServedModel, **otherwise: dict[str, Any]) -> Any:
+    """On all cores. otherwise: the `scheduler` settings and `properties` in which it differs from an engine's."""
+    return make_pipeline(config_for(model, tuple(os.sched_getaffinity(0))), _KV_BLOCKS, **otherwise)
 
 
 def add(made: Any, number: int, prompt: list[int], tokens: int, **settings: Any) -> Any:
@@ -56,3 +38,12 @@ def read(handle: Any) -> list[int]:
         for output in handle.read().values():
             ids += output.generated_ids
     return ids
+
+
+def run(made: Any) -> int:
+    """Steps it until all answers have ended; gives the number of steps."""
+    steps = 0
+    while made.has_non_finished_requests():
+        made.step()
+        steps += 1
+    return steps

@@ -78,8 +78,9 @@ def under_load(service: Service, kind: str, load: Callable[[], object], seconds:
 def table(title: str, seen: Counter[str]) -> str:
     idle, every = seen.pop(""), seen.total()
     busy = every / (every + idle)
-    rows = [[owner, f"{count / every:.1%}"] for owner, count in seen.most_common() if count >= _LEAST_SHARE * every]
-    rest = every - sum(count for count in seen.values() if count >= _LEAST_SHARE * every)
+    shown = {owner: count for owner, count in seen.most_common() if count >= _LEAST_SHARE * every}
+    rows = [[owner, f"{count / every:.1%}"] for owner, count in shown.items()]
+    rest = every - sum(shown.values())
     heads = [f"whose code ({every} samples, the lock held {busy:.0%} of the time)", "share"]
     return report(title, heads, [*rows, ["all else", f"{rest / every:.1%}"]])
 

@@ -1,8 +1,8 @@
 """What the engine's settings are worth: each is changed alone, in the engine alone, in turn on the same cores.
 
-`decoding`: many streams with short prompts. `prompt`: a long one that comes while a few streams decode: how late its
-first token is, and for how long the streams wait at most. Of the bundled model also how many held-out problems it gets
-right; of another one, `dray models compare` says what a setting costs in quality.
+Many streams with short prompts decode; then a long prompt comes while a few do: how late its first token is, and for
+how long the streams wait at most. Of the bundled model also how many held-out problems it gets right; of another one,
+`dray models compare` says what a setting costs in quality.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from collections import defaultdict
 from statistics import median
 from typing import Any
 
-from benchmarks.pipelines import add, pipeline, read
+from benchmarks.pipelines import add, pipeline, read, run
 from benchmarks.service import report
 from cluster.models.folder import ServedModel, open_model
 from cluster.settings import BUNDLED, ModelSettings, default_models_dir
@@ -49,8 +49,7 @@ def decoding(made: Any, vocabulary: int, streams: int, tokens: int) -> float:
     """Tokens a second of all streams, prompts included."""
     handles = [add(made, one, ids(_SHORT, vocabulary), tokens, ignore_eos=True) for one in range(streams)]
     began = time.perf_counter()
-    while made.has_non_finished_requests():
-        made.step()
+    run(made)
     took = time.perf_counter() - began
     return sum(len(read(one)) for one in handles) / took
 
@@ -81,8 +80,7 @@ def right(made: Any, model: ServedModel, count: int) -> float:
         questions = [Question((Turn("user", one.question),), Sampling(_LONGEST)) for one in problems]
         rendered = [prompts.render(one) for one in questions]
         handles = [add(made, number, one.ids, _LONGEST) for number, one in enumerate(rendered)]
-        while made.has_non_finished_requests():
-            made.step()
+        run(made)
         for problem, question, prompt, handle in zip(problems, questions, rendered, handles, strict=True):
             reader = prompts.reader(question, prompt)
             reader.feed(read(handle))
@@ -116,12 +114,7 @@ def compare(args: argparse.Namespace) -> str:
         row = [name, f"{median(decoded[name]):.0f} ({over(decoded, name)})"]
         row += [f"{1000 * median(one[name]):.0f} ({over(one, name)})" for one in (late, waited)]
         rows.append([*row, *(f"{one:.1%}" for one in marks.get(name, []))])
-    heads = [
-        "set",
-        f"decoding {args.streams}, tokens/s",
-        f"prompt of {args.prompt}, first token ms",
-        "streams wait, ms",
-    ]
+    heads = ["set", f"{args.streams} streams, tokens/s", f"first token of {args.prompt}, ms", "streams wait, ms"]
     title = f"The engine's settings, {model.name} (in brackets: over what Dray sets)"
     return report(title, [*heads, *(["right answers"] if marks else [])], rows)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from benchmarks.pipelines import add, pipeline, read
+from benchmarks.pipelines import add, pipeline, read, run
 from benchmarks.service import report
 from cluster.models.folder import ServedModel, open_model
 from cluster.settings import BUNDLED, ModelSettings, default_models_dir
@@ -41,10 +41,8 @@ def answers(way: Way, prompts: list[list[int]], tokens: int) -> tuple[list[list[
     """The completions of all prompts at a time, the steps that they took, and tokens a second."""
     made, guessing = way.pipeline, {"num_assistant_tokens": way.guesses, "max_ngram_size": way.ngram}
     handles = [add(made, number, ids, tokens, **guessing) for number, ids in enumerate(prompts)]
-    began, steps = time.perf_counter(), 0
-    while made.has_non_finished_requests():
-        made.step()
-        steps += 1
+    began = time.perf_counter()
+    steps = run(made)
     took = time.perf_counter() - began
     said = [read(handle) for handle in handles]
     return said, steps, sum(map(len, said)) / took

@@ -14,7 +14,9 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -81,6 +83,33 @@ class _Stream:
         self.logprobs = request.sampling.logprobs
 
 
+def make_pipeline(
+    config: EngineConfig,
+    blocks: int,
+    scheduler: Mapping[str, Any] = MappingProxyType({}),
+    properties: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
+    """A continuous-batching pipeline with so many KV blocks. scheduler, properties: what is set otherwise than here."""
+    import openvino_genai
+
+    chosen = openvino_genai.SchedulerConfig()
+    chosen.num_kv_blocks = blocks
+    chosen.max_num_seqs = config.max_running
+    chosen.max_num_batched_tokens = config.max_batched_tokens
+    chosen.dynamic_split_fuse = True
+    chosen.enable_prefix_caching = True
+    for name, value in scheduler.items():
+        setattr(chosen, name, value)
+    compiled = {
+        "INFERENCE_NUM_THREADS": len(config.cpus),
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": config.dynamic_quantization_group_size,
+        # Sampling has its own pool, which would otherwise be as wide as the machine.
+        "sampler_num_threads": len(config.cpus),
+        **properties,
+    }
+    return openvino_genai.ContinuousBatchingPipeline(config.model_dir, chosen, "CPU", compiled)
+
+
 class Engine:
     """The pipeline and the streams in it."""
 
@@ -102,19 +131,7 @@ class Engine:
         self._rate = self._speed = 0.0
         self._decoded = 0
 
-        scheduler = openvino_genai.SchedulerConfig()
-        scheduler.num_kv_blocks = self._blocks
-        scheduler.max_num_seqs = config.max_running
-        scheduler.max_num_batched_tokens = config.max_batched_tokens
-        scheduler.dynamic_split_fuse = True
-        scheduler.enable_prefix_caching = True
-        properties = {
-            "INFERENCE_NUM_THREADS": len(config.cpus),
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": config.dynamic_quantization_group_size,
-            # Sampling has its own pool, which would otherwise be as wide as the machine.
-            "sampler_num_threads": len(config.cpus),
-        }
-        self._pipeline = openvino_genai.ContinuousBatchingPipeline(str(model_dir), scheduler, "CPU", properties)
+        self._pipeline = make_pipeline(config, self._blocks)
 
     @property
     def busy(self) -> bool:
