@@ -1,11 +1,12 @@
 """Which engine replica: the one where a request costs all who wait the least time, by what is cached there and what
 there is still to do.
 
-That time is counted in prompt tokens, over the replica's speed. The request waits for the prompts before it, and for
-what of its own is not cached; while that is computed, every stream there waits as well; and its decoding makes their
-steps longer, as theirs make its own. So a system prompt and a conversation go back to where their KV cache is, unless
-so many are served there that computing it anew elsewhere is the lesser evil. What no replica is known to hold goes to
-the one that all routers would take for it (rendezvous hashing over its first block), so that they agree without asking
+What is cached it knows of what it sent there itself, and of what other routers have told (deployments.homes). That
+time is counted in prompt tokens, over the replica's speed. The request waits for the prompts before it, and for what
+of its own is not cached; while that is computed, every stream there waits as well; and its decoding makes their steps
+longer, as theirs make its own. So a system prompt and a conversation go back to where their KV cache is, unless so
+many are served there that computing it anew elsewhere is the lesser evil. What no replica is known to hold goes to the
+one that all routers would take for it (rendezvous hashing over its first block), so that they agree without asking
 each other.
 
 Of many replicas only a few are looked at: the best by its cache, the one by hashing, and two at random; so routers that
@@ -28,6 +29,9 @@ ROUTER = secrets.token_hex(4)
 _RANDOM = 2
 _KV_TOKENS = 65_536
 """Tokens that a replica's cache holds, until it has said."""
+_AS_FAST = 0.8
+"""Of the fastest one's speed: whoever has so much is taken for as fast, since equal nodes are measured so differently.
+Otherwise routers that heard of speeds at different moments would take one prompt to different replicas."""
 _SILENT_S = 2.0
 """A replica that has not said within this time whether it takes a request is taken last."""
 
@@ -85,10 +89,12 @@ class Replica:
         self._standing = Standing()
         self._held = PrefixMirror(_KV_TOKENS // BLOCK_TOKENS)
         self._sent: dict[str, _Sent] = {}
-        self._asked = 0.0
+        self._asked = self._heard = 0.0
 
     def heard(self, standing: Standing) -> None:
-        """Takes what the replica says of itself."""
+        """Takes what the replica says of itself. It may be told the same again because of another one's news."""
+        if standing != self._standing:
+            self._heard = time.monotonic()
         if standing.kv_tokens not in (0, self._standing.kv_tokens):
             self._held.resize(standing.kv_tokens // BLOCK_TOKENS)
         self._standing = standing
@@ -113,6 +119,10 @@ class Replica:
         self._sent[key] = _under_way[request.number] = sent
         self._held.add(keys)
 
+    def holds(self, keys: Sequence[bytes]) -> None:
+        """Notes blocks that another router had it compute."""
+        self._held.add(keys)
+
     def answered(self, key: str) -> None:
         """Notes that this one is over, however it went."""
         if (sent := self._sent.pop(key, None)) is not None:
@@ -130,16 +140,18 @@ class Replica:
     def cost(self, request: Request, keys: Sequence[bytes]) -> int:
         """Time that the request costs all who wait here, in prompt tokens."""
         own, completion = len(request.prompt) - self.cached(keys), min(request.sampling.max_tokens, TYPICAL_TOKENS)
-        prompts = beside = streams = 0
+        prompts = others = beside = streams = 0
         for one in self._sent.values():
             prompts += one.prompt
             beside += min(one.completion, completion)
             streams += 1
         for router, work in self._standing.waiting.items():
             if router != ROUTER:
-                prompts += work.prompt
+                others += work.prompt
                 beside += min(work.completion, work.streams * completion)
                 streams += work.streams
+        # It has computed since then.
+        prompts += max(0, others - round(self.speed * (time.monotonic() - self._heard)))
         # A stream makes the step of another longer by about as much as a prompt token (0.9 to 2 times, on one core).
         return prompts + own * (1 + streams) + 2 * beside
 
@@ -149,6 +161,8 @@ def choose(request: Request, replicas: dict[str, Replica]) -> list[str]:
     other."""
     wanted = {name: one for name, one in replicas.items() if name not in request.avoid and not one.silent} or replicas
     keys = block_keys(request.prompt[:-1])
+    if (home := replicas.get(request.home)) is not None:
+        home.holds(keys[: request.held // BLOCK_TOKENS])
     names = list(wanted)
     few = names if len(names) <= _RANDOM + 1 else random.sample(names, _RANDOM)
     if keys:
@@ -157,7 +171,11 @@ def choose(request: Request, replicas: dict[str, Replica]) -> list[str]:
         owner = max(names, key=lambda name: blake2b(name.encode(), key=keys[0], digest_size=8).digest())
         few = list(dict.fromkeys([*([best] if cached[best] else []), owner, *few]))
     usual = max((one.speed for one in wanted.values()), default=0.0) or 1.0
-    costs = {name: wanted[name].cost(request, keys) / (wanted[name].speed or usual) for name in few}
+    speeds = {name: wanted[name].speed or usual for name in few}
+    costs = {
+        name: wanted[name].cost(request, keys) / (usual if speed >= _AS_FAST * usual else speed)
+        for name, speed in speeds.items()
+    }
     # Within a block's worth they are alike, and the order in which they were thought of decides.
     alike = min(costs.values()) + BLOCK_TOKENS / usual
     return sorted(few, key=lambda name: max(costs[name], alike))

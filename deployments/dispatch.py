@@ -15,6 +15,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from deployments import balance
 from deployments.engine.wire import ALIVE_S, FROM_OUTSIDE, Request, Tokens, decode_tokens, encode
+from deployments.homes import Homes
 from deployments.protocol.errors import ApiError, overloaded
 from deployments.tracing import current
 from deployments.watchdog import Watchdog
@@ -39,10 +40,13 @@ _numbers = itertools.count(1)
 class Dispatcher:
     """Streams tokens from whichever engine replica takes the request."""
 
-    def __init__(self, engines: Any, application: str, on_carried: Callable[[], None]) -> None:
+    def __init__(
+        self, engines: Any, application: str, on_carried: Callable[[], None], homes: Homes | None = None
+    ) -> None:
         """engines: a Serve handle on the engine deployment of this application. on_carried: called when a stream goes
-        on elsewhere."""
+        on elsewhere. homes: what other routers have told of replicas' caches; None: nothing is."""
         self.application = application
+        self._homes = homes
         self._engines = engines.options(stream=True, method_name="generate")
         self._on_carried = on_carried
         self._suspect = asyncio.Lock()
@@ -58,6 +62,8 @@ class Dispatcher:
         deaths = crashes = tries = 0
         stalled = time.monotonic()
         carried = bool(before)
+        homes = self._homes if balance.replicas_of(self.application) > 1 else None
+        home, held = await homes.find(request.prompt) if homes else ("", 0)
         while True:
             if len(made) >= request.sampling.max_tokens:
                 yield Tokens([], "length")
@@ -70,6 +76,8 @@ class Dispatcher:
                 avoid=tuple(avoid),
                 traceparent=current.get().traceparent,
                 number=next(_numbers),
+                home=home,
+                held=held,
             )
             async with aclosing(self._tried(work, suspect=deaths > 0, again=carried)) as stream:
                 async for tokens in stream:
@@ -87,6 +95,8 @@ class Dispatcher:
                         # A prompt that was carried on finds its own beginning in no cache the client would know of.
                         cached = 0 if carried else tokens.cached
                         tokens, named = msgspec.structs.replace(tokens, cached=cached, replica=replica), True
+                        if homes:
+                            homes.note(work.prompt, replica)
                     yield tokens
                     if tokens.finish:
                         return

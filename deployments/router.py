@@ -35,6 +35,7 @@ from deployments.engine.wire import Sampling
 from deployments.fair import FairQueue
 from deployments.flight import Follower
 from deployments.front import KNOWN_ONLY, Front, NotKnown
+from deployments.homes import Homes
 from deployments.near import Near
 from deployments.overview import Overview, unknown_model
 from deployments.pages.status import StatusPage
@@ -119,23 +120,23 @@ class Router:
         self._admin = Admin(self._door, self._usage, given.teams_url)
         self._stores = [teams]
         self._tasks: set[asyncio.Task[None]] = set()
+        cache, answers = settings.cache, None
+        if cache.enabled:
+            answers = Store("answers", given.redis_url, cache.timeout_s, self._metrics.watchers("answers"))
+            self._stores.append(answers)
         models = open_models(settings, Node.here().models_dir)
         self._served: dict[str, Served] = {}
         self._embedders: dict[str, Embedder] = {}
         for model in models:
             application = given.engines[model.name]
             if model.settings.task == "generate":
-                served = self._serve(model, application)
+                served = self._serve(model, application, answers)
                 balance.watch(application, partial(self._share, served))
                 self._served |= dict.fromkeys(model.names, served)
             else:
                 self._embedders |= dict.fromkeys(model.names, Embedder(model, DeploymentHandle(ENGINE, application)))
-        cache, kept, near = settings.cache, None, None
-        if cache.enabled:
-            answers = Store("answers", given.redis_url, cache.timeout_s, self._metrics.watchers("answers"))
-            self._stores.append(answers)
-            kept = AnswerCache(cache, answers)
-            near = Near(cache, answers, self._embedders[cache.similar]) if cache.similar else None
+        kept = AnswerCache(cache, answers) if answers else None
+        near = Near(cache, answers, self._embedders[cache.similar]) if answers and cache.similar else None
         self._answering = Answering(kept, near, self._metrics, self._usage, self._limits)
         needed = {given.engines[one.name]: one.name for one in models if not one.settings.sleep_after_s}
         self._overview = Overview(models, needed, self._door)
@@ -144,9 +145,10 @@ class Router:
         self._thinking_fields = _THINKING_FIELDS.get(field, (field,))
         self._patience = Patience(settings.router.keep_alive_s, self._limits.client_stall_s)
 
-    def _serve(self, model: ServedModel, engines: str) -> Served:
+    def _serve(self, model: ServedModel, engines: str, store: Store | None) -> Served:
         carried_on = self._metrics.carried_on.labels(model.name).inc
-        dispatcher = Dispatcher(DeploymentHandle(ENGINE, engines), engines, carried_on)
+        homes = Homes(store, engines) if store else None
+        dispatcher = Dispatcher(DeploymentHandle(ENGINE, engines), engines, carried_on, homes)
         queue = FairQueue(waits=self._metrics.waiting.labels(model.name).track_inprogress)
         served = Served(model, model.fingerprint, Prompts(model), dispatcher, queue)
         self._share(served, 0)

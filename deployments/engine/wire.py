@@ -72,6 +72,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     avoid: replicas that have failed on it; they take it if no other is there.
     traceparent: the span that the engine's are a part of, as W3C Trace Context writes it; empty: no trace is made.
     number: the router's own for this attempt; 0: none.
+    home: a replica that another router had compute the prompt's first `held` tokens; empty: none is known.
     """
 
     prompt: list[int]
@@ -81,6 +82,8 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     avoid: tuple[str, ...] = ()
     traceparent: str = ""
     number: int = 0
+    home: str = ""
+    held: int = 0
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True):

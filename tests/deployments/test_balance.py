@@ -1,7 +1,9 @@
 """Replicas are chosen by what they hold, what waits there and how fast they are."""
 
+import time
 from collections import Counter
 
+import msgspec
 import pytest
 
 from deployments import balance
@@ -57,6 +59,27 @@ def test_other_routers_work_counts_and_ones_own_counts_once() -> None:
     assert choose(asked(), replicas(busy, Standing(300, 60_000)))[0] == "r1"
     known = replicas(Standing(300, 60_000, {ROUTER: Work(4000, 1000, 5)}), Standing(300, 60_000, {"another": Work(9)}))
     assert cost(known["r0"]) == len(asked().prompt) < cost(known["r1"])
+
+
+def test_what_other_routers_wait_for_is_computed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = Standing(300, 60_000, {"another": Work(4000, 0, 0)})
+    [one] = replicas(busy).values()
+    now = time.monotonic()
+    assert cost(one) == pytest.approx(len(asked().prompt) + 4000, abs=100)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 10)
+    one.heard(busy)
+    assert cost(one) == pytest.approx(len(asked().prompt) + 1000, abs=100)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 20)
+    assert cost(one) == len(asked().prompt)
+
+
+def test_a_prompt_goes_where_another_router_had_it_computed() -> None:
+    known = replicas(*[Standing(300, 60_000)] * 8)
+    told = asked()
+    told = msgspec.structs.replace(told, home="r6", held=len(SYSTEM))
+    assert choose(told, known)[0] == "r6"
+    assert choose(asked(5), known)[0] == "r6", "and it is not forgotten"
+    assert choose(msgspec.structs.replace(told, home="gone"), known)[0] == "r6"
 
 
 def test_what_has_been_computed_is_waited_for_no_more() -> None:
@@ -127,6 +150,15 @@ def test_routers_that_know_nothing_of_each_other_agree() -> None:
     owners = [choose(one, here)[0] for one in prompts]
     assert owners == [choose(one, there)[0] for one in prompts]
     assert len(set(owners)) > 6
+
+
+def test_routers_agree_while_speeds_of_equal_nodes_are_measured_anew() -> None:
+    here = replicas(*[Standing(speed, 60_000) for speed in (300, 330, 290, 310)])
+    there = replicas(*[Standing(speed, 60_000) for speed in (320, 280, 330, 300)])
+    prompts = [Request([number] * 1000, Sampling(max_tokens=9)) for number in range(60)]
+    owners = [choose(one, here)[0] for one in prompts]
+    assert owners == [choose(one, there)[0] for one in prompts]
+    assert len(set(owners)) == 4
 
 
 def test_a_replica_that_failed_is_taken_last() -> None:

@@ -75,10 +75,14 @@ def test_a_conversation_goes_back_to_where_it_is_cached(pair: Dray) -> None:
             turns.append({"role": "assistant", "content": "It is what it is."})
         return cached
 
-    for name in ("first", "second", "third", "fourth", "fifth"):
-        cached = talk(name)
-        assert cached[0] < 64
-        assert all(later > 100 for later in cached[1:]), cached
+    first, later = [], []
+    for number in range(10):
+        cached = talk(f"Class {number}")
+        first.append(cached[0])
+        later += cached[1:]
+    assert max(first) < 64
+    # By chance it would be 21. A turn may come before Redis has been told of the one before.
+    assert sum(tokens > 100 for tokens in later) >= 28, later
 
 
 def test_streams_outlive_engines_at_any_moment(pair: Dray, asker: openai.OpenAI) -> None:

@@ -61,9 +61,14 @@ def long(tokens: int) -> dict[str, Any]:
     }
 
 
-async def ask(client: httpx.AsyncClient, body: dict[str, Any], *, stream: bool, leave_after: int = 0) -> Told:
-    """Asks; leaves after so many pieces, if that is not 0. A connection that breaks gives what came until then."""
-    told = Told()
+async def ask(
+    client: httpx.AsyncClient, body: dict[str, Any], *, stream: bool, leave_after: int = 0, told: Told | None = None
+) -> Told:
+    """Asks; leaves after so many pieces, if that is not 0. A connection that breaks gives what came until then.
+
+    told: shows, from the first piece of a stream, what it has been told.
+    """
+    told = told or Told()
     try:
         if not stream:
             answer = await client.post("/v1/chat/completions", json=body)
@@ -131,15 +136,24 @@ def test_two_hundred_equal_requests_cost_one_generation(several: Dray) -> None:
 
 
 def test_who_asked_first_may_leave(several: Dray) -> None:
-    async def work() -> tuple[Told, list[Told]]:
-        async with httpx.AsyncClient(base_url=several.root, timeout=120) as client:
-            first = asyncio.create_task(ask(client, body, stream=True, leave_after=40))
-            await asyncio.sleep(0.3)
-            others = asyncio.create_task(ask_all(several, body, 9))
-            return await first, await others
+    async def work() -> None:
+        limits = httpx.Limits(max_keepalive_connections=0)
+        async with asyncio.timeout(60), httpx.AsyncClient(base_url=several.root, timeout=60, limits=limits) as client:
 
+            async def begun(*all_told: Told) -> list[asyncio.Task[Told]]:
+                tasks = [asyncio.create_task(ask(client, body, stream=True, told=told)) for told in all_told]
+                while not all(told.pieces for told in all_told):
+                    await asyncio.sleep(0.01)
+                return tasks
+
+            [leaving] = await begun(first)
+            staying = await begun(*others)
+            leaving.cancel()
+            await asyncio.gather(*staying)
+
+    first, others = Told(), [Told() for _ in range(9)]
     body, before = long(1900), counted(several)
-    first, others = asyncio.run(work())
+    asyncio.run(work())
     assert first.result == "miss" and not first.whole
     assert all(one.whole and one.result == "join" for one in others)
     [(reasoning, text)] = {(one.reasoning, one.text) for one in others}
