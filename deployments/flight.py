@@ -12,6 +12,7 @@ from deployments.protocol.errors import ApiError
 from deployments.question import Answer, Delta
 from deployments.telemetry import request_id
 from deployments.tracing import current
+from deployments.watchdog import Watchdog
 
 _LOOK_S = 0.5
 
@@ -110,19 +111,18 @@ class Follower:
         self._flight._left(self)
         self.on_left()
 
-    async def news(self, patience_s: float | None = None) -> list[Delta]:
+    async def news(self, watchdog: Watchdog, patience_s: float = math.inf) -> list[Delta]:
         """What has come since the last call; waits for it, at most so long. Empty: nothing came, or all is told.
 
+        watchdog: of the task that calls.
         Raises what ended the flight, once all that came before has been told; ApiError 408 after the deadline.
         """
         flight = self._flight
         if self._seen == len(flight._deltas) and not flight.ended:
             self.arrived.clear()
-            left = self._deadline - time.perf_counter()
-            patience = left if patience_s is None else min(left, patience_s)
+            patience = min(self._deadline - time.perf_counter(), patience_s)
             try:
-                async with asyncio.timeout(None if patience == math.inf else patience):
-                    await self.arrived.wait()
+                await watchdog.wait(self.arrived.wait(), patience)
             except TimeoutError:
                 if time.perf_counter() < self._deadline:
                     return []

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -82,13 +82,15 @@ async def streamed(follower: Follower, writer: Writer, headers: dict[str, str], 
     """The answer as server-sent events. What fails at once is still a plain error. The follower leaves at the end."""
     with ExitStack() as stack:
         stack.enter_context(follower)
-        first = await follower.news(_PLAIN_ERROR_S)
+        with closing(Watchdog()) as watchdog:
+            first = await follower.news(watchdog, _PLAIN_ERROR_S)
         return EventStream(follower, first, writer, headers, patience, stack.pop_all())
 
 
 async def _to_the_end(follower: Follower) -> Answer:
-    while follower.answer is None:
-        await follower.news()
+    with closing(Watchdog()) as watchdog:
+        while follower.answer is None:
+            await follower.news(watchdog)
     return follower.answer
 
 
@@ -165,25 +167,25 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        stalled = Watchdog()
+        watchdog = Watchdog()
         try:
-            async with aclosing(self._events()) as events:
+            async with aclosing(self._events(watchdog)) as events:
                 async for event in events:
                     body = {"type": "http.response.body", "body": event, "more_body": True}
-                    await stalled.wait(send(body), self._patience.stall_s)
+                    await watchdog.wait(send(body), self._patience.stall_s)
         except TimeoutError:
             log.warning("a client does not read what it is sent; its stream is cut off")
             return  # without an end: the server closes the connection
         finally:
-            stalled.close()
+            watchdog.close()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _events(self) -> AsyncGenerator[bytes, None]:
+    async def _events(self, watchdog: Watchdog) -> AsyncGenerator[bytes, None]:
         follower, writer = self._follower, self._writer
         yield writer.opening() + _written(writer, self._first)
         while follower.answer is None:
             try:
-                news = await follower.news(self._patience.keep_alive_s)
+                news = await follower.news(watchdog, self._patience.keep_alive_s)
             except Exception as error:  # noqa: BLE001 - told to the client, whose stream is open
                 yield writer.failure(failed(error))
                 return

@@ -19,6 +19,7 @@ from deployments.protocol.chat_writer import ChatWriter
 from deployments.protocol.errors import ApiError
 from deployments.question import Answer, Choice, Delta, ToolDelta, Usage
 from deployments.replies import Patience, joined, streamed
+from deployments.watchdog import Watchdog
 
 ANSWER = Answer((Choice("", "end", "stop"),), Usage(1, 1, 0, 0), 0)
 
@@ -158,9 +159,9 @@ def test_several_follow_one_flight_each_from_its_first_token() -> None:
             with flight.follow() as follower:
                 if wait:
                     await flight.task
-                text = ""
+                text, watchdog = "", Watchdog()
                 while follower.answer is None:
-                    text += "".join(delta.text for delta in await follower.news())
+                    text += "".join(delta.text for delta in await follower.news(watchdog))
                 texts.append(text)
         assert texts == ["xxxxx", "xxxxx"]
 
