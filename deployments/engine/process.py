@@ -34,7 +34,7 @@ from deployments.engine.wire import (
 _READ_BYTES = 1 << 20
 _TYPICAL_OVER = 20
 _END_S = 2.0
-_APART_S = 0.02
+_APART_S = 0.033
 
 
 class EngineStartError(Exception):

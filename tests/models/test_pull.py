@@ -152,6 +152,8 @@ def test_a_disk_too_small_is_said_before_anything_comes(machine: Machine) -> Non
     assert not machine.server.downloads(f"/{BIN}") and not machine.server.downloads(f"FilePath={BIN}")
 
 
+# The library of ModelScope tries five times, for half a minute.
+@pytest.mark.parametrize("machine", ["huggingface", pytest.param("modelscope", marks=pytest.mark.slow)], indirect=True)
 def test_a_disk_that_fills_up_is_one_line_and_the_next_try_goes_on(machine: Machine) -> None:
     machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
 
