@@ -1,7 +1,8 @@
 """Dray's choice of a replica beside round robin and Serve's default, on chats with shared system prompts.
 
-Two replicas of one core. Conversations begin one after the other, each with one of a few long system prompts, and go on
-turn by turn; each policy gets the very same ones, in its own service, in alternating rounds.
+Two replicas of one core, and one router or several. Conversations begin one after the other, each with one of a few
+long system prompts, and go on turn by turn; each policy gets the very same ones, in its own service, in alternating
+rounds.
 """
 
 import argparse
@@ -112,7 +113,7 @@ def compare(args: argparse.Namespace) -> str:
                 DRAY_MODEL__SOURCE=args.model,
                 DRAY_MODEL__REPLICAS="2",
                 DRAY_MODEL__CORES_PER_REPLICA="1",
-                DRAY_CACHE__ENABLED="false",
+                DRAY_ROUTER__REPLICAS=str(args.routers),
             ) as service:
                 model = service.status()["models"][0]
                 asyncio.run(trace(service, model, args, number, seen[name]))
@@ -128,7 +129,8 @@ def compare(args: argparse.Namespace) -> str:
         told = [f"{figure:,.0f} ({ratio:.2f})" for figure, ratio in zip(figures, ratios, strict=True)]
         rows.append([name, *told, f"{100 * sum(one.cached) / len(one.cached):.0f} %"])
     heads = ["policy", "TTFT p50, ms", "TTFT p95, ms", "tokens/s", "prompt found cached"]
-    return report("Dispatch (in brackets: over round robin's)", heads, rows)
+    routers = "one router" if args.routers == 1 else f"{args.routers} routers"
+    return report(f"Dispatch, {routers} (in brackets: over round robin's)", heads, rows)
 
 
 def main() -> None:
@@ -139,6 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--routers", type=int, default=1)
     parser.add_argument("--systems", type=int, default=6, help="system prompts")
     parser.add_argument("--system", type=int, default=300, help="words of each")
     parser.add_argument("--question", type=int, default=12, help="words of each")
