@@ -89,7 +89,8 @@ class Load:
                         return
             except (httpx.HTTPError, AssertionError) as error:
                 # Its router has gone, or there is no place now: a client asks again, by the same key.
-                self.tally.retries[type(error).__name__] += 1
+                status = isinstance(error, httpx.HTTPStatusError) and f"status {error.response.status_code}"
+                self.tally.retries[status or f"{type(error).__name__} {error}"[:120]] += 1
                 time.sleep(0.5)
                 continue
             self.tally.answered[kind] += 1

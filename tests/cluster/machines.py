@@ -145,7 +145,7 @@ class Cluster:
         if once or cached:
             headers = {"Authorization": f"Bearer {self.key}"} | ({"Idempotency-Key": once} if once else {})
         with httpx.stream("POST", self._asked_at, json=body, headers=headers, timeout=90) as given:
-            assert given.status_code == 200, given.read()
+            given.raise_for_status()
             for line in given.iter_lines():
                 if line.startswith("data: {"):
                     chunk = json.loads(line.removeprefix("data: "))
