@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from deployments import balance
+from deployments.engine.prefix import block_keys
 from deployments.engine.wire import ALIVE_S, FROM_OUTSIDE, Request, Tokens, decode_tokens, encode
 from deployments.homes import Homes
 from deployments.protocol.errors import ApiError, overloaded
@@ -63,7 +64,8 @@ class Dispatcher:
         stalled = time.monotonic()
         carried = bool(before)
         homes = self._homes if balance.replicas_of(self.application) > 1 else None
-        home, held = await homes.find(request.prompt) if homes else ("", 0)
+        blocks = block_keys(request.prompt[:-1]) if homes else []
+        home, held = await homes.find(blocks) if homes else ("", 0)
         while True:
             if len(made) >= request.sampling.max_tokens:
                 yield Tokens([], "length")
@@ -96,7 +98,7 @@ class Dispatcher:
                         cached = 0 if carried else tokens.cached
                         tokens, named = msgspec.structs.replace(tokens, cached=cached, replica=replica), True
                         if homes:
-                            homes.note(work.prompt, replica)
+                            homes.note(blocks, replica)
                     yield tokens
                     if tokens.finish:
                         return

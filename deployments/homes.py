@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from deployments.engine.prefix import BLOCK_TOKENS, block_keys
+from deployments.engine.prefix import BLOCK_TOKENS
 from deployments.store import Store, StoreAway
 
 _KEPT_S = 600
@@ -26,9 +26,10 @@ class Homes:
         self._prefix = f"dray:kv:{{{application}}}:"
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def find(self, prompt: Sequence[int]) -> tuple[str, int]:
-        """The replica that computed most of the prompt's beginning, and how many tokens; none: "", 0."""
-        keys = self._keys(prompt)
+    async def find(self, blocks: Sequence[bytes]) -> tuple[str, int]:
+        """The replica that computed most of a prompt's beginning, and how many tokens; none: "", 0. blocks: the keys of
+        the prompt without its last token, which is always computed."""
+        keys = self._keys(blocks)
         with suppress(StoreAway):
             replicas: list[bytes | None] = await self._store.run("MGET", *keys) if keys else []
             for place in range(len(replicas), 0, -1):
@@ -36,9 +37,9 @@ class Homes:
                     return replica.decode(), place * BLOCK_TOKENS
         return "", 0
 
-    def note(self, prompt: Sequence[int], replica: str) -> None:
-        """Tells the others, meanwhile, that the replica has computed the prompt."""
-        if keys := self._keys(prompt)[-_BLOCKS:]:
+    def note(self, blocks: Sequence[bytes], replica: str) -> None:
+        """Tells the others, meanwhile, that the replica has computed the prompt of these blocks."""
+        if keys := self._keys(blocks[-_BLOCKS:]):
             task = asyncio.create_task(self._note(keys, replica))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -51,6 +52,5 @@ class Homes:
         with suppress(StoreAway):
             await self._store.pipelined(fill)
 
-    def _keys(self, prompt: Sequence[int]) -> list[str]:
-        # The last token is always computed.
-        return [self._prefix + key.hex() for key in block_keys(prompt[:-1])]
+    def _keys(self, blocks: Sequence[bytes]) -> list[str]:
+        return [self._prefix + key.hex() for key in blocks]

@@ -75,8 +75,7 @@ def test_what_other_routers_wait_for_is_computed_meanwhile(monkeypatch: pytest.M
 
 def test_a_prompt_goes_where_another_router_had_it_computed() -> None:
     known = replicas(*[Standing(300, 60_000)] * 8)
-    told = asked()
-    told = msgspec.structs.replace(told, home="r6", held=len(SYSTEM))
+    told = msgspec.structs.replace(asked(), home="r6", held=len(SYSTEM))
     assert choose(told, known)[0] == "r6"
     assert choose(asked(5), known)[0] == "r6", "and it is not forgotten"
     assert choose(msgspec.structs.replace(told, home="gone"), known)[0] == "r6"
