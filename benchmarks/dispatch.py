@@ -24,7 +24,7 @@ from cluster import serve_config
 from cluster.bench.client import ask, session
 from cluster.bench.target import Target
 from cluster.cli import app as dray
-from cluster.state import read_record
+from cluster.launch.state import read_record
 
 POLICIES = {
     "Dray": "",

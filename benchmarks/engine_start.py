@@ -21,8 +21,8 @@ from benchmarks.memory import pss_mb, weights_and_rest_mb
 from benchmarks.service import report
 from cluster.models.folder import WEIGHTS_FILE, ServedModel, open_model
 from cluster.settings import ModelSettings, default_models_dir
+from deployments.common.messages import EngineConfig, Ready, Request, Sampling
 from deployments.engine.process import EngineProcess, config_for
-from deployments.engine.wire import EngineConfig, Ready, Request, Sampling
 
 _CACHES: dict[str, dict[str, str]] = {
     "no compile cache": {},

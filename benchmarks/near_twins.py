@@ -1,7 +1,7 @@
 """What `cache.similar` would take for the same question: near-twins that must not be, and paraphrases that might be.
 
-Pairs are generated, in English and Chinese. Counted is what the gate (deployments/alike.py) lets through, which is the
-most that can ever be answered from another question's answer, whatever the embedding model finds; and what
+Pairs are generated, in English and Chinese. Counted is what the gate (deployments/cache/equivalence.py) lets through,
+which is the most that can ever be answered from another question's answer, whatever the embedding model finds; and what
 `cache.normalize` alone takes for the same.
 """
 
@@ -11,7 +11,7 @@ from itertools import permutations
 from random import Random
 
 from benchmarks.service import report
-from deployments.alike import normalized, same
+from deployments.cache.equivalence import normalized, same
 
 _SERVICES = ("2FA", "single sign-on", "email alerts", "the audit log", "dark mode", "API access", "auto-renewal")
 _SERVICES_ZH = ("两步验证", "单点登录", "邮件提醒", "审计日志", "深色模式", "自动续费")

@@ -19,7 +19,7 @@ import httpx
 
 from benchmarks.service import report, running
 from benchmarks.streams import streams
-from cluster.preflight import free_port
+from cluster.launch.preflight import free_port
 
 _CONTEXT = 1024
 """Tokens of each of its slots."""

@@ -18,9 +18,9 @@ from cluster.models.folder import ServedModel, open_model
 from cluster.settings import BUNDLED, ModelSettings, default_models_dir
 from demo.measure import asked
 from demo.problems import FAMILIES
-from deployments.engine.wire import Sampling
-from deployments.prompts import Prompts
-from deployments.question import Question, Turn
+from deployments.common.messages import Sampling
+from deployments.common.types import Question, Turn
+from deployments.generation.prompts import Prompts
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as Dray sets it": ({}, {}),

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from cluster.preflight import free_port
+from cluster.launch.preflight import free_port
 
 PACKAGES = ("ray", "openvino-genai", "starlette", "redis")
 

@@ -18,9 +18,9 @@ from benchmarks.pipelines import add, pipeline, read, run
 from benchmarks.service import report
 from cluster.models.folder import ServedModel, open_model
 from cluster.settings import BUNDLED, ModelSettings, default_models_dir
-from deployments.engine.wire import Sampling
-from deployments.prompts import Prompts
-from deployments.question import Question, Turn
+from deployments.common.messages import Sampling
+from deployments.common.types import Question, Turn
+from deployments.generation.prompts import Prompts
 
 _NGRAM = 3
 _WHOLE_PROMPTS = {"dynamic_split_fuse": False, "max_num_batched_tokens": 4096}

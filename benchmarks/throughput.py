@@ -14,8 +14,8 @@ from benchmarks.service import report, running
 from benchmarks.streams import streams
 from cluster.models.folder import open_model
 from cluster.settings import ModelSettings, default_models_dir
+from deployments.common.messages import Request, Sampling
 from deployments.engine.process import EngineProcess, config_for
-from deployments.engine.wire import Request, Sampling
 
 
 async def engine_streams(engine: EngineProcess, streams: int, *, rounds: int, prompt: int, tokens: int) -> float:

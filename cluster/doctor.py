@@ -22,17 +22,9 @@ import redis
 from packaging.requirements import Requirement
 
 from cluster.cores import UsableCores, cgroup_quota, count_free, format_cpus, usable_cores
-from cluster.environment import OBJECT_STORE_BYTES
 from cluster.kubernetes.sizes import KubernetesError, ModelInCluster
-from cluster.models.folder import (
-    KnownModel,
-    ModelFolderError,
-    is_to_be_fetched,
-    memory_needed,
-    open_model,
-)
-from cluster.models.hubs import open_hub
-from cluster.preflight import (
+from cluster.launch.environment import OBJECT_STORE_BYTES
+from cluster.launch.preflight import (
     Checked,
     LaunchError,
     available_memory,
@@ -48,11 +40,19 @@ from cluster.preflight import (
     memory_limit,
     port_block,
 )
-from cluster.redis import find_server
+from cluster.launch.state import Record, read_record
+from cluster.models.folder import (
+    KnownModel,
+    ModelFolderError,
+    is_to_be_fetched,
+    memory_needed,
+    open_model,
+)
+from cluster.models.hubs import open_hub
 from cluster.redis_client import RedisUrlError, connect, without_password
+from cluster.redis_server import find_server
 from cluster.serve_config import Engine
 from cluster.settings import Settings
-from cluster.state import Record, read_record
 
 MIRROR = "https://hf-mirror.com"
 _CPU_MANAGER = Path("/var/lib/kubelet/cpu_manager_state")

@@ -26,7 +26,7 @@ PAGE_PREFIX = "/chat"
 # Import paths of the applications. Named, not imported: `cluster` knows nothing of requests.
 _ROUTER_IMPORT, _ENGINE_IMPORT = "deployments.app:router", "deployments.app:engine"
 _PAGE_IMPORT = "deployments.pages.service:page"
-BALANCER = "deployments.request_router:Balancer"
+BALANCER = "deployments.routing.serve_router:Balancer"
 """Import path of what chooses replicas."""
 _POLICY = "cluster.autoscaling:PredictedWait"
 _LEAST_LOOK_BACK_S = 10.5

@@ -15,10 +15,10 @@ from cluster.models.folder import ServedModel, open_model
 from cluster.settings import ModelSettings
 from demo.others import STRANGERS
 from demo.problems import FAMILIES, Problem, make
+from deployments.common.messages import EngineConfig, Request, Sampling
+from deployments.common.types import Question, Turn
 from deployments.engine.process import EngineProcess
-from deployments.engine.wire import EngineConfig, Request, Sampling
-from deployments.prompts import Prompts
-from deployments.question import Question, Turn
+from deployments.generation.prompts import Prompts
 
 _SEED = 20_260
 _AT_A_TIME = 32

@@ -23,49 +23,9 @@ from starlette.routing import Route
 from cluster.models.folder import ServedModel, open_models
 from cluster.node import Node
 from cluster.serve_config import ENGINE, RouterArgs
-from deployments import balance
-from deployments.admin import Admin
-from deployments.answering import Answering, Asked
-from deployments.answers import AnswerCache, CacheControl
-from deployments.census import keep_counting
-from deployments.dispatch import Dispatcher
-from deployments.edge import ASKED, Edge
-from deployments.embedding import Embedder
-from deployments.engine.wire import Sampling
-from deployments.fair import FairQueue
-from deployments.flight import Follower
-from deployments.front import KNOWN_ONLY, Front, NotKnown
-from deployments.homes import Homes
-from deployments.near import Near
-from deployments.overview import Overview, unknown_model
-from deployments.pages.status import StatusPage
-from deployments.prompts import Prompts
-from deployments.protocol.asking import template_arguments
-from deployments.protocol.chat import chat_question, read_chat
-from deployments.protocol.chat_writer import ChatWriter
-from deployments.protocol.completions import (
-    CompletionWriter,
-    completion_questions,
-    prompts_of,
-    read_completion,
-)
-from deployments.protocol.embeddings import embeddings, read_embedding, texts_of
-from deployments.protocol.errors import ApiError, invalid
-from deployments.protocol.messages import MessagesWriter, messages_question, read_messages
-from deployments.protocol.parsing import parse
-from deployments.protocol.responses import read_response, response_question
-from deployments.protocol.responses_writer import ResponseWriter
-from deployments.protocol.tokens import TextSaid, TokensSaid, decode_detokenize, decode_tokenize
-from deployments.question import Question, Usage
-from deployments.quotas import Admission, Quotas
-from deployments.replies import Patience, Writer, replay, streamed, whole
-from deployments.served import Served
-from deployments.store import Store
-from deployments.teams import Caller, Doorkeeper
-from deployments.telemetry import RouterMetrics, configure_logging
-from deployments.tracing import Traces, current
-from deployments.usage import UsageBook
-from deployments.web import (
+from deployments.api.admin import Admin
+from deployments.api.fast_path import KNOWN_ONLY, Front, NotKnown
+from deployments.api.http import (
     failed,
     headers_of,
     idempotency_key,
@@ -75,6 +35,46 @@ from deployments.web import (
     refused,
     refused_by_starlette,
 )
+from deployments.api.info import Overview, unknown_model
+from deployments.api.middleware import ASKED, Edge
+from deployments.api.protocol.chat import chat_question, read_chat
+from deployments.api.protocol.chat_writer import ChatWriter
+from deployments.api.protocol.common import template_arguments
+from deployments.api.protocol.completions import (
+    CompletionWriter,
+    completion_questions,
+    prompts_of,
+    read_completion,
+)
+from deployments.api.protocol.embeddings import embeddings, read_embedding, texts_of
+from deployments.api.protocol.messages import MessagesWriter, messages_question, read_messages
+from deployments.api.protocol.parsing import parse
+from deployments.api.protocol.responses import read_response, response_question
+from deployments.api.protocol.responses_writer import ResponseWriter
+from deployments.api.protocol.tokens import TextSaid, TokensSaid, decode_detokenize, decode_tokenize
+from deployments.api.responses import Patience, Writer, replay, streamed, whole
+from deployments.cache.answers import AnswerCache, CacheControl
+from deployments.cache.semantic import Near
+from deployments.common.errors import ApiError, invalid
+from deployments.common.messages import Sampling
+from deployments.common.redis import Store
+from deployments.common.types import Question, Usage
+from deployments.generation.broadcast import Follower
+from deployments.generation.endpoint import Served
+from deployments.generation.prompts import Prompts
+from deployments.generation.service import Answering, Asked
+from deployments.observability.metrics import RouterMetrics, configure_logging
+from deployments.observability.tracing import Traces, current
+from deployments.pages.status import StatusPage
+from deployments.routing import policy
+from deployments.routing.dispatcher import Dispatcher
+from deployments.routing.embeddings import Embedder
+from deployments.routing.fair_queue import FairQueue
+from deployments.routing.heartbeat import keep_counting
+from deployments.routing.prefix_index import Homes
+from deployments.tenancy.auth import Caller, Doorkeeper
+from deployments.tenancy.quotas import Admission, Quotas
+from deployments.tenancy.usage import UsageBook
 
 log = logging.getLogger("dray.router")
 
@@ -110,7 +110,7 @@ class Router:
         self._limits = settings.limits
         configure_logging(settings.log_level)
         self._metrics = RouterMetrics()
-        self._traces = Traces("dray-router", balance.ROUTER)
+        self._traces = Traces("dray-router", policy.ROUTER)
         teams = Store("teams", given.teams_url, settings.teams.timeout_s, self._metrics.watchers("teams"))
         self._door = Doorkeeper(teams, settings.host, settings.cache.namespace, settings.teams.on_metrics)
         self._teams = teams
@@ -131,7 +131,7 @@ class Router:
             application = given.engines[model.name]
             if model.settings.task == "generate":
                 served = self._serve(model, application, answers)
-                balance.watch(application, partial(self._share, served))
+                policy.watch(application, partial(self._share, served))
                 self._served |= dict.fromkeys(model.names, served)
             else:
                 self._embedders |= dict.fromkeys(model.names, Embedder(model, DeploymentHandle(ENGINE, application)))
@@ -169,7 +169,7 @@ class Router:
         if routers != self._routers:
             self._routers = self._quotas.routers = routers
             for served in self._served.values():
-                self._share(served, balance.replicas_of(served.dispatcher.application))
+                self._share(served, policy.replicas_of(served.dispatcher.application))
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:

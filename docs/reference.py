@@ -19,7 +19,7 @@ from cluster import scaling_metrics
 from cluster.cli import app
 from cluster.configuration import describe, leaves
 from cluster.settings import OfficeHours, Settings
-from deployments import telemetry
+from deployments.observability import metrics as service_metrics
 
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 
@@ -69,9 +69,9 @@ def command() -> str:
 def metrics() -> str:
     """Every metric that Dray's processes make."""
     registry = CollectorRegistry()
-    with patch.object(telemetry, "CollectorRegistry", lambda: registry):
-        telemetry.RouterMetrics()
-        telemetry.EngineMetrics("model", "replica")
+    with patch.object(service_metrics, "CollectorRegistry", lambda: registry):
+        service_metrics.RouterMetrics()
+        service_metrics.EngineMetrics("model", "replica")
     lines = [
         "# Metrics",
         "",

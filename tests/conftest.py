@@ -18,9 +18,9 @@ import openai
 import psutil
 import pytest
 
+from cluster.launch.preflight import free_port
 from cluster.models.folder import BUNDLED_FOLDER, ServedModel, open_model
-from cluster.preflight import free_port
-from cluster.redis import OwnRedis
+from cluster.redis_server import OwnRedis
 from cluster.settings import ModelSettings, default_models_dir
 
 MODEL = "dray-demo"

@@ -15,7 +15,7 @@ from typer.main import get_command
 
 from cluster.cli import app
 from cluster.configuration import describe, variable
-from deployments.protocol.chat import ChatRequest
+from deployments.api.protocol.chat import ChatRequest
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -9,9 +9,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.cache import clear, show, stats
 from cluster.client import ServerError, metrics
 from cluster.commands.console import AsJson, Config, StateDir, fail, found, out, redis_at, settled
+from cluster.records.cache import clear, show, stats
 
 app = typer.Typer(
     help="Look into the answer cache, and clear it.", no_args_is_help=True, epilog="Example: dray cache stats"

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from cluster.configuration import CONFIG_VARIABLE, Loaded, SettingsError, load
+from cluster.launch.state import Record, read_record
 from cluster.models.catalog import CATALOG, Hub
 from cluster.settings import Weight
-from cluster.state import Record, read_record
 
 _REDIS_S = 10.0
 

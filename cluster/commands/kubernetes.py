@@ -9,7 +9,7 @@ import typer
 from cluster.commands.console import AsJson, fail, out, settled
 from cluster.kubernetes.render import kustomization, render
 from cluster.kubernetes.sizes import KubernetesError
-from cluster.preflight import LaunchError, check_processor
+from cluster.launch.preflight import LaunchError, check_processor
 
 app = typer.Typer(
     help="Dray under Kubernetes.",

@@ -28,14 +28,14 @@ from cluster.commands.console import (
 from cluster.commands.models import obtain_all
 from cluster.configuration import CONFIG_VARIABLE, environment, with_fixed
 from cluster.cores import sweep
-from cluster.join import joined
-from cluster.launch import remove_folder_if_empty, running
-from cluster.membership import JoinError
-from cluster.preflight import LaunchError
-from cluster.ray_node import address_of, clear, token_of
+from cluster.launch.join import joined
+from cluster.launch.membership import JoinError
+from cluster.launch.preflight import LaunchError
+from cluster.launch.ray_node import address_of, clear, token_of
+from cluster.launch.state import AlreadyRunning, Wish, is_held, read_record, write_wish
+from cluster.launch.supervisor import remove_folder_if_empty, running
 from cluster.serve_config import PAGE_PREFIX, has_page
 from cluster.settings import Settings, is_loopback
-from cluster.state import AlreadyRunning, Wish, is_held, read_record, write_wish
 
 _TEND_S = 0.5
 _DOWN_S = 60.0

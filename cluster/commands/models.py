@@ -30,6 +30,7 @@ from cluster.commands.console import (
     settled,
     weights,
 )
+from cluster.launch.state import read_record
 from cluster.models import store
 from cluster.models.catalog import CATALOG
 from cluster.models.export import Compression, ExportError, export_model
@@ -37,7 +38,6 @@ from cluster.models.fetch import FetchError
 from cluster.models.folder import ModelFolderError, folder_of, is_folder, is_to_be_fetched
 from cluster.models.hubs import HubError, RemoteFile, open_hub
 from cluster.settings import BUNDLED, Settings
-from cluster.state import read_record
 
 app = typer.Typer(
     help="Models: the catalog, what is on this machine, and how more come here.",

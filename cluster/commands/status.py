@@ -10,9 +10,9 @@ from rich.table import Table
 
 from cluster.client import ServerError, metrics
 from cluster.commands.console import AsJson, Config, StateDir, fail, found, out
-from cluster.environment import METRICS_FOLDER
+from cluster.launch.environment import METRICS_FOLDER
+from cluster.launch.state import Record
 from cluster.scaling_metrics import decisions
-from cluster.state import Record
 
 _WHY = {
     "load": "what waits needs them",
@@ -123,7 +123,7 @@ def _redis_state(url: str) -> str:
         return "off"
     import redis
 
-    from cluster.cache import stats
+    from cluster.records.cache import stats
     from cluster.redis_client import connect
 
     try:

@@ -12,10 +12,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cluster import teams as registry
-from cluster import usage as used
 from cluster.commands.console import AsJson, Config, StateDir, err, fail, found, out, redis_at, settled
-from cluster.teams import ADMIN, KeyMade, Quota, Team, TeamsError
+from cluster.records import teams as registry
+from cluster.records import usage as used
+from cluster.records.teams import ADMIN, KeyMade, Quota, Team, TeamsError
 
 teams = typer.Typer(help="Teams, their shares and quotas.", no_args_is_help=True, epilog="Example: dray teams list")
 keys = typer.Typer(

@@ -14,7 +14,6 @@ from typing import Any
 import yaml
 
 from cluster.configuration import variable
-from cluster.environment import METRICS_PORT, OBJECT_STORE_BYTES, serve_environment
 from cluster.kubernetes.sizes import (
     NOTICED_S,
     ROUTER_UNIT,
@@ -28,6 +27,7 @@ from cluster.kubernetes.sizes import (
     router_pods,
     storage,
 )
+from cluster.launch.environment import METRICS_PORT, OBJECT_STORE_BYTES, serve_environment
 from cluster.models.folder import UnknownModel, folder_of, is_folder
 from cluster.redis_client import without_password
 from cluster.serve_config import ROUTERS, Engine, Routers, serve_config

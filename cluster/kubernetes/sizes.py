@@ -11,10 +11,10 @@ from functools import cached_property
 from math import ceil
 from typing import Any
 
-from cluster.environment import OBJECT_STORE_BYTES
+from cluster.launch.environment import OBJECT_STORE_BYTES
+from cluster.launch.preflight import RUNTIME_BYTES
 from cluster.models.catalog import CATALOG, WEIGHT_BITS
 from cluster.models.folder import BUNDLED_FOLDER, WEIGHTS_FILE, known_as, private_memory
-from cluster.preflight import RUNTIME_BYTES
 from cluster.serve_config import Engine
 from cluster.settings import BUNDLED, ModelSettings, Settings
 

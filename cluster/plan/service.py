@@ -15,7 +15,7 @@ from cluster.plan.engine import Replica, Work
 from cluster.plan.load import Request
 from cluster.plan.profile import Header, StepTimes
 
-DRAY = "deployments.planned:Balanced"
+DRAY = "deployments.routing.simulated:Balanced"
 """The policy of the real routers, by its import path: it lives where they do."""
 
 

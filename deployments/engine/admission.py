@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from deployments.engine.prefix import BLOCK_TOKENS, PrefixMirror, block_keys
+from deployments.common.prefix import BLOCK_TOKENS, PrefixMirror, block_keys
 
 
 class Running(Protocol):

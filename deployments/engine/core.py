@@ -21,9 +21,7 @@ from typing import Any
 
 import msgspec
 
-from deployments.engine.admission import Admission
-from deployments.engine.prefix import BLOCK_TOKENS, block_keys
-from deployments.engine.wire import (
+from deployments.common.messages import (
     Add,
     Cancel,
     EngineConfig,
@@ -40,6 +38,8 @@ from deployments.engine.wire import (
     decode_to_engine,
     frame,
 )
+from deployments.common.prefix import BLOCK_TOKENS, block_keys
+from deployments.engine.admission import Admission
 
 _PR_SET_PDEATHSIG = 1
 _MADV_DONTNEED = 4

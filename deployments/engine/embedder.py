@@ -18,9 +18,9 @@ from cluster.cores import pin_process
 from cluster.models.folder import ServedModel, open_model
 from cluster.node import Node
 from cluster.serve_config import EngineArgs
+from deployments.common.messages import Ready, decode_texts, encode
 from deployments.engine.lease import wait_for_lease
-from deployments.engine.wire import Ready, decode_texts, encode
-from deployments.telemetry import EngineMetrics, configure_logging
+from deployments.observability.metrics import EngineMetrics, configure_logging
 
 log = logging.getLogger("dray.embedder")
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 import msgspec
 
 from cluster.models.folder import ServedModel
-from deployments.engine.wire import (
+from deployments.common.messages import (
     FROM_OUTSIDE,
     TYPICAL_TOKENS,
     Add,

@@ -15,11 +15,11 @@ from cluster.cores import check_affinity, repin
 from cluster.models.folder import open_model
 from cluster.node import Node
 from cluster.serve_config import EngineArgs
+from deployments.common.messages import ALIVE_S, FROM_OUTSIDE, Request, Standing, Tokens, decode_request, encode
 from deployments.engine.lease import wait_for_lease
 from deployments.engine.process import EngineProcess, EngineStartError, config_for
-from deployments.engine.wire import ALIVE_S, FROM_OUTSIDE, Request, Standing, Tokens, decode_request, encode
-from deployments.telemetry import EngineMetrics, configure_logging
-from deployments.tracing import Traces, prefill_and_decode
+from deployments.observability.metrics import EngineMetrics, configure_logging
+from deployments.observability.tracing import Traces, prefill_and_decode
 
 log = logging.getLogger("dray.engine")
 
@@ -106,7 +106,7 @@ class EngineReplica:
         return told
 
     def record_routing_stats(self) -> dict[str, Any]:
-        """What the routers choose replicas by (deployments.balance)."""
+        """What the routers choose replicas by (deployments.routing.policy)."""
         engine = self._engine
         standing = Standing(engine.load.speed, self._kv_tokens, engine.waiting) if engine else Standing()
         told: dict[str, Any] = msgspec.to_builtins(standing)

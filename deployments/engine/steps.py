@@ -18,9 +18,9 @@ import msgspec
 from cluster.models.folder import open_model
 from cluster.plan.profile import Asked, Header, Point
 from cluster.settings import ModelSettings
+from deployments.common.messages import Add, Cancel, Request, Sampling
 from deployments.engine.core import Engine, give_back_weights
 from deployments.engine.process import config_for
-from deployments.engine.wire import Add, Cancel, Request, Sampling
 
 _SHORT = 64
 _LONG = 512

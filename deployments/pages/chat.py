@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 
-from deployments.pages.asking import Api, Away, Progress, Refused, Wish
-from deployments.pages.words import EXAMPLES, TRANSLATIONS, Words, words_for
+from deployments.pages.client import Api, Away, Progress, Refused, Wish
+from deployments.pages.i18n import EXAMPLES, TRANSLATIONS, Words, words_for
 
 _MOST_AT_A_TIME = 256
 _MOST_SESSIONS = 1024

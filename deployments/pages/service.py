@@ -12,10 +12,10 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cluster.lean import allow_pandas
+from cluster.launch.import_guard import allow_pandas
 from cluster.serve_config import PAGE, PageArgs
-from deployments.telemetry import configure_logging
-from deployments.web import refused_by_starlette
+from deployments.api.http import refused_by_starlette
+from deployments.observability.metrics import configure_logging
 
 _NEEDED = (
     "/",

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from cluster.cores import usable_cores
 from cluster.models.folder import ServedModel
-from deployments.web import json_response
+from deployments.api.http import json_response
 
 _FILE = Path(__file__).with_name("status.html")
 

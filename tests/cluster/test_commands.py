@@ -16,8 +16,8 @@ import typer
 from typer.testing import CliRunner
 
 from cluster.cli import app
+from cluster.launch.state import Record, write_record
 from cluster.models.catalog import CATALOG
-from cluster.state import Record, write_record
 
 ACTING = {
     "up",

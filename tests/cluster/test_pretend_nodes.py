@@ -26,8 +26,8 @@ import psutil
 import pytest
 
 from cluster.kubernetes.render import routers_of, serve_config_of
-from cluster.preflight import free_port, port_block
-from cluster.ray_node import clear, prepared
+from cluster.launch.preflight import free_port, port_block
+from cluster.launch.ray_node import clear, prepared
 from cluster.settings import CacheSettings, ModelSettings, Settings, TeamSettings
 from tests.conftest import MODEL, redis_server, wait_for
 from tests.slowly import slowed

@@ -20,18 +20,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from cluster import cache, teams
-from cluster.preflight import free_port
-from cluster.redis import find_server
+from cluster.launch.preflight import free_port
+from cluster.records import cache, teams
+from cluster.records.teams import Quota, Team
 from cluster.redis_client import RedisUrlError, check_url, connect, without_password
+from cluster.redis_server import find_server
 from cluster.settings import CacheSettings
-from cluster.teams import Quota, Team
-from deployments.answers import AnswerCache, CacheControl, written
-from deployments.flights import Flights, SharedFlight
-from deployments.quotas import Quotas
+from deployments.cache.answers import AnswerCache, CacheControl, written
+from deployments.cache.single_flight import Flights, SharedFlight
+from deployments.tenancy.quotas import Quotas
 from tests.conftest import wait_for
-from tests.deployments.test_answers import ANSWER, asked, store_at
-from tests.deployments.test_flights import MADE, told
+from tests.deployments.cache.test_answers import ANSWER, asked, store_at
+from tests.deployments.cache.test_single_flight import MADE, told
 
 
 @contextmanager

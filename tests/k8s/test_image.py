@@ -12,8 +12,8 @@ import typer
 
 from cluster.cli import app
 from cluster.kubernetes.render import HAPROXY
+from cluster.launch.preflight import LaunchError, check_processor
 from cluster.models.folder import BUNDLED_FOLDER
-from cluster.preflight import LaunchError, check_processor
 from cluster.settings import Settings
 from tests.k8s.manifests import K8S, ROOT, Document, containers, kustomize, pod_templates
 
@@ -82,7 +82,7 @@ def test_what_pods_run_is_in_the_image() -> None:
     for overlay in ("kind", "several"):
         for _, template in pod_templates(kustomize(K8S / "overlays" / overlay)):
             seen |= {tuple(command) for command in map(_own_command, containers(template)) if command}
-    assert ("python", "-m", "deployments.exporter") in seen
+    assert ("python", "-m", "deployments.observability.exporter") in seen
     for command in seen:
         if command[0] == "dray":
             found: Any = typer.main.get_command(app)
@@ -90,7 +90,7 @@ def test_what_pods_run_is_in_the_image() -> None:
                 assert word in found.commands, command
                 found = found.commands[word]
         else:
-            assert command == ("python", "-m", "deployments.exporter")
+            assert command == ("python", "-m", "deployments.observability.exporter")
 
 
 def _own_command(container: Document) -> list[str]:
@@ -135,7 +135,7 @@ def test_what_the_image_installs_serves_without_torch(tmp_path: Path) -> None:
     packages = next(target.glob("lib/python3*/site-packages"))
     shutil.copytree(BUNDLED_FOLDER, packages / "demo" / "model")
     code = """
-import cluster.cli, deployments.app, deployments.exporter, deployments.engine.core, openvino_genai
+import cluster.cli, deployments.app, deployments.observability.exporter, deployments.engine.core, openvino_genai
 from importlib.util import find_spec
 from cluster.models.folder import open_model
 from cluster.settings import ModelSettings, default_models_dir

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from cluster import scaling_metrics
-from deployments import telemetry
+from deployments.observability import metrics
 from tests.k8s.manifests import K8S, ROOT, containers, kustomize, of_kind, pod_templates
 
 MONITORING = K8S / "monitoring"
@@ -25,9 +25,9 @@ def defined() -> dict[str, set[str]]:
     """Every series that Dray's processes make, by name, with its labels."""
     registry = CollectorRegistry()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(telemetry, "CollectorRegistry", lambda: registry)
-        telemetry.RouterMetrics()
-        telemetry.EngineMetrics("m", "r")
+        patch.setattr(metrics, "CollectorRegistry", lambda: registry)
+        metrics.RouterMetrics()
+        metrics.EngineMetrics("m", "r")
     found: dict[str, set[str]] = {}
     for collector in (*registry._collector_to_names, *scaling_metrics._own._collector_to_names):
         assert isinstance(collector, MetricWrapperBase)

@@ -8,12 +8,12 @@ import yaml
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from cluster.environment import OBJECT_STORE_BYTES
 from cluster.kubernetes import sizes
 from cluster.kubernetes.render import in_cluster, routers_of
+from cluster.launch.environment import OBJECT_STORE_BYTES
+from cluster.launch.preflight import RUNTIME_BYTES
 from cluster.models.catalog import CATALOG
 from cluster.models.folder import private_memory
-from cluster.preflight import RUNTIME_BYTES
 from cluster.serve_config import RouterArgs
 from cluster.settings import ModelSettings, Settings
 from tests.k8s.manifests import ROOT, mebibytes

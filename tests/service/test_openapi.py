@@ -12,7 +12,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from deployments.protocol.openapi import OPERATIONS, Operation
+from deployments.api.protocol.openapi import OPERATIONS, Operation
 from tests.conftest import MODEL, Dray
 
 CHECKS = [

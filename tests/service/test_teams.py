@@ -14,8 +14,8 @@ import openai
 import pytest
 import schemathesis
 
-from cluster.preflight import free_port
-from deployments.protocol.openapi import OPERATIONS, Operation
+from cluster.launch.preflight import free_port
+from deployments.api.protocol.openapi import OPERATIONS, Operation
 from tests.conftest import MODEL, Dray, wait_for
 from tests.service.test_cache import new_question
 from tests.service.test_openapi import look_for_failures

@@ -1,0 +1,42 @@
+"""A machine that joins others: checked first, then a Ray node of theirs until it is told to leave."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from cluster.cores import sweep, usable_cores
+from cluster.launch.membership import check_models, check_versions, terms_of
+from cluster.launch.preflight import port_block
+from cluster.launch.ray_node import clear, further_node, interrupt_on_sigterm, prepared
+from cluster.launch.state import Record, hold, write_record
+from cluster.settings import Settings
+
+
+@contextmanager
+def joined(settings: Settings, head: str, token: str, on_stage: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """This machine as a part of another's Dray, for as long as the block runs; what runs here is drained at the end.
+
+    head: that machine's HOST:PORT. Gives what `further_node` gives. Raises JoinError, LaunchError, AlreadyRunning.
+    """
+    folder = settings.state_dir
+    interrupt_on_sigterm()
+    with hold(folder), port_block() as ports:
+
+        def stage(name: str) -> None:
+            write_record(folder, Record(os.getpid(), name, head=head))
+            on_stage(name)
+
+        clear(folder)
+        try:
+            usable = usable_cores().count
+            with prepared(settings, ports, token):
+                stage("comparing versions and models")
+                terms = terms_of(head)
+                check_versions(terms)
+                check_models(terms, settings.models_dir)
+                stage("joining")
+                with further_node(settings, usable, head) as look:
+                    stage("ready")
+                    yield look
+        finally:
+            sweep(settings.core_lock_dir)

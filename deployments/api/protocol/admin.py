@@ -1,0 +1,83 @@
+"""What teams, keys and usage look like over HTTP."""
+
+from typing import Literal
+
+import msgspec
+
+from cluster.records.teams import Key, Quota, Team
+from cluster.records.usage import UsageRow
+
+
+class TeamWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body that makes a team. models: those it may ask; none: all. weight: its share under load."""
+
+    name: str
+    models: tuple[str, ...] = ()
+    weight: float = 1.0
+    shares_answers: bool = False
+    quota: Quota = Quota()
+
+
+class TeamChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body that changes a team; what it does not name stays."""
+
+    models: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    weight: float | msgspec.UnsetType = msgspec.UNSET
+    shares_answers: bool | msgspec.UnsetType = msgspec.UNSET
+    quota: Quota | msgspec.UnsetType = msgspec.UNSET
+
+
+class KeyWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body that makes a key. expires_in_s: 0 for never."""
+
+    team: str
+    label: str = ""
+    expires_in_s: float = 0.0
+
+
+class Rotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body that rotates a key. grace_s: how long the old one still holds."""
+
+    grace_s: float = 86_400.0
+
+
+class KeySaid(msgspec.Struct, frozen=True):
+    """A key, without what is secret in it. ends: Unix time; 0: never. team: empty for one that administers."""
+
+    id: str
+    team: str
+    label: str
+    created: float
+    ends: float
+    key: str | msgspec.UnsetType = msgspec.UNSET
+    """All of it, in the answer that makes it."""
+
+    @classmethod
+    def of(cls, key: Key, secret: str | msgspec.UnsetType = msgspec.UNSET) -> "KeySaid":
+        return cls(**key.shown(), key=secret)
+
+
+class TeamsSaid(msgspec.Struct, frozen=True):
+    """All teams."""
+
+    data: list[Team]
+
+
+class KeysSaid(msgspec.Struct, frozen=True):
+    """All keys."""
+
+    data: list[KeySaid]
+
+
+class TeamRemoved(msgspec.Struct, frozen=True):
+    """A team that was taken away, and how many keys with it."""
+
+    deleted: str
+    keys: int
+
+
+class UsageList(msgspec.Struct, frozen=True):
+    """What was used, by day, team and model."""
+
+    data: list[UsageRow]
+    object: Literal["list"] = "list"

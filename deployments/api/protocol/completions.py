@@ -1,0 +1,205 @@
+"""POST /v1/completions: OpenAI's older API, which goes on from a text as it is."""
+
+import time
+from typing import Annotated, Literal
+
+import msgspec
+
+from cluster.models.folder import ServedModel
+from cluster.settings import LimitSettings
+from deployments.api.protocol.chat import Count, Natural, Seed, StreamOptions
+from deployments.api.protocol.chat_writer import UsageSaid, usage_of
+from deployments.api.protocol.common import Penalty, Probability, check_stop, sampling_for, stop_strings
+from deployments.api.protocol.parsing import parse
+from deployments.common.errors import ApiError, event, identity, invalid
+from deployments.common.types import Answer, Choice, Delta, Question, TokenLogprob, Usage
+
+_DEFAULT_TOKENS = 16
+Prompt = str | list[str | int | list[int]]
+
+
+class CompletionRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/completions. prompt: text, token ids, or a list of either."""
+
+    model: str
+    prompt: Prompt
+    max_tokens: Natural | None = None
+    min_tokens: Natural | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=-1)] | None = None
+    min_p: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=2)] | None = None
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+    ignore_eos: bool | None = None
+    n: Count | None = None
+    best_of: Count | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
+    logit_bias: dict[str, float] | None = None
+    suffix: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+
+decode = msgspec.json.Decoder(CompletionRequest)
+
+
+def read_completion(body: bytes, limits: LimitSettings) -> CompletionRequest:
+    """The request in a body, within the limits. Raises ApiError 400 that names the field."""
+    request = parse(decode, body)
+    if request.suffix:
+        raise invalid("suffix", "No model here fills in before a suffix.", code="unsupported_parameter")
+    if request.best_of not in (None, request.n or 1):
+        raise invalid("best_of", "best_of must equal n: no choices are made and thrown away.")
+    if (request.logprobs or 0) > 1:
+        raise invalid("logprobs", "The engine knows the chosen token's logprob only: logprobs is 0 or 1.")
+    if request.logprobs is not None and request.echo:
+        raise invalid("logprobs", "The prompt's logprobs are not known; leave out echo or logprobs.")
+    if request.logit_bias:
+        raise invalid("logit_bias", "The engine takes no logit_bias.", code="unsupported_parameter")
+    if request.stream_options is not None and not request.stream:
+        raise invalid("stream_options", "stream_options needs stream: true.")
+    check_stop(request.stop, limits, "stop")
+    wanted = (request.n or 1) * len(prompts_of(request))
+    if wanted > limits.choices:
+        raise invalid("n", f"{wanted} choices in all; at most {limits.choices} are made for one request.")
+    return request
+
+
+def prompts_of(request: CompletionRequest) -> list[str | tuple[int, ...]]:
+    """Each prompt, as text or token ids. Raises ApiError 400 for none, an empty one, or a mixture."""
+    given = request.prompt
+    if isinstance(given, str):
+        found: list[str | tuple[int, ...]] = [given]
+    elif given and all(isinstance(one, int) for one in given):
+        found = [tuple(one for one in given if isinstance(one, int))]
+    elif all(isinstance(one, str | list) for one in given):
+        found = [one if isinstance(one, str) else tuple(one) for one in given if not isinstance(one, int)]
+    else:
+        raise invalid("prompt", "A prompt is a text, a list of token ids, or a list of either.", code="invalid_type")
+    if not found or not all(found):
+        raise invalid("prompt", "The prompt is empty.", code="empty_prompt")
+    return found
+
+
+def completion_questions(request: CompletionRequest, model: ServedModel, limits: LimitSettings) -> list[Question]:
+    """What the request asks: a question for each prompt."""
+    wish = _DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
+    if wish == 0:
+        raise invalid("max_tokens", "max_tokens is at least 1.")
+    sampling = msgspec.structs.replace(
+        sampling_for(model, limits, wish, request), logprobs=request.logprobs is not None
+    )
+    stop, choices = stop_strings(request.stop), request.n or 1
+    return [Question((), sampling, prompt, stop=stop, choices=choices) for prompt in prompts_of(request)]
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """Tokens, the natural logarithms of their probabilities, and where in the text each begins."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class TextChoice(msgspec.Struct, frozen=True):
+    """One answer, or what is new of it."""
+
+    index: int
+    text: str
+    logprobs: TokenLogprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class TextCompletion(msgspec.Struct, frozen=True):
+    """The body of an answer, and of an event of a stream."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[TextChoice]
+    usage: UsageSaid | msgspec.UnsetType | None = msgspec.UNSET
+    object: Literal["text_completion"] = "text_completion"
+
+
+class CompletionWriter:
+    """Says answers in the shapes of completions. One writer says all prompts of a request, each with its choices."""
+
+    def __init__(self, request: CompletionRequest, fingerprint: str, echo: list[str]) -> None:
+        """fingerprint: names the exact model. echo: what each prompt's choices begin with."""
+        self._head = (identity("cmpl-"), int(time.time()), request.model, fingerprint)
+        self._echo = echo
+        self._each = request.n or 1
+        self._usage = (
+            None if request.stream_options is not None and request.stream_options.include_usage else msgspec.UNSET
+        )
+        self._logprobs = request.logprobs
+
+    def whole(self, answer: Answer) -> TextCompletion:
+        choices = [
+            TextChoice(place, self._begin(place) + one.text, self._logprobs_of(one.logprobs), _finish(one.finish))
+            for place, one in enumerate(answer.choices)
+        ]
+        return TextCompletion(*self._head, choices, usage_of(answer.usage))
+
+    def opening(self) -> bytes:
+        places = range(len(self._echo) * self._each)
+        return b"".join(self._chunk(TextChoice(place, text)) for place in places if (text := self._begin(place)))
+
+    def delta(self, delta: Delta) -> bytes:
+        if not (delta.text or delta.logprobs or delta.finish):
+            return b""
+        told = self._logprobs_of(delta.logprobs)
+        return self._chunk(TextChoice(delta.choice, delta.text, told, _finish(delta.finish)))
+
+    def closing(self, answer: Answer) -> bytes:
+        if self._usage is None:
+            return event(TextCompletion(*self._head, [], usage_of(answer.usage))) + b"data: [DONE]\n\n"
+        return b"data: [DONE]\n\n"
+
+    def failure(self, error: ApiError) -> bytes:
+        return event(error.body)
+
+    def _begin(self, place: int) -> str:
+        return self._echo[place // self._each]
+
+    def _chunk(self, choice: TextChoice) -> bytes:
+        return event(TextCompletion(*self._head, [choice], self._usage))
+
+    def _logprobs_of(self, logprobs: tuple[TokenLogprob, ...]) -> TokenLogprobs | None:
+        if self._logprobs is None:
+            return None
+        offsets, at = [], 0
+        for one in logprobs:
+            offsets.append(at)
+            at += len(one.text)
+        return TokenLogprobs(
+            [one.text for one in logprobs],
+            [one.logprob for one in logprobs],
+            [{one.text: one.logprob} for one in logprobs] if self._logprobs else None,
+            offsets,
+        )
+
+
+def _finish(reason: str) -> Literal["stop", "length"] | None:
+    return ("length" if reason == "length" else "stop") if reason else None
+
+
+def together(answers: list[Answer]) -> Answer:
+    """The answers of several prompts as one."""
+    choices: list[Choice] = [choice for answer in answers for choice in answer.choices]
+    usages = [answer.usage for answer in answers]
+    usage = Usage(
+        sum(one.prompt for one in usages),
+        sum(one.completion for one in usages),
+        sum(one.reasoning for one in usages),
+        sum(one.cached for one in usages),
+    )
+    return Answer(tuple(choices), usage, max(answer.made for answer in answers))

@@ -1,0 +1,223 @@
+"""GET /openapi.json: the routes and shapes, out of the types that read and write them; and a page that shows them."""
+
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+from jinja2 import Environment
+
+from cluster.records.teams import Team
+from deployments.api.protocol.admin import (
+    KeySaid,
+    KeysSaid,
+    KeyWish,
+    Rotation,
+    TeamChange,
+    TeamRemoved,
+    TeamsSaid,
+    TeamWish,
+    UsageList,
+)
+from deployments.api.protocol.chat import ChatRequest
+from deployments.api.protocol.chat_writer import ChatCompletion
+from deployments.api.protocol.completions import CompletionRequest, TextCompletion
+from deployments.api.protocol.embeddings import EmbeddingRequest, Embeddings
+from deployments.api.protocol.messages import MessagesRequest
+from deployments.api.protocol.responses import ResponseRequest
+from deployments.api.protocol.tokens import DetokenizeRequest, TextSaid, TokenizeRequest, TokensSaid
+from deployments.common.errors import ErrorBody
+
+_REFUSED = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503, 504)
+_OBJECT = {"type": "object"}
+_EVENT = {"type": "object", "properties": {"data": {"type": "string"}, "event": {"type": "string"}}}
+_TEMPLATE = "#/components/schemas/{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A route as the document describes it. answer: a type, or a JSON Schema. streams: whether `stream` is taken."""
+
+    path: str
+    summary: str
+    body: type | None = None
+    answer: type | dict[str, Any] | None = None
+    streams: bool = False
+    parameters: tuple[str, ...] = ()
+    query: tuple[str, ...] = ()
+    verb: str = ""
+    status: int = 200
+
+    @property
+    def method(self) -> str:
+        """Its own, or what follows from whether it has a body."""
+        return self.verb or ("post" if self.body else "get")
+
+
+_RESPONSE = {
+    "type": "object",
+    "required": ["id", "object", "status", "model", "output", "usage"],
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"const": "response"},
+        "status": {"enum": ["completed", "incomplete"]},
+        "model": {"type": "string"},
+        "output": {"type": "array", "items": {"type": "object", "required": ["type", "id"]}},
+        "usage": {"type": "object", "required": ["input_tokens", "output_tokens", "total_tokens"]},
+    },
+}
+_MESSAGE = {
+    "type": "object",
+    "required": ["id", "type", "role", "model", "content", "stop_reason", "usage"],
+    "properties": {
+        "type": {"const": "message"},
+        "role": {"const": "assistant"},
+        "content": {"type": "array", "items": {"type": "object", "required": ["type"]}},
+        "stop_reason": {"enum": ["end_turn", "max_tokens", "tool_use"]},
+        "usage": {"type": "object", "required": ["input_tokens", "output_tokens"]},
+    },
+}
+_MODEL = {
+    "type": "object",
+    "required": ["id", "object", "created", "owned_by", "task", "max_model_len", "aliases"],
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"const": "model"},
+        "created": {"type": "integer"},
+        "owned_by": {"type": "string"},
+        "task": {"enum": ["generate", "embed"]},
+        "max_model_len": {"type": "integer"},
+        "aliases": {"type": "array", "items": {"type": "string"}},
+    },
+}
+_MODELS = {"type": "object", "required": ["object", "data"], "properties": {"data": {"type": "array", "items": _MODEL}}}
+
+OPERATIONS = (
+    Operation("/v1/chat/completions", "Answer a conversation", ChatRequest, ChatCompletion, streams=True),
+    Operation("/v1/completions", "Go on from a text", CompletionRequest, TextCompletion, streams=True),
+    Operation("/v1/responses", "Answer, in the Responses API", ResponseRequest, _RESPONSE, streams=True),
+    Operation("/v1/messages", "Answer, in Anthropic's Messages API", MessagesRequest, _MESSAGE, streams=True),
+    Operation("/v1/embeddings", "Vectors of texts", EmbeddingRequest, Embeddings),
+    Operation("/tokenize", "Token ids of a text or a conversation", TokenizeRequest, TokensSaid),
+    Operation("/detokenize", "The text of token ids", DetokenizeRequest, TextSaid),
+    Operation("/v1/models", "The models that are served", answer=_MODELS),
+    Operation("/v1/models/{name}", "One model", answer=_MODEL, parameters=("name",)),
+    Operation("/v1/usage", "What your team has used", answer=UsageList, query=("days", "team")),
+    Operation("/admin/teams", "All teams", answer=TeamsSaid),
+    Operation("/admin/teams", "Add a team", TeamWish, Team, status=201),
+    Operation("/admin/teams/{name}", "One team", answer=Team, parameters=("name",)),
+    Operation("/admin/teams/{name}", "Change a team", TeamChange, Team, parameters=("name",), verb="patch"),
+    Operation("/admin/teams/{name}", "Remove a team", answer=TeamRemoved, parameters=("name",), verb="delete"),
+    Operation("/admin/keys", "All keys", answer=KeysSaid),
+    Operation("/admin/keys", "Make a key", KeyWish, KeySaid, status=201),
+    Operation("/admin/keys/{id}", "One key", answer=KeySaid, parameters=("id",)),
+    Operation("/admin/keys/{id}", "Revoke a key", answer=KeySaid, parameters=("id",), verb="delete"),
+    Operation("/admin/keys/{id}/rotate", "Replace a key", Rotation, KeySaid, parameters=("id",), status=201),
+    Operation("/health/live", "This router answers", answer=_OBJECT),
+    Operation("/health/ready", "Every model can be asked", answer=_OBJECT),
+)
+
+
+def document() -> dict[str, Any]:
+    """The OpenAPI 3.1 document."""
+    types: list[type] = [ErrorBody]
+    for operation in OPERATIONS:
+        types += [one for one in (operation.body, operation.answer) if isinstance(one, type)]
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _describe(operation)
+    _, components = msgspec.json.schema_components(types, ref_template=_TEMPLATE)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Dray", "version": version("dray")},
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        # Without keys on a machine that listens to itself alone, none is needed.
+        "security": [{"key": []}, {}],
+    }
+
+
+def page() -> str:
+    """The same for people: one page of HTML that needs nothing from elsewhere."""
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE).render(doc=document())
+
+
+def _describe(operation: Operation) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": _schema(operation.answer)}}
+    if operation.streams:
+        content["text/event-stream"] = {"schema": _EVENT}
+    refused = {"application/json": {"schema": _OBJECT if "messages" in operation.path else _schema(ErrorBody)}}
+    described: dict[str, Any] = {
+        "operationId": f"{operation.method}_{re.sub('[^a-z0-9]+', '_', operation.path.strip('/{}'))}",
+        "summary": operation.summary,
+        "responses": {
+            str(operation.status): {"description": operation.summary, "content": content},
+            **{str(status): {"description": "Refused", "content": refused} for status in _REFUSED},
+        },
+    }
+    if operation.body:
+        described["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": _schema(operation.body)}},
+        }
+    if operation.parameters or operation.query:
+        described["parameters"] = [
+            {"name": name, "in": where, "required": where == "path", "schema": {"type": "string"}}
+            for where, names in (("path", operation.parameters), ("query", operation.query))
+            for name in names
+        ]
+    return described
+
+
+def _schema(shape: type | dict[str, Any] | None) -> dict[str, Any]:
+    if isinstance(shape, type):
+        return {"$ref": _TEMPLATE.format(name=shape.__name__)}
+    return shape or _OBJECT
+
+
+_PAGE = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{{ doc.info.title }} API</title>
+<style>
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+code, pre { font: 0.9em ui-monospace, monospace }
+details { border-top: 1px solid #8886; padding: 0.5rem 0 }
+summary { cursor: pointer }
+table { border-collapse: collapse; width: 100% }
+td { padding: 0.2rem 1rem 0.2rem 0; vertical-align: top; border-top: 1px solid #8883; overflow-wrap: anywhere }
+.method { display: inline-block; width: 3.5rem; text-transform: uppercase; font-weight: 600 }
+</style>
+<h1>{{ doc.info.title }} {{ doc.info.version }}</h1>
+<p>The same for programs: <a href="openapi.json">openapi.json</a></p>
+{% for path, methods in doc.paths.items() %}
+{% for method, operation in methods.items() %}
+<details>
+<summary><span class="method">{{ method }}</span> <code>{{ path }}</code> {{ operation.summary }}</summary>
+{% if operation.requestBody %}
+{% set name = operation.requestBody.content["application/json"].schema["$ref"].split("/")[-1] %}
+{% set shape = doc.components.schemas[name] %}
+<p>{{ shape.description }}</p>
+<table>
+{% for field, kind in shape.properties.items() %}
+<tr><td><code>{{ field }}</code>{{ " (required)" if field in shape.required }}</td>
+<td><code>{{ kind | tojson }}</code></td></tr>
+{% endfor %}
+</table>
+{% endif %}
+</details>
+{% endfor %}
+{% endfor %}
+<h2>Shapes</h2>
+{% for name, shape in doc.components.schemas.items() %}
+<details id="{{ name }}"><summary><code>{{ name }}</code> {{ shape.description }}</summary>
+<pre>{{ shape | tojson(2) }}</pre></details>
+{% endfor %}
+</html>
+"""

@@ -1,0 +1,204 @@
+"""Answers of POST /v1/responses, whole and as events."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from deployments.api.protocol.responses import ResponseRequest
+from deployments.common.errors import ApiError, identity
+from deployments.common.types import Answer, Choice, Delta, ToolDelta, Usage
+
+
+@dataclass(slots=True)
+class _Item:
+    """An output item as far as it has come. kind: reasoning, message or function_call."""
+
+    kind: str
+    id: str
+    text: str = ""
+    call_id: str = ""
+    name: str = ""
+
+    @property
+    def says(self) -> str:
+        return "reasoning_text" if self.kind == "reasoning" else "output_text"
+
+    @property
+    def logprobs(self) -> dict[str, list[Any]]:
+        return {} if self.kind == "reasoning" else {"logprobs": []}
+
+    def part(self) -> dict[str, Any]:
+        part: dict[str, Any] = {"type": self.says, "text": self.text}
+        return part if self.kind == "reasoning" else part | {"annotations": [], "logprobs": []}
+
+    def describe(self, status: str) -> dict[str, Any]:
+        if self.kind == "function_call":
+            call = {"type": "function_call", "id": self.id, "call_id": self.call_id, "name": self.name}
+            return call | {"arguments": self.text, "status": status}
+        content = [self.part()] if self.text or status != "in_progress" else []
+        if self.kind == "reasoning":
+            return {"type": "reasoning", "id": self.id, "summary": [], "content": content, "status": status}
+        return {"type": "message", "id": self.id, "role": "assistant", "content": content, "status": status}
+
+
+@dataclass(slots=True)
+class ResponseWriter:
+    """Says an answer in the shapes of responses."""
+
+    request: ResponseRequest
+    _id: str = field(default_factory=lambda: identity("resp_"))
+    _created: int = field(default_factory=lambda: int(time.time()))
+    _sequence: int = 0
+    _done: list[_Item] = field(default_factory=list)
+    _open: _Item | None = None
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        [choice] = answer.choices
+        return self._response(_items(choice), choice.finish, answer.usage)
+
+    def opening(self) -> bytes:
+        response = self._response([], None, None)
+        return self._event("response.created", response=response) + self._event(
+            "response.in_progress", response=response
+        )
+
+    def delta(self, delta: Delta) -> bytes:
+        events = b""
+        if delta.reasoning:
+            events += self._more("reasoning", delta.reasoning)
+        if delta.text:
+            events += self._more("message", delta.text)
+        for tool in delta.tools:
+            events += self._call(tool)
+        return events
+
+    def closing(self, answer: Answer) -> bytes:
+        [choice] = answer.choices
+        events = self._close("incomplete" if choice.finish == "length" else "completed")
+        if not any(item.kind != "reasoning" for item in self._done) and choice.finish != "length":
+            events += self._more("message", "") + self._close("completed")
+        response = self._response(self._done, choice.finish, answer.usage)
+        return events + self._event(f"response.{response['status']}", response=response)
+
+    def failure(self, error: ApiError) -> bytes:
+        said = error.body.error
+        response = self._response(self._done, None, None) | {
+            "status": "failed",
+            "error": {"code": "server_error", "message": error.message},
+        }
+        told = self._event("error", code=said.code, message=error.message, param=said.param)
+        return told + self._event("response.failed", response=response)
+
+    def _more(self, kind: str, text: str) -> bytes:
+        events = b""
+        if self._open is None or self._open.kind != kind:
+            events += self._begin(_Item(kind, identity("rs_" if kind == "reasoning" else "msg_")))
+        item = self._open
+        assert item is not None
+        item.text += text
+        if not text:
+            return events
+        return events + self._event(f"response.{item.says}.delta", **self._at(item), delta=text, **item.logprobs)
+
+    def _call(self, tool: ToolDelta) -> bytes:
+        events = b""
+        if tool.id:
+            events += self._begin(_Item("function_call", identity("fc_"), "", tool.id, tool.name))
+        item = self._open
+        assert item is not None
+        item.text += tool.arguments
+        if not tool.arguments:
+            return events
+        where = {"item_id": item.id, "output_index": len(self._done)}
+        return events + self._event("response.function_call_arguments.delta", **where, delta=tool.arguments)
+
+    def _begin(self, item: _Item) -> bytes:
+        events = self._close("completed")
+        self._open = item
+        place = len(self._done)
+        events += self._event("response.output_item.added", output_index=place, item=item.describe("in_progress"))
+        if item.kind == "function_call":
+            return events
+        return events + self._event("response.content_part.added", **self._at(item), part=item.part())
+
+    def _close(self, status: str) -> bytes:
+        item = self._open
+        if item is None:
+            return b""
+        if item.kind == "function_call":
+            where = {"item_id": item.id, "output_index": len(self._done)}
+            events = self._event("response.function_call_arguments.done", **where, name=item.name, arguments=item.text)
+        else:
+            events = self._event(f"response.{item.says}.done", **self._at(item), text=item.text, **item.logprobs)
+            events += self._event("response.content_part.done", **self._at(item), part=item.part())
+        events += self._event("response.output_item.done", output_index=len(self._done), item=item.describe(status))
+        self._done.append(item)
+        self._open = None
+        return events
+
+    def _at(self, item: _Item) -> dict[str, Any]:
+        return {"item_id": item.id, "output_index": len(self._done), "content_index": 0}
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        body = {"type": kind, "sequence_number": self._sequence, **fields}
+        self._sequence += 1
+        return f"event: {kind}\ndata: ".encode() + msgspec.json.encode(body) + b"\n\n"
+
+    def _response(self, items: list[_Item], finish: str | None, usage: Usage | None) -> dict[str, Any]:
+        request = self.request
+        status = "in_progress" if finish is None else "incomplete" if finish == "length" else "completed"
+        return {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "status": status,
+            "background": False,
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "instructions": request.instructions,
+            "max_output_tokens": request.max_output_tokens,
+            "model": request.model,
+            "output": [
+                item.describe("incomplete" if status == "incomplete" and item is items[-1] else "completed")
+                for item in items
+            ],
+            "parallel_tool_calls": request.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "reasoning": {"effort": request.reasoning.effort if request.reasoning else None, "summary": None},
+            "store": False,
+            "temperature": request.temperature,
+            "text": {"format": _format_of(request)},
+            "tool_choice": msgspec.to_builtins(request.tool_choice) or "auto",
+            "tools": [msgspec.to_builtins(tool) for tool in request.tools or ()],
+            "top_p": request.top_p,
+            "truncation": request.truncation or "disabled",
+            "usage": None if usage is None else usage_of(usage),
+            "metadata": request.metadata or {},
+        }
+
+
+def _items(choice: Choice) -> list[_Item]:
+    items = [_Item("reasoning", identity("rs_"), choice.reasoning)] if choice.reasoning else []
+    if choice.text or (not choice.tool_calls and choice.finish != "length"):
+        items.append(_Item("message", identity("msg_"), choice.text))
+    calls = (_Item("function_call", identity("fc_"), call.arguments, call.id, call.name) for call in choice.tool_calls)
+    return [*items, *calls]
+
+
+def _format_of(request: ResponseRequest) -> dict[str, Any]:
+    form = request.text.format if request.text else None
+    said: dict[str, Any] = msgspec.to_builtins(form) if form is not None else {"type": "text"}
+    return said
+
+
+def usage_of(usage: Usage) -> dict[str, Any]:
+    """Usage as this API says it."""
+    return {
+        "input_tokens": usage.prompt,
+        "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
+        "output_tokens": usage.completion,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning},
+        "total_tokens": usage.prompt + usage.completion,
+    }

@@ -1,0 +1,29 @@
+"""A model as a router serves it."""
+
+from dataclasses import dataclass
+
+from cluster.models.folder import ServedModel
+from deployments.generation.prompts import Prompts
+from deployments.routing.dispatcher import Dispatcher
+from deployments.routing.fair_queue import FairQueue
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A model, how it is spoken to, and its engines."""
+
+    model: ServedModel
+    fingerprint: str
+    prompts: Prompts
+    dispatcher: Dispatcher
+    queue: FairQueue
+
+    @property
+    def name(self) -> str:
+        """The exact model, as clients are told it in `system_fingerprint`."""
+        return f"fp_{self.fingerprint[:12]}"
+
+    @property
+    def subject(self) -> str:
+        """What an answer depends on beside the question: the exact model, and what else its template reads."""
+        return self.fingerprint + self.prompts.subject

@@ -1,0 +1,178 @@
+"""The answer cache against a real server: what is stored comes back, and nothing else ever does."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+
+from cluster.redis_server import OwnRedis
+from cluster.settings import CacheSettings
+from deployments.cache.answers import AnswerCache, CacheControl
+from deployments.common.errors import ApiError
+from deployments.common.messages import Sampling
+from deployments.common.redis import Store, Watchers
+from deployments.common.types import (
+    Answer,
+    Choice,
+    Finish,
+    Question,
+    TokenLogprob,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    Turn,
+    Usage,
+)
+from tests.conftest import redis_server
+
+CHOICE = Choice("想" * 500, "23 and 12", "stop", (ToolCall("c", "f", "{}"),), (TokenLogprob((228, 184), -0.5),))
+ANSWER = Answer((CHOICE, CHOICE), Usage(10, 20, 5, 0), 1.5)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[OwnRedis]:
+    with redis_server(8) as own:
+        yield own
+
+
+def store_at(url: str, on_fault: Callable[[], None] = lambda: None, timeout_s: float = 1.0) -> Store:
+    return Store("answers", url, timeout_s, Watchers(on_fault, lambda is_open: None))
+
+
+def cache(server: OwnRedis, on_fault: Callable[[], None] = lambda: None, **settings: object) -> AnswerCache:
+    return AnswerCache(CacheSettings(**settings), store_at(server.url, on_fault))
+
+
+def asked(text: str = "a", sampling: Sampling | None = None, **more: Any) -> Question:
+    return Question((Turn("user", text),), sampling or Sampling(5), **more)
+
+
+def test_stored_is_given_again(server: OwnRedis) -> None:
+    async def work() -> None:
+        one = cache(server)
+        key = one.key("m", "s", "n", asked())
+        assert await one.get(key) is None
+        await one.put(key, ANSWER, CacheControl())
+        assert await one.get(key) == ANSWER
+
+    asyncio.run(work())
+    with redis.Redis.from_url(server.url) as raw:
+        [key] = raw.keys("dray:answer:*")
+        assert raw.strlen(key) < 500, "long answers are compressed"
+        assert 0.89 * 86_400 < raw.ttl(key) <= 86_400
+
+
+def test_the_key_covers_all_that_the_answer_depends_on(server: OwnRedis) -> None:
+    one = cache(server)
+    questions = [
+        asked(),
+        asked("b"),
+        asked(sampling=Sampling(6)),
+        asked(sampling=Sampling(5, 0.5)),
+        asked(sampling=Sampling(5, 0.5, 0.9)),
+        asked(sampling=Sampling(5, 0.5, 0.9, 1)),
+        asked(sampling=Sampling(5, repetition_penalty=1.1)),
+        asked(stop=("x",)),
+        asked(tools=(Tool("f", "", "{}"),)),
+        asked(tool_choice=ToolChoice("required")),
+        asked(schema='{"type":"object"}'),
+        asked(template='{"enable_thinking":false}'),
+        asked(choices=2),
+        asked(thinking_tokens=0),
+        Question((Turn("system", "a"),), Sampling(5)),
+        Question((Turn("user", "a"), Turn("user", "")), Sampling(5)),
+        Question((), Sampling(5), "a"),
+        Question((), Sampling(5), (1, 2)),
+    ]
+    keys = {one.key("m", "s", "n", question) for question in questions}
+    keys |= {one.key("m", "s2", "n", asked()), one.key("m", "s", "other", asked()), one.key("m2", "s", "n", asked())}
+    assert len(keys) == len(questions) + 3
+    assert one.key("m", "s", "n", asked()) == one.key("m", "s", "n", asked())
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"", b"x", b"\x03", b"\x03zgarbage", b"\x03p\xc1", b"\x03p\x93\x01\x02\x03", b"\xffpfuture", b"\x03p\x93\x90\x01"],
+)
+def test_garbage_is_a_miss(server: OwnRedis, garbage: bytes) -> None:
+    with redis.Redis.from_url(server.url) as raw:
+        raw.set("dray:answer:garbage", garbage)
+    assert asyncio.run(cache(server).get("dray:answer:garbage")) is None
+
+
+def test_policy(server: OwnRedis) -> None:
+    keeps, keeps_all = cache(server).keeps, cache(server, store="all").keeps
+
+    def answer(*finishes: Finish) -> Answer:
+        return Answer(tuple(Choice("", "", finish) for finish in finishes), Usage(1, 1, 0, 0), 0)
+
+    greedy, seeded, drawn = asked(), asked(sampling=Sampling(5, 0.7, seed=3)), asked(sampling=Sampling(5, 0.7))
+    assert keeps(greedy, answer("stop")) and keeps(seeded, answer("stop", "tool_calls"))
+    assert not keeps(drawn, answer("stop")) and keeps_all(drawn, answer("stop"))
+    assert not keeps(greedy, answer("stop", "length")) and not keeps_all(greedy, answer("length"))
+
+
+def test_a_full_server_drops_the_least_used_and_goes_on(server: OwnRedis) -> None:
+    async def work() -> None:
+        faults: list[None] = []
+        one = cache(server, lambda: faults.append(None))
+        long = "".join(chr(0x4E00 + n * 7919 % 20_000) for n in range(20_000))
+        big = Answer((msgspec.structs.replace(CHOICE, text=long),), ANSWER.usage, 0)
+        for n in range(400):
+            await one.put(f"dray:answer:{n}", big, CacheControl())
+        assert not faults
+        assert await one.get("dray:answer:399") == big
+
+    asyncio.run(work())
+    with redis.Redis.from_url(server.url) as raw:
+        info = raw.info()
+        assert info["evicted_keys"] > 0 and info["used_memory"] <= 9 * 2**20
+
+
+def test_no_server_is_a_miss_and_quick() -> None:
+    async def work() -> None:
+        faults: list[None] = []
+        gone = AnswerCache(CacheSettings(), store_at("redis://127.0.0.1:1", lambda: faults.append(None), 0.2))
+        began = time.monotonic()
+        for _ in range(20):
+            assert await gone.get("dray:answer:x") is None
+            await gone.put("dray:answer:x", ANSWER, CacheControl())
+        assert time.monotonic() - began < 1
+        assert len(faults) == 3, "then the circuit is open, and no call is made"
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("headers", "control"),
+    [
+        ({}, CacheControl()),
+        ({"cache-control": "no-cache"}, CacheControl(reads=False)),
+        ({"cache-control": "No-Store, max-age=60"}, CacheControl(stores=False, max_age_s=60)),
+        ({"cache-control": "max-age=0"}, CacheControl(reads=False, max_age_s=0)),
+        ({"cache-control": "only-if-cached"}, CacheControl(only=True)),
+        ({"cache-control": "max-stale=5, unknown"}, CacheControl()),
+        ({"x-dray-cache-ttl": "10"}, CacheControl(ttl_s=10)),
+    ],
+)
+def test_what_requests_say_about_the_cache(headers: dict[str, str], control: CacheControl) -> None:
+    assert CacheControl.of(headers, 100) == control
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"cache-control": "max-age=soon"},
+        {"x-dray-cache-ttl": "0"},
+        {"x-dray-cache-ttl": "101"},
+        {"x-dray-cache-ttl": "²"},
+    ],
+)
+def test_what_is_no_number_of_seconds_is_refused(headers: dict[str, str]) -> None:
+    with pytest.raises(ApiError) as refused:
+        CacheControl.of(headers, 100)
+    assert refused.value.status == 400 and refused.value.body.error.param == next(iter(headers))

@@ -1,0 +1,56 @@
+"""When two questions are one: what may differ, and what never."""
+
+import pytest
+
+from deployments.cache.equivalence import normalized, same
+
+ALIKE = [
+    ("What is 3 + 4?", "what is  3 + 4"),
+    ("What is ３＋４？", "What is 3+4?"),
+    ("How do I enable 2FA?", "Hi, could you please tell me how to turn on 2FA? Thanks!"),
+    ("How can I reset my password?", "How do I reset my password"),
+    ("What's the capital of France?", "What is the capital of France"),
+    ("Please tell me the opening hours.", "Tell me the opening hours"),
+    ("请问一个笼子里有鸡和兔子共35只，脚共94只，问各有多少？", "一个笼子里有鸡和兔子共 35 只,脚共 94 只,问各有多少?"),
+    ("怎么重置密码？", "你好，请问如何重置密码呢？谢谢"),
+]
+TWINS = [
+    ("35 heads, 94 legs: how many rabbits?", "36 heads, 94 legs: how many rabbits?"),
+    ("How do I enable 2FA?", "How do I disable 2FA?"),
+    ("A beats B. Who lost?", "B beats A. Who lost?"),
+    ("Can I cancel my order?", "Can I not cancel my order?"),
+    ("I can pay by card", "I can't pay by card"),
+    ("Flights from Rome to Oslo", "Flights to Rome from Oslo"),
+    ("How much is 5 kg in pounds?", "How much is 5 g in pounds?"),
+    ("What is 5!?", "What is 5?"),
+    ("What is 3 - 4?", "What is 3 + 4?"),
+    ("What is 1.5 times 2?", "What is 15 times 2?"),
+    ("Is it 3:15 or 3.15?", "Is it 3.15 or 3:15?"),
+    ("Do US taxes apply?", "Do us taxes apply?"),
+    ("What is the price of the Pro plan?", "What is the price of the Team plan?"),
+    ("Few people came", "A few people came"),
+    ("如何启用两步验证？", "如何禁用两步验证？"),
+    ("会员可以退款吗？", "会员不可以退款吗？"),
+    ("甲打败了乙，谁输了？", "乙打败了甲，谁输了？"),
+    ("100天后是星期几？", "100年后是星期几？"),
+    ("How do I enable 2FA?", "怎么启用2FA？"),
+    ("What does `a  b` print?", "What does `a b` print?"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_what_means_the_same_is_the_same(one: str, other: str) -> None:
+    assert same(one, other) and same(other, one)
+
+
+@pytest.mark.parametrize(("one", "other"), TWINS)
+def test_what_differs_in_meaning_is_not(one: str, other: str) -> None:
+    assert not same(one, other) and not same(other, one)
+
+
+def test_normalized_changes_no_meaning() -> None:
+    assert normalized(" 请问  １＋１ 等于 几？ ") == normalized("请问1+1等于几?")
+    for text in ("5!", "x²", "  if a:\n    b", "a  `b  c`"):
+        assert normalized(text) == text.strip()
+    for one, other in TWINS:
+        assert normalized(one) != normalized(other)

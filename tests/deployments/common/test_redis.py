@@ -1,0 +1,138 @@
+"""A router's calls to Redis in trouble: bounded in time, behind a circuit, and told of once."""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from cluster.redis_server import OwnRedis
+from deployments.common.redis import Store, StoreAway, Watchers
+from tests.conftest import redis_server
+
+
+class Seen:
+    """What a store has told of its troubles."""
+
+    def __init__(self) -> None:
+        self.faults = 0
+        self.open: list[bool] = []
+
+    def fault(self) -> None:
+        self.faults += 1
+
+
+@pytest.fixture
+def server() -> Iterator[OwnRedis]:
+    with redis_server(4) as own:
+        yield own
+
+
+def run(url: str, work: Callable[[Store, Seen], Coroutine[Any, Any, None]], timeout_s: float = 0.1) -> None:
+    async def bounded() -> None:
+        seen = Seen()
+        store = Store("answers", url, timeout_s, Watchers(seen.fault, seen.open.append))
+        async with asyncio.timeout(20):
+            await work(store, seen)
+        await store.close()
+
+    asyncio.run(bounded())
+
+
+async def fails(store: Store) -> float:
+    began = time.monotonic()
+    with pytest.raises(StoreAway):
+        await store.get("x")
+    return time.monotonic() - began
+
+
+def test_a_paused_server_opens_the_circuit_which_closes_by_itself(
+    server: OwnRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(store: Store, seen: Seen) -> None:
+        assert await store.get("x") is None
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            assert all([0.05 < await fails(store) < 0.5 for _ in range(3)])
+            assert store.away and seen.open == [True]
+            assert max([await fails(store) for _ in range(20)]) < 0.05, "then no call is made"
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        while store.away:
+            await asyncio.sleep(0.05)
+        assert await store.get("x") is None
+        assert seen.open == [True, False] and seen.faults == 3
+        assert [record.levelno for record in caplog.records if record.name == "dray.store"] == [logging.WARNING] * 2
+
+    run(server.url, work)
+
+
+def test_a_full_server_and_a_wrong_password_are_troubles_too(server: OwnRedis) -> None:
+    with redis.Redis.from_url(server.url) as raw:
+        raw.config_set("maxmemory-policy", "noeviction")
+        raw.config_set("maxmemory", "1mb")
+
+    async def full(store: Store, seen: Seen) -> None:
+        with pytest.raises(StoreAway):
+            for number in range(200):
+                await store.run("SET", str(number), b"x" * 20_000)
+        assert seen.faults == 1 and await store.get("none") is None
+
+    run(server.url, full)
+    with redis.Redis.from_url(server.url) as raw:
+        raw.config_set("requirepass", "secret")
+
+    async def refused(store: Store, seen: Seen) -> None:
+        for _ in range(5):
+            await fails(store)
+        assert seen.open == [True]
+
+    run(server.url, refused)
+
+
+def test_a_busy_loop_is_no_slow_server(server: OwnRedis) -> None:
+    async def work(store: Store, seen: Seen) -> None:
+        async def blocks() -> None:
+            for _ in range(10):
+                time.sleep(0.15)  # noqa: ASYNC251 - the loop is meant to stand still
+                await asyncio.sleep(0.001)
+
+        blocking = asyncio.create_task(blocks())
+        while not blocking.done():
+            assert await store.get("x") is None
+        assert seen.faults == 0
+
+    run(server.url, work)
+
+
+def test_more_calls_than_connections_wait_for_one(server: OwnRedis) -> None:
+    async def work(store: Store, seen: Seen) -> None:
+        await asyncio.gather(*(store.get(str(number)) for number in range(2000)))
+        assert seen.faults == 0
+
+    run(server.url, work, timeout_s=0.5)
+
+
+def test_who_leaves_during_a_call_breaks_none_of_the_others(server: OwnRedis) -> None:
+    async def work(store: Store, seen: Seen) -> None:
+        for number in range(50):
+            await store.run("SET", str(number), str(number))
+
+        async def get(number: int) -> None:
+            assert await store.get(str(number % 50)) == str(number % 50).encode()
+
+        for _ in range(20):
+            tasks = [asyncio.create_task(get(number)) for number in range(100)]
+            await asyncio.sleep(0.001)
+            for task in tasks[::2]:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert not [one for one in results if isinstance(one, AssertionError)]
+
+    run(server.url, work, timeout_s=1)

@@ -1,0 +1,109 @@
+"""The engine process, driven as its replica drives it: a real pipeline on the bundled model."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from cluster.models.folder import ServedModel
+from deployments.common.messages import EngineConfig, Finish, Request, Sampling
+from deployments.engine.process import EngineProcess, EngineStartError
+
+
+def config(model_dir: str) -> EngineConfig:
+    return EngineConfig(model_dir, tuple(os.sched_getaffinity(0))[:1], 16, 8, 256, 128)
+
+
+@asynccontextmanager
+async def running(model: ServedModel) -> AsyncIterator[EngineProcess]:
+    engine, ready = await EngineProcess.start(config(str(model.folder)), timeout_s=60)
+    assert ready.kv_tokens > 1000
+    yield engine
+    await engine.stop()
+
+
+async def complete(
+    engine: EngineProcess, prompt: list[int], tokens: int, **sampling: float
+) -> tuple[list[int], Finish, int]:
+    ids: list[int] = []
+    finish: Finish = ""
+    cached = 0
+    async for made in engine.generate(Request(prompt, Sampling(tokens, **sampling))):  # type: ignore[arg-type]
+        ids, finish, cached = ids + made.ids, made.finish, cached + made.cached
+    return ids, finish, cached
+
+
+def with_engine(model: ServedModel, work: Callable[[EngineProcess], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with running(model) as engine:
+            await work(engine)
+
+    asyncio.run(run())
+
+
+PROMPT = [7 + n % 200 for n in range(100)]
+
+
+def test_generates_cancels_and_refuses(bundled: ServedModel) -> None:
+    async def work(engine: EngineProcess) -> None:
+        assert set(os.sched_getaffinity(engine.pid)) == set(config("").cpus)
+        ids, finish, cached = await complete(engine, PROMPT, 5)
+        assert len(ids) <= 5 and finish in ("stop", "length") and cached == 0
+        assert (await complete(engine, PROMPT, 5)) == (ids, finish, 96)
+
+        together = await asyncio.gather(*(complete(engine, [*PROMPT, n], 20) for n in range(12)))
+        assert all(made[1] for made in together)
+
+        hot = {tuple((await complete(engine, PROMPT, 20, temperature=20.0))[0]) for _ in range(4)}
+        assert len(hot) > 1, "unseeded requests draw their own numbers"
+        seeded = {tuple((await complete(engine, PROMPT, 20, temperature=20.0, seed=5))[0]) for _ in range(3)}
+        assert len(seeded) == 1
+
+        for bad in ([], [10**6], [-1]):
+            assert (await complete(engine, bad, 5))[1] == "invalid"
+        assert (await complete(engine, PROMPT * 400, 5))[1] == "overloaded"
+
+        stream = engine.generate(Request(PROMPT, Sampling(1000, temperature=2.0)))
+        await anext(stream)
+        await stream.aclose()
+        assert engine.active == 0
+        assert (await complete(engine, PROMPT, 5))[0] == ids
+
+    with_engine(bundled, work)
+
+
+def test_streams_of_a_killed_engine_end_as_lost(bundled: ServedModel) -> None:
+    async def work(engine: EngineProcess) -> None:
+        os.kill(engine.pid, signal.SIGSTOP)
+        waiting = [asyncio.create_task(complete(engine, PROMPT, 50)) for _ in range(3)]
+        await asyncio.sleep(0)
+        os.kill(engine.pid, signal.SIGKILL)
+        assert [made[1] for made in await asyncio.gather(*waiting)] == ["lost"] * 3
+        await engine.closed.wait()
+
+    with_engine(bundled, work)
+
+
+def test_an_end_that_has_not_been_read_stays_the_end(bundled: ServedModel) -> None:
+    async def work(engine: EngineProcess) -> None:
+        whole, end, _ = await complete(engine, PROMPT, 20)
+        stream = engine.generate(Request(PROMPT, Sampling(20)))
+        made = [await anext(stream)]
+        async with asyncio.timeout(20):
+            while engine.load.running:
+                await asyncio.sleep(0.01)
+        engine.tell_alive()
+        await engine.stop()
+        made += [tokens async for tokens in stream]
+        assert [one for tokens in made for one in tokens.ids] == whole
+        assert made[-1].finish == end
+
+    with_engine(bundled, work)
+
+
+def test_a_model_that_is_not_there_is_said(tmp_path: object) -> None:
+    with pytest.raises(EngineStartError, match="No such file"):
+        asyncio.run(EngineProcess.start(config(str(tmp_path)), timeout_s=60))

@@ -1,0 +1,161 @@
+"""Text to ids and back: the template's words, whole characters, thinking apart from the answer, stop strings."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from cluster.models.folder import ServedModel
+from deployments.common.errors import ApiError
+from deployments.common.messages import Sampling
+from deployments.common.types import Question, Tool, ToolCall, ToolChoice, Turn
+from deployments.generation.output_parser import CompletionReader
+from deployments.generation.prompts import Prompts
+
+Encode = Callable[[str], list[int]]
+
+
+@pytest.fixture(scope="module")
+def prompts(bundled: ServedModel) -> Prompts:
+    return Prompts(bundled)
+
+
+@pytest.fixture(scope="module")
+def encode(bundled: ServedModel) -> Encode:
+    tokenizer = AutoTokenizer.from_pretrained(str(bundled.folder))
+    return lambda text: tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def asked(*turns: Turn, stop: tuple[str, ...] = (), **more: Any) -> Question:
+    return Question(turns or (Turn("user", "hi"),), Sampling(9), stop=stop, **more)
+
+
+def reader_of(prompts: Prompts, question: Question) -> CompletionReader:
+    return prompts.reader(question, prompts.render(question))
+
+
+def read(prompts: Prompts, ids: list[int], stop: list[str] | None = None, cut: int = 10**6) -> CompletionReader:
+    """Reads a completion whose ids come in pieces of `cut`."""
+    reader = reader_of(prompts, asked(stop=tuple(stop or ())))
+    pieces = [reader.feed(ids[start : start + cut]) for start in range(0, len(ids), cut)]
+    pieces.append(reader.finish())
+    assert "".join(piece.reasoning for piece in pieces) == reader.reasoning
+    assert "".join(piece.text for piece in pieces) == reader.text
+    return reader
+
+
+def test_render_is_the_models_own_template(prompts: Prompts, bundled: ServedModel) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(bundled.folder))
+    turns = (
+        Turn("system", "Be brief."),
+        Turn("user", "1+1?"),
+        Turn("assistant", "<think>\nx\n</think>\n\n2", "x"),
+        Turn("user", "你好"),
+    )
+    prompt = prompts.render(asked(*turns))
+    text = tokenizer.decode(prompt.ids)
+    assert prompt.thinking and text.endswith("<think>\n")
+    assert "Be brief." in text and "x" not in text.replace("<think>", "")
+    assert text.count(tokenizer.bos_token) == 1
+
+
+def test_too_long_a_prompt_is_refused(prompts: Prompts) -> None:
+    with pytest.raises(ApiError) as refused:
+        prompts.render(asked(Turn("user", "1 " * 5000)))
+    assert refused.value.body.error.code == "context_length_exceeded"
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(thought=st.text(max_size=40), answer=st.text(max_size=40), cut=st.integers(1, 9))
+def test_any_text_is_read_the_same_in_any_pieces(
+    prompts: Prompts, encode: Encode, thought: str, answer: str, cut: int
+) -> None:
+    ids = encode(thought + "</think>" + answer)
+    whole, pieces = read(prompts, ids), read(prompts, ids, cut=cut)
+    assert (whole.reasoning, whole.text) == (pieces.reasoning, pieces.text)
+    assert whole.tokens == pieces.tokens == len(ids)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(answer=st.text(alphabet="鸡兔23只😀🐰 abé\n", min_size=1, max_size=30))
+def test_characters_come_whole(prompts: Prompts, encode: Encode, answer: str) -> None:
+    reader = reader_of(prompts, asked())
+    ids = encode("</think>" + answer)
+    pieces = [reader.feed([token]).text for token in ids]
+    assert all("\ufffd" not in piece for piece in pieces)
+    assert "".join(pieces) == answer.lstrip()
+
+
+def test_thinking_is_apart_from_the_answer_and_counted(prompts: Prompts, encode: Encode) -> None:
+    ids = encode("想一想。\n</think>\n\n答案是42。")
+    reader = read(prompts, ids, cut=1)
+    assert (reader.reasoning, reader.text) == ("想一想。", "答案是42。")
+    assert 0 < reader.reasoning_tokens < reader.tokens
+
+
+def test_a_completion_cut_in_its_thinking_has_no_answer(prompts: Prompts, encode: Encode) -> None:
+    reader = read(prompts, encode("still thinking "))
+    assert (reader.reasoning, reader.text) == ("still thinking", "")
+
+
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    answer=st.text(alphabet="abc", max_size=30),
+    stop=st.lists(st.text(alphabet="abc", min_size=1, max_size=4), min_size=1, max_size=3),
+    cut=st.integers(1, 5),
+)
+def test_stop_strings_cut_where_the_first_begins(
+    prompts: Prompts, encode: Encode, answer: str, stop: list[str], cut: int
+) -> None:
+    reader = read(prompts, encode("cab abc bca\n</think>\n\n") + encode(answer), stop, cut)
+    places = [place for text in stop if (place := answer.find(text)) >= 0]
+    # A stop string that comes in with a later piece may begin before one that was whole already.
+    assert reader.stopped == bool(places)
+    if not places:
+        assert reader.text == answer
+    else:
+        assert answer.startswith(reader.text)
+        assert all(text not in reader.text for text in stop)
+    assert reader.reasoning == "cab abc bca"
+
+
+def test_a_raw_prompt_goes_in_and_comes_out_as_it_is(prompts: Prompts, encode: Encode) -> None:
+    for raw in ("1+1=", tuple(encode("1+1="))):
+        question = Question((), Sampling(9), raw)
+        prompt = prompts.render(question)
+        assert prompt.ids == encode("1+1=") and not prompt.thinking
+        reader = prompts.reader(question, prompt)
+        reader.feed(encode(" 2\n</think>\n"))
+        reader.finish()
+        assert (reader.reasoning, reader.text) == ("", " 2\n</think>\n")
+    for outside in ((-1,), (10**6,)):
+        with pytest.raises(ApiError, match="vocabulary"):
+            prompts.render(Question((), Sampling(9), outside))
+
+
+def test_tools_are_told_where_the_template_knows_of_none(prompts: Prompts) -> None:
+    tools = (Tool("天气", "What the weather is", '{"type": "object"}'),)
+    turns = (
+        Turn("system", "Be brief."),
+        Turn("user", "Is it raining?"),
+        Turn("assistant", "", tool_calls=(ToolCall("call_1", "天气", '{"city": "北京"}'),)),
+        Turn("tool", "sunny", tool_call_id="call_1"),
+    )
+    text = prompts.text(asked(*turns, tools=tools))
+    assert text.count("Be brief.") == 1 and "What the weather is" in text and "sunny" in text
+    assert '<tool_call>\n{"name": "天气", "arguments": {"city": "北京"}}\n</tool_call>' in text
+    without = prompts.text(asked(*turns, tools=tools, tool_choice=ToolChoice("none")))
+    assert "What the weather is" not in without
+
+
+def test_logprobs_go_with_the_answers_tokens(prompts: Prompts, encode: Encode) -> None:
+    reader = reader_of(prompts, asked())
+    ids = encode("3</think>") + encode("鸡😀a")
+    pieces = [reader.feed([token], [-float(n)]) for n, token in enumerate(ids)]
+    told = [one for piece in pieces for one in piece.logprobs]
+    assert bytes(b for one in told for b in one.bytes).decode() == "鸡😀a"
+    assert [one.logprob for one in told] == [-float(n) for n in range(len(ids) - len(told), len(ids))]
+    assert reader.choice("stop").logprobs == tuple(told)

@@ -1,0 +1,106 @@
+"""Tool calls read out of streams, in each family's way of writing them, however the text is cut."""
+
+import pytest
+
+from deployments.common.types import Tool, ToolCall
+from deployments.generation.tool_formats import HERMES, LLAMA, PHI, R1, Family, family_of
+from deployments.generation.tool_parser import CallReader
+
+FAMILIES = (HERMES, LLAMA, PHI, R1)
+ARGUMENTS = ['{"city": "北京", "days": [1, {"x": "}\\"{"}]}', "{}", '{"a": "</tool_call>"}']
+
+
+def read(family: Family, text: str, cut: int) -> tuple[str, list[tuple[str, str]]]:
+    """Text and calls (name, arguments), from what came in pieces of `cut` characters; checks the pieces told."""
+    reader = CallReader(family)
+    parts = [reader.feed(text[start : start + cut]) for start in range(0, len(text), cut)]
+    parts.append(reader.feed("", last=True))
+    told: dict[int, list[str]] = {}
+    for _, deltas in parts:
+        for delta in deltas:
+            if delta.id:
+                assert delta.index == len(told) and delta.id.startswith("call_") and delta.name
+                told[delta.index] = [delta.name, ""]
+            told[delta.index][1] += delta.arguments
+    calls = [(call.name, call.arguments) for call in reader.calls]
+    assert [tuple(one) for one in told.values()] == calls
+    assert len({call.id for call in reader.calls}) == len(calls)
+    return "".join(said for said, _ in parts), calls
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 7, 10**6])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_what_a_family_writes_is_read_back(family: Family, cut: int) -> None:
+    calls = [ToolCall("x", f"tool_{n}", arguments) for n, arguments in enumerate(ARGUMENTS)]
+    text, read_calls = read(family, family.write(calls), cut)
+    assert (text.strip(), read_calls) == ("", [(call.name, call.arguments) for call in calls])
+
+
+@pytest.mark.parametrize("cut", [1, 4, 10**6])
+@pytest.mark.parametrize("family", [HERMES, PHI, R1], ids=lambda family: family.name)
+def test_text_around_calls_stays(family: Family, cut: int) -> None:
+    written = family.write([ToolCall("x", "f", '{"n": 1}')])
+    text, calls = read(family, f"Let me see. {written} Done.", cut)
+    assert text.split() == ["Let", "me", "see.", "Done."] and calls == [("f", '{"n": 1}')]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 10**6])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "plain",
+        "a < b <tool",
+        '{"answer": 42}',
+        '{"name": 3}',
+        "{not json}",
+        "<|tool",
+        "```json\n{}\n```",
+        "{",
+        " \n",
+    ],
+)
+def test_what_is_no_call_comes_out_as_it_is(family: Family, text: str, cut: int) -> None:
+    assert read(family, text, cut) == (text, [])
+
+
+@pytest.mark.parametrize("cut", [1, 3, 10**6])
+def test_other_ways_of_writing_the_same(cut: int) -> None:
+    for text, expected in (
+        ('<tool_call>{"arguments": {"n": 1}, "name": "f"}</tool_call>', [("f", '{"n": 1}')]),
+        ('<tool_call>\n{"name":"f","arguments":"{\\"n\\": 1}"}\n</tool_call>', [("f", '{"n": 1}')]),
+        ('<tool_call>{"name": "f"}</tool_call>', [("f", "{}")]),
+        (
+            '<tool_call>{"name": "f", "arguments": {}}<tool_call>{"name": "g", "arguments": {}}',
+            [("f", "{}"), ("g", "{}")],
+        ),
+    ):
+        said, calls = read(HERMES, text, cut)
+        assert calls == expected and not said.strip()
+    assert read(LLAMA, '<|python_tag|>{"name": "f", "parameters": {"n": 1}}', cut) == ("", [("f", '{"n": 1}')])
+
+
+def test_a_call_that_is_cut_off_keeps_what_came() -> None:
+    said, calls = read(HERMES, '<tool_call>\n{"name": "f", "arguments": {"city": "Bei', 4)
+    assert (said, calls) == ("", [("f", '{"city": "Bei')])
+    said, calls = read(HERMES, '<tool_call>\n{"name": "f', 4)
+    assert calls == [] and '{"name": "f' in said
+
+
+def test_families_are_known_by_their_templates() -> None:
+    assert family_of("{{ '<tool_call>' }}") is HERMES
+    assert family_of("... <｜tool▁calls▁begin｜> ...") is R1
+    assert family_of("{% if 'ipython' %}") is LLAMA
+    assert family_of("<|tool|>") is PHI
+    assert family_of("{{ messages }}") is HERMES
+
+
+def test_instructions_say_what_is_then_read() -> None:
+    tools = (Tool("weather", "What the weather is", '{"type": "object"}'),)
+    for family in FAMILIES:
+        told = family.instruct(tools)
+        assert "weather" in told and "What the weather is" in told
+        pattern = told.split("nothing but\n")[1].split("\nwhere ARGUMENTS")[0]
+        written = pattern.replace("NAME", "weather").replace("ARGUMENTS", '{"city": 1}')
+        assert read(family, written, 5) == ("", [("weather", '{"city": 1}')])

@@ -1,0 +1,45 @@
+"""What the chat page sends of a conversation."""
+
+import pytest
+
+pytest.importorskip("gradio", reason="the chat page needs the extra `page`")
+
+from deployments.pages.chat import Message, conversation, messages
+from deployments.pages.client import Progress
+from deployments.pages.i18n import ENGLISH, words_for
+
+DONE = Progress("because", "42", "miss", False, "stop", 0.5, 0.8, 1.5, 11, 6)
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": [{"type": "text", "text": text}], "metadata": None}
+
+
+def test_a_conversation_is_questions_and_answers_alone() -> None:
+    stopped = Progress(thinking="hm")
+    history = [
+        user("never answered"),
+        *messages(stopped, ENGLISH, ended=True),
+        user("what?"),
+        *messages(DONE, ENGLISH),
+        user("refused"),
+    ]
+    assert conversation(history) == (
+        {"role": "user", "content": "what?"},
+        {"role": "assistant", "content": "42"},
+    )
+    assert conversation([]) == ()
+
+
+def test_thinking_is_open_until_the_answer_begins() -> None:
+    [thinking] = messages(Progress(thinking="hm"), ENGLISH)
+    assert thinking["metadata"] == {"title": "Thinking", "status": "pending"}
+    thought, answer, line = messages(DONE, ENGLISH)
+    assert thought["metadata"] == {"title": "Thought", "status": "done", "duration": 0.8}
+    assert answer["content"] == "42"
+    assert "11 tokens, 6 of them thinking · 10 tokens/s · first after 0.50 s · made anew" in line["content"]
+
+
+def test_words_follow_the_first_language() -> None:
+    assert words_for("zh-CN,zh;q=0.9,en;q=0.8").thought == "思考过程"
+    assert words_for("en-GB,zh;q=0.9") is words_for("") is ENGLISH
