@@ -10,8 +10,8 @@ from benchmarks.emitter import account, emitting
 from benchmarks.service import report
 from benchmarks.streams import measured
 from cluster.bench.lengths import Lengths
-from cluster.bench.load import Load, Span
-from cluster.bench.results import Spread
+from cluster.bench.load import Load, RunLength
+from cluster.bench.results import Distribution
 from cluster.bench.workload import Workload
 
 _SHARES = (0.5, 0.95, 0.99)
@@ -23,13 +23,13 @@ def checked(args: argparse.Namespace) -> str:
         with emitting(args.first, args.gap) as url:
             workload = Workload(Lengths(100, 100), Lengths(args.tokens, args.tokens))
             cpu, began = time.process_time(), time.perf_counter()
-            one = measured(url, Load("concurrency", streams), Span(args.seconds, 0, 1), workload)
+            one = measured(url, Load("concurrency", streams), RunLength(args.seconds, 0, 1), workload)
             cpu, took = time.process_time() - cpu, time.perf_counter() - began
             told = account(url)
             tokens = sum(asked["tokens"] for asked in told["asked"])
             errors = []
             for mine, its in ((one.ttft, told["ttft"]), (one.tpot, told["tpot"])):
-                true = Spread()
+                true = Distribution()
                 for seconds in its:
                     true.add(seconds)
                 errors.append("/".join(f"{1000 * (mine.at(share) - true.at(share)):.2f}" for share in _SHARES))

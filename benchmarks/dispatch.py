@@ -135,7 +135,7 @@ def compare(args: argparse.Namespace) -> str:
 
 def main() -> None:
     if sys.argv[1:2] == ["up"]:
-        serve_config.BALANCER = os.environ[_VARIABLE] or serve_config.BALANCER
+        serve_config.REQUEST_ROUTER = os.environ[_VARIABLE] or serve_config.REQUEST_ROUTER
         dray()
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -21,7 +21,7 @@ from benchmarks.memory import pss_mb, weights_and_rest_mb
 from benchmarks.service import report
 from cluster.models.folder import WEIGHTS_FILE, ServedModel, open_model
 from cluster.settings import ModelSettings, default_models_dir
-from deployments.common.messages import EngineConfig, Ready, Request, Sampling
+from deployments.common.messages import EngineConfig, EngineRequest, Ready, Sampling
 from deployments.engine.process import EngineProcess, config_for
 
 _CACHES: dict[str, dict[str, str]] = {
@@ -81,7 +81,7 @@ async def starts(model: ServedModel, rounds: int) -> tuple[str, str]:
 
 async def _memory(name: str, engine: EngineProcess) -> list[str]:
     pss, (weights, rest) = pss_mb(engine.pid), weights_and_rest_mb(engine.pid)
-    async for _ in engine.generate(Request(list(range(100, 200)), Sampling(max_tokens=64, ignore_eos=True))):
+    async for _ in engine.generate(EngineRequest(list(range(100, 200)), Sampling(max_tokens=64, ignore_eos=True))):
         pass
     after, _ = weights_and_rest_mb(engine.pid)
     return [name, f"{pss:.0f}", f"{weights:.0f}", f"{rest:.0f}", f"{after:.0f}"]

@@ -14,7 +14,7 @@ import psutil
 from benchmarks.service import Service, report, running
 from benchmarks.streams import measured
 from cluster.bench.lengths import Lengths
-from cluster.bench.load import Load, Span
+from cluster.bench.load import Load, RunLength
 from cluster.bench.workload import Workload
 
 _SETTLED_S = 10.0
@@ -64,7 +64,7 @@ def loaded(service: Service, streams: int, prompt: int, tokens: int) -> str:
     watcher = threading.Thread(target=watch)
     watcher.start()
     workload = Workload(Lengths(prompt, prompt), Lengths(tokens, tokens))
-    one = measured(service.url, Load("concurrency", streams), Span(0, 2 * streams, 0), workload)
+    one = measured(service.url, Load("concurrency", streams), RunLength(0, 2 * streams, 0), workload)
     done.set()
     watcher.join()
     rows = [

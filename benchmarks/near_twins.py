@@ -1,4 +1,4 @@
-"""What `cache.similar` would take for the same question: near-twins that must not be, and paraphrases that might be.
+"""Which pairs `cache.similarity_model` would treat as the same question: near-twins must not be, paraphrases may be.
 
 Pairs are generated, in English and Chinese. Counted is what the gate (deployments/cache/equivalence.py) lets through,
 which is the most that can ever be answered from another question's answer, whatever the embedding model finds; and what
@@ -11,7 +11,7 @@ from itertools import permutations
 from random import Random
 
 from benchmarks.service import report
-from deployments.cache.equivalence import normalized, same
+from deployments.cache.equivalence import equivalent, normalize
 
 _SERVICES = ("2FA", "single sign-on", "email alerts", "the audit log", "dark mode", "API access", "auto-renewal")
 _SERVICES_ZH = ("两步验证", "单点登录", "邮件提醒", "审计日志", "深色模式", "自动续费")
@@ -103,8 +103,8 @@ def counted(pairs: Iterator[Pair]) -> list[list[str]]:
         for name in (kind, "all"):
             row = seen.setdefault(name, [0, 0, 0])
             row[0] += 1
-            row[1] += normalized(one) == normalized(other)
-            row[2] += same(one, other)
+            row[1] += normalize(one) == normalize(other)
+            row[2] += equivalent(one, other)
     return [[kind, *map(str, seen[kind])] for kind in sorted(seen, key=lambda kind: (kind == "all", kind))]
 
 

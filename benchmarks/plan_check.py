@@ -17,13 +17,13 @@ from benchmarks.service import Service, report, running
 from benchmarks.streams import measured
 from cluster.bench.client import Outcome
 from cluster.bench.lengths import Lengths, parse_lengths
-from cluster.bench.load import Load, Span
-from cluster.bench.results import Measured
+from cluster.bench.load import Load, RunLength
+from cluster.bench.results import RunStats
 from cluster.bench.workload import Conversation, Workload
-from cluster.plan.load import Request
+from cluster.plan.load import TraceRequest
 from cluster.plan.measure import measure as measure_steps
 from cluster.plan.profile import Profile, StepTimes, fit, read_profile
-from cluster.plan.service import Terms, Window, simulate
+from cluster.plan.service import ServiceModel, Window, simulate
 from cluster.settings import ModelSettings, default_models_dir
 
 _SHARES = (0.5, 0.95)
@@ -42,19 +42,21 @@ def profile_of(args: argparse.Namespace) -> Profile:
     raise RuntimeError("nothing was measured")
 
 
-def asked(service: Service, args: argparse.Namespace, load: Load, seconds: float) -> tuple[Measured, list[Request]]:
+def asked(
+    service: Service, args: argparse.Namespace, load: Load, seconds: float
+) -> tuple[RunStats, list[TraceRequest]]:
     """Runs the load; gives what was seen, and the trace of what was asked."""
-    trace: list[Request] = []
+    trace: list[TraceRequest] = []
     began = time.perf_counter()
 
     def on_done(one: Conversation, outcome: Outcome) -> None:
         at = outcome.began - began
-        trace.append(Request(at, outcome.prompt, outcome.completion, one.question, one.session))
+        trace.append(TraceRequest(at, outcome.prompt, outcome.completion, one.question, one.session))
 
     seen = measured(
         service.url,
         load,
-        Span(seconds, 0, 0),
+        RunLength(seconds, 0, 0),
         Workload(args.prompt, args.output, repeated=args.repeated),
         on_done=on_done,
         seed=args.seed,
@@ -85,7 +87,7 @@ def checked(args: argparse.Namespace) -> str:
             times = fit([*earlier.points, *profile.points])
             errors.append(times.error)
             window = Window()
-            terms = Terms(overhead_s=before, step_overhead_s=per_step)
+            terms = ServiceModel(overhead_s=before, step_overhead_s=per_step)
             simulate(trace, profile.engine, times, 1, terms, lambda at, window=window: window)  # type: ignore[misc]
             cells = []
             for real, foretold in ((seen.ttft, window.ttft), (seen.tpot, window.tpot)):

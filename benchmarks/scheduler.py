@@ -19,8 +19,8 @@ from cluster.settings import BUNDLED, ModelSettings, default_models_dir
 from demo.measure import asked
 from demo.problems import FAMILIES
 from deployments.common.messages import Sampling
-from deployments.common.types import Question, Turn
-from deployments.generation.prompts import Prompts
+from deployments.common.types import GenerationRequest, Message
+from deployments.generation.prompts import PromptRenderer
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as Dray sets it": ({}, {}),
@@ -74,15 +74,15 @@ def beside(made: Any, vocabulary: int, prompt: int) -> tuple[float, float]:
 
 def right(made: Any, model: ServedModel, count: int) -> float:
     """Share of the bundled model's held-out problems, so many of each family, that are answered right."""
-    prompts, marks = Prompts(model), []
+    prompts, marks = PromptRenderer(model), []
     for family in FAMILIES:
         problems = asked(family, "numbers", count)
-        questions = [Question((Turn("user", one.question),), Sampling(_LONGEST)) for one in problems]
+        questions = [GenerationRequest((Message("user", one.question),), Sampling(_LONGEST)) for one in problems]
         rendered = [prompts.render(one) for one in questions]
         handles = [add(made, number, one.ids, _LONGEST) for number, one in enumerate(rendered)]
         run(made)
         for problem, question, prompt, handle in zip(problems, questions, rendered, handles, strict=True):
-            reader = prompts.reader(question, prompt)
+            reader = prompts.parser(question, prompt)
             reader.feed(read(handle))
             reader.finish()
             marks.append(problem.answered_by(reader.text))
@@ -91,7 +91,7 @@ def right(made: Any, model: ServedModel, count: int) -> float:
 
 def compare(args: argparse.Namespace) -> str:
     model = open_model(ModelSettings(source=args.model), default_models_dir())
-    vocabulary = Prompts(model).vocabulary.size
+    vocabulary = PromptRenderer(model).vocabulary.size
     decoded, late, waited, marks = (defaultdict[str, list[float]](list) for _ in range(4))
     for number in range(args.rounds):
         for name, (scheduler, properties) in VARIANTS.items():

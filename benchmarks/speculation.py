@@ -19,8 +19,8 @@ from benchmarks.service import report
 from cluster.models.folder import ServedModel, open_model
 from cluster.settings import BUNDLED, ModelSettings, default_models_dir
 from deployments.common.messages import Sampling
-from deployments.common.types import Question, Turn
-from deployments.generation.prompts import Prompts
+from deployments.common.types import GenerationRequest, Message
+from deployments.generation.prompts import PromptRenderer
 
 _NGRAM = 3
 _WHOLE_PROMPTS = {"dynamic_split_fuse": False, "max_num_batched_tokens": 4096}
@@ -65,12 +65,12 @@ def ways(model: ServedModel, guesses: list[int], draft: str) -> list[Way]:
 
 def compare(args: argparse.Namespace) -> str:
     model = open_model(ModelSettings(source=args.model), default_models_dir())
-    render = Prompts(model).render
+    render = PromptRenderer(model).render
     plain, *others = ways(model, args.guesses, args.draft)
     rows = []
     for streams in args.streams:
         texts = [f"What is {345 + number} times {678 + number}?" for number in range(streams)]
-        prompts = [render(Question((Turn("user", text),), Sampling(1))).ids for text in texts]
+        prompts = [render(GenerationRequest((Message("user", text),), Sampling(1))).ids for text in texts]
         right = answers(plain, prompts, args.tokens)[0]
         rates: defaultdict[str, list[float]] = defaultdict(list)
         taken: dict[str, int] = {}

@@ -4,18 +4,18 @@ import asyncio
 from typing import Any
 
 from cluster.bench.client import Outcome
-from cluster.bench.compare import Plan, Seen, Server, measure
+from cluster.bench.compare import ComparisonResults, Plan, Server, measure
 from cluster.bench.lengths import Lengths
-from cluster.bench.load import Load, Span
-from cluster.bench.results import Measured
+from cluster.bench.load import Load, RunLength
+from cluster.bench.results import RunStats
 from cluster.bench.run import OnDone, Run
 from cluster.bench.workload import Conversation, Workload
 
 
-def streams(url: str, at_a_time: int, *, each: int, prompt: int, tokens: int) -> Measured:
+def streams(url: str, at_a_time: int, *, each: int, prompt: int, tokens: int) -> RunStats:
     """So many streams at a time, each a few times in a row. prompt, tokens: lengths in tokens."""
     workload = Workload(Lengths(prompt, prompt), Lengths(tokens, tokens))
-    return measured(url, Load("concurrency", at_a_time), Span(0, at_a_time * each, 0), workload)
+    return measured(url, Load("concurrency", at_a_time), RunLength(0, at_a_time * each, 0), workload)
 
 
 def _unseen(asked: Conversation, outcome: Outcome) -> None:
@@ -23,14 +23,14 @@ def _unseen(asked: Conversation, outcome: Outcome) -> None:
 
 
 def measured(
-    url: str, load: Load, span: Span, workload: Workload, *, on_done: OnDone = _unseen, **how: Any
-) -> Measured:
+    url: str, load: Load, span: RunLength, workload: Workload, *, on_done: OnDone = _unseen, **how: Any
+) -> RunStats:
     """Runs it; gives what was seen. url: the base URL, ending in /v1. how: further fields of cluster.bench's Plan.
 
     Raises RuntimeError where a request failed: nothing that is compared may.
     """
     plan = Plan((Server(url),), (load,), workload, span, **{"extra": {"ignore_eos": True}, **how})
-    seen = Seen([url], [])
+    seen = ComparisonResults([url], [])
 
     def on_run(place: int, number: int, run: Run) -> OnDone:
         return on_done

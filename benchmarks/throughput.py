@@ -14,7 +14,7 @@ from benchmarks.service import report, running
 from benchmarks.streams import streams
 from cluster.models.folder import open_model
 from cluster.settings import ModelSettings, default_models_dir
-from deployments.common.messages import Request, Sampling
+from deployments.common.messages import EngineRequest, Sampling
 from deployments.engine.process import EngineProcess, config_for
 
 
@@ -26,7 +26,7 @@ async def engine_streams(engine: EngineProcess, streams: int, *, rounds: int, pr
         nonlocal made
         for _ in range(rounds):
             ids = [10 + secrets.randbelow(1000) for _ in range(prompt)]
-            async for some in engine.generate(Request(ids, Sampling(tokens, ignore_eos=True))):
+            async for some in engine.generate(EngineRequest(ids, Sampling(tokens, ignore_eos=True))):
                 made += len(some.ids)
 
     began = time.perf_counter()

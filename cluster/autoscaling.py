@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from cluster.scaling_metrics import Decision, Reason, told
+from cluster.scaling_metrics import Decision, Reason, publish
 from cluster.settings import OfficeHours
 
 TOKENS = "tokens"
@@ -28,7 +28,7 @@ _SPARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class LoadSample:
     """What replicas have reported. tokens: to be computed, queued ones included. pace: tokens a second of one replica.
 
     replicas: that have reported.
@@ -51,21 +51,21 @@ class PredictedWait:
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         """Replicas wanted now. context: Serve's AutoscalingContext."""
         current = context.target_num_replicas
-        seen = seen_of({name: latest(series) for name, series in (context.raw_metrics or {}).items()})
+        seen = sample_of({name: latest(series) for name, series in (context.raw_metrics or {}).items()})
         least = max((one.replicas for one in self._hours if one.covers(datetime.now())), default=0)
-        by_load = wanted_replicas(seen, current, self._target_wait_s)
+        by_load = desired_replicas(seen, current, self._target_wait_s)
         always, most = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
         wanted = min(max(by_load, least, always), most)
-        told(
+        publish(
             Decision(
                 self._model,
                 waiting_tokens=seen.tokens,
                 predicted_wait_s=predicted_wait_s(seen),
                 target_wait_s=self._target_wait_s,
                 replicas=current,
-                wanted=wanted,
-                least=always,
-                most=most,
+                desired=wanted,
+                min_replicas=always,
+                max_replicas=most,
                 office_hours=least,
                 reason=_reason(by_load, least, always, most) if seen.pace else "unknown",
             )
@@ -76,18 +76,18 @@ class PredictedWait:
 def _reason(by_load: int, scheduled: int, least: int, most: int) -> Reason:
     """Which of them decides."""
     if max(by_load, scheduled, least) > most:
-        return "most"
+        return "max"
     if by_load > max(scheduled, least):
         return "load"
-    return "office_hours" if scheduled > least else "least"
+    return "office_hours" if scheduled > least else "min"
 
 
-def predicted_wait_s(seen: Seen) -> float:
+def predicted_wait_s(seen: LoadSample) -> float:
     """Seconds until the replicas will have computed all that waits."""
     return seen.tokens / (seen.pace * seen.replicas) if seen.pace and seen.replicas else 0.0
 
 
-def wanted_replicas(seen: Seen, current: int, target_wait_s: float) -> int:
+def desired_replicas(seen: LoadSample, current: int, target_wait_s: float) -> int:
     """Replicas that compute what waits within the target."""
     if not seen.pace:
         return current
@@ -97,7 +97,7 @@ def wanted_replicas(seen: Seen, current: int, target_wait_s: float) -> int:
     return min(current, math.ceil(seen.tokens / (seen.pace * target_wait_s * _SPARE)))
 
 
-def seen_of(metrics: Mapping[str, Mapping[Any, float]]) -> Seen:
+def sample_of(metrics: Mapping[str, Mapping[Any, float]]) -> LoadSample:
     """What the numbers say, each by its name and by the replica that reported it."""
     paces = [pace for pace in metrics.get(PACE, {}).values() if pace > 0]
     queued: dict[str, tuple[float, float]] = {}
@@ -111,7 +111,7 @@ def seen_of(metrics: Mapping[str, Mapping[Any, float]]) -> Seen:
     newest = max((heard for heard, _ in queued.values()), default=0.0)
     waiting = sum(tokens for heard, tokens in queued.values() if newest - heard < QUEUE_HOLDS_S)
     tokens = sum(metrics.get(TOKENS, {}).values()) + waiting
-    return Seen(tokens, sum(paces) / len(paces) if paces else 0.0, len(paces))
+    return LoadSample(tokens, sum(paces) / len(paces) if paces else 0.0, len(paces))
 
 
 def latest(series: Mapping[Any, Sequence[Any]]) -> dict[Any, float]:

@@ -33,7 +33,7 @@ FIXED = (
 """Settings of what lies below the service, which stay as they are while Dray runs."""
 
 
-def fixed_that_differ(one: "Settings", other: "Settings") -> list[str]:
+def changed_fixed_settings(one: "Settings", other: "Settings") -> list[str]:
     """Names of the fixed settings in which the two are not alike."""
     first, second = leaves(one.model_dump(mode="json")), leaves(other.model_dump(mode="json"))
     return [name for name in FIXED if first[name] != second[name]]
@@ -131,7 +131,7 @@ def load(overrides: Mapping[str, Any] | None = None, config: Path | None = None)
     return Loaded(settings, origins)
 
 
-def with_fixed(loaded: Loaded, running: Mapping[str, Any]) -> Settings:
+def keep_fixed_settings(loaded: Loaded, running: Mapping[str, Any]) -> Settings:
     """The settings, with the fixed ones that nobody has set taken from those under which Dray runs."""
     values, now = leaves(loaded.settings.model_dump(mode="json")), leaves(running)
     for name in FIXED:

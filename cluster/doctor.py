@@ -25,8 +25,8 @@ from cluster.cores import UsableCores, cgroup_quota, count_free, format_cpus, us
 from cluster.kubernetes.sizes import KubernetesError, ModelInCluster
 from cluster.launch.environment import OBJECT_STORE_BYTES
 from cluster.launch.preflight import (
-    Checked,
     LaunchError,
+    PreflightResult,
     available_memory,
     base_memory,
     check_cores,
@@ -70,7 +70,7 @@ class Finding:
 
     check: str
     level: Level
-    said: str
+    message: str
 
 
 def examine(settings: Settings, *, offline: bool = False, cpu_manager: Path = _CPU_MANAGER) -> Iterator[Finding]:
@@ -175,7 +175,7 @@ def _room(
     free = count_free(settings.core_lock_dir, usable=usable) + sum(engine.leased for engine in running)
 
     def cores() -> str:
-        check_cores(settings, Checked(engines, usable.count), usable, free)
+        check_cores(settings, PreflightResult(engines, usable.count), usable, free)
         among = ", those of the Dray that runs here among them" if running else ""
         return f"{usable.describe()}; {sum(engine.leased for engine in engines)} needed, {free} free{among}"
 

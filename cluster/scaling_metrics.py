@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.multiprocess import MultiProcessCollector
 
-Reason = Literal["load", "office_hours", "least", "most", "unknown"]
+Reason = Literal["load", "office_hours", "min", "max", "unknown"]
 """Why so many are wanted: what waits; the schedule; the settings' least or most; or as before, since no replica has
 reported."""
 
@@ -28,9 +28,9 @@ class Decision:
     predicted_wait_s: float
     target_wait_s: float
     replicas: int
-    wanted: int
-    least: int
-    most: int
+    desired: int
+    min_replicas: int
+    max_replicas: int
     office_hours: int
     reason: Reason
 
@@ -50,9 +50,9 @@ _GAUGES = {
     ),
     "target_wait_s": _gauge("target_wait_seconds", "Where they need longer than this, there are to be more."),
     "replicas": _gauge("replicas", "Replicas that Serve aims at."),
-    "wanted": _gauge("wanted_replicas", "Replicas that the policy wants now."),
-    "least": _gauge("least_replicas", "Replicas that there are at least, by the settings."),
-    "most": _gauge("most_replicas", "Replicas that there are at most, by the settings."),
+    "desired": _gauge("desired_replicas", "Replicas that the policy wants now."),
+    "min_replicas": _gauge("min_replicas", "Replicas that there are at least, by the settings."),
+    "max_replicas": _gauge("max_replicas", "Replicas that there are at most, by the settings."),
     "office_hours": _gauge(
         "office_hours_replicas", "Replicas that the schedule asks for at this hour; 0 outside of it."
     ),
@@ -62,7 +62,7 @@ _DECIDED = _gauge("decided_timestamp_seconds", "Unix time of the last decision; 
 _HOLDS_S = 60.0
 
 
-def told(decision: Decision) -> None:
+def publish(decision: Decision) -> None:
     """Notes a decision."""
     for name, gauge in _GAUGES.items():
         gauge.labels(decision.model).set(getattr(decision, name))
@@ -71,7 +71,7 @@ def told(decision: Decision) -> None:
         _REASON.labels(decision.model, reason).set(reason == decision.reason)
 
 
-def decisions(folder: Path) -> list[Decision]:
+def read_decisions(folder: Path) -> list[Decision]:
     """The last decision for each model that scales now. folder: of this node's metrics; only the controller's node has
     any."""
     files = [str(file) for file in folder.glob("gauge_mostrecent_*.db")]

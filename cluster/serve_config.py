@@ -26,7 +26,7 @@ PAGE_PREFIX = "/chat"
 # Import paths of the applications. Named, not imported: `cluster` knows nothing of requests.
 _ROUTER_IMPORT, _ENGINE_IMPORT = "deployments.app:router", "deployments.app:engine"
 _PAGE_IMPORT = "deployments.pages.service:page"
-BALANCER = "deployments.routing.serve_router:Balancer"
+REQUEST_ROUTER = "deployments.routing.serve_router:PrefixAwareRouter"
 """Import path of what chooses replicas."""
 _POLICY = "cluster.autoscaling:PredictedWait"
 _LEAST_LOOK_BACK_S = 10.5
@@ -84,7 +84,7 @@ class Engine:
     def args(self) -> EngineArgs:
         # What changes no answer and no process is left out: it may change while the replicas run on.
         of_no_weight = {"aliases": (), "replicas": 1, "sleep_after_s": 0.0, "max_replicas": 0}
-        of_no_weight |= {"target_wait_s": 20.0, "fewer_after_s": 300.0, "office_hours": ()}
+        of_no_weight |= {"target_wait_s": 20.0, "downscale_delay_s": 300.0, "office_hours": ()}
         return EngineArgs(
             model=self.model.settings.model_copy(update=of_no_weight),
             cores=self.cores,
@@ -113,8 +113,8 @@ class Engine:
         deployment = {
             "name": ENGINE,
             **self._scale(),
-            "max_ongoing_requests": self.model.settings.max_running + limits.waiting,
-            "max_queued_requests": limits.waiting,
+            "max_ongoing_requests": self.model.settings.max_num_seqs + limits.max_queued,
+            "max_queued_requests": limits.max_queued,
             "health_check_period_s": 5,
             "health_check_timeout_s": 30,
             "graceful_shutdown_timeout_s": limits.request_timeout_s,
@@ -122,7 +122,7 @@ class Engine:
         }
         if self.model.settings.task == "generate":
             deployment["request_router_config"] = {
-                "request_router_class": BALANCER,
+                "request_router_class": REQUEST_ROUTER,
                 "request_routing_stats_period_s": 1,
             }
         return {
@@ -144,7 +144,7 @@ class Engine:
                     "min_replicas": self.replicas,
                     "max_replicas": chosen.max_replicas,
                     "upscale_delay_s": 0,
-                    "downscale_delay_s": chosen.fewer_after_s,
+                    "downscale_delay_s": chosen.downscale_delay_s,
                     "policy": {"policy_function": _POLICY, "policy_kwargs": told},
                 }
             }
@@ -186,7 +186,7 @@ class Routers:
             # Their work is light; a whole core of Ray's would be one fewer for the engines.
             "ray_actor_options": {"num_cpus": 0},
         }
-        if self.settings.cluster.head and self.settings.router.most > 1:
+        if self.settings.cluster.head and self.settings.router.replica_limit > 1:
             # One on each machine, so that no machine takes all with it; in a rollout they go one by one.
             deployment["max_replicas_per_node"] = 1
         else:
@@ -205,15 +205,15 @@ class Routers:
 
     def _scale(self) -> dict[str, Any]:
         chosen = self.settings.router
-        if chosen.most == chosen.replicas:
+        if chosen.replica_limit == chosen.replicas:
             return {"num_replicas": chosen.replicas}
         return {
             "autoscaling_config": {
                 "min_replicas": chosen.replicas,
-                "max_replicas": chosen.most,
-                "target_ongoing_requests": chosen.streams,
+                "max_replicas": chosen.replica_limit,
+                "target_ongoing_requests": chosen.target_streams,
                 "upscale_delay_s": 5,
-                "downscale_delay_s": chosen.fewer_after_s,
+                "downscale_delay_s": chosen.downscale_delay_s,
                 "look_back_period_s": _LEAST_LOOK_BACK_S,
             }
         }

@@ -90,8 +90,8 @@ class ModelSettings(Group):
         description="Whole cores for each replica. 0: the cores that are left, divided by the replicas, at most 8.",
     )
     kv_cache_mb: Positive = Field(512, description="Upper bound of a replica's KV cache, in MiB.")
-    max_running: Positive = Field(32, description="Sequences that a replica decodes at a time; the rest wait.")
-    max_batched_tokens: Positive = Field(
+    max_num_seqs: Positive = Field(32, description="Sequences that a replica decodes at a time; the rest wait.")
+    max_num_batched_tokens: Positive = Field(
         512, description="Tokens in one engine step; longer prompts are prefilled in pieces of this size."
     )
     dynamic_quantization_group_size: Annotated[int, Field(ge=0)] = Field(
@@ -113,7 +113,7 @@ class ModelSettings(Group):
         20,
         description="Where the replicas need longer than this for what waits, by their pace, there are to be more.",
     )
-    fewer_after_s: Seconds = Field(
+    downscale_delay_s: Seconds = Field(
         300, description="A replica goes once fewer have been enough for this long, in seconds."
     )
     office_hours: tuple[OfficeHours, ...] = Field(
@@ -146,10 +146,10 @@ class RouterSettings(Group):
     max_replicas: Annotated[int, Field(ge=0)] = Field(
         0, description="Up to so many of them as streams come, where it is more than replicas; 0: always as many."
     )
-    streams: Positive = Field(
+    target_streams: Positive = Field(
         256, description="Where their number follows the load: requests under way in each, on average."
     )
-    fewer_after_s: Seconds = Field(300, description="So long fewer must have been enough before one goes.")
+    downscale_delay_s: Seconds = Field(300, description="So long fewer must have been enough before one goes.")
     max_connections: Positive = Field(4096, description="Connections that HAProxy takes at a time.")
     thinking_field: Literal["reasoning_content", "reasoning", "both"] = Field(
         "reasoning_content",
@@ -160,7 +160,7 @@ class RouterSettings(Group):
     )
 
     @property
-    def most(self) -> int:
+    def replica_limit(self) -> int:
         """Replicas that there may be."""
         return self.replicas if self.replicas > self.max_replicas else self.max_replicas
 
@@ -183,7 +183,7 @@ class LimitSettings(Group):
         8192,
         description="Most completion tokens of one request, thinking included; larger wishes are cut to it.",
     )
-    waiting: Positive = Field(
+    max_queued: Positive = Field(
         256, description="Requests that each replica holds beyond those it decodes; further ones get 503."
     )
     reserved_tokens: Positive = Field(
@@ -208,7 +208,7 @@ class CacheSettings(Group):
     )
     memory_mb: Positive = Field(256, description="Memory of Dray's own server, in MiB; least used answers go first.")
     ttl_s: Positive = Field(86_400, description="How long an answer is kept, in seconds (shortened by up to a tenth).")
-    most_ttl_s: Positive = Field(
+    max_ttl_s: Positive = Field(
         2_592_000,
         description="Longest that a request's X-Dray-Cache-TTL may ask to keep its answer, in seconds.",
     )
@@ -220,12 +220,12 @@ class CacheSettings(Group):
         False,
         description="Take questions that differ in width, spacing and closing marks alone for the same question.",
     )
-    similar: str = Field(
+    similarity_model: str = Field(
         "",
         description="Name of a served embedding model that finds questions in other words; their answer is given where "
         "every word that carries meaning is the same too. Empty: no such thing.",
     )
-    similar_least: Annotated[float, Field(ge=0, le=1)] = Field(
+    similarity_threshold: Annotated[float, Field(ge=0, le=1)] = Field(
         0.9, description="Least cosine of two questions' vectors for which they are compared further."
     )
     namespace: str = Field("default", description="Answers are shared within a namespace, never across.")
@@ -242,7 +242,7 @@ class TeamSettings(Group):
     timeout_s: Seconds = Field(
         0.25, description="While this Redis is slower, quotas hold by each router's own counting."
     )
-    on_metrics: tuple[str, ...] = Field(
+    metrics_teams: tuple[str, ...] = Field(
         (),
         description="Teams that have series of their own in the metrics; all others together are `other`. Empty: the "
         "20 oldest teams.",

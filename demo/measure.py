@@ -15,10 +15,10 @@ from cluster.models.folder import ServedModel, open_model
 from cluster.settings import ModelSettings
 from demo.others import STRANGERS
 from demo.problems import FAMILIES, Problem, make
-from deployments.common.messages import EngineConfig, Request, Sampling
-from deployments.common.types import Question, Turn
+from deployments.common.messages import EngineConfig, EngineRequest, Sampling
+from deployments.common.types import GenerationRequest, Message
 from deployments.engine.process import EngineProcess
-from deployments.generation.prompts import Prompts
+from deployments.generation.prompts import PromptRenderer
 
 _SEED = 20_260
 _AT_A_TIME = 32
@@ -31,16 +31,16 @@ def asked(family: str, split: str, count: int) -> list[Problem]:
     return [make(rng, family, rng.choice(("zh", "en")), split) for _ in range(count)]  # type: ignore[arg-type]
 
 
-async def answers(engine: EngineProcess, prompts: Prompts, questions: Sequence[str]) -> list[str]:
+async def answers(engine: EngineProcess, prompts: PromptRenderer, questions: Sequence[str]) -> list[str]:
     """The model's answers, thoughts left out."""
     room = asyncio.Semaphore(_AT_A_TIME)
 
     async def ask(question: str) -> str:
-        asked = Question((Turn("user", question),), Sampling(_MAX_TOKENS))
+        asked = GenerationRequest((Message("user", question),), Sampling(_MAX_TOKENS))
         prompt = prompts.render(asked)
-        reader = prompts.reader(asked, prompt)
+        reader = prompts.parser(asked, prompt)
         async with room:
-            async for tokens in engine.generate(Request(prompt.ids, asked.sampling)):
+            async for tokens in engine.generate(EngineRequest(prompt.ids, asked.sampling)):
                 reader.feed(tokens.ids)
         reader.finish()
         return reader.text
@@ -52,7 +52,7 @@ async def measure(model: ServedModel, count: int, show: int) -> dict[tuple[str, 
     """Share of right answers by family and split, and of strangers that get the demonstration's own answer."""
     config = EngineConfig(str(model.folder), tuple(os.sched_getaffinity(0)), 128, _AT_A_TIME, 512, 128)
     engine, _ = await EngineProcess.start(config, timeout_s=120)
-    prompts, found = Prompts(model), {}
+    prompts, found = PromptRenderer(model), {}
     for family in FAMILIES:
         for split in ("numbers", "phrasings"):
             problems = asked(family, split, count)

@@ -100,7 +100,7 @@ async def ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any], *,
         async with await _posted(session, f"{url}/chat/completions", body) as response:
             outcome.hit = response.headers.get("x-dray-cache") in ("hit", "join")
             if response.status != 200:
-                outcome.error = f"{response.status}: {said(await response.read())}"
+                outcome.error = f"{response.status}: {sse_data(await response.read())}"
             elif body.get("stream"):
                 await _read_stream(response, outcome, keep=text)
             else:
@@ -150,7 +150,7 @@ async def _read_stream(response: aiohttp.ClientResponse, outcome: Outcome, *, ke
                 continue
             event = _decode(line[5:])
             if event.error is not None:
-                outcome.error = f"in the stream: {said(line[5:])}"
+                outcome.error = f"in the stream: {sse_data(line[5:])}"
             _take_usage(event, outcome)
             for choice in event.choices:
                 delta = choice.delta
@@ -180,7 +180,7 @@ def _take_usage(event: _Event, outcome: Outcome) -> None:
         outcome.cached = (details.cached_tokens or 0) if details else 0
 
 
-def said(data: bytes) -> str:
+def sse_data(data: bytes) -> str:
     """What a server says of an error, in one short line."""
     return next(_said(data), "") or data.decode(errors="replace")[:_SAID].replace("\n", " ") or "nothing said"
 

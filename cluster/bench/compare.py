@@ -9,13 +9,13 @@ from typing import Any
 import aiohttp
 
 from cluster.bench import client
-from cluster.bench.load import Load, Span
-from cluster.bench.results import Measured
+from cluster.bench.load import Load, RunLength
+from cluster.bench.results import RunStats
 from cluster.bench.run import OnDone, Run
 from cluster.bench.target import Target, calibrated, first_model
-from cluster.bench.workload import Drawn, Workload
+from cluster.bench.workload import Workload, WorkloadSampler
 
-FIGURES: dict[str, Callable[[Measured], float]] = {
+FIGURES: dict[str, Callable[[RunStats], float]] = {
     "tokens/s": lambda one: one.tokens_per_s,
     "requests/s": lambda one: one.requests_per_s,
     "TTFT p50": lambda one: one.ttft.at(0.5),
@@ -47,7 +47,7 @@ class Plan:
     servers: tuple[Server, ...]
     loads: tuple[Load, ...]
     workload: Workload
-    span: Span
+    span: RunLength
     rounds: int = 1
     seed: int = 0
     stream: bool = True
@@ -56,21 +56,21 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Seen:
+class ComparisonResults:
     """What was measured, by load and server: a measurement for each round that was begun."""
 
     urls: list[str]
     models: list[str]
-    rounds: dict[tuple[Load, int], list[Measured]] = field(default_factory=dict)
+    rounds: dict[tuple[Load, int], list[RunStats]] = field(default_factory=dict)
 
-    def add(self, server: int, measured: Measured) -> None:
+    def add(self, server: int, measured: RunStats) -> None:
         self.rounds.setdefault((measured.load, server), []).append(measured)
 
     @property
     def loads(self) -> list[Load]:
         return list(dict.fromkeys(load for load, _ in self.rounds))
 
-    def of(self, load: Load, server: int) -> list[Measured]:
+    def of(self, load: Load, server: int) -> list[RunStats]:
         return self.rounds.get((load, server), [])
 
     def figure(self, load: Load, server: int, name: str) -> float:
@@ -88,7 +88,7 @@ OnRun = Callable[[int, int, Run], OnDone]
 """Called with server, round and the run before it begins; gives what is to be called with each request."""
 
 
-async def measure(plan: Plan, seen: Seen, on_run: OnRun) -> None:
+async def measure(plan: Plan, seen: ComparisonResults, on_run: OnRun) -> None:
     """Measures all of it into `seen`, which also holds what there is when this is cancelled. Raises TargetError."""
     # Words that no cache knows of an earlier run: only lengths and arrivals are the same by the seed.
     run = secrets.token_hex(4)
@@ -103,7 +103,7 @@ async def measure(plan: Plan, seen: Seen, on_run: OnRun) -> None:
                 order: Sequence[int] = range(len(targets)) if number % 2 == 0 else range(len(targets))[::-1]
                 for place in order:
                     seed = plan.seed + 1000 * number
-                    drawn = Drawn(plan.workload, seed, f"{run}/{place}/{load}", scales[place])
+                    drawn = WorkloadSampler(plan.workload, seed, f"{run}/{place}/{load}", scales[place])
                     await _one(sessions[place], targets[place], load, plan, drawn, seen, (place, number), on_run)
     finally:
         for http in sessions:
@@ -120,8 +120,8 @@ async def _one(
     target: Target,
     load: Load,
     plan: Plan,
-    drawn: Drawn,
-    seen: Seen,
+    drawn: WorkloadSampler,
+    seen: ComparisonResults,
     where: tuple[int, int],
     on_run: OnRun,
 ) -> None:

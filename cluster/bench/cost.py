@@ -138,7 +138,7 @@ def side(machine: Machine, tokens: float) -> Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class BreakEven:
     """The least load at which the server is the cheaper. pcs: as many PCs could no longer do it for less.
 
     tokens: a month. tokens_per_s: in the hours of use. streams: at a time, as the PCs carry them.
@@ -151,14 +151,14 @@ class Turn:
     streams: float
 
 
-def turn(pc: Machine, gpu: Machine) -> Turn | None:
+def break_even(pc: Machine, gpu: Machine) -> BreakEven | None:
     """None where PCs are the cheaper at every load that so many machines carry."""
     for pcs in range(_MOST_MACHINES):
         # One token more than `pcs` PCs make: one more of them is needed.
         tokens = pcs * pc.tokens
         gpus = math.floor(tokens / gpu.tokens + 1e-9) + 1
         if gpus * gpu.month < (pcs + 1) * pc.month:
-            return Turn(pcs + 1, gpus, tokens, pcs * pc.tokens_per_s, pcs * pc.streams)
+            return BreakEven(pcs + 1, gpus, tokens, pcs * pc.tokens_per_s, pcs * pc.streams)
     return None
 
 
@@ -166,15 +166,15 @@ def loads(assumed: Assumptions) -> Iterator[float]:
     """Tokens a month at which both sides are worth a look: one PC, the turn, one server, and between."""
     pc, gpu = assumed.pc, assumed.gpu
     marks = {pc.tokens, gpu.tokens, 10 * pc.tokens, 10 * gpu.tokens}
-    if (at := turn(pc, gpu)) is not None and at.tokens:
+    if (at := break_even(pc, gpu)) is not None and at.tokens:
         marks |= {at.tokens, at.tokens * 1.001}
     yield from sorted(marks)
 
 
-def told(assumed: Assumptions) -> dict[str, Any]:
+def as_dict(assumed: Assumptions) -> dict[str, Any]:
     """All of it, as JSON has it."""
     pc, gpu = assumed.pc, assumed.gpu
-    at = turn(pc, gpu)
+    at = break_even(pc, gpu)
     return {
         "assumptions": {
             f"{name}.{figure}": {"value": getattr(machine, figure), "source": assumed.source(f"{name}.{figure}")}

@@ -17,7 +17,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class RunLength:
     """How long: seconds, or until so many requests (0: as the seconds say). Before that comes the warm-up, under the
     same load, whose requests are not counted."""
 

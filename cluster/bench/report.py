@@ -4,15 +4,15 @@ from typing import Any
 
 from rich.table import Table
 
-from cluster.bench.compare import FIGURES, Plan, Seen
-from cluster.bench.cost import NAMES, Assumptions, loads, side, turn
+from cluster.bench.compare import FIGURES, ComparisonResults, Plan
+from cluster.bench.cost import NAMES, Assumptions, break_even, loads, side
 from cluster.charts import Chart, Line
 
 _TIMED = ("TTFT", "TPOT", "whole")
 _SHARES = ("p50", "p95", "p99")
 
 
-def tables(seen: Seen) -> list[Table]:
+def tables(seen: ComparisonResults) -> list[Table]:
     """Figures of each load and server, and with several servers their ratios to the first."""
     several = len(seen.urls) > 1
     title = "" if several else f"{seen.models[0]} at {seen.urls[0]}"
@@ -43,7 +43,7 @@ def tables(seen: Seen) -> list[Table]:
     return [table, *([_ratios(seen)] if several else [])]
 
 
-def _ratios(seen: Seen) -> Table:
+def _ratios(seen: ComparisonResults) -> Table:
     names = [name for name in FIGURES if not name.endswith("p99")]
     table = Table("load", "server", title="over A's, by round", title_justify="left")
     for name in names:
@@ -61,11 +61,11 @@ def _letter(place: int) -> str:
     return chr(ord("A") + place)
 
 
-def _most_rounds(seen: Seen) -> int:
+def _most_rounds(seen: ComparisonResults) -> int:
     return max((len(rounds) for rounds in seen.rounds.values()), default=0)
 
 
-def told(seen: Seen, plan: Plan) -> dict[str, Any]:
+def as_dict(seen: ComparisonResults, plan: Plan) -> dict[str, Any]:
     """All of it as JSON has it; times in seconds."""
     work, span = plan.workload, plan.span
     return {
@@ -90,14 +90,14 @@ def told(seen: Seen, plan: Plan) -> dict[str, Any]:
                 "server": place,
                 "median": {name: seen.figure(load, place, name) for name in FIGURES},
                 "ratio": {name: seen.ratio(load, place, name) for name in FIGURES} if place else {},
-                "rounds": [one.told() for one in rounds],
+                "rounds": [one.as_dict() for one in rounds],
             }
             for (load, place), rounds in seen.rounds.items()
         ],
     }
 
 
-def charts(seen: Seen) -> list[Chart]:
+def charts(seen: ComparisonResults) -> list[Chart]:
     """Throughput against latency, over the loads."""
     panels = (("TTFT p95", "time to first token, p95, ms"), ("TPOT p95", "time per output token, p95, ms"))
     return [
@@ -145,7 +145,7 @@ def cost_tables(assumed: Assumptions) -> list[Table]:
 
 def verdict(assumed: Assumptions) -> str:
     """At which load the server is the cheaper, in words."""
-    at = turn(assumed.pc, assumed.gpu)
+    at = break_even(assumed.pc, assumed.gpu)
     if at is None:
         return "By these assumptions the PCs are the cheaper at every load."
     if at.pcs == 1:

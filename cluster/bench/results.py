@@ -14,7 +14,7 @@ _MOST_KINDS = 20
 _OTHER = "other errors"
 
 
-class Spread:
+class Distribution:
     """A distribution of seconds: counts in buckets that grow by half a percent, so that any number of requests takes
     the same memory, and a percentile is off by a quarter of a percent at most."""
 
@@ -35,23 +35,23 @@ class Spread:
                 return float(_GROWTH**bucket)
         return 0.0
 
-    def told(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float]:
         """As JSON has it, in seconds."""
         return {f"p{round(100 * share)}": round(self.at(share), 6) for share in (0.5, 0.95, 0.99)}
 
 
 @dataclass(slots=True)
-class Measured:
+class RunStats:
     """One load on one server, from `began` to `until` on the clock of time.perf_counter. Requests that began in that
     time are counted; of tokens, those that came in that time."""
 
     load: Load
     began: float
     until: float = math.inf
-    ttft: Spread = field(default_factory=Spread)
-    tpot: Spread = field(default_factory=Spread)
-    e2e: Spread = field(default_factory=Spread)
-    late: Spread = field(default_factory=Spread)
+    ttft: Distribution = field(default_factory=Distribution)
+    tpot: Distribution = field(default_factory=Distribution)
+    e2e: Distribution = field(default_factory=Distribution)
+    late: Distribution = field(default_factory=Distribution)
     """How much later than it was due each request was sent: the client's own delay."""
     ok: int = 0
     hits: int = 0
@@ -109,7 +109,7 @@ class Measured:
     def failed(self) -> int:
         return sum(self.errors.values())
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """As JSON has it. Times in seconds."""
         return {
             "seconds": round(self.seconds, 3),
@@ -123,8 +123,8 @@ class Measured:
             "output_tokens": self.output_tokens,
             "tokens_per_s": round(self.tokens_per_s, 3),
             "requests_per_s": round(self.requests_per_s, 4),
-            "ttft_s": self.ttft.told(),
-            "tpot_s": self.tpot.told(),
-            "e2e_s": self.e2e.told(),
-            "client_late_s": self.late.told(),
+            "ttft_s": self.ttft.as_dict(),
+            "tpot_s": self.tpot.as_dict(),
+            "e2e_s": self.e2e.as_dict(),
+            "client_late_s": self.late.as_dict(),
         }

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import aiohttp
 
 from cluster.bench.client import Outcome, ask
-from cluster.bench.load import Load, Span
-from cluster.bench.results import Measured
+from cluster.bench.load import Load, RunLength
+from cluster.bench.results import RunStats
 from cluster.bench.target import Target
-from cluster.bench.workload import Conversation, Drawn
+from cluster.bench.workload import Conversation, WorkloadSampler
 
 _MOST_OPEN = 4096
 """Requests under way at a time where they come by rate; further ones are counted as not sent."""
@@ -25,7 +25,7 @@ OnDone = Callable[[Conversation, Outcome], None]
 class Run:
     """A load that runs. What has been seen so far is in `measured`, also where it is stopped."""
 
-    def __init__(self, target: Target, load: Load, span: Span, drawn: Drawn, seed: int) -> None:
+    def __init__(self, target: Target, load: Load, span: RunLength, drawn: WorkloadSampler, seed: int) -> None:
         """drawn: the requests. on_done, if it is set, is called with each that is over, those of the warm-up too."""
         self._target, self._load, self._span, self._drawn = target, load, span, drawn
         self._chance = random.Random(f"{seed}/arrivals")
@@ -33,11 +33,11 @@ class Run:
         self._texts = drawn.talks
         now = time.perf_counter()
         self._stop = now + span.warmup_s + span.limit_s
-        self.measured = Measured(load, now + span.warmup_s)
+        self.measured = RunStats(load, now + span.warmup_s)
         self.under_way = 0
         self._counted = 0
 
-    async def go(self, http: aiohttp.ClientSession) -> Measured:
+    async def go(self, http: aiohttp.ClientSession) -> RunStats:
         """Runs it to its end. Cancelled, it leaves what was seen until then."""
         measured = self.measured
         if self._span.requests == 0:

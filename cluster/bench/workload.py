@@ -61,7 +61,7 @@ class Conversation:
         return self.outputs[self.turn]
 
 
-class Drawn:
+class WorkloadSampler:
     """Requests of a workload, one after the other."""
 
     def __init__(self, workload: Workload, seed: int, words: str, scale: Scale) -> None:

@@ -16,7 +16,7 @@ from cluster.commands.console import Config, StateDir, err, fail, found, out
 
 if TYPE_CHECKING:
     from cluster.bench.client import Outcome
-    from cluster.bench.compare import Plan, Seen
+    from cluster.bench.compare import ComparisonResults, Plan
     from cluster.bench.run import Run
     from cluster.bench.workload import Conversation
 
@@ -78,7 +78,7 @@ def bench(
         return
     # Here, as no other command needs an HTTP client of its own.
     from cluster.bench.compare import Plan, Server
-    from cluster.bench.load import Load, Span
+    from cluster.bench.load import Load, RunLength
     from cluster.bench.workload import Workload
 
     if rate and concurrency:
@@ -91,7 +91,7 @@ def bench(
         servers=tuple(Server(*one) for one in zip(urls, keys, models, strict=True)),
         loads=tuple(Load("rate" if rate else "concurrency", value) for value in values),
         workload=Workload(_lengths(prompt), _lengths(output), repeated, prefix, prefixes, turns),
-        span=Span(seconds, requests, warmup),
+        span=RunLength(seconds, requests, warmup),
         rounds=rounds,
         seed=seed,
         stream=stream,
@@ -110,12 +110,12 @@ def bench(
         raise typer.Exit(1)
 
 
-def _measure(plan: "Plan", lines: TextIO | None) -> tuple["Seen", bool]:
+def _measure(plan: "Plan", lines: TextIO | None) -> tuple["ComparisonResults", bool]:
     """What was seen, and whether it ran to its end."""
-    from cluster.bench.compare import Seen, measure
+    from cluster.bench.compare import ComparisonResults, measure
     from cluster.bench.target import TargetError
 
-    seen, whole = Seen([one.url for one in plan.servers], []), True
+    seen, whole = ComparisonResults([one.url for one in plan.servers], []), True
     began: list[float] = []
     columns = (TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(), TimeElapsedColumn())
     figures = TextColumn("{task.fields[figures]}")
@@ -184,18 +184,20 @@ def _line(
     }
 
 
-def _tell(plan: "Plan", seen: "Seen", to_json: Path | None, chart: Path | None, assumed: Assumptions | None) -> None:
+def _tell(
+    plan: "Plan", seen: "ComparisonResults", to_json: Path | None, chart: Path | None, assumed: Assumptions | None
+) -> None:
     from cluster.bench import cost as costs
-    from cluster.bench.report import charts, tables, told
+    from cluster.bench.report import as_dict, charts, tables
     from cluster.charts import ChartError, draw
 
     if not seen.rounds:
         err.print("nothing was measured")
         return
-    content = told(seen, plan)
+    content = as_dict(seen, plan)
     if assumed is not None:
         assumed = _from_run(assumed, seen)
-        content["cost"] = costs.told(assumed)
+        content["cost"] = costs.as_dict(assumed)
     if to_json == Path("-"):
         out.print_json(data=content)
     else:
@@ -215,14 +217,14 @@ def _tell(plan: "Plan", seen: "Seen", to_json: Path | None, chart: Path | None, 
             raise fail(str(error)) from None
 
 
-def _tell_errors(seen: "Seen") -> None:
+def _tell_errors(seen: "ComparisonResults") -> None:
     for (load, place), rounds in seen.rounds.items():
         errors = [item for one in rounds for item in one.errors.items()]
         for error, count in errors[:_SHOWN_ERRORS]:
             err.print(f"{load}, {seen.urls[place]}: {count} failed: {error}", highlight=False, markup=False)
 
 
-def _from_run(assumed: Assumptions, seen: "Seen") -> Assumptions:
+def _from_run(assumed: Assumptions, seen: "ComparisonResults") -> Assumptions:
     """With the speed of the load at which the first server made the most, and the streams that it then had."""
     best = max((load for load in seen.loads if seen.of(load, 0)), key=lambda load: seen.figure(load, 0, "tokens/s"))
     figures = {"pc.tokens_per_s": seen.figure(best, 0, "tokens/s")}
@@ -244,11 +246,11 @@ def _tell_cost(assumed: Assumptions, to_json: Path | None) -> None:
     from cluster.bench import cost as costs
 
     if to_json == Path("-"):
-        out.print_json(data=costs.told(assumed))
+        out.print_json(data=costs.as_dict(assumed))
         return
     _print_cost(assumed)
     if to_json is not None:
-        _write(to_json, costs.told(assumed))
+        _write(to_json, costs.as_dict(assumed))
 
 
 def _print_cost(assumed: Assumptions) -> None:

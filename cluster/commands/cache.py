@@ -45,14 +45,14 @@ def show_stats(as_json: AsJson = False, state_dir: StateDir = None, config: Conf
         rows = [
             {"model": model, "namespace": space, "answers": n} for (model, space), n in sorted(seen.answers.items())
         ]
-        memory = {"bytes": seen.bytes, "most_bytes": seen.most_bytes, "evicted": seen.evicted}
+        memory = {"bytes": seen.bytes, "max_bytes": seen.max_bytes, "evicted": seen.evicted}
         out.print_json(data={"answers": rows, "memory": memory, "requests": results})
         return
     table = Table("model", "namespace", "answers")
     for (model, space), count in sorted(seen.answers.items()):
         table.add_row(escape(model), escape(space), str(count))
     out.print(table)
-    most = f" of {seen.most_bytes / 2**20:.0f}" if seen.most_bytes else ""
+    most = f" of {seen.max_bytes / 2**20:.0f}" if seen.max_bytes else ""
     out.print(f"Redis: {seen.bytes / 2**20:.1f}{most} MiB, {seen.evicted} keys evicted", highlight=False)
     if results:
         said = ", ".join(f"{count} {name}" for name, count in sorted(results.items()))

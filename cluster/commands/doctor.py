@@ -56,4 +56,4 @@ def doctor(
 
 def _print(finding: Finding) -> None:
     level = f"[{_COLOURS[finding.level]}]{finding.level:4}[/]"
-    out.print(f"{level} {finding.check:13} {escape(finding.said)}", highlight=False, soft_wrap=True)
+    out.print(f"{level} {finding.check:13} {escape(finding.message)}", highlight=False, soft_wrap=True)

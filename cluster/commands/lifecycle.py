@@ -26,13 +26,13 @@ from cluster.commands.console import (
     weights,
 )
 from cluster.commands.models import obtain_all
-from cluster.configuration import CONFIG_VARIABLE, environment, with_fixed
+from cluster.configuration import CONFIG_VARIABLE, environment, keep_fixed_settings
 from cluster.cores import sweep
-from cluster.launch.join import joined
+from cluster.launch.join import joined_cluster
 from cluster.launch.membership import JoinError
 from cluster.launch.preflight import LaunchError
 from cluster.launch.ray_node import address_of, clear, token_of
-from cluster.launch.state import AlreadyRunning, Wish, is_held, read_record, write_wish
+from cluster.launch.state import AlreadyRunning, DeployRequest, is_held, read_record, write_deploy_request
 from cluster.launch.supervisor import remove_folder_if_empty, running
 from cluster.serve_config import PAGE_PREFIX, has_page
 from cluster.settings import Settings, is_loopback
@@ -96,7 +96,7 @@ def up(
             status.stop()
             _greet(settings, "Ctrl-C")
             while True:
-                dray.tend()
+                dray.reconcile()
                 time.sleep(_TEND_S)
     except (LaunchError, AlreadyRunning) as error:
         raise fail(str(error)) from None
@@ -198,7 +198,7 @@ def join(
     try:
         with (
             err.status("joining") as status,
-            joined(settings, head, token, lambda stage: status.update(escape(stage))) as look,
+            joined_cluster(settings, head, token, lambda stage: status.update(escape(stage))) as look,
         ):
             status.stop()
             out.print(f"[green]joined[/green] {escape(head)}; to leave: Ctrl-C", highlight=False)
@@ -238,8 +238,8 @@ def deploy(
     )
     record = found(config, state_dir)
     obtain_all(loaded.settings)
-    wish = Wish(secrets.token_hex(8), with_fixed(loaded, record.settings).model_dump(mode="json"))
-    write_wish(loaded.settings.state_dir, wish)
+    wish = DeployRequest(secrets.token_hex(8), keep_fixed_settings(loaded, record.settings).model_dump(mode="json"))
+    write_deploy_request(loaded.settings.state_dir, wish)
     with err.status("deploying") as status:
         while record.answered != wish.id:
             time.sleep(0.1)

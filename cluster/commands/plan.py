@@ -14,7 +14,7 @@ from cluster.commands.console import Config, err, fail, out, settled
 if TYPE_CHECKING:
     from cluster.plan.profile import Profile
     from cluster.plan.report import Plan
-    from cluster.plan.search import Demand, Planner, Target, Tried
+    from cluster.plan.search import Demand, Planner, Target, Trial
 
 app = typer.Typer(help="Plan for a load: how many replicas, nodes and cores hold it, and how much memory.")
 
@@ -66,17 +66,17 @@ def plan(
     except ImportError:
         raise fail("`dray plan` needs simpy: pip install 'dray[plan]'") from None
     from cluster.plan.load import DAY_S
-    from cluster.plan.nodes import Node, needed
+    from cluster.plan.nodes import Node, capacity_for
     from cluster.plan.profile import fit
     from cluster.plan.report import Plan
     from cluster.plan.search import Planner, Target, day
-    from cluster.plan.service import Scaling, Terms
+    from cluster.plan.service import Scaling, ServiceModel
 
     if profile is None:
         raise fail("no --profile; measure one on a machine of the kind you plan for: `dray plan measure MODEL`")
     measured = _profile(profile)
     demand = _demand(trace, users, an_hour, peak, shape, repeated, prompt, output, prefix, seed)
-    terms = Terms(
+    terms = ServiceModel(
         policy=policy,
         overhead_s=overhead_ms / 1000,
         step_overhead_s=step_overhead_ms / 1000,
@@ -91,7 +91,7 @@ def plan(
     tokens_per_s = rate * tried.seen.tokens / max(tried.seen.requests, 1)
     node = Node(node_cores, node_memory_mb, spare_cores)
     try:
-        need = needed(measured.engine, tried.replicas, node, tokens_per_s, router_tokens_per_s)
+        need = capacity_for(measured.engine, tried.replicas, node, tokens_per_s, router_tokens_per_s)
     except ValueError as error:
         raise fail(str(error)) from None
     _tell(Plan(Target(ttft, tpot), need, tried, rate, slices, share, stored), measured, to_json, chart)
@@ -106,14 +106,14 @@ def _profile(path: Path) -> "Profile":
         raise fail(str(error)) from None
 
 
-def _least(planner: "Planner", target: "Target", status: Status) -> "Tried":
+def _least(planner: "Planner", target: "Target", status: Status) -> "Trial":
     """The try with the fewest replicas that hold the target, or the end of the command."""
     alone = planner.times.step(1, 1) + planner.terms.step_overhead_s
     if alone > target.tpot_s:
         wanted = f"a TPOT of {target.tpot_s:g} s"
         raise fail(f"no number of replicas holds {wanted}: a stream that is alone takes {alone:.3f} s a token")
 
-    def on_try(tried: "Tried") -> None:
+    def on_try(tried: "Trial") -> None:
         status.update(f"simulated {tried.replicas} replicas: TTFT p95 {tried.seen.ttft.at(0.95):.2f} s")
 
     found = planner.least(target, on_try)
@@ -128,11 +128,11 @@ def _least(planner: "Planner", target: "Target", status: Status) -> "Tried":
 def _tell(made: "Plan", measured: "Profile", to_json: Path | None, chart: Path | None) -> None:
     from cluster.charts import ChartError, draw
     from cluster.plan.profile import fit
-    from cluster.plan.report import charts, table, told
+    from cluster.plan.report import as_dict, charts, table
     from cluster.plan.search import SAMPLE
 
     if to_json == Path("-"):
-        out.print_json(data=told(made))
+        out.print_json(data=as_dict(made))
     else:
         out.print(table(made))
         if made.peak.share < 1:
@@ -143,7 +143,7 @@ def _tell(made: "Plan", measured: "Profile", to_json: Path | None, chart: Path |
         out.print(f"Step times: {where}; median error of the fit {error:.1%}.", highlight=False)
     try:
         if to_json is not None and to_json != Path("-"):
-            to_json.write_text(json.dumps(told(made), indent=2) + "\n", encoding="utf-8")
+            to_json.write_text(json.dumps(as_dict(made), indent=2) + "\n", encoding="utf-8")
         if chart is not None:
             draw(charts(made), chart)
     except (ChartError, OSError) as error:
@@ -198,17 +198,17 @@ def _demand(
     seed: int,
 ) -> "Demand":
     from cluster.plan.load import SHAPES, Described, LoadError, read_trace
-    from cluster.plan.search import OfTrace, OfUsers
+    from cluster.plan.search import TraceDemand, UserDemand
 
     if (trace is None) == (not users):
         raise fail("give a load: --trace FILE, or --users N")
     try:
         if trace is not None:
-            return OfTrace(read_trace(trace))
+            return TraceDemand(read_trace(trace))
         hours = SHAPES.get(shape) or tuple(float(part) for part in shape.split(","))
         if len(hours) != 24 or min(hours) < 0 or max(hours) <= 0:
             raise LoadError(f"--shape is office, flat or 24 numbers, and {shape!r} is none of these")
         lengths = parse_lengths(prompt), parse_lengths(output)
     except (LoadError, ValueError, OSError) as error:
         raise fail(str(error)) from None
-    return OfUsers(Described(users, an_hour, *lengths, repeated, peak, hours, prefix), seed)
+    return UserDemand(Described(users, an_hour, *lengths, repeated, peak, hours, prefix), seed)

@@ -12,13 +12,13 @@ from cluster.client import ServerError, metrics
 from cluster.commands.console import AsJson, Config, StateDir, fail, found, out
 from cluster.launch.environment import METRICS_FOLDER
 from cluster.launch.state import Record
-from cluster.scaling_metrics import decisions
+from cluster.scaling_metrics import read_decisions
 
 _WHY = {
     "load": "what waits needs them",
     "office_hours": "office_hours asks for them",
-    "least": "the least that the settings ask for",
-    "most": "the most that the settings allow",
+    "min": "the least that the settings ask for",
+    "max": "the most that the settings allow",
     "unknown": "as before, since no replica has reported its pace",
 }
 
@@ -101,7 +101,7 @@ def _report(record: Record) -> dict[str, Any]:
         "url": record.url,
         "replicas": replicas,
         # Not from the router that answers, which may be on another machine than Serve's controller.
-        "autoscaling": [asdict(one) for one in decisions(Path(record.settings["state_dir"]) / METRICS_FOLDER)],
+        "autoscaling": [asdict(one) for one in read_decisions(Path(record.settings["state_dir"]) / METRICS_FOLDER)],
         "answers": {name: counted[name] for name in ("hit", "join", "miss", "bypass")},
         "redis": _redis_state(record.redis),
     }
@@ -109,10 +109,11 @@ def _report(record: Record) -> dict[str, Any]:
 
 def _why(one: dict[str, Any]) -> str:
     """A decision of the autoscaling policy, in words."""
-    less = "; fewer once that has held for fewer_after_s" if one["wanted"] < one["replicas"] else ""
-    more = "; more are to start" if one["wanted"] > one["replicas"] else ""
+    less = "; fewer once that has held for downscale_delay_s" if one["desired"] < one["replicas"] else ""
+    more = "; more are to start" if one["desired"] > one["replicas"] else ""
     return (
-        f"{one['model']}: {one['replicas']} of {one['least']} to {one['most']} replicas; {one['wanted']} wanted: "
+        f"{one['model']}: {one['replicas']} of {one['min_replicas']} to {one['max_replicas']} replicas; "
+        f"{one['desired']} wanted: "
         f"{_WHY[one['reason']]}{less}{more}; {one['waiting_tokens']:.0f} tokens wait, "
         f"{one['predicted_wait_s']:.1f} s of work (target {one['target_wait_s']:g} s)"
     )
@@ -131,5 +132,5 @@ def _redis_state(url: str) -> str:
             seen = stats(client)
     except (redis.RedisError, OSError):
         return "not reachable; requests go on uncached"
-    most = f" of {seen.most_bytes / 2**20:.0f}" if seen.most_bytes else ""
+    most = f" of {seen.max_bytes / 2**20:.0f}" if seen.max_bytes else ""
     return f"{sum(seen.answers.values())} answers, {seen.bytes / 2**20:.1f}{most} MiB"

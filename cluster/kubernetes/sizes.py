@@ -122,7 +122,7 @@ def router_pods(settings: Settings) -> Pods:
     """The routers' pods. Twice as many at most, since new ones start before the old ones go."""
     threads, chosen = settings.kubernetes.threads_per_core, settings.router
     cpus = ceil(_ROUTER_CPUS / threads) * threads
-    return Pods("routers", ROUTER_UNIT, 0, cpus, router_memory(settings), chosen.replicas, 2 * chosen.most)
+    return Pods("routers", ROUTER_UNIT, 0, cpus, router_memory(settings), chosen.replicas, 2 * chosen.replica_limit)
 
 
 def fetch_memory(model: ModelInCluster, *, exports: bool) -> int:

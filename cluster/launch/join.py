@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cluster.cores import sweep, usable_cores
-from cluster.launch.membership import check_models, check_versions, terms_of
+from cluster.launch.membership import check_models, check_versions, read_terms
 from cluster.launch.preflight import port_block
 from cluster.launch.ray_node import clear, further_node, interrupt_on_sigterm, prepared
 from cluster.launch.state import Record, hold, write_record
@@ -13,7 +13,9 @@ from cluster.settings import Settings
 
 
 @contextmanager
-def joined(settings: Settings, head: str, token: str, on_stage: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+def joined_cluster(
+    settings: Settings, head: str, token: str, on_stage: Callable[[str], None]
+) -> Iterator[Callable[[], bool]]:
     """This machine as a part of another's Dray, for as long as the block runs; what runs here is drained at the end.
 
     head: that machine's HOST:PORT. Gives what `further_node` gives. Raises JoinError, LaunchError, AlreadyRunning.
@@ -31,7 +33,7 @@ def joined(settings: Settings, head: str, token: str, on_stage: Callable[[str], 
             usable = usable_cores().count
             with prepared(settings, ports, token):
                 stage("comparing versions and models")
-                terms = terms_of(head)
+                terms = read_terms(head)
                 check_versions(terms)
                 check_models(terms, settings.models_dir)
                 stage("joining")

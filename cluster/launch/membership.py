@@ -24,7 +24,7 @@ class JoinError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class ClusterTerms:
     """versions: of what must be alike. models: what is served, as settings have it; with the fingerprint of each."""
 
     versions: dict[str, str]
@@ -41,13 +41,13 @@ def publish(models: Sequence[KnownModel]) -> None:
     """Says what machines must have that join this one."""
     from ray.experimental.internal_kv import _internal_kv_put
 
-    terms = Terms(
+    terms = ClusterTerms(
         versions(), [one.settings.model_dump(mode="json") for one in models], [one.fingerprint for one in models]
     )
     _internal_kv_put(_KEY, json.dumps(asdict(terms)), namespace=_NAMESPACE)
 
 
-def terms_of(head: str) -> Terms:
+def read_terms(head: str) -> ClusterTerms:
     """What a head asks for. head: its HOST:PORT. Raises JoinError where it cannot be reached, or the token is wrong."""
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # as Ray's own commands do
 
@@ -60,10 +60,10 @@ def terms_of(head: str) -> Terms:
         raise JoinError(f"no head answers at {head}: {lines[0] if lines else type(error).__name__}") from None
     if said is None:
         raise JoinError(f"what answers at {head} is no Dray that is ready")
-    return Terms(**json.loads(said))
+    return ClusterTerms(**json.loads(said))
 
 
-def check_versions(terms: Terms) -> None:
+def check_versions(terms: ClusterTerms) -> None:
     """Raises JoinError where this machine's differ."""
     here = versions()
     if different := [name for name, there in terms.versions.items() if here.get(name) != there]:
@@ -71,7 +71,7 @@ def check_versions(terms: Terms) -> None:
         raise JoinError(f"versions differ: {said}; install the same ones")
 
 
-def check_models(terms: Terms, models_dir: Path) -> list[ServedModel]:
+def check_models(terms: ClusterTerms, models_dir: Path) -> list[ServedModel]:
     """The models, as they lie on this machine. Raises JoinError where one is missing or another."""
     found = []
     for given, fingerprint in zip(terms.models, terms.fingerprints, strict=True):

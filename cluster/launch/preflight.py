@@ -32,7 +32,7 @@ class LaunchError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class PreflightResult:
     """What the checks found: the engines to run, and the cores that may be leased in all."""
 
     engines: tuple[Engine, ...]
@@ -44,7 +44,7 @@ class Checked:
         return sum(engine.leased for engine in self.engines)
 
 
-def check(settings: Settings) -> Checked:
+def check(settings: Settings) -> PreflightResult:
     """Holds the settings against the machine. Raises LaunchError with the first thing that does not fit."""
     check_state_dir(settings.state_dir)
     if settings.cluster.head and is_loopback(settings.host):
@@ -63,7 +63,7 @@ def check(settings: Settings) -> Checked:
     return found
 
 
-def check_change(settings: Settings, running: Sequence[Engine]) -> tuple[Checked, int, bool]:
+def check_change(settings: Settings, running: Sequence[Engine]) -> tuple[PreflightResult, int, bool]:
     """Holds changed settings against the machine on which these engines run.
 
     Gives what was found, how many cores nobody leases now, and whether there is memory for all new engines beside
@@ -105,7 +105,7 @@ def check_state_dir(folder: Path) -> None:
         )
 
 
-def find_engines(settings: Settings, usable: UsableCores) -> Checked:
+def find_engines(settings: Settings, usable: UsableCores) -> PreflightResult:
     """The engines of the settings' models, each model checked. Raises LaunchError."""
     try:
         models = open_models(settings)
@@ -113,10 +113,10 @@ def find_engines(settings: Settings, usable: UsableCores) -> Checked:
         raise LaunchError(str(error)) from None
     for model in models:
         check_readable(model)
-    similar = settings.cache.similar
+    similar = settings.cache.similarity_model
     if similar and not any(similar in model.names and model.settings.task == "embed" for model in models):
-        raise LaunchError(f"cache.similar names {similar!r}, which is no embedding model that is served (task: embed)")
-    return Checked(engines_of(settings, models, usable), usable.count)
+        raise LaunchError(f"cache.similarity_model is {similar!r}, but no served model of that name has task: embed.")
+    return PreflightResult(engines_of(settings, models, usable), usable.count)
 
 
 def engines_of(settings: Settings, models: Sequence[KnownModel], usable: UsableCores) -> tuple[Engine, ...]:
@@ -192,7 +192,7 @@ def _cores_each(models: Sequence[KnownModel], usable: int) -> dict[str, int]:
     return {model.name: cores or share for model, cores, _ in wished}
 
 
-def check_cores(settings: Settings, found: Checked, usable: UsableCores, free: int) -> None:
+def check_cores(settings: Settings, found: PreflightResult, usable: UsableCores, free: int) -> None:
     """Raises LaunchError where the engines want more cores than are free."""
     # What has no place here may have one on a machine that joins; one replica of each model must begin.
     needed = sum(one.cores for one in found.engines) if settings.cluster.head else found.leased

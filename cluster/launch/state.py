@@ -38,7 +38,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class DeployRequest:
     """What `dray deploy` asks of the launcher: other settings."""
 
     id: str
@@ -50,16 +50,16 @@ def write_record(folder: Path, record: Record) -> None:
     _replace(folder / "dray.json", asdict(record))
 
 
-def write_wish(folder: Path, wish: Wish) -> None:
+def write_deploy_request(folder: Path, wish: DeployRequest) -> None:
     """Leaves a wish for the launcher; one that it has not taken yet is replaced."""
     _replace(folder / "wish.json", asdict(wish))
 
 
-def take_wish(folder: Path) -> Wish | None:
+def take_deploy_request(folder: Path) -> DeployRequest | None:
     """The wish that lies there, which is then gone; None when there is none."""
     path = folder / "wish.json"
     try:
-        wish = Wish(**json.loads(path.read_text()))
+        wish = DeployRequest(**json.loads(path.read_text()))
     except FileNotFoundError:
         return None
     path.unlink()

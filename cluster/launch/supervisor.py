@@ -10,13 +10,13 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from cluster.configuration import fixed_that_differ
+from cluster.configuration import changed_fixed_settings
 from cluster.cores import sweep
 from cluster.launch import membership, serving
 from cluster.launch.preflight import LaunchError, check, check_change, port_block
 from cluster.launch.ray_node import address_of, clear, first_node, interrupt_on_sigterm, token_of
 from cluster.launch.rollout import RolloutError, roll
-from cluster.launch.state import AlreadyRunning, Record, Wish, hold, take_wish, write_record
+from cluster.launch.state import AlreadyRunning, DeployRequest, Record, hold, take_deploy_request, write_record
 from cluster.records.teams import read_registry
 from cluster.redis_client import RedisUrlError, connect
 from cluster.redis_server import Listen, OwnRedis, RedisStartError
@@ -29,7 +29,7 @@ _TEAMS_MB = 64
 _GCS_MB = 256
 
 
-class Dray:
+class Supervisor:
     """A Dray that is up: what its launcher does now and then while it runs."""
 
     def __init__(self, routers: Routers, usable: int, own: list[OwnRedis], *, keys: bool) -> None:
@@ -40,12 +40,12 @@ class Dray:
         self._servers = own
         self._folder = routers.settings.state_dir
         self._rollout: Iterator[str] | None = None
-        self._wish: Wish | None = None
+        self._wish: DeployRequest | None = None
         self._wanted = routers
         self._publish()
         self._record()
 
-    def tend(self) -> None:
+    def reconcile(self) -> None:
         """Revives Redis if it has died, and takes a deployment that was wished for one step further."""
         for server in self._servers:
             if server.revive():
@@ -63,11 +63,11 @@ class Dray:
             self._answer(str(error))
 
     def _take_wish(self) -> None:
-        self._wish = take_wish(self._folder)
+        self._wish = take_deploy_request(self._folder)
         if self._wish is None:
             return
         settings = Settings(**self._wish.settings)
-        if changed := fixed_that_differ(settings, self._routers.settings):
+        if changed := changed_fixed_settings(settings, self._routers.settings):
             raise LaunchError(f"{', '.join(changed)} cannot change while Dray runs; dray down, then dray up")
         found, free, beside = check_change(settings, self._routers.engines)
         self._wanted = replace(self._routers, settings=settings, engines=found.engines)
@@ -103,7 +103,7 @@ class Dray:
 
 
 @contextmanager
-def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Dray]:
+def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Supervisor]:
     """Dray, up and ready, for as long as the block runs; afterwards no process, port, lock or file of it is left.
 
     on_stage: told what is being started. What it gives must be tended now and then.
@@ -146,7 +146,7 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Dra
             stage(f"loading {names} on {found.leased} cores")
             routers = Routers(settings, redis_url, teams_url, found.engines)
             serving.start(routers)
-        yield Dray(routers, found.usable, own, keys=keys)
+        yield Supervisor(routers, found.usable, own, keys=keys)
 
 
 def _listen(settings: Settings, place: int) -> Listen | None:

@@ -29,7 +29,7 @@ class CompareError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class EvalQuestion:
     """A question, and strings that a right answer holds (none: only agreement is looked at)."""
 
     text: str
@@ -37,7 +37,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class EvalAnswer:
     """A greedy answer. finish: stop, or length where it ran into its limit."""
 
     reasoning: str
@@ -56,7 +56,7 @@ class Comparison:
     perplexity: tuple[float | None, float | None]
 
 
-def read_questions(path: Path) -> list[Question]:
+def read_questions(path: Path) -> list[EvalQuestion]:
     """JSON Lines: {"question": "...", "answer": "23"}, where answer may be left out, or be a list of strings that
     must all be there. Raises CompareError with the line's number."""
     questions = []
@@ -67,7 +67,7 @@ def read_questions(path: Path) -> list[Question]:
             given = json.loads(line)
             answer = given.get("answer", [])
             expect = (answer,) if isinstance(answer, str) else tuple(map(str, answer))
-            questions.append(Question(str(given["question"]), expect))
+            questions.append(EvalQuestion(str(given["question"]), expect))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CompareError(f'{path}:{number}: not of the form {{"question": "...", "answer": "..."}}') from None
     if not questions:
@@ -75,7 +75,7 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
-def compare(models: Sequence[str], questions: Sequence[Question], text: str, max_tokens: int) -> Comparison:
+def compare(models: Sequence[str], questions: Sequence[EvalQuestion], text: str, max_tokens: int) -> Comparison:
     """Serves the two models one after the other and asks both the same. models: folders or names of models here.
 
     text: what perplexity is measured on; empty leaves it out. Raises CompareError where one cannot be served.
@@ -161,10 +161,10 @@ def _served(model: str) -> Iterator[tuple[str, str]]:
             dray("down")
 
 
-def _ask(url: str, model: str, questions: Sequence[Question], max_tokens: int) -> list[Answer]:
+def _ask(url: str, model: str, questions: Sequence[EvalQuestion], max_tokens: int) -> list[EvalAnswer]:
     with httpx.Client(timeout=_TIMEOUT) as client, ThreadPoolExecutor(_AT_A_TIME) as workers:
 
-        def ask(question: Question) -> Answer:
+        def ask(question: EvalQuestion) -> EvalAnswer:
             body = {
                 "model": model,
                 "messages": [{"role": "user", "content": question.text}],
@@ -176,12 +176,12 @@ def _ask(url: str, model: str, questions: Sequence[Question], max_tokens: int) -
                 raise CompareError(f"{model} refused a question: {response.text}")
             choice = response.json()["choices"][0]
             message = choice["message"]
-            return Answer(message.get("reasoning_content") or "", message["content"] or "", choice["finish_reason"])
+            return EvalAnswer(message.get("reasoning_content") or "", message["content"] or "", choice["finish_reason"])
 
         return list(workers.map(ask, questions))
 
 
-def _accuracy(questions: Sequence[Question], answers: Sequence[Answer]) -> float | None:
+def _accuracy(questions: Sequence[EvalQuestion], answers: Sequence[EvalAnswer]) -> float | None:
     judged = [(question, answer) for question, answer in zip(questions, answers, strict=True) if question.expect]
     if not judged:
         return None

@@ -25,7 +25,7 @@ class FetchError(Exception):
     """The files cannot be had; the message says why."""
 
 
-class Watcher(Protocol):
+class DownloadProgress(Protocol):
     """Who watches a download."""
 
     def begin(self, files: Sequence[RemoteFile]) -> None:
@@ -38,7 +38,7 @@ class Watcher(Protocol):
         """This file is there, and its content is being checked."""
 
 
-def wanted(listing: Listing, patterns: Sequence[str]) -> list[RemoteFile]:
+def matching_files(listing: Listing, patterns: Sequence[str]) -> list[RemoteFile]:
     """The files of the repository's top folder that match."""
     return [
         file
@@ -47,7 +47,9 @@ def wanted(listing: Listing, patterns: Sequence[str]) -> list[RemoteFile]:
     ]
 
 
-def fetch(hub: ModelHub, listing: Listing, files: Sequence[RemoteFile], folder: Path, watcher: Watcher) -> None:
+def fetch(
+    hub: ModelHub, listing: Listing, files: Sequence[RemoteFile], folder: Path, watcher: DownloadProgress
+) -> None:
     """Brings the files into the folder and checks each against what the hub says of it.
 
     Goes on from what an earlier try left in the folder. A file that came wrong is fetched once more.
@@ -81,7 +83,7 @@ def fetch(hub: ModelHub, listing: Listing, files: Sequence[RemoteFile], folder: 
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[None]:
+def exclusive(lock: Path) -> Iterator[None]:
     """Holds a lock file: two processes never fetch one model at once. Raises FetchError if another does."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as held:
@@ -96,7 +98,7 @@ def _there(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _right(path: Path, file: RemoteFile, watcher: Watcher) -> bool:
+def _right(path: Path, file: RemoteFile, watcher: DownloadProgress) -> bool:
     if not path.is_file() or path.stat().st_size != file.size:
         return False
     watcher.check(file.path)

@@ -10,7 +10,7 @@ from typing import Any
 from cluster.models import fetch as fetching
 from cluster.models.catalog import CATALOG, CatalogModel, ready_made
 from cluster.models.export import Compression, ExportError, check_export_extra, export_model
-from cluster.models.fetch import FetchError, Watcher, alone, fetch, wanted
+from cluster.models.fetch import DownloadProgress, FetchError, exclusive, fetch, matching_files
 from cluster.models.folder import MANIFEST, WEIGHTS_FILE, UnknownModel, folder_of
 from cluster.models.hubs import Listing, ModelHub, NotOnHub
 
@@ -60,7 +60,7 @@ def obtain(
     compression: Compression,
     models_dir: Path,
     hub: ModelHub,
-    watcher: Watcher,
+    watcher: DownloadProgress,
     on_stage: Callable[[str], None],
     *,
     revision: str | None = None,
@@ -76,11 +76,11 @@ def obtain(
     if target.is_dir():
         return target
     partial = models_dir / _PARTIAL
-    with alone(partial / f"{target.name}.lock"):
+    with exclusive(partial / f"{target.name}.lock"):
         if listing := _ready_made(source, compression, hub, revision, on_stage):
             work = partial / target.name
             on_stage(f"fetching {listing.repository}")
-            fetch(hub, listing, wanted(listing, fetching.OPENVINO_FILES), work, watcher)
+            fetch(hub, listing, matching_files(listing, fetching.OPENVINO_FILES), work, watcher)
             _complete(work, source, {"source": listing.repository, "hub": hub.name, "revision": listing.revision})
             work.rename(target)
             return target
@@ -119,7 +119,7 @@ def _weights(
     folder: Path,
     hub: ModelHub,
     revision: str | None,
-    watcher: Watcher,
+    watcher: DownloadProgress,
     on_stage: Callable[[str], None],
 ) -> tuple[Path, dict[str, str]]:
     """Fetches a source's original weights; gives their folder and where they came from."""
@@ -130,7 +130,7 @@ def _weights(
         raise ExportError(f"{hub.endpoint} has no ready-made OpenVINO model of {source}, and {error}") from None
     listing = hub.listing(entry.repositories[hub.name] if entry else source, revision)
     patterns = fetching.WEIGHT_FILES + (fetching.REMOTE_CODE if entry is None or entry.remote_code else ())
-    files = wanted(listing, patterns)
+    files = matching_files(listing, patterns)
     if not any(file.path.endswith(".safetensors") for file in files):
         raise FetchError(f"{listing.repository} holds no .safetensors weights in its top folder")
     on_stage(f"fetching {listing.repository}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import simpy
 
-from cluster.plan.load import Request
+from cluster.plan.load import TraceRequest
 from cluster.plan.profile import Header, StepTimes
 
 _WELL_LOADED = 4
@@ -21,10 +21,10 @@ _BLOCK = 32
 
 
 @dataclass(slots=True, eq=False)
-class Work:
+class SimulatedSequence:
     """A request in an engine. Times on the model's clock; 0 before."""
 
-    request: Request
+    request: TraceRequest
     begun: simpy.Event
     done: simpy.Event
     first: float = 0.0
@@ -44,20 +44,20 @@ class Work:
 
 
 @dataclass(slots=True)
-class Prefixes:
+class SimulatedPrefixCache:
     """Which beginnings of prompts are held, by conversation or system prompt; the least used go first."""
 
     most: int
     held: OrderedDict[str, int] = field(default_factory=OrderedDict)
     _tokens: int = 0
 
-    def found(self, request: Request) -> int:
+    def found(self, request: TraceRequest) -> int:
         """Tokens of a prompt that need not be computed; its last always is."""
         names = _beginnings(request)
         known = max((min(most, self.held.get(name, 0)) for name, most in names), default=0)
         return min(known, request.prompt - 1) // _BLOCK * _BLOCK
 
-    def add(self, request: Request, tokens: int) -> None:
+    def add(self, request: TraceRequest, tokens: int) -> None:
         """Notes that so many tokens from its beginning on are held."""
         for name, most in _beginnings(request):
             self._tokens += min(tokens, most) - self.held.get(name, 0)
@@ -67,7 +67,7 @@ class Prefixes:
             self._tokens -= self.held.popitem(last=False)[1]
 
 
-def _beginnings(request: Request) -> list[tuple[str, int]]:
+def _beginnings(request: TraceRequest) -> list[tuple[str, int]]:
     """What its prompt may begin like, and for how many tokens."""
     found = []
     if request.session != "":
@@ -79,16 +79,16 @@ def _beginnings(request: Request) -> list[tuple[str, int]]:
     return found
 
 
-class Replica:
+class SimulatedReplica:
     """One engine. loaded_s, loaded_tokens: seconds that it has stepped with many streams, and what it computed then."""
 
     def __init__(self, world: simpy.Environment, engine: Header, times: StepTimes, step_overhead_s: float) -> None:
         """step_overhead_s: between steps, beyond what was measured of the engine alone."""
         self._world, self._engine, self._times, self._overhead_s = world, engine, times, step_overhead_s
-        self._prompts: deque[Work] = deque()
-        self._decoding: list[Work] = []
+        self._prompts: deque[SimulatedSequence] = deque()
+        self._decoding: list[SimulatedSequence] = []
         self._woken = world.event()
-        self.prefixes = Prefixes(engine.kv_tokens)
+        self.prefixes = SimulatedPrefixCache(engine.kv_tokens)
         self._together = (0.0, 0.0, 0)
         """Steps that are being taken together: when they began, seconds, and the tokens that they make."""
         self.loaded_s = 0.0
@@ -106,7 +106,7 @@ class Replica:
         made = tokens * min(1.0, (self._world.now - began) / seconds) if seconds else 0.0
         return sum(one.waiting for one in self._prompts) + sum(one.left for one in self._decoding) - int(made)
 
-    def add(self, work: Work) -> None:
+    def add(self, work: SimulatedSequence) -> None:
         """Takes a request in."""
         work.computed = self.prefixes.found(work.request)
         self._prompts.append(work)
@@ -126,12 +126,16 @@ class Replica:
     def _mixed(self) -> Generator[simpy.Event, Any, None]:
         """One step with prompts in it."""
         decoding = list(self._decoding)
-        left, behind, taken = self._engine.max_batched_tokens - len(decoding), 0, list[tuple[Work, int]]()
+        left, behind, taken = (
+            self._engine.max_num_batched_tokens - len(decoding),
+            0,
+            list[tuple[SimulatedSequence, int]](),
+        )
         held = self._context + len(decoding)
         for one in self._prompts:
             size = min(left, one.request.prompt - one.computed)
             # What finds no place, or no room in the KV cache, waits until something ends.
-            full = len(decoding) + len(taken) >= self._engine.max_running
+            full = len(decoding) + len(taken) >= self._engine.max_num_seqs
             if size <= 0 or full or (held + one.computed + size > self._engine.kv_tokens and (decoding or taken)):
                 break
             taken.append((one, size))
@@ -179,7 +183,7 @@ class Replica:
         self._made(list(self._decoding), steps)
 
     def _note(self, seconds: float, tokens: int) -> None:
-        if self.running >= self._engine.max_running // _WELL_LOADED:
+        if self.running >= self._engine.max_num_seqs // _WELL_LOADED:
             self.loaded_s += seconds
             self.loaded_tokens += tokens
 
@@ -187,7 +191,7 @@ class Replica:
     def _context(self) -> int:
         return sum(one.request.prompt + one.made for one in self._decoding)
 
-    def _made(self, works: list[Work], tokens: int) -> None:
+    def _made(self, works: list[SimulatedSequence], tokens: int) -> None:
         for one in works:
             one.made += tokens
             if one.left <= 0:

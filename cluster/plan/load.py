@@ -33,7 +33,7 @@ class LoadError(Exception):
     """The load cannot be read; the message says where and why."""
 
 
-class Request(msgspec.Struct, frozen=True):
+class TraceRequest(msgspec.Struct, frozen=True):
     """A request of a trace. at: seconds. question: equal ones have the same answer; "" is like no other. session: of a
     conversation, whose next prompt begins with all that was said. prefix: a shared system prompt of `prefix_tokens`,
     which are part of `prompt`."""
@@ -47,14 +47,14 @@ class Request(msgspec.Struct, frozen=True):
     prefix_tokens: int = 0
 
 
-class _Logged(Request, frozen=True):
+class _Logged(TraceRequest, frozen=True):
     """A line that `dray bench --log` wrote."""
 
     error: str = ""
     server: int = 0
 
 
-def read_trace(path: Path) -> list[Request]:
+def read_trace(path: Path) -> list[TraceRequest]:
     """JSON Lines, as `dray bench --log` writes them or with `at`, `prompt` and `output` alone; what failed is left out.
 
     Raises LoadError, OSError.
@@ -77,7 +77,7 @@ def read_trace(path: Path) -> list[Request]:
     return sorted(requests, key=lambda one: one.at)
 
 
-def thinned(requests: Iterable[Request], share: float) -> Iterator[Request]:
+def thinned(requests: Iterable[TraceRequest], share: float) -> Iterator[TraceRequest]:
     """So large a share of a trace: questions and conversations are kept whole or not at all."""
     begun: dict[int | str, str] = {}
     for number, one in enumerate(requests):
@@ -89,7 +89,7 @@ def thinned(requests: Iterable[Request], share: float) -> Iterator[Request]:
             yield one
 
 
-def busiest(requests: Sequence[Request], seconds: float) -> tuple[float, float]:
+def busiest(requests: Sequence[TraceRequest], seconds: float) -> tuple[float, float]:
     """Where the most tokens are asked for within such a time: its bounds."""
     best, bounds, begin, tokens = 0, (0.0, seconds), 0, 0
     for one in requests:
@@ -136,10 +136,10 @@ class Described:
         before, after = hours[low % len(hours)], hours[(low + 1) % len(hours)]
         return before + (after - before) * (place - low)
 
-    def requests(self, begin: float, end: float, share: float, seed: int) -> Iterator[Request]:
+    def requests(self, begin: float, end: float, share: float, seed: int) -> Iterator[TraceRequest]:
         """Those of so large a share of the users, between two seconds of the day, in a Poisson stream."""
         chance = random.Random(seed)
-        last: deque[Request] = deque(maxlen=_REMEMBERED)
+        last: deque[TraceRequest] = deque(maxlen=_REMEMBERED)
         highest, at, number = max(self.hours) * share, begin, 0
         if highest <= 0:
             return
@@ -151,6 +151,6 @@ class Described:
                 continue
             number += 1
             prompt, output = self.prompt.draw(chance) + self.prefix, self.output.draw(chance)
-            one = Request(at, prompt, output, number, "", "all" if self.prefix else "", self.prefix)
+            one = TraceRequest(at, prompt, output, number, "", "all" if self.prefix else "", self.prefix)
             last.append(one)
             yield one

@@ -10,7 +10,7 @@ import msgspec
 
 from cluster.cores import lease_cores
 from cluster.models.folder import open_model
-from cluster.plan.profile import Asked, Header, Point, Profile, ProfileError
+from cluster.plan.profile import Header, Point, Profile, ProfileError, ProfileRequest
 from cluster.settings import ModelSettings
 
 _STEPPER = "deployments.engine.steps"
@@ -23,7 +23,7 @@ def measure(model: ModelSettings, models_dir: Path, cores: int, lease_dir: Path)
     """
     open_model(model, models_dir)
     with lease_cores(cores, lease_dir, owner="plan") as lease:
-        asked = Asked(model.model_dump(mode="json"), str(models_dir), lease.cpus)
+        asked = ProfileRequest(model.model_dump(mode="json"), str(models_dir), lease.cpus)
         process = subprocess.Popen(
             [sys.executable, "-m", _STEPPER, msgspec.json.encode(asked).decode()],
             stdout=subprocess.PIPE,

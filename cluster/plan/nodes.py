@@ -21,7 +21,7 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Needed:
+class Capacity:
     """For so many replicas. memory_mb: of a full node, and of all."""
 
     replicas: int
@@ -41,7 +41,9 @@ class _Model:
     weights_bytes: int
 
 
-def needed(engine: Header, replicas: int, node: Node, tokens_per_s: float, router_tokens_per_s: float) -> Needed:
+def capacity_for(
+    engine: Header, replicas: int, node: Node, tokens_per_s: float, router_tokens_per_s: float
+) -> Capacity:
     """tokens_per_s: of all replicas at the busiest time. Raises ValueError where a node holds no replica."""
     settings = ModelSettings(kv_cache_mb=engine.kv_cache_mb)
     one_mb = math.ceil(private_memory(_Model(settings, engine.model, "", engine.weights_bytes)) / 2**20)
@@ -54,7 +56,7 @@ def needed(engine: Header, replicas: int, node: Node, tokens_per_s: float, route
         raise ValueError(f"a node of {node.cores} cores and {node.memory_mb} MiB holds no replica: it needs {wanted}")
     nodes = math.ceil(replicas / on_a_node)
     full = min(on_a_node, replicas)
-    return Needed(
+    return Capacity(
         replicas=replicas,
         on_a_node=on_a_node,
         nodes=nodes,

@@ -27,7 +27,7 @@ class ProfileError(Exception):
     """The file is no profile; the message says what is wrong."""
 
 
-class Asked(msgspec.Struct, frozen=True):
+class ProfileRequest(msgspec.Struct, frozen=True):
     """What is to be measured: a model (its settings), on these logical CPUs."""
 
     model: dict[str, object]
@@ -43,8 +43,8 @@ class Header(msgspec.Struct, frozen=True):
     weights_bytes: int
     kv_cache_mb: int
     kv_tokens: int
-    max_running: int
-    max_batched_tokens: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
 
 
 class Point(msgspec.Struct, frozen=True):

@@ -8,8 +8,8 @@ from rich.table import Table
 
 from cluster.charts import Chart, Line
 from cluster.plan.load import HOUR_S
-from cluster.plan.nodes import Needed
-from cluster.plan.search import Slice, Target, Tried
+from cluster.plan.nodes import Capacity
+from cluster.plan.search import Slice, Target, Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +17,8 @@ class Plan:
     """What holds the target, and what was seen of it. share: of the day's load that was simulated."""
 
     target: Target
-    needed: Needed
-    peak: Tried
+    needed: Capacity
+    peak: Trial
     peak_requests_per_s: float
     day: Sequence[Slice]
     share: float
@@ -51,7 +51,7 @@ def table(plan: Plan) -> Table:
     return table
 
 
-def told(plan: Plan) -> dict[str, Any]:
+def as_dict(plan: Plan) -> dict[str, Any]:
     """As JSON has it; times in seconds."""
     seen = plan.peak.seen
     return {
@@ -64,8 +64,8 @@ def told(plan: Plan) -> dict[str, Any]:
             "hits": seen.hits,
             "joined": seen.joined,
             "refused": seen.refused,
-            "ttft_s": seen.ttft.told(),
-            "tpot_s": seen.tpot.told(),
+            "ttft_s": seen.ttft.as_dict(),
+            "tpot_s": seen.tpot.as_dict(),
         },
         "day": {
             "simulated_share": plan.share,
@@ -75,8 +75,8 @@ def told(plan: Plan) -> dict[str, Any]:
                     "at": one.at,
                     "requests_per_s": one.requests_per_s,
                     "replicas": one.replicas,
-                    "ttft_s": one.seen.ttft.told(),
-                    "tpot_s": one.seen.tpot.told(),
+                    "ttft_s": one.seen.ttft.as_dict(),
+                    "tpot_s": one.seen.tpot.as_dict(),
                 }
                 for one in plan.day
             ],

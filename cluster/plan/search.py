@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from cluster.plan.load import DAY_S, HOUR_S, Described, Request, busiest, thinned
+from cluster.plan.load import DAY_S, HOUR_S, Described, TraceRequest, busiest, thinned
 from cluster.plan.profile import Header, StepTimes
-from cluster.plan.service import Scaling, Terms, Window, simulate
+from cluster.plan.service import Scaling, ServiceModel, Window, simulate
 
 SAMPLE = 16
 """Replicas that are simulated at most."""
@@ -37,7 +37,7 @@ class Target:
     ttft_s: float
     tpot_s: float
 
-    def held(self, seen: Window) -> bool:
+    def is_met(self, seen: Window) -> bool:
         """Whether this is good enough; hardly anything may be refused."""
         if seen.refused > _MOST_REFUSED * seen.requests:
             return False
@@ -59,11 +59,11 @@ class Demand(Protocol):
     def count(self) -> float:
         """Requests in all."""
 
-    def requests(self, begin: float, end: float, share: float) -> Iterator[Request]:
+    def requests(self, begin: float, end: float, share: float) -> Iterator[TraceRequest]:
         """So large a share of those between two times."""
 
 
-class OfUsers:
+class UserDemand:
     """A day of users."""
 
     def __init__(self, described: Described, seed: int) -> None:
@@ -84,14 +84,14 @@ class OfUsers:
     def count(self) -> float:
         return sum(self._described.hours) * HOUR_S
 
-    def requests(self, begin: float, end: float, share: float) -> Iterator[Request]:
+    def requests(self, begin: float, end: float, share: float) -> Iterator[TraceRequest]:
         return self._described.requests(begin, end, share, self._seed)
 
 
-class OfTrace:
+class TraceDemand:
     """What was asked once."""
 
-    def __init__(self, trace: Sequence[Request]) -> None:
+    def __init__(self, trace: Sequence[TraceRequest]) -> None:
         self._trace = trace
 
     @property
@@ -110,13 +110,13 @@ class OfTrace:
         inside = sum(begin <= one.at <= end for one in self._trace)
         return begin, end, inside / max(end - begin, 1.0)
 
-    def requests(self, begin: float, end: float, share: float) -> Iterator[Request]:
+    def requests(self, begin: float, end: float, share: float) -> Iterator[TraceRequest]:
         inside = (one for one in self._trace if begin <= one.at <= end)
         return inside if share >= 1 else thinned(inside, share)
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class Trial:
     """What so many replicas did in the busiest time. share: of them and of the load that was simulated."""
 
     replicas: int
@@ -131,10 +131,10 @@ class Planner:
     demand: Demand
     engine: Header
     times: StepTimes
-    terms: Terms
-    tried: dict[int, Tried] = field(default_factory=dict)
+    terms: ServiceModel
+    tried: dict[int, Trial] = field(default_factory=dict)
 
-    def peak(self, replicas: int) -> Tried:
+    def peak(self, replicas: int) -> Trial:
         """The busiest time with so many replicas."""
         if replicas in self.tried:
             return self.tried[replicas]
@@ -148,16 +148,16 @@ class Planner:
         requests = self.demand.requests(ran_in, start + length, share)
         count = max(1, round(replicas * share))
         simulate(requests, self.engine, self.times, count, self.terms, lambda at: seen if at >= start else before)
-        self.tried[replicas] = Tried(replicas, share, seen)
+        self.tried[replicas] = Trial(replicas, share, seen)
         return self.tried[replicas]
 
-    def least(self, target: Target, on_try: Callable[[Tried], None]) -> int | None:
+    def least(self, target: Target, on_try: Callable[[Trial], None]) -> int | None:
         """The fewest replicas that hold the target; None where no number does."""
 
         def holds(replicas: int) -> bool:
             tried = self.peak(replicas)
             on_try(tried)
-            return target.held(tried.seen)
+            return target.is_met(tried.seen)
 
         low, high = 0, max(1, self._lower_bound())
         bound = _MOST_TIMES * high
@@ -176,7 +176,7 @@ class Planner:
         some = [one for one, _ in zip(self.demand.requests(begin, end, 1.0), range(200), strict=False)]
         if not some:
             return 1
-        batch, size = self.engine.max_running, self.engine.max_batched_tokens
+        batch, size = self.engine.max_num_seqs, self.engine.max_num_batched_tokens
         prompt = self.times.step(0, 0, size, size * size // 2) / size
         context = sum(one.prompt + one.output / 2 for one in some) / len(some)
         token = self.times.step(batch, round(batch * context)) / batch
@@ -213,7 +213,7 @@ def day(
 
     requests = planner.demand.requests(begin, end, share)
     count = max(1, round(replicas * share))
-    bounds = replace(scaling, least=max(1, round(scaling.least * share))) if scaling else None
+    bounds = replace(scaling, min_replicas=max(1, round(scaling.min_replicas * share))) if scaling else None
     service = simulate(requests, planner.engine, planner.times, count, planner.terms, window, bounds)
     found = [
         Slice(begin + (place + 0.5) * length, one.requests / length / share, (one.up or count) / share, one)

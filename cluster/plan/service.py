@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 import simpy
 
-from cluster.autoscaling import Seen, wanted_replicas
-from cluster.bench.results import Spread
-from cluster.plan.engine import Replica, Work
-from cluster.plan.load import Request
+from cluster.autoscaling import LoadSample, desired_replicas
+from cluster.bench.results import Distribution
+from cluster.plan.engine import SimulatedReplica, SimulatedSequence
+from cluster.plan.load import TraceRequest
 from cluster.plan.profile import Header, StepTimes
 
-DRAY = "deployments.routing.simulated:Balanced"
+DRAY = "deployments.routing.simulated:SimulatedPolicy"
 """The policy of the real routers, by its import path: it lives where they do."""
 
 
@@ -25,10 +25,10 @@ _LOOK_S = 5.0
 class Policy(Protocol):
     """Chooses a replica for each request."""
 
-    def choose(self, request: Request, replicas: Sequence[Replica], up: Sequence[int]) -> int:
+    def choose(self, request: TraceRequest, replicas: Sequence[SimulatedReplica], up: Sequence[int]) -> int:
         """The place of one of those that are up."""
 
-    def sent(self, number: int, request: Request, replica: int) -> None:
+    def sent(self, number: int, request: TraceRequest, replica: int) -> None:
         """Told of each choice; number: of the request."""
 
     def begun(self, number: int, replica: int) -> None:
@@ -41,11 +41,11 @@ class Policy(Protocol):
 class LeastWaiting:
     """To where the fewest tokens are before it is done."""
 
-    def choose(self, request: Request, replicas: Sequence[Replica], up: Sequence[int]) -> int:
+    def choose(self, request: TraceRequest, replicas: Sequence[SimulatedReplica], up: Sequence[int]) -> int:
         """The first of those that have the least to do."""
         return min(up, key=lambda place: replicas[place].waiting - replicas[place].prefixes.found(request))
 
-    def sent(self, number: int, request: Request, replica: int) -> None:
+    def sent(self, number: int, request: TraceRequest, replica: int) -> None:
         """Nothing: it looks at the replicas themselves."""
 
     def begun(self, number: int, replica: int) -> None:
@@ -65,7 +65,7 @@ def policy(name: str, replicas: int, engine: Header, speed: float) -> Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class ServiceModel:
     """What the service is like. waiting: requests that may wait for each replica beyond those that it runs. hit_s: a
     stored answer's time. overhead_s: of router and network, before the first token. step_overhead_s: of each step in a
     running service, beyond the engine's own. ttl_s: how long an answer is kept; 0: there is no cache."""
@@ -82,12 +82,12 @@ class Terms:
 class Scaling:
     """How many replicas are up: between two bounds, by the policy that Serve calls (cluster.autoscaling).
 
-    target_wait_s, fewer_after_s: as the settings have them. start_s: until a new one answers.
+    target_wait_s, downscale_delay_s: as the settings have them. start_s: until a new one answers.
     """
 
-    least: int
+    min_replicas: int
     target_wait_s: float = 20.0
-    fewer_after_s: float = 300.0
+    downscale_delay_s: float = 300.0
     start_s: float = 20.0
 
 
@@ -95,8 +95,8 @@ class Scaling:
 class Window:
     """What was seen of the requests that came in a stretch of time."""
 
-    ttft: Spread = field(default_factory=Spread)
-    tpot: Spread = field(default_factory=Spread)
+    ttft: Distribution = field(default_factory=Distribution)
+    tpot: Distribution = field(default_factory=Distribution)
     requests: int = 0
     hits: int = 0
     joined: int = 0
@@ -115,24 +115,24 @@ class Service:
         engine: Header,
         times: StepTimes,
         replicas: int,
-        terms: Terms,
+        terms: ServiceModel,
         window: Callable[[float], Window],
         scaling: Scaling | None = None,
     ) -> None:
         """replicas: with scaling, the most there can be. window: where a request that comes at this time is counted."""
         self._world, self._engine, self._terms, self._window = world, engine, terms, window
-        self.replicas = [Replica(world, engine, times, terms.step_overhead_s) for _ in range(replicas)]
-        size = engine.max_batched_tokens
+        self.replicas = [SimulatedReplica(world, engine, times, terms.step_overhead_s) for _ in range(replicas)]
+        size = engine.max_num_batched_tokens
         self._speed = size / times.step(0, 0, size, size * size // 2)
         self._policy = policy(terms.policy, replicas, engine, self._speed)
         self._up = list(range(replicas))
         self._running = 0
         if scaling is not None:
-            self._up = list(range(min(scaling.least, replicas)))
+            self._up = list(range(min(scaling.min_replicas, replicas)))
             world.process(self._scale(scaling))
-        self._waiting: deque[tuple[simpy.Event, Request]] = deque()
+        self._waiting: deque[tuple[simpy.Event, TraceRequest]] = deque()
         self._finished = False
-        self._flights: dict[int | str, Work] = {}
+        self._flights: dict[int | str, SimulatedSequence] = {}
         self._stored: OrderedDict[int | str, float] = OrderedDict()
         self._numbers = itertools.count()
 
@@ -141,14 +141,14 @@ class Service:
         """Answers in the cache."""
         return len(self._stored)
 
-    def ask(self, requests: Iterable[Request]) -> Generator[simpy.Event, Any, None]:
+    def ask(self, requests: Iterable[TraceRequest]) -> Generator[simpy.Event, Any, None]:
         """Asks them all, each at its time."""
         for one in requests:
             yield self._world.timeout(max(0.0, one.at - self._world.now))
             self._world.process(self._one(one))
         self._finished = True
 
-    def _one(self, request: Request) -> Generator[simpy.Event, Any, None]:
+    def _one(self, request: TraceRequest) -> Generator[simpy.Event, Any, None]:
         came, seen = self._world.now, self._window(self._world.now)
         seen.requests += 1
         question = request.question if self._terms.ttl_s else ""
@@ -166,7 +166,7 @@ class Service:
         if self._running >= self._places and len(self._waiting) >= len(self._up) * self._terms.waiting:
             seen.refused += 1
             return
-        work = Work(request, self._world.event(), self._world.event())
+        work = SimulatedSequence(request, self._world.event(), self._world.event())
         if question != "":
             self._flights[question] = work
         yield from self._turn(request)
@@ -187,9 +187,9 @@ class Service:
 
     @property
     def _places(self) -> int:
-        return len(self._up) * self._engine.max_running
+        return len(self._up) * self._engine.max_num_seqs
 
-    def _turn(self, request: Request) -> Generator[simpy.Event, Any, None]:
+    def _turn(self, request: TraceRequest) -> Generator[simpy.Event, Any, None]:
         if self._running < self._places:
             self._running += 1
             return
@@ -215,15 +215,15 @@ class Service:
             queued = sum(one.prompt + one.output for _, one in self._waiting)
             tokens = queued + sum(one.waiting for one in self.replicas)
             pace = self._pace()
-            by_policy = wanted_replicas(Seen(tokens, pace, len(self._up)), wanted, scaling.target_wait_s)
-            by_policy = min(max(by_policy, scaling.least), len(self.replicas))
+            by_policy = desired_replicas(LoadSample(tokens, pace, len(self._up)), wanted, scaling.target_wait_s)
+            by_policy = min(max(by_policy, scaling.min_replicas), len(self.replicas))
             if by_policy >= wanted:
                 fewer_since = now
             if by_policy > wanted:
                 for _ in range(by_policy - wanted):
                     self._world.process(self._start(scaling.start_s))
                 wanted = by_policy
-            elif by_policy < wanted and now - fewer_since >= scaling.fewer_after_s and len(self._up) == wanted:
+            elif by_policy < wanted and now - fewer_since >= scaling.downscale_delay_s and len(self._up) == wanted:
                 del self._up[by_policy:]
                 wanted, fewer_since = by_policy, now
             self._window(now).up = float(len(self._up))
@@ -245,24 +245,24 @@ class Service:
         while self._stored and next(iter(self._stored.values())) <= now:
             self._stored.popitem(last=False)
 
-    def _count(self, seen: Window, request: Request, came: float, first: float, last: float) -> None:
+    def _count(self, seen: Window, request: TraceRequest, came: float, first: float, last: float) -> None:
         seen.ttft.add(first - came + self._terms.overhead_s)
         if request.output > 1:
             seen.tpot.add((last - first) / (request.output - 1))
 
 
-def _last(leader: Work) -> Generator[simpy.Event, Any, float]:
+def _last(leader: SimulatedSequence) -> Generator[simpy.Event, Any, float]:
     if not leader.done.triggered:
         yield leader.done
     return leader.last
 
 
 def simulate(
-    requests: Iterable[Request],
+    requests: Iterable[TraceRequest],
     engine: Header,
     times: StepTimes,
     replicas: int,
-    terms: Terms,
+    terms: ServiceModel,
     window: Callable[[float], Window],
     scaling: Scaling | None = None,
 ) -> Service:

@@ -62,7 +62,7 @@ class CacheStats:
 
     answers: dict[tuple[str, str], int]
     bytes: int
-    most_bytes: int
+    max_bytes: int
     evicted: int
 
 

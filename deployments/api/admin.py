@@ -15,37 +15,37 @@ from cluster.records.teams import AlreadyThere, NotThere, Team, TeamsError
 from cluster.redis_client import connect
 from deployments.api.http import json_response, read_json
 from deployments.api.protocol.admin import (
-    KeySaid,
-    KeysSaid,
-    KeyWish,
-    Rotation,
-    TeamChange,
-    TeamRemoved,
-    TeamsSaid,
-    TeamWish,
-    UsageList,
+    CreateKeyRequest,
+    CreateTeamRequest,
+    KeyResponse,
+    KeysResponse,
+    RotateKeyRequest,
+    TeamDeletedResponse,
+    TeamsResponse,
+    UpdateTeamRequest,
+    UsageResponse,
 )
 from deployments.api.protocol.parsing import parse
-from deployments.common.errors import ApiError, invalid
-from deployments.common.redis import FAULTS, StoreAway
-from deployments.tenancy.auth import Doorkeeper
-from deployments.tenancy.usage import UsageBook
+from deployments.common.errors import ApiError, invalid_request
+from deployments.common.redis import REDIS_ERRORS, RedisUnavailable
+from deployments.tenancy.auth import Authenticator
+from deployments.tenancy.usage import UsageRecorder
 
 T = TypeVar("T")
 
 _MOST_BODY_BYTES = 65_536
 _MOST_DAYS = 400
 
-_team_wish = msgspec.json.Decoder(TeamWish)
-_team_change = msgspec.json.Decoder(TeamChange)
-_key_wish = msgspec.json.Decoder(KeyWish)
-_rotation = msgspec.json.Decoder(Rotation)
+_team_wish = msgspec.json.Decoder(CreateTeamRequest)
+_team_change = msgspec.json.Decoder(UpdateTeamRequest)
+_key_wish = msgspec.json.Decoder(CreateKeyRequest)
+_rotation = msgspec.json.Decoder(RotateKeyRequest)
 
 
-class Admin:
+class AdminApi:
     """The routes below /admin, and /v1/usage."""
 
-    def __init__(self, door: Doorkeeper, usage: UsageBook, url: str) -> None:
+    def __init__(self, door: Authenticator, usage: UsageRecorder, url: str) -> None:
         """url: of the Redis that keeps teams. Its calls are rare and block, so each has a thread and a connection."""
         self._door = door
         self._usage = usage
@@ -66,7 +66,7 @@ class Admin:
         self._check(http)
         if http.method == "GET":
             registry = await self._do(teams.read_registry)
-            return json_response(TeamsSaid(list(registry.teams.values())))
+            return json_response(TeamsResponse(list(registry.teams.values())))
         wish = parse(_team_wish, await read_json(http, http.headers, _MOST_BODY_BYTES))
 
         def add(client: Any) -> Team:
@@ -83,7 +83,9 @@ class Admin:
         if http.method == "GET":
             return json_response(await self._do(lambda client: teams.read_team(client, name)))
         if http.method == "DELETE":
-            return json_response(TeamRemoved(name, await self._do(lambda client: teams.remove_team(client, name))))
+            return json_response(
+                TeamDeletedResponse(name, await self._do(lambda client: teams.remove_team(client, name)))
+            )
         change = parse(_team_change, await read_json(http, http.headers, _MOST_BODY_BYTES))
         changes = {
             field: value for field, value in msgspec.structs.asdict(change).items() if value is not msgspec.UNSET
@@ -95,20 +97,20 @@ class Admin:
         self._check(http)
         if http.method == "GET":
             registry = await self._do(teams.read_registry)
-            return json_response(KeysSaid([KeySaid.of(key) for key in registry.keys.values()]))
+            return json_response(KeysResponse([KeyResponse.of(key) for key in registry.keys.values()]))
         wish = parse(_key_wish, await read_json(http, http.headers, _MOST_BODY_BYTES))
         if wish.expires_in_s < 0:
-            raise invalid("expires_in_s", "expires_in_s is a number of seconds from 0, which is never.")
+            raise invalid_request("expires_in_s", "expires_in_s is a number of seconds from 0, which is never.")
         made = await self._do(lambda client: teams.create_key(client, wish.team, wish.label, wish.expires_in_s))
-        return json_response(KeySaid.of(made.key, made.secret), 201)
+        return json_response(KeyResponse.of(made.key, made.secret), 201)
 
     async def key(self, http: HttpRequest) -> Response:
         """One key; DELETE revokes it."""
         self._check(http)
         number = http.path_params["id"]
         if http.method == "DELETE":
-            return json_response(KeySaid.of(await self._do(lambda client: teams.end_key(client, number))))
-        return json_response(KeySaid.of(await self._do(lambda client: teams.read_key(client, number))))
+            return json_response(KeyResponse.of(await self._do(lambda client: teams.end_key(client, number))))
+        return json_response(KeyResponse.of(await self._do(lambda client: teams.read_key(client, number))))
 
     async def rotate(self, http: HttpRequest) -> Response:
         """A new key in place of one, which holds for a while more."""
@@ -116,21 +118,21 @@ class Admin:
         number = http.path_params["id"]
         rotation = parse(_rotation, await read_json(http, http.headers, _MOST_BODY_BYTES) or b"{}")
         made = await self._do(lambda client: teams.rotate_key(client, number, max(0.0, rotation.grace_s)))
-        return json_response(KeySaid.of(made.key, made.secret), 201)
+        return json_response(KeyResponse.of(made.key, made.secret), 201)
 
     async def usage(self, http: HttpRequest) -> Response:
         """GET /v1/usage: of the team that asks; of all, or of the one that `team` names, for an admin key."""
-        caller = self._door.caller(http.headers)
+        caller = self._door.authenticate(http.headers)
         days = _number(http, "days", 30, _MOST_DAYS)
         team = http.query_params.get("team") if caller.admin else caller.name
         try:
             found = await self._usage.read(days, team)
-        except StoreAway:
+        except RedisUnavailable:
             raise _away() from None
-        return json_response(UsageList(found))
+        return json_response(UsageResponse(found))
 
     def _check(self, http: HttpRequest) -> None:
-        caller = self._door.caller(http.headers)
+        caller = self._door.authenticate(http.headers)
         # Without any key only this machine can ask, and it may make the first.
         if not caller.admin and caller.team is not None:
             raise ApiError(403, "This needs an admin key: dray keys create --admin.", code="admin_key_needed")
@@ -145,7 +147,7 @@ class Admin:
         except TeamsError as error:
             status = 404 if isinstance(error, NotThere) else 409 if isinstance(error, AlreadyThere) else 400
             raise ApiError(status, f"{str(error).capitalize()}.", code="teams_error") from None
-        except FAULTS:
+        except REDIS_ERRORS:
             raise _away() from None
 
 
@@ -157,5 +159,5 @@ def _away() -> ApiError:
 def _number(http: HttpRequest, name: str, default: int, most: int) -> int:
     text = http.query_params.get(name, str(default))
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= most):
-        raise invalid(name, f"{name} is a number from 1 to {most}.")
+        raise invalid_request(name, f"{name} is a number from 1 to {most}.")
     return int(text)

@@ -21,7 +21,7 @@ class NotKnown(BaseException):
     """What is asked needs more than a look; no exception handler of the application's is to take it for a fault."""
 
 
-class Front:
+class CacheFastPath:
     """ASGI middleware. routes: paths at which answers may be known."""
 
     app: ASGIApp | None = None
@@ -32,7 +32,7 @@ class Front:
         self._serve = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = Front.app
+        app = CacheFastPath.app
         if app is None or not _asks(scope):
             await self._serve(scope, receive, send)
             return
@@ -62,8 +62,8 @@ class Front:
 
 def middlewares() -> list[Any]:
     """What Serve is to put around its application."""
-    return [Middleware(Front)]
+    return [Middleware(CacheFastPath)]
 
 
 def _asks(scope: Scope) -> bool:
-    return bool(scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in Front.routes)
+    return bool(scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in CacheFastPath.routes)

@@ -52,7 +52,7 @@ async def read_json(http: HttpRequest, headers: Mapping[str, str], most: int) ->
     return b"".join(parts)
 
 
-def patience_s(headers: Mapping[str, str], most_s: float) -> float:
+def request_timeout_s(headers: Mapping[str, str], most_s: float) -> float:
     """Seconds that a request may take: what it says itself, up to what all may. Raises ApiError 400.
 
     Serve looks at the same header, and answers in its own shape (ray 2.60): Dray is to be a little earlier.
@@ -78,14 +78,14 @@ def idempotency_key(headers: Mapping[str, str]) -> str:
     return key
 
 
-def refused(http: HttpRequest, error: Exception) -> Response:
+def api_error(http: HttpRequest, error: Exception) -> Response:
     """The answer to a request that is refused."""
     assert isinstance(error, ApiError)
     shape = anthropic_error(error) if http.url.path.startswith("/v1/messages") else error.body
     return json_response(shape, error.status, error.headers)
 
 
-def refused_by_starlette(http: HttpRequest, error: Exception) -> Response:
+def http_error(http: HttpRequest, error: Exception) -> Response:
     """The same for what Starlette refuses: a route that is none, a method that it does not take."""
     assert isinstance(error, HTTPException)
     what = f"{http.method} {http.url.path}"
@@ -93,11 +93,11 @@ def refused_by_starlette(http: HttpRequest, error: Exception) -> Response:
     said = {404: f"Unknown request URL: {what}.", 405: f"Not allowed to {what}."}
     told = ApiError(error.status_code, said.get(error.status_code, error.detail), code=code)
     told.headers.update(error.headers or {})
-    return refused(http, told)
+    return api_error(http, told)
 
 
-def failed(http: HttpRequest, error: Exception) -> Response:
+def internal_error(http: HttpRequest, error: Exception) -> Response:
     """The answer to a request on which the server has failed."""
     log.error("request failed", exc_info=error)
     message = "The server failed on this request."
-    return refused(http, ApiError(500, message, code="internal_error", kind="server_error"))
+    return api_error(http, ApiError(500, message, code="internal_error", kind="server_error"))

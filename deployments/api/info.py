@@ -16,17 +16,17 @@ from deployments.api.http import json_response
 from deployments.api.protocol.openapi import document, page
 from deployments.common.errors import ApiError
 from deployments.observability.metrics import METRICS_TYPE, exposition
-from deployments.tenancy.auth import Doorkeeper
+from deployments.tenancy.auth import Authenticator
 
 log = logging.getLogger("dray.router")
 
 _READY_S = 2.0
 
 
-class Overview:
+class InfoApi:
     """What there is, for clients and for probes."""
 
-    def __init__(self, models: list[ServedModel], needed: dict[str, str], door: Doorkeeper) -> None:
+    def __init__(self, models: list[ServedModel], needed: dict[str, str], door: Authenticator) -> None:
         """needed: of the models that never sleep, their names by engine application."""
         self._models = models
         self._needed = needed
@@ -48,16 +48,16 @@ class Overview:
 
     async def models(self, http: HttpRequest) -> Response:
         """GET /v1/models"""
-        caller = self._door.caller(http.headers)
-        allowed = [model for model in self._models if caller.may_ask(model.names)]
+        caller = self._door.authenticate(http.headers)
+        allowed = [model for model in self._models if caller.may_use(model.names)]
         return json_response({"object": "list", "data": [_described(model) for model in allowed]})
 
     async def model(self, http: HttpRequest) -> Response:
         """GET /v1/models/{name}"""
-        name, caller = http.path_params["name"], self._door.caller(http.headers)
-        found = next((one for one in self._models if name in one.names and caller.may_ask(one.names)), None)
+        name, caller = http.path_params["name"], self._door.authenticate(http.headers)
+        found = next((one for one in self._models if name in one.names and caller.may_use(one.names)), None)
         if found is None:
-            raise unknown_model(name)
+            raise model_not_found(name)
         return json_response(_described(found))
 
     async def openapi(self, http: HttpRequest) -> Response:
@@ -95,7 +95,7 @@ class Overview:
         return Response(await asyncio.to_thread(exposition), media_type=METRICS_TYPE)
 
 
-def unknown_model(name: str, what: str = "not served") -> ApiError:
+def model_not_found(name: str, what: str = "not served") -> ApiError:
     """404 for a model. what: it is that, here."""
     message = f"The model '{name}' is {what} here; GET /v1/models lists those that are served."
     return ApiError(404, message, code="model_not_found", param="model")

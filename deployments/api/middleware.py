@@ -12,18 +12,18 @@ from deployments.observability.tracing import NO_SPAN, Span, Traces, current, he
 
 log = logging.getLogger("dray.requests")
 
-LEFT = "dray.left"
+CLIENT_DISCONNECTED = "dray.left"
 """Key in a request's scope that says that the client went before its answer was complete."""
 
 
-ASKED = "dray.asked"
+METRIC_LABELS = "dray.asked"
 """Key in a request's scope: which model is asked, and what metrics call the team that asks."""
 _TRACED = "/v1/"
 """Probes and pages come every few seconds and tell nothing."""
 _NOBODY = ("", "")
 
 
-class Edge:
+class RequestMiddleware:
     """ASGI middleware. The id is the client's `x-request-id`, or one that `Front` or Serve has made."""
 
     def __init__(self, app: ASGIApp, metrics: RouterMetrics, traces: Traces) -> None:
@@ -53,19 +53,19 @@ class Edge:
             ended = False
             raise
         except asyncio.CancelledError:
-            scope[LEFT] = True  # Serve cancels a request whose client has gone
+            scope[CLIENT_DISCONNECTED] = True  # Serve cancels a request whose client has gone
             raise
         finally:
             # A span that is not ended is nowhere: who goes on to Serve comes here again.
             if ended:
-                status = 499 if scope.get(LEFT) else status
+                status = 499 if scope.get(CLIENT_DISCONNECTED) else status
                 self._ended(scope, status, began)
                 if span is not NO_SPAN:
                     _end(span, scope, status)
 
     def _ended(self, scope: Scope, status: int, began: float) -> None:
         path = _path(scope)
-        self._metrics.requests[path, str(status), *scope.get(ASKED, _NOBODY)].inc()
+        self._metrics.requests[path, str(status), *scope.get(METRIC_LABELS, _NOBODY)].inc()
         if status >= 400:
             extra = {"route": path, "status": status, "seconds": round(time.perf_counter() - began, 3)}
             log.log(logging.WARNING if status >= 500 else logging.INFO, "request not answered", extra=extra)
@@ -85,7 +85,7 @@ def _path(scope: Scope) -> str:
 
 
 def _end(span: Span, scope: Scope, status: int) -> None:
-    path, (model, team) = _path(scope), scope.get(ASKED, _NOBODY)
+    path, (model, team) = _path(scope), scope.get(METRIC_LABELS, _NOBODY)
     span.name(f"{scope['method']} {path}")
     span.note({"http.route": path, "http.response.status_code": status})
     span.note({"gen_ai.request.model": model} if model else {})

@@ -12,11 +12,11 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from deployments.api.middleware import LEFT
-from deployments.common.deadlines import Watchdog
+from deployments.api.middleware import CLIENT_DISCONNECTED
+from deployments.common.deadlines import Deadline
 from deployments.common.errors import ApiError
-from deployments.common.types import Answer, Delta
-from deployments.generation.broadcast import Follower, failed
+from deployments.common.types import Delta, GenerationResult
+from deployments.generation.broadcast import Subscriber, to_api_error
 
 log = logging.getLogger("dray.replies")
 
@@ -26,42 +26,44 @@ _PLAIN_ERROR_S = 0.25
 """What fails so soon is answered with its status; after that the stream is open, and ends with an error event."""
 
 
-class Writer(Protocol):
+class AnswerWriter(Protocol):
     """How an API says an answer."""
 
-    def whole(self, answer: Answer) -> Any:
+    def complete(self, answer: GenerationResult) -> Any:
         """The body of an answer that is not streamed."""
 
-    def opening(self) -> bytes:
+    def start(self) -> bytes:
         """The first events of a stream."""
 
     def delta(self, delta: Delta) -> bytes:
         """The events of something new."""
 
-    def closing(self, answer: Answer) -> bytes:
+    def end(self, answer: GenerationResult) -> bytes:
         """The last events of a stream."""
 
-    def failure(self, error: ApiError) -> bytes:
+    def error(self, error: ApiError) -> bytes:
         """The last events of a stream that failed midway."""
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class StreamTimeouts:
     """Seconds: of silence until a comment keeps a stream alive; that a client may take to read what it is sent."""
 
     keep_alive_s: float
     stall_s: float
 
 
-def replay(answer: Answer, writer: Writer, stream: bool, headers: dict[str, str]) -> Response:
+def replay(answer: GenerationResult, writer: AnswerWriter, stream: bool, headers: dict[str, str]) -> Response:
     """A known answer, in one piece."""
     if not stream:
-        return Response(msgspec.json.encode(writer.whole(answer)), media_type="application/json", headers=headers)
-    events = b"".join([writer.opening(), *map(writer.delta, answer.deltas()), writer.closing(answer)])
+        return Response(msgspec.json.encode(writer.complete(answer)), media_type="application/json", headers=headers)
+    events = b"".join([writer.start(), *map(writer.delta, answer.deltas()), writer.end(answer)])
     return Response(events, media_type="text/event-stream", headers=headers | STREAM_HEADERS)
 
 
-async def whole(http: HttpRequest, follower: Follower, writer: Writer, headers: dict[str, str]) -> Response:
+async def complete_response(
+    http: HttpRequest, follower: Subscriber, writer: AnswerWriter, headers: dict[str, str]
+) -> Response:
     """The answer as one JSON body, when it is there. The follower leaves with it, or with a client that goes away."""
     with follower:
         work = asyncio.create_task(_to_the_end(follower))
@@ -69,36 +71,38 @@ async def whole(http: HttpRequest, follower: Follower, writer: Writer, headers: 
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                http.scope[LEFT] = True
+                http.scope[CLIENT_DISCONNECTED] = True
                 return Response(status_code=499)
             answer = work.result()
         finally:
             for task in (work, gone):
                 task.cancel()
-    return Response(msgspec.json.encode(writer.whole(answer)), media_type="application/json", headers=headers)
+    return Response(msgspec.json.encode(writer.complete(answer)), media_type="application/json", headers=headers)
 
 
-async def streamed(follower: Follower, writer: Writer, headers: dict[str, str], patience: Patience) -> Response:
+async def stream_response(
+    follower: Subscriber, writer: AnswerWriter, headers: dict[str, str], patience: StreamTimeouts
+) -> Response:
     """The answer as server-sent events. What fails at once is still a plain error. The follower leaves at the end."""
     with ExitStack() as stack:
         stack.enter_context(follower)
-        with closing(Watchdog()) as watchdog:
-            first = await follower.news(watchdog, _PLAIN_ERROR_S)
+        with closing(Deadline()) as watchdog:
+            first = await follower.next_batch(watchdog, _PLAIN_ERROR_S)
         return EventStream(follower, first, writer, headers, patience, stack.pop_all())
 
 
-async def _to_the_end(follower: Follower) -> Answer:
-    with closing(Watchdog()) as watchdog:
-        while follower.answer is None:
-            await follower.news(watchdog)
-    return follower.answer
+async def _to_the_end(follower: Subscriber) -> GenerationResult:
+    with closing(Deadline()) as watchdog:
+        while follower.result is None:
+            await follower.next_batch(watchdog)
+    return follower.result
 
 
-def _written(writer: Writer, news: list[Delta]) -> bytes:
-    return b"".join(map(writer.delta, joined(news)))
+def _written(writer: AnswerWriter, news: list[Delta]) -> bytes:
+    return b"".join(map(writer.delta, merge_deltas(news)))
 
 
-def joined(news: Iterable[Delta]) -> list[Delta]:
+def merge_deltas(news: Iterable[Delta]) -> list[Delta]:
     """The same news in fewer pieces: neighbours of one choice become one where nothing gets out of order."""
     pieces: list[Delta] = []
     for delta in news:
@@ -110,7 +114,7 @@ def joined(news: Iterable[Delta]) -> list[Delta]:
                 one.text + delta.text,
                 (),
                 one.logprobs + delta.logprobs,
-                delta.finish,
+                delta.finish_reason,
             )
         pieces.append(delta)
     return pieces
@@ -119,7 +123,7 @@ def joined(news: Iterable[Delta]) -> list[Delta]:
 def _follows(one: Delta, other: Delta) -> bool:
     return (
         one.choice == other.choice
-        and not (one.tools or other.tools or one.finish)
+        and not (one.tool_calls or other.tool_calls or one.finish_reason)
         and not (one.text and other.reasoning)
     )
 
@@ -134,11 +138,11 @@ class EventStream(Response):
 
     def __init__(
         self,
-        follower: Follower,
+        follower: Subscriber,
         first: list[Delta],
-        writer: Writer,
+        writer: AnswerWriter,
         headers: dict[str, str],
-        patience: Patience,
+        patience: StreamTimeouts,
         leave: ExitStack,
     ) -> None:
         """first: what the follower has been told already. leave: closed at the end; the follower leaves with it."""
@@ -157,7 +161,7 @@ class EventStream(Response):
             gone = asyncio.create_task(_disconnected(receive))
             try:
                 await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-                scope[LEFT] = not work.done()
+                scope[CLIENT_DISCONNECTED] = not work.done()
             finally:
                 gone.cancel()
                 work.cancel()
@@ -167,7 +171,7 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        watchdog = Watchdog()
+        watchdog = Deadline()
         try:
             async with aclosing(self._events(watchdog)) as events:
                 async for event in events:
@@ -180,20 +184,20 @@ class EventStream(Response):
             watchdog.close()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _events(self, watchdog: Watchdog) -> AsyncGenerator[bytes, None]:
+    async def _events(self, watchdog: Deadline) -> AsyncGenerator[bytes, None]:
         follower, writer = self._follower, self._writer
-        yield writer.opening() + _written(writer, self._first)
-        while follower.answer is None:
+        yield writer.start() + _written(writer, self._first)
+        while follower.result is None:
             try:
-                news = await follower.news(watchdog, self._patience.keep_alive_s)
+                news = await follower.next_batch(watchdog, self._patience.keep_alive_s)
             except Exception as error:  # noqa: BLE001 - told to the client, whose stream is open
-                yield writer.failure(failed(error))
+                yield writer.error(to_api_error(error))
                 return
             if news:
                 yield _written(writer, news)
-            elif follower.answer is None:
+            elif follower.result is None:
                 yield _KEEP_ALIVE
-        yield writer.closing(follower.answer)
+        yield writer.end(follower.result)
 
 
 async def _disconnected(receive: Receive) -> None:

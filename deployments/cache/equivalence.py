@@ -61,7 +61,7 @@ _HAN_CLOSINGS = re.compile(r"(?:[,.!?\s]*(?:谢谢您?|谢了|多谢|麻烦了|�
 _HAN_PHRASES = ((re.compile("如何|怎样|怎么样才能"), "怎么"), (re.compile("一下"), ""), (re.compile("开启"), "启用"))
 
 
-def normalized(text: str) -> str:
+def normalize(text: str) -> str:
     """The text with width, spacing and closing marks in one form. What may be code keeps its spacing."""
     text = text.translate(_WIDE).translate(_MARKS)
     if not _CODE.search(text):
@@ -69,9 +69,9 @@ def normalized(text: str) -> str:
     return _END.sub("", text.strip())
 
 
-def same(one: str, other: str) -> bool:
+def equivalent(one: str, other: str) -> bool:
     """Whether both surely ask the same."""
-    first, second = normalized(one), normalized(other)
+    first, second = normalize(one), normalize(other)
     if first == second:
         return True
     if _CODE.search(first) or _CODE.search(second):
@@ -93,4 +93,4 @@ def _words(text: str) -> Sequence[str]:
     text = _HAN_CLOSINGS.sub("", _HAN_OPENINGS.sub("", text.strip()))
     for phrase, meaning in _HAN_PHRASES:
         text = phrase.sub(meaning, text)
-    return _TOKENS.findall(normalized(text))
+    return _TOKENS.findall(normalize(text))

@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 
 from cluster.settings import CacheSettings
-from deployments.cache.equivalence import same
+from deployments.cache.equivalence import equivalent
 from deployments.common.errors import ApiError
-from deployments.common.redis import Store, StoreAway
-from deployments.common.types import Question
-from deployments.routing.embeddings import Embedder
+from deployments.common.redis import RedisStore, RedisUnavailable
+from deployments.common.types import GenerationRequest
+from deployments.routing.embeddings import EmbeddingEndpoint
 
 _MOST_QUESTIONS = 2000
 """Remembered in a context; older ones are forgotten."""
@@ -40,7 +40,7 @@ class _Context:
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class SemanticQuery:
     """A question as it is looked for: its last words, their vector as float32, and what they were said in."""
 
     context: str
@@ -48,21 +48,21 @@ class Asking:
     vector: bytes
 
 
-class Near:
+class SemanticCache:
     """Finds and remembers questions, for one router."""
 
-    def __init__(self, settings: CacheSettings, store: Store, embedder: Embedder) -> None:
-        self._least = settings.similar_least
+    def __init__(self, settings: CacheSettings, store: RedisStore, embedder: EmbeddingEndpoint) -> None:
+        self._least = settings.similarity_threshold
         self._ttl_s = settings.ttl_s
         self._store = store
         self._embedder = embedder
         self._contexts: OrderedDict[str, _Context] = OrderedDict()
 
-    async def asking(self, subject: str, namespace: str, question: Question) -> Asking | None:
+    async def query(self, subject: str, namespace: str, question: GenerationRequest) -> SemanticQuery | None:
         """The question with its vector; None for one that is not looked for, or when no vector can be had."""
-        if not question.turns or question.turns[-1].role != "user" or question.tools or question.choices > 1:
+        if not question.messages or question.messages[-1].role != "user" or question.tools or question.num_choices > 1:
             return None
-        *before, last = question.turns
+        *before, last = question.messages
         if not last.content.strip() or len(last.content) > _LONGEST_CHARACTERS:
             return None
         rest = msgspec.structs.replace(question, turns=(*before, msgspec.structs.replace(last, content="")))
@@ -71,20 +71,20 @@ class Near:
             [vector] = await self._embedder.embed([last.content], _EMBED_S)
         except ApiError:
             return None
-        return Asking(context, last.content, vector)
+        return SemanticQuery(context, last.content, vector)
 
-    async def find(self, asking: Asking) -> str | None:
+    async def find(self, asking: SemanticQuery) -> str | None:
         """The key of an answer to the same question in other words."""
         try:
             context = await self._up_to_date(asking.context)
-        except StoreAway:
+        except RedisUnavailable:
             return None
         for place in _nearest(context.vectors, array("f", asking.vector), self._least):
-            if same(asking.text, context.texts[place]):
+            if equivalent(asking.text, context.texts[place]):
                 return context.keys[place]
         return None
 
-    async def remember(self, asking: Asking, key: str) -> None:
+    async def add(self, asking: SemanticQuery, key: str) -> None:
         """Notes that this question's answer is stored at this key."""
         stream = _stream(asking.context)
         fields = {"text": asking.text, "key": key, "vector": asking.vector}
@@ -94,8 +94,8 @@ class Near:
             pipe.expire(stream, self._ttl_s)
 
         try:
-            await self._store.pipelined(fill)
-        except StoreAway:
+            await self._store.transaction(fill)
+        except RedisUnavailable:
             return
 
     async def _up_to_date(self, name: str) -> _Context:

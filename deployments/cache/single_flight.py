@@ -18,8 +18,8 @@ from typing import Literal
 
 import msgspec
 
-from deployments.common.messages import Tokens
-from deployments.common.redis import PATIENCE_S, Script, Store, StoreAway
+from deployments.common.messages import TokenBatch
+from deployments.common.redis import BACKGROUND_EXTRA_S, RedisStore, RedisUnavailable, Script
 
 log = logging.getLogger("dray.flights")
 
@@ -86,24 +86,24 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     choice: int
     stage: int
     at: int
-    tokens: Tokens
+    tokens: TokenBatch
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Record]).decode
 
 
-class _Apart(Exception):
+class _Diverged(Exception):
     """What the stream holds does not follow what was read: another flight, garbage, or a gap."""
 
 
-Place = Literal["lead", "follow", "alone"]
+Role = Literal["lead", "follow", "alone"]
 
 
-class Flights:
+class SingleFlight:
     """A router's door to the flights of all routers."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: RedisStore) -> None:
         self.store = store
         self.me = secrets.token_hex(_NAME_BYTES)
         self.begin = store.script(_BEGIN)
@@ -112,30 +112,30 @@ class Flights:
         self.end = store.script(_END)
         self.leave = store.script(_LEAVE)
 
-    async def join(self, answer_key: str, digest: str) -> "bytes | SharedFlight":
+    async def acquire(self, answer_key: str, digest: str) -> "bytes | FlightLease":
         """The stored answer where there is one by now; else the flight, led or followed. Raises StoreAway."""
         keys = [answer_key, *(f"dray:{what}:{{{digest}}}" for what in ("lock", "tokens", "followers"))]
         mine = secrets.token_hex(_NAME_BYTES)
         found = await self.begin(keys, mine, self.me, _LOCK_MS, "1")
         if found[0] == b"known":
             return bytes(found[1])
-        flight = SharedFlight(self, keys, found[1][: 2 * _NAME_BYTES].decode())
+        flight = FlightLease(self, keys, found[1][: 2 * _NAME_BYTES].decode())
         flight.start(leads=found[0] == b"lead", carried=found[-1] == b"1")
         return flight
 
 
-class SharedFlight:
+class FlightLease:
     """One flight. Its user reads `recorded`, and makes what is missing itself, telling it by `record`."""
 
-    def __init__(self, flights: Flights, keys: list[str], name: str) -> None:
+    def __init__(self, flights: SingleFlight, keys: list[str], name: str) -> None:
         self.name = name
-        self.place: Place = "follow"
+        self.role: Role = "follow"
         self.joined = False
         """Whether another led when this router came."""
         self._flights = flights
         self._keys = keys
         self._seen = b"0"
-        self._records: defaultdict[tuple[int, int], list[Tokens]] = defaultdict(list)
+        self._records: defaultdict[tuple[int, int], list[TokenBatch]] = defaultdict(list)
         self._sizes: defaultdict[tuple[int, int], int] = defaultdict(int)
         self._pending: list[Record] = []
         self._followed = 0
@@ -152,7 +152,7 @@ class SharedFlight:
             self._become("lead")
         self._task = asyncio.create_task(self._go(leads=leads))
 
-    async def recorded(self, choice: int, stage: int) -> AsyncGenerator[Tokens, None]:
+    async def follow(self, choice: int, stage: int) -> AsyncGenerator[TokenBatch, None]:
         """Tokens that a leader has made, as they come. Ends without a finish where the rest is one's own to make."""
         told = self._records[choice, stage]
         place = 0
@@ -160,43 +160,43 @@ class SharedFlight:
             while place < len(told):
                 yield told[place]
                 place += 1
-            if (told and told[-1].finish) or self.place != "follow":
+            if (told and told[-1].finish_reason) or self.role != "follow":
                 return
             news = self._news
             await news.wait()
 
-    def record(self, choice: int, stage: int, tokens: Tokens) -> None:
+    def record(self, choice: int, stage: int, tokens: TokenBatch) -> None:
         """Tells the followers of tokens that were made here."""
         at = self._sizes[choice, stage]
         self._sizes[choice, stage] += len(tokens.ids)
-        if self.place == "lead":
+        if self.role == "lead":
             self._pending.append(Record(choice, stage, at, tokens))
 
-    async def wanted(self) -> bool:
+    async def has_followers(self) -> bool:
         """Whether this router leads and another follows."""
-        if self.place != "lead":
+        if self.role != "lead":
             return False
         try:
             await self._publish()
-        except StoreAway:
+        except RedisUnavailable:
             return False
         return self._followed > 0
 
-    async def land(self, answer: bytes, ttl_s: int) -> None:
+    async def complete(self, answer: bytes, ttl_s: int) -> None:
         """The flight is over, and this is its packed answer to keep; empty: none."""
         await self._stop()
-        if self.place == "lead" or (self.place == "alone" and answer):
+        if self.role == "lead" or (self.role == "alone" and answer):
             await self._last(self._flights.end, answer, max(1, ttl_s), self._batch(), _ENDED_MS)
 
-    async def leave(self) -> None:
+    async def release(self) -> None:
         """This router does not go on with it; another may. Without effect once it has landed."""
         if not self._ended:
             await self._stop()
             await self._last(self._flights.leave, self._batch(), _STREAM_MS)
 
     async def _last(self, script: Script, *arguments: object) -> None:
-        with suppress(StoreAway):  # lock and stream expire by themselves
-            await script(self._keys, self.name, self._flights.me, *arguments, extra_s=PATIENCE_S)
+        with suppress(RedisUnavailable):  # lock and stream expire by themselves
+            await script(self._keys, self.name, self._flights.me, *arguments, extra_s=BACKGROUND_EXTRA_S)
 
     async def _stop(self) -> None:
         self._ended = True
@@ -208,12 +208,12 @@ class SharedFlight:
         try:
             if not leads:
                 leads = await self._follow()
-            elif self.place != "lead":
+            elif self.role != "lead":
                 leads = await self._catch_up()
             if leads:
                 self._become("lead")
                 await self._lead()
-        except (StoreAway, _Apart):
+        except (RedisUnavailable, _Diverged):
             self._become("alone")
         except Exception:
             # Whatever it is, those who wait here must not wait for ever.
@@ -223,16 +223,16 @@ class SharedFlight:
     async def _follow(self) -> bool:
         """Reads until the end, or until the leader has gone; then whether this router leads."""
         while True:
-            await self._flights.follow(self._keys, self._flights.me, _LOCK_MS, _STREAM_MS, extra_s=PATIENCE_S)
+            await self._flights.follow(self._keys, self._flights.me, _LOCK_MS, _STREAM_MS, extra_s=BACKGROUND_EXTRA_S)
             if await self._read(_RENEW_S):
                 if self._complete:
                     return False
                 continue
             found = await self._flights.begin(
-                self._keys, self.name, self._flights.me, _LOCK_MS, "0", extra_s=PATIENCE_S
+                self._keys, self.name, self._flights.me, _LOCK_MS, "0", extra_s=BACKGROUND_EXTRA_S
             )
             if found[1][: len(self.name)] != self.name.encode():
-                raise _Apart
+                raise _Diverged
             if found[0] == b"lead":
                 return await self._catch_up()
 
@@ -244,21 +244,21 @@ class SharedFlight:
 
     async def _read(self, wait_s: float) -> bool:
         """Takes what is new in the stream; whether there was anything. Raises _Apart where it does not fit."""
-        entries = await self._flights.store.news(self._keys[2], self._seen, wait_s)
+        entries = await self._flights.store.wait_for_entries(self._keys[2], self._seen, wait_s)
         for number, fields in entries:
             self._seen = number
             if fields.get(b"flight") != self.name.encode():
-                raise _Apart
+                raise _Diverged
             try:
                 records = _decode(fields[b"records"]) if fields[b"records"] else []
             except (KeyError, msgspec.MsgspecError):
-                raise _Apart from None
+                raise _Diverged from None
             for one in records:
                 key = one.choice, one.stage
                 if one.at + len(one.tokens.ids) <= self._sizes[key] and one.tokens.ids:
                     continue  # told twice: the leader did not hear that the first time went well
                 if one.at != self._sizes[key]:
-                    raise _Apart
+                    raise _Diverged
                 self._sizes[key] += len(one.tokens.ids)
                 self._records[key].append(one.tokens)
             self._complete = self._complete or b"end" in fields
@@ -270,10 +270,10 @@ class SharedFlight:
         """Renews the lock and tells what was made, until cancelled, or until the lock is another's."""
         loop = asyncio.get_running_loop()
         renewed = loop.time()
-        while self.place == "lead":
+        while self.role == "lead":
             await asyncio.sleep(_FOLLOWED_S if self._followed else _UNFOLLOWED_S)
             if self._pending or loop.time() - renewed > _RENEW_S:
-                with suppress(StoreAway):  # what was not told is told with the next
+                with suppress(RedisUnavailable):  # what was not told is told with the next
                     await self._publish()
                     renewed = loop.time()
 
@@ -282,7 +282,7 @@ class SharedFlight:
         async with self._publishing:
             count = len(self._pending)
             told = await self._flights.publish(
-                self._keys, self.name, self._flights.me, _LOCK_MS, _STREAM_MS, self._batch(), extra_s=PATIENCE_S
+                self._keys, self.name, self._flights.me, _LOCK_MS, _STREAM_MS, self._batch(), extra_s=BACKGROUND_EXTRA_S
             )
             if told < 0:
                 log.info("another router leads this flight now; going on alone")
@@ -295,8 +295,8 @@ class SharedFlight:
     def _batch(self) -> bytes:
         return _encode(self._pending) if self._pending else b""
 
-    def _become(self, place: Place) -> None:
-        self.place = place
+    def _become(self, place: Role) -> None:
+        self.role = place
         self._wake()
 
     def _wake(self) -> None:

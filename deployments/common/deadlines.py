@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Watchdog:
+class Deadline:
     """Ends waits of one task that last too long, as asyncio.timeout does.
 
     That one sets a timer for each wait: three on a token's way through the router, a seventh of what the way costs.

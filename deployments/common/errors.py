@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 
-class ErrorSaid(msgspec.Struct, frozen=True):
+class ErrorDetail(msgspec.Struct, frozen=True):
     """What went wrong. param: the field of the request; code: for programs."""
 
     message: str
@@ -18,7 +18,7 @@ class ErrorSaid(msgspec.Struct, frozen=True):
 class ErrorBody(msgspec.Struct, frozen=True):
     """The body of every refusal."""
 
-    error: ErrorSaid
+    error: ErrorDetail
 
 
 class ApiError(Exception):
@@ -38,11 +38,11 @@ class ApiError(Exception):
         self.status = status
         self.message = message
         self.kind = kind
-        self.body = ErrorBody(ErrorSaid(message, kind, param, code))
+        self.body = ErrorBody(ErrorDetail(message, kind, param, code))
         self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
 
 
-def invalid(param: str, message: str, code: str = "invalid_value") -> ApiError:
+def invalid_request(param: str, message: str, code: str = "invalid_value") -> ApiError:
     """400 that names the parameter."""
     return ApiError(400, message, code=code, param=param)
 
@@ -52,11 +52,11 @@ def overloaded(message: str, retry_after_s: int = 1) -> ApiError:
     return ApiError(503, message, code="overloaded", kind="server_error", retry_after_s=retry_after_s)
 
 
-def event(body: dict[str, Any] | msgspec.Struct) -> bytes:
+def sse_event(body: dict[str, Any] | msgspec.Struct) -> bytes:
     """A server-sent event with this JSON."""
     return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
-def identity(prefix: str) -> str:
+def new_id(prefix: str) -> str:
     """A new id of this kind. Nobody is to guess nothing by it, so it costs no system call."""
     return f"{prefix}{random.getrandbits(128):032x}"

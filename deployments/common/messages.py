@@ -10,23 +10,23 @@ from typing import Literal
 
 import msgspec
 
-Finish = Literal["", "stop", "length", "overloaded", "lost", "invalid"]
+StreamFinish = Literal["", "stop", "length", "overloaded", "lost", "invalid"]
 """Why a stream ended; "" while it goes on. `overloaded`: the KV cache cannot hold it. `lost`: the engine
 process died with it, and another can carry it on. `invalid`: the engine refused it."""
 
 
-ALIVE_S = 2.0
+HEARTBEAT_S = 2.0
 """A replica lets a stream hear of it at least so often, in seconds."""
 
-FROM_OUTSIDE = "from outside"
+KILLED_FROM_OUTSIDE = "from outside"
 """Why a stream is lost where its engine did not die by itself: its replica or its node is gone, or somebody killed it.
 A request that kills engines makes them crash or hang."""
 
-TYPICAL_TOKENS = 256
+TYPICAL_COMPLETION_TOKENS = 256
 """What a completion is thought to take, until it is known better."""
 
 
-class Tag(msgspec.Struct, frozen=True, array_like=True):
+class GrammarTag(msgspec.Struct, frozen=True, array_like=True):
     """Text that starts with `begin`, goes on as the grammar (EBNF) says, and finishes with `end`."""
 
     begin: str
@@ -40,7 +40,7 @@ class Grammar(msgspec.Struct, frozen=True, array_like=True):
 
     ebnf: str = ""
     trigger: str = ""
-    tags: tuple[Tag, ...] = ()
+    tags: tuple[GrammarTag, ...] = ()
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
@@ -65,7 +65,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     grammar: Grammar | None = None
 
 
-class Request(msgspec.Struct, frozen=True, array_like=True):
+class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     """A prompt as token ids, and how to go on from it.
 
     router: names the router that asks. queued: tokens of requests that wait in that router for their turn.
@@ -75,18 +75,18 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     home: a replica that another router had compute the prompt's first `held` tokens; empty: none is known.
     """
 
-    prompt: list[int]
+    prompt_ids: list[int]
     sampling: Sampling
     router: str = ""
-    queued: int = 0
-    avoid: tuple[str, ...] = ()
+    queued_tokens: int = 0
+    avoid_replicas: tuple[str, ...] = ()
     traceparent: str = ""
-    number: int = 0
-    home: str = ""
-    held: int = 0
+    attempt_id: int = 0
+    prefix_replica: str = ""
+    prefix_tokens: int = 0
 
 
-class Tokens(msgspec.Struct, frozen=True, array_like=True):
+class TokenBatch(msgspec.Struct, frozen=True, array_like=True):
     """Token ids made since the last message of this stream; none at its beginning, and now and then while none come,
     so that a router hears that the replica is alive.
 
@@ -96,8 +96,8 @@ class Tokens(msgspec.Struct, frozen=True, array_like=True):
     """
 
     ids: list[int]
-    finish: Finish = ""
-    cached: int = 0
+    finish_reason: StreamFinish = ""
+    cached_tokens: int = 0
     reason: str = ""
     logprobs: list[float] = []
     replica: str = ""
@@ -109,8 +109,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     model_dir: str
     cpus: tuple[int, ...]
     kv_cache_mb: int
-    max_running: int
-    max_batched_tokens: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
     dynamic_quantization_group_size: int
 
 
@@ -118,7 +118,7 @@ class Add(msgspec.Struct, frozen=True, tag=True):
     """To the engine: begin a stream. `id` is the replica's own number for it."""
 
     id: int
-    request: Request
+    request: EngineRequest
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -127,15 +127,15 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     id: int
 
 
-class Load(msgspec.Struct, frozen=True):
+class EngineLoad(msgspec.Struct, frozen=True):
     """How busy an engine is. tokens_per_s: decoded, smoothed over the last seconds of work. decoded: since it
     started. speed: prompt tokens that it computes a second, smoothed over the last steps that were full of them."""
 
     running: int = 0
-    tokens_per_s: float = 0.0
+    decode_tokens_per_s: float = 0.0
     kv_used: float = 0.0
-    decoded: int = 0
-    speed: float = 0.0
+    decoded_tokens: int = 0
+    prefill_tokens_per_s: float = 0.0
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -144,47 +144,47 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     load_s: float
     warmup_s: float
     kv_tokens: int
-    load: Load = Load()
+    load: EngineLoad = EngineLoad()
 
 
-class Failed(msgspec.Struct, frozen=True, tag=True):
+class StartFailed(msgspec.Struct, frozen=True, tag=True):
     """From the engine: it cannot start, and why."""
 
     message: str
 
 
-class Step(msgspec.Struct, frozen=True, tag=True):
+class StepResult(msgspec.Struct, frozen=True, tag=True):
     """From the engine: all that one step made, by stream id."""
 
-    streams: dict[int, Tokens]
-    load: Load
+    streams: dict[int, TokenBatch]
+    load: EngineLoad
 
 
-class Work(msgspec.Struct, frozen=True):
+class PendingWork(msgspec.Struct, frozen=True):
     """What is still to be computed of some streams: tokens of their prompts and of their completions."""
 
-    prompt: int = 0
-    completion: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     streams: int = 0
 
 
-class Standing(msgspec.Struct, frozen=True):
+class ReplicaStats(msgspec.Struct, frozen=True):
     """What a replica tells the routers: prompt tokens it computes a second, tokens that its KV cache holds, and what it
     has still to compute, by the router that wants it."""
 
-    speed: float = 0.0
+    prefill_tokens_per_s: float = 0.0
     kv_tokens: int = 0
-    waiting: dict[str, Work] = {}
+    pending: dict[str, PendingWork] = {}
 
 
 ToEngine = Add | Cancel
-FromEngine = Ready | Failed | Step
+FromEngine = Ready | StartFailed | StepResult
 
 _HEADER = struct.Struct("<I")
 
 encode = msgspec.msgpack.Encoder().encode
-decode_request = msgspec.msgpack.Decoder(Request).decode
-decode_tokens = msgspec.msgpack.Decoder(Tokens).decode
+decode_request = msgspec.msgpack.Decoder(EngineRequest).decode
+decode_tokens = msgspec.msgpack.Decoder(TokenBatch).decode
 decode_texts = msgspec.msgpack.Decoder(list[str]).decode
 decode_vectors = msgspec.msgpack.Decoder(list[bytes]).decode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

@@ -24,41 +24,41 @@ _GRACE_S, _GRACES = 0.005, 3
 """What a call gets beyond its time, so often, for the event loop to take what has come meanwhile."""
 _CONNECTIONS, _READERS = 64, 256
 """At a time: calls, and those that wait for news."""
-PATIENCE_S = 0.5
+BACKGROUND_EXTRA_S = 0.5
 """How much longer than the settings say a call may take that no client waits for."""
-FAULTS = (RedisError, OSError, TimeoutError)
+REDIS_ERRORS = (RedisError, OSError, TimeoutError)
 
 
-class StoreAway(Exception):
+class RedisUnavailable(Exception):
     """Redis is down, too slow, full, or refuses; or the circuit is open. What needs it goes on without."""
 
 
 @dataclass(frozen=True, slots=True)
-class Watchers:
+class RedisCallbacks:
     """Who is told of trouble. fault: of each failed call. open: of the circuit, when it opens and closes."""
 
-    fault: Callable[[], None]
-    open: Callable[[bool], None]
+    on_fault: Callable[[], None]
+    on_circuit_change: Callable[[bool], None]
 
 
-class Store:
+class RedisStore:
     """One Redis, for one router. Close it at the end."""
 
-    def __init__(self, name: str, url: str, timeout_s: float, watchers: Watchers) -> None:
+    def __init__(self, name: str, url: str, timeout_s: float, watchers: RedisCallbacks) -> None:
         """name: for log lines. timeout_s: the longest that a call may take."""
         self._name = name
         self._timeout_s = timeout_s
         self._watchers = watchers
         self._client = connect_async(url, most_connections=_CONNECTIONS)
         self._waiting_client = connect_async(url, most_connections=_READERS)
-        self._breaker = CircuitBreaker(_FAULTS_TO_OPEN, _OPEN_S, FAULTS, name)
+        self._breaker = CircuitBreaker(_FAULTS_TO_OPEN, _OPEN_S, REDIS_ERRORS, name)
         self._places = asyncio.Semaphore(_CONNECTIONS)
         self._readers = asyncio.Semaphore(_READERS)
         self._open = False
         self._logged = -_LOG_EVERY_S
 
     @property
-    def away(self) -> bool:
+    def circuit_open(self) -> bool:
         """Whether the circuit is open: no call is made."""
         return bool(self._breaker.opened)
 
@@ -70,11 +70,11 @@ class Store:
         """The value at a key. Raises StoreAway."""
         return await self.call(lambda: self._client.get(key))
 
-    async def run(self, *command: Any) -> Any:
+    async def execute(self, *command: Any) -> Any:
         """What any one command gives. Raises StoreAway."""
         return await self.call(lambda: self._client.execute_command(*command))
 
-    async def pipelined(self, fill: Callable[[Any], None]) -> list[Any]:
+    async def transaction(self, fill: Callable[[Any], None]) -> list[Any]:
         """What commands give that go together, all or none. fill: puts them into a pipeline. Raises StoreAway."""
 
         async def go() -> list[Any]:
@@ -89,11 +89,13 @@ class Store:
         found: list[Any] = await self.call(lambda: self._client.xrange(stream, min=start))
         return [(number, fields) for number, fields in found]
 
-    async def news(self, stream: str, after: bytes, wait_s: float) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    async def wait_for_entries(
+        self, stream: str, after: bytes, wait_s: float
+    ) -> list[tuple[bytes, dict[bytes, bytes]]]:
         """Entries of a stream behind the one of this id; waits for one, at most so long. Raises StoreAway."""
         block = max(1, int(1000 * wait_s))
         found = await self.call(
-            lambda: self._waiting_client.xread({stream: after}, block=block), wait_s + PATIENCE_S, self._readers
+            lambda: self._waiting_client.xread({stream: after}, block=block), wait_s + BACKGROUND_EXTRA_S, self._readers
         )
         entries: list[Any] = [one for part in (found or {}).values() for several in part for one in several]
         return [(number, fields) for number, fields in entries]
@@ -105,18 +107,18 @@ class Store:
         # Waiting for a connection is no fault of Redis: it is not part of the time.
         async with places or self._places:
             if self._breaker.opened:
-                raise StoreAway(f"{self._name}: the circuit is open")
+                raise RedisUnavailable(f"{self._name}: the circuit is open")
             try:
                 async with _within(self._timeout_s + extra_s):
                     given = await make()
-            except FAULTS as error:
+            except REDIS_ERRORS as error:
                 self._fault(error)
-                raise StoreAway(f"{self._name}: {type(error).__name__}") from error
+                raise RedisUnavailable(f"{self._name}: {type(error).__name__}") from error
         # Not by the breaker's own context: that would take a cancelled call for a good one.
         self._breaker.reset()
         if self._open:
             self._open = False
-            self._watchers.open(False)
+            self._watchers.on_circuit_change(False)
             log.warning("Redis answers again", extra={"store": self._name})
         return given
 
@@ -125,12 +127,12 @@ class Store:
         await self._waiting_client.aclose()
 
     def _fault(self, error: Exception) -> None:
-        self._watchers.fault()
-        with suppress(*FAULTS), self._breaker:
+        self._watchers.on_fault()
+        with suppress(*REDIS_ERRORS), self._breaker:
             raise error
         if self._breaker.opened and not self._open:
             self._open = True
-            self._watchers.open(True)
+            self._watchers.on_circuit_change(True)
         if time.monotonic() - self._logged > _LOG_EVERY_S:
             self._logged = time.monotonic()
             extra = {"store": self._name, "error": type(error).__name__, "circuit_open": self._open}
@@ -160,7 +162,7 @@ async def _within(seconds: float) -> AsyncIterator[None]:
 class Script:
     """A Lua script of a store."""
 
-    def __init__(self, store: Store, script: Any) -> None:
+    def __init__(self, store: RedisStore, script: Any) -> None:
         self._store = store
         self._script = script
 

@@ -7,7 +7,7 @@ import msgspec
 from deployments.common.messages import Sampling
 
 Role = Literal["system", "user", "assistant", "tool"]
-Finish = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class ToolCall(msgspec.Struct, frozen=True, array_like=True):
@@ -18,7 +18,7 @@ class ToolCall(msgspec.Struct, frozen=True, array_like=True):
     arguments: str
 
 
-class Turn(msgspec.Struct, frozen=True, array_like=True):
+class Message(msgspec.Struct, frozen=True, array_like=True):
     """One message of a conversation. reasoning: an earlier answer's thinking, which most templates drop."""
 
     role: Role
@@ -46,7 +46,7 @@ class ToolChoice(msgspec.Struct, frozen=True, array_like=True):
     parallel: bool = True
 
 
-class Question(msgspec.Struct, frozen=True, array_like=True):
+class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     """All that an answer depends on, beside the exact model. Equal questions are equal bytes when encoded.
 
     turns: the conversation; or prompt: text or token ids to go on from, as they are.
@@ -55,16 +55,16 @@ class Question(msgspec.Struct, frozen=True, array_like=True):
     thinking_tokens: after so many the answer must begin; None: no bound.
     """
 
-    turns: tuple[Turn, ...]
+    messages: tuple[Message, ...]
     sampling: Sampling
     prompt: str | tuple[int, ...] = ""
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
     schema: str = ""
-    template: str = "{}"
+    template_args: str = "{}"
     stop: tuple[str, ...] = ()
-    choices: int = 1
-    thinking_tokens: int | None = None
+    num_choices: int = 1
+    max_thinking_tokens: int | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -93,18 +93,18 @@ class Delta(msgspec.Struct, frozen=True):
     choice: int = 0
     reasoning: str = ""
     text: str = ""
-    tools: tuple[ToolDelta, ...] = ()
+    tool_calls: tuple[ToolDelta, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
-    finish: str = ""
+    finish_reason: str = ""
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):
     """Tokens of a request. reasoning: of the completion, thinking. cached: of the prompt, not computed."""
 
-    prompt: int
-    completion: int
-    reasoning: int
-    cached: int
+    prompt_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    cached_tokens: int
 
 
 class Choice(msgspec.Struct, frozen=True, array_like=True):
@@ -112,18 +112,18 @@ class Choice(msgspec.Struct, frozen=True, array_like=True):
 
     reasoning: str
     text: str
-    finish: Finish
+    finish_reason: FinishReason
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-class Answer(msgspec.Struct, frozen=True, array_like=True):
+class GenerationResult(msgspec.Struct, frozen=True, array_like=True):
     """All choices of a question, as they are stored. made: Unix time in seconds. replica: that made it, the last one
     where several did."""
 
     choices: tuple[Choice, ...]
     usage: Usage
-    made: float
+    created: float
     replica: str = ""
 
     def deltas(self) -> list[Delta]:
@@ -135,7 +135,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
                 one.text,
                 tuple(ToolDelta(n, call.arguments, call.id, call.name) for n, call in enumerate(one.tool_calls)),
                 one.logprobs,
-                one.finish,
+                one.finish_reason,
             )
             for place, one in enumerate(self.choices)
         ]

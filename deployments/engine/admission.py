@@ -18,7 +18,7 @@ from typing import Protocol
 from deployments.common.prefix import BLOCK_TOKENS, PrefixMirror, block_keys
 
 
-class Running(Protocol):
+class RunningSequence(Protocol):
     """A stream in the pipeline. tokens: its prompt and what it has made. keys: of its prompt's whole blocks.
     announced: whether it has made one."""
 
@@ -42,14 +42,14 @@ class Admission:
         """Whether the next step has enough to compute."""
         return self._owed >= self._step_tokens
 
-    def clashes(self, prompt: Sequence[int], keys: Sequence[bytes], running: Iterable[Running]) -> bool:
+    def clashes(self, prompt: Sequence[int], keys: Sequence[bytes], running: Iterable[RunningSequence]) -> bool:
         """Whether this prompt has to wait for one of them."""
         return any(
             _continues(prompt, one) or (not one.announced and self._clashes_with_prompt(prompt, keys, one))
             for one in running
         )
 
-    def _clashes_with_prompt(self, prompt: Sequence[int], keys: Sequence[bytes], one: Running) -> bool:
+    def _clashes_with_prompt(self, prompt: Sequence[int], keys: Sequence[bytes], one: RunningSequence) -> bool:
         whole = _common(keys, one.keys)
         if whole * BLOCK_TOKENS > self._prefixes.match(keys[:whole]):
             return True
@@ -62,18 +62,18 @@ class Admission:
         self._owed += len(prompt) - cached
         return cached
 
-    def stepped(self, running: Iterable[Running]) -> int:
+    def stepped(self, running: Iterable[RunningSequence]) -> int:
         """Notes that the pipeline has made a step with these; gives how many prompt tokens were in it."""
         decoding = [one.announced for one in running]
         computed = 0 if all(decoding) else min(self._owed, max(1, self._step_tokens - sum(decoding)))
         self._owed = 0 if all(decoding) else self._owed - computed
         return computed
 
-    def computed(self, one: Running) -> None:
+    def computed(self, one: RunningSequence) -> None:
         """Notes that its prompt has been computed."""
         self._prefixes.add(one.keys)
 
-    def ended(self, one: Running) -> None:
+    def ended(self, one: RunningSequence) -> None:
         """Notes that it has left; its last token was never computed."""
         content = one.tokens[:-1]
         keys = block_keys(content)
@@ -113,7 +113,7 @@ class _Ends:
         return False
 
 
-def _continues(prompt: Sequence[int], one: Running) -> bool:
+def _continues(prompt: Sequence[int], one: RunningSequence) -> bool:
     computed = len(one.tokens) - one.announced
     return computed % BLOCK_TOKENS != 0 and list(prompt[:computed]) == one.tokens[:computed]
 

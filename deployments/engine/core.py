@@ -25,15 +25,15 @@ from deployments.common.messages import (
     Add,
     Cancel,
     EngineConfig,
-    Failed,
+    EngineLoad,
+    EngineRequest,
     FromEngine,
     Grammar,
-    Load,
     Ready,
-    Request,
     Sampling,
-    Step,
-    Tokens,
+    StartFailed,
+    StepResult,
+    TokenBatch,
     Unframer,
     decode_to_engine,
     frame,
@@ -65,14 +65,14 @@ def kv_bytes_per_token(config: dict[str, Any]) -> int:
     return int(config["num_hidden_layers"] * kv_heads * per_head)
 
 
-class _Stream:
+class _Sequence:
     """A request under way: its handle in the pipeline, and the tokens so far."""
 
     __slots__ = ("announced", "cached", "fresh", "handle", "keys", "left", "logprobs", "tokens")
 
-    def __init__(self, handle: Any, request: Request, keys: list[bytes], cached: int) -> None:
+    def __init__(self, handle: Any, request: EngineRequest, keys: list[bytes], cached: int) -> None:
         self.handle = handle
-        self.tokens = list(request.prompt)
+        self.tokens = list(request.prompt_ids)
         self.keys = keys
         self.cached = cached
         self.announced = False
@@ -94,8 +94,8 @@ def make_pipeline(
 
     chosen = openvino_genai.SchedulerConfig()
     chosen.num_kv_blocks = blocks
-    chosen.max_num_seqs = config.max_running
-    chosen.max_num_batched_tokens = config.max_batched_tokens
+    chosen.max_num_seqs = config.max_num_seqs
+    chosen.max_num_batched_tokens = config.max_num_batched_tokens
     chosen.dynamic_split_fuse = True
     chosen.enable_prefix_caching = True
     for name, value in scheduler.items():
@@ -124,10 +124,10 @@ class Engine:
         self._vocabulary = int(model["vocab_size"])
         self._stop_ids = _stop_ids(model_dir, model)
         self._blocks = max(1, config.kv_cache_mb * 2**20 // (kv_bytes_per_token(model) * BLOCK_TOKENS))
-        self._admission = Admission(self._blocks, config.max_batched_tokens)
-        self._waiting: dict[int, tuple[Request, list[bytes]]] = {}
-        self._streams: dict[int, _Stream] = {}
-        self._ended: dict[int, Tokens] = {}
+        self._admission = Admission(self._blocks, config.max_num_batched_tokens)
+        self._waiting: dict[int, tuple[EngineRequest, list[bytes]]] = {}
+        self._streams: dict[int, _Sequence] = {}
+        self._ended: dict[int, TokenBatch] = {}
         self._rate = self._speed = 0.0
         self._decoded = 0
 
@@ -154,18 +154,18 @@ class Engine:
             self._speed = max(self._speed, most / (time.perf_counter() - began))
 
     def _run(self, prompt: list[int], tokens: int) -> None:
-        self.add(Add(-1, Request(prompt, Sampling(max_tokens=tokens))))
+        self.add(Add(-1, EngineRequest(prompt, Sampling(max_tokens=tokens))))
         while self.busy:
             self.step()
 
     def add(self, message: Add) -> None:
         """Begins a stream as soon as it may join the others; one that the pipeline refuses ends as `invalid`."""
-        prompt = message.request.prompt
+        prompt = message.request.prompt_ids
         if not prompt or min(prompt) < 0 or max(prompt) >= self._vocabulary:
-            self._ended[message.id] = Tokens([], "invalid", reason="token ids outside the vocabulary")
+            self._ended[message.id] = TokenBatch([], "invalid", reason="token ids outside the vocabulary")
             return
         if len(prompt) + 1 > self.kv_tokens:
-            self._ended[message.id] = Tokens([], "overloaded")
+            self._ended[message.id] = TokenBatch([], "overloaded")
             return
         self._waiting[message.id] = (message.request, block_keys(prompt))
 
@@ -173,18 +173,18 @@ class Engine:
         for number, (request, keys) in list(self._waiting.items()):
             if self._admission.full:
                 return
-            if not self._admission.clashes(request.prompt, keys, self._streams.values()):
+            if not self._admission.clashes(request.prompt_ids, keys, self._streams.values()):
                 del self._waiting[number]
                 self._begin(number, request, keys)
 
-    def _begin(self, number: int, request: Request, keys: list[bytes]) -> None:
-        ids = self._openvino.Tensor(_row(request.prompt))
+    def _begin(self, number: int, request: EngineRequest, keys: list[bytes]) -> None:
+        ids = self._openvino.Tensor(_row(request.prompt_ids))
         try:
             handle = self._pipeline.add_request(number & 0xFFFFFFFF, ids, self._generation(request.sampling))
         except RuntimeError as error:
-            self._ended[number] = Tokens([], "invalid", reason=str(error))
+            self._ended[number] = TokenBatch([], "invalid", reason=str(error))
             return
-        self._streams[number] = _Stream(handle, request, keys, self._admission.begun(request.prompt, keys))
+        self._streams[number] = _Sequence(handle, request, keys, self._admission.begun(request.prompt_ids, keys))
 
     def cancel(self, message: Cancel) -> None:
         """Ends a stream that nobody reads; one that has ended already is no fault.
@@ -199,21 +199,21 @@ class Engine:
             if stream.fresh:
                 self._leave(message.id, stream)
 
-    def _leave(self, number: int, stream: _Stream) -> None:
+    def _leave(self, number: int, stream: _Sequence) -> None:
         stream.handle.cancel()
         self._end(number, stream)
         # The scheduler lets go of its KV blocks in the next step, and an idle engine makes none.
         if not self._streams and self._pipeline.has_non_finished_requests():
             self._pipeline.step()
 
-    def _end(self, number: int, stream: _Stream) -> None:
+    def _end(self, number: int, stream: _Sequence) -> None:
         del self._streams[number]
         self._admission.ended(stream)
 
-    def step(self) -> Step:
+    def step(self) -> StepResult:
         """One forward pass over all that runs; gives what it made."""
         self._admit()
-        made: dict[int, Tokens] = self._ended
+        made: dict[int, TokenBatch] = self._ended
         self._ended = {}
         if self._streams:
             began = time.perf_counter()
@@ -228,19 +228,19 @@ class Engine:
                 count += len(tokens.ids)
                 if not stream.left:
                     made[number] = tokens
-                if tokens.finish:
+                if tokens.finish_reason:
                     self._end(number, stream)
                 elif stream.left:
                     self._leave(number, stream)
             self._measure(count, prompt_tokens, time.perf_counter() - began)
-        return Step(made, self.load)
+        return StepResult(made, self.load)
 
     @property
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         usage = self._pipeline.get_metrics().cache_usage / 100
-        return Load(len(self._streams), self._rate, usage, self._decoded, self._speed)
+        return EngineLoad(len(self._streams), self._rate, usage, self._decoded, self._speed)
 
-    def _read(self, stream: _Stream) -> Tokens | None:
+    def _read(self, stream: _Sequence) -> TokenBatch | None:
         ids: list[int] = []
         logprobs: list[float] = []
         finish: Any = ""
@@ -262,7 +262,7 @@ class Engine:
         if not stream.announced:
             stream.announced = True
             self._admission.computed(stream)
-        return Tokens(ids, finish, cached, "", logprobs)
+        return TokenBatch(ids, finish, cached, "", logprobs)
 
     def _generation(self, sampling: Sampling) -> Any:
         config = self._genai.GenerationConfig()
@@ -344,7 +344,7 @@ def serve(config: EngineConfig, connection: socket.socket) -> None:
         engine.warm_up()
         give_back_weights(config.model_dir)
     except (RuntimeError, OSError, ValueError, KeyError) as error:
-        send(Failed(f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"))
+        send(StartFailed(f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"))
         raise
     send(Ready(loaded - began, time.perf_counter() - loaded, engine.kv_tokens, engine.load))
 

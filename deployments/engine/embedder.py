@@ -81,12 +81,12 @@ def _load(model: ServedModel, threads: int) -> Any:
     config = pipeline.Config()
     config.normalize = True
     config.max_length = model.context_tokens
-    chosen = model.settings.pooling if model.settings.pooling != "auto" else _trained(model.folder)
+    chosen = model.settings.pooling if model.settings.pooling != "auto" else _trained_pooling(model.folder)
     config.pooling_type = getattr(pipeline.PoolingType, _POOLING[chosen])
     return pipeline(str(model.folder), "CPU", config, INFERENCE_NUM_THREADS=threads)
 
 
-def _trained(folder: Path) -> str:
+def _trained_pooling(folder: Path) -> str:
     """The pooling that the model was trained with, as sentence-transformers notes it; mean where it is not noted."""
     file = folder / "1_Pooling" / "config.json"
     noted = json.loads(file.read_text()) if file.is_file() else {}

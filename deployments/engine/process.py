@@ -13,20 +13,20 @@ import msgspec
 
 from cluster.models.folder import ServedModel
 from deployments.common.messages import (
-    FROM_OUTSIDE,
-    TYPICAL_TOKENS,
+    KILLED_FROM_OUTSIDE,
+    TYPICAL_COMPLETION_TOKENS,
     Add,
     Cancel,
     EngineConfig,
-    Failed,
-    Load,
+    EngineLoad,
+    EngineRequest,
+    PendingWork,
     Ready,
-    Request,
-    Step,
+    StartFailed,
+    StepResult,
     ToEngine,
-    Tokens,
+    TokenBatch,
     Unframer,
-    Work,
     decode_from_engine,
     frame,
 )
@@ -50,30 +50,30 @@ class _Stream:
 
     __slots__ = ("_due", "_waits", "arrived", "made", "pending", "request")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: EngineRequest) -> None:
         self.arrived = asyncio.Event()
         self.made = 0
-        self.pending: Tokens | None = None
+        self.pending: TokenBatch | None = None
         self.request = request
         self._due = 0.0
         self._waits = False
 
-    def put(self, tokens: Tokens) -> None:
+    def put(self, tokens: TokenBatch) -> None:
         """Joins what came with what is still unread: a slow reader gets fewer, larger messages."""
         self.made += len(tokens.ids)
         if self.pending is not None:
             before = self.pending
-            if before.finish:
+            if before.finish_reason:
                 return  # nothing comes behind its end: neither a sign of life nor the engine's death
-            tokens = Tokens(
+            tokens = TokenBatch(
                 before.ids + tokens.ids,
-                tokens.finish,
-                before.cached or tokens.cached,
+                tokens.finish_reason,
+                before.cached_tokens or tokens.cached_tokens,
                 tokens.reason,
                 before.logprobs + tokens.logprobs,
             )
         self.pending = tokens
-        if tokens.finish or (now := time.monotonic()) >= self._due:
+        if tokens.finish_reason or (now := time.monotonic()) >= self._due:
             self.arrived.set()
         elif not self._waits:
             self._waits = True
@@ -84,7 +84,7 @@ class _Stream:
         if self.pending is not None:
             self.arrived.set()
 
-    def take(self) -> Tokens:
+    def take(self) -> TokenBatch:
         assert self.pending is not None
         tokens, self.pending = self.pending, None
         self.arrived.clear()
@@ -94,7 +94,7 @@ class _Stream:
     def left(self, typical: float) -> tuple[int, int]:
         """Tokens that are still to be computed for it: of its prompt, of its completion. typical: of a completion."""
         rest = max(1, min(self.request.sampling.max_tokens, round(typical)) - self.made)
-        return 0 if self.made else len(self.request.prompt), rest
+        return 0 if self.made else len(self.request.prompt_ids), rest
 
 
 class EngineProcess:
@@ -106,7 +106,7 @@ class EngineProcess:
     def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
         self.pid = process.pid
         self.closed = asyncio.Event()
-        self.load = Load()
+        self.load = EngineLoad()
         self._process = process
         self._connection = connection
         self._streams: dict[int, _Stream] = {}
@@ -115,7 +115,7 @@ class EngineProcess:
         self._stuck = False
         self._reader: asyncio.Task[None] | None = None
         self._sending = asyncio.Lock()
-        self._typical = float(TYPICAL_TOKENS)
+        self._typical = float(TYPICAL_COMPLETION_TOKENS)
         self.computed = 0
         self._queues: dict[str, tuple[int, float]] = {}
 
@@ -151,7 +151,7 @@ class EngineProcess:
         first = decode_from_engine(bodies[0]) if bodies else None
         if not isinstance(first, Ready):
             await engine.stop()
-            said = first.message if isinstance(first, Failed) else f"exit status {process.returncode}"
+            said = first.message if isinstance(first, StartFailed) else f"exit status {process.returncode}"
             raise EngineStartError(said)
         engine.load = first.load
         engine._reader = asyncio.create_task(engine._read(unframer))
@@ -165,7 +165,7 @@ class EngineProcess:
     def tell_alive(self) -> None:
         """Says in every stream that this process is there, though it may have made nothing new."""
         for stream in self._streams.values():
-            stream.put(Tokens([]))
+            stream.put(TokenBatch([]))
 
     def queues_since(self, earliest: float) -> dict[str, tuple[int, float]]:
         """Of each router that has asked since then, the tokens that waited in it, and the Unix time; others are
@@ -174,13 +174,15 @@ class EngineProcess:
         return self._queues
 
     @property
-    def waiting(self) -> dict[str, Work]:
+    def waiting(self) -> dict[str, PendingWork]:
         """What is still to be computed, by the router that wants it."""
-        works: dict[str, Work] = {}
+        works: dict[str, PendingWork] = {}
         for stream in self._streams.values():
             router, (prompt, completion) = stream.request.router, stream.left(self._typical)
-            work = works.get(router, Work())
-            works[router] = Work(work.prompt + prompt, work.completion + completion, work.streams + 1)
+            work = works.get(router, PendingWork())
+            works[router] = PendingWork(
+                work.prompt_tokens + prompt, work.completion_tokens + completion, work.streams + 1
+            )
         return works
 
     @property
@@ -188,20 +190,20 @@ class EngineProcess:
         """Seconds since the engine last said anything, while it has work; 0 while it has none."""
         return time.monotonic() - self._heard if self._streams else 0.0
 
-    async def generate(self, request: Request) -> AsyncGenerator[Tokens, None]:
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenBatch, None]:
         """Streams a request's tokens as they come; the last message says why it ended.
 
         Ends with `lost` when the process dies. Leaving early cancels the generation.
         """
         if self.closed.is_set():
-            yield Tokens([], "lost", reason=FROM_OUTSIDE)
+            yield TokenBatch([], "lost", reason=KILLED_FROM_OUTSIDE)
             return
         self._numbers += 1
         number, stream = self._numbers, _Stream(request)
         if not self._streams:
             self._heard = time.monotonic()
         self._streams[number] = stream
-        self._queues[request.router] = (request.queued, time.time())
+        self._queues[request.router] = (request.queued_tokens, time.time())
         finished = False
         try:
             # Shielded, as a message that is cut off in the middle would spoil all behind it.
@@ -209,7 +211,7 @@ class EngineProcess:
             while not finished:
                 await stream.arrived.wait()
                 tokens = stream.take()
-                finished = tokens.finish != ""
+                finished = tokens.finish_reason != ""
                 yield tokens
         finally:
             self._streams.pop(number, None)
@@ -253,11 +255,11 @@ class EngineProcess:
             self._heard = time.monotonic()
             for body in bodies:
                 message = decode_from_engine(body)
-                if isinstance(message, Step):
+                if isinstance(message, StepResult):
                     self.load = message.load
                     for number, tokens in message.streams.items():
                         if stream := self._streams.get(number):
-                            prompt = 0 if stream.made else len(stream.request.prompt) - tokens.cached
+                            prompt = 0 if stream.made else len(stream.request.prompt_ids) - tokens.cached_tokens
                             self.computed += len(tokens.ids) + (prompt if tokens.ids else 0)
                             stream.put(tokens)
         # Its socket has closed; how it ended is known in a moment.
@@ -270,8 +272,8 @@ class EngineProcess:
         self._connection.close()
         killed = self._process.returncode in (-signal.SIGKILL, -signal.SIGTERM) and not self._stuck
         for stream in self._streams.values():
-            stream.put(Tokens([], "lost", reason=FROM_OUTSIDE if killed else ""))
-        self.load = Load()
+            stream.put(TokenBatch([], "lost", reason=KILLED_FROM_OUTSIDE if killed else ""))
+        self.load = EngineLoad()
         self.closed.set()
 
 
@@ -282,8 +284,8 @@ def config_for(model: ServedModel, cpus: tuple[int, ...]) -> EngineConfig:
         model_dir=str(model.folder),
         cpus=cpus,
         kv_cache_mb=chosen.kv_cache_mb,
-        max_running=chosen.max_running,
-        max_batched_tokens=chosen.max_batched_tokens,
+        max_num_seqs=chosen.max_num_seqs,
+        max_num_batched_tokens=chosen.max_num_batched_tokens,
         dynamic_quantization_group_size=chosen.dynamic_quantization_group_size,
     )
 

@@ -15,7 +15,15 @@ from cluster.cores import check_affinity, repin
 from cluster.models.folder import open_model
 from cluster.node import Node
 from cluster.serve_config import EngineArgs
-from deployments.common.messages import ALIVE_S, FROM_OUTSIDE, Request, Standing, Tokens, decode_request, encode
+from deployments.common.messages import (
+    HEARTBEAT_S,
+    KILLED_FROM_OUTSIDE,
+    EngineRequest,
+    ReplicaStats,
+    TokenBatch,
+    decode_request,
+    encode,
+)
 from deployments.engine.lease import wait_for_lease
 from deployments.engine.process import EngineProcess, EngineStartError, config_for
 from deployments.observability.metrics import EngineMetrics, configure_logging
@@ -68,24 +76,26 @@ class EngineReplica:
         While the engine process is being restarted, this waits for it.
         """
         request = decode_request(payload)
-        yield encode(Tokens([], replica=self._name))
+        yield encode(TokenBatch([], replica=self._name))
         deadline = time.monotonic() + self._chosen.start_timeout_s
         while not self._running.is_set():
             if time.monotonic() > deadline or self._keeper.done():
-                yield encode(Tokens([], "lost", reason=FROM_OUTSIDE))
+                yield encode(TokenBatch([], "lost", reason=KILLED_FROM_OUTSIDE))
                 return
             with suppress(TimeoutError):
-                async with asyncio.timeout(ALIVE_S):
+                async with asyncio.timeout(HEARTBEAT_S):
                     await self._running.wait()
-            yield encode(Tokens([]))
+            yield encode(TokenBatch([]))
         assert self._engine is not None
         stream = self._engine.generate(request)
         async with aclosing(self._traced(request, stream) if request.traceparent else stream) as told:
             async for tokens in told:
                 yield encode(tokens)
 
-    async def _traced(self, request: Request, stream: AsyncGenerator[Tokens, None]) -> AsyncGenerator[Tokens, None]:
-        known = {"dray.replica": self._name, "gen_ai.usage.input_tokens": len(request.prompt)}
+    async def _traced(
+        self, request: EngineRequest, stream: AsyncGenerator[TokenBatch, None]
+    ) -> AsyncGenerator[TokenBatch, None]:
+        known = {"dray.replica": self._name, "gen_ai.usage.input_tokens": len(request.prompt_ids)}
         with self._traces.begin("engine", request.traceparent, known) as span:
             async with aclosing(stream), aclosing(prefill_and_decode(span, stream)) as told:
                 async for tokens in told:
@@ -100,7 +110,7 @@ class EngineReplica:
         """What the autoscaling policy reads of this replica (cluster.autoscaling)."""
         engine = self._engine
         waiting = engine.waiting.values() if engine else ()
-        told = {TOKENS: float(sum(one.prompt + one.completion for one in waiting)), PACE: self._pace}
+        told = {TOKENS: float(sum(one.prompt_tokens + one.completion_tokens for one in waiting)), PACE: self._pace}
         for router, (tokens, heard) in (engine.queues_since(time.time() - QUEUE_HOLDS_S) if engine else {}).items():
             told |= {f"{QUEUED}{router}": float(tokens), f"{HEARD}{router}": heard}
         return told
@@ -108,7 +118,11 @@ class EngineReplica:
     def record_routing_stats(self) -> dict[str, Any]:
         """What the routers choose replicas by (deployments.routing.policy)."""
         engine = self._engine
-        standing = Standing(engine.load.speed, self._kv_tokens, engine.waiting) if engine else Standing()
+        standing = (
+            ReplicaStats(engine.load.prefill_tokens_per_s, self._kv_tokens, engine.waiting)
+            if engine
+            else ReplicaStats()
+        )
         told: dict[str, Any] = msgspec.to_builtins(standing)
         return told
 
@@ -127,7 +141,7 @@ class EngineReplica:
         )
         self._metrics.started(self._config.cpus, self._engine.pid, ready)
         self._kv_tokens = ready.kv_tokens
-        self._pace = self._pace or ready.load.speed
+        self._pace = self._pace or ready.load.prefill_tokens_per_s
         self._running.set()
         log.info(
             "engine ready",
@@ -147,7 +161,7 @@ class EngineReplica:
             except TimeoutError:
                 self._metrics.report(engine.load, engine.active)
                 self._measure(engine, loop.time())
-                if loop.time() - told > ALIVE_S:
+                if loop.time() - told > HEARTBEAT_S:
                     told = loop.time()
                     engine.tell_alive()
                 if engine.silent_s > self._chosen.stall_timeout_s:
@@ -174,7 +188,7 @@ class EngineReplica:
 
     def _measure(self, engine: EngineProcess, now: float) -> None:
         """Smooths the tokens a second that the engine computes while it is well loaded: what it can do."""
-        before, loaded = self._measured, engine.active >= max(1, self._chosen.max_running // _WELL_LOADED)
+        before, loaded = self._measured, engine.active >= max(1, self._chosen.max_num_seqs // _WELL_LOADED)
         self._measured = (now, engine.computed, loaded)
         if before[2] and loaded and engine.computed >= before[1]:
             self._pace += ((engine.computed - before[1]) / (now - before[0]) - self._pace) * _PACE_WEIGHT

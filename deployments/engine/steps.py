@@ -16,9 +16,9 @@ from statistics import median
 import msgspec
 
 from cluster.models.folder import open_model
-from cluster.plan.profile import Asked, Header, Point
+from cluster.plan.profile import Header, Point, ProfileRequest
 from cluster.settings import ModelSettings
-from deployments.common.messages import Add, Cancel, Request, Sampling
+from deployments.common.messages import Add, Cancel, EngineRequest, Sampling
 from deployments.engine.core import Engine, give_back_weights
 from deployments.engine.process import config_for
 
@@ -66,7 +66,7 @@ class Stepper:
         self._number += 1
         # Drawn, so that no prefix is found in the cache.
         prompt = [self._chance.randrange(self._vocabulary) for _ in range(length)]
-        self._engine.add(Add(self._number, Request(prompt, Sampling(tokens, ignore_eos=True))))
+        self._engine.add(Add(self._number, EngineRequest(prompt, Sampling(tokens, ignore_eos=True))))
         return self._number
 
     def _step(self) -> tuple[float, set[int]]:
@@ -124,14 +124,14 @@ class Stepper:
 
 def main() -> None:
     """argv[1]: an `Asked` as JSON."""
-    asked = msgspec.json.decode(sys.argv[1], type=Asked)
+    asked = msgspec.json.decode(sys.argv[1], type=ProfileRequest)
     os.sched_setaffinity(0, asked.cpus)
     model = open_model(ModelSettings.model_validate(asked.model), Path(asked.models_dir))
     config = config_for(model, asked.cpus)
     engine = Engine(config)
     engine.warm_up()
     give_back_weights(config.model_dir)
-    batches = tuple(one for one in _BATCHES if one <= config.max_running)
+    batches = tuple(one for one in _BATCHES if one <= config.max_num_seqs)
     encode = msgspec.json.encode
     header = Header(
         model.name,
@@ -139,12 +139,12 @@ def main() -> None:
         model.weights_bytes,
         config.kv_cache_mb,
         engine.kv_tokens,
-        config.max_running,
-        config.max_batched_tokens,
+        config.max_num_seqs,
+        config.max_num_batched_tokens,
     )
     print(encode(header).decode(), flush=True)
     vocabulary = int(json.loads((model.folder / "config.json").read_text())["vocab_size"])
-    for point in Stepper(engine, vocabulary, config.max_batched_tokens).points(batches):
+    for point in Stepper(engine, vocabulary, config.max_num_batched_tokens).points(batches):
         print(encode(point).decode(), flush=True)
 
 

@@ -8,31 +8,31 @@ from contextlib import aclosing
 from contextvars import Context
 from types import TracebackType
 
-from deployments.common.deadlines import Watchdog
+from deployments.common.deadlines import Deadline
 from deployments.common.errors import ApiError
-from deployments.common.types import Answer, Delta
+from deployments.common.types import Delta, GenerationResult
 from deployments.observability.metrics import request_id
 from deployments.observability.tracing import current
 
 _LOOK_S = 0.5
 
 
-class Flight:
+class Broadcast:
     """Runs in a task of its own from the start; ends early when its last follower has gone and nobody else wants it."""
 
     def __init__(
         self,
         deltas: AsyncGenerator[Delta, None],
-        landed: Callable[[], Awaitable[Answer]],
+        landed: Callable[[], Awaitable[GenerationResult]],
         wanted: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         """landed: called when all deltas have come; gives the whole answer. wanted: whether others follow elsewhere."""
         self._deltas: list[Delta] = []
-        self._followers: set[Follower] = set()
+        self._followers: set[Subscriber] = set()
         self._landed = landed
         self._wanted = wanted
         self._lingering: asyncio.Task[None] | None = None
-        self.answer: Answer | None = None
+        self.result: GenerationResult | None = None
         self.failure: Exception | None = None
         self.span = current.get()
         """Of the request that it was begun for."""
@@ -40,20 +40,20 @@ class Flight:
 
     @property
     def ended(self) -> bool:
-        return self.answer is not None or self.failure is not None
+        return self.result is not None or self.failure is not None
 
     @property
     def joinable(self) -> bool:
         """Whether one more may follow: it is under way, and nobody is ending it."""
         return not self.ended and not self.task.cancelling()
 
-    def follow(self, deadline: float = math.inf) -> "Follower":
+    def subscribe(self, deadline: float = math.inf) -> "Subscriber":
         """One more follower; it is to leave. deadline: until when it waits, on the clock of time.perf_counter."""
-        follower = Follower(self, deadline)
+        follower = Subscriber(self, deadline)
         self._followers.add(follower)
         return follower
 
-    def _left(self, follower: "Follower") -> None:
+    def _left(self, follower: "Subscriber") -> None:
         self._followers.discard(follower)
         if self._followers or self.ended:
             return
@@ -77,7 +77,7 @@ class Flight:
                 async for delta in deltas:
                     self._deltas.append(delta)
                     self._wake()
-            self.answer = await self._landed()
+            self.result = await self._landed()
         except asyncio.CancelledError:
             self.failure = ApiError(500, "The answer was given up.", code="internal_error", kind="server_error")
             self._wake()
@@ -91,27 +91,27 @@ class Flight:
             follower.arrived.set()
 
 
-class Follower:
+class Subscriber:
     """One who follows a flight, until it leaves: at the end of its context."""
 
-    def __init__(self, flight: Flight, deadline: float) -> None:
+    def __init__(self, flight: Broadcast, deadline: float) -> None:
         self.arrived = asyncio.Event()
-        self.on_left: Callable[[], None] = _nothing
+        self.on_close: Callable[[], None] = _nothing
         """Called when it leaves."""
         self._flight = flight
         self._deadline = deadline
         self._seen = 0
 
-    def __enter__(self) -> "Follower":
+    def __enter__(self) -> "Subscriber":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._flight._left(self)
-        self.on_left()
+        self.on_close()
 
-    async def news(self, watchdog: Watchdog, patience_s: float = math.inf) -> list[Delta]:
+    async def next_batch(self, watchdog: Deadline, patience_s: float = math.inf) -> list[Delta]:
         """What has come since the last call; waits for it, at most so long. Empty: nothing came, or all is told.
 
         watchdog: of the task that calls.
@@ -136,9 +136,9 @@ class Follower:
         return []
 
     @property
-    def answer(self) -> Answer | None:
+    def result(self) -> GenerationResult | None:
         """The whole answer, once all of it has been told."""
-        return self._flight.answer if self._seen == len(self._flight._deltas) else None
+        return self._flight.result if self._seen == len(self._flight._deltas) else None
 
 
 def _apart() -> Context:
@@ -163,7 +163,7 @@ def _too_late() -> ApiError:
     )
 
 
-def failed(error: Exception) -> ApiError:
+def to_api_error(error: Exception) -> ApiError:
     """What a client is told of a failure midway."""
     if isinstance(error, ApiError):
         return error

@@ -3,18 +3,18 @@
 from dataclasses import dataclass
 
 from cluster.models.folder import ServedModel
-from deployments.generation.prompts import Prompts
+from deployments.generation.prompts import PromptRenderer
 from deployments.routing.dispatcher import Dispatcher
 from deployments.routing.fair_queue import FairQueue
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ModelEndpoint:
     """A model, how it is spoken to, and its engines."""
 
     model: ServedModel
     fingerprint: str
-    prompts: Prompts
+    prompts: PromptRenderer
     dispatcher: Dispatcher
     queue: FairQueue
 
@@ -24,6 +24,6 @@ class Served:
         return f"fp_{self.fingerprint[:12]}"
 
     @property
-    def subject(self) -> str:
+    def cache_subject(self) -> str:
         """What an answer depends on beside the question: the exact model, and what else its template reads."""
-        return self.fingerprint + self.prompts.subject
+        return self.fingerprint + self.prompts.cache_subject

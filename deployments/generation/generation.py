@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from deployments.common.messages import Grammar, Request, Sampling, Tokens
-from deployments.common.types import Answer, Delta, Question, Usage
-from deployments.generation.endpoint import Served
+from deployments.common.messages import EngineRequest, Grammar, Sampling, TokenBatch
+from deployments.common.types import Delta, GenerationRequest, GenerationResult, Usage
+from deployments.generation.endpoint import ModelEndpoint
 from deployments.generation.grammar import ebnf
-from deployments.generation.output_parser import END_THINK, THINK, CompletionReader, Piece
-from deployments.generation.prompts import Prompt
-from deployments.generation.sources import Source
-from deployments.generation.tool_formats import forced
+from deployments.generation.output_parser import END_THINK, THINK, OutputParser, ParsedDelta
+from deployments.generation.prompts import RenderedPrompt
+from deployments.generation.sources import TokenSource
+from deployments.generation.tool_formats import forced_calls
 from deployments.observability.tracing import Span, current
 
 _CLOSE_THINKING = f"\n{END_THINK}\n\n"
@@ -24,9 +24,11 @@ _ANSWER, _THINKING = 0, 1
 """Stages of a choice: its thinking apart, where it has one; its answer, or all of it."""
 
 
-def grammar_for(question: Question, served: Served, most_nodes: int) -> Grammar | None:
+def grammar_for(question: GenerationRequest, served: ModelEndpoint, most_nodes: int) -> Grammar | None:
     """What the answer is held to; None: nothing. Raises ApiError for a schema that nothing can hold to."""
-    if question.tools and (held := forced(served.prompts.family, question.tools, question.tool_choice, most_nodes)):
+    if question.tools and (
+        held := forced_calls(served.prompts.tool_format, question.tools, question.tool_choice, most_nodes)
+    ):
         return held
     return Grammar(ebnf(question.schema, "response_format", most_nodes)) if question.schema else None
 
@@ -35,45 +37,47 @@ def grammar_for(question: Question, served: Served, most_nodes: int) -> Grammar 
 class Generation:
     """Makes one answer. `answer` is there when `deltas` has ended."""
 
-    question: Question
-    prompt: Prompt
+    request: GenerationRequest
+    prompt: RenderedPrompt
     grammar: Grammar | None
-    served: Served
-    source: Source
+    endpoint: ModelEndpoint
+    source: TokenSource
     seed: int
     """Draws each choice that is not greedy and has no seed of its own."""
-    answer: Answer | None = None
-    first: float = 0.0
+    result: GenerationResult | None = None
+    first_token_at: float = 0.0
     """When the first token came, on the same clock; 0 before."""
-    last: float = 0.0
-    cached: int = 0
+    last_token_at: float = 0.0
+    cached_tokens: int = 0
     replica: str = ""
-    _readers: list[CompletionReader] = field(default_factory=list)
+    _readers: list[OutputParser] = field(default_factory=list)
     _finishes: dict[int, str] = field(default_factory=dict)
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """New thinking, text and calls of every choice, as they come. Closing it ends the work. Raises ApiError."""
-        prompts = self.served.prompts
-        self._readers = [prompts.reader(self.question, self.prompt) for _ in range(self.question.choices)]
-        operation = "chat" if self.question.turns else "text_completion"
-        with current.get().child(f"{operation} {self.served.model.name}") as span:
+        prompts = self.endpoint.prompts
+        self._readers = [prompts.parser(self.request, self.prompt) for _ in range(self.request.num_choices)]
+        operation = "chat" if self.request.messages else "text_completion"
+        with current.get().child(f"{operation} {self.endpoint.model.name}") as span:
             # All that is made for it runs in this context; nothing else does.
             current.set(span)
             try:
-                async with aclosing(merged([self._choice(place) for place in range(self.question.choices)])) as made:
+                async with aclosing(
+                    merge_streams([self._choice(place) for place in range(self.request.num_choices)])
+                ) as made:
                     async for delta in made:
                         yield delta
-                        if delta.finish:
+                        if delta.finish_reason:
                             self.source.done(delta.choice)
             finally:
                 if span.traceparent:
                     self._note(span, operation)
         choices = tuple(reader.choice(self._finishes[place]) for place, reader in enumerate(self._readers))
-        self.answer = Answer(choices, self.usage, time.time(), self.replica)
+        self.result = GenerationResult(choices, self.usage, time.time(), self.replica)
 
     def _note(self, span: Span, operation: str) -> None:
         """By the names of OpenTelemetry's semantic conventions for generative AI."""
-        sampling, usage, model = self.question.sampling, self.usage, self.served.model.name
+        sampling, usage, model = self.request.sampling, self.usage, self.endpoint.model.name
         span.note(
             {
                 "gen_ai.operation.name": operation,
@@ -82,13 +86,13 @@ class Generation:
                 "gen_ai.request.max_tokens": sampling.max_tokens,
                 "gen_ai.request.temperature": sampling.temperature,
                 "gen_ai.request.top_p": sampling.top_p,
-                "gen_ai.request.choice.count": self.question.choices,
+                "gen_ai.request.choice.count": self.request.num_choices,
                 "gen_ai.response.model": model,
                 "gen_ai.response.finish_reasons": [self._finishes[place] for place in sorted(self._finishes)],
-                "gen_ai.usage.input_tokens": usage.prompt,
-                "gen_ai.usage.output_tokens": usage.completion,
-                "gen_ai.usage.reasoning.output_tokens": usage.reasoning,
-                "gen_ai.usage.cache_read.input_tokens": usage.cached,
+                "gen_ai.usage.input_tokens": usage.prompt_tokens,
+                "gen_ai.usage.output_tokens": usage.completion_tokens,
+                "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens,
+                "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
                 "dray.replica": self.replica,
             }
         )
@@ -100,38 +104,38 @@ class Generation:
             len(self.prompt.ids),
             sum(reader.tokens for reader in readers),
             sum(reader.reasoning_tokens for reader in readers),
-            self.cached,
+            self.cached_tokens,
         )
 
     async def _choice(self, place: int) -> AsyncGenerator[Delta, None]:
         """One choice. Where the answer is held to a grammar or the thinking is bounded, the thinking is made first and
         apart, as it is held to nothing."""
-        reader, question = self._readers[place], self.question
+        reader, question = self._readers[place], self.request
         sampling = self._sampling(place)
         ids, left = list(self.prompt.ids), sampling.max_tokens
         if self._thinks_apart:
             if not reader.thinking:
                 ids += self._put(reader, f"{THINK}\n")
-            budget = left if question.thinking_tokens is None else min(left, question.thinking_tokens)
+            budget = left if question.max_thinking_tokens is None else min(left, question.max_thinking_tokens)
             async with aclosing(self._think(place, reader, ids, sampling, budget)) as thoughts:
                 async for delta in thoughts:
                     yield delta
             left = sampling.max_tokens - reader.tokens
             if left <= 0:
                 self._finishes[place] = "length"
-                yield Delta(place, finish="length")
+                yield Delta(place, finish_reason="length")
                 return
             ids += self._put(reader, _CLOSE_THINKING if reader.thinking else _AFTER_THINKING)
-        request = Request(ids, msgspec.structs.replace(sampling, max_tokens=left, grammar=self.grammar))
+        request = EngineRequest(ids, msgspec.structs.replace(sampling, max_tokens=left, grammar=self.grammar))
         async with aclosing(self._tokens(place, _ANSWER, request)) as stream:
             async for tokens in stream:
-                piece, finish = reader.feed(tokens.ids, tokens.logprobs), tokens.finish
+                piece, finish = reader.feed(tokens.ids, tokens.logprobs), tokens.finish_reason
                 if reader.stopped:
                     finish = "stop"
                 if finish:
                     end = reader.finish()
                     self._finishes[place] = finish
-                    whole = reader.choice(finish).finish
+                    whole = reader.choice(finish).finish_reason
                     yield _delta(place, _joined(piece, end), whole)
                     return
                 if piece != _NOTHING:
@@ -139,56 +143,56 @@ class Generation:
 
     @property
     def _thinks_apart(self) -> bool:
-        bound = self.question.thinking_tokens
+        bound = self.request.max_thinking_tokens
         wanted = self.grammar is not None or bound is not None
-        return wanted and (self.prompt.thinking or (self.prompt.may_think and bound != 0))
+        return wanted and (self.prompt.starts_in_thinking or (self.prompt.may_think and bound != 0))
 
     async def _think(
-        self, place: int, reader: CompletionReader, ids: list[int], sampling: Sampling, budget: int
+        self, place: int, reader: OutputParser, ids: list[int], sampling: Sampling, budget: int
     ) -> AsyncGenerator[Delta, None]:
         """The thinking alone, up to its end or its bound; adds to `ids` what was made."""
         if budget <= 0:
             return
-        end = self.served.prompts.vocabulary.end_think
+        end = self.endpoint.prompts.vocabulary.end_think
         alone = msgspec.structs.replace(
             sampling, max_tokens=budget, min_tokens=0, ignore_eos=False, logprobs=False, stop_ids=(end,)
         )
-        async with aclosing(self._tokens(place, _THINKING, Request(list(ids), alone))) as stream:
+        async with aclosing(self._tokens(place, _THINKING, EngineRequest(list(ids), alone))) as stream:
             async for tokens in stream:
                 made = tokens.ids
-                if tokens.finish == "stop" and made and made[-1] != end:
+                if tokens.finish_reason == "stop" and made and made[-1] != end:
                     made = made[:-1]  # it ended its turn in the middle of its thoughts; they are closed for it
                 ids += made
                 piece = reader.feed(made)
                 if piece != _NOTHING:
                     yield _delta(place, piece)
 
-    def _put(self, reader: CompletionReader, text: str) -> list[int]:
+    def _put(self, reader: OutputParser, text: str) -> list[int]:
         """Writes this for the model; gives its ids."""
-        ids = self.served.prompts.encode(text)
+        ids = self.endpoint.prompts.encode(text)
         reader.feed(ids)
         return ids
 
     def _sampling(self, place: int) -> Sampling:
         """How this choice is drawn: each with a seed of its own, known here, so that it could be drawn again."""
-        given = self.question.sampling
-        room = self.served.model.context_tokens - len(self.prompt.ids)
+        given = self.request.sampling
+        room = self.endpoint.model.context_tokens - len(self.prompt.ids)
         seed = (self.seed if given.seed is None else given.seed) + place if given.temperature else None
         return msgspec.structs.replace(given, max_tokens=min(given.max_tokens, room), seed=seed)
 
-    async def _tokens(self, place: int, stage: int, request: Request) -> AsyncGenerator[Tokens, None]:
+    async def _tokens(self, place: int, stage: int, request: EngineRequest) -> AsyncGenerator[TokenBatch, None]:
         async with aclosing(self.source.tokens(place, stage, request)) as stream:
             async for tokens in stream:
-                self.last = time.perf_counter()
-                if not self.first:
-                    self.first, self.cached = self.last, tokens.cached
+                self.last_token_at = time.perf_counter()
+                if not self.first_token_at:
+                    self.first_token_at, self.cached_tokens = self.last_token_at, tokens.cached_tokens
                 self.replica = tokens.replica or self.replica
                 yield tokens
-                if tokens.finish:
+                if tokens.finish_reason:
                     return
 
 
-async def merged(sources: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
+async def merge_streams(sources: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
     """What all of them give, as it comes. Where one fails, the others end."""
     if len(sources) == 1:
         async with aclosing(sources[0]) as made:
@@ -222,17 +226,17 @@ async def merged(sources: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerat
         work.cancel()
 
 
-_NOTHING = Piece()
+_NOTHING = ParsedDelta()
 
 
-def _delta(place: int, piece: Piece, finish: str = "") -> Delta:
-    return Delta(place, piece.reasoning, piece.text, piece.tools, piece.logprobs, finish)
+def _delta(place: int, piece: ParsedDelta, finish: str = "") -> Delta:
+    return Delta(place, piece.reasoning, piece.text, piece.tool_calls, piece.logprobs, finish)
 
 
-def _joined(one: Piece, other: Piece) -> Piece:
-    return Piece(
+def _joined(one: ParsedDelta, other: ParsedDelta) -> ParsedDelta:
+    return ParsedDelta(
         one.reasoning + other.reasoning,
         one.text + other.text,
-        one.tools + other.tools,
+        one.tool_calls + other.tool_calls,
         one.logprobs + other.logprobs,
     )

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from deployments.common.errors import ApiError, invalid
+from deployments.common.errors import ApiError, invalid_request
 
 _BASE = r"""
 ws ::= " "?
@@ -72,7 +72,7 @@ class _Writer:
         return "\n".join([*first, *(f"{name} ::= {body}" for name, body in self.rules.items())]) + _BASE
 
     def refuse(self, where: str, message: str) -> ApiError:
-        return invalid(self.param, f"Schema at {where or '#'}: {message}.", code="invalid_json_schema")
+        return invalid_request(self.param, f"Schema at {where or '#'}: {message}.", code="invalid_json_schema")
 
     def rule(self, body: str) -> str:
         """Adds a rule; gives its name."""

@@ -7,20 +7,20 @@ from functools import lru_cache
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from deployments.common.types import Choice, Finish, TokenLogprob, ToolDelta
+from deployments.common.types import Choice, FinishReason, TokenLogprob, ToolDelta
 from deployments.generation.tool_formats import MARKERS
-from deployments.generation.tool_parser import CallReader, begins
+from deployments.generation.tool_parser import ToolCallParser, begins
 
 THINK, END_THINK = "<think>", "</think>"
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ParsedDelta:
     """What some tokens have brought."""
 
     reasoning: str = ""
     text: str = ""
-    tools: tuple[ToolDelta, ...] = ()
+    tool_calls: tuple[ToolDelta, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
@@ -53,7 +53,7 @@ class Vocabulary:
         return tuple(text.replace("\u2581", " ").encode())
 
 
-class CompletionReader:
+class OutputParser:
     """Reads one completion.
 
     Text comes out in whole characters, however tokens cut them. White space around the thinking and before the
@@ -66,7 +66,7 @@ class CompletionReader:
         *,
         thinking: bool | None,
         stop: Sequence[str] = (),
-        calls: CallReader | None = None,
+        calls: ToolCallParser | None = None,
     ) -> None:
         """thinking: whether the completion begins inside the thinking; None: there is none, all is the answer, marks
         and white space too. calls: reads tool calls; None: all is text."""
@@ -96,10 +96,10 @@ class CompletionReader:
     def choice(self, finish: str) -> Choice:
         """All that was read."""
         calls = tuple(self._calls.calls) if self._calls else ()
-        why: Finish = "length" if finish == "length" else "tool_calls" if calls else "stop"
+        why: FinishReason = "length" if finish == "length" else "tool_calls" if calls else "stop"
         return Choice(self.reasoning, self.text, why, calls, tuple(self._logprobs))
 
-    def feed(self, ids: Sequence[int], logprobs: Sequence[float] = ()) -> Piece:
+    def feed(self, ids: Sequence[int], logprobs: Sequence[float] = ()) -> ParsedDelta:
         """Takes new ids, and their logarithms of probability where there are any. After a stop string, nothing."""
         reasoning, text, known = "", "", len(self._logprobs)
         for place, token in enumerate(ids):
@@ -122,14 +122,14 @@ class CompletionReader:
                 if logprobs and self._began and not self._vocabulary.is_special(token):
                     self._logprobs.append(TokenLogprob(self._vocabulary.bytes_of(token), logprobs[place]))
         text, tools = self._without_calls(text, last=False)
-        return Piece(reasoning, text, tools, tuple(self._logprobs[known:]))
+        return ParsedDelta(reasoning, text, tools, tuple(self._logprobs[known:]))
 
-    def finish(self) -> Piece:
+    def finish(self) -> ParsedDelta:
         """The end of the answer that was held back because a stop string or a call might have begun there."""
         rest = "" if self.thinking or self.stopped else self._held
         self._held = ""
         text, tools = self._without_calls(rest, last=True)
-        return Piece(text=text, tools=tools)
+        return ParsedDelta(text=text, tool_calls=tools)
 
     def _without_calls(self, text: str, *, last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         tools: tuple[ToolDelta, ...] = ()

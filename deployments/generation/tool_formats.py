@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from deployments.common.messages import Grammar, Tag
+from deployments.common.messages import Grammar, GrammarTag
 from deployments.common.types import Tool, ToolCall, ToolChoice
 from deployments.generation.grammar import ebnf, ebnf_of_calls
 
@@ -15,7 +15,7 @@ _MOST_CALLS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class ToolFormat:
     """How a family writes calls: `begin`, calls parted by `between`, `end`. A call is `before`, the tool's name,
     `middle`, its arguments, `after`; the name stands there as JSON has it, or as it is (`bare`).
 
@@ -57,7 +57,7 @@ class Family:
         )
 
 
-HERMES = Family(
+HERMES = ToolFormat(
     name="hermes",
     opens="<tool_call>",
     closes="</tool_call>",
@@ -68,7 +68,7 @@ HERMES = Family(
     middle=', "arguments": ',
     after="}\n</tool_call>",
 )
-LLAMA = Family(
+LLAMA = ToolFormat(
     name="llama",
     opens="",
     closes="",
@@ -79,7 +79,7 @@ LLAMA = Family(
     middle=', "parameters": ',
     after="}",
 )
-PHI = Family(
+PHI = ToolFormat(
     name="phi",
     opens="<|tool_call|>",
     closes="<|/tool_call|>",
@@ -90,7 +90,7 @@ PHI = Family(
     middle=', "arguments": ',
     after="}",
 )
-R1 = Family(
+R1 = ToolFormat(
     name="r1",
     opens="<｜tool▁calls▁begin｜>",
     closes="<｜tool▁calls▁end｜>",
@@ -122,12 +122,12 @@ MARKERS = (
 """Texts that a vocabulary may hold as special tokens, which decoding would leave out."""
 
 
-def family_of(chat_template: str) -> Family:
+def tool_format_of(chat_template: str) -> ToolFormat:
     """The family whose marks the template holds; Hermes' format where it holds none."""
     return next((family for mark, family in _MARKS if mark in chat_template), HERMES)
 
 
-def forced(family: Family, tools: tuple[Tool, ...], choice: ToolChoice, most_nodes: int) -> Grammar | None:
+def forced_calls(family: ToolFormat, tools: tuple[Tool, ...], choice: ToolChoice, most_nodes: int) -> Grammar | None:
     """The grammar for a request with tools: calls that must come; or, where they may, those held to their schemas that
     are strict. None: nothing is held. Raises ApiError for a schema that cannot be."""
     if choice.mode == "required":
@@ -140,7 +140,7 @@ def forced(family: Family, tools: tuple[Tool, ...], choice: ToolChoice, most_nod
         return None
     # Once a call has begun it is held to, whichever tool it names: of those that are not strict, to any object.
     tags = [
-        Tag(
+        GrammarTag(
             family.begin + before,
             ebnf(tool.parameters if tool.strict else "{}", "tools", most_nodes),
             after + family.end,

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass, field
 
 from deployments.common.types import ToolCall, ToolDelta
-from deployments.generation.tool_formats import R1, Family
+from deployments.generation.tool_formats import R1, ToolFormat
 
 _PARTING = " \t\r\n,;[]"
 _PYTHON_TAG = "<|python_tag|>"
@@ -17,10 +17,10 @@ _JSON_TAIL = re.compile(r"\s*\}")
 
 
 @dataclass(slots=True)
-class CallReader:
+class ToolCallParser:
     """What of an answer is text, and what are calls. Whatever is no call after all comes out as text."""
 
-    family: Family
+    family: ToolFormat
     calls: list[ToolCall] = field(default_factory=list)
     _held: str = ""
     _state: str = "text"

@@ -16,8 +16,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from deployments.common.messages import Load, Ready
-from deployments.common.redis import Watchers
+from deployments.common.messages import EngineLoad, Ready
+from deployments.common.redis import RedisCallbacks
 from deployments.common.types import Usage
 from deployments.observability.tracing import current, trace_id
 
@@ -180,10 +180,10 @@ class RouterMetrics:
             multiprocess_mode="livemax",
         )
 
-    def watchers(self, store: str) -> Watchers:
+    def watchers(self, store: str) -> RedisCallbacks:
         """What a store tells of its troubles."""
         self.redis_circuit.labels(store).set(0)
-        return Watchers(
+        return RedisCallbacks(
             self.redis_faults.labels(store).inc, lambda is_open: self.redis_circuit.labels(store).set(int(is_open))
         )
 
@@ -192,9 +192,9 @@ class RouterMetrics:
         self.answers[model, team, result].inc()
         self.latency[model, result].observe(seconds)
         if result not in ("hit", "join"):
-            self.prompt_tokens[model, team].inc(usage.prompt)
-            self.cached_tokens.labels(model).inc(usage.cached)
-            self.completion_tokens[model, team].inc(usage.completion)
+            self.prompt_tokens[model, team].inc(usage.prompt_tokens)
+            self.cached_tokens.labels(model).inc(usage.cached_tokens)
+            self.completion_tokens[model, team].inc(usage.completion_tokens)
 
 
 class EngineMetrics:
@@ -251,12 +251,12 @@ class EngineMetrics:
         self._kv_tokens.set(ready.kv_tokens)
         self._start.set(ready.load_s + ready.warmup_s)
 
-    def report(self, load: Load, active: int) -> None:
+    def report(self, load: EngineLoad, active: int) -> None:
         """Notes the engine's load."""
         self._running.set(active)
-        self._rate.set(load.tokens_per_s)
-        self._tokens.inc(load.decoded - self._decoded)
-        self._decoded = load.decoded
+        self._rate.set(load.decode_tokens_per_s)
+        self._tokens.inc(load.decoded_tokens - self._decoded)
+        self._decoded = load.decoded_tokens
         self._kv_used.set(load.kv_used)
 
     def gone(self) -> None:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from deployments.common.errors import ApiError
-from deployments.common.messages import Tokens
+from deployments.common.messages import TokenBatch
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -189,20 +189,22 @@ def trace_id(span: Span) -> str:
     return span.traceparent[3:35]
 
 
-async def prefill_and_decode(span: Span, stream: AsyncGenerator[Tokens, None]) -> AsyncGenerator[Tokens, None]:
+async def prefill_and_decode(span: Span, stream: AsyncGenerator[TokenBatch, None]) -> AsyncGenerator[TokenBatch, None]:
     """An engine's tokens as they come, with a span up to the first of them, and one from there to the last."""
     phase, made = span.child("prefill"), 0
     try:
         async for tokens in stream:
             if tokens.ids and not made:
-                phase.note({"gen_ai.usage.cache_read.input_tokens": tokens.cached})
+                phase.note({"gen_ai.usage.cache_read.input_tokens": tokens.cached_tokens})
                 phase.end()
                 phase = span.child("decode")
             made += len(tokens.ids)
-            if tokens.finish:
-                span.note({"gen_ai.usage.output_tokens": made, "gen_ai.response.finish_reasons": [tokens.finish]})
-                if tokens.finish not in ("stop", "length"):
-                    span.fail(tokens.finish)
+            if tokens.finish_reason:
+                span.note(
+                    {"gen_ai.usage.output_tokens": made, "gen_ai.response.finish_reasons": [tokens.finish_reason]}
+                )
+                if tokens.finish_reason not in ("stop", "length"):
+                    span.fail(tokens.finish_reason)
             yield tokens
     finally:
         phase.note({"gen_ai.usage.output_tokens": made} if made else {})

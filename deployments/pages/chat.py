@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 
-from deployments.pages.client import Api, Away, Progress, Refused, Wish
-from deployments.pages.i18n import EXAMPLES, TRANSLATIONS, Words, words_for
+from deployments.pages.client import ApiRefused, ChatClient, ChatQuery, Progress, ServerUnreachable
+from deployments.pages.i18n import EXAMPLES, TRANSLATIONS, Texts, texts_for
 
 _MOST_AT_A_TIME = 256
 _MOST_SESSIONS = 1024
@@ -40,7 +40,7 @@ said = gr.I18n(**TRANSLATIONS)
 
 def gradio_app(api_url: str) -> FastAPI:
     """The page as an ASGI application. api_url: base URL of the API, ending in /v1."""
-    page = chat_page(Api(api_url))
+    page = chat_page(ChatClient(api_url))
     page.state_session_capacity = _MOST_SESSIONS
     app: FastAPI = gr.mount_gradio_app(
         FastAPI(), page, path="/", i18n=said, css=_CSS, head=_HEAD, footer_links=[], run_history=False, max_file_size=0
@@ -48,7 +48,7 @@ def gradio_app(api_url: str) -> FastAPI:
     return app
 
 
-def chat_page(api: Api) -> gr.Blocks:
+def chat_page(api: ChatClient) -> gr.Blocks:
     """The page. Each browser's conversation is its own; nothing of it is kept."""
 
     async def answer(
@@ -60,18 +60,18 @@ def chat_page(api: Api) -> gr.Blocks:
         most_tokens: float | None,
         request: gr.Request,
     ) -> AsyncGenerator[tuple[list[Message], Any], None]:
-        words = words_for(request.headers.get("accept-language", ""))
+        words = texts_for(request.headers.get("accept-language", ""))
         turns = (*conversation(history), {"role": "user", "content": question})
-        wish = Wish(model or "", turns, temperature, int(most_tokens) if most_tokens else None)
+        wish = ChatQuery(model or "", turns, temperature, int(most_tokens) if most_tokens else None)
         progress = Progress()
         try:
             async with aclosing(api.ask(wish, _trimmed(key))) as coming:
                 async for progress in coming:
                     yield messages(progress, words), gr.skip()
-        except Refused as refusal:
+        except ApiRefused as refusal:
             shown = [*messages(progress, words, ended=True), _beside(_why(refusal, _trimmed(key), words))]
             yield shown, gr.update(visible=True) if refusal.status == 401 else gr.skip()
-        except Away as away:
+        except ServerUnreachable as away:
             reason = words.lost if away.begun else words.away
             yield [*messages(progress, words, ended=True), _beside(reason)], gr.skip()
 
@@ -79,15 +79,15 @@ def chat_page(api: Api) -> gr.Blocks:
         """The models that there are, and whether the field for the key is needed."""
         try:
             names = await api.models(_trimmed(key))
-        except Refused as refusal:
+        except ApiRefused as refusal:
             return gr.update(choices=[], value=None), gr.update(visible=refusal.status == 401)
-        except Away:
+        except ServerUnreachable:
             return gr.skip(), gr.skip()
         return gr.update(choices=names, value=model if model in names else next(iter(names), None)), gr.skip()
 
     def stopped(history: list[Message], request: gr.Request) -> list[Message]:
         """What is left of an answer that was stopped: nothing of it goes on."""
-        words = words_for(request.headers.get("accept-language", ""))
+        words = texts_for(request.headers.get("accept-language", ""))
         for message in history:
             if (message.get("metadata") or {}).get("status") == "pending":
                 message["metadata"] |= {"status": "done", "title": words.thought}
@@ -157,7 +157,7 @@ def conversation(history: Sequence[Message]) -> tuple[dict[str, str], ...]:
     return tuple(turns)
 
 
-def messages(progress: Progress, words: Words, *, ended: bool = False) -> list[Message]:
+def messages(progress: Progress, words: Texts, *, ended: bool = False) -> list[Message]:
     """An answer as gradio shows it: thinking that folds away when it is done, the answer, and a line about it."""
     shown: list[Message] = []
     ended = ended or bool(progress.finish)
@@ -174,7 +174,7 @@ def messages(progress: Progress, words: Words, *, ended: bool = False) -> list[M
     return shown
 
 
-def _line(progress: Progress, words: Words) -> list[str]:
+def _line(progress: Progress, words: Texts) -> list[str]:
     known = progress.cache == "hit"
     told = [words.tokens.format(all=progress.tokens, thinking=progress.reasoning_tokens)]
     if progress.tokens_per_s and not known:
@@ -190,7 +190,7 @@ def _line(progress: Progress, words: Words) -> list[str]:
     return told
 
 
-def _why(refusal: Refused, key: str, words: Words) -> str:
+def _why(refusal: ApiRefused, key: str, words: Texts) -> str:
     if refusal.status == 401:
         return words.key_refused if key else words.key_needed
     return words.refused.format(said=refusal.said)

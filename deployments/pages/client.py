@@ -14,7 +14,7 @@ _TIMEOUT = httpx.Timeout(10.0, read=None)
 _SHOWN_EVERY_S = 0.05
 
 
-class Refused(Exception):
+class ApiRefused(Exception):
     """The API's error: HTTP status, and what it said."""
 
     def __init__(self, status: int, said: str) -> None:
@@ -23,7 +23,7 @@ class Refused(Exception):
         self.said = said
 
 
-class Away(Exception):
+class ServerUnreachable(Exception):
     """The API cannot be reached, or went away. begun: in the middle of an answer."""
 
     def __init__(self, *, begun: bool) -> None:
@@ -32,7 +32,7 @@ class Away(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ChatQuery:
     """A question with its conversation, and how it is to be answered. None: as the server does by itself."""
 
     model: str
@@ -74,7 +74,7 @@ class Progress:
         return (self.tokens - 1) / made_s if made_s > 0 and self.tokens > 1 else 0.0
 
 
-class Api:
+class ChatClient:
     """Dray's API at a base URL."""
 
     def __init__(self, url: str) -> None:
@@ -87,12 +87,12 @@ class Api:
         try:
             response = await self._http.get(f"{self._url}/models", headers=_headers(key))
         except httpx.HTTPError:
-            raise Away(begun=False) from None
+            raise ServerUnreachable(begun=False) from None
         if response.status_code != httpx.codes.OK:
             raise _error(response)
         return [one["id"] for one in response.json()["data"] if one["task"] == "generate"]
 
-    async def ask(self, wish: Wish, key: str) -> AsyncGenerator[Progress, None]:
+    async def ask(self, wish: ChatQuery, key: str) -> AsyncGenerator[Progress, None]:
         """The answer as it comes, a few dozen times a second at most; the last has its `finish`.
 
         Closing the generator closes the connection, and with it the work ends. Raises Refused, Away.
@@ -117,9 +117,9 @@ class Api:
                             shown = now
                             yield replace(progress, finish="")
         except httpx.HTTPError:
-            raise Away(begun=bool(progress.first_s)) from None
+            raise ServerUnreachable(begun=bool(progress.first_s)) from None
         if not progress.finish:
-            raise Away(begun=True)
+            raise ServerUnreachable(begun=True)
         yield progress
 
 
@@ -135,7 +135,7 @@ async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], No
 
 def _after(progress: Progress, event: dict[str, Any], now: float) -> Progress:
     if error := event.get("error"):
-        raise Refused(500, str(error["message"]))
+        raise ApiRefused(500, str(error["message"]))
     choices: Iterable[dict[str, Any]] = event["choices"]
     for choice in choices:
         delta = choice["delta"]
@@ -158,8 +158,8 @@ def _after(progress: Progress, event: dict[str, Any], now: float) -> Progress:
     return replace(progress, replica=event.get("replica") or progress.replica)
 
 
-def _error(response: httpx.Response) -> Refused | Away:
+def _error(response: httpx.Response) -> ApiRefused | ServerUnreachable:
     try:
-        return Refused(response.status_code, str(response.json()["error"]["message"]))
+        return ApiRefused(response.status_code, str(response.json()["error"]["message"]))
     except (ValueError, KeyError, TypeError):
-        return Away(begun=False)  # a proxy's words: nothing of Dray is behind it now
+        return ServerUnreachable(begun=False)  # a proxy's words: nothing of Dray is behind it now

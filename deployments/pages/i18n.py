@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class Texts:
     """Labels are shown in the browser's language by gradio; the rest is written on the server, into answers."""
 
     placeholder: str
@@ -38,7 +38,7 @@ class Words:
     refused: str
 
 
-ENGLISH = Words(
+ENGLISH = Texts(
     placeholder="Ask something",
     ask="Ask",
     stop="Stop",
@@ -70,7 +70,7 @@ ENGLISH = Words(
     refused="Refused: {said}",
 )
 
-CHINESE = Words(
+CHINESE = Texts(
     placeholder="问点什么",
     ask="提问",
     stop="停止",
@@ -117,6 +117,6 @@ EXAMPLES = (
 )
 
 
-def words_for(accept_language: str) -> Words:
+def texts_for(accept_language: str) -> Texts:
     """The words in the first language of an Accept-Language header."""
     return CHINESE if accept_language.strip().lower().startswith("zh") else ENGLISH

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.launch.import_guard import allow_pandas
 from cluster.serve_config import PAGE, PageArgs
-from deployments.api.http import refused_by_starlette
+from deployments.api.http import http_error
 from deployments.observability.metrics import configure_logging
 
 _NEEDED = (
@@ -63,7 +63,7 @@ class Page:
         return Starlette(
             routes=[Route(path, gradio, max_body_size=self._given.body_bytes) for path in _NEEDED],
             middleware=[Middleware(_Policy)],
-            exception_handlers={HTTPException: refused_by_starlette},
+            exception_handlers={HTTPException: http_error},
             lifespan=lifespan,
         )
 

@@ -17,7 +17,7 @@ from deployments.api.http import json_response
 _FILE = Path(__file__).with_name("status.html")
 
 
-class CoreSaid(msgspec.Struct, frozen=True):
+class CoreStatus(msgspec.Struct, frozen=True):
     """A core of the machine. cpus: its hardware threads; node, cache: the NUMA node and last-level cache it is at."""
 
     cpus: tuple[int, ...]
@@ -26,11 +26,11 @@ class CoreSaid(msgspec.Struct, frozen=True):
     usable: bool
 
 
-class MachineSaid(msgspec.Struct, frozen=True):
+class MachineStatus(msgspec.Struct, frozen=True):
     """What the page cannot read from the metrics: the models, asleep or not, and the cores of this node."""
 
     models: list[str]
-    cores: list[CoreSaid]
+    cores: list[CoreStatus]
 
 
 class StatusPage:
@@ -54,11 +54,11 @@ class StatusPage:
 
     async def machine(self, http: HttpRequest) -> Response:
         """GET /status/machine"""
-        return json_response(MachineSaid(self._models, await asyncio.to_thread(_cores)))
+        return json_response(MachineStatus(self._models, await asyncio.to_thread(_cores)))
 
 
 @cache
-def _cores() -> list[CoreSaid]:
+def _cores() -> list[CoreStatus]:
     found = usable_cores()
     usable = set(found.cores)
-    return [CoreSaid(core.cpus, core.node, core.llc, core in usable) for core in found.topology.cores]
+    return [CoreStatus(core.cpus, core.node, core.llc, core in usable) for core in found.topology.cores]

@@ -14,7 +14,7 @@ from deployments.common.messages import decode_vectors, encode
 _ATTEMPTS = 3
 
 
-class Embedder:
+class EmbeddingEndpoint:
     """Makes vectors by whichever replica is free."""
 
     def __init__(self, model: ServedModel, replicas: Any) -> None:

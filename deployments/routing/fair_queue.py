@@ -32,7 +32,7 @@ _LONGEST_WAIT_S = 60
 
 
 @dataclass(slots=True)
-class _Lane:
+class _TeamQueue:
     """A team's requests at one model. paid: its tag, in tokens over weight."""
 
     paid: float = 0.0
@@ -41,11 +41,11 @@ class _Lane:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class TokenCost:
     """What a request is thought to take, in tokens. batch: it goes after those for people."""
 
-    prompt: int
-    completion: int
+    prompt_tokens: int
+    completion_tokens: int
     batch: bool = False
 
 
@@ -62,25 +62,25 @@ class _Waiting:
     granted: asyncio.Future[None] = field(compare=False)
 
 
-class Turn:
+class Slot:
     """A place at the engines, until it is given back."""
 
     __slots__ = ("_begun", "_queue", "_team", "_weight", "_work")
 
-    def __init__(self, queue: "FairQueue", team: str, weight: float, work: Work) -> None:
+    def __init__(self, queue: "FairQueue", team: str, weight: float, work: TokenCost) -> None:
         self._queue, self._team, self._weight, self._work = queue, team, weight, work
         self._begun = False
 
-    def begun(self) -> None:
+    def prefill_done(self) -> None:
         """Its prompt has been computed: its first token is there."""
         if not self._begun:
             self._begun = True
-            self._queue._prefilled(self._work.prompt)
+            self._queue._prefilled(self._work.prompt_tokens)
 
-    def end(self, used: int) -> None:
+    def release(self, used: int) -> None:
         """Gives it back. used: tokens that it has cost in truth."""
-        self.begun()
-        thought = self._work.prompt + self._work.completion
+        self.prefill_done()
+        thought = self._work.prompt_tokens + self._work.completion_tokens
         self._queue._end(self._team, (used - thought) / self._weight, used, batch=self._work.batch)
 
 
@@ -98,7 +98,7 @@ class FairQueue:
         self._places, self._most_waiting, self._prompts = places, most_waiting, prompts
         self._prefilling = 0
         self._waits = waits
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, _TeamQueue] = {}
         self._asked: dict[str, tuple[float, float]] = {}
         """When each team that asks has asked last, and its weight; the latest at the end."""
         self._waiting: list[_Waiting] = []
@@ -124,7 +124,7 @@ class FairQueue:
         return sum(lane.waiting for lane in self._lanes.values())
 
     @property
-    def tokens(self) -> int:
+    def queued_tokens(self) -> int:
         """Those that all who wait are thought to take."""
         return round(sum(one.cost for one in self._live()))
 
@@ -132,21 +132,21 @@ class FairQueue:
     def running(self) -> int:
         return self._running
 
-    async def turn(self, team: str, weight: float, work: Work) -> Turn:
+    async def acquire(self, team: str, weight: float, work: TokenCost) -> Slot:
         """Waits for a place. Raises ApiError 503 when too many wait."""
-        lane = self._lanes.setdefault(team, _Lane())
+        lane = self._lanes.setdefault(team, _TeamQueue())
         if not work.batch:
             self._asked.pop(team, None)
             self._asked[team] = (time.monotonic(), weight)
-        tag, cost = max(self._now, lane.paid), (work.prompt + work.completion) / weight
-        if not self._waiting and self._free_for(team, work.prompt, batch=work.batch):
-            self._take(lane, tag, cost, work.prompt, batch=work.batch)
-            return Turn(self, team, weight, work)
+        tag, cost = max(self._now, lane.paid), (work.prompt_tokens + work.completion_tokens) / weight
+        if not self._waiting and self._free_for(team, work.prompt_tokens, batch=work.batch):
+            self._take(lane, tag, cost, work.prompt_tokens, batch=work.batch)
+            return Slot(self, team, weight, work)
         self._make_room(team)
         lane.paid = tag + cost
         lane.waiting += 1
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        one = _Waiting(work.batch, tag, next(self._numbers), team, cost, work.prompt, granted)
+        one = _Waiting(work.batch, tag, next(self._numbers), team, cost, work.prompt_tokens, granted)
         heapq.heappush(self._waiting, one)
         self._grant()
         try:
@@ -156,10 +156,10 @@ class FairQueue:
             if granted.cancelled():
                 self._forget(one)
             elif granted.exception() is None:  # else it was refused in this moment, and is forgotten already
-                self._prefilled(work.prompt)
+                self._prefilled(work.prompt_tokens)
                 self._end(team, -cost, 0, batch=work.batch)
             raise
-        return Turn(self, team, weight, work)
+        return Slot(self, team, weight, work)
 
     def _free_for(self, team: str, prompt: int, *, batch: bool) -> bool:
         if self._shared and self._prefilling and self._prefilling + prompt > self._prompts:
@@ -189,7 +189,7 @@ class FairQueue:
         self._prefilling -= prompt
         self._grant()
 
-    def _take(self, lane: _Lane, tag: float, cost: float, prompt: int, *, batch: bool) -> None:
+    def _take(self, lane: _TeamQueue, tag: float, cost: float, prompt: int, *, batch: bool) -> None:
         self._prefilling += prompt
         lane.paid = max(lane.paid, tag + cost)
         lane.running += 1

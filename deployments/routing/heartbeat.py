@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 
-from deployments.common.redis import Store, StoreAway
+from deployments.common.redis import RedisStore, RedisUnavailable
 
 _KEY = "dray:routers"
 _SAY_S = 5.0
@@ -19,15 +19,15 @@ return redis.call('ZCARD', KEYS[1])
 """
 
 
-async def keep_counting(store: Store, told: Callable[[int], None]) -> None:
+async def heartbeat(store: RedisStore, told: Callable[[int], None]) -> None:
     """Says that this router is there and tells how many are, every few seconds until cancelled; not while Redis is
     away."""
     name, count = secrets.token_hex(8), store.script(_COUNT)
     try:
         while True:
-            with suppress(StoreAway):
+            with suppress(RedisUnavailable):
                 told(int(await count([_KEY], name, _FORGOTTEN_S)))
             await asyncio.sleep(_SAY_S)
     finally:
-        with suppress(StoreAway):
-            await store.run("ZREM", _KEY, name)
+        with suppress(RedisUnavailable):
+            await store.execute("ZREM", _KEY, name)

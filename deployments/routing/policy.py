@@ -20,19 +20,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
-from deployments.common.messages import TYPICAL_TOKENS, Request, Standing
+from deployments.common.messages import TYPICAL_COMPLETION_TOKENS, EngineRequest, ReplicaStats
 from deployments.common.prefix import BLOCK_TOKENS, PrefixMirror, block_keys
 
-ROUTER = secrets.token_hex(4)
+ROUTER_ID = secrets.token_hex(4)
 """Names this process in what it asks of replicas."""
 
 _RANDOM = 2
 _KV_TOKENS = 65_536
 """Tokens that a replica's cache holds, until it has said."""
-_AS_FAST = 0.8
+_EQUAL_SPEED = 0.8
 """Of the fastest one's speed: whoever has so much is taken for as fast, since equal nodes are measured so differently.
 Otherwise routers that heard of speeds at different moments would take one prompt to different replicas."""
-_SILENT_S = 2.0
+_UNRESPONSIVE_S = 2.0
 """A replica that has not said within this time whether it takes a request is taken last."""
 
 _watchers: dict[str, Callable[[int], None]] = {}
@@ -56,7 +56,7 @@ def replicas_of(application: str) -> int:
     return _replicas.get(application, 0)
 
 
-class _Sent:
+class _Assignment:
     """A request that a replica was given: its tokens that are still to be computed, as far as is known here.
 
     most: that its completion may still have.
@@ -70,28 +70,28 @@ class _Sent:
     @property
     def completion(self) -> int:
         """How long it goes on is known no better after many tokens than before the first."""
-        return max(1, min(self.most, TYPICAL_TOKENS))
+        return max(1, min(self.most, TYPICAL_COMPLETION_TOKENS))
 
 
-_under_way: dict[int, _Sent] = {}
+_under_way: dict[int, _Assignment] = {}
 
 
-def made(number: int, tokens: int) -> None:
+def record_tokens(number: int, tokens: int) -> None:
     """Notes new tokens of a request, by its number: its prompt has been computed, and so much less may come."""
     if (sent := _under_way.get(number)) is not None:
         sent.prompt, sent.most = 0, sent.most - tokens
 
 
-class Replica:
+class ReplicaState:
     """What this router knows of one replica."""
 
     def __init__(self) -> None:
-        self._standing = Standing()
+        self._standing = ReplicaStats()
         self._held = PrefixMirror(_KV_TOKENS // BLOCK_TOKENS)
-        self._sent: dict[str, _Sent] = {}
+        self._sent: dict[str, _Assignment] = {}
         self._asked = self._heard = 0.0
 
-    def heard(self, standing: Standing) -> None:
+    def update(self, standing: ReplicaStats) -> None:
         """Takes what the replica says of itself. It may be told the same again because of another one's news."""
         if standing != self._standing:
             self._heard = time.monotonic()
@@ -99,81 +99,88 @@ class Replica:
             self._held.resize(standing.kv_tokens // BLOCK_TOKENS)
         self._standing = standing
 
-    def asked(self) -> None:
+    def probe_sent(self) -> None:
         """Notes that it is asked now whether it takes a request."""
         self._asked = self._asked or time.monotonic()
 
-    def spoke(self) -> None:
+    def probe_acked(self) -> None:
         """Notes that it has said whether it does."""
         self._asked = 0.0
 
     @property
-    def silent(self) -> bool:
+    def unresponsive(self) -> bool:
         """Whether it has not said so for too long: its node may be gone."""
-        return self._asked > 0 and time.monotonic() - self._asked > _SILENT_S
+        return self._asked > 0 and time.monotonic() - self._asked > _UNRESPONSIVE_S
 
-    def sent(self, key: str, request: Request) -> None:
+    def assign(self, key: str, request: EngineRequest) -> None:
         """Notes a request that it is given, by a key that nothing else under way has."""
-        keys = block_keys(request.prompt)
-        sent = _Sent(request.number, len(request.prompt) - self.cached(keys), request.sampling.max_tokens)
-        self._sent[key] = _under_way[request.number] = sent
+        keys = block_keys(request.prompt_ids)
+        sent = _Assignment(
+            request.attempt_id, len(request.prompt_ids) - self.cached_tokens(keys), request.sampling.max_tokens
+        )
+        self._sent[key] = _under_way[request.attempt_id] = sent
         self._held.add(keys)
 
-    def holds(self, keys: Sequence[bytes]) -> None:
+    def add_cached(self, keys: Sequence[bytes]) -> None:
         """Notes blocks that another router had it compute."""
         self._held.add(keys)
 
-    def answered(self, key: str) -> None:
+    def finish(self, key: str) -> None:
         """Notes that this one is over, however it went."""
         if (sent := self._sent.pop(key, None)) is not None:
             _under_way.pop(sent.number, None)
 
-    def cached(self, keys: Sequence[bytes]) -> int:
+    def cached_tokens(self, keys: Sequence[bytes]) -> int:
         """Tokens of a prompt that it need not compute."""
         return self._held.match(keys)
 
     @property
-    def speed(self) -> float:
+    def prefill_tokens_per_s(self) -> float:
         """Prompt tokens a second; 0 while it is not known."""
-        return self._standing.speed
+        return self._standing.prefill_tokens_per_s
 
-    def cost(self, request: Request, keys: Sequence[bytes]) -> int:
+    def cost(self, request: EngineRequest, keys: Sequence[bytes]) -> int:
         """Time that the request costs all who wait here, in prompt tokens."""
-        own, completion = len(request.prompt) - self.cached(keys), min(request.sampling.max_tokens, TYPICAL_TOKENS)
+        own, completion = (
+            len(request.prompt_ids) - self.cached_tokens(keys),
+            min(request.sampling.max_tokens, TYPICAL_COMPLETION_TOKENS),
+        )
         prompts = others = beside = streams = 0
         for one in self._sent.values():
             prompts += one.prompt
             beside += min(one.completion, completion)
             streams += 1
-        for router, work in self._standing.waiting.items():
-            if router != ROUTER:
-                others += work.prompt
-                beside += min(work.completion, work.streams * completion)
+        for router, work in self._standing.pending.items():
+            if router != ROUTER_ID:
+                others += work.prompt_tokens
+                beside += min(work.completion_tokens, work.streams * completion)
                 streams += work.streams
         # It has computed since then.
-        prompts += max(0, others - round(self.speed * (time.monotonic() - self._heard)))
+        prompts += max(0, others - round(self.prefill_tokens_per_s * (time.monotonic() - self._heard)))
         # A stream makes the step of another longer by about as much as a prompt token (0.9 to 2 times, on one core).
         return prompts + own * (1 + streams) + 2 * beside
 
 
-def choose(request: Request, replicas: dict[str, Replica]) -> list[str]:
+def rank_replicas(request: EngineRequest, replicas: dict[str, ReplicaState]) -> list[str]:
     """Names of replicas for a request, the best first; those that it avoids, and silent ones, only where there is no
     other."""
-    wanted = {name: one for name, one in replicas.items() if name not in request.avoid and not one.silent} or replicas
-    keys = block_keys(request.prompt[:-1])
-    if (home := replicas.get(request.home)) is not None:
-        home.holds(keys[: request.held // BLOCK_TOKENS])
+    wanted = {
+        name: one for name, one in replicas.items() if name not in request.avoid_replicas and not one.unresponsive
+    } or replicas
+    keys = block_keys(request.prompt_ids[:-1])
+    if (home := replicas.get(request.prefix_replica)) is not None:
+        home.add_cached(keys[: request.prefix_tokens // BLOCK_TOKENS])
     names = list(wanted)
     few = names if len(names) <= _RANDOM + 1 else random.sample(names, _RANDOM)
     if keys:
-        cached = {name: one.cached(keys) for name, one in wanted.items()}
+        cached = {name: one.cached_tokens(keys) for name, one in wanted.items()}
         best = max(names, key=cached.__getitem__)
         owner = max(names, key=lambda name: blake2b(name.encode(), key=keys[0], digest_size=8).digest())
         few = list(dict.fromkeys([*([best] if cached[best] else []), owner, *few]))
-    usual = max((one.speed for one in wanted.values()), default=0.0) or 1.0
-    speeds = {name: wanted[name].speed or usual for name in few}
+    usual = max((one.prefill_tokens_per_s for one in wanted.values()), default=0.0) or 1.0
+    speeds = {name: wanted[name].prefill_tokens_per_s or usual for name in few}
     costs = {
-        name: wanted[name].cost(request, keys) / (usual if speed >= _AS_FAST * usual else speed)
+        name: wanted[name].cost(request, keys) / (usual if speed >= _EQUAL_SPEED * usual else speed)
         for name, speed in speeds.items()
     }
     # Within a block's worth they are alike, and the order in which they were thought of decides.
@@ -181,34 +188,34 @@ def choose(request: Request, replicas: dict[str, Replica]) -> list[str]:
     return sorted(few, key=lambda name: max(costs[name], alike))
 
 
-class Plans:
+class PendingAssignments:
     """Requests that replicas have been chosen for and have not taken yet: the next choice knows of them. One of which
     nothing comes is forgotten."""
 
     def __init__(self) -> None:
-        self._planned: OrderedDict[str, tuple[Replica, float]] = OrderedDict()
+        self._planned: OrderedDict[str, tuple[ReplicaState, float]] = OrderedDict()
 
-    def choose(self, key: str, request: Request, replicas: dict[str, Replica]) -> list[str]:
+    def choose(self, key: str, request: EngineRequest, replicas: dict[str, ReplicaState]) -> list[str]:
         """Names of replicas to try, the best first; it is taken for the one that will have the request. key: names the
         request, which may be chosen for again."""
         now = time.monotonic()
         self._over(key)
         while self._planned and next(iter(self._planned.values()))[1] < now:
             self._over(next(iter(self._planned)))
-        names = choose(request, replicas)
+        names = rank_replicas(request, replicas)
         first = replicas[names[0]]
-        first.asked()
-        first.sent(key, request)
-        self._planned[key] = (first, now + _SILENT_S)
+        first.probe_sent()
+        first.assign(key, request)
+        self._planned[key] = (first, now + _UNRESPONSIVE_S)
         return names
 
-    def taken(self, key: str, request: Request, replica: Replica) -> None:
+    def accepted(self, key: str, request: EngineRequest, replica: ReplicaState) -> None:
         """Notes the one that has taken it."""
         if key not in self._planned or self._planned[key][0] is not replica:
             self._over(key)
-            replica.sent(key, request)
+            replica.assign(key, request)
         self._planned.pop(key, None)
 
     def _over(self, key: str) -> None:
         if (planned := self._planned.pop(key, None)) is not None:
-            planned[0].answered(key)
+            planned[0].finish(key)

@@ -11,21 +11,21 @@ from deployments.common import messages
 from deployments.routing import policy
 
 
-class Balancer(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray is not typed
+class PrefixAwareRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray is not typed
     """Gives each request to the replica that deployments.routing.policy chooses."""
 
     def initialize_state(self) -> None:
         """Called by Serve once it has made this object."""
-        self._known: dict[ReplicaID, policy.Replica] = {}
-        self._plans = policy.Plans()
+        self._known: dict[ReplicaID, policy.ReplicaState] = {}
+        self._plans = policy.PendingAssignments()
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Called when replicas come and go, and when one has said how it stands."""
         super().update_replicas(replicas)
         policy.counted(self.app_name, len(replicas))
-        self._known = {one.replica_id: self._known.get(one.replica_id) or policy.Replica() for one in replicas}
+        self._known = {one.replica_id: self._known.get(one.replica_id) or policy.ReplicaState() for one in replicas}
         for one in replicas:
-            self._known[one.replica_id].heard(msgspec.convert(one.routing_stats or {}, messages.Standing))
+            self._known[one.replica_id].update(msgspec.convert(one.routing_stats or {}, messages.ReplicaStats))
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -42,19 +42,19 @@ class Balancer(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray is not ty
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: object) -> None:
         """Called when a replica has taken a request."""
         if (replica := self._known.get(replica_id)) is not None:
-            self._plans.taken(pending_request.metadata.internal_request_id, _asked(pending_request), replica)
+            self._plans.accepted(pending_request.metadata.internal_request_id, _asked(pending_request), replica)
 
     def on_new_queue_len_info(self, replica_id: ReplicaID, num_ongoing_requests: int) -> None:
         """Called when a replica has said whether it takes a request."""
         super().on_new_queue_len_info(replica_id, num_ongoing_requests)
         if (replica := self._known.get(replica_id)) is not None:
-            replica.spoke()
+            replica.probe_acked()
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """Called when a request is over, however it went."""
         if (replica := self._known.get(replica_id)) is not None:
-            replica.answered(internal_request_id)
+            replica.finish(internal_request_id)
 
 
-def _asked(pending: PendingRequest) -> messages.Request:
+def _asked(pending: PendingRequest) -> messages.EngineRequest:
     return messages.decode_request(pending.args[0])

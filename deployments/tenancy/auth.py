@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from cluster.records.teams import KEYS, TEAMS, VERSION, Registry, Team, UnknownKey, registry_of
 from cluster.settings import is_loopback
 from deployments.common.errors import ApiError
-from deployments.common.redis import Store, StoreAway
+from deployments.common.redis import RedisStore, RedisUnavailable
 from deployments.routing.fair_queue import ANYONE
 
 log = logging.getLogger("dray.teams")
@@ -46,16 +46,16 @@ class Caller:
         """Its share under load."""
         return self.team.weight if self.team else 1.0
 
-    def may_ask(self, names: tuple[str, ...]) -> bool:
+    def may_use(self, names: tuple[str, ...]) -> bool:
         """Whether it may ask the model that goes by these names."""
         allowed = self.team.models if self.team else ()
         return not allowed or any(name in allowed for name in names)
 
 
-class Doorkeeper:
+class Authenticator:
     """Knows all teams and keys, as of a moment ago."""
 
-    def __init__(self, store: Store, host: str, namespace: str, on_metrics: Sequence[str] = ()) -> None:
+    def __init__(self, store: RedisStore, host: str, namespace: str, on_metrics: Sequence[str] = ()) -> None:
         """host: the address that Dray listens on. namespace: of the answers of those who need no key. on_metrics: as
         the settings have it."""
         self._store = store
@@ -65,24 +65,24 @@ class Doorkeeper:
         self._on_metrics = on_metrics
         self._labels: frozenset[str] = frozenset()
 
-    async def keep_up(self) -> None:
+    async def refresh_forever(self) -> None:
         """Looks for changes until cancelled."""
         while True:
-            with suppress(StoreAway):  # what is known holds; who can change nothing can revoke nothing
-                await self.look()
+            with suppress(RedisUnavailable):  # what is known holds; who can change nothing can revoke nothing
+                await self.refresh()
             await asyncio.sleep(_LOOK_S)
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Takes what has changed. Raises StoreAway."""
         version = int(await self._store.get(VERSION) or 0)
         if self._registry is not None and self._registry.version == version:
             return
-        teams, keys = await self._store.run("HGETALL", TEAMS), await self._store.run("HGETALL", KEYS)
+        teams, keys = await self._store.execute("HGETALL", TEAMS), await self._store.execute("HGETALL", KEYS)
         self._registry = registry_of(str(version).encode(), teams, keys)
-        self._labels = labels_of(self._registry.teams.values(), self._on_metrics)
+        self._labels = metric_labels(self._registry.teams.values(), self._on_metrics)
         log.info("teams and keys", extra={"version": version, "teams": len(teams), "keys": len(keys)})
 
-    def caller(self, headers: Mapping[str, str]) -> Caller:
+    def authenticate(self, headers: Mapping[str, str]) -> Caller:
         """Whose request this is. Raises ApiError 401, and 503 while nobody can be known."""
         registry = self._registry
         if registry is None:
@@ -105,7 +105,7 @@ class Doorkeeper:
         return Caller(team, _SHARED_NAMESPACE if team.shares_answers else f"team.{team.name}", label=label)
 
 
-def labels_of(teams: Iterable[Team], chosen: Sequence[str]) -> frozenset[str]:
+def metric_labels(teams: Iterable[Team], chosen: Sequence[str]) -> frozenset[str]:
     """Teams that have series of their own: those chosen; without a choice the oldest ones, on which all routers agree
     and which stay the same when others come."""
     oldest = sorted(teams, key=lambda team: (team.created, team.name))

@@ -18,7 +18,7 @@ import msgspec
 
 from cluster.records.teams import Quota, Team
 from deployments.common.errors import ApiError
-from deployments.common.redis import Store, StoreAway
+from deployments.common.redis import RedisStore, RedisUnavailable
 
 WINDOW_S = 60
 _LEASE_S = 15
@@ -116,7 +116,7 @@ _WHY = {
 }
 
 
-class Window:
+class SlidingWindow:
     """Amounts of the last 60 seconds, to the second: what Redis counts for all, counted for one router."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -150,17 +150,17 @@ class Window:
 
 
 @dataclass(slots=True)
-class _Own:
+class _LocalCounts:
     """What this router has counted of one team. owed: of the month, not told to Redis yet."""
 
-    requests: Window
-    tokens: Window
+    requests: SlidingWindow
+    tokens: SlidingWindow
     running: set[str] = field(default_factory=set)
     month: int = 0
     owed: int = 0
 
 
-class Admission:
+class QuotaGrant:
     """A request that was let in. `headers` tell its client what is left; it must be ended."""
 
     def __init__(self, quotas: "Quotas", team: Team | None, number: str, headers: dict[str, str]) -> None:
@@ -172,14 +172,14 @@ class Admission:
         self._month = ""
 
     @property
-    def counts(self) -> bool:
+    def is_limited(self) -> bool:
         """Whether it has an end that somebody must hear of."""
         return self._team is not None
 
     async def reserve(self, tokens: int) -> None:
         """Sets tokens apart for it before they are made. Raises ApiError 429."""
         if self._team is not None and (self._team.quota.tokens_per_minute or self._team.quota.tokens_per_month):
-            self._month = month_now()
+            self._month = current_month()
             # What is more than the limit would never be let in; it is what the limit says.
             wish = min(tokens, self._team.quota.tokens_per_minute or tokens)
             self._bucket = await self._quotas._reserve(self._team, wish, self._month, self.headers)
@@ -191,7 +191,7 @@ class Admission:
             await self._quotas._settle(self._team, tokens - self._reserved, self._bucket, self._month)
             self._reserved = 0
 
-    async def end(self) -> None:
+    async def release(self) -> None:
         """It runs no more."""
         if self._team is not None:
             await self._quotas._end(self._team, self._number)
@@ -200,7 +200,7 @@ class Admission:
 class Quotas:
     """Lets requests in, for one router."""
 
-    def __init__(self, store: Store, routers: int, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: RedisStore, routers: int, clock: Callable[[], float] = time.time) -> None:
         """routers: how many there are, which share each limit while Redis is away."""
         self._store = store
         self.routers = max(1, routers)
@@ -208,48 +208,50 @@ class Quotas:
         self._reserve_script = store.script(_RESERVE)
         self._settle_script = store.script(_SETTLE)
         self._renew_script = store.script(_RENEW)
-        self._own: defaultdict[str, _Own] = defaultdict(lambda: _Own(Window(clock), Window(clock)))
+        self._own: defaultdict[str, _LocalCounts] = defaultdict(
+            lambda: _LocalCounts(SlidingWindow(clock), SlidingWindow(clock))
+        )
 
-    async def admit(self, team: Team | None) -> Admission:
+    async def admit(self, team: Team | None) -> QuotaGrant:
         """Lets a request in. Raises ApiError 429, and nothing is spent."""
         if team is None or not team.quota.bounded:
-            return Admission(self, None, "", {})
+            return QuotaGrant(self, None, "", {})
         quota, own, number = team.quota, self._own[team.name], secrets.token_hex(8)
         try:
             why, wait, requests, reset, tokens, tokens_reset, month = await self._admit_script(
-                keys_of(team.name, month_now()), *msgspec.structs.astuple(quota), number, _LEASE_S
+                quota_keys(team.name, current_month()), *msgspec.structs.astuple(quota), number, _LEASE_S
             )
             own.month = month + own.owed
             if why:
-                raise refusal(why.decode(), quota, wait)
-        except StoreAway:
+                raise quota_exceeded(why.decode(), quota, wait)
+        except RedisUnavailable:
             requests, reset, tokens, tokens_reset = self._admit_alone(quota, own)
         own.requests.add(1)
         own.running.add(number)
         headers: dict[str, str] = {}
         _tell(headers, "requests", quota.requests_per_minute, requests, reset)
         _tell(headers, "tokens", quota.tokens_per_minute, tokens, tokens_reset)
-        return Admission(self, team, number, headers)
+        return QuotaGrant(self, team, number, headers)
 
-    async def keep_renewing(self) -> None:
+    async def renew_forever(self) -> None:
         """Says every few seconds which requests still run, until cancelled; without that they count no more."""
         while True:
             await asyncio.sleep(_LEASE_S / 3)
             for name, own in tuple(self._own.items()):
                 if own.running:
-                    with suppress(StoreAway):
-                        await self._renew_script(keys_of(name, month_now()), _LEASE_S, *own.running)
+                    with suppress(RedisUnavailable):
+                        await self._renew_script(quota_keys(name, current_month()), _LEASE_S, *own.running)
 
-    def _admit_alone(self, quota: Quota, own: _Own) -> tuple[int, int, int, int]:
+    def _admit_alone(self, quota: Quota, own: _LocalCounts) -> tuple[int, int, int, int]:
         requests, tokens = own.requests.used(), own.tokens.used()
         if quota.tokens_per_month and own.month >= quota.tokens_per_month:
-            raise refusal("month", quota, 0)
+            raise quota_exceeded("month", quota, 0)
         if quota.requests_at_a_time and len(own.running) >= self._share(quota.requests_at_a_time):
-            raise refusal("running", quota, 1)
+            raise quota_exceeded("running", quota, 1)
         if quota.requests_per_minute and requests >= (most := self._share(quota.requests_per_minute)):
-            raise refusal("requests", quota, own.requests.wait_s(most, 1))
+            raise quota_exceeded("requests", quota, own.requests.wait_s(most, 1))
         if quota.tokens_per_minute and tokens >= (most := self._share(quota.tokens_per_minute)):
-            raise refusal("tokens", quota, own.tokens.wait_s(most, 1))
+            raise quota_exceeded("tokens", quota, own.tokens.wait_s(most, 1))
         return requests + 1, WINDOW_S, tokens, WINDOW_S
 
     async def _reserve(self, team: Team, wish: int, month: str, headers: dict[str, str]) -> int | None:
@@ -258,19 +260,19 @@ class Quotas:
         try:
             owed = own.owed
             why, wait, tokens, reset, used, second = await self._reserve_script(
-                keys_of(team.name, month), wish, *limits, owed, _MONTH_KEPT_S
+                quota_keys(team.name, month), wish, *limits, owed, _MONTH_KEPT_S
             )
             if why:
-                raise refusal(why.decode(), quota, wait)
+                raise quota_exceeded(why.decode(), quota, wait)
             own.owed -= owed
             own.month = used
             bucket: int | None = second
-        except StoreAway:
+        except RedisUnavailable:
             tokens, reset, bucket = own.tokens.used() + wish, WINDOW_S, None
             if quota.tokens_per_month and own.month + wish > quota.tokens_per_month:
-                raise refusal("month", quota, 0) from None
+                raise quota_exceeded("month", quota, 0) from None
             if quota.tokens_per_minute and tokens > (most := self._share(quota.tokens_per_minute)):
-                raise refusal("tokens", quota, own.tokens.wait_s(most, wish)) from None
+                raise quota_exceeded("tokens", quota, own.tokens.wait_s(most, wish)) from None
             own.owed += wish
             own.month += wish
         own.tokens.add(wish)
@@ -285,8 +287,8 @@ class Quotas:
             own.owed += difference
             return
         try:
-            await self._settle_script(keys_of(team.name, month), bucket, difference)
-        except StoreAway:
+            await self._settle_script(quota_keys(team.name, month), bucket, difference)
+        except RedisUnavailable:
             own.owed += difference
 
     async def _end(self, team: Team, number: str) -> None:
@@ -295,25 +297,25 @@ class Quotas:
         if not team.quota.requests_at_a_time:
             return
         try:
-            await self._store.run("ZREM", keys_of(team.name, "")[2], number)
-        except StoreAway:
+            await self._store.execute("ZREM", quota_keys(team.name, "")[2], number)
+        except RedisUnavailable:
             return  # it counts for some seconds more
 
     def _share(self, limit: int) -> int:
         return max(1, limit // self.routers)
 
 
-def month_now() -> str:
+def current_month() -> str:
     """The month that counts now: UTC."""
     return time.strftime("%Y-%m", time.gmtime())
 
 
-def keys_of(team: str, month: str) -> list[str]:
+def quota_keys(team: str, month: str) -> list[str]:
     """The keys of a team's counters, all on one node of a cluster."""
     return [f"dray:quota:{{{team}}}:{what}" for what in ("requests", "tokens", "running", f"month:{month}")]
 
 
-def refusal(why: str, quota: Quota, wait_s: int) -> ApiError:
+def quota_exceeded(why: str, quota: Quota, wait_s: int) -> ApiError:
     """429 that says which limit was reached, and when to come again."""
     kind, code, text = _WHY[why]
     again = "It begins anew with the month." if why == "month" else f"Try again in {max(1, wait_s)} s."

@@ -10,11 +10,11 @@ from cluster.bench.cost import (
     DEFAULT,
     AssumptionError,
     Machine,
+    as_dict,
+    break_even,
     parse_assumption,
     read_assumptions,
     side,
-    told,
-    turn,
 )
 from cluster.bench.report import verdict
 
@@ -25,18 +25,18 @@ def test_an_a10_at_15000_and_500_a_month_against_pcs_at_50() -> None:
     assert assumed.gpu.month == pytest.approx(916.67, abs=0.01) and assumed.pc.month == 50
     # 40 tokens/s * 3600 s * 720 h * 0.3
     assert assumed.pc.tokens == pytest.approx(31_104_000)
-    at = turn(assumed.pc, assumed.gpu)
+    at = break_even(assumed.pc, assumed.gpu)
     assert at is not None and (at.pcs, at.gpus) == (19, 1)
     assert at.tokens == pytest.approx(18 * 31_104_000) and at.tokens_per_s == pytest.approx(720)
     assert side(assumed.pc, 31_104_000).per_million == pytest.approx(50 / 31.104)
     assert "559.9 million tokens a month" in verdict(assumed)
-    assert told(assumed)["assumptions"]["gpu.tokens_per_s"] == {"value": 1000, "source": "given"}
-    assert "assumed" in told(DEFAULT)["assumptions"]["gpu.tokens_per_s"]["source"]
+    assert as_dict(assumed)["assumptions"]["gpu.tokens_per_s"] == {"value": 1000, "source": "given"}
+    assert "assumed" in as_dict(DEFAULT)["assumptions"]["gpu.tokens_per_s"]["source"]
 
 
 def test_a_server_that_makes_no_more_than_pcs_for_its_price_never_wins() -> None:
     assumed = DEFAULT.changed({"pc.tokens_per_s": 40, "gpu.tokens_per_s": 600})
-    assert turn(assumed.pc, assumed.gpu) is None
+    assert break_even(assumed.pc, assumed.gpu) is None
     assert "PCs are the cheaper at every load" in verdict(assumed)
 
 
@@ -50,7 +50,7 @@ def test_the_turn_is_the_least_load_at_which_the_server_costs_less(
     pc_s: float, pc_month: float, gpu_s: float, gpu_month: float
 ) -> None:
     pc, gpu = Machine(monthly=pc_month, tokens_per_s=pc_s), Machine(monthly=gpu_month, tokens_per_s=gpu_s)
-    at = turn(pc, gpu)
+    at = break_even(pc, gpu)
     until = at.pcs if at is not None else 300
     for pcs in range(1, min(until, 300)):
         # With so many PCs fully used, and with one token less than the next one needs.

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.bench.client import Outcome
 from cluster.bench.load import Load
-from cluster.bench.results import Measured, Spread
+from cluster.bench.results import Distribution, RunStats
 
 
 def outcome(began: float, first: float, last: float, tokens: int, error: str = "") -> Outcome:
@@ -15,7 +15,7 @@ def outcome(began: float, first: float, last: float, tokens: int, error: str = "
 
 
 def test_percentiles_are_those_of_all_values_whatever_their_number() -> None:
-    chance, spread = random.Random(0), Spread()
+    chance, spread = random.Random(0), Distribution()
     values = [chance.lognormvariate(-2, 1.5) for _ in range(20_000)]
     for value in values:
         spread.add(value)
@@ -25,7 +25,7 @@ def test_percentiles_are_those_of_all_values_whatever_their_number() -> None:
 
 
 def test_of_few_values_a_percentile_is_one_of_them() -> None:
-    spread = Spread()
+    spread = Distribution()
     assert spread.at(0.5) == 0
     for value in (0.1, 0.2, 0.3):
         spread.add(value)
@@ -33,7 +33,7 @@ def test_of_few_values_a_percentile_is_one_of_them() -> None:
 
 
 def test_tokens_count_where_they_came_and_requests_where_they_began() -> None:
-    measured = Measured(Load("concurrency", 1), began=10, until=20)
+    measured = RunStats(Load("concurrency", 1), began=10, until=20)
     measured.add(outcome(8, 9, 11, 20))  # half of its tokens came in time; it began before
     measured.add(outcome(12, 13, 15, 10))
     measured.add(outcome(18, 19, 23, 40))  # a quarter came in time
@@ -48,7 +48,7 @@ def test_tokens_count_where_they_came_and_requests_where_they_began() -> None:
 
 
 def test_kinds_of_errors_are_bounded() -> None:
-    measured = Measured(Load("concurrency", 1), began=0, until=10)
+    measured = RunStats(Load("concurrency", 1), began=0, until=10)
     for number in range(1000):
         measured.add(outcome(1, 2, 2, 0, error=f"error {number}"))
     assert measured.failed == 1000 and len(measured.errors) <= 21

@@ -7,7 +7,7 @@ from statistics import median
 import pytest
 
 from cluster.bench.lengths import Lengths, parse_lengths
-from cluster.bench.workload import Drawn, Scale, Workload
+from cluster.bench.workload import Scale, Workload, WorkloadSampler
 
 PLAIN = Scale(fixed=4, per_word=1)
 
@@ -33,7 +33,9 @@ def test_what_is_no_length_is_refused(text: str) -> None:
 
 def test_another_server_is_asked_the_same_lengths_in_other_words() -> None:
     workload = Workload(Lengths(10, 90), Lengths(5, 50), repeated=0.3)
-    here, there, other = (Drawn(workload, seed, words, PLAIN) for seed, words in ((1, "a"), (1, "b"), (2, "a")))
+    here, there, other = (
+        WorkloadSampler(workload, seed, words, PLAIN) for seed, words in ((1, "a"), (1, "b"), (2, "a"))
+    )
     asked = [(here.next(), there.next(), other.next()) for _ in range(50)]
     assert [(a.prompt, a.output, a.question) for a, _, _ in asked] == [
         (b.prompt, b.output, b.question) for _, b, _ in asked
@@ -43,12 +45,12 @@ def test_another_server_is_asked_the_same_lengths_in_other_words() -> None:
 
 
 def test_words_make_the_tokens_that_were_asked_for() -> None:
-    drawn = Drawn(Workload(Lengths(101, 101), Lengths(1, 1)), 0, "", Scale(fixed=5, per_word=2))
+    drawn = WorkloadSampler(Workload(Lengths(101, 101), Lengths(1, 1)), 0, "", Scale(fixed=5, per_word=2))
     assert len(drawn.next().messages[0]["content"].split()) == 48  # (101 - 5) / 2
 
 
 def test_the_share_that_repeats_repeats_word_for_word() -> None:
-    drawn = Drawn(Workload(Lengths(50, 100), Lengths(1, 1), repeated=0.4), 3, "", PLAIN)
+    drawn = WorkloadSampler(Workload(Lengths(50, 100), Lengths(1, 1), repeated=0.4), 3, "", PLAIN)
     asked = [drawn.next() for _ in range(1000)]
     by_question: dict[int, set[str]] = {}
     for one in asked:
@@ -59,14 +61,14 @@ def test_the_share_that_repeats_repeats_word_for_word() -> None:
 
 
 def test_system_prompts_are_shared_and_all_are_used() -> None:
-    drawn = Drawn(Workload(Lengths(9, 9), Lengths(1, 1), prefix=40, prefixes=3), 0, "", PLAIN)
+    drawn = WorkloadSampler(Workload(Lengths(9, 9), Lengths(1, 1), prefix=40, prefixes=3), 0, "", PLAIN)
     systems = Counter(drawn.next().messages[0]["content"] for _ in range(90))
     assert len(systems) == 3 and min(systems.values()) > 15
     assert {len(system.split()) for system in systems} == {40}
 
 
 def test_a_conversation_goes_on_with_all_that_was_said() -> None:
-    drawn = Drawn(Workload(Lengths(9, 9), Lengths(1, 1), turns=3), 0, "", PLAIN)
+    drawn = WorkloadSampler(Workload(Lengths(9, 9), Lengths(1, 1), turns=3), 0, "", PLAIN)
     first = drawn.next()
     session = first.session
     drawn.answered(first, "one")

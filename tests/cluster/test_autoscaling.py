@@ -16,27 +16,27 @@ from cluster.autoscaling import (
     PACE,
     QUEUED,
     TOKENS,
+    LoadSample,
     PredictedWait,
-    Seen,
+    desired_replicas,
     predicted_wait_s,
-    seen_of,
-    wanted_replicas,
+    sample_of,
 )
-from cluster.scaling_metrics import Decision, decisions
+from cluster.scaling_metrics import Decision, read_decisions
 from cluster.settings import ModelSettings, OfficeHours
 
 
 def test_as_many_as_compute_what_waits_within_the_target() -> None:
-    assert wanted_replicas(Seen(0, 200, 1), 1, 20) == 0
-    assert wanted_replicas(Seen(3_900, 200, 1), 1, 20) == 1
-    assert wanted_replicas(Seen(4_100, 200, 1), 1, 20) == 2
-    assert wanted_replicas(Seen(40_000, 200, 2), 2, 20) == 10
-    assert wanted_replicas(Seen(40_000, 0, 0), 3, 20) == 3, "nothing is known yet"
+    assert desired_replicas(LoadSample(0, 200, 1), 1, 20) == 0
+    assert desired_replicas(LoadSample(3_900, 200, 1), 1, 20) == 1
+    assert desired_replicas(LoadSample(4_100, 200, 1), 1, 20) == 2
+    assert desired_replicas(LoadSample(40_000, 200, 2), 2, 20) == 10
+    assert desired_replicas(LoadSample(40_000, 0, 0), 3, 20) == 3, "nothing is known yet"
 
 
 def test_fewer_only_where_they_would_be_well_within_it() -> None:
-    assert wanted_replicas(Seen(3_900, 200, 2), 2, 20) == 2
-    assert wanted_replicas(Seen(3_100, 200, 2), 2, 20) == 1
+    assert desired_replicas(LoadSample(3_900, 200, 2), 2, 20) == 2
+    assert desired_replicas(LoadSample(3_100, 200, 2), 2, 20) == 1
 
 
 def test_what_waits_in_routers_counts_once_as_of_its_last_word() -> None:
@@ -50,10 +50,10 @@ def test_what_waits_in_routers_counts_once_as_of_its_last_word() -> None:
         f"{QUEUED}gone": {"b": 5000.0},
         f"{HEARD}gone": {"b": 1.0},
     }
-    seen = seen_of(metrics)
-    assert seen == Seen(187.0, 200.0, 2)
+    seen = sample_of(metrics)
+    assert seen == LoadSample(187.0, 200.0, 2)
     assert predicted_wait_s(seen) == pytest.approx(187 / 400)
-    assert predicted_wait_s(seen_of({})) == 0
+    assert predicted_wait_s(sample_of({})) == 0
 
 
 def context(tokens: float, current: int, at: float, state: dict[str, Any] | None = None) -> Any:
@@ -144,11 +144,28 @@ def test_decisions_are_told_with_their_reasons(tmp_path: Path) -> None:
     # In a process of its own, as the controller is: its metrics go into the folder.
     environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", DECIDE], env=environment, check=True, timeout=60)
-    assert decisions(tmp_path) == [
-        Decision("a", 0, 0, 20, replicas=1, wanted=1, least=1, most=8, office_hours=0, reason="least"),
-        Decision("b", 9_000, 45, 20, replicas=1, wanted=3, least=1, most=8, office_hours=0, reason="load"),
-        Decision("c", 9_000, 45, 20, replicas=1, wanted=4, least=1, most=8, office_hours=4, reason="office_hours"),
-        Decision("d", 90_000, 450, 20, replicas=8, wanted=8, least=1, most=8, office_hours=0, reason="most"),
-        Decision("e", 0, 0, 20, replicas=2, wanted=2, least=1, most=8, office_hours=0, reason="unknown"),
+    assert read_decisions(tmp_path) == [
+        Decision("a", 0, 0, 20, replicas=1, desired=1, min_replicas=1, max_replicas=8, office_hours=0, reason="min"),
+        Decision(
+            "b", 9_000, 45, 20, replicas=1, desired=3, min_replicas=1, max_replicas=8, office_hours=0, reason="load"
+        ),
+        Decision(
+            "c",
+            9_000,
+            45,
+            20,
+            replicas=1,
+            desired=4,
+            min_replicas=1,
+            max_replicas=8,
+            office_hours=4,
+            reason="office_hours",
+        ),
+        Decision(
+            "d", 90_000, 450, 20, replicas=8, desired=8, min_replicas=1, max_replicas=8, office_hours=0, reason="max"
+        ),
+        Decision(
+            "e", 0, 0, 20, replicas=2, desired=2, min_replicas=1, max_replicas=8, office_hours=0, reason="unknown"
+        ),
     ]
-    assert decisions(tmp_path / "nowhere") == []
+    assert read_decisions(tmp_path / "nowhere") == []

@@ -168,7 +168,7 @@ def test_the_others_go_on_serving_while_the_head_is_away() -> None:
 
 @pytest.mark.timeout(300)
 def test_replicas_come_with_the_load_and_go_with_it() -> None:
-    scaling = {"MAX_REPLICAS": "2", "TARGET_WAIT_S": "1", "FEWER_AFTER_S": "8", "MAX_RUNNING": "8"}
+    scaling = {"MAX_REPLICAS": "2", "TARGET_WAIT_S": "1", "DOWNSCALE_DELAY_S": "8", "MAX_NUM_SEQS": "8"}
     with cluster(2, **{f"DRAY_MODEL__{name}": value for name, value in scaling.items()}) as made:
         [other] = made.others
         assert not other.engines
@@ -199,7 +199,7 @@ def test_replicas_come_with_the_load_and_go_with_it() -> None:
 
 def wanted(made: Cluster) -> float:
     """Replicas that the policy wants, as the head's metrics say."""
-    [line] = [one for one in metrics(made).splitlines() if one.startswith("dray_autoscaling_wanted_replicas{")]
+    [line] = [one for one in metrics(made).splitlines() if one.startswith("dray_autoscaling_desired_replicas{")]
     return float(line.rpartition(" ")[2])
 
 

@@ -91,10 +91,10 @@ def pretend() -> Iterator[Cluster]:
             model=ModelSettings(
                 cores_per_replica=1,
                 kv_cache_mb=64,
-                max_running=2,
+                max_num_seqs=2,
                 max_replicas=2,
                 target_wait_s=TARGET_S,
-                fewer_after_s=6,
+                downscale_delay_s=6,
             ),
         )
         settings.state_dir.mkdir()

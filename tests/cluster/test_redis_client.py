@@ -26,8 +26,8 @@ from cluster.records.teams import Quota, Team
 from cluster.redis_client import RedisUrlError, check_url, connect, without_password
 from cluster.redis_server import find_server
 from cluster.settings import CacheSettings
-from deployments.cache.answers import AnswerCache, CacheControl, written
-from deployments.cache.single_flight import Flights, SharedFlight
+from deployments.cache.answers import AnswerCache, CacheControl, encode_result
+from deployments.cache.single_flight import FlightLease, SingleFlight
 from deployments.tenancy.quotas import Quotas
 from tests.conftest import wait_for
 from tests.deployments.cache.test_answers import ANSWER, asked, store_at
@@ -178,19 +178,21 @@ async def use(url: str) -> None:
         await answers_kept.put(key, ANSWER, CacheControl())
     assert all([await answers_kept.get(key) == ANSWER for key in keys])
     digest = secrets.token_hex(20)
-    leader, follower = [await Flights(one).join(cache.key_of("m", "n", digest), digest) for one in (store, another)]
-    assert isinstance(leader, SharedFlight) and isinstance(follower, SharedFlight) and follower.joined
+    leader, follower = [
+        await SingleFlight(one).acquire(cache.key_of("m", "n", digest), digest) for one in (store, another)
+    ]
+    assert isinstance(leader, FlightLease) and isinstance(follower, FlightLease) and follower.joined
     for made in MADE:
         leader.record(0, 0, made)
     reading = asyncio.create_task(told(follower))
-    await leader.land(written(ANSWER), 100)
+    await leader.complete(encode_result(ANSWER), 100)
     assert [one for tokens in await reading for one in tokens.ids] == [1, 2, 3, 4, 5, 6, 7]
     quotas = Quotas(store, 1)
     admission = await quotas.admit(Team("support", 0.0, quota=Quota(5, 1000, 2, 10_000)))
     await admission.reserve(100)
     await admission.settle(50)
-    await admission.end()
-    await store.pipelined(lambda pipe: pipe.hincrby("dray:{teams}:usage:2000-01-01", "a|b|requests", 1))
+    await admission.release()
+    await store.transaction(lambda pipe: pipe.hincrby("dray:{teams}:usage:2000-01-01", "a|b|requests", 1))
     await store.close()
     await another.close()
 

@@ -87,7 +87,7 @@ def test_other_engines_are_another_cluster_and_other_routers_are_not(tmp_path: P
 
     first = version(NAMED)
     assert version(NAMED + "  aliases: [a]\ncache:\n  ttl_s: 60\n") == first
-    assert version(NAMED + "  max_running: 8\n") != first
+    assert version(NAMED + "  max_num_seqs: 8\n") != first
 
 
 def test_a_kustomization_of_ones_own_stays(tmp_path: Path) -> None:

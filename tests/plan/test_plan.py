@@ -12,15 +12,15 @@ from typer.testing import CliRunner
 from cluster.bench.lengths import Lengths
 from cluster.cli import app
 from cluster.plan import search
-from cluster.plan.load import DAY_S, HOUR_S, SHAPES, Described, LoadError, Request, read_trace, thinned
-from cluster.plan.nodes import Node, needed
+from cluster.plan.load import DAY_S, HOUR_S, SHAPES, Described, LoadError, TraceRequest, read_trace, thinned
+from cluster.plan.nodes import Node, capacity_for
 from cluster.plan.profile import fit
-from cluster.plan.search import OfTrace, OfUsers, Planner, Target
-from cluster.plan.service import Terms, Window
+from cluster.plan.search import Planner, Target, TraceDemand, UserDemand
+from cluster.plan.service import ServiceModel, Window
 from tests.plan.profiles import ENGINE, profile
 
 TIMES = fit(profile().points)
-TERMS = Terms(policy="least-waiting")
+TERMS = ServiceModel(policy="least-waiting")
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def described(users: float, repeated: float = 0.0) -> Described:
 
 
 def planner(users: float, repeated: float = 0.0) -> Planner:
-    return Planner(OfUsers(described(users, repeated), 0), ENGINE, TIMES, TERMS)
+    return Planner(UserDemand(described(users, repeated), 0), ENGINE, TIMES, TERMS)
 
 
 def test_a_day_of_users_has_the_load_the_peak_and_the_repetition_that_were_described() -> None:
@@ -50,8 +50,8 @@ def test_a_day_of_users_has_the_load_the_peak_and_the_repetition_that_were_descr
 
 
 def test_a_thinned_trace_keeps_conversations_and_repetition_whole() -> None:
-    trace = [Request(number, 10, 5, f"q{number % 300}") for number in range(3000)]
-    trace += [Request(number, 10, 5, session=f"s{number % 200}") for number in range(1000)]
+    trace = [TraceRequest(number, 10, 5, f"q{number % 300}") for number in range(3000)]
+    trace += [TraceRequest(number, 10, 5, session=f"s{number % 200}") for number in range(1000)]
     kept = list(thinned(trace, 0.3))
     assert len(kept) == pytest.approx(1200, rel=0.25)
     counts: dict[str, int] = {}
@@ -64,7 +64,7 @@ def test_the_fewest_replicas_hold_the_target_and_one_less_does_not() -> None:
     target, plan = Target(ttft_s=3.0, tpot_s=0.1), planner(1500)
     found = plan.least(target, lambda tried: None)
     assert found is not None and 2 < found < 16
-    assert target.held(plan.peak(found).seen) and not target.held(plan.peak(found - 1).seen)
+    assert target.is_met(plan.peak(found).seen) and not target.is_met(plan.peak(found - 1).seen)
 
 
 def test_repeated_questions_need_fewer_replicas() -> None:
@@ -100,28 +100,28 @@ def test_no_number_of_replicas_makes_a_prompt_faster() -> None:
 
 def test_a_target_bounds_what_is_refused() -> None:
     seen = Window(requests=1000, refused=2)
-    assert not Target(1, 1).held(seen)
+    assert not Target(1, 1).is_met(seen)
     seen.refused = 1
-    assert Target(1, 1).held(seen)
+    assert Target(1, 1).is_met(seen)
 
 
 def test_the_peak_of_a_trace_is_its_busiest_half_hour() -> None:
-    quiet = [Request(60.0 * number, 100, 10) for number in range(600)]
-    busy = [Request(20_000 + number, 100, 10) for number in range(1500)]
-    begin, end, rate = OfTrace(sorted([*quiet, *busy], key=lambda one: one.at)).peak
+    quiet = [TraceRequest(60.0 * number, 100, 10) for number in range(600)]
+    busy = [TraceRequest(20_000 + number, 100, 10) for number in range(1500)]
+    begin, end, rate = TraceDemand(sorted([*quiet, *busy], key=lambda one: one.at)).peak
     assert begin <= 20_010 and end >= 21_490 and rate == pytest.approx(1530 / 1800, rel=0.05)
 
 
 def test_nodes_are_filled_by_cores_and_by_memory() -> None:
     # 1.8 GB of weights: 1.06 times that, 512 MiB of KV cache and 150 MiB for each; a node has the mapped file and
     # 1,200 MiB besides.
-    need = needed(ENGINE, 20, Node(cores=8, memory_mb=64_000), 100, 2500)
+    need = capacity_for(ENGINE, 20, Node(cores=8, memory_mb=64_000), 100, 2500)
     assert (need.on_a_node, need.nodes, need.cores, need.routers) == (7, 3, 23, 1)
-    small = needed(ENGINE, 20, Node(cores=8, memory_mb=10_000), 6000, 2500)
+    small = capacity_for(ENGINE, 20, Node(cores=8, memory_mb=10_000), 6000, 2500)
     assert (small.on_a_node, small.nodes, small.routers) == (2, 10, 3)
     assert small.node_memory_mb <= 10_000
     with pytest.raises(ValueError, match="holds no replica"):
-        needed(ENGINE, 1, Node(cores=1, memory_mb=64_000), 1, 2500)
+        capacity_for(ENGINE, 1, Node(cores=1, memory_mb=64_000), 1, 2500)
 
 
 def run(*arguments: str) -> tuple[int, str, str]:

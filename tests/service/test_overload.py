@@ -36,8 +36,8 @@ def small() -> Iterator[Dray]:
         "--detach",
         timeout=120,
         DRAY_MODEL__CORES_PER_REPLICA="1",
-        DRAY_MODEL__MAX_RUNNING=str(PLACES),
-        DRAY_LIMITS__WAITING=str(WAITING),
+        DRAY_MODEL__MAX_NUM_SEQS=str(PLACES),
+        DRAY_LIMITS__MAX_QUEUED=str(WAITING),
         # So small that it is filled before memory is looked at: an engine takes it as it comes to use it.
         DRAY_MODEL__KV_CACHE_MB="24",
     )

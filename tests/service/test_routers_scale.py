@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 def growing() -> Iterator[Dray]:
     """One router, and two where there are more than four streams each."""
     dray = Dray(Path(tempfile.mkdtemp(prefix="dray-t-")), free_port())
-    settings = {"MAX_REPLICAS": "2", "STREAMS": "4", "FEWER_AFTER_S": "3"}
+    settings = {"MAX_REPLICAS": "2", "TARGET_STREAMS": "4", "DOWNSCALE_DELAY_S": "3"}
     scaling = {f"DRAY_ROUTER__{name}": value for name, value in settings.items()}
     started = dray.run("up", "--detach", timeout=120, DRAY_MODEL__CORES_PER_REPLICA="1", **scaling)
     assert started.returncode == 0, started.stdout + started.stderr

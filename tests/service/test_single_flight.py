@@ -30,7 +30,7 @@ ROUTERS = 3
 def several() -> Iterator[Dray]:
     folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
     dray = Dray(folder, free_port())
-    started = dray.run("up", "--detach", DRAY_ROUTER__REPLICAS=str(ROUTERS), DRAY_LIMITS__WAITING="1000")
+    started = dray.run("up", "--detach", DRAY_ROUTER__REPLICAS=str(ROUTERS), DRAY_LIMITS__MAX_QUEUED="1000")
     assert started.returncode == 0, started.stderr
     yield dray
     dray.run("down")

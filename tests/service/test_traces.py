@@ -177,8 +177,8 @@ def test_log_lines_have_the_trace_and_where_it_is_wished_the_question(watched: W
 def test_status_says_why_there_are_so_many_replicas(watched: Watched) -> None:
     [scaling] = wait_for(lambda: [one for one in watched.dray.status()["autoscaling"] if one["reason"] != "unknown"])
     assert scaling["model"] == MODEL
-    assert (scaling["replicas"], scaling["wanted"], scaling["most"]) == (1, 1, 2)
-    assert scaling["reason"] == "least"
+    assert (scaling["replicas"], scaling["desired"], scaling["max_replicas"]) == (1, 1, 2)
+    assert scaling["reason"] == "min"
     assert scaling["predicted_wait_s"] < scaling["target_wait_s"] == 20
     shown = watched.dray.run("status").stdout
     assert "1 of 1 to 2 replicas" in shown and "the least that the settings ask for" in shown, shown

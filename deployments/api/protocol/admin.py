@@ -8,7 +8,7 @@ from cluster.records.teams import Key, Quota, Team
 from cluster.records.usage import UsageRow
 
 
-class TeamWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CreateTeamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body that makes a team. models: those it may ask; none: all. weight: its share under load."""
 
     name: str
@@ -18,7 +18,7 @@ class TeamWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quota: Quota = Quota()
 
 
-class TeamChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class UpdateTeamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body that changes a team; what it does not name stays."""
 
     models: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
@@ -27,7 +27,7 @@ class TeamChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quota: Quota | msgspec.UnsetType = msgspec.UNSET
 
 
-class KeyWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CreateKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body that makes a key. expires_in_s: 0 for never."""
 
     team: str
@@ -35,13 +35,13 @@ class KeyWish(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires_in_s: float = 0.0
 
 
-class Rotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RotateKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body that rotates a key. grace_s: how long the old one still holds."""
 
     grace_s: float = 86_400.0
 
 
-class KeySaid(msgspec.Struct, frozen=True):
+class KeyResponse(msgspec.Struct, frozen=True):
     """A key, without what is secret in it. ends: Unix time; 0: never. team: empty for one that administers."""
 
     id: str
@@ -53,30 +53,30 @@ class KeySaid(msgspec.Struct, frozen=True):
     """All of it, in the answer that makes it."""
 
     @classmethod
-    def of(cls, key: Key, secret: str | msgspec.UnsetType = msgspec.UNSET) -> "KeySaid":
+    def of(cls, key: Key, secret: str | msgspec.UnsetType = msgspec.UNSET) -> "KeyResponse":
         return cls(**key.shown(), key=secret)
 
 
-class TeamsSaid(msgspec.Struct, frozen=True):
+class TeamsResponse(msgspec.Struct, frozen=True):
     """All teams."""
 
     data: list[Team]
 
 
-class KeysSaid(msgspec.Struct, frozen=True):
+class KeysResponse(msgspec.Struct, frozen=True):
     """All keys."""
 
-    data: list[KeySaid]
+    data: list[KeyResponse]
 
 
-class TeamRemoved(msgspec.Struct, frozen=True):
+class TeamDeletedResponse(msgspec.Struct, frozen=True):
     """A team that was taken away, and how many keys with it."""
 
     deleted: str
     keys: int
 
 
-class UsageList(msgspec.Struct, frozen=True):
+class UsageResponse(msgspec.Struct, frozen=True):
     """What was used, by day, team and model."""
 
     data: list[UsageRow]

@@ -17,14 +17,14 @@ from deployments.api.protocol.common import (
     template_arguments,
 )
 from deployments.api.protocol.parsing import parse
-from deployments.common.errors import invalid
+from deployments.common.errors import invalid_request
 from deployments.common.messages import Sampling
 from deployments.common.types import (
-    Question,
+    GenerationRequest,
+    Message,
     Tool,
     ToolCall,
     ToolChoice,
-    Turn,
 )
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -60,7 +60,7 @@ class FunctionCall(msgspec.Struct, frozen=True):
     arguments: str
 
 
-class CallMade(msgspec.Struct, frozen=True):
+class ToolCallParam(msgspec.Struct, frozen=True):
     """A call in an earlier answer."""
 
     id: str
@@ -74,8 +74,8 @@ class SystemMessage(msgspec.Struct, frozen=True, tag="system", tag_field="role")
     content: Content
     name: str | None = None
 
-    def turn(self) -> Turn:
-        return Turn("system", text_of(self.content), name=self.name or "")
+    def to_message(self) -> Message:
+        return Message("system", text_of(self.content), name=self.name or "")
 
 
 class DeveloperMessage(SystemMessage, frozen=True, tag="developer"):
@@ -88,8 +88,8 @@ class UserMessage(msgspec.Struct, frozen=True, tag="user", tag_field="role"):
     content: Content
     name: str | None = None
 
-    def turn(self) -> Turn:
-        return Turn("user", text_of(self.content), name=self.name or "")
+    def to_message(self) -> Message:
+        return Message("user", text_of(self.content), name=self.name or "")
 
 
 class AssistantMessage(msgspec.Struct, frozen=True, tag="assistant", tag_field="role"):
@@ -98,14 +98,14 @@ class AssistantMessage(msgspec.Struct, frozen=True, tag="assistant", tag_field="
     content: str | list[TextPart | RefusalPart] | None = None
     name: str | None = None
     refusal: str | None = None
-    tool_calls: list[CallMade] | None = None
+    tool_calls: list[ToolCallParam] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     audio: None = None
     function_call: None = None
 
-    def turn(self) -> Turn:
-        return Turn(
+    def to_message(self) -> Message:
+        return Message(
             "assistant",
             text_of(self.content) or self.refusal or "",
             self.reasoning_content or self.reasoning or "",
@@ -120,8 +120,8 @@ class ToolMessage(msgspec.Struct, frozen=True, tag="tool", tag_field="role"):
     content: Content
     tool_call_id: str
 
-    def turn(self) -> Turn:
-        return Turn("tool", text_of(self.content), tool_call_id=self.tool_call_id)
+    def to_message(self) -> Message:
+        return Message("tool", text_of(self.content), tool_call_id=self.tool_call_id)
 
 
 ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
@@ -243,49 +243,51 @@ def read_chat(body: bytes, limits: LimitSettings) -> ChatRequest:
     """The request in a body, within the limits. Raises ApiError 400 that names the field."""
     request = parse(decode, body)
     if len(request.messages) > limits.messages:
-        raise invalid(
+        raise invalid_request(
             "messages",
             f"{len(request.messages)} messages; at most {limits.messages} are taken.",
             code="array_above_max_length",
         )
     if request.max_tokens is not None and request.max_completion_tokens is not None:
-        raise invalid(
+        raise invalid_request(
             "max_tokens", "max_tokens and max_completion_tokens exclude each other; send max_completion_tokens."
         )
     if request.stream_options is not None and not request.stream:
-        raise invalid("stream_options", "stream_options needs stream: true.")
+        raise invalid_request("stream_options", "stream_options needs stream: true.")
     if len(request.tools or ()) > limits.tools:
-        raise invalid("tools", f"At most {limits.tools} tools are taken.", code="array_above_max_length")
+        raise invalid_request("tools", f"At most {limits.tools} tools are taken.", code="array_above_max_length")
     check_stop(request.stop, limits, "stop")
     if (request.n or 1) > limits.choices:
-        raise invalid("n", f"At most {limits.choices} choices are made for one request.")
+        raise invalid_request("n", f"At most {limits.choices} choices are made for one request.")
     if (request.top_logprobs or 0) > 1:
-        raise invalid("top_logprobs", "The engine knows the chosen token's logprob only: top_logprobs is 0 or 1.")
+        raise invalid_request(
+            "top_logprobs", "The engine knows the chosen token's logprob only: top_logprobs is 0 or 1."
+        )
     if request.top_logprobs is not None and not request.logprobs:
-        raise invalid("top_logprobs", "top_logprobs needs logprobs: true.")
+        raise invalid_request("top_logprobs", "top_logprobs needs logprobs: true.")
     if request.logit_bias:
-        raise invalid("logit_bias", "The engine takes no logit_bias.", code="unsupported_parameter")
+        raise invalid_request("logit_bias", "The engine takes no logit_bias.", code="unsupported_parameter")
     return request
 
 
-def chat_question(request: ChatRequest, model: ServedModel, limits: LimitSettings) -> Question:
+def chat_generation(request: ChatRequest, model: ServedModel, limits: LimitSettings) -> GenerationRequest:
     """What the request asks. Raises ApiError 400 that names the field."""
-    turns = tuple(message.turn() for message in request.messages)
+    turns = tuple(message.to_message() for message in request.messages)
     if not any(turn.content.strip() for turn in turns):
-        raise invalid("messages", "The messages are empty: at least one needs text.", code="empty_prompt")
+        raise invalid_request("messages", "The messages are empty: at least one needs text.", code="empty_prompt")
     wish = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     sampling: Sampling = sampling_for(model, limits, wish, request)
     tools = tuple(_tool(spec.function, limits) for spec in request.tools or ())
-    return Question(
-        turns=turns,
+    return GenerationRequest(
+        messages=turns,
         sampling=msgspec.structs.replace(sampling, logprobs=True) if request.logprobs else sampling,
         tools=tools,
         tool_choice=_tool_choice(request, tools),
         schema=_schema(request, limits),
-        template=template_arguments(request.chat_template_kwargs, request.reasoning_effort, limits),
+        template_args=template_arguments(request.chat_template_kwargs, request.reasoning_effort, limits),
         stop=stop_strings(request.stop),
-        choices=request.n or 1,
-        thinking_tokens=reasoning_bound(request.reasoning_effort, request.max_thinking_tokens),
+        num_choices=request.n or 1,
+        max_thinking_tokens=reasoning_bound(request.reasoning_effort, request.max_thinking_tokens),
     )
 
 
@@ -306,11 +308,11 @@ def _tool_choice(request: ChatRequest, tools: tuple[Tool, ...]) -> ToolChoice:
     if chosen is None:
         return ToolChoice("auto" if tools else "none", parallel=parallel)
     if not tools and chosen != "none":
-        raise invalid("tool_choice", "tool_choice needs tools.")
+        raise invalid_request("tool_choice", "tool_choice needs tools.")
     if isinstance(chosen, str):
         return ToolChoice(chosen, parallel=parallel)
     if chosen.function.name not in {tool.name for tool in tools}:
-        raise invalid("tool_choice", f"No tool is named '{chosen.function.name}'.")
+        raise invalid_request("tool_choice", f"No tool is named '{chosen.function.name}'.")
     return ToolChoice("required", chosen.function.name, parallel=False)
 
 

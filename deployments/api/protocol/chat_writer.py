@@ -5,9 +5,9 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from deployments.api.protocol.chat import CallMade, ChatRequest, FunctionCall
-from deployments.common.errors import ApiError, event, identity
-from deployments.common.types import Answer, Choice, Delta, TokenLogprob, ToolDelta, Usage
+from deployments.api.protocol.chat import ChatRequest, FunctionCall, ToolCallParam
+from deployments.common.errors import ApiError, new_id, sse_event
+from deployments.common.types import Choice, Delta, GenerationResult, TokenLogprob, ToolDelta, Usage
 
 
 class PromptDetails(msgspec.Struct, frozen=True):
@@ -22,7 +22,7 @@ class CompletionDetails(msgspec.Struct, frozen=True):
     reasoning_tokens: int
 
 
-class UsageSaid(msgspec.Struct, frozen=True):
+class ChatUsage(msgspec.Struct, frozen=True):
     """Tokens of a request. completion_tokens holds the thinking."""
 
     prompt_tokens: int
@@ -39,7 +39,7 @@ class FunctionCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
     arguments: str = ""
 
 
-class CallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
     """A piece of the call with this index."""
 
     index: int
@@ -56,7 +56,7 @@ class AnswerMessage(msgspec.Struct, frozen=True):
     reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
     reasoning: str | msgspec.UnsetType = msgspec.UNSET
     refusal: None = None
-    tool_calls: list[CallMade] | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[ToolCallParam] | msgspec.UnsetType = msgspec.UNSET
 
 
 class AnswerDelta(msgspec.Struct, frozen=True):
@@ -66,7 +66,7 @@ class AnswerDelta(msgspec.Struct, frozen=True):
     content: str | msgspec.UnsetType = msgspec.UNSET
     reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
     reasoning: str | msgspec.UnsetType = msgspec.UNSET
-    tool_calls: list[CallDelta] | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[ToolCallDelta] | msgspec.UnsetType = msgspec.UNSET
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
@@ -77,7 +77,7 @@ class TopLogprob(msgspec.Struct, frozen=True):
     bytes: list[int]
 
 
-class LogprobSaid(msgspec.Struct, frozen=True):
+class ChatLogprob(msgspec.Struct, frozen=True):
     """A token of the answer, and the natural logarithm of its probability."""
 
     token: str
@@ -86,10 +86,10 @@ class LogprobSaid(msgspec.Struct, frozen=True):
     top_logprobs: list[TopLogprob]
 
 
-class LogprobsSaid(msgspec.Struct, frozen=True):
+class ChatLogprobs(msgspec.Struct, frozen=True):
     """Those of the answer; thinking has none."""
 
-    content: list[LogprobSaid]
+    content: list[ChatLogprob]
     refusal: None = None
 
 
@@ -98,7 +98,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
 
     index: int
     message: AnswerMessage
-    logprobs: LogprobsSaid | None
+    logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"]
 
 
@@ -110,7 +110,7 @@ class ChatCompletion(msgspec.Struct, frozen=True):
     model: str
     system_fingerprint: str
     choices: list[ChatChoice]
-    usage: UsageSaid
+    usage: ChatUsage
     object: Literal["chat.completion"] = "chat.completion"
     replica: str | msgspec.UnsetType = msgspec.UNSET
 
@@ -120,7 +120,7 @@ class ChunkChoice(msgspec.Struct, frozen=True):
 
     index: int
     delta: AnswerDelta
-    logprobs: LogprobsSaid | None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: Literal["stop", "length", "tool_calls"] | None = None
 
 
@@ -132,19 +132,19 @@ class ChatChunk(msgspec.Struct, frozen=True):
     model: str
     system_fingerprint: str
     choices: list[ChunkChoice]
-    usage: UsageSaid | msgspec.UnsetType | None = msgspec.UNSET
+    usage: ChatUsage | msgspec.UnsetType | None = msgspec.UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     replica: str | msgspec.UnsetType = msgspec.UNSET
 
 
-def usage_of(usage: Usage) -> UsageSaid:
+def usage_of(usage: Usage) -> ChatUsage:
     """Usage as OpenAI's chat and completions APIs say it."""
-    return UsageSaid(
-        usage.prompt,
-        usage.completion,
-        usage.prompt + usage.completion,
-        PromptDetails(usage.cached),
-        CompletionDetails(usage.reasoning),
+    return ChatUsage(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.prompt_tokens + usage.completion_tokens,
+        PromptDetails(usage.cached_tokens),
+        CompletionDetails(usage.reasoning_tokens),
     )
 
 
@@ -156,7 +156,7 @@ class ChatWriter:
 
     def __init__(self, request: ChatRequest, fingerprint: str, fields: tuple[str, ...]) -> None:
         """fingerprint: names the exact model. fields: names under which thinking is told."""
-        self._head = (identity("chatcmpl-"), int(time.time()), request.model, fingerprint)
+        self._head = (new_id("chatcmpl-"), int(time.time()), request.model, fingerprint)
         self._fields = () if request.include_reasoning is False else fields
         self._usage = (
             None if request.stream_options is not None and request.stream_options.include_usage else msgspec.UNSET
@@ -165,11 +165,11 @@ class ChatWriter:
         self._logprobs = bool(request.logprobs)
         self._top = bool(request.top_logprobs)
 
-    def whole(self, answer: Answer) -> ChatCompletion:
+    def complete(self, answer: GenerationResult) -> ChatCompletion:
         choices = [self._choice(place, one) for place, one in enumerate(answer.choices)]
         return ChatCompletion(*self._head, choices, usage_of(answer.usage), replica=answer.replica or msgspec.UNSET)
 
-    def opening(self) -> bytes:
+    def start(self) -> bytes:
         return b"".join(self._chunk(place, AnswerDelta("assistant", "")) for place in range(self._choices))
 
     def delta(self, delta: Delta) -> bytes:
@@ -179,47 +179,51 @@ class ChatWriter:
         if delta.text or (delta.logprobs and self._logprobs):
             told = self._logprobs_of(delta.logprobs) if delta.logprobs else None
             events += self._chunk(delta.choice, AnswerDelta(content=delta.text), told)
-        if delta.tools:
-            events += self._chunk(delta.choice, AnswerDelta(tool_calls=[_call_delta(one) for one in delta.tools]))
-        return events + self._chunk(delta.choice, AnswerDelta(), None, delta.finish) if delta.finish else events
+        if delta.tool_calls:
+            events += self._chunk(delta.choice, AnswerDelta(tool_calls=[_call_delta(one) for one in delta.tool_calls]))
+        return (
+            events + self._chunk(delta.choice, AnswerDelta(), None, delta.finish_reason)
+            if delta.finish_reason
+            else events
+        )
 
-    def closing(self, answer: Answer) -> bytes:
+    def end(self, answer: GenerationResult) -> bytes:
         if self._usage is None:
             last = ChatChunk(*self._head, [], usage_of(answer.usage), replica=answer.replica or msgspec.UNSET)
-            return event(last) + b"data: [DONE]\n\n"
+            return sse_event(last) + b"data: [DONE]\n\n"
         return b"data: [DONE]\n\n"
 
-    def failure(self, error: ApiError) -> bytes:
-        return event(error.body)
+    def error(self, error: ApiError) -> bytes:
+        return sse_event(error.body)
 
     def _choice(self, place: int, one: Choice) -> ChatChoice:
-        calls = [CallMade(call.id, FunctionCall(call.name, call.arguments)) for call in one.tool_calls]
+        calls = [ToolCallParam(call.id, FunctionCall(call.name, call.arguments)) for call in one.tool_calls]
         content = one.text if one.text or not calls else None
         message = AnswerMessage("assistant", content, tool_calls=calls or msgspec.UNSET)
         if one.reasoning:
             message = self._thought(message, one.reasoning)
-        return ChatChoice(place, message, self._logprobs_of(one.logprobs), one.finish)
+        return ChatChoice(place, message, self._logprobs_of(one.logprobs), one.finish_reason)
 
     def _thought(self, message: Message, text: str) -> Message:
         return msgspec.structs.replace(message, **dict.fromkeys(self._fields, text))
 
     def _chunk(
-        self, place: int, delta: AnswerDelta, logprobs: LogprobsSaid | None = None, finish: str | None = None
+        self, place: int, delta: AnswerDelta, logprobs: ChatLogprobs | None = None, finish: str | None = None
     ) -> bytes:
         choice = ChunkChoice(place, delta, logprobs, finish)  # type: ignore[arg-type]  # one of its three
-        return event(ChatChunk(*self._head, [choice], self._usage))
+        return sse_event(ChatChunk(*self._head, [choice], self._usage))
 
-    def _logprobs_of(self, logprobs: tuple[TokenLogprob, ...]) -> LogprobsSaid | None:
+    def _logprobs_of(self, logprobs: tuple[TokenLogprob, ...]) -> ChatLogprobs | None:
         if not self._logprobs:
             return None
         content = []
         for one in logprobs:
             told = (one.text, one.logprob, list(one.bytes))
-            content.append(LogprobSaid(*told, [TopLogprob(*told)] if self._top else []))
-        return LogprobsSaid(content)
+            content.append(ChatLogprob(*told, [TopLogprob(*told)] if self._top else []))
+        return ChatLogprobs(content)
 
 
-def _call_delta(tool: ToolDelta) -> CallDelta:
+def _call_delta(tool: ToolDelta) -> ToolCallDelta:
     if not tool.id:
-        return CallDelta(tool.index, FunctionCallDelta(arguments=tool.arguments))
-    return CallDelta(tool.index, FunctionCallDelta(tool.name, tool.arguments), tool.id, "function")
+        return ToolCallDelta(tool.index, FunctionCallDelta(arguments=tool.arguments))
+    return ToolCallDelta(tool.index, FunctionCallDelta(tool.name, tool.arguments), tool.id, "function")

@@ -7,7 +7,7 @@ import msgspec
 from cluster.models.folder import ServedModel
 from cluster.settings import LimitSettings
 from deployments.api.protocol.parsing import depth_of
-from deployments.common.errors import invalid
+from deployments.common.errors import invalid_request
 from deployments.common.messages import Sampling
 from deployments.common.types import canonical
 
@@ -23,7 +23,7 @@ _EFFORT_TOKENS = {"none": 0, "minimal": 256, "low": 1024, "medium": 4096}
 """Most thinking tokens for an effort; more than medium is not bounded."""
 
 
-class Sampled(Protocol):
+class SamplingFields(Protocol):
     """The sampling parameters of a request; those an API lacks are None."""
 
     @property
@@ -32,7 +32,7 @@ class Sampled(Protocol):
     def top_p(self) -> float | None: ...
 
 
-def sampling_for(model: ServedModel, limits: LimitSettings, wish: int | None, request: Sampled) -> Sampling:
+def sampling_for(model: ServedModel, limits: LimitSettings, wish: int | None, request: SamplingFields) -> Sampling:
     """The request's sampling, with what the model's makers recommend where it says nothing. wish: most tokens."""
     advised = model.generation_defaults
 
@@ -74,21 +74,21 @@ def check_stop(stop: str | list[str] | None, limits: LimitSettings, param: str) 
     given = stop_strings(stop)
     if len(given) > limits.stop_strings:
         message = f"{len(given)} stop strings; at most {limits.stop_strings} are taken."
-        raise invalid(param, message, code="array_above_max_length")
+        raise invalid_request(param, message, code="array_above_max_length")
     if any(not text or len(text) > limits.stop_string_chars for text in given):
-        raise invalid(param, f"A stop string has 1 to {limits.stop_string_chars} characters.")
+        raise invalid_request(param, f"A stop string has 1 to {limits.stop_string_chars} characters.")
 
 
 def check_json(value: Any, param: str, limits: LimitSettings) -> None:
     """Raises ApiError 400 for a value that is nested too deep."""
     if depth_of(value, limits.json_depth) > limits.json_depth:
-        raise invalid(param, f"Nested deeper than {limits.json_depth} levels.")
+        raise invalid_request(param, f"Nested deeper than {limits.json_depth} levels.")
 
 
 def schema_text(schema: dict[str, Any] | None, param: str, limits: LimitSettings) -> str:
     """A schema as JSON text, in its own order: properties are written in the order in which they are listed."""
     if schema is None:
-        raise invalid(param, "A json_schema needs a schema.", code="missing_required_parameter")
+        raise invalid_request(param, "A json_schema needs a schema.", code="missing_required_parameter")
     check_json(schema, param, limits)
     return msgspec.json.encode(schema).decode()
 
@@ -99,7 +99,7 @@ def template_arguments(given: dict[str, Any] | None, effort: str | None, limits:
         return "{}"
     arguments = dict(given or {})
     if taken := sorted(_OURS & arguments.keys()):
-        raise invalid("chat_template_kwargs", f"'{taken[0]}' is Dray's to set.")
+        raise invalid_request("chat_template_kwargs", f"'{taken[0]}' is Dray's to set.")
     check_json(arguments, "chat_template_kwargs", limits)
     if effort is not None:
         arguments.setdefault("reasoning_effort", effort)

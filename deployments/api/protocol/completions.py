@@ -8,11 +8,11 @@ import msgspec
 from cluster.models.folder import ServedModel
 from cluster.settings import LimitSettings
 from deployments.api.protocol.chat import Count, Natural, Seed, StreamOptions
-from deployments.api.protocol.chat_writer import UsageSaid, usage_of
+from deployments.api.protocol.chat_writer import ChatUsage, usage_of
 from deployments.api.protocol.common import Penalty, Probability, check_stop, sampling_for, stop_strings
 from deployments.api.protocol.parsing import parse
-from deployments.common.errors import ApiError, event, identity, invalid
-from deployments.common.types import Answer, Choice, Delta, Question, TokenLogprob, Usage
+from deployments.common.errors import ApiError, invalid_request, new_id, sse_event
+from deployments.common.types import Choice, Delta, GenerationRequest, GenerationResult, TokenLogprob, Usage
 
 _DEFAULT_TOKENS = 16
 Prompt = str | list[str | int | list[int]]
@@ -53,21 +53,21 @@ def read_completion(body: bytes, limits: LimitSettings) -> CompletionRequest:
     """The request in a body, within the limits. Raises ApiError 400 that names the field."""
     request = parse(decode, body)
     if request.suffix:
-        raise invalid("suffix", "No model here fills in before a suffix.", code="unsupported_parameter")
+        raise invalid_request("suffix", "No model here fills in before a suffix.", code="unsupported_parameter")
     if request.best_of not in (None, request.n or 1):
-        raise invalid("best_of", "best_of must equal n: no choices are made and thrown away.")
+        raise invalid_request("best_of", "best_of must equal n: no choices are made and thrown away.")
     if (request.logprobs or 0) > 1:
-        raise invalid("logprobs", "The engine knows the chosen token's logprob only: logprobs is 0 or 1.")
+        raise invalid_request("logprobs", "The engine knows the chosen token's logprob only: logprobs is 0 or 1.")
     if request.logprobs is not None and request.echo:
-        raise invalid("logprobs", "The prompt's logprobs are not known; leave out echo or logprobs.")
+        raise invalid_request("logprobs", "The prompt's logprobs are not known; leave out echo or logprobs.")
     if request.logit_bias:
-        raise invalid("logit_bias", "The engine takes no logit_bias.", code="unsupported_parameter")
+        raise invalid_request("logit_bias", "The engine takes no logit_bias.", code="unsupported_parameter")
     if request.stream_options is not None and not request.stream:
-        raise invalid("stream_options", "stream_options needs stream: true.")
+        raise invalid_request("stream_options", "stream_options needs stream: true.")
     check_stop(request.stop, limits, "stop")
     wanted = (request.n or 1) * len(prompts_of(request))
     if wanted > limits.choices:
-        raise invalid("n", f"{wanted} choices in all; at most {limits.choices} are made for one request.")
+        raise invalid_request("n", f"{wanted} choices in all; at most {limits.choices} are made for one request.")
     return request
 
 
@@ -81,22 +81,26 @@ def prompts_of(request: CompletionRequest) -> list[str | tuple[int, ...]]:
     elif all(isinstance(one, str | list) for one in given):
         found = [one if isinstance(one, str) else tuple(one) for one in given if not isinstance(one, int)]
     else:
-        raise invalid("prompt", "A prompt is a text, a list of token ids, or a list of either.", code="invalid_type")
+        raise invalid_request(
+            "prompt", "A prompt is a text, a list of token ids, or a list of either.", code="invalid_type"
+        )
     if not found or not all(found):
-        raise invalid("prompt", "The prompt is empty.", code="empty_prompt")
+        raise invalid_request("prompt", "The prompt is empty.", code="empty_prompt")
     return found
 
 
-def completion_questions(request: CompletionRequest, model: ServedModel, limits: LimitSettings) -> list[Question]:
+def completion_generations(
+    request: CompletionRequest, model: ServedModel, limits: LimitSettings
+) -> list[GenerationRequest]:
     """What the request asks: a question for each prompt."""
     wish = _DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
     if wish == 0:
-        raise invalid("max_tokens", "max_tokens is at least 1.")
+        raise invalid_request("max_tokens", "max_tokens is at least 1.")
     sampling = msgspec.structs.replace(
         sampling_for(model, limits, wish, request), logprobs=request.logprobs is not None
     )
     stop, choices = stop_strings(request.stop), request.n or 1
-    return [Question((), sampling, prompt, stop=stop, choices=choices) for prompt in prompts_of(request)]
+    return [GenerationRequest((), sampling, prompt, stop=stop, num_choices=choices) for prompt in prompts_of(request)]
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
@@ -125,7 +129,7 @@ class TextCompletion(msgspec.Struct, frozen=True):
     model: str
     system_fingerprint: str
     choices: list[TextChoice]
-    usage: UsageSaid | msgspec.UnsetType | None = msgspec.UNSET
+    usage: ChatUsage | msgspec.UnsetType | None = msgspec.UNSET
     object: Literal["text_completion"] = "text_completion"
 
 
@@ -134,7 +138,7 @@ class CompletionWriter:
 
     def __init__(self, request: CompletionRequest, fingerprint: str, echo: list[str]) -> None:
         """fingerprint: names the exact model. echo: what each prompt's choices begin with."""
-        self._head = (identity("cmpl-"), int(time.time()), request.model, fingerprint)
+        self._head = (new_id("cmpl-"), int(time.time()), request.model, fingerprint)
         self._echo = echo
         self._each = request.n or 1
         self._usage = (
@@ -142,36 +146,38 @@ class CompletionWriter:
         )
         self._logprobs = request.logprobs
 
-    def whole(self, answer: Answer) -> TextCompletion:
+    def complete(self, answer: GenerationResult) -> TextCompletion:
         choices = [
-            TextChoice(place, self._begin(place) + one.text, self._logprobs_of(one.logprobs), _finish(one.finish))
+            TextChoice(
+                place, self._begin(place) + one.text, self._logprobs_of(one.logprobs), _finish(one.finish_reason)
+            )
             for place, one in enumerate(answer.choices)
         ]
         return TextCompletion(*self._head, choices, usage_of(answer.usage))
 
-    def opening(self) -> bytes:
+    def start(self) -> bytes:
         places = range(len(self._echo) * self._each)
         return b"".join(self._chunk(TextChoice(place, text)) for place in places if (text := self._begin(place)))
 
     def delta(self, delta: Delta) -> bytes:
-        if not (delta.text or delta.logprobs or delta.finish):
+        if not (delta.text or delta.logprobs or delta.finish_reason):
             return b""
         told = self._logprobs_of(delta.logprobs)
-        return self._chunk(TextChoice(delta.choice, delta.text, told, _finish(delta.finish)))
+        return self._chunk(TextChoice(delta.choice, delta.text, told, _finish(delta.finish_reason)))
 
-    def closing(self, answer: Answer) -> bytes:
+    def end(self, answer: GenerationResult) -> bytes:
         if self._usage is None:
-            return event(TextCompletion(*self._head, [], usage_of(answer.usage))) + b"data: [DONE]\n\n"
+            return sse_event(TextCompletion(*self._head, [], usage_of(answer.usage))) + b"data: [DONE]\n\n"
         return b"data: [DONE]\n\n"
 
-    def failure(self, error: ApiError) -> bytes:
-        return event(error.body)
+    def error(self, error: ApiError) -> bytes:
+        return sse_event(error.body)
 
     def _begin(self, place: int) -> str:
         return self._echo[place // self._each]
 
     def _chunk(self, choice: TextChoice) -> bytes:
-        return event(TextCompletion(*self._head, [choice], self._usage))
+        return sse_event(TextCompletion(*self._head, [choice], self._usage))
 
     def _logprobs_of(self, logprobs: tuple[TokenLogprob, ...]) -> TokenLogprobs | None:
         if self._logprobs is None:
@@ -192,14 +198,14 @@ def _finish(reason: str) -> Literal["stop", "length"] | None:
     return ("length" if reason == "length" else "stop") if reason else None
 
 
-def together(answers: list[Answer]) -> Answer:
+def merge_results(answers: list[GenerationResult]) -> GenerationResult:
     """The answers of several prompts as one."""
     choices: list[Choice] = [choice for answer in answers for choice in answer.choices]
     usages = [answer.usage for answer in answers]
     usage = Usage(
-        sum(one.prompt for one in usages),
-        sum(one.completion for one in usages),
-        sum(one.reasoning for one in usages),
-        sum(one.cached for one in usages),
+        sum(one.prompt_tokens for one in usages),
+        sum(one.completion_tokens for one in usages),
+        sum(one.reasoning_tokens for one in usages),
+        sum(one.cached_tokens for one in usages),
     )
-    return Answer(tuple(choices), usage, max(answer.made for answer in answers))
+    return GenerationResult(tuple(choices), usage, max(answer.created for answer in answers))

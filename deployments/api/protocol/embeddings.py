@@ -8,7 +8,7 @@ import msgspec
 
 from cluster.settings import LimitSettings
 from deployments.api.protocol.parsing import parse
-from deployments.common.errors import invalid
+from deployments.common.errors import invalid_request
 
 
 class EmbeddingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,9 +54,9 @@ def read_embedding(body: bytes, limits: LimitSettings) -> EmbeddingRequest:
     texts = texts_of(request)
     if len(texts) > limits.embedding_inputs:
         message = f"{len(texts)} texts; at most {limits.embedding_inputs} are taken."
-        raise invalid("input", message, code="array_above_max_length")
+        raise invalid_request("input", message, code="array_above_max_length")
     if not all(text.strip() for text in texts):
-        raise invalid("input", "A text is empty.", code="empty_input")
+        raise invalid_request("input", "A text is empty.", code="empty_input")
     return request
 
 
@@ -65,11 +65,11 @@ def texts_of(request: EmbeddingRequest) -> list[str]:
     return [request.input] if isinstance(request.input, str) else request.input
 
 
-def embeddings(request: EmbeddingRequest, vectors: list[bytes], tokens: int) -> Embeddings:
+def embeddings_response(request: EmbeddingRequest, vectors: list[bytes], tokens: int) -> Embeddings:
     """The answer. vectors: little-endian float32. Raises ApiError 400 for dimensions that the model has not."""
     size = len(vectors[0]) // 4
     if request.dimensions not in (None, size):
-        raise invalid("dimensions", f"This model's vectors have {size} dimensions, and no others.")
+        raise invalid_request("dimensions", f"This model's vectors have {size} dimensions, and no others.")
     data = [
         Embedding(
             place,

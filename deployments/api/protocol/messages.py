@@ -10,25 +10,38 @@ from cluster.settings import LimitSettings
 from deployments.api.protocol.chat import Count, Name
 from deployments.api.protocol.common import Probability, check_stop, sampling_for, schema_text, template_arguments
 from deployments.api.protocol.parsing import parse
-from deployments.common.errors import ApiError, identity, invalid
-from deployments.common.types import Answer, Choice, Delta, Question, Tool, ToolCall, ToolChoice, Turn, Usage, canonical
+from deployments.common.errors import ApiError, invalid_request, new_id
+from deployments.common.types import (
+    Choice,
+    Delta,
+    GenerationRequest,
+    GenerationResult,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    Usage,
+    canonical,
+)
+from deployments.common.types import (
+    Message as Message,
+)
 
 
-class Text(msgspec.Struct, frozen=True, tag="text", tag_field="type"):
+class TextBlock(msgspec.Struct, frozen=True, tag="text", tag_field="type"):
     """Text."""
 
     text: str
     cache_control: Any = None
 
 
-class Thinking(msgspec.Struct, frozen=True, tag="thinking", tag_field="type"):
+class ThinkingBlock(msgspec.Struct, frozen=True, tag="thinking", tag_field="type"):
     """An earlier thought."""
 
     thinking: str
     signature: str | None = None
 
 
-class ToolUse(msgspec.Struct, frozen=True, tag="tool_use", tag_field="type"):
+class ToolUseBlock(msgspec.Struct, frozen=True, tag="tool_use", tag_field="type"):
     """A call in an earlier answer."""
 
     id: str
@@ -37,20 +50,20 @@ class ToolUse(msgspec.Struct, frozen=True, tag="tool_use", tag_field="type"):
     cache_control: Any = None
 
 
-class ToolResult(msgspec.Struct, frozen=True, tag="tool_result", tag_field="type"):
+class ToolResultBlock(msgspec.Struct, frozen=True, tag="tool_result", tag_field="type"):
     """What a tool gave back."""
 
     tool_use_id: str
-    content: str | list[Text] | None = None
+    content: str | list[TextBlock] | None = None
     is_error: bool | None = None
     cache_control: Any = None
 
 
-class Message(msgspec.Struct, frozen=True):
+class MessageParam(msgspec.Struct, frozen=True):
     """One turn."""
 
     role: Literal["user", "assistant"]
-    content: str | list[Text | Thinking | ToolUse | ToolResult]
+    content: str | list[TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock]
 
 
 class ToolSpec(msgspec.Struct, frozen=True):
@@ -64,7 +77,7 @@ class ToolSpec(msgspec.Struct, frozen=True):
     cache_control: Any = None
 
 
-class Choosing(msgspec.Struct, frozen=True):
+class ToolChoiceParam(msgspec.Struct, frozen=True):
     """Whether tools may or must be called."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -84,16 +97,16 @@ class MessagesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/messages."""
 
     model: str
-    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    messages: Annotated[list[MessageParam], msgspec.Meta(min_length=1)]
     max_tokens: Count
-    system: str | list[Text] | None = None
+    system: str | list[TextBlock] | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     top_p: Probability | None = None
     top_k: Annotated[int, msgspec.Meta(ge=0)] | None = None
     stop_sequences: list[str] | None = None
     stream: bool | None = None
     tools: list[ToolSpec] | None = None
-    tool_choice: Choosing | None = None
+    tool_choice: ToolChoiceParam | None = None
     thinking: ThinkingOptions | None = None
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
@@ -107,54 +120,56 @@ def read_messages(body: bytes, limits: LimitSettings) -> MessagesRequest:
     request = parse(decode, body)
     if len(request.messages) > limits.messages:
         message = f"{len(request.messages)} messages; at most {limits.messages} are taken."
-        raise invalid("messages", message, code="array_above_max_length")
+        raise invalid_request("messages", message, code="array_above_max_length")
     if len(request.tools or ()) > limits.tools:
-        raise invalid("tools", f"At most {limits.tools} tools are taken.", code="array_above_max_length")
+        raise invalid_request("tools", f"At most {limits.tools} tools are taken.", code="array_above_max_length")
     check_stop(request.stop_sequences, limits, "stop_sequences")
     return request
 
 
-def messages_question(request: MessagesRequest, model: ServedModel, limits: LimitSettings) -> Question:
+def messages_generation(request: MessagesRequest, model: ServedModel, limits: LimitSettings) -> GenerationRequest:
     """What the request asks. Raises ApiError 400 that names the field."""
-    turns = [Turn("system", _text(request.system))] if request.system else []
+    turns = [Message("system", _text(request.system))] if request.system else []
     for message in request.messages:
         turns += _turns(message)
     if not any(turn.content.strip() for turn in turns):
-        raise invalid("messages", "The messages are empty: at least one needs text.", code="empty_prompt")
+        raise invalid_request("messages", "The messages are empty: at least one needs text.", code="empty_prompt")
     tools = tuple(
         Tool(tool.name, tool.description or "", schema_text(tool.input_schema, "tools", limits), bool(tool.strict))
         for tool in request.tools or ()
     )
     off = request.thinking is not None and request.thinking.type == "disabled"
-    return Question(
-        turns=tuple(turns),
+    return GenerationRequest(
+        messages=tuple(turns),
         sampling=sampling_for(model, limits, request.max_tokens, request),
         tools=tools,
         tool_choice=_tool_choice(request, tools),
-        template=template_arguments(None, "none" if off else None, limits),
+        template_args=template_arguments(None, "none" if off else None, limits),
         stop=tuple(request.stop_sequences or ()),
-        thinking_tokens=0 if off else request.thinking.budget_tokens if request.thinking else None,
+        max_thinking_tokens=0 if off else request.thinking.budget_tokens if request.thinking else None,
     )
 
 
-def _turns(message: Message) -> list[Turn]:
+def _turns(message: MessageParam) -> list[Message]:
     if isinstance(message.content, str):
-        return [Turn(message.role, message.content)]
+        return [Message(message.role, message.content)]
     results = [
-        Turn("tool", _text(part.content), tool_call_id=part.tool_use_id)
+        Message("tool", _text(part.content), tool_call_id=part.tool_use_id)
         for part in message.content
-        if isinstance(part, ToolResult)
+        if isinstance(part, ToolResultBlock)
     ]
-    text = "".join(part.text for part in message.content if isinstance(part, Text))
-    thought = "".join(part.thinking for part in message.content if isinstance(part, Thinking))
+    text = "".join(part.text for part in message.content if isinstance(part, TextBlock))
+    thought = "".join(part.thinking for part in message.content if isinstance(part, ThinkingBlock))
     calls = tuple(
-        ToolCall(part.id, part.name, canonical(part.input)) for part in message.content if isinstance(part, ToolUse)
+        ToolCall(part.id, part.name, canonical(part.input))
+        for part in message.content
+        if isinstance(part, ToolUseBlock)
     )
-    rest = [Turn(message.role, text, thought, calls)] if text or calls or not results else []
+    rest = [Message(message.role, text, thought, calls)] if text or calls or not results else []
     return [*results, *rest]
 
 
-def _text(content: str | list[Text] | None) -> str:
+def _text(content: str | list[TextBlock] | None) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     return "".join(part.text for part in content)
@@ -167,7 +182,7 @@ def _tool_choice(request: MessagesRequest, tools: tuple[Tool, ...]) -> ToolChoic
     parallel = chosen.disable_parallel_tool_use is not True
     if chosen.type == "tool":
         if chosen.name not in {tool.name for tool in tools}:
-            raise invalid("tool_choice", f"No tool is named '{chosen.name}'.")
+            raise invalid_request("tool_choice", f"No tool is named '{chosen.name}'.")
         return ToolChoice("required", chosen.name or "", parallel=False)
     return ToolChoice("required" if chosen.type == "any" else chosen.type, parallel=parallel)
 
@@ -185,11 +200,11 @@ class MessagesWriter:
     """Says an answer in the shapes of messages."""
 
     request: MessagesRequest
-    _id: str = field(default_factory=lambda: identity("msg_"))
+    _id: str = field(default_factory=lambda: new_id("msg_"))
     _blocks: int = 0
     _open: str = ""
 
-    def whole(self, answer: Answer) -> dict[str, Any]:
+    def complete(self, answer: GenerationResult) -> dict[str, Any]:
         [choice] = answer.choices
         blocks: list[dict[str, Any]] = []
         if choice.reasoning:
@@ -200,7 +215,7 @@ class MessagesWriter:
             blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": _input(call.arguments)})
         return self._message(blocks, _stop_reason(choice), answer.usage)
 
-    def opening(self) -> bytes:
+    def start(self) -> bytes:
         return _event("message_start", message=self._message([], None, Usage(0, 0, 0, 0)))
 
     def delta(self, delta: Delta) -> bytes:
@@ -210,20 +225,20 @@ class MessagesWriter:
             events += self._more("thinking", block, {"type": "thinking_delta", "thinking": delta.reasoning})
         if delta.text:
             events += self._more("text", {"type": "text", "text": ""}, {"type": "text_delta", "text": delta.text})
-        for tool in delta.tools:
+        for tool in delta.tool_calls:
             if tool.id:
                 events += self._close()
             block = {"type": "tool_use", "id": tool.id, "name": tool.name, "input": {}}
             events += self._more("tool_use", block, {"type": "input_json_delta", "partial_json": tool.arguments})
         return events
 
-    def closing(self, answer: Answer) -> bytes:
+    def end(self, answer: GenerationResult) -> bytes:
         [choice] = answer.choices
         told = {"stop_reason": _stop_reason(choice), "stop_sequence": None}
         usage = _usage(answer.usage)
         return self._close() + _event("message_delta", delta=told, usage=usage) + _event("message_stop")
 
-    def failure(self, error: ApiError) -> bytes:
+    def error(self, error: ApiError) -> bytes:
         return b"event: error\ndata: " + msgspec.json.encode(anthropic_error(error)) + b"\n\n"
 
     def _more(self, kind: str, block: dict[str, Any], delta: dict[str, Any]) -> bytes:
@@ -254,15 +269,15 @@ class MessagesWriter:
 
 
 def _stop_reason(choice: Choice) -> str:
-    return {"length": "max_tokens", "tool_calls": "tool_use"}.get(choice.finish, "end_turn")
+    return {"length": "max_tokens", "tool_calls": "tool_use"}.get(choice.finish_reason, "end_turn")
 
 
 def _usage(usage: Usage) -> dict[str, int]:
     return {
-        "input_tokens": usage.prompt - usage.cached,
-        "cache_read_input_tokens": usage.cached,
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_read_input_tokens": usage.cached_tokens,
         "cache_creation_input_tokens": 0,
-        "output_tokens": usage.completion,
+        "output_tokens": usage.completion_tokens,
     }
 
 

@@ -10,15 +10,15 @@ from jinja2 import Environment
 
 from cluster.records.teams import Team
 from deployments.api.protocol.admin import (
-    KeySaid,
-    KeysSaid,
-    KeyWish,
-    Rotation,
-    TeamChange,
-    TeamRemoved,
-    TeamsSaid,
-    TeamWish,
-    UsageList,
+    CreateKeyRequest,
+    CreateTeamRequest,
+    KeyResponse,
+    KeysResponse,
+    RotateKeyRequest,
+    TeamDeletedResponse,
+    TeamsResponse,
+    UpdateTeamRequest,
+    UsageResponse,
 )
 from deployments.api.protocol.chat import ChatRequest
 from deployments.api.protocol.chat_writer import ChatCompletion
@@ -26,7 +26,7 @@ from deployments.api.protocol.completions import CompletionRequest, TextCompleti
 from deployments.api.protocol.embeddings import EmbeddingRequest, Embeddings
 from deployments.api.protocol.messages import MessagesRequest
 from deployments.api.protocol.responses import ResponseRequest
-from deployments.api.protocol.tokens import DetokenizeRequest, TextSaid, TokenizeRequest, TokensSaid
+from deployments.api.protocol.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from deployments.common.errors import ErrorBody
 
 _REFUSED = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503, 504)
@@ -99,21 +99,23 @@ OPERATIONS = (
     Operation("/v1/responses", "Answer, in the Responses API", ResponseRequest, _RESPONSE, streams=True),
     Operation("/v1/messages", "Answer, in Anthropic's Messages API", MessagesRequest, _MESSAGE, streams=True),
     Operation("/v1/embeddings", "Vectors of texts", EmbeddingRequest, Embeddings),
-    Operation("/tokenize", "Token ids of a text or a conversation", TokenizeRequest, TokensSaid),
-    Operation("/detokenize", "The text of token ids", DetokenizeRequest, TextSaid),
+    Operation("/tokenize", "Token ids of a text or a conversation", TokenizeRequest, TokenizeResponse),
+    Operation("/detokenize", "The text of token ids", DetokenizeRequest, DetokenizeResponse),
     Operation("/v1/models", "The models that are served", answer=_MODELS),
     Operation("/v1/models/{name}", "One model", answer=_MODEL, parameters=("name",)),
-    Operation("/v1/usage", "What your team has used", answer=UsageList, query=("days", "team")),
-    Operation("/admin/teams", "All teams", answer=TeamsSaid),
-    Operation("/admin/teams", "Add a team", TeamWish, Team, status=201),
+    Operation("/v1/usage", "What your team has used", answer=UsageResponse, query=("days", "team")),
+    Operation("/admin/teams", "All teams", answer=TeamsResponse),
+    Operation("/admin/teams", "Add a team", CreateTeamRequest, Team, status=201),
     Operation("/admin/teams/{name}", "One team", answer=Team, parameters=("name",)),
-    Operation("/admin/teams/{name}", "Change a team", TeamChange, Team, parameters=("name",), verb="patch"),
-    Operation("/admin/teams/{name}", "Remove a team", answer=TeamRemoved, parameters=("name",), verb="delete"),
-    Operation("/admin/keys", "All keys", answer=KeysSaid),
-    Operation("/admin/keys", "Make a key", KeyWish, KeySaid, status=201),
-    Operation("/admin/keys/{id}", "One key", answer=KeySaid, parameters=("id",)),
-    Operation("/admin/keys/{id}", "Revoke a key", answer=KeySaid, parameters=("id",), verb="delete"),
-    Operation("/admin/keys/{id}/rotate", "Replace a key", Rotation, KeySaid, parameters=("id",), status=201),
+    Operation("/admin/teams/{name}", "Change a team", UpdateTeamRequest, Team, parameters=("name",), verb="patch"),
+    Operation("/admin/teams/{name}", "Remove a team", answer=TeamDeletedResponse, parameters=("name",), verb="delete"),
+    Operation("/admin/keys", "All keys", answer=KeysResponse),
+    Operation("/admin/keys", "Make a key", CreateKeyRequest, KeyResponse, status=201),
+    Operation("/admin/keys/{id}", "One key", answer=KeyResponse, parameters=("id",)),
+    Operation("/admin/keys/{id}", "Revoke a key", answer=KeyResponse, parameters=("id",), verb="delete"),
+    Operation(
+        "/admin/keys/{id}/rotate", "Replace a key", RotateKeyRequest, KeyResponse, parameters=("id",), status=201
+    ),
     Operation("/health/live", "This router answers", answer=_OBJECT),
     Operation("/health/ready", "Every model can be asked", answer=_OBJECT),
 )

@@ -15,8 +15,8 @@ from deployments.api.protocol.common import (
     template_arguments,
 )
 from deployments.api.protocol.parsing import parse
-from deployments.common.errors import ApiError, invalid
-from deployments.common.types import Question, Tool, ToolCall, ToolChoice, Turn
+from deployments.common.errors import ApiError, invalid_request
+from deployments.common.types import GenerationRequest, Message, Tool, ToolCall, ToolChoice
 
 
 class InputPart(msgspec.Struct, frozen=True):
@@ -129,27 +129,27 @@ def read_response(body: bytes, limits: LimitSettings) -> ResponseRequest:
     """The request in a body, within the limits. Raises ApiError 400 that names the field."""
     request = parse(decode, body)
     if request.previous_response_id is not None:
-        raise invalid(
+        raise invalid_request(
             "previous_response_id",
             "Responses are not stored here; send the whole conversation as input.",
             code="unsupported_parameter",
         )
     if not isinstance(request.input, str) and len(request.input) > limits.messages:
-        raise invalid(
+        raise invalid_request(
             "input",
             f"{len(request.input)} items; at most {limits.messages} are taken.",
             code="array_above_max_length",
         )
     if len(request.tools or ()) > limits.tools:
-        raise invalid("tools", f"At most {limits.tools} tools are taken.", code="array_above_max_length")
+        raise invalid_request("tools", f"At most {limits.tools} tools are taken.", code="array_above_max_length")
     return request
 
 
-def response_question(request: ResponseRequest, model: ServedModel, limits: LimitSettings) -> Question:
+def response_generation(request: ResponseRequest, model: ServedModel, limits: LimitSettings) -> GenerationRequest:
     """What the request asks. Raises ApiError 400 that names the field."""
     turns = _turns(request)
     if not any(turn.content.strip() for turn in turns):
-        raise invalid("input", "The input is empty: it needs text.", code="empty_prompt")
+        raise invalid_request("input", "The input is empty: it needs text.", code="empty_prompt")
     tools = tuple(
         Tool(
             tool.name,
@@ -161,21 +161,21 @@ def response_question(request: ResponseRequest, model: ServedModel, limits: Limi
         for tool in request.tools or ()
     )
     effort = request.reasoning.effort if request.reasoning else None
-    return Question(
-        turns=turns,
+    return GenerationRequest(
+        messages=turns,
         sampling=sampling_for(model, limits, request.max_output_tokens, request),
         tools=tools,
         tool_choice=_tool_choice(request, tools),
         schema=_schema(request, limits),
-        template=template_arguments(None, effort, limits),
-        thinking_tokens=reasoning_bound(effort, None),
+        template_args=template_arguments(None, effort, limits),
+        max_thinking_tokens=reasoning_bound(effort, None),
     )
 
 
-def _turns(request: ResponseRequest) -> tuple[Turn, ...]:
-    turns = [Turn("system", request.instructions)] if request.instructions else []
+def _turns(request: ResponseRequest) -> tuple[Message, ...]:
+    turns = [Message("system", request.instructions)] if request.instructions else []
     if isinstance(request.input, str):
-        return (*turns, Turn("user", request.input))
+        return (*turns, Message("user", request.input))
     thought = ""
     for place, item in enumerate(request.input):
         where = f"input[{place}]"
@@ -190,21 +190,21 @@ def _turns(request: ResponseRequest) -> tuple[Turn, ...]:
             if turns and turns[-1].role == "assistant":  # calls of one answer are one turn
                 before = turns.pop()
                 calls = (*before.tool_calls, call)
-                turns.append(Turn("assistant", before.content, before.reasoning or thought, calls))
+                turns.append(Message("assistant", before.content, before.reasoning or thought, calls))
             else:
-                turns.append(Turn("assistant", "", thought, (call,)))
+                turns.append(Message("assistant", "", thought, (call,)))
             thought = ""
         elif item.type == "function_call_output":
-            turns.append(Turn("tool", _text(item.output), tool_call_id=_needed(item.call_id, f"{where}.call_id")))
+            turns.append(Message("tool", _text(item.output), tool_call_id=_needed(item.call_id, f"{where}.call_id")))
         else:
             role = _needed(item.role, f"{where}.role")
             if item.content is None:
                 raise _missing(f"{where}.content")
             if role == "assistant":
-                turns.append(Turn("assistant", _text(item.content), thought))
+                turns.append(Message("assistant", _text(item.content), thought))
                 thought = ""
             else:
-                turns.append(Turn("user" if role == "user" else "system", _text(item.content)))
+                turns.append(Message("user" if role == "user" else "system", _text(item.content)))
     return tuple(turns)
 
 
@@ -221,7 +221,7 @@ def _needed(value: str | None, param: str) -> str:
 
 
 def _missing(param: str) -> ApiError:
-    return invalid(param, f"Missing required parameter: '{param}'.", code="missing_required_parameter")
+    return invalid_request(param, f"Missing required parameter: '{param}'.", code="missing_required_parameter")
 
 
 def _tool_choice(request: ResponseRequest, tools: tuple[Tool, ...]) -> ToolChoice:
@@ -229,11 +229,11 @@ def _tool_choice(request: ResponseRequest, tools: tuple[Tool, ...]) -> ToolChoic
     if chosen is None:
         return ToolChoice("auto" if tools else "none", parallel=parallel)
     if not tools and chosen not in ("none", "auto"):
-        raise invalid("tool_choice", "tool_choice needs tools.")
+        raise invalid_request("tool_choice", "tool_choice needs tools.")
     if isinstance(chosen, str):
         return ToolChoice(chosen if tools else "none", parallel=parallel)
     if chosen.name not in {tool.name for tool in tools}:
-        raise invalid("tool_choice", f"No tool is named '{chosen.name}'.")
+        raise invalid_request("tool_choice", f"No tool is named '{chosen.name}'.")
     return ToolChoice("required", chosen.name, parallel=False)
 
 

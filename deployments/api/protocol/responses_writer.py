@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from deployments.api.protocol.responses import ResponseRequest
-from deployments.common.errors import ApiError, identity
-from deployments.common.types import Answer, Choice, Delta, ToolDelta, Usage
+from deployments.common.errors import ApiError, new_id
+from deployments.common.types import Choice, Delta, GenerationResult, ToolDelta, Usage
 
 
 @dataclass(slots=True)
@@ -48,17 +48,17 @@ class ResponseWriter:
     """Says an answer in the shapes of responses."""
 
     request: ResponseRequest
-    _id: str = field(default_factory=lambda: identity("resp_"))
+    _id: str = field(default_factory=lambda: new_id("resp_"))
     _created: int = field(default_factory=lambda: int(time.time()))
     _sequence: int = 0
     _done: list[_Item] = field(default_factory=list)
     _open: _Item | None = None
 
-    def whole(self, answer: Answer) -> dict[str, Any]:
+    def complete(self, answer: GenerationResult) -> dict[str, Any]:
         [choice] = answer.choices
-        return self._response(_items(choice), choice.finish, answer.usage)
+        return self._response(_items(choice), choice.finish_reason, answer.usage)
 
-    def opening(self) -> bytes:
+    def start(self) -> bytes:
         response = self._response([], None, None)
         return self._event("response.created", response=response) + self._event(
             "response.in_progress", response=response
@@ -70,19 +70,19 @@ class ResponseWriter:
             events += self._more("reasoning", delta.reasoning)
         if delta.text:
             events += self._more("message", delta.text)
-        for tool in delta.tools:
+        for tool in delta.tool_calls:
             events += self._call(tool)
         return events
 
-    def closing(self, answer: Answer) -> bytes:
+    def end(self, answer: GenerationResult) -> bytes:
         [choice] = answer.choices
-        events = self._close("incomplete" if choice.finish == "length" else "completed")
-        if not any(item.kind != "reasoning" for item in self._done) and choice.finish != "length":
+        events = self._close("incomplete" if choice.finish_reason == "length" else "completed")
+        if not any(item.kind != "reasoning" for item in self._done) and choice.finish_reason != "length":
             events += self._more("message", "") + self._close("completed")
-        response = self._response(self._done, choice.finish, answer.usage)
+        response = self._response(self._done, choice.finish_reason, answer.usage)
         return events + self._event(f"response.{response['status']}", response=response)
 
-    def failure(self, error: ApiError) -> bytes:
+    def error(self, error: ApiError) -> bytes:
         said = error.body.error
         response = self._response(self._done, None, None) | {
             "status": "failed",
@@ -94,7 +94,7 @@ class ResponseWriter:
     def _more(self, kind: str, text: str) -> bytes:
         events = b""
         if self._open is None or self._open.kind != kind:
-            events += self._begin(_Item(kind, identity("rs_" if kind == "reasoning" else "msg_")))
+            events += self._begin(_Item(kind, new_id("rs_" if kind == "reasoning" else "msg_")))
         item = self._open
         assert item is not None
         item.text += text
@@ -105,7 +105,7 @@ class ResponseWriter:
     def _call(self, tool: ToolDelta) -> bytes:
         events = b""
         if tool.id:
-            events += self._begin(_Item("function_call", identity("fc_"), "", tool.id, tool.name))
+            events += self._begin(_Item("function_call", new_id("fc_"), "", tool.id, tool.name))
         item = self._open
         assert item is not None
         item.text += tool.arguments
@@ -180,10 +180,10 @@ class ResponseWriter:
 
 
 def _items(choice: Choice) -> list[_Item]:
-    items = [_Item("reasoning", identity("rs_"), choice.reasoning)] if choice.reasoning else []
-    if choice.text or (not choice.tool_calls and choice.finish != "length"):
-        items.append(_Item("message", identity("msg_"), choice.text))
-    calls = (_Item("function_call", identity("fc_"), call.arguments, call.id, call.name) for call in choice.tool_calls)
+    items = [_Item("reasoning", new_id("rs_"), choice.reasoning)] if choice.reasoning else []
+    if choice.text or (not choice.tool_calls and choice.finish_reason != "length"):
+        items.append(_Item("message", new_id("msg_"), choice.text))
+    calls = (_Item("function_call", new_id("fc_"), call.arguments, call.id, call.name) for call in choice.tool_calls)
     return [*items, *calls]
 
 
@@ -196,9 +196,9 @@ def _format_of(request: ResponseRequest) -> dict[str, Any]:
 def usage_of(usage: Usage) -> dict[str, Any]:
     """Usage as this API says it."""
     return {
-        "input_tokens": usage.prompt,
-        "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
-        "output_tokens": usage.completion,
-        "output_tokens_details": {"reasoning_tokens": usage.reasoning},
-        "total_tokens": usage.prompt + usage.completion,
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }

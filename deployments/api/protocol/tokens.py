@@ -25,7 +25,7 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     tokens: list[Annotated[int, msgspec.Meta(ge=0)]]
 
 
-class TokensSaid(msgspec.Struct, frozen=True, omit_defaults=True):
+class TokenizeResponse(msgspec.Struct, frozen=True, omit_defaults=True):
     """Token ids. token_strs: the text of each, where it was asked for."""
 
     count: int
@@ -34,7 +34,7 @@ class TokensSaid(msgspec.Struct, frozen=True, omit_defaults=True):
     token_strs: list[str] | None = None
 
 
-class TextSaid(msgspec.Struct, frozen=True):
+class DetokenizeResponse(msgspec.Struct, frozen=True):
     """The text of token ids, special ones with theirs."""
 
     prompt: str

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from deployments.api.fast_path import KNOWN_ONLY, Front, NotKnown
+from deployments.api.fast_path import KNOWN_ONLY, CacheFastPath, NotKnown
 
 PARTS = [b'{"model": ', b'"dray-demo"', b"}"]
 
@@ -15,9 +15,9 @@ PARTS = [b'{"model": ', b'"dray-demo"', b"}"]
 @pytest.fixture
 def router() -> Iterator[None]:
     """A router that knows an answer where the body ends in a brace, and reads all of it to see that."""
-    Front.app, Front.routes = knowing, frozenset({"/v1/chat/completions"})
+    CacheFastPath.app, CacheFastPath.routes = knowing, frozenset({"/v1/chat/completions"})
     yield
-    Front.app, Front.routes = None, frozenset()
+    CacheFastPath.app, CacheFastPath.routes = None, frozenset()
 
 
 async def knowing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,7 +54,7 @@ def ask(parts: list[bytes], **more: Any) -> tuple[list[Message], list[tuple[Scop
         reached.append((scope, await body_of(receive)))
 
     scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [(b"x-request-id", b"7")]}
-    asyncio.run(Front(serve)({**scope, **more}, receive, send))
+    asyncio.run(CacheFastPath(serve)({**scope, **more}, receive, send))
     return sent, reached
 
 

@@ -15,13 +15,13 @@ from starlette.routing import Route
 
 from deployments.api.protocol.chat import ChatRequest, UserMessage
 from deployments.api.protocol.chat_writer import ChatWriter
-from deployments.api.responses import Patience, joined, streamed
-from deployments.common.deadlines import Watchdog
+from deployments.api.responses import StreamTimeouts, merge_deltas, stream_response
+from deployments.common.deadlines import Deadline
 from deployments.common.errors import ApiError
-from deployments.common.types import Answer, Choice, Delta, ToolDelta, Usage
-from deployments.generation.broadcast import Flight
+from deployments.common.types import Choice, Delta, GenerationResult, ToolDelta, Usage
+from deployments.generation.broadcast import Broadcast
 
-ANSWER = Answer((Choice("", "end", "stop"),), Usage(1, 1, 0, 0), 0)
+ANSWER = GenerationResult((Choice("", "end", "stop"),), Usage(1, 1, 0, 0), 0)
 
 
 class Made:
@@ -43,18 +43,18 @@ class Made:
         finally:
             self.closed = True
 
-    async def landed(self) -> Answer:
+    async def landed(self) -> GenerationResult:
         return ANSWER
 
 
 @asynccontextmanager
-async def serving(made: Made, patience: Patience) -> AsyncIterator[int]:
+async def serving(made: Made, patience: StreamTimeouts) -> AsyncIterator[int]:
     """A real server whose every answer is this flight; gives its port."""
 
     async def answer(http: Request) -> Response:
-        flight = Flight(made.deltas(), made.landed)
+        flight = Broadcast(made.deltas(), made.landed)
         writer = ChatWriter(ChatRequest("m", [UserMessage("hi")]), "fp", ("reasoning_content",))
-        return await streamed(flight.follow(), writer, {}, patience)
+        return await stream_response(flight.subscribe(), writer, {}, patience)
 
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -83,7 +83,7 @@ async def ask(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
 def test_a_client_that_does_not_read_is_cut_off_and_holds_nothing_up() -> None:
     async def work() -> None:
         made = Made(64, 1_000_000)
-        async with serving(made, Patience(10, 0.5)) as port:
+        async with serving(made, StreamTimeouts(10, 0.5)) as port:
             reader, writer = await ask(port)
             await until(lambda: made.closed)
             assert made.made == 64, "what is made waits for no reader"
@@ -98,7 +98,7 @@ def test_a_client_that_does_not_read_is_cut_off_and_holds_nothing_up() -> None:
 def test_a_client_that_goes_away_ends_what_nobody_else_follows() -> None:
     async def work() -> None:
         made = Made(1, 10, ends=False)
-        async with serving(made, Patience(10, 10)) as port:
+        async with serving(made, StreamTimeouts(10, 10)) as port:
             _, writer = await ask(port)
             await until(lambda: made.made == 1)
             assert not made.closed
@@ -111,7 +111,7 @@ def test_a_client_that_goes_away_ends_what_nobody_else_follows() -> None:
 def test_silence_is_filled_with_comments() -> None:
     async def work() -> None:
         made = Made(1, 10, ends=False)
-        async with serving(made, Patience(0.1, 10)) as port:
+        async with serving(made, StreamTimeouts(0.1, 10)) as port:
             reader, writer = await ask(port)
             async with asyncio.timeout(10):
                 while (await reader.readline()).strip() != b": keep-alive":
@@ -131,8 +131,8 @@ def test_what_fails_at_once_is_plain_and_later_an_event() -> None:
         writer = ChatWriter(ChatRequest("m", [UserMessage("hi")]), "fp", ())
         never = Made(0, 0).landed
         with pytest.raises(ApiError, match="busy"):
-            await streamed(Flight(fails(0), never).follow(), writer, {}, Patience(1, 1))
-        response = await streamed(Flight(fails(0.6), never).follow(), writer, {}, Patience(1, 1))
+            await stream_response(Broadcast(fails(0), never).subscribe(), writer, {}, StreamTimeouts(1, 1))
+        response = await stream_response(Broadcast(fails(0.6), never).subscribe(), writer, {}, StreamTimeouts(1, 1))
         sent: list[bytes] = []
 
         async def send(message: object) -> None:
@@ -153,15 +153,15 @@ def test_what_fails_at_once_is_plain_and_later_an_event() -> None:
 def test_several_follow_one_flight_each_from_its_first_token() -> None:
     async def work() -> None:
         made = Made(5, 1)
-        flight = Flight(made.deltas(), made.landed)
+        flight = Broadcast(made.deltas(), made.landed)
         texts = []
         for wait in (False, True):
-            with flight.follow() as follower:
+            with flight.subscribe() as follower:
                 if wait:
                     await flight.task
-                text, watchdog = "", Watchdog()
-                while follower.answer is None:
-                    text += "".join(delta.text for delta in await follower.news(watchdog))
+                text, watchdog = "", Deadline()
+                while follower.result is None:
+                    text += "".join(delta.text for delta in await follower.next_batch(watchdog))
                 texts.append(text)
         assert texts == ["xxxxx", "xxxxx"]
 
@@ -175,14 +175,14 @@ def test_news_is_joined_in_order() -> None:
         Delta(text="d"),
         Delta(reasoning="e"),
         Delta(1, text="f"),
-        Delta(tools=(ToolDelta(0, "{"),)),
+        Delta(tool_calls=(ToolDelta(0, "{"),)),
         Delta(text="g"),
-        Delta(text="h", finish="stop"),
+        Delta(text="h", finish_reason="stop"),
     ]
-    assert joined(news) == [
+    assert merge_deltas(news) == [
         Delta(reasoning="ab", text="cd"),
         Delta(reasoning="e"),
         Delta(1, text="f"),
-        Delta(tools=(ToolDelta(0, "{"),)),
-        Delta(text="gh", finish="stop"),
+        Delta(tool_calls=(ToolDelta(0, "{"),)),
+        Delta(text="gh", finish_reason="stop"),
     ]

@@ -14,23 +14,23 @@ from cluster.settings import CacheSettings
 from deployments.cache.answers import AnswerCache, CacheControl
 from deployments.common.errors import ApiError
 from deployments.common.messages import Sampling
-from deployments.common.redis import Store, Watchers
+from deployments.common.redis import RedisCallbacks, RedisStore
 from deployments.common.types import (
-    Answer,
     Choice,
-    Finish,
-    Question,
+    FinishReason,
+    GenerationRequest,
+    GenerationResult,
+    Message,
     TokenLogprob,
     Tool,
     ToolCall,
     ToolChoice,
-    Turn,
     Usage,
 )
 from tests.conftest import redis_server
 
 CHOICE = Choice("想" * 500, "23 and 12", "stop", (ToolCall("c", "f", "{}"),), (TokenLogprob((228, 184), -0.5),))
-ANSWER = Answer((CHOICE, CHOICE), Usage(10, 20, 5, 0), 1.5)
+ANSWER = GenerationResult((CHOICE, CHOICE), Usage(10, 20, 5, 0), 1.5)
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +39,16 @@ def server() -> Iterator[OwnRedis]:
         yield own
 
 
-def store_at(url: str, on_fault: Callable[[], None] = lambda: None, timeout_s: float = 1.0) -> Store:
-    return Store("answers", url, timeout_s, Watchers(on_fault, lambda is_open: None))
+def store_at(url: str, on_fault: Callable[[], None] = lambda: None, timeout_s: float = 1.0) -> RedisStore:
+    return RedisStore("answers", url, timeout_s, RedisCallbacks(on_fault, lambda is_open: None))
 
 
 def cache(server: OwnRedis, on_fault: Callable[[], None] = lambda: None, **settings: object) -> AnswerCache:
     return AnswerCache(CacheSettings(**settings), store_at(server.url, on_fault))
 
 
-def asked(text: str = "a", sampling: Sampling | None = None, **more: Any) -> Question:
-    return Question((Turn("user", text),), sampling or Sampling(5), **more)
+def asked(text: str = "a", sampling: Sampling | None = None, **more: Any) -> GenerationRequest:
+    return GenerationRequest((Message("user", text),), sampling or Sampling(5), **more)
 
 
 def test_stored_is_given_again(server: OwnRedis) -> None:
@@ -83,10 +83,10 @@ def test_the_key_covers_all_that_the_answer_depends_on(server: OwnRedis) -> None
         asked(template='{"enable_thinking":false}'),
         asked(choices=2),
         asked(thinking_tokens=0),
-        Question((Turn("system", "a"),), Sampling(5)),
-        Question((Turn("user", "a"), Turn("user", "")), Sampling(5)),
-        Question((), Sampling(5), "a"),
-        Question((), Sampling(5), (1, 2)),
+        GenerationRequest((Message("system", "a"),), Sampling(5)),
+        GenerationRequest((Message("user", "a"), Message("user", "")), Sampling(5)),
+        GenerationRequest((), Sampling(5), "a"),
+        GenerationRequest((), Sampling(5), (1, 2)),
     ]
     keys = {one.key("m", "s", "n", question) for question in questions}
     keys |= {one.key("m", "s2", "n", asked()), one.key("m", "s", "other", asked()), one.key("m2", "s", "n", asked())}
@@ -105,10 +105,10 @@ def test_garbage_is_a_miss(server: OwnRedis, garbage: bytes) -> None:
 
 
 def test_policy(server: OwnRedis) -> None:
-    keeps, keeps_all = cache(server).keeps, cache(server, store="all").keeps
+    keeps, keeps_all = cache(server).should_store, cache(server, store="all").should_store
 
-    def answer(*finishes: Finish) -> Answer:
-        return Answer(tuple(Choice("", "", finish) for finish in finishes), Usage(1, 1, 0, 0), 0)
+    def answer(*finishes: FinishReason) -> GenerationResult:
+        return GenerationResult(tuple(Choice("", "", finish) for finish in finishes), Usage(1, 1, 0, 0), 0)
 
     greedy, seeded, drawn = asked(), asked(sampling=Sampling(5, 0.7, seed=3)), asked(sampling=Sampling(5, 0.7))
     assert keeps(greedy, answer("stop")) and keeps(seeded, answer("stop", "tool_calls"))
@@ -121,7 +121,7 @@ def test_a_full_server_drops_the_least_used_and_goes_on(server: OwnRedis) -> Non
         faults: list[None] = []
         one = cache(server, lambda: faults.append(None))
         long = "".join(chr(0x4E00 + n * 7919 % 20_000) for n in range(20_000))
-        big = Answer((msgspec.structs.replace(CHOICE, text=long),), ANSWER.usage, 0)
+        big = GenerationResult((msgspec.structs.replace(CHOICE, text=long),), ANSWER.usage, 0)
         for n in range(400):
             await one.put(f"dray:answer:{n}", big, CacheControl())
         assert not faults
@@ -154,13 +154,13 @@ def test_no_server_is_a_miss_and_quick() -> None:
         ({"cache-control": "no-cache"}, CacheControl(reads=False)),
         ({"cache-control": "No-Store, max-age=60"}, CacheControl(stores=False, max_age_s=60)),
         ({"cache-control": "max-age=0"}, CacheControl(reads=False, max_age_s=0)),
-        ({"cache-control": "only-if-cached"}, CacheControl(only=True)),
+        ({"cache-control": "only-if-cached"}, CacheControl(only_if_cached=True)),
         ({"cache-control": "max-stale=5, unknown"}, CacheControl()),
         ({"x-dray-cache-ttl": "10"}, CacheControl(ttl_s=10)),
     ],
 )
 def test_what_requests_say_about_the_cache(headers: dict[str, str], control: CacheControl) -> None:
-    assert CacheControl.of(headers, 100) == control
+    assert CacheControl.from_headers(headers, 100) == control
 
 
 @pytest.mark.parametrize(
@@ -174,5 +174,5 @@ def test_what_requests_say_about_the_cache(headers: dict[str, str], control: Cac
 )
 def test_what_is_no_number_of_seconds_is_refused(headers: dict[str, str]) -> None:
     with pytest.raises(ApiError) as refused:
-        CacheControl.of(headers, 100)
+        CacheControl.from_headers(headers, 100)
     assert refused.value.status == 400 and refused.value.body.error.param == next(iter(headers))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deployments.cache.equivalence import normalized, same
+from deployments.cache.equivalence import equivalent, normalize
 
 ALIKE = [
     ("What is 3 + 4?", "what is  3 + 4"),
@@ -40,17 +40,17 @@ TWINS = [
 
 @pytest.mark.parametrize(("one", "other"), ALIKE)
 def test_what_means_the_same_is_the_same(one: str, other: str) -> None:
-    assert same(one, other) and same(other, one)
+    assert equivalent(one, other) and equivalent(other, one)
 
 
 @pytest.mark.parametrize(("one", "other"), TWINS)
 def test_what_differs_in_meaning_is_not(one: str, other: str) -> None:
-    assert not same(one, other) and not same(other, one)
+    assert not equivalent(one, other) and not equivalent(other, one)
 
 
 def test_normalized_changes_no_meaning() -> None:
-    assert normalized(" 请问  １＋１ 等于 几？ ") == normalized("请问1+1等于几?")
+    assert normalize(" 请问  １＋１ 等于 几？ ") == normalize("请问1+1等于几?")
     for text in ("5!", "x²", "  if a:\n    b", "a  `b  c`"):
-        assert normalized(text) == text.strip()
+        assert normalize(text) == text.strip()
     for one, other in TWINS:
-        assert normalized(one) != normalized(other)
+        assert normalize(one) != normalize(other)

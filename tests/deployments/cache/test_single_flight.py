@@ -13,12 +13,12 @@ import redis
 
 from cluster.records.cache import key_of
 from cluster.redis_server import OwnRedis
-from deployments.cache.single_flight import Flights, SharedFlight
-from deployments.common.messages import Tokens
+from deployments.cache.single_flight import FlightLease, SingleFlight
+from deployments.common.messages import TokenBatch
 from tests.conftest import redis_server
 from tests.deployments.cache.test_answers import store_at
 
-MADE = [Tokens([1, 2], cached=3), Tokens([3]), Tokens([4, 5, 6]), Tokens([7], "stop")]
+MADE = [TokenBatch([1, 2], cached_tokens=3), TokenBatch([3]), TokenBatch([4, 5, 6]), TokenBatch([7], "stop")]
 
 
 @pytest.fixture(scope="module")
@@ -28,29 +28,29 @@ def server() -> Iterator[OwnRedis]:
 
 
 @asynccontextmanager
-async def routers(server: OwnRedis, count: int) -> AsyncIterator[list[Flights]]:
+async def routers(server: OwnRedis, count: int) -> AsyncIterator[list[SingleFlight]]:
     stores = [store_at(server.url) for _ in range(count)]
-    yield [Flights(store) for store in stores]
+    yield [SingleFlight(store) for store in stores]
     for store in stores:
         await store.close()
 
 
-async def join(router: Flights, digest: str) -> SharedFlight:
-    found = await router.join(key_of("m", "n", digest), digest)
-    assert isinstance(found, SharedFlight)
+async def join(router: SingleFlight, digest: str) -> FlightLease:
+    found = await router.acquire(key_of("m", "n", digest), digest)
+    assert isinstance(found, FlightLease)
     return found
 
 
-async def told(flight: SharedFlight, most: int = 100) -> list[Tokens]:
-    seen: list[Tokens] = []
-    async for tokens in flight.recorded(0, 0):
+async def told(flight: FlightLease, most: int = 100) -> list[TokenBatch]:
+    seen: list[TokenBatch] = []
+    async for tokens in flight.follow(0, 0):
         seen.append(tokens)
         if len(seen) == most:
             break
     return seen
 
 
-def ids(several: list[Tokens]) -> list[int]:
+def ids(several: list[TokenBatch]) -> list[int]:
     return [one for tokens in several for one in tokens.ids]
 
 
@@ -72,7 +72,7 @@ def test_followers_see_all_as_it_comes_and_then_it_is_known(server: OwnRedis) ->
         async with routers(server, 3) as (one, *others):
             digest = secrets.token_hex(20)
             leader = await join(one, digest)
-            assert not leader.joined and leader.place == "lead"
+            assert not leader.joined and leader.role == "lead"
             leader.record(0, 0, MADE[0])
             followers = [await join(other, digest) for other in others]
             assert all(follower.joined for follower in followers)
@@ -82,9 +82,9 @@ def test_followers_see_all_as_it_comes_and_then_it_is_known(server: OwnRedis) ->
             leader.record(0, 0, MADE[2])
             leader.record(0, 0, MADE[3])
             reading = [asyncio.create_task(told(follower)) for follower in followers]
-            await leader.land(b"answer", 100)
+            await leader.complete(b"answer", 100)
             assert [await task for task in reading] == [MADE, MADE]
-            assert await one.join(key_of("m", "n", digest), digest) == b"answer"
+            assert await one.acquire(key_of("m", "n", digest), digest) == b"answer"
 
     run(work)
 
@@ -99,17 +99,17 @@ def test_a_dead_leaders_follower_goes_on_within_two_seconds(server: OwnRedis) ->
             assert leader._task is not None
             leader._task.cancel()  # as if its process had died: it renews nothing and says nothing
             died = time.monotonic()
-            await until(lambda: "lead" in (follower.place, bystander.place))
+            await until(lambda: "lead" in (follower.role, bystander.role))
             assert time.monotonic() - died < 2
-            new, old = (follower, bystander) if follower.place == "lead" else (bystander, follower)
+            new, old = (follower, bystander) if follower.role == "lead" else (bystander, follower)
             assert await told(new) == MADE[:1], "what is missing is its own to make"
             new.record(0, 0, MADE[1])
             new.record(0, 0, MADE[3])
             reading = asyncio.create_task(told(old))
-            await new.land(b"", 1)
+            await new.complete(b"", 1)
             assert ids(await reading) == [1, 2, 3, 7]
             leader.record(0, 0, MADE[2])
-            assert not await leader.wanted() and leader.place == "alone", "it tells nothing without the lock"
+            assert not await leader.has_followers() and leader.role == "alone", "it tells nothing without the lock"
 
     run(work)
 
@@ -119,16 +119,16 @@ def test_leader_knows_whether_anyone_follows_and_may_leave(server: OwnRedis) -> 
         async with routers(server, 2) as (one, other):
             digest = secrets.token_hex(20)
             leader = await join(one, digest)
-            assert not await leader.wanted()
+            assert not await leader.has_followers()
             follower = await join(other, digest)
             leader.record(0, 0, MADE[0])
             assert await told(follower, 1) == MADE[:1]
-            assert await leader.wanted()
+            assert await leader.has_followers()
             left = time.monotonic()
-            await leader.leave()
-            await until(lambda: follower.place == "lead")
+            await leader.release()
+            await until(lambda: follower.role == "lead")
             assert time.monotonic() - left < 1
-            await follower.leave()
+            await follower.release()
 
     run(work)
 
@@ -140,17 +140,17 @@ def test_who_asks_again_soon_goes_on_where_the_last_one_left(server: OwnRedis) -
             first = await join(one, digest)
             first.record(0, 0, MADE[0])
             first.record(0, 0, MADE[1])
-            await first.leave()
+            await first.release()
             again = await join(other, digest)
             assert not again.joined and again.name == first.name
             assert await told(again) == MADE[:2]
-            assert again.place == "lead"
+            assert again.role == "lead"
             again.record(0, 0, MADE[3])
-            await again.land(b"", 1)
+            await again.complete(b"", 1)
             # It ended and was not kept: the next begins anew.
             fresh = await join(one, digest)
             assert fresh.name != first.name and await told(fresh) == []
-            await fresh.leave()
+            await fresh.release()
 
     run(work)
 
@@ -181,9 +181,9 @@ def test_what_does_not_fit_is_never_told(server: OwnRedis, trouble: str) -> None
                     raw.xadd(stream, {"flight": odd[0], "records": odd[1]})
             rest = await told(follower)
             assert ids(rest) == ([1, 2, 3, 4, 5, 6, 7] if trouble == "gone" else [1, 2])
-            assert follower.place == ("follow" if trouble == "gone" else "alone")
-            await leader.leave()
-            await follower.leave()
+            assert follower.role == ("follow" if trouble == "gone" else "alone")
+            await leader.release()
+            await follower.release()
 
     run(work)
 
@@ -199,9 +199,9 @@ def test_without_redis_each_goes_on_alone() -> None:
                 leader.record(0, 0, MADE[0])
                 assert await told(follower, 1) == MADE[:1]
                 own.stop()
-                assert await told(follower) == MADE[:1] and follower.place == "alone"
-                assert not await leader.wanted()
-                await leader.land(b"answer", 10)
-                await follower.leave()
+                assert await told(follower) == MADE[:1] and follower.role == "alone"
+                assert not await leader.has_followers()
+                await leader.complete(b"answer", 10)
+                await follower.release()
 
     run(work)

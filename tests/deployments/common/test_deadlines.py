@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deployments.common.deadlines import Watchdog
+from deployments.common.deadlines import Deadline
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -15,7 +15,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 def test_only_a_long_wait_is_ended() -> None:
     async def work() -> None:
-        dog = Watchdog()
+        dog = Deadline()
         for _ in range(20):
             assert await dog.wait(asyncio.sleep(0.02, 7), 0.1) == 7
         began = asyncio.get_running_loop().time()
@@ -34,7 +34,7 @@ def test_only_a_long_wait_is_ended() -> None:
 def test_a_cancelled_task_is_cancelled() -> None:
     async def work() -> None:
         async def waits() -> None:
-            await Watchdog().wait(asyncio.sleep(5), 5)
+            await Deadline().wait(asyncio.sleep(5), 5)
 
         task = asyncio.create_task(waits())
         await asyncio.sleep(0.05)
@@ -50,7 +50,7 @@ def test_what_a_wait_raises_is_raised() -> None:
         raise ValueError
 
     async def work() -> None:
-        dog = Watchdog()
+        dog = Deadline()
         with pytest.raises(ValueError):
             await dog.wait(fails(), 1)
 

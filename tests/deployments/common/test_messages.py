@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from deployments.common.messages import (
     Add,
     Cancel,
-    Load,
-    Request,
+    EngineLoad,
+    EngineRequest,
     Sampling,
-    Step,
-    Tokens,
+    StepResult,
+    TokenBatch,
     Unframer,
     decode_from_engine,
     decode_to_engine,
@@ -21,7 +21,7 @@ from deployments.common.prefix import BLOCK_TOKENS, PrefixMirror, block_keys
 
 @given(st.lists(st.lists(st.integers(0, 151_935), max_size=50), min_size=1, max_size=6), st.data())
 def test_frames_come_back_whole_however_they_are_cut(prompts: list[list[int]], data: st.DataObject) -> None:
-    sent = [Add(n, Request(ids, Sampling(max_tokens=n + 1, temperature=0.5))) for n, ids in enumerate(prompts)]
+    sent = [Add(n, EngineRequest(ids, Sampling(max_tokens=n + 1, temperature=0.5))) for n, ids in enumerate(prompts)]
     stream = b"".join(frame(message) for message in sent)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
     unframer, bodies = Unframer(), []
@@ -31,7 +31,7 @@ def test_frames_come_back_whole_however_they_are_cut(prompts: list[list[int]], d
 
 
 def test_each_message_is_told_from_the_others() -> None:
-    step = Step({7: Tokens([1, 2], "stop", 32)}, Load(1, 2.5, 0.25))
+    step = StepResult({7: TokenBatch([1, 2], "stop", 32)}, EngineLoad(1, 2.5, 0.25))
     [body] = Unframer().feed(frame(step))
     assert decode_from_engine(body) == step
     [body] = Unframer().feed(frame(Cancel(3)))

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from cluster.redis_server import OwnRedis
-from deployments.common.redis import Store, StoreAway, Watchers
+from deployments.common.redis import RedisCallbacks, RedisStore, RedisUnavailable
 from tests.conftest import redis_server
 
 
@@ -33,10 +33,10 @@ def server() -> Iterator[OwnRedis]:
         yield own
 
 
-def run(url: str, work: Callable[[Store, Seen], Coroutine[Any, Any, None]], timeout_s: float = 0.1) -> None:
+def run(url: str, work: Callable[[RedisStore, Seen], Coroutine[Any, Any, None]], timeout_s: float = 0.1) -> None:
     async def bounded() -> None:
         seen = Seen()
-        store = Store("answers", url, timeout_s, Watchers(seen.fault, seen.open.append))
+        store = RedisStore("answers", url, timeout_s, RedisCallbacks(seen.fault, seen.open.append))
         async with asyncio.timeout(20):
             await work(store, seen)
         await store.close()
@@ -44,9 +44,9 @@ def run(url: str, work: Callable[[Store, Seen], Coroutine[Any, Any, None]], time
     asyncio.run(bounded())
 
 
-async def fails(store: Store) -> float:
+async def fails(store: RedisStore) -> float:
     began = time.monotonic()
-    with pytest.raises(StoreAway):
+    with pytest.raises(RedisUnavailable):
         await store.get("x")
     return time.monotonic() - began
 
@@ -54,17 +54,17 @@ async def fails(store: Store) -> float:
 def test_a_paused_server_opens_the_circuit_which_closes_by_itself(
     server: OwnRedis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def work(store: Store, seen: Seen) -> None:
+    async def work(store: RedisStore, seen: Seen) -> None:
         assert await store.get("x") is None
         assert server.pid is not None
         os.kill(server.pid, signal.SIGSTOP)
         try:
             assert all([0.05 < await fails(store) < 0.5 for _ in range(3)])
-            assert store.away and seen.open == [True]
+            assert store.circuit_open and seen.open == [True]
             assert max([await fails(store) for _ in range(20)]) < 0.05, "then no call is made"
         finally:
             os.kill(server.pid, signal.SIGCONT)
-        while store.away:
+        while store.circuit_open:
             await asyncio.sleep(0.05)
         assert await store.get("x") is None
         assert seen.open == [True, False] and seen.faults == 3
@@ -78,17 +78,17 @@ def test_a_full_server_and_a_wrong_password_are_troubles_too(server: OwnRedis) -
         raw.config_set("maxmemory-policy", "noeviction")
         raw.config_set("maxmemory", "1mb")
 
-    async def full(store: Store, seen: Seen) -> None:
-        with pytest.raises(StoreAway):
+    async def full(store: RedisStore, seen: Seen) -> None:
+        with pytest.raises(RedisUnavailable):
             for number in range(200):
-                await store.run("SET", str(number), b"x" * 20_000)
+                await store.execute("SET", str(number), b"x" * 20_000)
         assert seen.faults == 1 and await store.get("none") is None
 
     run(server.url, full)
     with redis.Redis.from_url(server.url) as raw:
         raw.config_set("requirepass", "secret")
 
-    async def refused(store: Store, seen: Seen) -> None:
+    async def refused(store: RedisStore, seen: Seen) -> None:
         for _ in range(5):
             await fails(store)
         assert seen.open == [True]
@@ -97,7 +97,7 @@ def test_a_full_server_and_a_wrong_password_are_troubles_too(server: OwnRedis) -
 
 
 def test_a_busy_loop_is_no_slow_server(server: OwnRedis) -> None:
-    async def work(store: Store, seen: Seen) -> None:
+    async def work(store: RedisStore, seen: Seen) -> None:
         async def blocks() -> None:
             for _ in range(10):
                 time.sleep(0.15)  # noqa: ASYNC251 - the loop is meant to stand still
@@ -112,7 +112,7 @@ def test_a_busy_loop_is_no_slow_server(server: OwnRedis) -> None:
 
 
 def test_more_calls_than_connections_wait_for_one(server: OwnRedis) -> None:
-    async def work(store: Store, seen: Seen) -> None:
+    async def work(store: RedisStore, seen: Seen) -> None:
         await asyncio.gather(*(store.get(str(number)) for number in range(2000)))
         assert seen.faults == 0
 
@@ -120,9 +120,9 @@ def test_more_calls_than_connections_wait_for_one(server: OwnRedis) -> None:
 
 
 def test_who_leaves_during_a_call_breaks_none_of_the_others(server: OwnRedis) -> None:
-    async def work(store: Store, seen: Seen) -> None:
+    async def work(store: RedisStore, seen: Seen) -> None:
         for number in range(50):
-            await store.run("SET", str(number), str(number))
+            await store.execute("SET", str(number), str(number))
 
         async def get(number: int) -> None:
             assert await store.get(str(number % 50)) == str(number % 50).encode()

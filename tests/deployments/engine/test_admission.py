@@ -8,13 +8,13 @@ import msgspec
 import pytest
 
 from cluster.models.folder import ServedModel
-from deployments.common.messages import Add, Cancel, Request, Sampling
+from deployments.common.messages import Add, Cancel, EngineRequest, Sampling
 from deployments.common.prefix import BLOCK_TOKENS, block_keys
-from deployments.common.types import Question, Turn
+from deployments.common.types import GenerationRequest, Message
 from deployments.engine.admission import Admission
 from deployments.engine.core import Engine
 from deployments.engine.process import config_for
-from deployments.generation.prompts import Prompts
+from deployments.generation.prompts import PromptRenderer
 
 
 class Stream:
@@ -76,7 +76,7 @@ def test_a_full_step_takes_no_more_prompts() -> None:
 
 def undisturbed(engine: Engine, prompt: list[int]) -> list[int]:
     """The text that an engine makes with nothing else to do."""
-    engine.add(Add(1, Request(prompt, Sampling(1000))))
+    engine.add(Add(1, EngineRequest(prompt, Sampling(1000))))
     text: list[int] = []
     while engine.busy:
         for tokens in engine.step().streams.values():
@@ -97,7 +97,7 @@ class Texts:
         """Has it go on from the first tokens of the text."""
         self._number += 1
         self._asked[self._number], self._made[self._number] = start, []
-        self.engine.add(Add(self._number, Request(self.prompt + self.text[:start], Sampling(tokens))))
+        self.engine.add(Add(self._number, EngineRequest(self.prompt + self.text[:start], Sampling(tokens))))
 
     def leave_one(self) -> int | None:
         """Leaves one whose prompt is being computed, if there is any; gives where it began."""
@@ -165,13 +165,13 @@ def test_texts_are_right_whatever_runs_beside_them(
     bundled: ServedModel, calm: Engine, trouble: Callable[[Texts, random.Random], None], step_tokens: int
 ) -> None:
     config = config_for(bundled, tuple(sorted(os.sched_getaffinity(0))))
-    busy = Engine(msgspec.structs.replace(config, max_batched_tokens=step_tokens))
-    prompts = Prompts(bundled)
+    busy = Engine(msgspec.structs.replace(config, max_num_batched_tokens=step_tokens))
+    prompts = PromptRenderer(bundled)
     wrong = []
     for seed in range(25):
         chance = random.Random(f"{trouble.__name__} {seed}")
         asked = f"What is {chance.randrange(100, 1000)} times {chance.randrange(100, 1000)}?"
-        prompt = prompts.render(Question((Turn("user", asked),), Sampling(1))).ids
+        prompt = prompts.render(GenerationRequest((Message("user", asked),), Sampling(1))).ids
         texts = Texts(busy, prompt, undisturbed(calm, prompt))
         trouble(texts, chance)
         wrong += [f"{asked} {one}" for one in texts.finish()]

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from cluster.models.folder import ServedModel
-from deployments.common.messages import EngineConfig, Finish, Request, Sampling
+from deployments.common.messages import EngineConfig, EngineRequest, Sampling, StreamFinish
 from deployments.engine.process import EngineProcess, EngineStartError
 
 
@@ -27,12 +27,12 @@ async def running(model: ServedModel) -> AsyncIterator[EngineProcess]:
 
 async def complete(
     engine: EngineProcess, prompt: list[int], tokens: int, **sampling: float
-) -> tuple[list[int], Finish, int]:
+) -> tuple[list[int], StreamFinish, int]:
     ids: list[int] = []
-    finish: Finish = ""
+    finish: StreamFinish = ""
     cached = 0
-    async for made in engine.generate(Request(prompt, Sampling(tokens, **sampling))):  # type: ignore[arg-type]
-        ids, finish, cached = ids + made.ids, made.finish, cached + made.cached
+    async for made in engine.generate(EngineRequest(prompt, Sampling(tokens, **sampling))):  # type: ignore[arg-type]
+        ids, finish, cached = ids + made.ids, made.finish_reason, cached + made.cached_tokens
     return ids, finish, cached
 
 
@@ -66,7 +66,7 @@ def test_generates_cancels_and_refuses(bundled: ServedModel) -> None:
             assert (await complete(engine, bad, 5))[1] == "invalid"
         assert (await complete(engine, PROMPT * 400, 5))[1] == "overloaded"
 
-        stream = engine.generate(Request(PROMPT, Sampling(1000, temperature=2.0)))
+        stream = engine.generate(EngineRequest(PROMPT, Sampling(1000, temperature=2.0)))
         await anext(stream)
         await stream.aclose()
         assert engine.active == 0
@@ -90,7 +90,7 @@ def test_streams_of_a_killed_engine_end_as_lost(bundled: ServedModel) -> None:
 def test_an_end_that_has_not_been_read_stays_the_end(bundled: ServedModel) -> None:
     async def work(engine: EngineProcess) -> None:
         whole, end, _ = await complete(engine, PROMPT, 20)
-        stream = engine.generate(Request(PROMPT, Sampling(20)))
+        stream = engine.generate(EngineRequest(PROMPT, Sampling(20)))
         made = [await anext(stream)]
         async with asyncio.timeout(20):
             while engine.load.running:
@@ -99,7 +99,7 @@ def test_an_end_that_has_not_been_read_stays_the_end(bundled: ServedModel) -> No
         await engine.stop()
         made += [tokens async for tokens in stream]
         assert [one for tokens in made for one in tokens.ids] == whole
-        assert made[-1].finish == end
+        assert made[-1].finish_reason == end
 
     with_engine(bundled, work)
 

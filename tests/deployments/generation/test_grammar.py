@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from cluster.models.folder import ServedModel
 from deployments.common.errors import ApiError
-from deployments.common.messages import Add, EngineConfig, Grammar, Request, Sampling, Tag
+from deployments.common.messages import Add, EngineConfig, EngineRequest, Grammar, GrammarTag, Sampling
 from deployments.engine.core import Engine
 from deployments.generation.grammar import ebnf, ebnf_of_calls, integers
-from deployments.generation.prompts import Prompts
+from deployments.generation.prompts import PromptRenderer
 
 MOST = 1000
 TREE = {
@@ -59,25 +59,25 @@ def engine(bundled: ServedModel) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def prompts(bundled: ServedModel) -> Prompts:
-    return Prompts(bundled)
+def prompts(bundled: ServedModel) -> PromptRenderer:
+    return PromptRenderer(bundled)
 
 
-def write(engine: Engine, prompts: Prompts, grammar: Grammar, seed: int, most: int = 400) -> tuple[str, str]:
+def write(engine: Engine, prompts: PromptRenderer, grammar: Grammar, seed: int, most: int = 400) -> tuple[str, str]:
     """What the engine writes under a grammar, and why it ended. Hot, so that it tries every way that is open."""
     ids: list[int] = []
     finish = ""
     sampling = Sampling(most, temperature=1.5, seed=seed, grammar=grammar)
-    engine.add(Add(seed, Request(prompts.encode("What is 3 + 4?"), sampling)))
+    engine.add(Add(seed, EngineRequest(prompts.encode("What is 3 + 4?"), sampling)))
     while engine.busy:
         for made in engine.step().streams.values():
-            ids, finish = ids + made.ids, made.finish or finish
+            ids, finish = ids + made.ids, made.finish_reason or finish
     return prompts.decode(ids), finish
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=[str(n) for n in range(len(SCHEMAS))])
 def test_what_the_engine_writes_is_what_the_schema_allows(
-    engine: Engine, prompts: Prompts, schema: dict[str, Any]
+    engine: Engine, prompts: PromptRenderer, schema: dict[str, Any]
 ) -> None:
     grammar = Grammar(ebnf(json.dumps(schema), "response_format", MOST))
     ended = 0
@@ -89,7 +89,7 @@ def test_what_the_engine_writes_is_what_the_schema_allows(
     assert ended >= 4
 
 
-def test_any_object(engine: Engine, prompts: Prompts) -> None:
+def test_any_object(engine: Engine, prompts: PromptRenderer) -> None:
     texts = [write(engine, prompts, Grammar(ebnf('{"type": "object"}', "x", MOST)), seed) for seed in range(20, 26)]
     whole = [json.loads(text) for text, finish in texts if finish == "stop"]
     assert whole and all(isinstance(one, dict) for one in whole)
@@ -99,15 +99,15 @@ NUMBER = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required
 CALLS = [('<call>{"f": ', NUMBER, "}</call>")]
 
 
-def test_calls_are_held_to_their_schemas(engine: Engine, prompts: Prompts) -> None:
+def test_calls_are_held_to_their_schemas(engine: Engine, prompts: PromptRenderer) -> None:
     grammar = Grammar(ebnf_of_calls(CALLS * 2, ("[", ";", "]"), 2, "tools", MOST))
     text, finish = write(engine, prompts, grammar, 40)
     assert finish == "stop" and re.fullmatch(r'\[(<call>\{"f": \{ ?"n" ?: ?-?\d+ ?\}\}</call>;?){1,2}\]', text), text
 
 
-def test_a_tag_in_free_text_is_held_to_its_grammar(engine: Engine, prompts: Prompts) -> None:
+def test_a_tag_in_free_text_is_held_to_its_grammar(engine: Engine, prompts: PromptRenderer) -> None:
     inner = ebnf(NUMBER, "tools", MOST)
-    grammar = Grammar(trigger="7", tags=(Tag("7", inner, "!"),))
+    grammar = Grammar(trigger="7", tags=(GrammarTag("7", inner, "!"),))
     text, _ = write(engine, prompts, grammar, 50, most=60)
     assert all(re.match(r'7\{ ?"n" ?: ?-?\d+ ?\}!', text[at:]) for at in [m.start() for m in re.finditer("7\\{", text)])
 

@@ -11,16 +11,16 @@ from transformers import AutoTokenizer
 from cluster.models.folder import ServedModel
 from deployments.common.errors import ApiError
 from deployments.common.messages import Sampling
-from deployments.common.types import Question, Tool, ToolCall, ToolChoice, Turn
-from deployments.generation.output_parser import CompletionReader
-from deployments.generation.prompts import Prompts
+from deployments.common.types import GenerationRequest, Message, Tool, ToolCall, ToolChoice
+from deployments.generation.output_parser import OutputParser
+from deployments.generation.prompts import PromptRenderer
 
 Encode = Callable[[str], list[int]]
 
 
 @pytest.fixture(scope="module")
-def prompts(bundled: ServedModel) -> Prompts:
-    return Prompts(bundled)
+def prompts(bundled: ServedModel) -> PromptRenderer:
+    return PromptRenderer(bundled)
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +29,15 @@ def encode(bundled: ServedModel) -> Encode:
     return lambda text: tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def asked(*turns: Turn, stop: tuple[str, ...] = (), **more: Any) -> Question:
-    return Question(turns or (Turn("user", "hi"),), Sampling(9), stop=stop, **more)
+def asked(*turns: Message, stop: tuple[str, ...] = (), **more: Any) -> GenerationRequest:
+    return GenerationRequest(turns or (Message("user", "hi"),), Sampling(9), stop=stop, **more)
 
 
-def reader_of(prompts: Prompts, question: Question) -> CompletionReader:
-    return prompts.reader(question, prompts.render(question))
+def reader_of(prompts: PromptRenderer, question: GenerationRequest) -> OutputParser:
+    return prompts.parser(question, prompts.render(question))
 
 
-def read(prompts: Prompts, ids: list[int], stop: list[str] | None = None, cut: int = 10**6) -> CompletionReader:
+def read(prompts: PromptRenderer, ids: list[int], stop: list[str] | None = None, cut: int = 10**6) -> OutputParser:
     """Reads a completion whose ids come in pieces of `cut`."""
     reader = reader_of(prompts, asked(stop=tuple(stop or ())))
     pieces = [reader.feed(ids[start : start + cut]) for start in range(0, len(ids), cut)]
@@ -47,31 +47,31 @@ def read(prompts: Prompts, ids: list[int], stop: list[str] | None = None, cut: i
     return reader
 
 
-def test_render_is_the_models_own_template(prompts: Prompts, bundled: ServedModel) -> None:
+def test_render_is_the_models_own_template(prompts: PromptRenderer, bundled: ServedModel) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(bundled.folder))
     turns = (
-        Turn("system", "Be brief."),
-        Turn("user", "1+1?"),
-        Turn("assistant", "<think>\nx\n</think>\n\n2", "x"),
-        Turn("user", "你好"),
+        Message("system", "Be brief."),
+        Message("user", "1+1?"),
+        Message("assistant", "<think>\nx\n</think>\n\n2", "x"),
+        Message("user", "你好"),
     )
     prompt = prompts.render(asked(*turns))
     text = tokenizer.decode(prompt.ids)
-    assert prompt.thinking and text.endswith("<think>\n")
+    assert prompt.starts_in_thinking and text.endswith("<think>\n")
     assert "Be brief." in text and "x" not in text.replace("<think>", "")
     assert text.count(tokenizer.bos_token) == 1
 
 
-def test_too_long_a_prompt_is_refused(prompts: Prompts) -> None:
+def test_too_long_a_prompt_is_refused(prompts: PromptRenderer) -> None:
     with pytest.raises(ApiError) as refused:
-        prompts.render(asked(Turn("user", "1 " * 5000)))
+        prompts.render(asked(Message("user", "1 " * 5000)))
     assert refused.value.body.error.code == "context_length_exceeded"
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(thought=st.text(max_size=40), answer=st.text(max_size=40), cut=st.integers(1, 9))
 def test_any_text_is_read_the_same_in_any_pieces(
-    prompts: Prompts, encode: Encode, thought: str, answer: str, cut: int
+    prompts: PromptRenderer, encode: Encode, thought: str, answer: str, cut: int
 ) -> None:
     ids = encode(thought + "</think>" + answer)
     whole, pieces = read(prompts, ids), read(prompts, ids, cut=cut)
@@ -81,7 +81,7 @@ def test_any_text_is_read_the_same_in_any_pieces(
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=st.text(alphabet="鸡兔23只😀🐰 abé\n", min_size=1, max_size=30))
-def test_characters_come_whole(prompts: Prompts, encode: Encode, answer: str) -> None:
+def test_characters_come_whole(prompts: PromptRenderer, encode: Encode, answer: str) -> None:
     reader = reader_of(prompts, asked())
     ids = encode("</think>" + answer)
     pieces = [reader.feed([token]).text for token in ids]
@@ -89,14 +89,14 @@ def test_characters_come_whole(prompts: Prompts, encode: Encode, answer: str) ->
     assert "".join(pieces) == answer.lstrip()
 
 
-def test_thinking_is_apart_from_the_answer_and_counted(prompts: Prompts, encode: Encode) -> None:
+def test_thinking_is_apart_from_the_answer_and_counted(prompts: PromptRenderer, encode: Encode) -> None:
     ids = encode("想一想。\n</think>\n\n答案是42。")
     reader = read(prompts, ids, cut=1)
     assert (reader.reasoning, reader.text) == ("想一想。", "答案是42。")
     assert 0 < reader.reasoning_tokens < reader.tokens
 
 
-def test_a_completion_cut_in_its_thinking_has_no_answer(prompts: Prompts, encode: Encode) -> None:
+def test_a_completion_cut_in_its_thinking_has_no_answer(prompts: PromptRenderer, encode: Encode) -> None:
     reader = read(prompts, encode("still thinking "))
     assert (reader.reasoning, reader.text) == ("still thinking", "")
 
@@ -108,7 +108,7 @@ def test_a_completion_cut_in_its_thinking_has_no_answer(prompts: Prompts, encode
     cut=st.integers(1, 5),
 )
 def test_stop_strings_cut_where_the_first_begins(
-    prompts: Prompts, encode: Encode, answer: str, stop: list[str], cut: int
+    prompts: PromptRenderer, encode: Encode, answer: str, stop: list[str], cut: int
 ) -> None:
     reader = read(prompts, encode("cab abc bca\n</think>\n\n") + encode(answer), stop, cut)
     places = [place for text in stop if (place := answer.find(text)) >= 0]
@@ -122,27 +122,27 @@ def test_stop_strings_cut_where_the_first_begins(
     assert reader.reasoning == "cab abc bca"
 
 
-def test_a_raw_prompt_goes_in_and_comes_out_as_it_is(prompts: Prompts, encode: Encode) -> None:
+def test_a_raw_prompt_goes_in_and_comes_out_as_it_is(prompts: PromptRenderer, encode: Encode) -> None:
     for raw in ("1+1=", tuple(encode("1+1="))):
-        question = Question((), Sampling(9), raw)
+        question = GenerationRequest((), Sampling(9), raw)
         prompt = prompts.render(question)
-        assert prompt.ids == encode("1+1=") and not prompt.thinking
-        reader = prompts.reader(question, prompt)
+        assert prompt.ids == encode("1+1=") and not prompt.starts_in_thinking
+        reader = prompts.parser(question, prompt)
         reader.feed(encode(" 2\n</think>\n"))
         reader.finish()
         assert (reader.reasoning, reader.text) == ("", " 2\n</think>\n")
     for outside in ((-1,), (10**6,)):
         with pytest.raises(ApiError, match="vocabulary"):
-            prompts.render(Question((), Sampling(9), outside))
+            prompts.render(GenerationRequest((), Sampling(9), outside))
 
 
-def test_tools_are_told_where_the_template_knows_of_none(prompts: Prompts) -> None:
+def test_tools_are_told_where_the_template_knows_of_none(prompts: PromptRenderer) -> None:
     tools = (Tool("天气", "What the weather is", '{"type": "object"}'),)
     turns = (
-        Turn("system", "Be brief."),
-        Turn("user", "Is it raining?"),
-        Turn("assistant", "", tool_calls=(ToolCall("call_1", "天气", '{"city": "北京"}'),)),
-        Turn("tool", "sunny", tool_call_id="call_1"),
+        Message("system", "Be brief."),
+        Message("user", "Is it raining?"),
+        Message("assistant", "", tool_calls=(ToolCall("call_1", "天气", '{"city": "北京"}'),)),
+        Message("tool", "sunny", tool_call_id="call_1"),
     )
     text = prompts.text(asked(*turns, tools=tools))
     assert text.count("Be brief.") == 1 and "What the weather is" in text and "sunny" in text
@@ -151,7 +151,7 @@ def test_tools_are_told_where_the_template_knows_of_none(prompts: Prompts) -> No
     assert "What the weather is" not in without
 
 
-def test_logprobs_go_with_the_answers_tokens(prompts: Prompts, encode: Encode) -> None:
+def test_logprobs_go_with_the_answers_tokens(prompts: PromptRenderer, encode: Encode) -> None:
     reader = reader_of(prompts, asked())
     ids = encode("3</think>") + encode("鸡😀a")
     pieces = [reader.feed([token], [-float(n)]) for n, token in enumerate(ids)]

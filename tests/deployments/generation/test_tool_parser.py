@@ -3,16 +3,16 @@
 import pytest
 
 from deployments.common.types import Tool, ToolCall
-from deployments.generation.tool_formats import HERMES, LLAMA, PHI, R1, Family, family_of
-from deployments.generation.tool_parser import CallReader
+from deployments.generation.tool_formats import HERMES, LLAMA, PHI, R1, ToolFormat, tool_format_of
+from deployments.generation.tool_parser import ToolCallParser
 
 FAMILIES = (HERMES, LLAMA, PHI, R1)
 ARGUMENTS = ['{"city": "北京", "days": [1, {"x": "}\\"{"}]}', "{}", '{"a": "</tool_call>"}']
 
 
-def read(family: Family, text: str, cut: int) -> tuple[str, list[tuple[str, str]]]:
+def read(family: ToolFormat, text: str, cut: int) -> tuple[str, list[tuple[str, str]]]:
     """Text and calls (name, arguments), from what came in pieces of `cut` characters; checks the pieces told."""
-    reader = CallReader(family)
+    reader = ToolCallParser(family)
     parts = [reader.feed(text[start : start + cut]) for start in range(0, len(text), cut)]
     parts.append(reader.feed("", last=True))
     told: dict[int, list[str]] = {}
@@ -30,7 +30,7 @@ def read(family: Family, text: str, cut: int) -> tuple[str, list[tuple[str, str]
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 7, 10**6])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_what_a_family_writes_is_read_back(family: Family, cut: int) -> None:
+def test_what_a_family_writes_is_read_back(family: ToolFormat, cut: int) -> None:
     calls = [ToolCall("x", f"tool_{n}", arguments) for n, arguments in enumerate(ARGUMENTS)]
     text, read_calls = read(family, family.write(calls), cut)
     assert (text.strip(), read_calls) == ("", [(call.name, call.arguments) for call in calls])
@@ -38,7 +38,7 @@ def test_what_a_family_writes_is_read_back(family: Family, cut: int) -> None:
 
 @pytest.mark.parametrize("cut", [1, 4, 10**6])
 @pytest.mark.parametrize("family", [HERMES, PHI, R1], ids=lambda family: family.name)
-def test_text_around_calls_stays(family: Family, cut: int) -> None:
+def test_text_around_calls_stays(family: ToolFormat, cut: int) -> None:
     written = family.write([ToolCall("x", "f", '{"n": 1}')])
     text, calls = read(family, f"Let me see. {written} Done.", cut)
     assert text.split() == ["Let", "me", "see.", "Done."] and calls == [("f", '{"n": 1}')]
@@ -61,7 +61,7 @@ def test_text_around_calls_stays(family: Family, cut: int) -> None:
         " \n",
     ],
 )
-def test_what_is_no_call_comes_out_as_it_is(family: Family, text: str, cut: int) -> None:
+def test_what_is_no_call_comes_out_as_it_is(family: ToolFormat, text: str, cut: int) -> None:
     assert read(family, text, cut) == (text, [])
 
 
@@ -89,11 +89,11 @@ def test_a_call_that_is_cut_off_keeps_what_came() -> None:
 
 
 def test_families_are_known_by_their_templates() -> None:
-    assert family_of("{{ '<tool_call>' }}") is HERMES
-    assert family_of("... <｜tool▁calls▁begin｜> ...") is R1
-    assert family_of("{% if 'ipython' %}") is LLAMA
-    assert family_of("<|tool|>") is PHI
-    assert family_of("{{ messages }}") is HERMES
+    assert tool_format_of("{{ '<tool_call>' }}") is HERMES
+    assert tool_format_of("... <｜tool▁calls▁begin｜> ...") is R1
+    assert tool_format_of("{% if 'ipython' %}") is LLAMA
+    assert tool_format_of("<|tool|>") is PHI
+    assert tool_format_of("{{ messages }}") is HERMES
 
 
 def test_instructions_say_what_is_then_read() -> None:

@@ -6,7 +6,7 @@ pytest.importorskip("gradio", reason="the chat page needs the extra `page`")
 
 from deployments.pages.chat import Message, conversation, messages
 from deployments.pages.client import Progress
-from deployments.pages.i18n import ENGLISH, words_for
+from deployments.pages.i18n import ENGLISH, texts_for
 
 DONE = Progress("because", "42", "miss", False, "stop", 0.5, 0.8, 1.5, 11, 6)
 
@@ -41,5 +41,5 @@ def test_thinking_is_open_until_the_answer_begins() -> None:
 
 
 def test_words_follow_the_first_language() -> None:
-    assert words_for("zh-CN,zh;q=0.9,en;q=0.8").thought == "思考过程"
-    assert words_for("en-GB,zh;q=0.9") is words_for("") is ENGLISH
+    assert texts_for("zh-CN,zh;q=0.9,en;q=0.8").thought == "思考过程"
+    assert texts_for("en-GB,zh;q=0.9") is texts_for("") is ENGLISH

@@ -9,10 +9,10 @@ import pytest
 
 from cluster.models.folder import ServedModel
 from deployments.common.errors import ApiError
-from deployments.common.messages import Grammar, Request, Sampling, Tokens, decode_request, encode
-from deployments.common.types import Question, Turn
+from deployments.common.messages import EngineRequest, Grammar, Sampling, TokenBatch, decode_request, encode
+from deployments.common.types import GenerationRequest, Message
 from deployments.engine.process import EngineProcess, config_for
-from deployments.generation.prompts import Prompts
+from deployments.generation.prompts import PromptRenderer
 from deployments.routing.dispatcher import Dispatcher
 
 
@@ -70,20 +70,20 @@ class Response:
         pass
 
 
-async def answer(dispatcher: Dispatcher, request: Request) -> list[int]:
-    made: list[Tokens] = [tokens async for tokens in dispatcher.stream(request)]
+async def answer(dispatcher: Dispatcher, request: EngineRequest) -> list[int]:
+    made: list[TokenBatch] = [tokens async for tokens in dispatcher.stream(request)]
     return [one for tokens in made for one in tokens.ids]
 
 
 def test_poison_is_stopped_after_two_engines_and_nobody_else_suffers(bundled: ServedModel) -> None:
-    prompts = Prompts(bundled)
+    prompts = PromptRenderer(bundled)
 
     async def work() -> None:
         replica, carried = Replica(bundled), []
         dispatcher = Dispatcher(replica, "engine", lambda: carried.append(1))
-        prompt = prompts.render(Question((Turn("user", "What is 345 times 678?"),), Sampling(1))).ids
-        plain = Request(prompt, Sampling(300))
-        poison = Request(prompt, Sampling(50, grammar=Grammar("root ::= (")))
+        prompt = prompts.render(GenerationRequest((Message("user", "What is 345 times 678?"),), Sampling(1))).ids
+        plain = EngineRequest(prompt, Sampling(300))
+        poison = EngineRequest(prompt, Sampling(50, grammar=Grammar("root ::= (")))
         try:
             right = await answer(dispatcher, plain)
             waiting = [asyncio.create_task(answer(dispatcher, plain)) for _ in range(6)]
@@ -114,8 +114,10 @@ def test_a_request_under_which_engines_crash_is_stopped_though_it_goes_on_each_t
 
 async def killed(bundled: ServedModel, replica: Replica) -> None:
     """Asks; the answer must be the one of an engine that nobody kills."""
-    prompt = Prompts(bundled).render(Question((Turn("user", "What is 345 times 678?"),), Sampling(1))).ids
-    request = Request(prompt, Sampling(300))
+    prompt = (
+        PromptRenderer(bundled).render(GenerationRequest((Message("user", "What is 345 times 678?"),), Sampling(1))).ids
+    )
+    request = EngineRequest(prompt, Sampling(300))
     calm = Replica(bundled)
     try:
         right = await answer(Dispatcher(calm, "engine", lambda: None), request)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 import pytest
 
 from deployments.common.errors import ApiError
-from deployments.routing.fair_queue import ANYONE, FairQueue, Turn, Work
+from deployments.routing.fair_queue import ANYONE, FairQueue, Slot, TokenCost
 
 
 def run(work: Callable[[], Coroutine[None, None, None]]) -> None:
@@ -24,14 +24,14 @@ class Served:
     def __init__(self, queue: FairQueue) -> None:
         self.queue = queue
         self.order: list[str] = []
-        self.turns: list[tuple[str, Turn, int]] = []
+        self.turns: list[tuple[str, Slot, int]] = []
         self.tasks: list[asyncio.Task[None]] = []
 
     async def ask(
         self, team: str, count: int, cost: int = 100, weight: float = 1.0, batch: bool = False, prompt: int = 10
     ) -> None:
         async def one() -> None:
-            turn = await self.queue.turn(team, weight, Work(prompt, cost - prompt, batch))
+            turn = await self.queue.acquire(team, weight, TokenCost(prompt, cost - prompt, batch))
             self.order.append(team)
             self.turns.append((team, turn, cost))
 
@@ -41,7 +41,7 @@ class Served:
     async def end(self, count: int = 1) -> None:
         for _ in range(count):
             _, turn, cost = self.turns.pop(0)
-            turn.end(cost)
+            turn.release(cost)
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
@@ -161,7 +161,7 @@ def test_who_leaves_gives_place_and_costs_nothing() -> None:
         assert (queue.running, queue.waiting) == (1, 1)
         # Given and left in the same moment: the place must not be lost.
         _, turn, _ = served.turns.pop()
-        turn.end(100)
+        turn.release(100)
         served.tasks[2].cancel()
         await asyncio.wait(served.tasks[2:])
         assert (queue.running, queue.waiting) == (0, 0)
@@ -178,17 +178,17 @@ def test_no_more_prompts_are_handed_over_than_a_step_takes() -> None:
         await served.ask("flood", 20, prompt=40)
         assert len(served.order) == 2
         await served.ask("quiet", 1, prompt=40)
-        served.turns[0][1].begun()
+        served.turns[0][1].prefill_done()
         await asyncio.sleep(0.01)
         assert served.order == ["flood", "flood", "quiet"]
         for _, turn, _ in tuple(served.turns):
-            turn.begun()
+            turn.prefill_done()
         await asyncio.sleep(0.01)
         assert len(served.order) == 5
         await served.ask("long", 1, prompt=5000, cost=6000)
         while "long" not in served.order:
             for _, turn, _ in tuple(served.turns):
-                turn.begun()
+                turn.prefill_done()
             await asyncio.sleep(0.01)
         assert queue.running == len(served.order), "a prompt beyond the bound goes alone"
 
@@ -204,13 +204,13 @@ def test_who_leaves_in_the_moment_when_all_ends_or_is_refused_breaks_nothing() -
         # Cancelled, and not yet run, while the last turns end: its lane must still be there.
         served.tasks[2].cancel()
         for _, turn, _ in served.turns:
-            turn.end(1)
+            turn.release(1)
         assert isinstance((await asyncio.gather(*served.tasks, return_exceptions=True))[2], asyncio.CancelledError)
         assert (queue.running, queue.waiting) == (0, 0)
 
         again = Served(queue)
         await again.ask("a", 4)
-        late = asyncio.create_task(queue.turn("b", 1.0, Work(1, 1)))
+        late = asyncio.create_task(queue.acquire("b", 1.0, TokenCost(1, 1)))
         await asyncio.sleep(0)  # it makes room: the last of the larger team is refused, and has not heard of it
         again.tasks[3].cancel()
         await asyncio.wait([again.tasks[3]])
@@ -218,7 +218,7 @@ def test_who_leaves_in_the_moment_when_all_ends_or_is_refused_breaks_nothing() -
         for _ in range(2):
             await again.end()
         await again.end()
-        (await late).end(1)
+        (await late).release(1)
         await asyncio.sleep(0.01)
         assert (queue.running, queue.waiting) == (0, 0)
 

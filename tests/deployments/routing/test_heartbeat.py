@@ -3,7 +3,7 @@
 import asyncio
 
 from cluster.redis_server import OwnRedis
-from deployments.routing.heartbeat import keep_counting
+from deployments.routing.heartbeat import heartbeat
 from tests.conftest import redis_server
 from tests.deployments.cache.test_answers import store_at
 
@@ -18,12 +18,12 @@ async def come_and_go(server: OwnRedis) -> None:
     told: list[int] = []
     routers = []
     for store in stores:
-        routers.append(asyncio.create_task(keep_counting(store, told.append)))
+        routers.append(asyncio.create_task(heartbeat(store, told.append)))
         await asyncio.sleep(0.2)
     assert told == [1, 2, 3]
     routers[0].cancel()
     await asyncio.gather(routers[0], return_exceptions=True)
-    late = asyncio.create_task(keep_counting(stores[0], told.append))
+    late = asyncio.create_task(heartbeat(stores[0], told.append))
     await asyncio.sleep(0.2)
     assert told == [1, 2, 3, 3], "one went as it should, and another came"
     for task in (*routers, late):

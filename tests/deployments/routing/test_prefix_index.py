@@ -4,7 +4,7 @@ import asyncio
 
 from cluster.redis_server import OwnRedis
 from deployments.common.prefix import BLOCK_TOKENS, block_keys
-from deployments.routing.prefix_index import Homes
+from deployments.routing.prefix_index import PrefixIndex
 from tests.conftest import redis_server
 from tests.deployments.cache.test_answers import store_at
 
@@ -24,22 +24,22 @@ def test_the_next_turn_finds_the_replica_through_another_router() -> None:
 
 async def two_routers(server: OwnRedis) -> None:
     stores = [store_at(server.url) for _ in range(2)]
-    here, there = (Homes(store, "engine") for store in stores)
-    assert await here.find(blocks(FIRST)) == ("", 0)
-    here.note(blocks(FIRST + OPENING), "r1")
+    here, there = (PrefixIndex(store, "engine") for store in stores)
+    assert await here.lookup(blocks(FIRST)) == ("", 0)
+    here.record(blocks(FIRST + OPENING), "r1")
     await asyncio.sleep(0.2)
     following = FIRST + ANSWER + FIRST
-    assert await there.find(blocks(following)) == ("r1", len(FIRST))
-    there.note(blocks(following), "r2")
+    assert await there.lookup(blocks(following)) == ("r1", len(FIRST))
+    there.record(blocks(following), "r2")
     await asyncio.sleep(0.2)
-    assert await here.find(blocks([*following, 1])) == ("r2", 6 * BLOCK_TOKENS)
-    assert await here.find(blocks([*FIRST, 1])) == ("r1", len(FIRST))
+    assert await here.lookup(blocks([*following, 1])) == ("r2", 6 * BLOCK_TOKENS)
+    assert await here.lookup(blocks([*FIRST, 1])) == ("r1", len(FIRST))
     # Of a prompt that ends with its block, the last token is computed anew; so that block does not count.
-    assert await here.find(blocks(FIRST)) == ("r1", 2 * BLOCK_TOKENS)
-    assert await Homes(stores[0], "another").find(blocks([*FIRST, 1])) == ("", 0)
+    assert await here.lookup(blocks(FIRST)) == ("r1", 2 * BLOCK_TOKENS)
+    assert await PrefixIndex(stores[0], "another").lookup(blocks([*FIRST, 1])) == ("", 0)
     await asyncio.to_thread(server.stop)
-    here.note(blocks(FIRST), "r3")
-    assert await here.find(blocks([*FIRST, 1])) == ("", 0)
+    here.record(blocks(FIRST), "r3")
+    assert await here.lookup(blocks([*FIRST, 1])) == ("", 0)
     for store in stores:
         await store.close()
 
@@ -47,8 +47,8 @@ async def two_routers(server: OwnRedis) -> None:
 def test_a_prompt_of_less_than_a_block_asks_nobody() -> None:
     async def ask() -> None:
         store = store_at("redis://127.0.0.1:1")
-        assert await Homes(store, "engine").find(blocks(FIRST[:BLOCK_TOKENS])) == ("", 0)
-        assert not store.away
+        assert await PrefixIndex(store, "engine").lookup(blocks(FIRST[:BLOCK_TOKENS])) == ("", 0)
+        assert not store.circuit_open
         await store.close()
 
     asyncio.run(ask())

@@ -9,7 +9,7 @@ import pytest
 from cluster.records.teams import Quota, Team
 from cluster.redis_server import OwnRedis
 from deployments.common.errors import ApiError
-from deployments.tenancy.quotas import Admission, Quotas, Window
+from deployments.tenancy.quotas import QuotaGrant, Quotas, SlidingWindow
 from tests.conftest import redis_server
 from tests.deployments.cache.test_answers import store_at
 
@@ -32,7 +32,7 @@ def team(**quota: int) -> Team:
     return Team("support", 0.0, quota=Quota(**quota))
 
 
-async def try_to(work: Coroutine[None, None, Admission | None]) -> str:
+async def try_to(work: Coroutine[None, None, QuotaGrant | None]) -> str:
     try:
         await work
     except ApiError as error:
@@ -69,14 +69,14 @@ def test_requests_at_a_time_are_freed_by_their_end_and_by_their_routers_death(
         asked = team(requests_at_a_time=3)
         let_in = [await one.admit(asked), await other.admit(asked), await one.admit(asked)]
         assert await try_to(other.admit(asked)) == "requests"
-        await let_in[1].end()
+        await let_in[1].release()
         again = await other.admit(asked)
         assert await try_to(one.admit(asked)) == "requests"
-        await again.end()
+        await again.release()
         monkeypatch.setattr("deployments.tenancy.quotas._LEASE_S", 1)
         dying = await other.admit(asked)  # its router never says another word
         assert await try_to(one.admit(asked)) == "requests"
-        renewing = asyncio.create_task(one.keep_renewing())
+        renewing = asyncio.create_task(one.renew_forever())
         while await try_to(one.admit(asked)) != "let in":
             await asyncio.sleep(0.1)
         renewing.cancel()
@@ -146,7 +146,7 @@ def test_without_redis_each_router_has_its_share_and_then_tells(server: OwnRedis
 
 def test_window() -> None:
     now = [1000.0]
-    window = Window(lambda: now[0])
+    window = SlidingWindow(lambda: now[0])
     window.add(3)
     now[0] = 1030.5
     window.add(4)
