@@ -77,7 +77,7 @@ class AnswerCache:
                 msgspec.structs.replace(turn, content=normalize(turn.content)) if turn.role == "user" else turn
                 for turn in question.messages
             )
-            question = msgspec.structs.replace(question, turns=turns)
+            question = msgspec.structs.replace(question, messages=turns)
         digest = blake2b(_encode((subject, namespace, question)), digest_size=20).hexdigest()
         return key_of(model, namespace, digest)
 
