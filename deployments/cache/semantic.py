@@ -65,7 +65,7 @@ class SemanticCache:
         *before, last = question.messages
         if not last.content.strip() or len(last.content) > _LONGEST_CHARACTERS:
             return None
-        rest = msgspec.structs.replace(question, turns=(*before, msgspec.structs.replace(last, content="")))
+        rest = msgspec.structs.replace(question, messages=(*before, msgspec.structs.replace(last, content="")))
         context = blake2b(_encode((subject, namespace, rest)), digest_size=20).hexdigest()
         try:
             [vector] = await self._embedder.embed([last.content], _EMBED_S)
