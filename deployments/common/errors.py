@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape, and what every API says alike."""
+"""Errors in OpenAI's shape, server-sent events and ids: what all APIs share."""
 
 import random
 from typing import Any
@@ -7,7 +7,7 @@ import msgspec
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
-    """What went wrong. param: the field of the request; code: for programs."""
+    """OpenAI's error object. param: the field of the request at fault. code: a stable name for programs."""
 
     message: str
     type: str
@@ -16,13 +16,13 @@ class ErrorDetail(msgspec.Struct, frozen=True):
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
-    """The body of every refusal."""
+    """The body of every error response."""
 
     error: ErrorDetail
 
 
 class ApiError(Exception):
-    """An answer that is an error: HTTP status, and what OpenAI puts in its `error` object."""
+    """An error response: its HTTP status, headers and body."""
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class ApiError(Exception):
         kind: str = "invalid_request_error",
         retry_after_s: int | None = None,
     ) -> None:
+        """kind: OpenAI's `error.type`. retry_after_s: value of the Retry-After header, in seconds."""
         super().__init__(message)
         self.status = status
         self.message = message
@@ -43,20 +44,20 @@ class ApiError(Exception):
 
 
 def invalid_request(param: str, message: str, code: str = "invalid_value") -> ApiError:
-    """400 that names the parameter."""
+    """400 that names the parameter at fault."""
     return ApiError(400, message, code=code, param=param)
 
 
 def overloaded(message: str, retry_after_s: int = 1) -> ApiError:
-    """503: nothing is wrong with the request, and a later try may be served."""
+    """503: the request is fine, and a later attempt may succeed."""
     return ApiError(503, message, code="overloaded", kind="server_error", retry_after_s=retry_after_s)
 
 
 def sse_event(body: dict[str, Any] | msgspec.Struct) -> bytes:
-    """A server-sent event with this JSON."""
+    """A server-sent event with this body as JSON."""
     return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
 def new_id(prefix: str) -> str:
-    """A new id of this kind. Nobody is to guess nothing by it, so it costs no system call."""
+    """A new random id. Ids are not secrets, so a fast generator is enough."""
     return f"{prefix}{random.getrandbits(128):032x}"

@@ -1,8 +1,8 @@
-"""What router, replica and engine process say to each other: every message type, and how it is framed.
+"""Messages between router, replica and engine process: every type, and the framing.
 
-Router and replica exchange `Request` and `Tokens` as MessagePack over a Ray handle (with embedders: texts, and vectors
-as little-endian float32); replica and engine process exchange the rest over a socket pair, each message behind its
-length.
+Router and replica exchange `EngineRequest` and `TokenBatch` as MessagePack over a Ray handle (for embeddings: texts,
+and vectors as little-endian float32). Replica and engine process exchange the other types over a socket pair, each
+message after its length.
 """
 
 import struct
@@ -11,23 +11,23 @@ from typing import Literal
 import msgspec
 
 StreamFinish = Literal["", "stop", "length", "overloaded", "lost", "invalid"]
-"""Why a stream ended; "" while it goes on. `overloaded`: the KV cache cannot hold it. `lost`: the engine
-process died with it, and another can carry it on. `invalid`: the engine refused it."""
+"""Why a stream ended; "" while it continues. `overloaded`: the KV cache cannot hold it. `lost`: its engine process
+died, and another can continue it. `invalid`: the engine refused it."""
 
 
 HEARTBEAT_S = 2.0
-"""A replica lets a stream hear of it at least so often, in seconds."""
+"""Maximum seconds between two messages of a stream; a replica with no new tokens sends an empty batch."""
 
 KILLED_FROM_OUTSIDE = "from outside"
-"""Why a stream is lost where its engine did not die by itself: its replica or its node is gone, or somebody killed it.
-A request that kills engines makes them crash or hang."""
+"""Reason of a `lost` stream whose engine did not crash: the engine was killed, or its replica or node disappeared.
+A request that breaks engines makes them crash or hang, so this reason clears the request of suspicion."""
 
 TYPICAL_COMPLETION_TOKENS = 256
-"""What a completion is thought to take, until it is known better."""
+"""Assumed length of a completion until measured ones are known."""
 
 
 class GrammarTag(msgspec.Struct, frozen=True, array_like=True):
-    """Text that starts with `begin`, goes on as the grammar (EBNF) says, and finishes with `end`."""
+    """Text that starts with `begin`, follows `grammar` (EBNF) and finishes with `end`."""
 
     begin: str
     grammar: str
@@ -35,8 +35,9 @@ class GrammarTag(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Grammar(msgspec.Struct, frozen=True, array_like=True):
-    """What the completion is held to: all of it to `ebnf`; or, where that is empty, free text in which each tag, once
-    its `trigger` has come, is held to its grammar. EBNF as XGrammar reads it, with `root` as its first rule."""
+    """Constrains a completion. With `ebnf`, the whole completion follows it. Without, the text is free until it
+    contains `trigger`, and must then continue with one of the tags. EBNF in XGrammar's syntax; `root` is the first
+    rule."""
 
     ebnf: str = ""
     trigger: str = ""
@@ -44,9 +45,9 @@ class Grammar(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
-    """How to choose tokens, and when to stop. temperature 0 is greedy. top_k 0, min_p 0: off.
+    """How to choose tokens and when to stop. temperature 0 is greedy; top_k 0 and min_p 0 are off.
 
-    stop_ids: tokens that end it, beside the model's own. logprobs: whether each token's is wanted.
+    stop_ids: token ids that end the completion, in addition to the model's own. logprobs: whether to return them.
     """
 
     max_tokens: int
@@ -66,13 +67,13 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
-    """A prompt as token ids, and how to go on from it.
+    """A prompt as token ids, and how to continue it.
 
-    router: names the router that asks. queued: tokens of requests that wait in that router for their turn.
-    avoid: replicas that have failed on it; they take it if no other is there.
-    traceparent: the span that the engine's are a part of, as W3C Trace Context writes it; empty: no trace is made.
-    number: the router's own for this attempt; 0: none.
-    home: a replica that another router had compute the prompt's first `held` tokens; empty: none is known.
+    router: id of the sending router. queued_tokens: tokens of the requests that wait in that router's queue.
+    avoid_replicas: replicas that failed on this request; used only if there is no other.
+    traceparent: parent of the engine's spans, in W3C Trace Context format; empty turns tracing off.
+    attempt_id: the router's id for this attempt; 0 for none.
+    prefix_replica: a replica that computed the prompt's first `prefix_tokens` for some router; empty if unknown.
     """
 
     prompt_ids: list[int]
@@ -87,12 +88,12 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenBatch(msgspec.Struct, frozen=True, array_like=True):
-    """Token ids made since the last message of this stream; none at its beginning, and now and then while none come,
-    so that a router hears that the replica is alive.
+    """Token ids generated since the last message of the stream. Empty batches start a stream and serve as heartbeats.
 
-    cached: prompt tokens found in the prefix cache; sent with a stream's first message, else 0.
-    reason: for `invalid`, what the engine said. logprobs: natural logarithms, one a token, where they were wanted.
-    replica: which one makes them; sent with a stream's first message, else empty.
+    cached_tokens: prompt tokens found in the prefix cache; set in the first message with tokens, else 0.
+    reason: the engine's message for `invalid`; KILLED_FROM_OUTSIDE or empty for `lost`.
+    logprobs: natural logarithms, one for each token, if requested.
+    replica: the replica that generates; set in the first message, else empty.
     """
 
     ids: list[int]
@@ -104,7 +105,7 @@ class TokenBatch(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
-    """What an engine process needs to start: `cpus` are the logical CPUs of its lease."""
+    """What an engine process needs to start. cpus: the logical CPUs of its lease."""
 
     model_dir: str
     cpus: tuple[int, ...]
@@ -115,21 +116,24 @@ class EngineConfig(msgspec.Struct, frozen=True):
 
 
 class Add(msgspec.Struct, frozen=True, tag=True):
-    """To the engine: begin a stream. `id` is the replica's own number for it."""
+    """To the engine: start a stream. id: the replica's number for it."""
 
     id: int
     request: EngineRequest
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """To the engine: nobody reads this stream any more."""
+    """To the engine: end this stream, because nobody reads it any more."""
 
     id: int
 
 
 class EngineLoad(msgspec.Struct, frozen=True):
-    """How busy an engine is. tokens_per_s: decoded, smoothed over the last seconds of work. decoded: since it
-    started. speed: prompt tokens that it computes a second, smoothed over the last steps that were full of them."""
+    """How busy an engine is.
+
+    running: sequences. decode_tokens_per_s: smoothed over the last seconds of work. kv_used: share of the KV cache,
+    0 to 1. decoded_tokens: since the start. prefill_tokens_per_s: smoothed over the last steps full of prompt tokens.
+    """
 
     running: int = 0
     decode_tokens_per_s: float = 0.0
@@ -148,20 +152,20 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag=True):
-    """From the engine: it cannot start, and why."""
+    """From the engine: it could not start."""
 
     message: str
 
 
 class StepResult(msgspec.Struct, frozen=True, tag=True):
-    """From the engine: all that one step made, by stream id."""
+    """From the engine: everything that one step generated, by stream id."""
 
     streams: dict[int, TokenBatch]
     load: EngineLoad
 
 
 class PendingWork(msgspec.Struct, frozen=True):
-    """What is still to be computed of some streams: tokens of their prompts and of their completions."""
+    """Tokens still to compute: of prompts and of completions, over a number of streams."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -169,8 +173,7 @@ class PendingWork(msgspec.Struct, frozen=True):
 
 
 class ReplicaStats(msgspec.Struct, frozen=True):
-    """What a replica tells the routers: prompt tokens it computes a second, tokens that its KV cache holds, and what it
-    has still to compute, by the router that wants it."""
+    """What a replica reports to the routers. kv_tokens: capacity of its KV cache. pending: work by router id."""
 
     prefill_tokens_per_s: float = 0.0
     kv_tokens: int = 0
@@ -192,19 +195,19 @@ decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
 
 
 def frame(message: ToEngine | FromEngine) -> bytes:
-    """The message as bytes behind its length (4 bytes, little-endian)."""
+    """The message as bytes, after its length (4 bytes, little-endian)."""
     body = encode(message)
     return _HEADER.pack(len(body)) + body
 
 
 class Unframer:
-    """Cuts a byte stream back into message bodies."""
+    """Splits a byte stream into message bodies."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Takes what arrived; gives the bodies that are now complete."""
+        """Adds received bytes; returns the bodies that are now complete."""
         self._buffer += data
         bodies, start = [], 0
         while len(self._buffer) - start >= _HEADER.size:

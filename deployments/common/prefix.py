@@ -1,8 +1,8 @@
-"""Which prompt prefixes an engine holds: a mirror of its KV block table.
+"""Which prompt prefixes an engine has cached: a mirror of its KV block table.
 
-OpenVINO GenAI 2026.4 caches prefixes by whole blocks and does not say how much of a prompt it found there.
-The mirror keeps the same blocks in the same least-recently-used order, so `usage` can tell; and a router keeps one of
-each replica, as far as it has sent it prompts itself.
+OpenVINO GenAI 2026.4 caches prefixes in whole blocks and does not report how much of a prompt it found. The mirror
+keeps the same blocks in the same least-recently-used order, so that `usage` can report cached tokens. A router keeps
+one mirror for each replica, of the prompts that it sent there.
 """
 
 from array import array
@@ -15,41 +15,44 @@ BLOCK_TOKENS = 32
 
 
 class PrefixMirror:
-    """The most recently used blocks, at most `blocks` of them."""
+    """The most recently used blocks, up to a capacity."""
 
-    def __init__(self, blocks: int) -> None:
-        self._blocks = blocks
-        self._held: OrderedDict[bytes, None] = OrderedDict()
+    def __init__(self, capacity: int) -> None:
+        """capacity: in blocks."""
+        self._capacity = capacity
+        self._blocks: OrderedDict[bytes, None] = OrderedDict()
 
-    def resize(self, blocks: int) -> None:
-        """Holds so many from now on."""
-        self._blocks = blocks
+    def resize(self, capacity: int) -> None:
+        """Changes the capacity, in blocks."""
+        self._capacity = capacity
         self._trim()
 
     def match(self, keys: Iterable[bytes]) -> int:
-        """Tokens of the blocks at the start that are held. keys: of a prompt without its last token, which is always
-        computed."""
-        found = 0
+        """Number of leading tokens whose blocks are cached.
+
+        keys: block keys of a prompt without its last token, which is always computed.
+        """
+        tokens = 0
         for key in keys:
-            if key not in self._held:
+            if key not in self._blocks:
                 break
-            found += BLOCK_TOKENS
-        return found
+            tokens += BLOCK_TOKENS
+        return tokens
 
     def add(self, keys: Iterable[bytes]) -> None:
-        """Notes that these blocks are held now."""
+        """Marks these blocks as cached and most recently used."""
         for key in keys:
-            self._held[key] = None
-            self._held.move_to_end(key)
+            self._blocks[key] = None
+            self._blocks.move_to_end(key)
         self._trim()
 
     def _trim(self) -> None:
-        while len(self._held) > self._blocks:
-            self._held.popitem(last=False)
+        while len(self._blocks) > self._capacity:
+            self._blocks.popitem(last=False)
 
 
 def block_keys(tokens: Sequence[int]) -> list[bytes]:
-    """A key for each whole block; each stands for all tokens up to the block's end."""
+    """One key for each whole block. A key identifies all tokens up to the end of its block."""
     digest, keys = blake2b(digest_size=16), []
     data = array("i", tokens)
     for end in range(BLOCK_TOKENS, len(tokens) + 1, BLOCK_TOKENS):

@@ -1,12 +1,12 @@
-"""Redis as a router uses it: no call takes longer than the settings say, and while it is in trouble there is none."""
+"""Redis as a router uses it: every call is bounded in time, and a circuit breaker stops calls while Redis fails."""
 
 import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from circuitbreaker import CircuitBreaker
 from redis.exceptions import RedisError
@@ -17,25 +17,52 @@ log = logging.getLogger("dray.store")
 
 T = TypeVar("T")
 
-_FAULTS_TO_OPEN = 3
+_FAILURES_TO_OPEN = 3
 _OPEN_S = 1
-_LOG_EVERY_S = 30.0
-_GRACE_S, _GRACES = 0.005, 3
-"""What a call gets beyond its time, so often, for the event loop to take what has come meanwhile."""
-_CONNECTIONS, _READERS = 64, 256
-"""At a time: calls, and those that wait for news."""
+_LOG_INTERVAL_S = 30.0
+_GRACE_S, _GRACE_PERIODS = 0.005, 3
+"""Extra time for a call, granted this many times, so that the event loop can read replies that have arrived."""
+_MAX_CALLS, _MAX_BLOCKING_READS = 64, 256
+"""Concurrent calls, and concurrent reads that wait for new stream entries."""
 BACKGROUND_EXTRA_S = 0.5
-"""How much longer than the settings say a call may take that no client waits for."""
+"""Extra time for calls that no client waits for."""
 REDIS_ERRORS = (RedisError, OSError, TimeoutError)
+
+StreamEntries = list[tuple[bytes, dict[bytes, bytes]]]
+"""Entries of a Redis stream: id and fields."""
 
 
 class RedisUnavailable(Exception):
-    """Redis is down, too slow, full, or refuses; or the circuit is open. What needs it goes on without."""
+    """Redis is down, too slow, full or refuses, or the circuit is open. Callers continue without it."""
+
+
+class Pipeline(Protocol):
+    """The commands of redis-py's pipeline that routers queue."""
+
+    def set(self, name: str, value: Any, ex: int | None = None) -> object: ...
+    def xadd(self, name: str, fields: dict[Any, Any], *, maxlen: int, approximate: bool) -> object: ...
+    def expire(self, name: str, time: int) -> object: ...
+    def hincrby(self, name: str, key: str, amount: int) -> object: ...
+    def hgetall(self, name: str) -> object: ...
+    async def execute(self) -> list[Any]: ...
+
+
+class _Client(Protocol):
+    """The part of redis-py's asyncio clients (single server, Sentinel, Cluster) that is used here."""
+
+    def get(self, name: str) -> Awaitable[bytes | None]: ...
+    def execute_command(self, *arguments: Any) -> Awaitable[Any]: ...
+    def pipeline(self, transaction: bool) -> AbstractAsyncContextManager[Pipeline]: ...
+    def xrange(self, name: str, min: bytes) -> Awaitable[StreamEntries]: ...
+    def xread(self, streams: dict[str, bytes], block: int) -> Awaitable[dict[bytes, list[StreamEntries]] | None]: ...
+    def register_script(self, script: str) -> Callable[..., Awaitable[Any]]: ...
+    async def aclose(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class RedisCallbacks:
-    """Who is told of trouble. fault: of each failed call. open: of the circuit, when it opens and closes."""
+    """Called when Redis fails. on_fault: after each failed call. on_circuit_change: with True when the circuit opens
+    and False when it closes."""
 
     on_fault: Callable[[], None]
     on_circuit_change: Callable[[bool], None]
@@ -44,115 +71,119 @@ class RedisCallbacks:
 class RedisStore:
     """One Redis, for one router. Close it at the end."""
 
-    def __init__(self, name: str, url: str, timeout_s: float, watchers: RedisCallbacks) -> None:
-        """name: for log lines. timeout_s: the longest that a call may take."""
+    def __init__(self, name: str, url: str, timeout_s: float, callbacks: RedisCallbacks) -> None:
+        """name: for log lines. timeout_s: maximum duration of a call."""
         self._name = name
         self._timeout_s = timeout_s
-        self._watchers = watchers
-        self._client = connect_async(url, most_connections=_CONNECTIONS)
-        self._waiting_client = connect_async(url, most_connections=_READERS)
-        self._breaker = CircuitBreaker(_FAULTS_TO_OPEN, _OPEN_S, REDIS_ERRORS, name)
-        self._places = asyncio.Semaphore(_CONNECTIONS)
-        self._readers = asyncio.Semaphore(_READERS)
+        self._callbacks = callbacks
+        self._client: _Client = connect_async(url, most_connections=_MAX_CALLS)
+        self._blocking_client: _Client = connect_async(url, most_connections=_MAX_BLOCKING_READS)
+        self._breaker = CircuitBreaker(_FAILURES_TO_OPEN, _OPEN_S, REDIS_ERRORS, name)
+        self._calls = asyncio.Semaphore(_MAX_CALLS)
+        self._blocking_reads = asyncio.Semaphore(_MAX_BLOCKING_READS)
         self._open = False
-        self._logged = -_LOG_EVERY_S
+        self._logged_at = -_LOG_INTERVAL_S
 
     @property
     def circuit_open(self) -> bool:
-        """Whether the circuit is open: no call is made."""
+        """Whether calls are skipped because recent ones failed."""
         return bool(self._breaker.opened)
 
     def script(self, text: str) -> "Script":
-        """A Lua script, to be run here."""
+        """A Lua script that runs in this Redis."""
         return Script(self, self._client.register_script(text))
 
     async def get(self, key: str) -> bytes | None:
-        """The value at a key. Raises StoreAway."""
+        """The value of a key. Raises RedisUnavailable."""
         return await self.call(lambda: self._client.get(key))
 
     async def execute(self, *command: Any) -> Any:
-        """What any one command gives. Raises StoreAway."""
+        """The reply to any single command. Raises RedisUnavailable."""
         return await self.call(lambda: self._client.execute_command(*command))
 
-    async def transaction(self, fill: Callable[[Any], None]) -> list[Any]:
-        """What commands give that go together, all or none. fill: puts them into a pipeline. Raises StoreAway."""
+    async def transaction(self, queue: Callable[[Pipeline], object]) -> list[Any]:
+        """Runs commands atomically and returns their replies. queue: adds the commands to a pipeline.
 
-        async def go() -> list[Any]:
-            async with self._client.pipeline(transaction=True) as pipe:
-                fill(pipe)
-                return list(await pipe.execute())
+        Raises RedisUnavailable.
+        """
 
-        return await self.call(go)
+        async def run() -> list[Any]:
+            async with self._client.pipeline(transaction=True) as pipeline:
+                queue(pipeline)
+                return list(await pipeline.execute())
 
-    async def entries(self, stream: str, start: bytes) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        """Entries of a stream from this id (behind it, with a bracket before it). Raises StoreAway."""
-        found: list[Any] = await self.call(lambda: self._client.xrange(stream, min=start))
-        return [(number, fields) for number, fields in found]
+        return await self.call(run)
 
-    async def wait_for_entries(
-        self, stream: str, after: bytes, wait_s: float
-    ) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        """Entries of a stream behind the one of this id; waits for one, at most so long. Raises StoreAway."""
-        block = max(1, int(1000 * wait_s))
-        found = await self.call(
-            lambda: self._waiting_client.xread({stream: after}, block=block), wait_s + BACKGROUND_EXTRA_S, self._readers
+    async def entries(self, stream: str, start: bytes) -> StreamEntries:
+        """Entries of a stream from this id on; an id that begins with "(" is excluded. Raises RedisUnavailable."""
+        return list(await self.call(lambda: self._client.xrange(stream, min=start)))
+
+    async def wait_for_entries(self, stream: str, after: bytes, wait_s: float) -> StreamEntries:
+        """Entries of a stream after this id. Waits up to `wait_s` for the first. Raises RedisUnavailable."""
+        block_ms = max(1, int(1000 * wait_s))
+        streams = await self.call(
+            lambda: self._blocking_client.xread({stream: after}, block=block_ms),
+            wait_s + BACKGROUND_EXTRA_S,
+            self._blocking_reads,
         )
-        entries: list[Any] = [one for part in (found or {}).values() for several in part for one in several]
-        return [(number, fields) for number, fields in entries]
+        return [entry for batches in (streams or {}).values() for batch in batches for entry in batch]
 
     async def call(
-        self, make: Callable[[], Awaitable[T]], extra_s: float = 0.0, places: asyncio.Semaphore | None = None
+        self, start: Callable[[], Awaitable[T]], extra_s: float = 0.0, slots: asyncio.Semaphore | None = None
     ) -> T:
-        """Awaits a call to Redis. extra_s: how much longer it may take than the settings say. Raises StoreAway."""
-        # Waiting for a connection is no fault of Redis: it is not part of the time.
-        async with places or self._places:
+        """Starts a call to Redis and awaits it. extra_s: added to the store's timeout. Raises RedisUnavailable."""
+        # Waiting for a free connection is not Redis' fault, so it does not count towards the timeout.
+        async with slots or self._calls:
             if self._breaker.opened:
                 raise RedisUnavailable(f"{self._name}: the circuit is open")
             try:
-                async with _within(self._timeout_s + extra_s):
-                    given = await make()
+                async with _timeout(self._timeout_s + extra_s):
+                    reply = await start()
             except REDIS_ERRORS as error:
-                self._fault(error)
+                self._count_failure(error)
                 raise RedisUnavailable(f"{self._name}: {type(error).__name__}") from error
-        # Not by the breaker's own context: that would take a cancelled call for a good one.
+        # The breaker's own context manager would count a cancelled call as a success.
         self._breaker.reset()
         if self._open:
             self._open = False
-            self._watchers.on_circuit_change(False)
+            self._callbacks.on_circuit_change(False)
             log.warning("Redis answers again", extra={"store": self._name})
-        return given
+        return reply
 
     async def close(self) -> None:
         await self._client.aclose()
-        await self._waiting_client.aclose()
+        await self._blocking_client.aclose()
 
-    def _fault(self, error: Exception) -> None:
-        self._watchers.on_fault()
+    def _count_failure(self, error: Exception) -> None:
+        self._callbacks.on_fault()
         with suppress(*REDIS_ERRORS), self._breaker:
             raise error
         if self._breaker.opened and not self._open:
             self._open = True
-            self._watchers.on_circuit_change(True)
-        if time.monotonic() - self._logged > _LOG_EVERY_S:
-            self._logged = time.monotonic()
+            self._callbacks.on_circuit_change(True)
+        if time.monotonic() - self._logged_at > _LOG_INTERVAL_S:
+            self._logged_at = time.monotonic()
             extra = {"store": self._name, "error": type(error).__name__, "circuit_open": self._open}
-            log.warning("Redis is in trouble; going on without it until it answers", extra=extra)
+            log.warning("Redis calls fail; continuing without it until it answers", extra=extra)
 
 
 @asynccontextmanager
-async def _within(seconds: float) -> AsyncIterator[None]:
-    """As asyncio.timeout, but for what lies ready by then: a busy event loop looks at its clock before it has taken
-    what has come, and would call Redis slow for its own delay."""
+async def _timeout(seconds: float) -> AsyncIterator[None]:
+    """Like asyncio.timeout, but accepts a reply that arrived in time.
+
+    A busy event loop checks its timers before it reads its sockets, so a plain timeout would blame Redis for the
+    router's own delay.
+    """
     loop = asyncio.get_running_loop()
 
-    def expire(limit: asyncio.Timeout, more: int) -> None:
-        if more:
-            timer[0] = loop.call_later(_GRACE_S, expire, limit, more - 1)
+    def expire(limit: asyncio.Timeout, grace_periods: int) -> None:
+        if grace_periods:
+            timer[0] = loop.call_later(_GRACE_S, expire, limit, grace_periods - 1)
         else:
             limit.reschedule(loop.time())
 
     async with asyncio.timeout(None) as limit:
-        timer: list[asyncio.Handle] = [loop.call_later(seconds, expire, limit, _GRACES)]
+        timer: list[asyncio.Handle] = [loop.call_later(seconds, expire, limit, _GRACE_PERIODS)]
         try:
             yield
         finally:
@@ -162,10 +193,10 @@ async def _within(seconds: float) -> AsyncIterator[None]:
 class Script:
     """A Lua script of a store."""
 
-    def __init__(self, store: RedisStore, script: Any) -> None:
+    def __init__(self, store: RedisStore, script: Callable[..., Awaitable[Any]]) -> None:
         self._store = store
         self._script = script
 
     async def __call__(self, keys: Sequence[str], *arguments: Any, extra_s: float = 0.0) -> Any:
-        """What the script gives. extra_s: as `Store.call` takes it. Raises StoreAway."""
+        """The script's reply. extra_s: added to the store's timeout. Raises RedisUnavailable."""
         return await self._store.call(lambda: self._script(keys=keys, args=arguments), extra_s)

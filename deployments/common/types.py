@@ -1,4 +1,4 @@
-"""What is asked and what is answered, in one form for every API."""
+"""A generation request and its result, in one form for every API."""
 
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class ToolCall(msgspec.Struct, frozen=True, array_like=True):
-    """A call of a tool by the model. arguments: JSON text, as the model wrote it."""
+    """A tool call by the model. arguments: JSON text exactly as the model wrote it."""
 
     id: str
     name: str
@@ -19,7 +19,7 @@ class ToolCall(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
-    """One message of a conversation. reasoning: an earlier answer's thinking, which most templates drop."""
+    """One message of a conversation. reasoning: the thinking of an earlier answer, which most templates drop."""
 
     role: Role
     content: str
@@ -30,7 +30,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Tool(msgspec.Struct, frozen=True, array_like=True):
-    """A function that the model may call. parameters: JSON Schema as JSON text; strict: calls are held to it."""
+    """A function that the model may call. parameters: JSON Schema as JSON text. strict: arguments must follow it."""
 
     name: str
     description: str
@@ -39,7 +39,7 @@ class Tool(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ToolChoice(msgspec.Struct, frozen=True, array_like=True):
-    """Whether tools may or must be called; `name` is the one that must be. parallel: several in one answer."""
+    """Whether tools may or must be called. name: the only tool that may be called. parallel: allows several calls."""
 
     mode: Literal["none", "auto", "required"] = "auto"
     name: str = ""
@@ -47,12 +47,12 @@ class ToolChoice(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
-    """All that an answer depends on, beside the exact model. Equal questions are equal bytes when encoded.
+    """Everything that determines an answer, apart from the model. Equal requests encode to equal bytes.
 
-    turns: the conversation; or prompt: text or token ids to go on from, as they are.
-    schema: JSON Schema as JSON text that the answer is held to; empty: none.
-    template: further arguments of the chat template, as JSON text. choices: answers wanted.
-    thinking_tokens: after so many the answer must begin; None: no bound.
+    messages: the conversation. prompt: instead of messages, text or token ids to continue.
+    schema: JSON Schema as JSON text that the answer must follow; empty for none.
+    template_args: further arguments of the chat template, as JSON text. num_choices: number of answers.
+    max_thinking_tokens: the answer must begin after this many; None for no limit.
     """
 
     messages: tuple[Message, ...]
@@ -68,7 +68,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """A token of the answer. logprob: natural logarithm. text: empty where the token is a part of a character."""
+    """A token of the answer. bytes: its UTF-8 bytes, maybe part of a character. logprob: natural logarithm."""
 
     bytes: tuple[int, ...]
     logprob: float
@@ -79,7 +79,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ToolDelta(msgspec.Struct, frozen=True):
-    """A piece of a tool call: the first of each has its id and name, and all have a piece of the arguments."""
+    """Part of a tool call. The first part carries the id and the name; every part carries some of the arguments."""
 
     index: int
     arguments: str
@@ -88,7 +88,7 @@ class ToolDelta(msgspec.Struct, frozen=True):
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """What is new of one choice. finish: why it ended; empty while it goes on."""
+    """New output of one choice. finish_reason: empty while the choice continues."""
 
     choice: int = 0
     reasoning: str = ""
@@ -99,7 +99,7 @@ class Delta(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True):
-    """Tokens of a request. reasoning: of the completion, thinking. cached: of the prompt, not computed."""
+    """Token counts. reasoning_tokens: thinking in the completion. cached_tokens: prompt tokens found in a cache."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -118,8 +118,8 @@ class Choice(msgspec.Struct, frozen=True, array_like=True):
 
 
 class GenerationResult(msgspec.Struct, frozen=True, array_like=True):
-    """All choices of a question, as they are stored. made: Unix time in seconds. replica: that made it, the last one
-    where several did."""
+    """All choices of a request, as stored in the cache. created: Unix time in seconds. replica: the last replica that
+    generated part of it."""
 
     choices: tuple[Choice, ...]
     usage: Usage
@@ -127,20 +127,20 @@ class GenerationResult(msgspec.Struct, frozen=True, array_like=True):
     replica: str = ""
 
     def deltas(self) -> list[Delta]:
-        """The whole answer as a stream gives it: a piece for each choice."""
+        """The result as a stream: one delta for each choice."""
         return [
             Delta(
-                place,
-                one.reasoning,
-                one.text,
-                tuple(ToolDelta(n, call.arguments, call.id, call.name) for n, call in enumerate(one.tool_calls)),
-                one.logprobs,
-                one.finish_reason,
+                index,
+                choice.reasoning,
+                choice.text,
+                tuple(ToolDelta(n, call.arguments, call.id, call.name) for n, call in enumerate(choice.tool_calls)),
+                choice.logprobs,
+                choice.finish_reason,
             )
-            for place, one in enumerate(self.choices)
+            for index, choice in enumerate(self.choices)
         ]
 
 
 def canonical(value: Any) -> str:
-    """A JSON value as text, in one form: keys sorted, no spaces."""
+    """A JSON value as canonical text: sorted keys, no spaces."""
     return msgspec.json.encode(value, order="sorted").decode()

@@ -1,13 +1,13 @@
-"""When a prompt may join those that run: never beside one with which it would share a KV block that is not yet whole.
+"""When a prompt may join the running batch: never while it would share an incomplete KV block with another sequence.
 
-OpenVINO GenAI 2026.4 gives a prompt not only whole blocks that it finds in its cache, but also the begun block in which
-another one ended, or now writes. Two that go on from the same begun block write into it both, and a block is known by
-all its tokens before they have been computed. Both have made wrong texts, and then of every later prompt with this
-beginning. So a prompt waits here for a step or a few:
+OpenVINO GenAI 2026.4 gives a new prompt whole cached blocks, but also a partly filled block in which another sequence
+ended or is still writing. Two sequences that continue from the same partly filled block both write into it. In
+addition, a block is registered under all its tokens before they are computed. Both faults produced wrong texts, and
+then wrong texts for every later prompt with that prefix. So a prompt waits here for a few steps:
 
-- while a running one's tokens are all its own beginning, up to a place within a block;
-- while one whose prompt is being computed goes on from the same begun block as it would;
-- while one whose prompt is being computed shares whole blocks with it that nobody has yet: they are computed once;
+- while a running sequence is a prefix of it that ends within a block;
+- while a sequence in its prefill continues from the same partly filled block as it would;
+- while a sequence in its prefill shares whole blocks with it that are not cached yet, so they are computed only once;
 - while the next step is full.
 """
 
@@ -19,108 +19,116 @@ from deployments.common.prefix import BLOCK_TOKENS, PrefixMirror, block_keys
 
 
 class RunningSequence(Protocol):
-    """A stream in the pipeline. tokens: its prompt and what it has made. keys: of its prompt's whole blocks.
-    announced: whether it has made one."""
+    """A sequence in the pipeline.
+
+    tokens: prompt and generated tokens. keys: block keys of the prompt. prefilled: whether a token was generated.
+    """
 
     tokens: list[int]
     keys: list[bytes]
-    announced: bool
+    prefilled: bool
 
 
 class Admission:
-    """Decides it, from the blocks that the pipeline holds and those that run in it."""
+    """Decides when a prompt may join, from the cached blocks and the running sequences."""
 
     def __init__(self, blocks: int, step_tokens: int) -> None:
-        """blocks: that the KV cache has. step_tokens: that one step can compute."""
+        """blocks: capacity of the KV cache. step_tokens: maximum tokens in one step."""
         self._prefixes = PrefixMirror(blocks)
-        self._ends = _Ends(blocks)
+        self._tails = _PartialBlocks(blocks)
         self._step_tokens = step_tokens
-        self._owed = 0
+        self._prefill_backlog = 0
 
     @property
     def full(self) -> bool:
-        """Whether the next step has enough to compute."""
-        return self._owed >= self._step_tokens
+        """Whether the next step has no room for another prompt."""
+        return self._prefill_backlog >= self._step_tokens
 
-    def clashes(self, prompt: Sequence[int], keys: Sequence[bytes], running: Iterable[RunningSequence]) -> bool:
-        """Whether this prompt has to wait for one of them."""
+    def must_wait(self, prompt: Sequence[int], keys: Sequence[bytes], running: Iterable[RunningSequence]) -> bool:
+        """Whether the prompt must wait for one of the running sequences. keys: its block keys."""
         return any(
-            _continues(prompt, one) or (not one.announced and self._clashes_with_prompt(prompt, keys, one))
-            for one in running
+            _ends_within_block_of(prompt, sequence)
+            or (not sequence.prefilled and self._conflicts_with_prefill(prompt, keys, sequence))
+            for sequence in running
         )
 
-    def _clashes_with_prompt(self, prompt: Sequence[int], keys: Sequence[bytes], one: RunningSequence) -> bool:
-        whole = _common(keys, one.keys)
-        if whole * BLOCK_TOKENS > self._prefixes.match(keys[:whole]):
+    def _conflicts_with_prefill(self, prompt: Sequence[int], keys: Sequence[bytes], sequence: RunningSequence) -> bool:
+        blocks = _common_prefix(keys, sequence.keys)
+        start = blocks * BLOCK_TOKENS
+        if start > self._prefixes.match(keys[:blocks]):
             return True
-        common = whole * BLOCK_TOKENS + _common(prompt[whole * BLOCK_TOKENS :], one.tokens[whole * BLOCK_TOKENS :])
-        return self._ends.within(prompt[:common], keys[:whole])
+        common = start + _common_prefix(prompt[start:], sequence.tokens[start:])
+        return self._tails.within(prompt[:common], keys[:blocks])
 
-    def begun(self, prompt: Sequence[int], keys: Sequence[bytes]) -> int:
-        """Notes that this one has joined; gives how many of its tokens are cached."""
+    def joined(self, prompt: Sequence[int], keys: Sequence[bytes]) -> int:
+        """Records that the prompt joined; returns how many of its tokens are cached."""
         cached = self._prefixes.match(keys if len(prompt) % BLOCK_TOKENS else keys[:-1])
-        self._owed += len(prompt) - cached
+        self._prefill_backlog += len(prompt) - cached
         return cached
 
     def stepped(self, running: Iterable[RunningSequence]) -> int:
-        """Notes that the pipeline has made a step with these; gives how many prompt tokens were in it."""
-        decoding = [one.announced for one in running]
-        computed = 0 if all(decoding) else min(self._owed, max(1, self._step_tokens - sum(decoding)))
-        self._owed = 0 if all(decoding) else self._owed - computed
+        """Records a step of the pipeline over these sequences; returns how many prompt tokens it computed."""
+        decoding = [sequence.prefilled for sequence in running]
+        if all(decoding):
+            self._prefill_backlog = 0
+            return 0
+        computed = min(self._prefill_backlog, max(1, self._step_tokens - sum(decoding)))
+        self._prefill_backlog -= computed
         return computed
 
-    def computed(self, one: RunningSequence) -> None:
-        """Notes that its prompt has been computed."""
-        self._prefixes.add(one.keys)
+    def prefilled(self, sequence: RunningSequence) -> None:
+        """Records that the sequence's prompt is computed."""
+        self._prefixes.add(sequence.keys)
 
-    def ended(self, one: RunningSequence) -> None:
-        """Notes that it has left; its last token was never computed."""
-        content = one.tokens[:-1]
+    def left(self, sequence: RunningSequence) -> None:
+        """Records that the sequence ended. Its last token was never computed."""
+        content = sequence.tokens[:-1]
         keys = block_keys(content)
         self._prefixes.add(keys)
-        self._ends.add(content, keys)
+        self._tails.add(content, keys)
 
 
-class _Ends:
-    """The begun blocks that streams have left behind: the tokens in each, by the key of the block before it."""
+class _PartialBlocks:
+    """Partly filled blocks that ended sequences left behind: their tokens, by the key of the block before."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
         self._tails: OrderedDict[tuple[bytes, tuple[int, ...]], None] = OrderedDict()
-        self._after: dict[bytes, dict[tuple[int, ...], None]] = {}
+        self._by_previous: dict[bytes, dict[tuple[int, ...], None]] = {}
 
     def add(self, content: Sequence[int], keys: Sequence[bytes]) -> None:
         tail = tuple(content[len(keys) * BLOCK_TOKENS :])
         if not tail:
             return
-        before = keys[-1] if keys else b""
-        self._tails[before, tail] = None
-        self._tails.move_to_end((before, tail))
-        self._after.setdefault(before, {})[tail] = None
-        if len(self._tails) > self._most:
-            (before, tail), _ = self._tails.popitem(last=False)
-            del self._after[before][tail]
-            if not self._after[before]:
-                del self._after[before]
+        previous = keys[-1] if keys else b""
+        self._tails[previous, tail] = None
+        self._tails.move_to_end((previous, tail))
+        self._by_previous.setdefault(previous, {})[tail] = None
+        if len(self._tails) > self._capacity:
+            (previous, tail), _ = self._tails.popitem(last=False)
+            del self._by_previous[previous][tail]
+            if not self._by_previous[previous]:
+                del self._by_previous[previous]
 
     def within(self, tokens: Sequence[int], keys: Sequence[bytes]) -> bool:
-        """Whether one of them is a part of these tokens. keys: of their whole blocks."""
-        for place, before in enumerate((b"", *keys)):
-            start = place * BLOCK_TOKENS
-            for tail in self._after.get(before, ()):
+        """Whether these tokens contain one of the partial blocks at its place. keys: block keys of the tokens."""
+        for block, previous in enumerate((b"", *keys)):
+            start = block * BLOCK_TOKENS
+            for tail in self._by_previous.get(previous, ()):
                 if tuple(tokens[start : start + len(tail)]) == tail:
                     return True
         return False
 
 
-def _continues(prompt: Sequence[int], one: RunningSequence) -> bool:
-    computed = len(one.tokens) - one.announced
-    return computed % BLOCK_TOKENS != 0 and list(prompt[:computed]) == one.tokens[:computed]
+def _ends_within_block_of(prompt: Sequence[int], sequence: RunningSequence) -> bool:
+    """Whether the sequence's computed tokens are a prefix of the prompt that ends within a block."""
+    computed = len(sequence.tokens) - sequence.prefilled
+    return computed % BLOCK_TOKENS != 0 and list(prompt[:computed]) == sequence.tokens[:computed]
 
 
-def _common(one: Sequence[object], other: Sequence[object]) -> int:
-    """How many of their first members are equal."""
-    for place, (mine, its) in enumerate(zip(one, other, strict=False)):
-        if mine != its:
-            return place
-    return min(len(one), len(other))
+def _common_prefix(left: Sequence[object], right: Sequence[object]) -> int:
+    """Length of the longest common prefix."""
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))

@@ -1,8 +1,7 @@
 """The engine process: one thread that steps a continuous-batching pipeline on the cores of its lease.
 
-It runs apart from the replica because `step()` holds the GIL for as long as the forward pass takes. It
-reads Add and Cancel between steps and sends one Step message for all that a step made. It ends when the
-replica's end of the socket closes.
+It is a process of its own because `step()` holds the GIL during the whole forward pass. Between steps it reads Add and
+Cancel messages; after each step it sends one StepResult. It ends when the replica closes its end of the socket.
 """
 
 import ctypes
@@ -47,16 +46,16 @@ _WEIGHTS_FILE = "openvino_model.bin"
 _RATE_SMOOTHING_S = 5.0
 _PROBE_TOKENS = 32
 _PROBING_S = 0.2
-_FULL_STEP = 64
-"""Prompt tokens in a step from which the engine's speed is learnt."""
-_SPEED_WEIGHT = 0.2
+_MIN_PREFILL_SAMPLE = 64
+"""Minimum prompt tokens in a step for the step to count in the prefill speed."""
+_PREFILL_SPEED_WEIGHT = 0.2
 
 
 def kv_bytes_per_token(config: dict[str, Any]) -> int:
-    """KV cache of one token in bytes, for a transformers config.
+    """Bytes of KV cache for one token. config: the model's config.json.
 
-    The CPU plugin keeps keys and values as u8; it adds 8 bytes of scale and zero point for each channel and
-    block to the keys, and for each token and head to the values (openvino 2026.4).
+    The CPU plugin stores keys and values as u8. It adds 8 bytes of scale and zero point for each channel and block of
+    keys, and for each token and head of values (openvino 2026.4).
     """
     heads = config["num_attention_heads"]
     head_size = config.get("head_dim") or config["hidden_size"] // heads
@@ -66,20 +65,20 @@ def kv_bytes_per_token(config: dict[str, Any]) -> int:
 
 
 class _Sequence:
-    """A request under way: its handle in the pipeline, and the tokens so far."""
+    """A sequence in the pipeline: its handle, and its tokens so far."""
 
-    __slots__ = ("announced", "cached", "fresh", "handle", "keys", "left", "logprobs", "tokens")
+    __slots__ = ("cached_tokens", "cancelled", "handle", "keys", "logprobs", "prefilled", "stepped", "tokens")
 
-    def __init__(self, handle: Any, request: EngineRequest, keys: list[bytes], cached: int) -> None:
+    def __init__(self, handle: Any, request: EngineRequest, keys: list[bytes], cached_tokens: int) -> None:
         self.handle = handle
         self.tokens = list(request.prompt_ids)
         self.keys = keys
-        self.cached = cached
-        self.announced = False
-        self.fresh = False
-        """Whether the last step made a token for it: all before that one is computed."""
-        self.left = False
-        """Whether nobody reads it any more."""
+        self.cached_tokens = cached_tokens
+        self.prefilled = False
+        """Whether the prompt is computed, so that a token was generated."""
+        self.stepped = False
+        """Whether the last step generated a token, so that all earlier tokens are computed."""
+        self.cancelled = False
         self.logprobs = request.sampling.logprobs
 
 
@@ -89,32 +88,32 @@ def make_pipeline(
     scheduler: Mapping[str, Any] = MappingProxyType({}),
     properties: Mapping[str, Any] = MappingProxyType({}),
 ) -> Any:
-    """A continuous-batching pipeline with so many KV blocks. scheduler, properties: what is set otherwise than here."""
+    """A continuous-batching pipeline. blocks: KV blocks. scheduler, properties: override the defaults set here."""
     import openvino_genai
 
-    chosen = openvino_genai.SchedulerConfig()
-    chosen.num_kv_blocks = blocks
-    chosen.max_num_seqs = config.max_num_seqs
-    chosen.max_num_batched_tokens = config.max_num_batched_tokens
-    chosen.dynamic_split_fuse = True
-    chosen.enable_prefix_caching = True
+    scheduler_config = openvino_genai.SchedulerConfig()
+    scheduler_config.num_kv_blocks = blocks
+    scheduler_config.max_num_seqs = config.max_num_seqs
+    scheduler_config.max_num_batched_tokens = config.max_num_batched_tokens
+    scheduler_config.dynamic_split_fuse = True
+    scheduler_config.enable_prefix_caching = True
     for name, value in scheduler.items():
-        setattr(chosen, name, value)
-    compiled = {
+        setattr(scheduler_config, name, value)
+    plugin_config = {
         "INFERENCE_NUM_THREADS": len(config.cpus),
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": config.dynamic_quantization_group_size,
-        # Sampling has its own pool, which would otherwise be as wide as the machine.
+        # The sampler has its own thread pool, by default one thread for each core of the machine.
         "sampler_num_threads": len(config.cpus),
         **properties,
     }
-    return openvino_genai.ContinuousBatchingPipeline(config.model_dir, chosen, "CPU", compiled)
+    return openvino_genai.ContinuousBatchingPipeline(config.model_dir, scheduler_config, "CPU", plugin_config)
 
 
 class Engine:
-    """The pipeline and the streams in it."""
+    """The pipeline and its sequences."""
 
     def __init__(self, config: EngineConfig) -> None:
-        # Imported here: affinity must be set before OpenVINO loads and counts its threads.
+        # Imported here: affinity must be set before OpenVINO loads, because it counts its threads then.
         import openvino
         import openvino_genai
 
@@ -126,32 +125,32 @@ class Engine:
         self._blocks = max(1, config.kv_cache_mb * 2**20 // (kv_bytes_per_token(model) * BLOCK_TOKENS))
         self._admission = Admission(self._blocks, config.max_num_batched_tokens)
         self._waiting: dict[int, tuple[EngineRequest, list[bytes]]] = {}
-        self._streams: dict[int, _Sequence] = {}
-        self._ended: dict[int, TokenBatch] = {}
-        self._rate = self._speed = 0.0
-        self._decoded = 0
+        self._running: dict[int, _Sequence] = {}
+        self._refused: dict[int, TokenBatch] = {}
+        self._decode_rate = self._prefill_rate = 0.0
+        self._decoded_tokens = 0
 
         self._pipeline = make_pipeline(config, self._blocks)
 
     @property
     def busy(self) -> bool:
-        return bool(self._streams or self._ended or self._waiting)
+        return bool(self._running or self._refused or self._waiting)
 
     @property
     def kv_tokens(self) -> int:
         return self._blocks * BLOCK_TOKENS
 
     def warm_up(self) -> None:
-        """Runs a short prompt and a few decode steps, as the first inference repacks the weights; then others, to learn
-        how fast this node is: the fastest says so, as what else goes on at a start ends. Longer ones find nothing left
-        to prepare."""
-        most = min(_PROBE_TOKENS, self.kv_tokens // 4)
-        self._run([token % self._vocabulary for token in range(most)], 4)
-        first, ends = 0, time.perf_counter() + _PROBING_S
-        while (began := time.perf_counter()) < ends:
-            first += 1  # none begins like another, or it would be found in the cache
-            self._run([(first - token) % self._vocabulary for token in range(most)], 1)
-            self._speed = max(self._speed, most / (time.perf_counter() - began))
+        """Runs a short prompt and a few decode steps, because the first inference repacks the weights; longer prompts
+        would prepare nothing more. Then measures the prefill speed of this node with more short prompts. Uses the
+        fastest one: other start-up work slows the rest."""
+        length = min(_PROBE_TOKENS, self.kv_tokens // 4)
+        self._run([token % self._vocabulary for token in range(length)], 4)
+        first, end = 0, time.perf_counter() + _PROBING_S
+        while (started := time.perf_counter()) < end:
+            first += 1  # each probe begins differently, or the prefix cache would answer it
+            self._run([(first - token) % self._vocabulary for token in range(length)], 1)
+            self._prefill_rate = max(self._prefill_rate, length / (time.perf_counter() - started))
 
     def _run(self, prompt: list[int], tokens: int) -> None:
         self.add(Add(-1, EngineRequest(prompt, Sampling(max_tokens=tokens))))
@@ -159,13 +158,13 @@ class Engine:
             self.step()
 
     def add(self, message: Add) -> None:
-        """Begins a stream as soon as it may join the others; one that the pipeline refuses ends as `invalid`."""
+        """Queues a stream, which starts as soon as it may join the batch. A refused stream ends as `invalid`."""
         prompt = message.request.prompt_ids
         if not prompt or min(prompt) < 0 or max(prompt) >= self._vocabulary:
-            self._ended[message.id] = TokenBatch([], "invalid", reason="token ids outside the vocabulary")
+            self._refused[message.id] = TokenBatch([], "invalid", reason="token ids outside the vocabulary")
             return
         if len(prompt) + 1 > self.kv_tokens:
-            self._ended[message.id] = TokenBatch([], "overloaded")
+            self._refused[message.id] = TokenBatch([], "overloaded")
             return
         self._waiting[message.id] = (message.request, block_keys(prompt))
 
@@ -173,104 +172,104 @@ class Engine:
         for number, (request, keys) in list(self._waiting.items()):
             if self._admission.full:
                 return
-            if not self._admission.clashes(request.prompt_ids, keys, self._streams.values()):
+            if not self._admission.must_wait(request.prompt_ids, keys, self._running.values()):
                 del self._waiting[number]
-                self._begin(number, request, keys)
+                self._start(number, request, keys)
 
-    def _begin(self, number: int, request: EngineRequest, keys: list[bytes]) -> None:
+    def _start(self, number: int, request: EngineRequest, keys: list[bytes]) -> None:
         ids = self._openvino.Tensor(_row(request.prompt_ids))
         try:
-            handle = self._pipeline.add_request(number & 0xFFFFFFFF, ids, self._generation(request.sampling))
+            handle = self._pipeline.add_request(number & 0xFFFFFFFF, ids, self._generation_config(request.sampling))
         except RuntimeError as error:
-            self._ended[number] = TokenBatch([], "invalid", reason=str(error))
+            self._refused[number] = TokenBatch([], "invalid", reason=str(error))
             return
-        self._streams[number] = _Sequence(handle, request, keys, self._admission.begun(request.prompt_ids, keys))
+        self._running[number] = _Sequence(handle, request, keys, self._admission.joined(request.prompt_ids, keys))
 
     def cancel(self, message: Cancel) -> None:
-        """Ends a stream that nobody reads; one that has ended already is no fault.
+        """Ends a stream that nobody reads. Does nothing if it has ended.
 
-        One whose prompt is being computed ends when that is done: its KV blocks are known by all their tokens already,
-        and whoever asked the same would be given them half empty.
+        During its prefill a stream cannot be cancelled yet: its KV blocks are already registered under all their
+        tokens, and the next equal prompt would get them half empty. It ends when the prefill is done.
         """
         self._waiting.pop(message.id, None)
-        stream = self._streams.get(message.id)
-        if stream is not None:
-            stream.left = True
-            if stream.fresh:
-                self._leave(message.id, stream)
+        sequence = self._running.get(message.id)
+        if sequence is not None:
+            sequence.cancelled = True
+            if sequence.stepped:
+                self._abort(message.id, sequence)
 
-    def _leave(self, number: int, stream: _Sequence) -> None:
-        stream.handle.cancel()
-        self._end(number, stream)
-        # The scheduler lets go of its KV blocks in the next step, and an idle engine makes none.
-        if not self._streams and self._pipeline.has_non_finished_requests():
+    def _abort(self, number: int, sequence: _Sequence) -> None:
+        sequence.handle.cancel()
+        self._remove(number, sequence)
+        # The scheduler frees the KV blocks in its next step, and an idle engine makes no steps.
+        if not self._running and self._pipeline.has_non_finished_requests():
             self._pipeline.step()
 
-    def _end(self, number: int, stream: _Sequence) -> None:
-        del self._streams[number]
-        self._admission.ended(stream)
+    def _remove(self, number: int, sequence: _Sequence) -> None:
+        del self._running[number]
+        self._admission.left(sequence)
 
     def step(self) -> StepResult:
-        """One forward pass over all that runs; gives what it made."""
+        """Runs one forward pass over the batch and returns what it generated."""
         self._admit()
-        made: dict[int, TokenBatch] = self._ended
-        self._ended = {}
-        if self._streams:
-            began = time.perf_counter()
+        batches: dict[int, TokenBatch] = self._refused
+        self._refused = {}
+        if self._running:
+            started = time.perf_counter()
             self._pipeline.step()
-            prompt_tokens = self._admission.stepped(self._streams.values())
-            count = 0
-            for number, stream in list(self._streams.items()):
-                tokens = self._read(stream)
-                stream.fresh = tokens is not None
-                if tokens is None:
+            prompt_tokens = self._admission.stepped(self._running.values())
+            generated = 0
+            for number, sequence in list(self._running.items()):
+                batch = self._read(sequence)
+                sequence.stepped = batch is not None
+                if batch is None:
                     continue
-                count += len(tokens.ids)
-                if not stream.left:
-                    made[number] = tokens
-                if tokens.finish_reason:
-                    self._end(number, stream)
-                elif stream.left:
-                    self._leave(number, stream)
-            self._measure(count, prompt_tokens, time.perf_counter() - began)
-        return StepResult(made, self.load)
+                generated += len(batch.ids)
+                if not sequence.cancelled:
+                    batches[number] = batch
+                if batch.finish_reason:
+                    self._remove(number, sequence)
+                elif sequence.cancelled:
+                    self._abort(number, sequence)
+            self._measure(generated, prompt_tokens, time.perf_counter() - started)
+        return StepResult(batches, self.load)
 
     @property
     def load(self) -> EngineLoad:
         usage = self._pipeline.get_metrics().cache_usage / 100
-        return EngineLoad(len(self._streams), self._rate, usage, self._decoded, self._speed)
+        return EngineLoad(len(self._running), self._decode_rate, usage, self._decoded_tokens, self._prefill_rate)
 
-    def _read(self, stream: _Sequence) -> TokenBatch | None:
+    def _read(self, sequence: _Sequence) -> TokenBatch | None:
         ids: list[int] = []
         logprobs: list[float] = []
         finish: Any = ""
-        while stream.handle.can_read():
-            for output in stream.handle.read().values():
+        while sequence.handle.can_read():
+            for output in sequence.handle.read().values():
                 ids += output.generated_ids
-                if stream.logprobs:
+                if sequence.logprobs:
                     logprobs += output.generated_log_probs
                 if output.finish_reason == self._genai.GenerationFinishReason.STOP:
                     finish = "stop"
                 elif output.finish_reason == self._genai.GenerationFinishReason.LENGTH:
                     finish = "length"
-        if not finish and stream.handle.get_status() == self._genai.GenerationStatus.IGNORED:
+        if not finish and sequence.handle.get_status() == self._genai.GenerationStatus.IGNORED:
             finish = "overloaded"
         if not ids and not finish:
             return None
-        stream.tokens += ids
-        cached = 0 if stream.announced else stream.cached
-        if not stream.announced:
-            stream.announced = True
-            self._admission.computed(stream)
+        sequence.tokens += ids
+        cached = 0 if sequence.prefilled else sequence.cached_tokens
+        if not sequence.prefilled:
+            sequence.prefilled = True
+            self._admission.prefilled(sequence)
         return TokenBatch(ids, finish, cached, "", logprobs)
 
-    def _generation(self, sampling: Sampling) -> Any:
+    def _generation_config(self, sampling: Sampling) -> Any:
         config = self._genai.GenerationConfig()
         config.apply_chat_template = False
         config.max_new_tokens = sampling.max_tokens
         config.min_new_tokens = min(sampling.min_tokens, sampling.max_tokens)
         config.ignore_eos = sampling.ignore_eos
-        # With ignore_eos the model's own ends are ignored, and those that the request names are not.
+        # ignore_eos ignores the model's own stop tokens, but not those of the request.
         config.stop_token_ids = {*sampling.stop_ids, *(() if sampling.ignore_eos else self._stop_ids)}
         config.repetition_penalty = sampling.repetition_penalty
         config.frequency_penalty = sampling.frequency_penalty
@@ -283,14 +282,14 @@ class Engine:
             config.min_p = sampling.min_p
             if sampling.top_k:
                 config.top_k = sampling.top_k
-            # Without a seed of its own every request would draw the same numbers.
+            # The pipeline's default seed is constant, so every request would draw the same numbers.
             seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
             config.rng_seed = seed & (2**63 - 1)
         if sampling.grammar is not None:
-            config.structured_output_config = self._structure(sampling.grammar)
+            config.structured_output_config = self._structured_output(sampling.grammar)
         return config
 
-    def _structure(self, grammar: Grammar) -> Any:
+    def _structured_output(self, grammar: Grammar) -> Any:
         kinds = self._genai.StructuredOutputConfig
         if grammar.ebnf:
             return kinds(grammar=grammar.ebnf)
@@ -298,12 +297,12 @@ class Engine:
         return kinds(structural_tags_config=kinds.TriggeredTags(triggers=[grammar.trigger], tags=tags))
 
     def _measure(self, tokens: int, prompt_tokens: int, seconds: float) -> None:
-        self._decoded += tokens
+        self._decoded_tokens += tokens
         weight = min(1.0, seconds / _RATE_SMOOTHING_S)
-        self._rate += (tokens / max(seconds, 1e-6) - self._rate) * weight
-        if prompt_tokens >= _FULL_STEP:
-            speed = prompt_tokens / max(seconds, 1e-6)
-            self._speed += (speed - self._speed) * _SPEED_WEIGHT
+        self._decode_rate += (tokens / max(seconds, 1e-6) - self._decode_rate) * weight
+        if prompt_tokens >= _MIN_PREFILL_SAMPLE:
+            rate = prompt_tokens / max(seconds, 1e-6)
+            self._prefill_rate += (rate - self._prefill_rate) * _PREFILL_SPEED_WEIGHT
 
 
 def _row(ids: list[int]) -> Any:
@@ -313,16 +312,16 @@ def _row(ids: list[int]) -> Any:
 
 
 def _stop_ids(model_dir: Path, model: dict[str, Any]) -> set[int]:
-    """Ids that end a completion: generation_config.json's, else config.json's."""
+    """Token ids that end a completion: from generation_config.json, else from config.json."""
     file = model_dir / "generation_config.json"
-    named = (json.loads(file.read_text()) if file.is_file() else {}).get("eos_token_id", model.get("eos_token_id"))
-    return set(named) if isinstance(named, list) else {named} if named is not None else set()
+    ids = (json.loads(file.read_text()) if file.is_file() else {}).get("eos_token_id", model.get("eos_token_id"))
+    return set(ids) if isinstance(ids, list) else {ids} if ids is not None else set()
 
 
-def give_back_weights(model_dir: str) -> None:
-    """Lets go of the mapped weight file, of which the first inference has made a copy of its own (openvino 2026.4).
+def release_weights(model_dir: str) -> None:
+    """Releases the pages of the mapped weight file. The first inference made a repacked copy (openvino 2026.4).
 
-    The kernel need not hold its pages any more for this process; what is read again comes back by itself.
+    The kernel loads pages again if they are read after all.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     for line in Path("/proc/self/maps").read_text().splitlines():
@@ -337,16 +336,16 @@ def serve(config: EngineConfig, connection: socket.socket) -> None:
     def send(message: FromEngine) -> None:
         connection.sendall(frame(message))
 
-    began = time.perf_counter()
+    started = time.perf_counter()
     try:
         engine = Engine(config)
         loaded = time.perf_counter()
         engine.warm_up()
-        give_back_weights(config.model_dir)
+        release_weights(config.model_dir)
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         send(StartFailed(f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"))
         raise
-    send(Ready(loaded - began, time.perf_counter() - loaded, engine.kv_tokens, engine.load))
+    send(Ready(loaded - started, time.perf_counter() - loaded, engine.kv_tokens, engine.load))
 
     unframer = Unframer()
     selector = selectors.DefaultSelector()
@@ -368,10 +367,10 @@ def serve(config: EngineConfig, connection: socket.socket) -> None:
 
 
 def main() -> None:
-    """Started by the replica: argv[1] is the EngineConfig as JSON, argv[2] the socket's file descriptor."""
-    # Should the replica die without closing the socket (kill -9 of a whole group closes it too), go with it.
+    """Started by the replica. argv[1]: EngineConfig as JSON. argv[2]: file descriptor of the socket."""
+    # End with the replica even if its death leaves the socket open.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # Ctrl-C in a terminal reaches every process there; only the replica decides when the engine ends.
+    # Ctrl-C in a terminal reaches every process of its group, but only the replica decides when the engine ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = msgspec.json.decode(sys.argv[1], type=EngineConfig)
     os.sched_setaffinity(0, config.cpus)

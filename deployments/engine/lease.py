@@ -1,4 +1,4 @@
-"""A replica's lease, waited for."""
+"""Waits for a replica's lease of cores."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,10 +9,11 @@ from cluster.cores import CoreLease, NotEnoughCores, lease_cores
 _WAIT_S = 60.0
 
 
-async def wait_for_lease(cores: int, directory: Path, owner: str, missed: Callable[[], object]) -> CoreLease:
-    """Waits a while: in a rolling update the replica that goes still holds its cores for a moment.
+async def wait_for_lease(cores: int, directory: Path, owner: str, on_timeout: Callable[[], object]) -> CoreLease:
+    """Leases cores, and waits for them: in a rolling update the old replica holds its cores a moment longer.
 
-    missed: called where that was in vain. Raises NotEnoughCores when none can be had within a minute.
+    owner: shown in errors of others that find no cores. on_timeout: called before NotEnoughCores is raised.
+    Raises NotEnoughCores if the cores are not free within a minute.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _WAIT_S
@@ -21,6 +22,6 @@ async def wait_for_lease(cores: int, directory: Path, owner: str, missed: Callab
             return lease_cores(cores, directory, owner=owner)
         except NotEnoughCores:
             if loop.time() > deadline:
-                missed()
+                on_timeout()
                 raise
             await asyncio.sleep(0.2)

@@ -1,4 +1,4 @@
-"""The engine process as its replica sees it: started on a lease, spoken to in messages, known to be alive."""
+"""The engine process as its replica sees it: start, messages, signs of life, stop."""
 
 import asyncio
 import os
@@ -32,75 +32,78 @@ from deployments.common.messages import (
 )
 
 _READ_BYTES = 1 << 20
-_TYPICAL_OVER = 20
-_END_S = 2.0
-_APART_S = 0.033
+_LENGTH_SAMPLES = 20
+"""Completions over which the typical length is averaged."""
+_EXIT_WAIT_S = 2.0
+_MIN_BATCH_INTERVAL_S = 0.033
 
 
 class EngineStartError(Exception):
-    """The engine process could not start; the message is the engine's own last word."""
+    """The engine process could not start. The message is the engine's own last error."""
 
 
 class _Stream:
-    """Tokens that have come for one request and have not been read. made: how many have come.
+    """Tokens generated for one request that nobody has read yet.
 
-    A reader hears of the first ones at once, and of more at most every `_APART_S`: each message costs router, replica
-    and HAProxy as much as several tokens do, and nobody reads faster.
+    The first tokens are passed on at once, later ones at most every `_MIN_BATCH_INTERVAL_S`: a message costs router,
+    replica and HAProxy as much as several tokens, and no person reads faster.
     """
 
-    __slots__ = ("_due", "_waits", "arrived", "made", "pending", "request")
+    __slots__ = ("_next_batch_at", "_timer_set", "arrived", "generated", "pending", "request")
 
     def __init__(self, request: EngineRequest) -> None:
         self.arrived = asyncio.Event()
-        self.made = 0
+        self.generated = 0
+        """Tokens so far."""
         self.pending: TokenBatch | None = None
         self.request = request
-        self._due = 0.0
-        self._waits = False
+        self._next_batch_at = 0.0
+        self._timer_set = False
 
-    def put(self, tokens: TokenBatch) -> None:
-        """Joins what came with what is still unread: a slow reader gets fewer, larger messages."""
-        self.made += len(tokens.ids)
+    def put(self, batch: TokenBatch) -> None:
+        """Appends a batch to the unread one, so that a slow reader gets fewer, larger batches."""
+        self.generated += len(batch.ids)
         if self.pending is not None:
-            before = self.pending
-            if before.finish_reason:
-                return  # nothing comes behind its end: neither a sign of life nor the engine's death
-            tokens = TokenBatch(
-                before.ids + tokens.ids,
-                tokens.finish_reason,
-                before.cached_tokens or tokens.cached_tokens,
-                tokens.reason,
-                before.logprobs + tokens.logprobs,
+            unread = self.pending
+            if unread.finish_reason:
+                return  # the stream has ended: drop heartbeats and the engine's death
+            batch = TokenBatch(
+                unread.ids + batch.ids,
+                batch.finish_reason,
+                unread.cached_tokens or batch.cached_tokens,
+                batch.reason,
+                unread.logprobs + batch.logprobs,
             )
-        self.pending = tokens
-        if tokens.finish_reason or (now := time.monotonic()) >= self._due:
+        self.pending = batch
+        if batch.finish_reason or (now := time.monotonic()) >= self._next_batch_at:
             self.arrived.set()
-        elif not self._waits:
-            self._waits = True
-            asyncio.get_running_loop().call_later(self._due - now, self._tell)
+        elif not self._timer_set:
+            self._timer_set = True
+            asyncio.get_running_loop().call_later(self._next_batch_at - now, self._notify)
 
-    def _tell(self) -> None:
-        self._waits = False
+    def _notify(self) -> None:
+        self._timer_set = False
         if self.pending is not None:
             self.arrived.set()
 
     def take(self) -> TokenBatch:
+        """The unread tokens as one batch."""
         assert self.pending is not None
-        tokens, self.pending = self.pending, None
+        batch, self.pending = self.pending, None
         self.arrived.clear()
-        self._due = time.monotonic() + _APART_S
-        return tokens
+        self._next_batch_at = time.monotonic() + _MIN_BATCH_INTERVAL_S
+        return batch
 
-    def left(self, typical: float) -> tuple[int, int]:
-        """Tokens that are still to be computed for it: of its prompt, of its completion. typical: of a completion."""
-        rest = max(1, min(self.request.sampling.max_tokens, round(typical)) - self.made)
-        return 0 if self.made else len(self.request.prompt_ids), rest
+    def pending_tokens(self, typical_length: float) -> tuple[int, int]:
+        """Tokens still to compute, of the prompt and of the completion. typical_length: of a completion, in tokens."""
+        completion = max(1, min(self.request.sampling.max_tokens, round(typical_length)) - self.generated)
+        return 0 if self.generated else len(self.request.prompt_ids), completion
 
 
 class EngineProcess:
-    """One running engine process. Made by `start`; `closed` is set once it is gone.
+    """One running engine process. Create it with `start`.
 
-    computed: tokens so far, of prompts and completions.
+    closed: set once the process is gone. computed_tokens: of prompts and completions, since the start.
     """
 
     def __init__(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
@@ -110,23 +113,23 @@ class EngineProcess:
         self._process = process
         self._connection = connection
         self._streams: dict[int, _Stream] = {}
-        self._numbers = 0
-        self._heard = time.monotonic()
+        self._last_number = 0
+        self._last_message_at = time.monotonic()
         self._stuck = False
         self._reader: asyncio.Task[None] | None = None
         self._sending = asyncio.Lock()
-        self._typical = float(TYPICAL_COMPLETION_TOKENS)
-        self.computed = 0
+        self._typical_length = float(TYPICAL_COMPLETION_TOKENS)
+        self.computed_tokens = 0
         self._queues: dict[str, tuple[int, float]] = {}
 
     @classmethod
     async def start(
         cls, config: EngineConfig, *, timeout_s: float, keep_open: Sequence[int] = ()
     ) -> tuple["EngineProcess", Ready]:
-        """Starts it and waits until it is warm.
+        """Starts a process and waits until it is warm.
 
-        keep_open: file descriptors that the child holds too, such as the core locks of its lease.
-        Raises EngineStartError if it ends, fails or is not ready within timeout_s.
+        keep_open: file descriptors that the child inherits, such as the core locks of its lease.
+        Raises EngineStartError if the process ends, fails or is not ready within timeout_s.
         """
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -151,78 +154,82 @@ class EngineProcess:
         first = decode_from_engine(bodies[0]) if bodies else None
         if not isinstance(first, Ready):
             await engine.stop()
-            said = first.message if isinstance(first, StartFailed) else f"exit status {process.returncode}"
-            raise EngineStartError(said)
+            reason = first.message if isinstance(first, StartFailed) else f"exit status {process.returncode}"
+            raise EngineStartError(reason)
         engine.load = first.load
         engine._reader = asyncio.create_task(engine._read(unframer))
         return engine, first
 
     @property
     def active(self) -> int:
-        """Streams under way."""
+        """Number of streams."""
         return len(self._streams)
 
-    def tell_alive(self) -> None:
-        """Says in every stream that this process is there, though it may have made nothing new."""
+    def send_heartbeats(self) -> None:
+        """Sends an empty batch in every stream: the process is alive, though it may have generated nothing new."""
         for stream in self._streams.values():
             stream.put(TokenBatch([]))
 
     def queues_since(self, earliest: float) -> dict[str, tuple[int, float]]:
-        """Of each router that has asked since then, the tokens that waited in it, and the Unix time; others are
-        forgotten."""
-        self._queues = {router: said for router, said in self._queues.items() if said[1] > earliest}
+        """Tokens that wait in each router's queue, and the Unix time of that report.
+
+        earliest: Unix time; older reports are forgotten.
+        """
+        self._queues = {router: report for router, report in self._queues.items() if report[1] > earliest}
         return self._queues
 
     @property
-    def waiting(self) -> dict[str, PendingWork]:
-        """What is still to be computed, by the router that wants it."""
-        works: dict[str, PendingWork] = {}
+    def pending(self) -> dict[str, PendingWork]:
+        """Work still to do, by router id."""
+        pending: dict[str, PendingWork] = {}
         for stream in self._streams.values():
-            router, (prompt, completion) = stream.request.router, stream.left(self._typical)
-            work = works.get(router, PendingWork())
-            works[router] = PendingWork(
+            router, (prompt, completion) = stream.request.router, stream.pending_tokens(self._typical_length)
+            work = pending.get(router, PendingWork())
+            pending[router] = PendingWork(
                 work.prompt_tokens + prompt, work.completion_tokens + completion, work.streams + 1
             )
-        return works
+        return pending
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the engine last said anything, while it has work; 0 while it has none."""
-        return time.monotonic() - self._heard if self._streams else 0.0
+        """Seconds since the engine's last message while it has work, else 0."""
+        return time.monotonic() - self._last_message_at if self._streams else 0.0
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenBatch, None]:
-        """Streams a request's tokens as they come; the last message says why it ended.
+        """Streams the tokens of a request. The last batch has a finish reason, `lost` if the process died.
 
-        Ends with `lost` when the process dies. Leaving early cancels the generation.
+        Closing the generator cancels the generation.
         """
         if self.closed.is_set():
             yield TokenBatch([], "lost", reason=KILLED_FROM_OUTSIDE)
             return
-        self._numbers += 1
-        number, stream = self._numbers, _Stream(request)
+        self._last_number += 1
+        number, stream = self._last_number, _Stream(request)
         if not self._streams:
-            self._heard = time.monotonic()
+            self._last_message_at = time.monotonic()
         self._streams[number] = stream
         self._queues[request.router] = (request.queued_tokens, time.time())
         finished = False
         try:
-            # Shielded, as a message that is cut off in the middle would spoil all behind it.
+            # Shielded, because a message that is cut off would corrupt all that follow.
             await asyncio.shield(self._send(Add(number, request)))
             while not finished:
                 await stream.arrived.wait()
-                tokens = stream.take()
-                finished = tokens.finish_reason != ""
-                yield tokens
+                batch = stream.take()
+                finished = batch.finish_reason != ""
+                yield batch
         finally:
             self._streams.pop(number, None)
-            self._typical += (stream.made - self._typical) / _TYPICAL_OVER
+            self._typical_length += (stream.generated - self._typical_length) / _LENGTH_SAMPLES
             if not finished:
-                # This runs while the task is being cancelled, and the engine must hear of it.
+                # Shielded: the task is being cancelled, and the engine must still receive this.
                 await asyncio.shield(self._send(Cancel(number)))
 
     async def stop(self, *, stuck: bool = False) -> None:
-        """Kills the process and waits until it is gone. Streams under way end as `lost`. stuck: it had stopped to
-        work, and one of them may be why."""
+        """Kills the process and waits until it is gone. Its streams end as `lost`.
+
+        stuck: the process made no progress, and one of its streams may be the cause.
+        """
         self._stuck = stuck
         with suppress(ProcessLookupError):
             self._process.kill()
@@ -233,13 +240,13 @@ class EngineProcess:
             self._close()
 
     async def _send(self, message: ToEngine) -> None:
-        # A lock, since two tasks in sock_sendall would mix their bytes.
+        # Two tasks in sock_sendall would mix their bytes.
         async with self._sending:
-            with suppress(OSError):  # a dead engine: the reader sees it too and ends every stream as lost
+            with suppress(OSError):  # the engine is dead: the reader notices it too, and ends all streams as lost
                 await asyncio.get_running_loop().sock_sendall(self._connection, frame(message))
 
     async def _receive(self, unframer: Unframer) -> list[bytes]:
-        """The next messages, at least one; none when the engine is gone."""
+        """The next message bodies; empty when the engine is gone."""
         while True:
             try:
                 data = await asyncio.get_running_loop().sock_recv(self._connection, _READ_BYTES)
@@ -252,19 +259,19 @@ class EngineProcess:
 
     async def _read(self, unframer: Unframer) -> None:
         while bodies := await self._receive(unframer):
-            self._heard = time.monotonic()
+            self._last_message_at = time.monotonic()
             for body in bodies:
                 message = decode_from_engine(body)
                 if isinstance(message, StepResult):
                     self.load = message.load
-                    for number, tokens in message.streams.items():
+                    for number, batch in message.streams.items():
                         if stream := self._streams.get(number):
-                            prompt = 0 if stream.made else len(stream.request.prompt_ids) - tokens.cached_tokens
-                            self.computed += len(tokens.ids) + (prompt if tokens.ids else 0)
-                            stream.put(tokens)
-        # Its socket has closed; how it ended is known in a moment.
+                            prompt = 0 if stream.generated else len(stream.request.prompt_ids) - batch.cached_tokens
+                            self.computed_tokens += len(batch.ids) + (prompt if batch.ids else 0)
+                            stream.put(batch)
+        # The socket has closed; the exit status follows in a moment.
         with suppress(TimeoutError):
-            async with asyncio.timeout(_END_S):
+            async with asyncio.timeout(_EXIT_WAIT_S):
                 await self._process.wait()
         self._close()
 
@@ -278,18 +285,18 @@ class EngineProcess:
 
 
 def config_for(model: ServedModel, cpus: tuple[int, ...]) -> EngineConfig:
-    """What an engine process of this model on these logical CPUs needs to start."""
-    chosen = model.settings
+    """The configuration of an engine process for this model on these logical CPUs."""
+    settings = model.settings
     return EngineConfig(
         model_dir=str(model.folder),
         cpus=cpus,
-        kv_cache_mb=chosen.kv_cache_mb,
-        max_num_seqs=chosen.max_num_seqs,
-        max_num_batched_tokens=chosen.max_num_batched_tokens,
-        dynamic_quantization_group_size=chosen.dynamic_quantization_group_size,
+        kv_cache_mb=settings.kv_cache_mb,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        dynamic_quantization_group_size=settings.dynamic_quantization_group_size,
     )
 
 
 def _environment() -> dict[str, str]:
-    """The replica's environment without what Ray says about threads: the lease decides."""
+    """The replica's environment without Ray's thread count: the lease decides."""
     return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

@@ -1,7 +1,7 @@
-"""How long an engine's step takes, by what is in it: how many streams decode, behind how long a context, and how many
-prompt tokens are computed beside them. `dray plan` foretells a service's times from it.
+"""Measures an engine's step time by the step's content: decoding sequences, their context, and prompt tokens.
 
-It steps the engine itself, on the cores of a lease, and prints a line of JSON for each kind of step.
+`dray plan` predicts a service's times from it. The program steps an engine itself, on the cores of a lease, and prints
+one line of JSON for each kind of step.
 """
 
 import json
@@ -19,72 +19,72 @@ from cluster.models.folder import open_model
 from cluster.plan.profile import Header, Point, ProfileRequest
 from cluster.settings import ModelSettings
 from deployments.common.messages import Add, Cancel, EngineRequest, Sampling
-from deployments.engine.core import Engine, give_back_weights
+from deployments.engine.core import Engine, release_weights
 from deployments.engine.process import config_for
 
-_SHORT = 64
-_LONG = 512
+_SHORT_CONTEXT = 64
+_LONG_CONTEXT = 512
 _BATCHES = (1, 2, 4, 8, 16, 32)
-_LONG_BATCHES = (1, 4)
+_LONG_CONTEXT_BATCHES = (1, 4)
 _PREFILLS = (8, 16, 32, 64, 128, 256, 512)
-_BESIDE = (32, 128, 256)
-"""Prompt tokens computed in a step beside streams that decode."""
-_STEPS = 12
-_PROMPTS = 3
-_LEAST_S = 0.3
-"""Each kind of step is repeated at least so often, and for so long: of fast ones there are more."""
-_FOREVER = 4096
+_MIXED_PREFILLS = (32, 128, 256)
+"""Prompt tokens in a step that also decodes."""
+_MIN_STEPS = 12
+_MIN_PROMPTS = 3
+_MIN_SECONDS = 0.3
+"""Each kind of step is repeated until it has both this number of samples and this duration."""
+_UNLIMITED_TOKENS = 4096
 
 
 class Stepper:
-    """Steps an engine whose content it knows."""
+    """Steps an engine and knows which sequences are in it."""
 
-    def __init__(self, engine: Engine, vocabulary: int, most: int) -> None:
-        """vocabulary: ids that prompts are drawn from. most: tokens in one step."""
-        self._engine, self._vocabulary, self._most = engine, vocabulary, most
-        self._chance = random.Random(0)
-        self._number = 0
+    def __init__(self, engine: Engine, vocabulary: int, max_step_tokens: int) -> None:
+        """vocabulary: number of token ids to draw prompts from. max_step_tokens: maximum tokens in one step."""
+        self._engine, self._vocabulary, self._max_step_tokens = engine, vocabulary, max_step_tokens
+        self._random = random.Random(0)
+        self._last_number = 0
         self._contexts: dict[int, int] = {}
 
     def points(self, batches: tuple[int, ...]) -> Iterator[Point]:
-        """All kinds of steps, each measured several times."""
-        for size in (one for one in _PREFILLS if one <= self._most):
+        """Measures every kind of step several times."""
+        for size in (size for size in _PREFILLS if size <= self._max_step_tokens):
             yield self._prefill(size)
         for batch in batches:
-            self._begin(batch, _SHORT)
+            self._start(batch, _SHORT_CONTEXT)
             yield self._decode()
-            for size in (one for one in _BESIDE if one + batch <= self._most):
+            for size in (size for size in _MIXED_PREFILLS if size + batch <= self._max_step_tokens):
                 yield self._prefill(size)
             self._end()
         yield from self._long_prompt()
-        for batch in (one for one in _LONG_BATCHES if one <= max(batches)):
-            self._begin(batch, _LONG)
+        for batch in (batch for batch in _LONG_CONTEXT_BATCHES if batch <= max(batches)):
+            self._start(batch, _LONG_CONTEXT)
             yield self._decode()
             self._end()
 
     def _add(self, length: int, tokens: int) -> int:
-        self._number += 1
-        # Drawn, so that no prefix is found in the cache.
-        prompt = [self._chance.randrange(self._vocabulary) for _ in range(length)]
-        self._engine.add(Add(self._number, EngineRequest(prompt, Sampling(tokens, ignore_eos=True))))
-        return self._number
+        self._last_number += 1
+        # Random, so that the prefix cache finds nothing.
+        prompt = [self._random.randrange(self._vocabulary) for _ in range(length)]
+        self._engine.add(Add(self._last_number, EngineRequest(prompt, Sampling(tokens, ignore_eos=True))))
+        return self._last_number
 
     def _step(self) -> tuple[float, set[int]]:
-        """One step: seconds, and the streams that it made a token for."""
-        began = time.perf_counter()
-        made = self._engine.step().streams
-        seconds = time.perf_counter() - began
-        for number in made:
+        """Runs one step. Returns its seconds, and the streams that got a token."""
+        started = time.perf_counter()
+        streams = self._engine.step().streams
+        seconds = time.perf_counter() - started
+        for number in streams:
             if number in self._contexts:
                 self._contexts[number] += 1
-        return seconds, set(made)
+        return seconds, set(streams)
 
-    def _begin(self, batch: int, context: int) -> None:
-        waiting = {self._add(context, _FOREVER) for _ in range(batch)}
-        begun: set[int] = set()
-        while not waiting <= begun:
-            begun |= self._step()[1]
-            for number in begun - self._contexts.keys():
+    def _start(self, batch: int, context: int) -> None:
+        waiting = {self._add(context, _UNLIMITED_TOKENS) for _ in range(batch)}
+        decoding: set[int] = set()
+        while not waiting <= decoding:
+            decoding |= self._step()[1]
+            for number in decoding - self._contexts.keys():
                 self._contexts[number] = context + 1
         self._step()
 
@@ -94,48 +94,48 @@ class Stepper:
         self._contexts.clear()
 
     def _decode(self) -> Point:
-        before, seen = sum(self._contexts.values()), list[float]()
-        while len(seen) < _STEPS or sum(seen) < _LEAST_S:
-            seen.append(self._step()[0])
-        context = (before + sum(self._contexts.values())) // 2
-        return Point(len(self._contexts), context, 0, 0, median(seen))
+        context_before, times = sum(self._contexts.values()), list[float]()
+        while len(times) < _MIN_STEPS or sum(times) < _MIN_SECONDS:
+            times.append(self._step()[0])
+        context = (context_before + sum(self._contexts.values())) // 2
+        return Point(len(self._contexts), context, 0, 0, median(times))
 
     def _prefill(self, size: int) -> Point:
-        """A prompt beside the streams that decode now, or alone."""
-        before, seen = sum(self._contexts.values()), list[float]()
-        while len(seen) < _PROMPTS or sum(seen) < _LEAST_S:
+        """A prompt of this size, beside the sequences that decode now."""
+        context_before, times = sum(self._contexts.values()), list[float]()
+        while len(times) < _MIN_PROMPTS or sum(times) < _MIN_SECONDS:
             number = self._add(size, 1)
-            seconds, made = self._step()
-            assert number in made
-            seen.append(seconds)
-        context = (before + sum(self._contexts.values())) // 2
-        return Point(len(self._contexts), context, size, size * (size - 1) // 2, median(seen))
+            seconds, streams = self._step()
+            assert number in streams
+            times.append(seconds)
+        context = (context_before + sum(self._contexts.values())) // 2
+        return Point(len(self._contexts), context, size, size * (size - 1) // 2, median(times))
 
     def _long_prompt(self) -> Iterator[Point]:
-        """A prompt that takes several steps: each has more of it behind itself."""
-        size = min(self._most, _LONG)
+        """A prompt that takes several steps, each with more context before it."""
+        size = min(self._max_step_tokens, _LONG_CONTEXT)
         number, behind = self._add(3 * size, 1), 0
-        made: set[int] = set()
-        while number not in made:
-            seconds, made = self._step()
+        streams: set[int] = set()
+        while number not in streams:
+            seconds, streams = self._step()
             yield Point(0, 0, size, size * behind + size * (size - 1) // 2, seconds)
             behind += size
 
 
 def main() -> None:
-    """argv[1]: an `Asked` as JSON."""
-    asked = msgspec.json.decode(sys.argv[1], type=ProfileRequest)
-    os.sched_setaffinity(0, asked.cpus)
-    model = open_model(ModelSettings.model_validate(asked.model), Path(asked.models_dir))
-    config = config_for(model, asked.cpus)
+    """argv[1]: a ProfileRequest as JSON."""
+    request = msgspec.json.decode(sys.argv[1], type=ProfileRequest)
+    os.sched_setaffinity(0, request.cpus)
+    model = open_model(ModelSettings.model_validate(request.model), Path(request.models_dir))
+    config = config_for(model, request.cpus)
     engine = Engine(config)
     engine.warm_up()
-    give_back_weights(config.model_dir)
-    batches = tuple(one for one in _BATCHES if one <= config.max_num_seqs)
+    release_weights(config.model_dir)
+    batches = tuple(batch for batch in _BATCHES if batch <= config.max_num_seqs)
     encode = msgspec.json.encode
     header = Header(
         model.name,
-        len(asked.cpus),
+        len(request.cpus),
         model.weights_bytes,
         config.kv_cache_mb,
         engine.kv_tokens,

@@ -42,7 +42,11 @@ def make_model(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", "max_position_embeddings": 40}))
 
 
-SIMILAR = {"DRAY_CACHE__SIMILARITY_MODEL": "v", "DRAY_CACHE__SIMILARITY_THRESHOLD": "0.5", "DRAY_CACHE__NORMALIZE": "true"}
+SIMILAR = {
+    "DRAY_CACHE__SIMILARITY_MODEL": "v",
+    "DRAY_CACHE__SIMILARITY_THRESHOLD": "0.5",
+    "DRAY_CACHE__NORMALIZE": "true",
+}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A wait that lasts too long is ended; any number of short ones are not, and a cancelled task stays cancelled."""
+"""Deadline ends a wait that lasts too long, leaves short ones alone, and keeps a cancelled task cancelled."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -13,25 +13,25 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 10))
 
 
-def test_only_a_long_wait_is_ended() -> None:
+def test_only_a_long_wait_times_out() -> None:
     async def work() -> None:
-        dog = Deadline()
+        deadline = Deadline()
         for _ in range(20):
-            assert await dog.wait(asyncio.sleep(0.02, 7), 0.1) == 7
-        began = asyncio.get_running_loop().time()
+            assert await deadline.wait(asyncio.sleep(0.02, 7), 0.1) == 7
+        started = asyncio.get_running_loop().time()
         with pytest.raises(TimeoutError):
-            await dog.wait(asyncio.sleep(5), 0.1)
-        assert asyncio.get_running_loop().time() - began < 1
-        assert await dog.wait(asyncio.sleep(0.2, 8), 3) == 8, "and it goes on with another bound"
+            await deadline.wait(asyncio.sleep(5), 0.1)
+        assert asyncio.get_running_loop().time() - started < 1
+        assert await deadline.wait(asyncio.sleep(0.2, 8), 3) == 8, "the next wait has its own limit"
         with pytest.raises(TimeoutError):
-            await dog.wait(asyncio.sleep(5), 0.1)
-        await asyncio.sleep(0.2)  # between two waits it ends nothing
-        dog.close()
+            await deadline.wait(asyncio.sleep(5), 0.1)
+        await asyncio.sleep(0.2)  # nothing expires between two waits
+        deadline.close()
 
     run(work())
 
 
-def test_a_cancelled_task_is_cancelled() -> None:
+def test_a_cancelled_task_stays_cancelled() -> None:
     async def work() -> None:
         async def waits() -> None:
             await Deadline().wait(asyncio.sleep(5), 5)
@@ -45,13 +45,13 @@ def test_a_cancelled_task_is_cancelled() -> None:
     run(work())
 
 
-def test_what_a_wait_raises_is_raised() -> None:
+def test_an_exception_of_the_awaitable_is_raised() -> None:
     async def fails() -> None:
         raise ValueError
 
     async def work() -> None:
-        dog = Deadline()
+        deadline = Deadline()
         with pytest.raises(ValueError):
-            await dog.wait(fails(), 1)
+            await deadline.wait(fails(), 1)
 
     run(work())

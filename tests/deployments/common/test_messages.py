@@ -1,4 +1,4 @@
-"""Messages survive the way there in whatever pieces the socket hands them over."""
+"""Messages survive the transport, in whatever pieces the socket delivers them."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +20,7 @@ from deployments.common.prefix import BLOCK_TOKENS, PrefixMirror, block_keys
 
 
 @given(st.lists(st.lists(st.integers(0, 151_935), max_size=50), min_size=1, max_size=6), st.data())
-def test_frames_come_back_whole_however_they_are_cut(prompts: list[list[int]], data: st.DataObject) -> None:
+def test_frames_are_reassembled_however_they_are_cut(prompts: list[list[int]], data: st.DataObject) -> None:
     sent = [Add(n, EngineRequest(ids, Sampling(max_tokens=n + 1, temperature=0.5))) for n, ids in enumerate(prompts)]
     stream = b"".join(frame(message) for message in sent)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
@@ -30,7 +30,7 @@ def test_frames_come_back_whole_however_they_are_cut(prompts: list[list[int]], d
     assert [decode_to_engine(body) for body in bodies] == sent
 
 
-def test_each_message_is_told_from_the_others() -> None:
+def test_message_types_are_distinguished() -> None:
     step = StepResult({7: TokenBatch([1, 2], "stop", 32)}, EngineLoad(1, 2.5, 0.25))
     [body] = Unframer().feed(frame(step))
     assert decode_from_engine(body) == step
@@ -38,7 +38,7 @@ def test_each_message_is_told_from_the_others() -> None:
     assert decode_to_engine(body) == Cancel(3)
 
 
-def test_prefix_is_matched_by_whole_blocks_and_never_all_of_the_prompt() -> None:
+def test_a_prefix_matches_in_whole_blocks() -> None:
     mirror, prompt = PrefixMirror(100), list(range(4 * BLOCK_TOKENS))
     assert mirror.match(block_keys(prompt[:-1])) == 0
     mirror.add(block_keys(prompt))

@@ -1,4 +1,4 @@
-"""A router's calls to Redis in trouble: bounded in time, behind a circuit, and told of once."""
+"""A router's calls to a failing Redis: bounded in time, behind a circuit breaker, and logged once."""
 
 import asyncio
 import logging
@@ -16,15 +16,15 @@ from deployments.common.redis import RedisCallbacks, RedisStore, RedisUnavailabl
 from tests.conftest import redis_server
 
 
-class Seen:
-    """What a store has told of its troubles."""
+class Faults:
+    """Counts what a store reports through its callbacks."""
 
     def __init__(self) -> None:
-        self.faults = 0
+        self.number = 0
         self.open: list[bool] = []
 
-    def fault(self) -> None:
-        self.faults += 1
+    def count(self) -> None:
+        self.number += 1
 
 
 @pytest.fixture
@@ -33,94 +33,94 @@ def server() -> Iterator[OwnRedis]:
         yield own
 
 
-def run(url: str, work: Callable[[RedisStore, Seen], Coroutine[Any, Any, None]], timeout_s: float = 0.1) -> None:
+def run(url: str, work: Callable[[RedisStore, Faults], Coroutine[Any, Any, None]], timeout_s: float = 0.1) -> None:
     async def bounded() -> None:
-        seen = Seen()
-        store = RedisStore("answers", url, timeout_s, RedisCallbacks(seen.fault, seen.open.append))
+        faults = Faults()
+        store = RedisStore("answers", url, timeout_s, RedisCallbacks(faults.count, faults.open.append))
         async with asyncio.timeout(20):
-            await work(store, seen)
+            await work(store, faults)
         await store.close()
 
     asyncio.run(bounded())
 
 
 async def fails(store: RedisStore) -> float:
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(RedisUnavailable):
         await store.get("x")
-    return time.monotonic() - began
+    return time.monotonic() - started
 
 
-def test_a_paused_server_opens_the_circuit_which_closes_by_itself(
+def test_a_paused_server_opens_the_circuit_and_it_closes_by_itself(
     server: OwnRedis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def work(store: RedisStore, seen: Seen) -> None:
+    async def work(store: RedisStore, faults: Faults) -> None:
         assert await store.get("x") is None
         assert server.pid is not None
         os.kill(server.pid, signal.SIGSTOP)
         try:
             assert all([0.05 < await fails(store) < 0.5 for _ in range(3)])
-            assert store.circuit_open and seen.open == [True]
-            assert max([await fails(store) for _ in range(20)]) < 0.05, "then no call is made"
+            assert store.circuit_open and faults.open == [True]
+            assert max([await fails(store) for _ in range(20)]) < 0.05, "an open circuit makes no calls"
         finally:
             os.kill(server.pid, signal.SIGCONT)
         while store.circuit_open:
             await asyncio.sleep(0.05)
         assert await store.get("x") is None
-        assert seen.open == [True, False] and seen.faults == 3
+        assert faults.open == [True, False] and faults.number == 3
         assert [record.levelno for record in caplog.records if record.name == "dray.store"] == [logging.WARNING] * 2
 
     run(server.url, work)
 
 
-def test_a_full_server_and_a_wrong_password_are_troubles_too(server: OwnRedis) -> None:
+def test_a_full_server_and_a_wrong_password_count_as_faults(server: OwnRedis) -> None:
     with redis.Redis.from_url(server.url) as raw:
         raw.config_set("maxmemory-policy", "noeviction")
         raw.config_set("maxmemory", "1mb")
 
-    async def full(store: RedisStore, seen: Seen) -> None:
+    async def full(store: RedisStore, faults: Faults) -> None:
         with pytest.raises(RedisUnavailable):
             for number in range(200):
                 await store.execute("SET", str(number), b"x" * 20_000)
-        assert seen.faults == 1 and await store.get("none") is None
+        assert faults.number == 1 and await store.get("none") is None
 
     run(server.url, full)
     with redis.Redis.from_url(server.url) as raw:
         raw.config_set("requirepass", "secret")
 
-    async def refused(store: RedisStore, seen: Seen) -> None:
+    async def refused(store: RedisStore, faults: Faults) -> None:
         for _ in range(5):
             await fails(store)
-        assert seen.open == [True]
+        assert faults.open == [True]
 
     run(server.url, refused)
 
 
-def test_a_busy_loop_is_no_slow_server(server: OwnRedis) -> None:
-    async def work(store: RedisStore, seen: Seen) -> None:
+def test_a_busy_event_loop_does_not_count_as_a_slow_server(server: OwnRedis) -> None:
+    async def work(store: RedisStore, faults: Faults) -> None:
         async def blocks() -> None:
             for _ in range(10):
-                time.sleep(0.15)  # noqa: ASYNC251 - the loop is meant to stand still
+                time.sleep(0.15)  # noqa: ASYNC251 - the loop must block here
                 await asyncio.sleep(0.001)
 
         blocking = asyncio.create_task(blocks())
         while not blocking.done():
             assert await store.get("x") is None
-        assert seen.faults == 0
+        assert faults.number == 0
 
     run(server.url, work)
 
 
-def test_more_calls_than_connections_wait_for_one(server: OwnRedis) -> None:
-    async def work(store: RedisStore, seen: Seen) -> None:
+def test_calls_beyond_the_connections_wait(server: OwnRedis) -> None:
+    async def work(store: RedisStore, faults: Faults) -> None:
         await asyncio.gather(*(store.get(str(number)) for number in range(2000)))
-        assert seen.faults == 0
+        assert faults.number == 0
 
     run(server.url, work, timeout_s=0.5)
 
 
-def test_who_leaves_during_a_call_breaks_none_of_the_others(server: OwnRedis) -> None:
-    async def work(store: RedisStore, seen: Seen) -> None:
+def test_a_cancelled_call_does_not_break_others(server: OwnRedis) -> None:
+    async def work(store: RedisStore, faults: Faults) -> None:
         for number in range(50):
             await store.execute("SET", str(number), str(number))
 
@@ -133,6 +133,6 @@ def test_who_leaves_during_a_call_breaks_none_of_the_others(server: OwnRedis) ->
             for task in tasks[::2]:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
-            assert not [one for one in results if isinstance(one, AssertionError)]
+            assert not [result for result in results if isinstance(result, AssertionError)]
 
     run(server.url, work, timeout_s=1)

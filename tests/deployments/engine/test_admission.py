@@ -1,4 +1,4 @@
-"""Prompts that begin alike, at the same time: every greedy text is that of an engine with nothing else to do."""
+"""Concurrent prompts with a common prefix: every greedy text equals the one of an otherwise idle engine."""
 
 import os
 import random
@@ -17,65 +17,67 @@ from deployments.engine.process import config_for
 from deployments.generation.prompts import PromptRenderer
 
 
-class Stream:
-    """A stream as Admission sees it."""
+class Sequence:
+    """A sequence as Admission sees it."""
 
-    def __init__(self, prompt: list[int], made: list[int] | None = None) -> None:
-        self.tokens = prompt + (made or [])
+    def __init__(self, prompt: list[int], generated: list[int] | None = None) -> None:
+        self.tokens = prompt + (generated or [])
         self.keys = block_keys(prompt)
-        self.announced = bool(made)
+        self.prefilled = bool(generated)
 
 
-def waits(admission: Admission, prompt: list[int], *running: Stream) -> bool:
-    return admission.clashes(prompt, block_keys(prompt), running)
+def waits(admission: Admission, prompt: list[int], *running: Sequence) -> bool:
+    return admission.must_wait(prompt, block_keys(prompt), running)
 
 
 SYSTEM = list(range(100, 100 + 2 * BLOCK_TOKENS))
 
 
-def test_a_prompt_waits_for_the_one_whose_beginning_it_goes_on_from() -> None:
+def test_a_prompt_waits_for_a_running_sequence_that_is_its_prefix() -> None:
     admission = Admission(100, 512)
-    running = Stream(SYSTEM, [1, 2, 3])
-    assert waits(admission, [*SYSTEM, 1, 2, 5], running), "its begun block holds 1 and 2"
+    running = Sequence(SYSTEM, [1, 2, 3])
+    assert waits(admission, [*SYSTEM, 1, 2, 5], running), "the sequence's partial block holds 1 and 2"
     assert not waits(admission, [*SYSTEM, 1, 5, 2], running)
-    assert not waits(admission, [*SYSTEM, 1], running), "it is behind that already"
-    whole = Stream(SYSTEM, [1])
-    assert not waits(admission, [*SYSTEM, 1, 2], whole), "whole blocks are shared without harm"
+    assert not waits(admission, [*SYSTEM, 1], running), "the sequence is past that point"
+    whole = Sequence(SYSTEM, [1])
+    assert not waits(admission, [*SYSTEM, 1, 2], whole), "whole blocks are shared safely"
 
 
-def test_what_two_have_in_common_is_computed_once() -> None:
+def test_a_common_prefix_is_computed_once() -> None:
     admission = Admission(100, 512)
-    first = Stream([*SYSTEM, 1, 2])
+    first = Sequence([*SYSTEM, 1, 2])
     assert waits(admission, [*SYSTEM, 7, 8], first)
     assert not waits(admission, [9, *SYSTEM], first)
-    admission.computed(first)
-    first.tokens, first.announced = [*first.tokens, 3], True
+    admission.prefilled(first)
+    first.tokens, first.prefilled = [*first.tokens, 3], True
     assert not waits(admission, [*SYSTEM, 7, 8], first)
 
 
-def test_only_one_goes_on_from_a_begun_block_that_was_left() -> None:
+def test_only_one_prompt_continues_from_a_partial_block_that_was_left() -> None:
     admission = Admission(100, 512)
-    admission.ended(Stream(SYSTEM, [1, 2, 3]))
-    first = Stream([*SYSTEM, 1, 2, 4, 4])
+    admission.left(Sequence(SYSTEM, [1, 2, 3]))
+    first = Sequence([*SYSTEM, 1, 2, 4, 4])
     assert not waits(admission, first.tokens)
     assert waits(admission, [*SYSTEM, 1, 2, 5, 5], first)
     assert not waits(admission, [*SYSTEM, 1, 3, 5, 5], first)
     for number in range(100):
-        admission.ended(Stream([number] * 4, [1]))
-    assert not waits(admission, [*SYSTEM, 1, 2, 5, 5], first), "it holds no more than there are blocks"
+        admission.left(Sequence([number] * 4, [1]))
+    assert not waits(admission, [*SYSTEM, 1, 2, 5, 5], first), (
+        "no more partial blocks are remembered than the cache has blocks"
+    )
 
 
-def test_a_full_step_takes_no_more_prompts() -> None:
+def test_a_full_step_admits_no_more_prompts() -> None:
     admission = Admission(100, 128)
-    long = Stream(list(range(300)))
-    assert admission.begun(long.tokens, long.keys) == 0
+    long = Sequence(list(range(300)))
+    assert admission.joined(long.tokens, long.keys) == 0
     for full in (True, True, False):
         assert admission.full == full
-        admission.stepped([long, Stream(SYSTEM, [1])])
+        admission.stepped([long, Sequence(SYSTEM, [1])])
 
 
 def undisturbed(engine: Engine, prompt: list[int]) -> list[int]:
-    """The text that an engine makes with nothing else to do."""
+    """The text that an idle engine generates."""
     engine.add(Add(1, EngineRequest(prompt, Sampling(1000))))
     text: list[int] = []
     while engine.busy:
@@ -85,50 +87,50 @@ def undisturbed(engine: Engine, prompt: list[int]) -> list[int]:
 
 
 class Texts:
-    """What a busy engine is asked of one text, and what it makes of it."""
+    """Requests to a busy engine that continue one text from several points, and what it generates."""
 
     def __init__(self, engine: Engine, prompt: list[int], text: list[int]) -> None:
         self.engine, self.prompt, self.text = engine, prompt, text
-        self._asked: dict[int, int] = {}
-        self._made: dict[int, list[int]] = {}
+        self._starts: dict[int, int] = {}
+        self._generated: dict[int, list[int]] = {}
         self._number = 0
 
     def ask(self, start: int, tokens: int = 1000) -> None:
-        """Has it go on from the first tokens of the text."""
+        """Requests a continuation after the first `start` tokens of the text."""
         self._number += 1
-        self._asked[self._number], self._made[self._number] = start, []
+        self._starts[self._number], self._generated[self._number] = start, []
         self.engine.add(Add(self._number, EngineRequest(self.prompt + self.text[:start], Sampling(tokens))))
 
-    def leave_one(self) -> int | None:
-        """Leaves one whose prompt is being computed, if there is any; gives where it began."""
-        for number, made in self._made.items():
-            if not made:
-                del self._made[number]
+    def cancel_one_in_prefill(self) -> int | None:
+        """Cancels a request whose prompt is being computed, if there is one; returns its start."""
+        for number, ids in self._generated.items():
+            if not ids:
+                del self._generated[number]
                 self.engine.cancel(Cancel(number))
-                return self._asked[number]
+                return self._starts[number]
         return None
 
     def step(self) -> None:
         for number, tokens in self.engine.step().streams.items():
-            if number in self._made:
-                self._made[number] += tokens.ids
+            if number in self._generated:
+                self._generated[number] += tokens.ids
 
     def finish(self) -> list[str]:
-        """Steps to the end; gives the wrong ones."""
+        """Steps until all are done; returns the wrong texts."""
         for _ in range(3 * len(self.text)):
             self.step()
-        assert not self.engine.busy, "it makes nothing any more"
+        assert not self.engine.busy, "the engine is stuck"
         wrong = [
-            f"from {self._asked[number]}: {made[:8]}"
-            for number, made in self._made.items()
-            if made != self.text[self._asked[number] :][: len(made)]
+            f"from {self._starts[number]}: {ids[:8]}"
+            for number, ids in self._generated.items()
+            if ids != self.text[self._starts[number] :][: len(ids)]
         ]
-        self._made.clear()
+        self._generated.clear()
         return wrong
 
 
 def lagging(texts: Texts, chance: random.Random) -> None:
-    """Many go on from places close to each other, some steps apart."""
+    """Several continue from nearby points, a few steps apart."""
     base = chance.randrange(len(texts.text) - 40)
     for _ in range(6):
         texts.ask(min(len(texts.text) - 2, base + chance.randrange(40)))
@@ -137,7 +139,7 @@ def lagging(texts: Texts, chance: random.Random) -> None:
 
 
 def after_an_end(texts: Texts, chance: random.Random) -> None:
-    """Many at once go on from where another has ended."""
+    """Several continue at once from near the point where another ended."""
     end = chance.randrange(len(texts.text) - 60)
     texts.ask(end, tokens=1)
     assert not texts.finish()
@@ -146,22 +148,22 @@ def after_an_end(texts: Texts, chance: random.Random) -> None:
 
 
 def leaving(texts: Texts, chance: random.Random) -> None:
-    """Who asks leaves while the prompt is computed, and another asks the same."""
+    """A client disconnects during the prefill, and another sends the same prompt."""
     for _ in range(5):
         texts.ask(chance.randrange(len(texts.text) - 2))
         texts.step()
-        if (start := texts.leave_one()) is not None:
+        if (start := texts.cancel_one_in_prefill()) is not None:
             texts.ask(start)
 
 
 @pytest.fixture(scope="module")
 def calm(bundled: ServedModel) -> Engine:
-    """Makes one text at a time."""
+    """Generates one text at a time."""
     return Engine(config_for(bundled, tuple(sorted(os.sched_getaffinity(0)))))
 
 
 @pytest.mark.parametrize(("trouble", "step_tokens"), [(lagging, 512), (after_an_end, 512), (leaving, 40)])
-def test_texts_are_right_whatever_runs_beside_them(
+def test_concurrent_sequences_do_not_change_a_text(
     bundled: ServedModel, calm: Engine, trouble: Callable[[Texts, random.Random], None], step_tokens: int
 ) -> None:
     config = config_for(bundled, tuple(sorted(os.sched_getaffinity(0))))
@@ -170,9 +172,9 @@ def test_texts_are_right_whatever_runs_beside_them(
     wrong = []
     for seed in range(25):
         chance = random.Random(f"{trouble.__name__} {seed}")
-        asked = f"What is {chance.randrange(100, 1000)} times {chance.randrange(100, 1000)}?"
-        prompt = prompts.render(GenerationRequest((Message("user", asked),), Sampling(1))).ids
+        question = f"What is {chance.randrange(100, 1000)} times {chance.randrange(100, 1000)}?"
+        prompt = prompts.render(GenerationRequest((Message("user", question),), Sampling(1))).ids
         texts = Texts(busy, prompt, undisturbed(calm, prompt))
         trouble(texts, chance)
-        wrong += [f"{asked} {one}" for one in texts.finish()]
+        wrong += [f"{question} {text}" for text in texts.finish()]
     assert not wrong

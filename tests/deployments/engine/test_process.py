@@ -1,4 +1,4 @@
-"""The engine process, driven as its replica drives it: a real pipeline on the bundled model."""
+"""The engine process, used as its replica uses it: a real pipeline with the bundled model."""
 
 import asyncio
 import os
@@ -31,8 +31,8 @@ async def complete(
     ids: list[int] = []
     finish: StreamFinish = ""
     cached = 0
-    async for made in engine.generate(EngineRequest(prompt, Sampling(tokens, **sampling))):  # type: ignore[arg-type]
-        ids, finish, cached = ids + made.ids, made.finish_reason, cached + made.cached_tokens
+    async for batch in engine.generate(EngineRequest(prompt, Sampling(tokens, **sampling))):  # type: ignore[arg-type]
+        ids, finish, cached = ids + batch.ids, batch.finish_reason, cached + batch.cached_tokens
     return ids, finish, cached
 
 
@@ -54,11 +54,11 @@ def test_generates_cancels_and_refuses(bundled: ServedModel) -> None:
         assert len(ids) <= 5 and finish in ("stop", "length") and cached == 0
         assert (await complete(engine, PROMPT, 5)) == (ids, finish, 96)
 
-        together = await asyncio.gather(*(complete(engine, [*PROMPT, n], 20) for n in range(12)))
-        assert all(made[1] for made in together)
+        results = await asyncio.gather(*(complete(engine, [*PROMPT, n], 20) for n in range(12)))
+        assert all(finish for _, finish, _ in results)
 
         hot = {tuple((await complete(engine, PROMPT, 20, temperature=20.0))[0]) for _ in range(4)}
-        assert len(hot) > 1, "unseeded requests draw their own numbers"
+        assert len(hot) > 1, "unseeded requests draw different numbers"
         seeded = {tuple((await complete(engine, PROMPT, 20, temperature=20.0, seed=5))[0]) for _ in range(3)}
         assert len(seeded) == 1
 
@@ -81,29 +81,29 @@ def test_streams_of_a_killed_engine_end_as_lost(bundled: ServedModel) -> None:
         waiting = [asyncio.create_task(complete(engine, PROMPT, 50)) for _ in range(3)]
         await asyncio.sleep(0)
         os.kill(engine.pid, signal.SIGKILL)
-        assert [made[1] for made in await asyncio.gather(*waiting)] == ["lost"] * 3
+        assert [finish for _, finish, _ in await asyncio.gather(*waiting)] == ["lost"] * 3
         await engine.closed.wait()
 
     with_engine(bundled, work)
 
 
-def test_an_end_that_has_not_been_read_stays_the_end(bundled: ServedModel) -> None:
+def test_an_unread_end_of_a_stream_survives_the_engines_death(bundled: ServedModel) -> None:
     async def work(engine: EngineProcess) -> None:
         whole, end, _ = await complete(engine, PROMPT, 20)
         stream = engine.generate(EngineRequest(PROMPT, Sampling(20)))
-        made = [await anext(stream)]
+        batches = [await anext(stream)]
         async with asyncio.timeout(20):
             while engine.load.running:
                 await asyncio.sleep(0.01)
-        engine.tell_alive()
+        engine.send_heartbeats()
         await engine.stop()
-        made += [tokens async for tokens in stream]
-        assert [one for tokens in made for one in tokens.ids] == whole
-        assert made[-1].finish_reason == end
+        batches += [batch async for batch in stream]
+        assert [token for batch in batches for token in batch.ids] == whole
+        assert batches[-1].finish_reason == end
 
     with_engine(bundled, work)
 
 
-def test_a_model_that_is_not_there_is_said(tmp_path: object) -> None:
+def test_a_missing_model_is_an_error(tmp_path: object) -> None:
     with pytest.raises(EngineStartError, match="No such file"):
         asyncio.run(EngineProcess.start(config(str(tmp_path)), timeout_s=60))
