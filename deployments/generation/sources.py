@@ -64,7 +64,13 @@ class EngineSource:
                 self._turns[choice] = await self._queue.acquire(self._lane.team, self._lane.weight, work)
             self._waited(time.perf_counter() - came)
             self._used[choice] += len(request.prompt_ids)
-        request = msgspec.structs.replace(request, queued_tokens=self._queue.queued_tokens)
+        location = await self._dispatcher.locate_prefix(request.prompt_ids)
+        request = msgspec.structs.replace(
+            request,
+            queued_tokens=self._queue.queued_tokens,
+            prefix_replica=location.replica,
+            prefix_tokens=location.tokens,
+        )
         async with aclosing(self._dispatcher.stream(request, made)) as stream:
             async for tokens in stream:
                 self._turns[choice].prefill_done()

@@ -1,56 +1,70 @@
-"""Where the beginning of a prompt is in a KV cache, as routers tell each other in Redis: so a conversation goes back to
-it, whichever router its next turn comes to.
+"""Where the start of a prompt is in a KV cache, shared between routers in Redis: so a conversation returns to its
+replica, whichever router gets its next turn.
 
-Whoever had a prompt computed notes the replica under the prompt's last whole blocks, which the next turn begins with.
-While Redis is away a router knows only what it sent itself.
+The router that had a prompt computed records the replica under the prompt's last whole blocks, with which the next turn
+begins. While Redis is away a router knows only the prompts that it sent itself.
 """
 
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import Protocol
 
 from deployments.common.prefix import BLOCK_TOKENS
 from deployments.common.redis import RedisStore, RedisUnavailable
 
-_KEPT_S = 600
-_BLOCKS = 2
-"""Noted of a prompt. The last one may hold the few tokens that open the assistant's turn, and the next turn others."""
+_TTL_S = 600
+_RECORDED_BLOCKS = 2
+"""Blocks recorded of a prompt. The last one may contain the few tokens that open the assistant's turn, and the next
+turn continues differently there."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixLocation:
+    """The replica whose KV cache holds the first `tokens` tokens of a prompt; empty where none is known."""
+
+    replica: str = ""
+    tokens: int = 0
 
 
 class PrefixIndex:
-    """For the engines of one application."""
+    """The replicas of one application's engines, by the prompts that they have computed."""
 
     def __init__(self, store: RedisStore, application: str) -> None:
         self._store = store
-        self._prefix = f"dray:kv:{{{application}}}:"
+        self._key_prefix = f"dray:kv:{{{application}}}:"
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def lookup(self, blocks: Sequence[bytes]) -> tuple[str, int]:
-        """The replica that computed most of a prompt's beginning, and how many tokens; none: "", 0. blocks: the keys of
-        the prompt without its last token, which is always computed."""
+    async def lookup(self, blocks: Sequence[bytes]) -> PrefixLocation:
+        """Where the longest recorded start of a prompt is. blocks: the keys of the prompt without its last token, which
+        is always computed."""
         keys = self._keys(blocks)
         with suppress(RedisUnavailable):
             replicas: list[bytes | None] = await self._store.execute("MGET", *keys) if keys else []
-            for place in range(len(replicas), 0, -1):
-                if (replica := replicas[place - 1]) is not None:
-                    return replica.decode(), place * BLOCK_TOKENS
-        return "", 0
+            for count in range(len(replicas), 0, -1):
+                if (replica := replicas[count - 1]) is not None:
+                    return PrefixLocation(replica.decode(), count * BLOCK_TOKENS)
+        return PrefixLocation()
 
     def record(self, blocks: Sequence[bytes], replica: str) -> None:
-        """Tells the others, meanwhile, that the replica has computed the prompt of these blocks."""
-        if keys := self._keys(blocks[-_BLOCKS:]):
-            task = asyncio.create_task(self._note(keys, replica))
+        """Records, in a task, that the replica has computed the prompt of these blocks."""
+        if keys := self._keys(blocks[-_RECORDED_BLOCKS:]):
+            task = asyncio.create_task(self._write(keys, replica))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _note(self, keys: Sequence[str], replica: str) -> None:
-        def fill(pipe: Any) -> None:
+    async def _write(self, keys: Sequence[str], replica: str) -> None:
+        def fill(pipe: _Pipeline) -> None:
             for key in keys:
-                pipe.set(key, replica, ex=_KEPT_S)
+                pipe.set(key, replica, ex=_TTL_S)
 
         with suppress(RedisUnavailable):
             await self._store.transaction(fill)
 
     def _keys(self, blocks: Sequence[bytes]) -> list[str]:
-        return [self._prefix + key.hex() for key in blocks]
+        return [self._key_prefix + key.hex() for key in blocks]
+
+
+class _Pipeline(Protocol):
+    def set(self, name: str, value: str, /, *, ex: int) -> object: ...

@@ -78,10 +78,10 @@ def test_what_other_routers_wait_for_is_computed_meanwhile(monkeypatch: pytest.M
 
 def test_a_prompt_goes_where_another_router_had_it_computed() -> None:
     known = replicas(*[ReplicaStats(300, 60_000)] * 8)
-    told = msgspec.structs.replace(asked(), home="r6", held=len(SYSTEM))
+    told = msgspec.structs.replace(asked(), prefix_replica="r6", prefix_tokens=len(SYSTEM))
     assert rank_replicas(told, known)[0] == "r6"
     assert rank_replicas(asked(5), known)[0] == "r6", "and it is not forgotten"
-    assert rank_replicas(msgspec.structs.replace(told, home="gone"), known)[0] == "r6"
+    assert rank_replicas(msgspec.structs.replace(told, prefix_replica="gone"), known)[0] == "r6"
 
 
 def test_what_has_been_computed_is_waited_for_no_more() -> None:
@@ -130,7 +130,7 @@ def test_a_request_that_one_refuses_counts_only_where_it_is_taken() -> None:
 def test_a_plan_of_which_nothing_comes_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     known, plans = replicas(ReplicaStats(300, 60_000), ReplicaStats(300, 60_000)), PendingAssignments()
     alone = {name: cost(one) for name, one in known.items()}
-    monkeypatch.setattr(policy, "_SILENT_S", -1.0)
+    monkeypatch.setattr(policy, "_UNRESPONSIVE_S", -1.0)
     request = EngineRequest([7] * 100, Sampling(max_tokens=9))
     for number in range(3):
         plans.choose(str(number), request, known)

@@ -4,7 +4,7 @@ import asyncio
 
 from cluster.redis_server import OwnRedis
 from deployments.common.prefix import BLOCK_TOKENS, block_keys
-from deployments.routing.prefix_index import PrefixIndex
+from deployments.routing.prefix_index import PrefixIndex, PrefixLocation
 from tests.conftest import redis_server
 from tests.deployments.cache.test_answers import store_at
 
@@ -25,21 +25,21 @@ def test_the_next_turn_finds_the_replica_through_another_router() -> None:
 async def two_routers(server: OwnRedis) -> None:
     stores = [store_at(server.url) for _ in range(2)]
     here, there = (PrefixIndex(store, "engine") for store in stores)
-    assert await here.lookup(blocks(FIRST)) == ("", 0)
+    assert await here.lookup(blocks(FIRST)) == PrefixLocation()
     here.record(blocks(FIRST + OPENING), "r1")
     await asyncio.sleep(0.2)
     following = FIRST + ANSWER + FIRST
-    assert await there.lookup(blocks(following)) == ("r1", len(FIRST))
+    assert await there.lookup(blocks(following)) == PrefixLocation("r1", len(FIRST))
     there.record(blocks(following), "r2")
     await asyncio.sleep(0.2)
-    assert await here.lookup(blocks([*following, 1])) == ("r2", 6 * BLOCK_TOKENS)
-    assert await here.lookup(blocks([*FIRST, 1])) == ("r1", len(FIRST))
+    assert await here.lookup(blocks([*following, 1])) == PrefixLocation("r2", 6 * BLOCK_TOKENS)
+    assert await here.lookup(blocks([*FIRST, 1])) == PrefixLocation("r1", len(FIRST))
     # Of a prompt that ends with its block, the last token is computed anew; so that block does not count.
-    assert await here.lookup(blocks(FIRST)) == ("r1", 2 * BLOCK_TOKENS)
-    assert await PrefixIndex(stores[0], "another").lookup(blocks([*FIRST, 1])) == ("", 0)
+    assert await here.lookup(blocks(FIRST)) == PrefixLocation("r1", 2 * BLOCK_TOKENS)
+    assert await PrefixIndex(stores[0], "another").lookup(blocks([*FIRST, 1])) == PrefixLocation()
     await asyncio.to_thread(server.stop)
     here.record(blocks(FIRST), "r3")
-    assert await here.lookup(blocks([*FIRST, 1])) == ("", 0)
+    assert await here.lookup(blocks([*FIRST, 1])) == PrefixLocation()
     for store in stores:
         await store.close()
 
@@ -47,7 +47,7 @@ async def two_routers(server: OwnRedis) -> None:
 def test_a_prompt_of_less_than_a_block_asks_nobody() -> None:
     async def ask() -> None:
         store = store_at("redis://127.0.0.1:1")
-        assert await PrefixIndex(store, "engine").lookup(blocks(FIRST[:BLOCK_TOKENS])) == ("", 0)
+        assert await PrefixIndex(store, "engine").lookup(blocks(FIRST[:BLOCK_TOKENS])) == PrefixLocation()
         assert not store.circuit_open
         await store.close()
 

@@ -1,0 +1,144 @@
+"""What one stream has delivered over all the engines that served it, and when to stop trying."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from deployments.common.errors import ApiError, overloaded
+from deployments.common.messages import KILLED_FROM_OUTSIDE, EngineRequest, TokenBatch
+
+_MAX_CRASHES_IN_A_ROW = 2
+"""Engine processes that may crash under a request without a new token in between."""
+_MAX_CRASHES = 5
+"""Engine processes that may crash under a request in all."""
+_MAX_STALL_S = 60.0
+"""Longest time of attempts without a new token. A new replica starts within it, where none is left."""
+_MAX_AVOIDED = 5
+_FIRST_PAUSE_S = 0.1
+_MAX_PAUSE_S = 2.0
+
+
+class StreamProgress:
+    """The state of one stream: the tokens delivered so far, and how its attempts ended."""
+
+    def __init__(
+        self, request: EngineRequest, delivered: Sequence[int] = (), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """delivered: the first tokens of the completion, where another router has delivered them already."""
+        self._request = request
+        self._clock = clock
+        self._delivered = list(delivered)
+        self.resumed = bool(delivered)
+        """Whether an engine has worked on it before."""
+        self.replica = ""
+        """The replica of the present attempt, once it has answered."""
+        self._avoided: deque[str] = deque(maxlen=_MAX_AVOIDED)
+        self._crashes = self._crashes_in_a_row = 0
+        self.losses = 0
+        """Lost attempts since the last new token."""
+        self._stalled_since = 0.0
+        self._start = self._repeated = 0
+        self._first_batch = True
+
+    @property
+    def tokens(self) -> int:
+        """Tokens delivered."""
+        return len(self._delivered)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all tokens are delivered. An engine may die between the last token and the end of its stream."""
+        return self.tokens >= self._request.sampling.max_tokens
+
+    @property
+    def suspect(self) -> bool:
+        """Whether an engine crashed under it since its last token, so that it may be the cause."""
+        return self._crashes_in_a_row > 0
+
+    def next_attempt(self) -> EngineRequest:
+        """Begins an attempt: the request for what is left to generate."""
+        self._start, self._repeated = self.tokens, 0
+        self.replica, self._first_batch = "", True
+        request = msgspec.structs.replace(self._request, avoid_replicas=tuple(self._avoided))
+        if not self._delivered:
+            return request
+        sampling = request.sampling
+        if sampling.grammar is not None:
+            # A grammar starts at its beginning: everything is generated again, from the same seed.
+            self._repeated = self.tokens
+            return request
+        rest = msgspec.structs.replace(
+            sampling,
+            max_tokens=sampling.max_tokens - self.tokens,
+            min_tokens=max(0, sampling.min_tokens - self.tokens),
+        )
+        return msgspec.structs.replace(request, prompt_ids=request.prompt_ids + self._delivered, sampling=rest)
+
+    def deliver(self, batch: TokenBatch) -> TokenBatch | None:
+        """Counts what an engine sent; gives what of it is new to the client, or None for a sign of life.
+
+        The first batch of an attempt names the replica. Raises ApiError 500 where tokens that the client has already
+        are generated differently this time.
+        """
+        self.replica = batch.replica or self.replica
+        if not (batch.ids or batch.finish_reason):
+            return None
+        if self._repeated:
+            batch = self._without_repeated(batch)
+        self._delivered += batch.ids
+        if self._first_batch:
+            self._first_batch = False
+            # A resumed prompt contains its own completion: that is in no cache that the client would know of.
+            cached = 0 if self.resumed else batch.cached_tokens
+            batch = msgspec.structs.replace(batch, cached_tokens=cached, replica=self.replica)
+        return batch
+
+    def lost(self, reason: str) -> None:
+        """Ends an attempt whose engine or replica is gone. reason: as TokenBatch has it."""
+        if self.replica:
+            self._avoided.append(self.replica)
+        crashed = reason != KILLED_FROM_OUTSIDE
+        self._crashes += crashed
+        if self.tokens > self._start:
+            self._crashes_in_a_row, self.losses = 0, 1
+        else:
+            self._crashes_in_a_row += crashed
+            self.losses += 1
+        if self.losses == 1:
+            self._stalled_since = self._clock()
+        self.resumed = True
+
+    def give_up_error(self) -> ApiError | None:
+        """Why the stream is not tried again, if so: 500 when engines crash under it, 503 when none stays up."""
+        if self._crashes_in_a_row >= _MAX_CRASHES_IN_A_ROW or self._crashes >= _MAX_CRASHES:
+            return ApiError(
+                500,
+                "This request crashed several engines and is not tried again. Report it to the operator.",
+                code="engine_failed",
+                kind="server_error",
+            )
+        if self.losses > 1 and self._clock() - self._stalled_since > _MAX_STALL_S:
+            return overloaded(f"No engine has stayed up for {_MAX_STALL_S:.0f} s. Try again shortly.", retry_after_s=5)
+        return None
+
+    @property
+    def pause_s(self) -> float:
+        """Seconds to wait before the next attempt: doubles with each one that brought no token."""
+        return min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** (self.losses - 1))
+
+    def _without_repeated(self, batch: TokenBatch) -> TokenBatch:
+        """The batch without the tokens that an earlier attempt has delivered."""
+        start = self.tokens - self._repeated
+        repeated = min(self._repeated, len(batch.ids))
+        if batch.ids[:repeated] != self._delivered[start : start + repeated]:
+            raise ApiError(
+                500,
+                "An engine failed in the middle of this answer, and another engine generated a different one. "
+                "Send the request again.",
+                code="engine_failed",
+                kind="server_error",
+            )
+        self._repeated -= repeated
+        return msgspec.structs.replace(batch, ids=batch.ids[repeated:], logprobs=batch.logprobs[repeated:])

@@ -1,0 +1,124 @@
+"""When a stream is resumed, what is left of it, and when it is given up."""
+
+import pytest
+
+from deployments.common.errors import ApiError
+from deployments.common.messages import KILLED_FROM_OUTSIDE, EngineRequest, Grammar, Sampling, TokenBatch
+from deployments.routing.stream_progress import StreamProgress
+
+CRASHED = ""
+"""The reason of a loss whose engine died by itself."""
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def progress_of(grammar: Grammar | None = None, clock: Clock | None = None) -> StreamProgress:
+    request = EngineRequest([1, 2, 3], Sampling(100, min_tokens=5, grammar=grammar), prefix_replica="r9")
+    return StreamProgress(request, clock=clock or Clock())
+
+
+def lose(progress: StreamProgress, reason: str, *tokens: int, replica: str = "") -> None:
+    """One attempt that delivers these tokens and is lost."""
+    progress.next_attempt()
+    if tokens or replica:
+        progress.deliver(TokenBatch(list(tokens), replica=replica))
+    progress.lost(reason)
+
+
+def status(progress: StreamProgress) -> int:
+    error = progress.give_up_error()
+    return error.status if error else 0
+
+
+def test_the_next_engine_continues_behind_the_tokens_delivered() -> None:
+    progress = progress_of()
+    assert progress.next_attempt().prompt_ids == [1, 2, 3] and not progress.resumed
+    assert progress.deliver(TokenBatch([], replica="r1")) is None, "a sign of life"
+    assert progress.deliver(TokenBatch([7, 8], cached_tokens=2)) == TokenBatch([7, 8], cached_tokens=2, replica="r1")
+    assert progress.deliver(TokenBatch([9])) == TokenBatch([9])
+    progress.lost(KILLED_FROM_OUTSIDE)
+    rest = progress.next_attempt()
+    assert rest.prompt_ids == [1, 2, 3, 7, 8, 9] and (rest.sampling.max_tokens, rest.sampling.min_tokens) == (97, 2)
+    assert rest.avoid_replicas == ("r1",) and rest.prefix_replica == "r9" and progress.resumed
+    # Its prompt holds its own completion: the client would not know what was cached of that.
+    assert progress.deliver(TokenBatch([10], cached_tokens=32, replica="r2")) == TokenBatch([10], replica="r2")
+
+
+def test_tokens_delivered_by_another_router_count() -> None:
+    progress = StreamProgress(EngineRequest([1], Sampling(3)), [4, 5])
+    assert progress.resumed and progress.next_attempt().prompt_ids == [1, 4, 5]
+    progress.deliver(TokenBatch([6]))
+    assert progress.complete
+
+
+def test_a_grammar_starts_again_and_only_new_tokens_are_delivered() -> None:
+    progress = progress_of(Grammar("root ::= [0-9]+"))
+    lose(progress, CRASHED, 7, 8, 9)
+    again = progress.next_attempt()
+    assert again.prompt_ids == [1, 2, 3] and again.sampling.max_tokens == 100
+    assert progress.deliver(TokenBatch([7, 8], logprobs=[-0.7, -0.8])) == TokenBatch([])
+    assert progress.deliver(TokenBatch([9, 10], logprobs=[-0.9, -1.0])) == TokenBatch([10], logprobs=[-1.0])
+    progress.lost(CRASHED)
+    progress.next_attempt()
+    with pytest.raises(ApiError, match="different") as refused:
+        progress.deliver(TokenBatch([7, 3]))
+    assert refused.value.status == 500
+
+
+def test_two_crashes_in_a_row_end_it_but_kills_from_outside_do_not() -> None:
+    progress = progress_of()
+    for _ in range(20):
+        lose(progress, KILLED_FROM_OUTSIDE)
+    assert not progress.suspect and status(progress) == 0
+    lose(progress, CRASHED)
+    assert progress.suspect and status(progress) == 0
+    lose(progress, CRASHED)
+    assert status(progress) == 500
+
+
+def test_a_new_token_clears_it_until_the_fifth_crash() -> None:
+    progress = progress_of()
+    for number in range(4):
+        lose(progress, CRASHED, number)
+        assert not progress.suspect and status(progress) == 0
+    lose(progress, CRASHED, 4)
+    assert status(progress) == 500
+
+
+def test_without_a_new_token_for_a_minute_it_ends() -> None:
+    clock = Clock()
+    progress = progress_of(clock=clock)
+    lose(progress, KILLED_FROM_OUTSIDE)
+    clock.now += 60
+    lose(progress, KILLED_FROM_OUTSIDE)
+    assert status(progress) == 0
+    clock.now += 1
+    lose(progress, KILLED_FROM_OUTSIDE)
+    assert status(progress) == 503
+    lose(progress, KILLED_FROM_OUTSIDE, 5)
+    assert status(progress) == 0, "a token came: the minute starts again"
+
+
+def test_pauses_double_up_to_two_seconds() -> None:
+    progress, pauses = progress_of(), []
+    for _ in range(7):
+        lose(progress, KILLED_FROM_OUTSIDE)
+        pauses.append(progress.pause_s)
+    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0])
+    lose(progress, KILLED_FROM_OUTSIDE, 5)
+    assert progress.pause_s == pytest.approx(0.1)
+
+
+def test_the_last_five_replicas_are_avoided() -> None:
+    progress = progress_of()
+    for number in range(7):
+        lose(progress, KILLED_FROM_OUTSIDE, replica=f"r{number}")
+    assert progress.next_attempt().avoid_replicas == ("r2", "r3", "r4", "r5", "r6")
