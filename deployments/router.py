@@ -66,12 +66,12 @@ from deployments.generation.service import AnswerService, RequestContext
 from deployments.observability.metrics import RouterMetrics, configure_logging
 from deployments.observability.tracing import Traces, current
 from deployments.pages.status import StatusPage
-from deployments.routing import policy
 from deployments.routing.dispatcher import Dispatcher
 from deployments.routing.embeddings import EmbeddingEndpoint
 from deployments.routing.fair_queue import FairQueue
 from deployments.routing.heartbeat import heartbeat
 from deployments.routing.prefix_index import PrefixIndex
+from deployments.routing.registry import registry
 from deployments.tenancy.auth import Authenticator, Caller
 from deployments.tenancy.quotas import QuotaGrant, Quotas
 from deployments.tenancy.usage import UsageRecorder
@@ -110,7 +110,7 @@ class Router:
         self._limits = settings.limits
         configure_logging(settings.log_level)
         self._metrics = RouterMetrics()
-        self._traces = Traces("dray-router", policy.ROUTER_ID)
+        self._traces = Traces("dray-router", registry().router_id)
         teams = RedisStore("teams", given.teams_url, settings.teams.timeout_s, self._metrics.watchers("teams"))
         self._door = Authenticator(teams, settings.host, settings.cache.namespace, settings.teams.metrics_teams)
         self._teams = teams
@@ -131,7 +131,7 @@ class Router:
             application = given.engines[model.name]
             if model.settings.task == "generate":
                 served = self._serve(model, application, answers)
-                policy.watch(application, partial(self._share, served))
+                served.dispatcher.replicas.subscribe(partial(self._share, served))
                 self._served |= dict.fromkeys(model.names, served)
             else:
                 self._embedders |= dict.fromkeys(
@@ -154,7 +154,7 @@ class Router:
     def _serve(self, model: ServedModel, engines: str, store: RedisStore | None) -> ModelEndpoint:
         carried_on = self._metrics.carried_on.labels(model.name).inc
         homes = PrefixIndex(store, engines) if store else None
-        dispatcher = Dispatcher(DeploymentHandle(ENGINE, engines), engines, carried_on, homes)
+        dispatcher = Dispatcher(DeploymentHandle(ENGINE, engines), registry().replicas_of(engines), carried_on, homes)
         queue = FairQueue(waits=self._metrics.waiting.labels(model.name).track_inprogress)
         served = ModelEndpoint(model, model.fingerprint, PromptRenderer(model), dispatcher, queue)
         self._share(served, 0)
@@ -175,7 +175,7 @@ class Router:
         if routers != self._routers:
             self._routers = self._quotas.routers = routers
             for served in self._served.values():
-                self._share(served, policy.replicas_of(served.dispatcher.application))
+                self._share(served, served.dispatcher.replicas.count)
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:

@@ -1,7 +1,6 @@
 """From a router to the engines: streams tokens from a replica, and resumes the stream on another when that one dies."""
 
 import asyncio
-import itertools
 import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -23,17 +22,15 @@ from deployments.common.messages import (
 )
 from deployments.common.prefix import block_keys
 from deployments.observability.tracing import current
-from deployments.routing import policy
 from deployments.routing.handles import EngineHandle
 from deployments.routing.prefix_index import PrefixIndex, PrefixLocation
+from deployments.routing.registry import EngineReplicas
 from deployments.routing.stream_progress import StreamProgress
 
 log = logging.getLogger("dray.dispatch")
 
 _MAX_SILENCE_S = 4 * HEARTBEAT_S
 """After this long without a message a replica counts as gone: its node has died, or the network is partitioned."""
-
-_attempt_ids = itertools.count(1)
 
 
 class Dispatcher:
@@ -42,13 +39,13 @@ class Dispatcher:
     def __init__(
         self,
         engines: EngineHandle,
-        application: str,
+        replicas: EngineReplicas,
         on_resume: Callable[[], None],
         prefix_index: PrefixIndex | None = None,
     ) -> None:
-        """engines: the handle on the engine deployment of this application. on_resume: called whenever a stream moves
-        to another engine. prefix_index: where routers share which replica caches which prompt; None: they do not."""
-        self.application = application
+        """engines: a Serve handle on these replicas. on_resume: called whenever a stream moves to another engine.
+        prefix_index: where routers share which replica caches which prompt; None: they do not."""
+        self.replicas = replicas
         self._engines = engines.options(stream=True, method_name="generate")
         self._on_resume = on_resume
         self._prefix_index = prefix_index
@@ -71,26 +68,27 @@ class Dispatcher:
         """
         progress = StreamProgress(request, delivered)
         while not progress.complete:
-            work = msgspec.structs.replace(
-                progress.next_attempt(),
-                router=policy.ROUTER_ID,
-                traceparent=current.get().traceparent,
-                attempt_id=next(_attempt_ids),
-            )
-            async with aclosing(self._attempt(work, progress)) as batches:
-                async for received in batches:
-                    if received.finish_reason == "lost":
-                        progress.lost(received.reason)
-                        break
-                    if received.ids:
-                        policy.record_tokens(work.attempt_id, len(received.ids))
-                    if (batch := progress.deliver(received)) is None:
-                        continue
-                    if batch.replica:
-                        self._record_prefix(request.prompt_ids, batch.replica)
-                    yield batch
-                    if batch.finish_reason:
-                        return
+            with self.replicas.attempt() as attempt_id:
+                work = msgspec.structs.replace(
+                    progress.next_attempt(),
+                    router=self.replicas.router_id,
+                    traceparent=current.get().traceparent,
+                    attempt_id=attempt_id,
+                )
+                async with aclosing(self._attempt(work, progress)) as batches:
+                    async for received in batches:
+                        if received.finish_reason == "lost":
+                            progress.lost(received.reason)
+                            break
+                        if received.ids:
+                            self.replicas.record_tokens(attempt_id, len(received.ids))
+                        if (batch := progress.deliver(received)) is None:
+                            continue
+                        if batch.replica:
+                            self._record_prefix(request.prompt_ids, batch.replica)
+                        yield batch
+                        if batch.finish_reason:
+                            return
             if (error := progress.give_up_error()) is not None:
                 raise error
             counts = {"attempt": progress.losses, "tokens": progress.tokens}
@@ -119,7 +117,7 @@ class Dispatcher:
         """
         response = self._engines.remote(encode(request))
         # Where there is no replica, one may have to start first.
-        silence_s = _MAX_SILENCE_S if policy.replicas_of(self.application) else math.inf
+        silence_s = _MAX_SILENCE_S if self.replicas.count else math.inf
         messages, finished, silence = aiter(response), False, Deadline()
         try:
             while not finished:
@@ -144,7 +142,7 @@ class Dispatcher:
     @property
     def _shared_index(self) -> PrefixIndex | None:
         """The prefix index, while there are several replicas to choose from."""
-        return self._prefix_index if policy.replicas_of(self.application) > 1 else None
+        return self._prefix_index if self.replicas.count > 1 else None
 
     def _record_prefix(self, prompt_ids: Sequence[int], replica: str) -> None:
         if (index := self._shared_index) is not None:

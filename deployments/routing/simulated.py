@@ -7,50 +7,51 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from deployments.common.messages import EngineRequest, ReplicaStats, Sampling
-from deployments.routing import policy
+from deployments.common.prefix import block_keys
+from deployments.routing.policy import ReplicaState, rank_replicas
 
 if TYPE_CHECKING:
     from cluster.plan.engine import SimulatedReplica
-    from cluster.plan.load import TraceRequest as Asked
+    from cluster.plan.load import TraceRequest
 
 _VOCABULARY = 1 << 30
 
 
 class SimulatedPolicy:
-    """Chooses as a router does that knows all replicas."""
+    """Chooses as a single router does, which knows of all requests."""
 
     def __init__(self, replicas: int, kv_tokens: int, speed: float) -> None:
         """speed: prompt tokens a second of a replica."""
-        self._known = {str(number): policy.ReplicaState() for number in range(replicas)}
-        self._standing = ReplicaStats(speed, kv_tokens)
-        for one in self._known.values():
-            one.update(self._standing)
-        self._asked = 0
+        self._states = [ReplicaState() for _ in range(replicas)]
+        for state in self._states:
+            state.update(ReplicaStats(speed, kv_tokens))
+        self._chosen = 0
 
-    def choose(self, request: "Asked", replicas: "Sequence[SimulatedReplica]", up: Sequence[int]) -> int:
-        """The replica that a router would try first."""
-        if len(self._known) == 1:
+    def choose(self, request: "TraceRequest", replicas: "Sequence[SimulatedReplica]", up: Sequence[int]) -> int:
+        """The index of the replica that a router would try first, of those that are up."""
+        if len(self._states) == 1:
             return 0
-        self._asked += 1
-        self._request = _as_sent(request, self._asked)
-        return int(policy.rank_replicas(self._request, {str(place): self._known[str(place)] for place in up})[0])
+        self._chosen += 1
+        self._request = _engine_request(request, self._chosen)
+        return int(rank_replicas(self._request, {str(index): self._states[index] for index in up})[0])
 
-    def sent(self, number: int, request: "Asked", replica: int) -> None:
-        """Notes the request as a router does."""
-        if len(self._known) > 1:
-            self._known[str(replica)].assign(str(number), msgspec.structs.replace(self._request, attempt_id=number))
+    def sent(self, number: int, request: "TraceRequest", replica: int) -> None:
+        """The request of this number, just chosen for, has gone to the replica."""
+        if len(self._states) > 1:
+            assigned = msgspec.structs.replace(self._request, attempt_id=number)
+            self._states[replica].assign(assigned, block_keys(assigned.prompt_ids))
 
     def begun(self, number: int, replica: int) -> None:
-        """Notes that its prompt has been computed."""
-        policy.record_tokens(number, 1)
+        """Its first token has been generated."""
+        self._states[replica].record_tokens(number, 1)
 
     def ended(self, number: int, replica: int) -> None:
-        """Notes that it is over."""
-        self._known[str(replica)].finish(str(number))
+        """Its last token has been generated."""
+        self._states[replica].finish(number)
 
 
-def _as_sent(request: "Asked", number: int) -> EngineRequest:
-    """A prompt of token ids that begins like those of its conversation and of its system prompt."""
+def _engine_request(request: "TraceRequest", number: int) -> EngineRequest:
+    """A prompt of token ids that starts like those of its conversation and of its system prompt."""
     shared = request.prefix_tokens if request.prefix != "" else 0
     own = request.session if request.session != "" else request.question if request.question != "" else f"lone {number}"
     ids = _ids(f"prefix {request.prefix}", shared) + _ids(f"own {own}", request.prompt - shared)

@@ -1,4 +1,4 @@
-"""A request that kills engines is stopped; those that were there by chance are answered. Real engine processes."""
+"""A request that kills engines is stopped; requests that merely ran beside it are answered. Real engine processes."""
 
 import asyncio
 import os
@@ -8,57 +8,73 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from cluster.models.folder import ServedModel
+from cluster.redis_server import OwnRedis
 from deployments.common.errors import ApiError
-from deployments.common.messages import EngineRequest, Grammar, Sampling, TokenBatch, decode_request, encode
+from deployments.common.messages import (
+    EngineRequest,
+    Grammar,
+    ReplicaStats,
+    Sampling,
+    TokenBatch,
+    decode_request,
+    encode,
+)
+from deployments.common.prefix import BLOCK_TOKENS
 from deployments.common.types import GenerationRequest, Message
 from deployments.engine.process import EngineProcess, config_for
 from deployments.generation.prompts import PromptRenderer
 from deployments.routing.dispatcher import Dispatcher
+from deployments.routing.prefix_index import PrefixIndex, PrefixLocation
+from deployments.routing.registry import EngineReplicas
+from tests.conftest import redis_server
+from tests.deployments.cache.test_answers import store_at
 
 
 class Replica:
-    """An engine process that is started again when it has died, asked as a Serve handle is.
-
-    kill: sent to it once it has made so many messages of a stream, for as long as `kills` says.
-    """
+    """An engine process that is restarted when it has died, called as a Serve handle is."""
 
     def __init__(self, model: ServedModel, kill: int = 0, at: int = 0, kills: int = 0) -> None:
+        """kill: a signal that the process gets after `at` batches of a stream, `kills` times in all."""
         self._kill, self._at, self.kills = kill, at, kills
         self._config = config_for(model, tuple(sorted(os.sched_getaffinity(0))))
         self._engine: EngineProcess | None = None
         self._starting = asyncio.Lock()
         self.starts = 0
+        self.requests: list[EngineRequest] = []
 
-    def options(self, **chosen: object) -> "Replica":
+    def options(self, *, stream: bool, method_name: str) -> "Replica":
+        assert (stream, method_name) == (True, "generate")
         return self
 
-    def remote(self, payload: bytes) -> "Response":
-        return Response(self._generate(payload))
+    def remote(self, payload: bytes, /) -> "Response":
+        self.requests.append(decode_request(payload))
+        return Response(self._generate(self.requests[-1]))
 
     async def stop(self) -> None:
         if self._engine is not None:
             await self._engine.stop()
 
-    async def _generate(self, payload: bytes) -> AsyncGenerator[bytes, None]:
+    async def _generate(self, request: EngineRequest) -> AsyncGenerator[bytes, None]:
+        yield encode(TokenBatch([], replica="r1"))
         async with self._starting:
             if self._engine is None or self._engine.closed.is_set():
                 self._engine, _ = await EngineProcess.start(self._config, timeout_s=60)
                 self.starts += 1
-        engine, said = self._engine, 0
-        self._end(engine, said)
-        async for tokens in engine.generate(decode_request(payload)):
-            yield encode(tokens)
-            said += 1
-            self._end(engine, said)
+        engine, sent = self._engine, 0
+        self._kill_at(engine, sent)
+        async for batch in engine.generate(request):
+            yield encode(batch)
+            sent += 1
+            self._kill_at(engine, sent)
 
-    def _end(self, engine: EngineProcess, said: int) -> None:
-        if self.kills and said == self._at:
+    def _kill_at(self, engine: EngineProcess, sent: int) -> None:
+        if self.kills and sent == self._at:
             self.kills -= 1
             os.kill(engine.pid, self._kill)
 
 
 class Response:
-    """What a call through a handle gives."""
+    """What a call through a handle returns."""
 
     def __init__(self, stream: AsyncGenerator[bytes, None]) -> None:
         self._stream = stream
@@ -71,40 +87,43 @@ class Response:
 
 
 async def answer(dispatcher: Dispatcher, request: EngineRequest) -> list[int]:
-    made: list[TokenBatch] = [tokens async for tokens in dispatcher.stream(request)]
-    return [one for tokens in made for one in tokens.ids]
+    return [token async for batch in dispatcher.stream(request) for token in batch.ids]
 
 
-def test_poison_is_stopped_after_two_engines_and_nobody_else_suffers(bundled: ServedModel) -> None:
-    prompts = PromptRenderer(bundled)
+def prompt_of(model: ServedModel, question: str) -> list[int]:
+    return PromptRenderer(model).render(GenerationRequest((Message("user", question),), Sampling(1))).ids
 
+
+def test_a_poisonous_request_is_stopped_after_two_engines_and_no_other_suffers(bundled: ServedModel) -> None:
     async def work() -> None:
-        replica, carried = Replica(bundled), []
-        dispatcher = Dispatcher(replica, "engine", lambda: carried.append(1))
-        prompt = prompts.render(GenerationRequest((Message("user", "What is 345 times 678?"),), Sampling(1))).ids
+        replica, resumed = Replica(bundled), list[int]()
+        replicas = EngineReplicas("router")
+        dispatcher = Dispatcher(replica, replicas, lambda: resumed.append(1))
+        prompt = prompt_of(bundled, "What is 345 times 678?")
         plain = EngineRequest(prompt, Sampling(300))
         poison = EngineRequest(prompt, Sampling(50, grammar=Grammar("root ::= (")))
         try:
             right = await answer(dispatcher, plain)
-            waiting = [asyncio.create_task(answer(dispatcher, plain)) for _ in range(6)]
+            beside = [asyncio.create_task(answer(dispatcher, plain)) for _ in range(6)]
             await asyncio.sleep(0)
             with pytest.raises(ApiError) as refused:
                 await answer(dispatcher, poison)
             assert refused.value.status == 500 and refused.value.body.error.code == "engine_failed"
-            assert await asyncio.gather(*waiting) == [right] * 6
-            assert carried and replica.starts in (2, 3), "two engines died of it"
+            assert await asyncio.gather(*beside) == [right] * 6
+            assert resumed and replica.starts in (2, 3), "two engines died of it"
+            assert replicas.entries == 0
         finally:
             await replica.stop()
 
     asyncio.run(asyncio.wait_for(work(), 120))
 
 
-def test_who_kills_engines_from_outside_is_not_the_request(bundled: ServedModel) -> None:
+def test_kills_from_outside_are_not_blamed_on_the_request(bundled: ServedModel) -> None:
     asyncio.run(asyncio.wait_for(killed(bundled, Replica(bundled, signal.SIGKILL, at=0, kills=3)), 60))
 
 
 @pytest.mark.slow
-def test_a_request_under_which_engines_crash_is_stopped_though_it_goes_on_each_time(bundled: ServedModel) -> None:
+def test_a_request_that_crashes_engines_is_stopped_though_it_delivers_tokens_each_time(bundled: ServedModel) -> None:
     replica = Replica(bundled, signal.SIGABRT, at=1, kills=9)
     with pytest.raises(ApiError) as refused:
         asyncio.run(asyncio.wait_for(killed(bundled, replica), 60))
@@ -114,15 +133,48 @@ def test_a_request_under_which_engines_crash_is_stopped_though_it_goes_on_each_t
 
 async def killed(bundled: ServedModel, replica: Replica) -> None:
     """Asks; the answer must be the one of an engine that nobody kills."""
-    prompt = (
-        PromptRenderer(bundled).render(GenerationRequest((Message("user", "What is 345 times 678?"),), Sampling(1))).ids
-    )
-    request = EngineRequest(prompt, Sampling(300))
+    request = EngineRequest(prompt_of(bundled, "What is 345 times 678?"), Sampling(300))
     calm = Replica(bundled)
     try:
-        right = await answer(Dispatcher(calm, "engine", lambda: None), request)
-        assert await answer(Dispatcher(replica, "engine", lambda: None), request) == right
+        right = await answer(Dispatcher(calm, EngineReplicas("router"), lambda: None), request)
+        assert await answer(Dispatcher(replica, EngineReplicas("router"), lambda: None), request) == right
         assert replica.kills == 0
     finally:
         await calm.stop()
         await replica.stop()
+
+
+def test_where_a_prompt_is_cached_is_shared_and_a_stream_needs_no_redis(bundled: ServedModel) -> None:
+    async def work(server: OwnRedis) -> None:
+        stores = [store_at(server.url) for _ in range(2)]
+        replica = Replica(bundled)
+        fleets = [EngineReplicas(f"router {number}") for number in range(2)]
+        here, there = (
+            Dispatcher(replica, fleet, lambda: None, PrefixIndex(store, "engine"))
+            for fleet, store in zip(fleets, stores, strict=True)
+        )
+        prompt = prompt_of(bundled, "What is 345 times 678? " * 10)
+        whole = PrefixLocation("r1", (len(prompt) - 1) // BLOCK_TOKENS * BLOCK_TOKENS)
+        request = EngineRequest(prompt, Sampling(4), prefix_replica="r7", prefix_tokens=BLOCK_TOKENS)
+        try:
+            await answer(here, request)
+            fleets[1].update({"r1": ReplicaStats(), "r2": ReplicaStats()})
+            assert await there.locate_prefix(prompt) == PrefixLocation(), "one replica: there was nothing to record"
+            fleets[0].update({"r1": ReplicaStats(), "r2": ReplicaStats()})
+            await answer(here, request)
+            async with asyncio.timeout(5):
+                while await there.locate_prefix(prompt) != whole:
+                    await asyncio.sleep(0.01)
+            fleets[1].update({"r1": ReplicaStats()})
+            assert await there.locate_prefix(prompt) == PrefixLocation(), "one replica: there is nothing to choose"
+            await asyncio.to_thread(server.stop)
+            assert len(await answer(here, request)) == 4
+            located = [(sent.prefix_replica, sent.prefix_tokens) for sent in replica.requests]
+            assert located == [("r7", BLOCK_TOKENS)] * 3, "it goes where the caller says"
+        finally:
+            await replica.stop()
+            for store in stores:
+                await store.close()
+
+    with redis_server(16) as server:
+        asyncio.run(asyncio.wait_for(work(server), 60))

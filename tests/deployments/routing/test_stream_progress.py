@@ -5,19 +5,10 @@ import pytest
 from deployments.common.errors import ApiError
 from deployments.common.messages import KILLED_FROM_OUTSIDE, EngineRequest, Grammar, Sampling, TokenBatch
 from deployments.routing.stream_progress import StreamProgress
+from tests.deployments.routing.clock import Clock
 
 CRASHED = ""
 """The reason of a loss whose engine died by itself."""
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def progress_of(grammar: Grammar | None = None, clock: Clock | None = None) -> StreamProgress:
