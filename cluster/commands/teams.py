@@ -155,12 +155,12 @@ def list_keys(as_json: AsJson = False, state_dir: StateDir = None, config: Confi
 @keys.command(epilog="Example: dray keys rotate k3v9x0ab12 --grace 24h")
 def rotate(
     number: Number,
-    grace: Annotated[str, typer.Option(help="How long the old key still holds.")] = "24h",
+    grace: Annotated[str, typer.Option(help="How long the old key still works: 90d, 12h, 30m.")] = "24h",
     as_json: AsJson = False,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
-    """Make a new key in place of one, which holds for a while more."""
+    """Replace a key. The new one has its team and label and expires when it would have."""
     with _redis(config, state_dir) as client:
         made = registry.rotate_key(client, number, _seconds(grace))
     _print_made(made, as_json)

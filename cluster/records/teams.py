@@ -1,7 +1,7 @@
-"""Teams and their keys, as they lie in Redis: a record each, and a version that counts every change.
+"""Teams and their API keys in Redis: a record each, and a version that counts every change.
 
-A key is `dray-ID-SECRET`. Stored is its id and a digest; the key itself is shown once, when it is made. Secrets are
-random and long, so one round of a fast hash is enough to keep them.
+A key is `dray-ID-SECRET`. Its id and a digest are stored; the key itself is shown once, when it is created. Secrets are
+random and long, so one round of a fast hash protects them.
 """
 
 import hashlib
@@ -10,22 +10,29 @@ import re
 import secrets
 import string
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from cluster.records.client import BlockingRedis
+
+T = TypeVar("T")
+
 TEAMS, KEYS, VERSION = "dray:{teams}:teams", "dray:{teams}:keys", "dray:{teams}:version"
 ADMIN = ""
-"""The team of keys that administer teams and keys, and ask no model."""
+"""The team of admin keys: these manage teams and keys, and cannot use models."""
 _ID_CHARACTERS = string.ascii_lowercase + string.digits
 _ID_LENGTH = 10
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _KEY = re.compile(r"dray-([a-z0-9]{10})-([A-Za-z0-9_-]{43})")
+_NO_DIGEST = "0" * 64
+"""Compared with where there is no such key, so that this takes the same time."""
 
 
 class TeamsError(ValueError):
-    """What was asked cannot be done with the teams and keys there are; the message says why."""
+    """The change is not possible with the present teams and keys; the message says why."""
 
 
 class NotThere(TeamsError):
@@ -33,11 +40,11 @@ class NotThere(TeamsError):
 
 
 class AlreadyThere(TeamsError):
-    """A team of this name."""
+    """A team of this name exists."""
 
 
 class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a team may use. 0: no bound."""
+    """What a team may use. 0: unlimited."""
 
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
@@ -46,16 +53,17 @@ class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if min(msgspec.structs.astuple(self)) < 0:
-            raise TeamsError("a quota is a number from 0, which is no bound")
+            raise TeamsError("a quota must be 0 (unlimited) or more")
 
     @property
     def bounded(self) -> bool:
+        """Whether any limit is set."""
         return any(msgspec.structs.astuple(self))
 
 
 class Team(msgspec.Struct, frozen=True):
-    """A team. models: names it may ask for; empty: all. weight: its share under load, beside the others'.
-    shares_answers: it reads and writes answers that all such teams have in common, instead of its own."""
+    """A team. models: names that it may use; empty: all. weight: its share under load, relative to other teams'.
+    shares_answers: it uses the answer cache that all such teams share, instead of its own."""
 
     name: str
     created: float
@@ -66,13 +74,17 @@ class Team(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise TeamsError("a team's name is letters, digits, dots, dashes and underscores, at most 64")
+            raise TeamsError(
+                "a team's name must be 1 to 64 letters, digits, dots, dashes and underscores, and start with a letter "
+                "or a digit"
+            )
         if not 0.01 <= self.weight <= 100:
-            raise TeamsError("a team's weight is from 0.01 to 100")
+            raise TeamsError("a team's weight must be between 0.01 and 100")
 
 
 class Key(msgspec.Struct, frozen=True):
-    """A key as it is kept. ends: Unix time from which it does not hold; 0: never. label: what it is for."""
+    """A stored key. ends: Unix time from which it is invalid; 0: never. label: what it is for. replaced_by: the id of
+    the key that replaced it; empty: none."""
 
     id: str
     team: str
@@ -80,24 +92,26 @@ class Key(msgspec.Struct, frozen=True):
     created: float
     label: str = ""
     ends: float = 0.0
+    replaced_by: str = ""
 
     def holds(self, now: float) -> bool:
+        """Whether it is valid at this Unix time: neither expired nor revoked."""
         return not self.ends or now < self.ends
 
     def shown(self) -> dict[str, Any]:
-        """The key as it may be shown."""
+        """Its public fields."""
         return {name: value for name, value in msgspec.structs.asdict(self).items() if name != "digest"}
 
 
 class KeyMade(msgspec.Struct, frozen=True):
-    """A new key. secret: all of it, to be shown this once."""
+    """A new key. secret: the whole key, to be shown this once."""
 
     secret: str
     key: Key
 
 
 class UnknownKey(Exception):
-    """No such key, or it holds no more. The message says no more than its owner may know."""
+    """No such key, or it has ended. The message is safe to show to whoever presented it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +123,13 @@ class Registry:
     keys: dict[str, Key] = field(default_factory=dict)
 
     def owner(self, presented: str, now: float) -> tuple[Key, Team | None]:
-        """Whose key this is; no team for a key that administers. Raises UnknownKey. In time that tells nothing of the
-        secret."""
+        """The stored key and its team; no team for an admin key. Takes the same time whatever the secret.
+
+        Raises UnknownKey.
+        """
         parts = _KEY.fullmatch(presented)
         key = self.keys.get(parts[1]) if parts else None
-        same = hmac.compare_digest(_digest(presented), key.digest if key else _NOBODY)
+        same = hmac.compare_digest(_digest(presented), key.digest if key else _NO_DIGEST)
         if key is None or not same:
             raise UnknownKey("Incorrect API key provided.")
         if not key.holds(now):
@@ -131,8 +147,8 @@ _decode_team = msgspec.json.Decoder(Team).decode
 _decode_key = msgspec.json.Decoder(Key).decode
 
 
-def read_registry(client: Any) -> Registry:
-    """Everything, as of one moment. client: a Redis client that blocks; so for all below."""
+def read_registry(client: BlockingRedis) -> Registry:
+    """All teams and keys, read in one transaction."""
     with client.pipeline(transaction=True) as pipe:
         pipe.get(VERSION)
         pipe.hgetall(TEAMS)
@@ -141,7 +157,7 @@ def read_registry(client: Any) -> Registry:
 
 
 def registry_of(version: bytes | None, teams: dict[bytes, bytes], keys: dict[bytes, bytes]) -> Registry:
-    """What was read, in its types. A record of another format is left out: it must not lock everybody out."""
+    """Decodes what was read. Leaves out records of another format: one of them must not lock everybody out."""
     return Registry(
         int(version or 0),
         {team.name: team for team in _readable(teams, _decode_team)},
@@ -149,23 +165,23 @@ def registry_of(version: bytes | None, teams: dict[bytes, bytes], keys: dict[byt
     )
 
 
-def add_team(client: Any, team: Team) -> None:
-    """Raises TeamsError where there is one of this name."""
+def add_team(client: BlockingRedis, team: Team) -> None:
+    """Raises AlreadyThere where a team of this name exists."""
     if not client.hsetnx(TEAMS, team.name, _encode(team)):
-        raise AlreadyThere(f"there is a team {team.name}")
+        raise AlreadyThere(f"team {team.name} already exists")
     client.incr(VERSION)
 
 
-def change_team(client: Any, name: str, **changes: Any) -> Team:
-    """The team with these changes. Raises TeamsError where there is none."""
+def change_team(client: BlockingRedis, name: str, **changes: object) -> Team:
+    """Changes these fields of the team and returns it. Raises TeamsError."""
     team = msgspec.structs.replace(read_team(client, name), **changes)
     team.__post_init__()
-    _write(client, TEAMS, name, _encode(team))
+    _write(client, TEAMS, {name: _encode(team)})
     return team
 
 
-def remove_team(client: Any, name: str) -> int:
-    """Takes the team away with all of its keys; gives how many. Raises TeamsError where there is none."""
+def remove_team(client: BlockingRedis, name: str) -> int:
+    """Deletes the team with all its keys; returns how many. Raises NotThere."""
     read_team(client, name)
     keys = [key.id for key in read_registry(client).keys.values() if key.team == name]
     with client.pipeline(transaction=True) as pipe:
@@ -177,69 +193,83 @@ def remove_team(client: Any, name: str) -> int:
     return len(keys)
 
 
-def create_key(client: Any, team: str, label: str = "", holds_s: float = 0.0) -> KeyMade:
-    """A new key of a team, or (ADMIN) one that administers. holds_s: seconds until it ends; 0: never."""
+def create_key(client: BlockingRedis, team: str, label: str = "", expires_in_s: float = 0.0) -> KeyMade:
+    """Creates a key of a team, or (ADMIN) an admin key. expires_in_s: 0: never. Raises NotThere."""
     if team != ADMIN:
         read_team(client, team)
-    now = time.time()
-    number = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
-    secret = f"dray-{number}-{secrets.token_urlsafe(32)}"
-    key = Key(number, team, _digest(secret), now, label, now + holds_s if holds_s else 0.0)
-    _write(client, KEYS, number, _encode(key))
-    return KeyMade(secret, key)
+    created = _new_key(team, label, time.time() + expires_in_s if expires_in_s else 0.0)
+    _write(client, KEYS, {created.key.id: _encode(created.key)})
+    return created
 
 
-def rotate_key(client: Any, number: str, grace_s: float) -> KeyMade:
-    """A new key in place of this one, which ends after grace_s. Raises TeamsError."""
-    old = read_key(client, number)
-    made = create_key(client, old.team, old.label)
-    end_key(client, number, grace_s)
-    return made
+def rotate_key(client: BlockingRedis, key_id: str, grace_s: float) -> KeyMade:
+    """Replaces a key. The new key has the same team, label and expiry; the old one ends after grace_s, unless it
+    expires before.
+
+    Raises TeamsError where there is no such key, or it has ended, or a rotation has replaced it already.
+    """
+    old, now = read_key(client, key_id), time.time()
+    if not old.holds(now):
+        raise TeamsError(f"key {key_id} has expired or was revoked: create a new key instead")
+    if old.replaced_by:
+        # Its end is that of its grace, and the new key's would be too.
+        raise TeamsError(f"key {key_id} was already replaced by key {old.replaced_by}: rotate that one")
+    created = _new_key(old.team, old.label, old.ends)
+    replaced = msgspec.structs.replace(old, ends=_earlier(old.ends, now + grace_s), replaced_by=created.key.id)
+    _write(client, KEYS, {created.key.id: _encode(created.key), key_id: _encode(replaced)})
+    return created
 
 
-def end_key(client: Any, number: str, grace_s: float = 0.0) -> Key:
-    """The key ends after grace_s, unless it ends before. Raises TeamsError where there is none."""
-    key, ends = read_key(client, number), time.time() + grace_s
-    key = msgspec.structs.replace(key, ends=min(key.ends or ends, ends))
-    _write(client, KEYS, number, _encode(key))
+def end_key(client: BlockingRedis, key_id: str, grace_s: float = 0.0) -> Key:
+    """Ends the key after grace_s, unless it ends before. Raises NotThere."""
+    key = read_key(client, key_id)
+    key = msgspec.structs.replace(key, ends=_earlier(key.ends, time.time() + grace_s))
+    _write(client, KEYS, {key_id: _encode(key)})
     return key
 
 
-def _write(client: Any, where: str, name: str, record: bytes) -> None:
+def read_team(client: BlockingRedis, name: str) -> Team:
+    """Raises NotThere where no team has this name."""
+    record = client.hget(TEAMS, name)
+    if record is None:
+        raise NotThere(f"no team is named {name}")
+    return _decode_team(record)
+
+
+def read_key(client: BlockingRedis, key_id: str) -> Key:
+    """Raises NotThere where no key has this id."""
+    record = client.hget(KEYS, key_id)
+    if record is None:
+        raise NotThere(f"no key has the id {key_id}")
+    return _decode_key(record)
+
+
+def _new_key(team: str, label: str, ends: float) -> KeyMade:
+    key_id = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
+    secret = f"dray-{key_id}-{secrets.token_urlsafe(32)}"
+    return KeyMade(secret, Key(key_id, team, _digest(secret), time.time(), label, ends))
+
+
+def _earlier(ends: float, limit: float) -> float:
+    """The earlier of two ends; 0 is never."""
+    return min(ends or limit, limit)
+
+
+def _write(client: BlockingRedis, table: str, records: dict[str, bytes]) -> None:
     with client.pipeline(transaction=True) as pipe:
-        pipe.hset(where, name, record)
+        for name, record in records.items():
+            pipe.hset(table, name, record)
         pipe.incr(VERSION)
         pipe.execute()
 
 
-def read_team(client: Any, name: str) -> Team:
-    """Raises TeamsError where there is none of this name."""
-    found = client.hget(TEAMS, name)
-    if found is None:
-        raise NotThere(f"there is no team {name}")
-    return _decode_team(found)
-
-
-def read_key(client: Any, number: str) -> Key:
-    """Raises TeamsError where there is none of this id."""
-    found = client.hget(KEYS, number)
-    if found is None:
-        raise NotThere(f"there is no key {number}")
-    return _decode_key(found)
-
-
-def _readable(records: dict[bytes, bytes], decode: Any) -> list[Any]:
-    found = []
+def _readable(records: dict[bytes, bytes], decode: Callable[[bytes], T]) -> Iterator[T]:
     for record in records.values():
         try:
-            found.append(decode(record))
+            yield decode(record)
         except (msgspec.MsgspecError, TeamsError):
             continue
-    return found
 
 
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
-
-
-_NOBODY = "0" * 64

@@ -113,7 +113,7 @@ class AdminApi:
         return json_response(KeyResponse.of(await self._do(lambda client: teams.read_key(client, number))))
 
     async def rotate(self, http: HttpRequest) -> Response:
-        """A new key in place of one, which holds for a while more."""
+        """Replaces a key: the new one expires when the old one would have, and the old one works for grace_s more."""
         self._check(http)
         number = http.path_params["id"]
         rotation = parse(_rotation, await read_json(http, http.headers, _MOST_BODY_BYTES) or b"{}")

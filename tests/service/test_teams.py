@@ -96,13 +96,19 @@ def test_a_revoked_key_is_refused_everywhere_within_a_second(guarded: Dray, key:
 
 
 def test_rotated_and_expiring_keys(guarded: Dray, key: str) -> None:
+    old = told(guarded, "keys", "create", "support", "--label", "bot", "--expires-in", "1h")
+    new = told(guarded, "keys", "rotate", old["id"], "--grace", "1s")
+    assert (new["team"], new["label"], new["ends"]) == ("support", "bot", old["ends"]) and new["ends"] > 0
+    wait_for(lambda: ask(guarded, new["key"]).status_code == 200, 3)
+    wait_for(lambda: ask(guarded, old["key"]).status_code == 401, 4)
     short = told(guarded, "keys", "create", "support", "--expires-in", "2s")
-    rotated = told(guarded, "keys", "rotate", short["id"], "--grace", "1h")
-    assert rotated["team"] == "support"
-    wait_for(lambda: ask(guarded, rotated["key"]).status_code == 200, 3)
     wait_for(lambda: ask(guarded, short["key"]).status_code == 401, 4)
+    for ended in (old, short):
+        refused = guarded.run("keys", "rotate", ended["id"])
+        assert refused.returncode == 1 and "create a new key" in refused.stderr
     listed = {one["id"]: one for one in told(guarded, "keys", "list")}
-    assert listed[short["id"]]["ends"] < time.time() + 1 and not listed[rotated["id"]]["ends"]
+    assert listed[old["id"]]["ends"] < time.time() + 1 and listed[new["id"]]["ends"] == old["ends"]
+    assert listed[old["id"]]["replaced_by"] == new["id"]
     assert not any("digest" in one or "key" in one for one in listed.values())
 
 
@@ -165,6 +171,8 @@ def test_the_admin_api(guarded: Dray, key: str) -> None:
     fresh = http.post("/admin/keys", json={"team": "by-http", "label": "x", "expires_in_s": 3600}).json()
     wait_for(lambda: ask(guarded, fresh["key"]).status_code == 200, 3)
     again = http.post(f"/admin/keys/{fresh['id']}/rotate", json={"grace_s": 0}).json()
+    assert again["ends"] == fresh["ends"] > 0 and again["label"] == "x"
+    assert error(http.post(f"/admin/keys/{fresh['id']}/rotate"))[0] == 400, "it has ended"
     wait_for(lambda: ask(guarded, fresh["key"]).status_code == 401, 3)
     wait_for(lambda: ask(guarded, again["key"]).status_code == 200, 3)
     assert http.delete(f"/admin/keys/{again['id']}").status_code == 200

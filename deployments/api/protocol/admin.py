@@ -36,7 +36,8 @@ class CreateKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RotateKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body that rotates a key. grace_s: how long the old one still holds."""
+    """The body that rotates a key. grace_s: how long the old key still works. The new one expires when the old one
+    would have."""
 
     grace_s: float = 86_400.0
 
@@ -49,6 +50,8 @@ class KeyResponse(msgspec.Struct, frozen=True):
     label: str
     created: float
     ends: float
+    replaced_by: str = ""
+    """The id of the key that replaced it in a rotation."""
     key: str | msgspec.UnsetType = msgspec.UNSET
     """All of it, in the answer that makes it."""
 
