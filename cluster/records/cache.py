@@ -14,6 +14,8 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+from cluster.records.client import BlockingRedis
+
 PREFIX = "dray:answer:"
 _FORMAT = b"\x03"
 _COMPRESS_OVER_BYTES = 512
@@ -66,7 +68,7 @@ class CacheStats:
     evicted: int
 
 
-def stats(client: Any) -> CacheStats:
+def stats(client: BlockingRedis) -> CacheStats:
     """Counts what is there. client: a Redis client that blocks."""
     counted: Counter[tuple[str, str]] = Counter()
     for key in client.scan_iter(match=f"{PREFIX}*", count=_BATCH):
@@ -76,7 +78,7 @@ def stats(client: Any) -> CacheStats:
     return CacheStats(dict(counted), memory["used_memory"], memory["maxmemory"], numbers["evicted_keys"])
 
 
-def clear(client: Any, model: str = "", namespace: str = "") -> int:
+def clear(client: BlockingRedis, model: str = "", namespace: str = "") -> int:
     """Takes answers away, all or those of a model or a namespace; gives how many."""
     gone = 0
     for batch in _batches(client.scan_iter(match=pattern(model, namespace), count=_BATCH)):
@@ -88,13 +90,12 @@ def clear(client: Any, model: str = "", namespace: str = "") -> int:
     return gone
 
 
-def show(client: Any, digest: str) -> dict[str, Any] | None:
+def show(client: BlockingRedis, digest: str) -> dict[str, Any] | None:
     """The answer of this hash, or of this key; None where there is none."""
     digest = digest_of(digest) if ":" in digest else digest
     for key in client.scan_iter(match=f"{PREFIX}*{{{digest}}}", count=_BATCH):
         stored, ttl = client.get(key), client.ttl(key)
-        body = unpack(stored) if stored else None
-        if body is None:
+        if stored is None or (body := unpack(stored)) is None:
             continue
         _, _, model, namespace, _ = key.decode().split(":")
         choices, usage, made, *_ = msgspec.msgpack.decode(body)
@@ -117,7 +118,7 @@ def _part(name: str) -> str:
     return quote(name, safe="")
 
 
-def _info(client: Any, section: str) -> Counter[str]:
+def _info(client: BlockingRedis, section: str) -> Counter[str]:
     """A section of INFO; of a cluster, its nodes' together."""
     said = client.info(section)
     nodes = said.values() if said and all(isinstance(one, dict) for one in said.values()) else [said]

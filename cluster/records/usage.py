@@ -1,19 +1,24 @@
-"""What teams have used, by day and model, as it lies beside their keys in Redis: a hash of counters for each day."""
+"""What teams have used, by day and model, beside their keys in Redis: a hash of counters for each day."""
 
 import datetime
 from collections.abc import Iterator, Mapping
-from typing import Any
 from urllib.parse import quote, unquote
 
 import msgspec
 
-_KEPT_S = 400 * 86_400
+from cluster.records.client import Pipeline
+
+_TTL_S = 400 * 86_400
 COUNTERS = ("requests", "hits", "prompt", "completion", "cached", "saved_prompt", "saved_completion")
 
 
 class UsageRow(msgspec.Struct, frozen=True):
-    """Of one team, model and day (UTC). Tokens that engines computed: prompt (cached: of it, found in a prefix cache)
-    and completion. hits: requests answered by what was known or being made already; saved_*: their tokens."""
+    """The use of one model by one team on one day (UTC).
+
+    requests: all that were answered. hits: those answered from the cache, or by joining a request in progress. prompt,
+    completion: tokens that engines computed. cached: the part of `prompt` found in a prefix cache. saved_prompt,
+    saved_completion: tokens of the hits.
+    """
 
     day: str
     team: str
@@ -28,7 +33,7 @@ class UsageRow(msgspec.Struct, frozen=True):
 
 
 def today() -> str:
-    """The day that counts now: UTC, ISO format."""
+    """The present day: UTC, ISO format."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
@@ -42,21 +47,21 @@ def key_of(day: str) -> str:
     return f"dray:{{teams}}:usage:{day}"
 
 
-def add(pipe: Any, day: str, counts: Mapping[str, int]) -> None:
-    """Puts into a pipeline what adds these counters, by field, to a day."""
-    for name, count in counts.items():
-        pipe.hincrby(key_of(day), name, count)
-    pipe.expire(key_of(day), _KEPT_S)
+def add(pipe: Pipeline, day: str, counts: Mapping[str, int]) -> None:
+    """Queues the commands that add these counts, by field, to the day's."""
+    for field, count in counts.items():
+        pipe.hincrby(key_of(day), field, count)
+    pipe.expire(key_of(day), _TTL_S)
 
 
 def days_until_today(count: int) -> list[str]:
-    """The last days, the oldest first."""
+    """The last `count` days, the oldest first."""
     end = datetime.datetime.now(datetime.UTC).date()
     return [(end - datetime.timedelta(days=back)).isoformat() for back in reversed(range(count))]
 
 
-def ask(pipe: Any, count: int) -> list[str]:
-    """Puts into a pipeline what reads the last days; gives their names, as `rows` takes them with what was read."""
+def ask(pipe: Pipeline, count: int) -> list[str]:
+    """Queues the commands that read the last `count` days; returns the days in that order. `rows` takes both."""
     days = days_until_today(count)
     for day in days:
         pipe.hgetall(key_of(day))
@@ -64,17 +69,17 @@ def ask(pipe: Any, count: int) -> list[str]:
 
 
 def rows(days: Mapping[str, Mapping[bytes, bytes]], team: str | None = None) -> list[UsageRow]:
-    """Rows of what lies in the days' hashes; of one team, or of all."""
-    found: dict[tuple[str, str, str], dict[str, int]] = {}
-    for day, counters in days.items():
-        for who, model, counter, count in _parsed(counters):
-            if team is None or who == team:
-                found.setdefault((day, who, model), {})[counter] = count
-    return [UsageRow(day, who, model, **counters) for (day, who, model), counters in sorted(found.items())]
+    """The rows of these days' hashes, of one team or of all, sorted by day, team and model."""
+    counters: dict[tuple[str, str, str], dict[str, int]] = {}
+    for day, fields in days.items():
+        for owner, model, counter, count in _parsed(fields):
+            if team is None or owner == team:
+                counters.setdefault((day, owner, model), {})[counter] = count
+    return [UsageRow(day, owner, model, **counts) for (day, owner, model), counts in sorted(counters.items())]
 
 
-def _parsed(counters: Mapping[bytes, bytes]) -> Iterator[tuple[str, str, str, int]]:
-    for name, count in counters.items():
+def _parsed(fields: Mapping[bytes, bytes]) -> Iterator[tuple[str, str, str, int]]:
+    for name, count in fields.items():
         team, model, counter = name.decode().split("|")
         if counter in COUNTERS:
             yield unquote(team), unquote(model), counter, int(count)

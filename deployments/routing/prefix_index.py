@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
+from cluster.records.client import Pipeline
 from deployments.common.prefix import BLOCK_TOKENS
 from deployments.common.redis import RedisStore, RedisUnavailable
 
@@ -55,7 +55,7 @@ class PrefixIndex:
             task.add_done_callback(self._tasks.discard)
 
     async def _write(self, keys: Sequence[str], replica: str) -> None:
-        def fill(pipe: _Pipeline) -> None:
+        def fill(pipe: Pipeline) -> None:
             for key in keys:
                 pipe.set(key, replica, ex=_TTL_S)
 
@@ -64,7 +64,3 @@ class PrefixIndex:
 
     def _keys(self, blocks: Sequence[bytes]) -> list[str]:
         return [self._key_prefix + key.hex() for key in blocks]
-
-
-class _Pipeline(Protocol):
-    def set(self, name: str, value: str, /, *, ex: int) -> object: ...
