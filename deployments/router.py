@@ -155,7 +155,7 @@ class Router:
         carried_on = self._metrics.carried_on.labels(model.name).inc
         homes = PrefixIndex(store, engines) if store else None
         dispatcher = Dispatcher(DeploymentHandle(ENGINE, engines), registry().replicas_of(engines), carried_on, homes)
-        queue = FairQueue(waits=self._metrics.waiting.labels(model.name).track_inprogress)
+        queue = FairQueue(track_wait=self._metrics.waiting.labels(model.name).track_inprogress)
         served = ModelEndpoint(model, model.fingerprint, PromptRenderer(model), dispatcher, queue)
         self._share(served, 0)
         return served

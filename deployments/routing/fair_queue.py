@@ -1,10 +1,14 @@
-"""Whose turn it is: requests wait here, not in the engines, so that teams share by weight and people go before batches.
+"""Requests wait here, not in the engines, so that teams share capacity by weight and people go before batches.
 
-Start-time fair queueing (Goyal, Vin and Cheng, 1996) over tokens: a request's start tag is where its team's last one
-will have been paid for, or now, if that is past; the least tag goes first. So a team that floods waits behind itself.
-A few places are kept for teams that have nothing under way, and no team takes nearly all while others ask too: each
-more stream makes everybody's next token later, and the engine hardly faster. And the engines are handed no more prompts
-than a step takes up: a prompt that comes waits here, where others can be let by, and not behind a hundred in an engine.
+Start-time fair queueing (Goyal, Vin and Cheng, 1996) over tokens: a request's start tag is the virtual time at which
+its team's last request is paid for, or the present virtual time, if that is later; the request with the lowest tag goes
+first. So a team that floods waits behind itself. Three rules go beyond the paper:
+
+- A few slots are reserved for teams that have nothing running, and no team takes nearly all slots while others ask too:
+  each further stream delays everybody's next token, and speeds the engine up little.
+- The engines get no more prompts than a step takes. A further prompt waits here, where others can overtake it, and not
+  behind a hundred in an engine.
+- Batches take at most half of the slots.
 """
 
 import asyncio
@@ -19,252 +23,272 @@ from deployments.common.errors import overloaded
 
 ANYONE = ""
 """The team of requests without a key."""
-_KEPT_FREE = 8
-"""One place in so many is for teams that have nothing under way."""
-_MOST_OF_ONE = 5 / 8
-"""Share of the places that one team may have while others ask too, if its weight does not give it more."""
-_LATELY_S = 60.0
-"""A team asks too that has asked within this time."""
-_BATCH_SHARE = 2
-"""Batches take at most one place in so many."""
-_RATE_OVER_S = 10.0
-_LONGEST_WAIT_S = 60
-
-
-@dataclass(slots=True)
-class _TeamQueue:
-    """A team's requests at one model. paid: its tag, in tokens over weight."""
-
-    paid: float = 0.0
-    running: int = 0
-    waiting: int = 0
+_RESERVED_DIVISOR = 8
+"""One slot in 8 is reserved for teams that have nothing running."""
+_MAX_TEAM_SHARE = 5 / 8
+"""Share of the slots that one team may have while others ask too, unless its weight entitles it to more."""
+_ACTIVE_S = 60.0
+"""A team counts as asking for this long after its last request."""
+_BATCH_DIVISOR = 2
+"""Batches take at most one slot in 2."""
+_RATE_SMOOTHING_S = 10.0
+_MAX_WAIT_S = 60
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCost:
-    """What a request is thought to take, in tokens. batch: it goes after those for people."""
+    """The expected cost of a request, in tokens. batch: it goes after those of people."""
 
     prompt_tokens: int
     completion_tokens: int
     batch: bool = False
 
+    @property
+    def tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(slots=True)
+class _Team:
+    """A team's requests at one model. paid_until: the virtual time at which its last request is paid for."""
+
+    paid_until: float = 0.0
+    running: int = 0
+    waiting: int = 0
+
 
 @dataclass(slots=True, order=True)
 class _Waiting:
-    """A request that waits. Ordered: people first, then by tag, then as they came."""
+    """A waiting request. Ordered: people first, then by start tag, then by arrival."""
 
     batch: bool
-    tag: float
+    start_tag: float
     number: int
     team: str = field(compare=False)
-    cost: float = field(compare=False)
-    prompt: int = field(compare=False)
+    virtual_cost: float = field(compare=False)
+    prompt_tokens: int = field(compare=False)
     granted: asyncio.Future[None] = field(compare=False)
 
 
 class Slot:
-    """A place at the engines, until it is given back."""
+    """A running request's slot at the engines, until it is released."""
 
-    __slots__ = ("_begun", "_queue", "_team", "_weight", "_work")
+    __slots__ = ("_cost", "_prefill_done", "_queue", "_team", "_weight")
 
-    def __init__(self, queue: "FairQueue", team: str, weight: float, work: TokenCost) -> None:
-        self._queue, self._team, self._weight, self._work = queue, team, weight, work
-        self._begun = False
+    def __init__(self, queue: "FairQueue", team: str, weight: float, cost: TokenCost) -> None:
+        self._queue, self._team, self._weight, self._cost = queue, team, weight, cost
+        self._prefill_done = False
 
     def prefill_done(self) -> None:
-        """Its prompt has been computed: its first token is there."""
-        if not self._begun:
-            self._begun = True
-            self._queue._prefilled(self._work.prompt_tokens)
+        """The prompt has been computed: the first token is there. May be called again."""
+        if not self._prefill_done:
+            self._prefill_done = True
+            self._queue._prefill_ended(self._cost.prompt_tokens)
 
     def release(self, used: int) -> None:
-        """Gives it back. used: tokens that it has cost in truth."""
+        """Gives the slot back. used: tokens that the request took, by which its team is charged in the end."""
         self.prefill_done()
-        thought = self._work.prompt_tokens + self._work.completion_tokens
-        self._queue._end(self._team, (used - thought) / self._weight, used, batch=self._work.batch)
+        self._queue._release(self._team, (used - self._cost.tokens) / self._weight, used, batch=self._cost.batch)
 
 
 class FairQueue:
-    """The places of one model's engines that one router fills."""
+    """The slots of one model's engines that one router fills."""
 
     def __init__(
         self,
-        places: int = 1,
-        most_waiting: int = 1,
-        prompts: int = 1,
-        waits: Callable[[], AbstractContextManager[object]] = nullcontext,
+        slots: int = 1,
+        max_queued: int = 1,
+        max_prefill_tokens: int = 1,
+        track_wait: Callable[[], AbstractContextManager[object]] = nullcontext,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """As `resize` takes them. waits: entered for as long as a request waits."""
-        self._places, self._most_waiting, self._prompts = places, most_waiting, prompts
-        self._prefilling = 0
-        self._waits = waits
-        self._lanes: dict[str, _TeamQueue] = {}
-        self._asked: dict[str, tuple[float, float]] = {}
-        """When each team that asks has asked last, and its weight; the latest at the end."""
-        self._waiting: list[_Waiting] = []
-        self._numbers = itertools.count()
-        self._now = 0.0
+        """slots, max_queued, max_prefill_tokens: as `resize` takes them. track_wait: entered while a request waits."""
+        self._slots, self._max_queued, self._max_prefill_tokens = slots, max_queued, max_prefill_tokens
+        self._track_wait = track_wait
+        self._clock = clock
+        self._teams: dict[str, _Team] = {}
+        """Teams with a request here, or charged beyond the present virtual time."""
+        self._active: dict[str, tuple[float, float]] = {}
+        """By team that asked lately: when, and its weight; the latest last."""
+        self._heap: list[_Waiting] = []
+        """Waiting requests. Those cancelled or refused stay until they come up."""
+        self._arrivals = itertools.count()
+        self._virtual_time = 0.0
         self._running = 0
-        self._batches = 0
-        self._rate = 0.0
-        self._ended = time.monotonic()
+        self._running_batches = 0
+        self._prefilling_tokens = 0
+        self._tokens_per_s = 0.0
+        self._last_release = clock()
 
-    def resize(self, places: int, most_waiting: int, prompts: int) -> None:
-        """places: requests under way at a time. most_waiting: beyond them; the team with the most loses its last.
-        prompts: tokens of those that are handed over and not computed; a longer prompt goes alone."""
-        self._places, self._most_waiting, self._prompts = max(1, places), most_waiting, prompts
+    def resize(self, slots: int, max_queued: int, max_prefill_tokens: int) -> None:
+        """slots: requests that run at a time. max_queued: requests that wait beyond these; the team with the most loses
+        its last. max_prefill_tokens: of prompts that the engines have and have not computed; a longer prompt goes
+        alone."""
+        self._slots, self._max_queued, self._max_prefill_tokens = max(1, slots), max_queued, max_prefill_tokens
         self._grant()
-
-    @property
-    def _shared(self) -> bool:
-        return len(self._lanes) > 1 or ANYONE not in self._lanes
 
     @property
     def waiting(self) -> int:
-        return sum(lane.waiting for lane in self._lanes.values())
+        """Requests that wait."""
+        return sum(team.waiting for team in self._teams.values())
 
     @property
     def queued_tokens(self) -> int:
-        """Those that all who wait are thought to take."""
-        return round(sum(one.cost for one in self._live()))
+        """The expected cost of all waiting requests, over their teams' weights."""
+        return round(sum(request.virtual_cost for request in self._live()))
 
     @property
     def running(self) -> int:
+        """Slots in use."""
         return self._running
 
-    async def acquire(self, team: str, weight: float, work: TokenCost) -> Slot:
-        """Waits for a place. Raises ApiError 503 when too many wait."""
-        lane = self._lanes.setdefault(team, _TeamQueue())
-        if not work.batch:
-            self._asked.pop(team, None)
-            self._asked[team] = (time.monotonic(), weight)
-        tag, cost = max(self._now, lane.paid), (work.prompt_tokens + work.completion_tokens) / weight
-        if not self._waiting and self._free_for(team, work.prompt_tokens, batch=work.batch):
-            self._take(lane, tag, cost, work.prompt_tokens, batch=work.batch)
-            return Slot(self, team, weight, work)
+    async def acquire(self, team: str, weight: float, cost: TokenCost) -> Slot:
+        """Waits for a slot. Raises ApiError 503 when too many requests wait."""
+        state = self._teams.setdefault(team, _Team())
+        if not cost.batch:
+            self._active.pop(team, None)
+            self._active[team] = (self._clock(), weight)
+        start_tag, virtual_cost = max(self._virtual_time, state.paid_until), cost.tokens / weight
+        if not self._heap and self._may_start(team, cost.prompt_tokens, batch=cost.batch):
+            self._start(state, start_tag, virtual_cost, cost.prompt_tokens, batch=cost.batch)
+            return Slot(self, team, weight, cost)
         self._make_room(team)
-        lane.paid = tag + cost
-        lane.waiting += 1
+        state.paid_until = start_tag + virtual_cost
+        state.waiting += 1
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        one = _Waiting(work.batch, tag, next(self._numbers), team, cost, work.prompt_tokens, granted)
-        heapq.heappush(self._waiting, one)
+        number = next(self._arrivals)
+        request = _Waiting(cost.batch, start_tag, number, team, virtual_cost, cost.prompt_tokens, granted)
+        heapq.heappush(self._heap, request)
         self._grant()
         try:
-            with self._waits():
-                await one.granted
+            with self._track_wait():
+                await granted
         except asyncio.CancelledError:
             if granted.cancelled():
-                self._forget(one)
-            elif granted.exception() is None:  # else it was refused in this moment, and is forgotten already
-                self._prefilled(work.prompt_tokens)
-                self._end(team, -cost, 0, batch=work.batch)
+                self._forget(request)
+            elif granted.exception() is None:  # else it was refused at the same moment, and is forgotten already
+                self._prefill_ended(cost.prompt_tokens)
+                self._release(team, -virtual_cost, 0, batch=cost.batch)
             raise
-        return Slot(self, team, weight, work)
-
-    def _free_for(self, team: str, prompt: int, *, batch: bool) -> bool:
-        if self._shared and self._prefilling and self._prefilling + prompt > self._prompts:
-            return False
-        free = self._places - self._running
-        if batch and self._batches >= max(1, self._places // _BATCH_SHARE):
-            return False
-        running = self._lanes[team].running
-        if not (running and self._shared):
-            return free > 0
-        if free <= self._places // _KEPT_FREE:
-            return False
-        return running < self._places * _MOST_OF_ONE or running < self._places * self._share_of(team)
-
-    def _share_of(self, team: str) -> float:
-        """What its weight gives the team among those that ask."""
-        _, weight = self._asked.get(team, (0.0, 0.0))
-        others = sum(one for _, one in self._asked.values()) - weight
-        return weight / (weight + others) if others else 1.0
-
-    def _forget_silent(self) -> None:
-        earliest = time.monotonic() - _LATELY_S
-        while self._asked and self._asked[team := next(iter(self._asked))][0] < earliest:
-            del self._asked[team]
-
-    def _prefilled(self, prompt: int) -> None:
-        self._prefilling -= prompt
-        self._grant()
-
-    def _take(self, lane: _TeamQueue, tag: float, cost: float, prompt: int, *, batch: bool) -> None:
-        self._prefilling += prompt
-        lane.paid = max(lane.paid, tag + cost)
-        lane.running += 1
-        self._running += 1
-        self._batches += batch
-        self._now = max(self._now, tag)
-
-    def _grant(self) -> None:
-        """Gives free places to those who wait, in their order; who may not have one lets the next have it."""
-        passed = []
-        while self._waiting and self._running < self._places:
-            one = heapq.heappop(self._waiting)
-            lane = self._lanes[one.team]
-            if one.granted.done():
-                continue
-            if not self._free_for(one.team, one.prompt, batch=one.batch):
-                passed.append(one)
-                if self._prefilling >= self._prompts:
-                    break
-                continue
-            lane.waiting -= 1
-            self._take(lane, one.tag, one.cost, one.prompt, batch=one.batch)
-            one.granted.set_result(None)
-        for one in passed:
-            heapq.heappush(self._waiting, one)
-
-    def _end(self, team: str, correction: float, used: int, *, batch: bool) -> None:
-        lane = self._lanes[team]
-        lane.running -= 1
-        lane.paid += correction
-        self._running -= 1
-        self._batches -= batch
-        self._forget_silent()
-        now = time.monotonic()
-        since, self._ended = now - self._ended, now
-        self._rate += (used / max(since, 1e-3) - self._rate) * min(1.0, since / _RATE_OVER_S)
-        if not self._running and not self.waiting:
-            # Nobody waited for what was used until now: no team owes another anything.
-            self._lanes.clear()
-            self._now = 0.0
-            return
-        self._tidy(team)
-        self._grant()
-
-    def _make_room(self, team: str) -> None:
-        """Where too many wait, the last one of the team with the most is refused: this one, if that is its own."""
-        if self.waiting < self._most_waiting:
-            return
-        most = max(self._lanes, key=lambda name: self._lanes[name].waiting)
-        refused = overloaded("Too many requests are waiting. Try again later.", self.wait_s())
-        if self._lanes[team].waiting + 1 >= self._lanes[most].waiting:
-            self._tidy(team)
-            raise refused
-        last = max(one for one in self._live() if one.team == most)
-        self._forget(last)
-        last.granted.set_exception(refused)
+        return Slot(self, team, weight, cost)
 
     def wait_s(self) -> int:
-        """Seconds until what waits now will have been answered, by the pace of the last ones."""
-        tokens = sum(one.cost for one in self._live())
-        return max(1, min(_LONGEST_WAIT_S, round(tokens / self._rate))) if self._rate else 1
+        """Seconds until the requests that wait now will have been answered, at the present rate."""
+        tokens = sum(request.virtual_cost for request in self._live())
+        return max(1, min(_MAX_WAIT_S, round(tokens / self._tokens_per_s))) if self._tokens_per_s else 1
+
+    @property
+    def _shared(self) -> bool:
+        """Whether teams share the engines; without keys all requests belong to one."""
+        return len(self._teams) > 1 or ANYONE not in self._teams
+
+    def _may_start(self, team: str, prompt_tokens: int, *, batch: bool) -> bool:
+        """Whether the team may take another slot now."""
+        prefilling = self._prefilling_tokens
+        if self._shared and prefilling and prefilling + prompt_tokens > self._max_prefill_tokens:
+            return False
+        if batch and self._running_batches >= max(1, self._slots // _BATCH_DIVISOR):
+            return False
+        free, running = self._slots - self._running, self._teams[team].running
+        if not (running and self._shared):
+            return free > 0
+        if free <= self._slots // _RESERVED_DIVISOR:
+            return False
+        return running < self._slots * max(_MAX_TEAM_SHARE, self._share_of(team))
+
+    def _share_of(self, team: str) -> float:
+        """The share that its weight gives the team among those that asked lately."""
+        _, own = self._active.get(team, (0.0, 0.0))
+        others = sum(weight for _, weight in self._active.values()) - own
+        return own / (own + others) if others else 1.0
+
+    def _forget_inactive(self) -> None:
+        earliest = self._clock() - _ACTIVE_S
+        while self._active and self._active[team := next(iter(self._active))][0] < earliest:
+            del self._active[team]
+
+    def _start(self, state: _Team, start_tag: float, virtual_cost: float, prompt_tokens: int, *, batch: bool) -> None:
+        state.paid_until = max(state.paid_until, start_tag + virtual_cost)
+        state.running += 1
+        self._running += 1
+        self._running_batches += batch
+        self._prefilling_tokens += prompt_tokens
+        self._virtual_time = max(self._virtual_time, start_tag)
+
+    def _prefill_ended(self, prompt_tokens: int) -> None:
+        self._prefilling_tokens -= prompt_tokens
+        self._grant()
+
+    def _grant(self) -> None:
+        """Gives free slots to waiting requests, in their order; one that may not start yet is passed over."""
+        passed_over = []
+        while self._heap and self._running < self._slots:
+            request = heapq.heappop(self._heap)
+            if request.granted.done():
+                continue
+            if not self._may_start(request.team, request.prompt_tokens, batch=request.batch):
+                passed_over.append(request)
+                if self._prefilling_tokens >= self._max_prefill_tokens:
+                    break
+                continue
+            state = self._teams[request.team]
+            state.waiting -= 1
+            self._start(state, request.start_tag, request.virtual_cost, request.prompt_tokens, batch=request.batch)
+            request.granted.set_result(None)
+        for request in passed_over:
+            heapq.heappush(self._heap, request)
+
+    def _release(self, team: str, correction: float, used: int, *, batch: bool) -> None:
+        """correction: of what the team was charged at the start, in virtual time."""
+        state = self._teams[team]
+        state.running -= 1
+        state.paid_until += correction
+        self._running -= 1
+        self._running_batches -= batch
+        self._forget_inactive()
+        self._measure_rate(used)
+        if not self._running and not self.waiting:
+            # Nobody waited for what was used until now, so no team owes another anything.
+            self._teams.clear()
+            self._virtual_time = 0.0
+            return
+        self._drop_if_idle(team)
+        self._grant()
+
+    def _measure_rate(self, used: int) -> None:
+        """Smooths the tokens of released requests a second."""
+        now = self._clock()
+        since, self._last_release = now - self._last_release, now
+        self._tokens_per_s += (used / max(since, 1e-3) - self._tokens_per_s) * min(1.0, since / _RATE_SMOOTHING_S)
+
+    def _make_room(self, team: str) -> None:
+        """Where too many wait, refuses the last request of the team with the most: this one, if that is the team."""
+        if self.waiting < self._max_queued:
+            return
+        largest = max(self._teams, key=lambda name: self._teams[name].waiting)
+        refusal = overloaded("Too many requests are waiting. Try again later.", self.wait_s())
+        if self._teams[team].waiting + 1 >= self._teams[largest].waiting:
+            self._drop_if_idle(team)
+            raise refusal
+        last = max(request for request in self._live() if request.team == largest)
+        self._forget(last)
+        last.granted.set_exception(refusal)
 
     def _live(self) -> Iterator[_Waiting]:
-        return (one for one in self._waiting if not one.granted.done())
+        return (request for request in self._heap if not request.granted.done())
 
-    def _forget(self, one: _Waiting) -> None:
-        lane = self._lanes[one.team]
-        lane.waiting -= 1
-        lane.paid -= one.cost
-        if one in self._waiting:
-            self._waiting.remove(one)
-            heapq.heapify(self._waiting)
-        self._tidy(one.team)
+    def _forget(self, request: _Waiting) -> None:
+        """Takes a request out of the queue; its team is not charged for it."""
+        state = self._teams[request.team]
+        state.waiting -= 1
+        state.paid_until -= request.virtual_cost
+        if request in self._heap:
+            self._heap.remove(request)
+            heapq.heapify(self._heap)
+        self._drop_if_idle(request.team)
 
-    def _tidy(self, team: str) -> None:
-        lane = self._lanes[team]
-        if not lane.running and not lane.waiting and lane.paid <= self._now:
-            del self._lanes[team]
+    def _drop_if_idle(self, team: str) -> None:
+        state = self._teams[team]
+        if not state.running and not state.waiting and state.paid_until <= self._virtual_time:
+            del self._teams[team]

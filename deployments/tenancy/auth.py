@@ -1,7 +1,6 @@
-"""Who asks: keys are held against all teams and keys, which every router knows by heart and looks up anew each moment.
+"""Authentication: every router holds all teams and keys in memory and checks for changes several times a second.
 
-So a key costs no call to Redis, and goes on holding while Redis is away; a revoked one is refused everywhere within a
-second.
+So a key costs no call to Redis and stays valid while Redis is away; a revoked one is refused everywhere in a second.
 """
 
 import asyncio
@@ -19,22 +18,22 @@ from deployments.routing.fair_queue import ANYONE
 
 log = logging.getLogger("dray.teams")
 
-_LOOK_S = 0.3
+_REFRESH_S = 0.3
 _SHARED_NAMESPACE = "shared"
-_MOST_LABELS = 20
+_MAX_LABELS = 20
 OTHER = "other"
-"""What metrics call all teams beyond those that have series of their own."""
+"""The metrics label of all teams that have no series of their own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. team: None without keys, and for those who administer."""
+    """Who sent a request. team: None for an admin key, and where no key is needed. namespace: of its cached answers."""
 
     team: Team | None
     namespace: str
     admin: bool = False
     label: str = ANYONE
-    """What metrics call the team."""
+    """The team's label in metrics."""
 
     @property
     def name(self) -> str:
@@ -43,73 +42,77 @@ class Caller:
 
     @property
     def weight(self) -> float:
-        """Its share under load."""
+        """The team's share under load."""
         return self.team.weight if self.team else 1.0
 
     def may_use(self, names: tuple[str, ...]) -> bool:
-        """Whether it may ask the model that goes by these names."""
+        """Whether the team may use the model that has these names."""
         allowed = self.team.models if self.team else ()
         return not allowed or any(name in allowed for name in names)
 
 
 class Authenticator:
-    """Knows all teams and keys, as of a moment ago."""
+    """Finds the caller of a request, by teams and keys that are a fraction of a second old."""
 
-    def __init__(self, store: RedisStore, host: str, namespace: str, on_metrics: Sequence[str] = ()) -> None:
-        """host: the address that Dray listens on. namespace: of the answers of those who need no key. on_metrics: as
-        the settings have it."""
+    def __init__(self, store: RedisStore, host: str, namespace: str, metrics_teams: Sequence[str] = ()) -> None:
+        """host: the address that Dray listens on; on loopback no key is needed until one exists. namespace: of the
+        cached answers of callers without a key. metrics_teams: as the settings have it."""
         self._store = store
-        self._anyone = Caller(None, namespace)
+        self._keyless = Caller(None, namespace)
         self._local = is_loopback(host)
         self._registry: Registry | None = None
-        self._on_metrics = on_metrics
+        self._metrics_teams = metrics_teams
         self._labels: frozenset[str] = frozenset()
 
     async def refresh_forever(self) -> None:
-        """Looks for changes until cancelled."""
+        """Loads changes until cancelled."""
         while True:
-            with suppress(RedisUnavailable):  # what is known holds; who can change nothing can revoke nothing
+            # While Redis is away nobody can revoke a key either: what is loaded stays valid.
+            with suppress(RedisUnavailable):
                 await self.refresh()
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_REFRESH_S)
 
     async def refresh(self) -> None:
-        """Takes what has changed. Raises StoreAway."""
+        """Loads teams and keys if they have changed. Raises RedisUnavailable."""
         version = int(await self._store.get(VERSION) or 0)
         if self._registry is not None and self._registry.version == version:
             return
         teams, keys = await self._store.execute("HGETALL", TEAMS), await self._store.execute("HGETALL", KEYS)
         self._registry = registry_of(str(version).encode(), teams, keys)
-        self._labels = metric_labels(self._registry.teams.values(), self._on_metrics)
-        log.info("teams and keys", extra={"version": version, "teams": len(teams), "keys": len(keys)})
+        self._labels = metric_labels(self._registry.teams.values(), self._metrics_teams)
+        log.info("teams and keys loaded", extra={"version": version, "teams": len(teams), "keys": len(keys)})
 
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
-        """Whose request this is. Raises ApiError 401, and 503 while nobody can be known."""
+        """The caller of a request. headers: names in lower case. Raises ApiError 401, and 503 until keys are loaded."""
         registry = self._registry
         if registry is None:
-            message = "The Redis that keeps teams and keys has not answered yet."
+            message = "Teams and keys are not loaded yet: their Redis has not answered. Try again shortly."
             raise ApiError(503, message, code="teams_unknown", kind="server_error", retry_after_s=1)
         if not registry.keys and self._local:
-            return self._anyone
+            return self._keyless
         scheme, _, presented = headers.get("authorization", "").partition(" ")
         presented = presented.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         if not presented:
-            what = "No API key was given: send it as Authorization: Bearer KEY."
-            raise _unauthorized(what if registry.keys else "No key exists yet; make one with `dray keys create`.")
+            raise _unauthorized(
+                "An API key is required. Send it as Authorization: Bearer KEY."
+                if registry.keys
+                else "An API key is required, and none exists yet. Create one: dray keys create TEAM"
+            )
         try:
             _, team = registry.owner(presented, time.time())
         except UnknownKey as error:
             raise _unauthorized(str(error)) from None
         if team is None:
-            return Caller(None, self._anyone.namespace, admin=True)
+            return Caller(None, self._keyless.namespace, admin=True)
         label = team.name if team.name in self._labels else OTHER
         return Caller(team, _SHARED_NAMESPACE if team.shares_answers else f"team.{team.name}", label=label)
 
 
 def metric_labels(teams: Iterable[Team], chosen: Sequence[str]) -> frozenset[str]:
-    """Teams that have series of their own: those chosen; without a choice the oldest ones, on which all routers agree
-    and which stay the same when others come."""
+    """Teams that have metrics series of their own: those chosen, else the oldest 20. All routers agree on these, and
+    they stay the same when teams are added."""
     oldest = sorted(teams, key=lambda team: (team.created, team.name))
-    return frozenset(chosen) or frozenset(team.name for team in oldest[:_MOST_LABELS])
+    return frozenset(chosen) or frozenset(team.name for team in oldest[:_MAX_LABELS])
 
 
 def _unauthorized(message: str) -> ApiError:

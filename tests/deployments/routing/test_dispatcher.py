@@ -28,6 +28,7 @@ from deployments.routing.prefix_index import PrefixIndex, PrefixLocation
 from deployments.routing.registry import EngineReplicas
 from tests.conftest import redis_server
 from tests.deployments.cache.test_answers import store_at
+from tests.deployments.waiting import until
 
 
 class Replica:
@@ -162,9 +163,11 @@ def test_where_a_prompt_is_cached_is_shared_and_a_stream_needs_no_redis(bundled:
             assert await there.locate_prefix(prompt) == PrefixLocation(), "one replica: there was nothing to record"
             fleets[0].update({"r1": ReplicaStats(), "r2": ReplicaStats()})
             await answer(here, request)
-            async with asyncio.timeout(5):
-                while await there.locate_prefix(prompt) != whole:
-                    await asyncio.sleep(0.01)
+
+            async def recorded() -> bool:
+                return await there.locate_prefix(prompt) == whole
+
+            await until(recorded)
             fleets[1].update({"r1": ReplicaStats()})
             assert await there.locate_prefix(prompt) == PrefixLocation(), "one replica: there is nothing to choose"
             await asyncio.to_thread(server.stop)

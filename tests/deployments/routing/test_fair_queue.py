@@ -1,4 +1,4 @@
-"""Whose turn it is: by weight and tokens, people before batches, and a flood waits behind itself."""
+"""Who gets the next slot: by weight and tokens, people before batches, and a flood waits behind itself."""
 
 import asyncio
 from collections import Counter
@@ -8,6 +8,7 @@ import pytest
 
 from deployments.common.errors import ApiError
 from deployments.routing.fair_queue import ANYONE, FairQueue, Slot, TokenCost
+from tests.deployments.routing.clock import Clock
 
 
 def run(work: Callable[[], Coroutine[None, None, None]]) -> None:
@@ -18,74 +19,87 @@ def run(work: Callable[[], Coroutine[None, None, None]]) -> None:
     asyncio.run(bounded())
 
 
-class Served:
-    """Asks for turns, and ends them one by one in the order in which they were given."""
+async def settle() -> None:
+    """Lets every task run that can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+class Teams:
+    """Requests of several teams, which release their slots one by one, in the order in which they got them."""
 
     def __init__(self, queue: FairQueue) -> None:
         self.queue = queue
         self.order: list[str] = []
-        self.turns: list[tuple[str, Slot, int]] = []
+        """The team of each slot that was granted."""
+        self.slots: list[tuple[Slot, int]] = []
         self.tasks: list[asyncio.Task[None]] = []
 
     async def ask(
         self, team: str, count: int, cost: int = 100, weight: float = 1.0, batch: bool = False, prompt: int = 10
     ) -> None:
-        async def one() -> None:
-            turn = await self.queue.acquire(team, weight, TokenCost(prompt, cost - prompt, batch))
+        async def request() -> None:
+            slot = await self.queue.acquire(team, weight, TokenCost(prompt, cost - prompt, batch))
             self.order.append(team)
-            self.turns.append((team, turn, cost))
+            self.slots.append((slot, cost))
 
-        self.tasks += [asyncio.create_task(one()) for _ in range(count)]
-        await asyncio.sleep(0.01)
+        self.tasks += [asyncio.create_task(request()) for _ in range(count)]
+        await settle()
 
-    async def end(self, count: int = 1) -> None:
+    async def release(self, count: int = 1) -> None:
         for _ in range(count):
-            _, turn, cost = self.turns.pop(0)
-            turn.release(cost)
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+            slot, cost = self.slots.pop(0)
+            slot.release(cost)
+            await settle()
+
+    async def end_prefills(self) -> None:
+        for slot, _ in tuple(self.slots):
+            slot.prefill_done()
+        await settle()
 
 
 def test_a_flood_waits_behind_itself() -> None:
     async def work() -> None:
-        served = Served(FairQueue(4, 1000, 10**6))
-        await served.ask("flood", 200)
-        await served.ask("quiet", 1)
-        assert served.order == ["flood"] * 4
-        await served.end()
-        assert served.order[-1] == "quiet", "the next free place is the quiet team's"
-        await served.ask("quiet", 3)
-        await served.end(8)
-        assert served.order[5:].count("quiet") == 3
+        teams = Teams(FairQueue(4, 1000, 10**6))
+        await teams.ask("flood", 200)
+        await teams.ask("quiet", 1)
+        assert teams.order == ["flood"] * 4
+        await teams.release()
+        assert teams.order[-1] == "quiet", "the next free slot is the quiet team's"
+        await teams.ask("quiet", 3)
+        await teams.release(8)
+        assert teams.order[5:].count("quiet") == 3
 
     run(work)
 
 
-def test_no_team_takes_nearly_all_places_while_others_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_team_takes_nearly_all_slots_while_others_ask() -> None:
     async def work() -> None:
-        served = Served(FairQueue(32, 1000, 10**6))
-        await served.ask("quiet", 1)
-        await served.ask("flood", 60)
-        assert Counter(served.order) == {"quiet": 1, "flood": 20}
-        await served.end(1)
-        assert served.queue.running == 20, "it asked a moment ago"
-        monkeypatch.setattr("deployments.routing.fair_queue._LATELY_S", -1.0)
-        await served.end(1)
-        assert served.queue.running == 28, "nobody else asks any more, and a few are kept"
+        clock = Clock()
+        teams = Teams(FairQueue(32, 1000, 10**6, clock=clock))
+        await teams.ask("quiet", 1)
+        await teams.ask("flood", 60)
+        assert Counter(teams.order) == {"quiet": 1, "flood": 20}
+        clock.now += 60
+        await teams.release(1)
+        assert teams.queue.running == 20, "it asked a minute ago"
+        clock.now += 1
+        await teams.release(1)
+        assert teams.queue.running == 28, "nobody else asks any more, and a few are reserved"
 
     async def both_flood() -> None:
-        served = Served(FairQueue(32, 1000, 10**6))
-        await served.ask("one", 60)
-        await served.ask("other", 60)
-        await served.end(28)
-        await served.end(10)
-        assert served.queue.running == 28, "nothing is left idle but the few"
+        teams = Teams(FairQueue(32, 1000, 10**6))
+        await teams.ask("one", 60)
+        await teams.ask("other", 60)
+        await teams.release(28)
+        await teams.release(10)
+        assert teams.queue.running == 28, "none is left idle but the reserved"
 
     async def weighty() -> None:
-        served = Served(FairQueue(32, 1000, 10**6))
-        await served.ask("light", 1)
-        await served.ask("heavy", 60, weight=3.0)
-        assert Counter(served.order) == {"light": 1, "heavy": 24}, "its weight gives it more"
+        teams = Teams(FairQueue(32, 1000, 10**6))
+        await teams.ask("light", 1)
+        await teams.ask("heavy", 60, weight=3.0)
+        assert Counter(teams.order) == {"light": 1, "heavy": 24}, "its weight entitles it to more"
 
     run(both_flood)
     run(weighty)
@@ -94,132 +108,128 @@ def test_no_team_takes_nearly_all_places_while_others_ask(monkeypatch: pytest.Mo
 
 def test_teams_share_by_weight_and_by_tokens() -> None:
     async def work() -> None:
-        served = Served(FairQueue(2, 1000, 10**6))
-        await served.ask("heavy", 100, weight=3.0)
-        await served.ask("light", 100)
-        await served.ask("long", 100, cost=400)
-        await served.end(100)
-        seen = Counter(served.order[10:])
+        teams = Teams(FairQueue(2, 1000, 10**6))
+        await teams.ask("heavy", 100, weight=3.0)
+        await teams.ask("light", 100)
+        await teams.ask("long", 100, cost=400)
+        await teams.release(100)
+        seen = Counter(teams.order[10:])
         assert 2.5 < seen["heavy"] / seen["light"] < 3.5
         assert 3 < seen["light"] / seen["long"] < 5, "a long answer costs its tokens"
 
     run(work)
 
 
-def test_people_go_before_batches_which_leave_places_free() -> None:
+def test_people_go_before_batches_which_leave_slots_free() -> None:
     async def work() -> None:
-        served = Served(FairQueue(4, 1000, 10**6))
-        await served.ask("warm", 20, batch=True)
-        assert served.order == ["warm"] * 2, "batches take half"
-        await served.ask("people", 2)
-        assert served.order[2:] == ["people"] * 2
-        await served.ask("people", 5)
-        await served.end(5)
-        assert served.order[4:9] == ["people"] * 5
+        teams = Teams(FairQueue(4, 1000, 10**6))
+        await teams.ask("warm", 20, batch=True)
+        assert teams.order == ["warm"] * 2, "batches take half"
+        await teams.ask("people", 2)
+        assert teams.order[2:] == ["people"] * 2
+        await teams.ask("people", 5)
+        await teams.release(5)
+        assert teams.order[4:9] == ["people"] * 5
 
     run(work)
 
 
-def test_a_place_is_kept_for_teams_with_nothing_under_way() -> None:
+def test_a_slot_is_reserved_for_teams_with_nothing_running() -> None:
     async def work() -> None:
-        served = Served(FairQueue(16, 1000, 10**6))
-        await served.ask("flood", 50)
-        assert len(served.order) == 14
-        await served.ask("quiet", 1)
-        assert served.order[14:] == ["quiet"]
-        alone = Served(FairQueue(16, 1000, 10**6))
+        teams = Teams(FairQueue(16, 1000, 10**6))
+        await teams.ask("flood", 50)
+        assert len(teams.order) == 14
+        await teams.ask("quiet", 1)
+        assert teams.order[14:] == ["quiet"]
+        alone = Teams(FairQueue(16, 1000, 10**6))
         await alone.ask(ANYONE, 50)
-        assert len(alone.order) == 16, "without teams nothing is kept"
+        assert len(alone.order) == 16, "without teams none is reserved"
 
     run(work)
 
 
 def test_beyond_the_bound_the_largest_team_loses_its_last() -> None:
     async def work() -> None:
-        served = Served(FairQueue(1, 10, 10**6))
-        await served.ask("flood", 11)
-        await served.ask("flood", 1)
+        teams = Teams(FairQueue(1, 10, 10**6))
+        await teams.ask("flood", 11)
+        await teams.ask("flood", 1)
         with pytest.raises(ApiError, match="waiting") as refused:
-            await served.tasks[-1]
+            await teams.tasks[-1]
         assert refused.value.status == 503 and int(refused.value.headers["Retry-After"]) >= 1
-        await served.ask("quiet", 1)
+        await teams.ask("quiet", 1)
         with pytest.raises(ApiError):
-            await served.tasks[10]
-        await served.end()
-        assert served.order == ["flood", "quiet"]
+            await teams.tasks[10]
+        await teams.release()
+        assert teams.order == ["flood", "quiet"]
 
     run(work)
 
 
-def test_who_leaves_gives_place_and_costs_nothing() -> None:
+def test_a_cancelled_request_frees_its_slot_and_costs_nothing() -> None:
     async def work() -> None:
         queue = FairQueue(1, 10, 10**6)
-        served = Served(queue)
-        await served.ask("one", 3)
-        served.tasks[1].cancel()
-        await asyncio.wait(served.tasks[1:2])
+        teams = Teams(queue)
+        await teams.ask("one", 3)
+        teams.tasks[1].cancel()
+        await asyncio.wait(teams.tasks[1:2])
         assert (queue.running, queue.waiting) == (1, 1)
-        # Given and left in the same moment: the place must not be lost.
-        _, turn, _ = served.turns.pop()
-        turn.release(100)
-        served.tasks[2].cancel()
-        await asyncio.wait(served.tasks[2:])
+        # Granted and cancelled at the same moment: the slot must not be lost.
+        slot, _ = teams.slots.pop()
+        slot.release(100)
+        teams.tasks[2].cancel()
+        await asyncio.wait(teams.tasks[2:])
         assert (queue.running, queue.waiting) == (0, 0)
-        await served.ask("two", 1)
-        assert served.order[-1] == "two"
+        await teams.ask("two", 1)
+        assert teams.order[-1] == "two"
 
     run(work)
 
 
-def test_no_more_prompts_are_handed_over_than_a_step_takes() -> None:
+def test_engines_get_no_more_prompts_than_a_step_takes() -> None:
     async def work() -> None:
         queue = FairQueue(32, 1000, 100)
-        served = Served(queue)
-        await served.ask("flood", 20, prompt=40)
-        assert len(served.order) == 2
-        await served.ask("quiet", 1, prompt=40)
-        served.turns[0][1].prefill_done()
-        await asyncio.sleep(0.01)
-        assert served.order == ["flood", "flood", "quiet"]
-        for _, turn, _ in tuple(served.turns):
-            turn.prefill_done()
-        await asyncio.sleep(0.01)
-        assert len(served.order) == 5
-        await served.ask("long", 1, prompt=5000, cost=6000)
-        while "long" not in served.order:
-            for _, turn, _ in tuple(served.turns):
-                turn.prefill_done()
-            await asyncio.sleep(0.01)
-        assert queue.running == len(served.order), "a prompt beyond the bound goes alone"
+        teams = Teams(queue)
+        await teams.ask("flood", 20, prompt=40)
+        assert len(teams.order) == 2
+        await teams.ask("quiet", 1, prompt=40)
+        teams.slots[0][0].prefill_done()
+        await settle()
+        assert teams.order == ["flood", "flood", "quiet"]
+        await teams.end_prefills()
+        assert len(teams.order) == 5
+        await teams.ask("long", 1, prompt=5000, cost=6000)
+        while "long" not in teams.order:
+            await teams.end_prefills()
+        assert queue.running == len(teams.order), "a prompt beyond the limit goes alone"
 
     run(work)
 
 
-def test_who_leaves_in_the_moment_when_all_ends_or_is_refused_breaks_nothing() -> None:
+def test_a_cancellation_at_the_moment_of_the_last_release_or_of_a_refusal_breaks_nothing() -> None:
     async def work() -> None:
         queue = FairQueue(2, 2, 10**6)
-        served = Served(queue)
-        await served.ask("a", 2)
-        await served.ask("b", 1)
-        # Cancelled, and not yet run, while the last turns end: its lane must still be there.
-        served.tasks[2].cancel()
-        for _, turn, _ in served.turns:
-            turn.release(1)
-        assert isinstance((await asyncio.gather(*served.tasks, return_exceptions=True))[2], asyncio.CancelledError)
+        teams = Teams(queue)
+        await teams.ask("a", 2)
+        await teams.ask("b", 1)
+        # Cancelled, and not yet run, while the last slots are released: its team must still be there.
+        teams.tasks[2].cancel()
+        for slot, _ in teams.slots:
+            slot.release(1)
+        assert isinstance((await asyncio.gather(*teams.tasks, return_exceptions=True))[2], asyncio.CancelledError)
         assert (queue.running, queue.waiting) == (0, 0)
 
-        again = Served(queue)
+        again = Teams(queue)
         await again.ask("a", 4)
         late = asyncio.create_task(queue.acquire("b", 1.0, TokenCost(1, 1)))
-        await asyncio.sleep(0)  # it makes room: the last of the larger team is refused, and has not heard of it
+        await asyncio.sleep(0)  # it makes room: the last of the larger team is refused, and its task has not run since
         again.tasks[3].cancel()
         await asyncio.wait([again.tasks[3]])
         assert (queue.running, queue.waiting) == (2, 2)
         for _ in range(2):
-            await again.end()
-        await again.end()
+            await again.release()
+        await again.release()
         (await late).release(1)
-        await asyncio.sleep(0.01)
+        await settle()
         assert (queue.running, queue.waiting) == (0, 0)
 
     run(work)

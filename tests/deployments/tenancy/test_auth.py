@@ -1,15 +1,18 @@
-"""What metrics call teams: few have series of their own, and all routers agree which."""
+"""Who may ask, and how teams are labelled in metrics: few have series of their own, and all routers agree on which."""
 
 import asyncio
 
+import pytest
+
 from cluster.records.teams import Team, add_team, create_key
 from cluster.redis_client import connect
+from deployments.common.errors import ApiError
 from deployments.tenancy.auth import OTHER, Authenticator, metric_labels
 from tests.conftest import redis_server
 from tests.deployments.cache.test_answers import store_at
 
 
-def test_the_oldest_teams_or_those_that_the_settings_name() -> None:
+def test_labels_are_the_oldest_teams_or_those_that_the_settings_name() -> None:
     teams = [Team(f"t{number}", created=1000.0 - number) for number in range(100)]
     assert metric_labels(teams, ()) == {f"t{number}" for number in range(80, 100)}
     assert metric_labels([*teams, Team("new", 2000.0)], ()) == metric_labels(teams, ())
@@ -19,14 +22,46 @@ def test_the_oldest_teams_or_those_that_the_settings_name() -> None:
 def test_a_caller_is_counted_under_its_own_name_or_among_others() -> None:
     async def labels(url: str, *keys: str) -> list[str]:
         store = store_at(url)
-        door = Authenticator(store, "0.0.0.0", "default")
-        await door.refresh()
-        found = [door.authenticate({"authorization": f"Bearer {key}"}).label for key in keys]
+        authenticator = Authenticator(store, "0.0.0.0", "default")
+        await authenticator.refresh()
+        callers = [authenticator.authenticate({"authorization": f"Bearer {key}"}) for key in keys]
         await store.close()
-        return found
+        return [caller.label for caller in callers]
 
     with redis_server(16) as server, connect(server.url) as client:
         for number in range(22):
             add_team(client, Team(f"t{number:02}", float(number)))
         first, last = (create_key(client, team).secret for team in ("t00", "t21"))
         assert asyncio.run(labels(server.url, first, last)) == ["t00", OTHER]
+
+
+def test_a_refusal_says_what_to_do() -> None:
+    async def refusals(url: str) -> list[ApiError]:
+        store = store_at(url)
+        authenticator, errors = Authenticator(store, "0.0.0.0", "default"), list[ApiError]()
+
+        def refused(**headers: str) -> None:
+            with pytest.raises(ApiError) as error:
+                authenticator.authenticate(headers)
+            errors.append(error.value)
+
+        refused()
+        await authenticator.refresh()
+        refused()
+        with connect(url) as client:
+            add_team(client, Team("support", 0.0))
+            expired = create_key(client, "support", expires_in_s=-1)
+        await authenticator.refresh()
+        refused()
+        refused(authorization="Bearer wrong")
+        refused(authorization=f"Bearer {expired.secret}")
+        await store.close()
+        return errors
+
+    with redis_server(16) as server:
+        errors = asyncio.run(refusals(server.url))
+    assert [error.status for error in errors] == [503, 401, 401, 401, 401]
+    for error, words in zip(
+        errors, ("Try again shortly", "dray keys create TEAM", "Bearer KEY", "Incorrect", "expired"), strict=True
+    ):
+        assert words in error.message

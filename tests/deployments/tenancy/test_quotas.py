@@ -1,4 +1,4 @@
-"""Quotas against a real server: exact over several routers, settled by what was used, and never without a limit."""
+"""Quotas against a real Redis: exact over several routers, settled by what was used, and never without a limit."""
 
 import asyncio
 from collections import Counter
@@ -9,9 +9,14 @@ import pytest
 from cluster.records.teams import Quota, Team
 from cluster.redis_server import OwnRedis
 from deployments.common.errors import ApiError
-from deployments.tenancy.quotas import QuotaGrant, Quotas, SlidingWindow
+from deployments.common.redis import RedisStore
+from deployments.tenancy.local_use import SlidingWindow
+from deployments.tenancy.quota_counters import current_month, quota_keys
+from deployments.tenancy.quotas import QuotaGrant, Quotas, quota_exceeded
 from tests.conftest import redis_server
 from tests.deployments.cache.test_answers import store_at
+from tests.deployments.routing.clock import Clock
+from tests.deployments.waiting import until
 
 
 @pytest.fixture
@@ -32,25 +37,26 @@ def team(**quota: int) -> Team:
     return Team("support", 0.0, quota=Quota(**quota))
 
 
-async def try_to(work: Coroutine[None, None, QuotaGrant | None]) -> str:
+async def outcome(work: Coroutine[None, None, QuotaGrant | None]) -> str:
+    """`admitted`, or the type of the error."""
     try:
         await work
     except ApiError as error:
         assert error.status == 429 and error.body.error.message
         return error.body.error.type
-    return "let in"
+    return "admitted"
 
 
 def test_requests_a_minute_are_exact_over_routers(server: OwnRedis) -> None:
     async def work() -> None:
         routers = [Quotas(store_at(server.url), 3) for _ in range(3)]
-        asked = team(requests_per_minute=50)
-        seen = Counter(await asyncio.gather(*(try_to(routers[n % 3].admit(asked)) for n in range(200))))
-        assert seen == {"let in": 50, "requests": 150}
+        support = team(requests_per_minute=50)
+        outcomes = Counter(await asyncio.gather(*(outcome(routers[n % 3].admit(support)) for n in range(200))))
+        assert outcomes == {"admitted": 50, "requests": 150}
         with pytest.raises(ApiError) as refused:
-            await routers[0].admit(asked)
+            await routers[0].admit(support)
         assert 50 <= int(refused.value.headers["Retry-After"]) <= 60
-        other = Team("other", 0.0, quota=asked.quota)
+        other = Team("other", 0.0, quota=support.quota)
         headers = (await routers[0].admit(other)).headers
         assert headers == {
             "x-ratelimit-limit-requests": "50",
@@ -61,26 +67,35 @@ def test_requests_a_minute_are_exact_over_routers(server: OwnRedis) -> None:
     run(work)
 
 
-def test_requests_at_a_time_are_freed_by_their_end_and_by_their_routers_death(
-    server: OwnRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_requests_at_a_time_are_freed_by_their_end(server: OwnRedis) -> None:
     async def work() -> None:
         one, other = Quotas(store_at(server.url), 2), Quotas(store_at(server.url), 2)
-        asked = team(requests_at_a_time=3)
-        let_in = [await one.admit(asked), await other.admit(asked), await one.admit(asked)]
-        assert await try_to(other.admit(asked)) == "requests"
-        await let_in[1].release()
-        again = await other.admit(asked)
-        assert await try_to(one.admit(asked)) == "requests"
-        await again.release()
-        monkeypatch.setattr("deployments.tenancy.quotas._LEASE_S", 1)
-        dying = await other.admit(asked)  # its router never says another word
-        assert await try_to(one.admit(asked)) == "requests"
-        renewing = asyncio.create_task(one.renew_forever())
-        while await try_to(one.admit(asked)) != "let in":
-            await asyncio.sleep(0.1)
+        support = team(requests_at_a_time=3)
+        grants = [await one.admit(support), await other.admit(support), await one.admit(support)]
+        assert await outcome(other.admit(support)) == "requests"
+        await grants[1].release()
+        await other.admit(support)
+        assert await outcome(one.admit(support)) == "requests"
+
+    run(work)
+
+
+def test_requests_at_a_time_are_freed_by_their_routers_death(server: OwnRedis) -> None:
+    async def work() -> None:
+        living, dying = (Quotas(store_at(server.url), 2, lease_s=3) for _ in range(2))
+        support = team(requests_at_a_time=3)
+        grants = [await living.admit(support), await living.admit(support)]
+        renewing = asyncio.create_task(living.renew_forever())
+        lost = await dying.admit(support)  # its router never renews it
+        assert await outcome(living.admit(support)) == "requests"
+
+        async def admitted() -> bool:
+            return await outcome(living.admit(support)) == "admitted"
+
+        await until(admitted)
+        assert await outcome(living.admit(support)) == "requests", "those of the living router still count"
         renewing.cancel()
-        assert dying
+        assert lost and grants
 
     run(work)
 
@@ -88,17 +103,17 @@ def test_requests_at_a_time_are_freed_by_their_end_and_by_their_routers_death(
 def test_tokens_are_reserved_and_settled(server: OwnRedis) -> None:
     async def work() -> None:
         one, other = Quotas(store_at(server.url), 2), Quotas(store_at(server.url), 2)
-        asked = team(tokens_per_minute=1000, tokens_per_month=1500)
-        first, second, third = [await one.admit(asked), await other.admit(asked), await one.admit(asked)]
+        support = team(tokens_per_minute=1000, tokens_per_month=1500)
+        first, second, third = [await one.admit(support), await other.admit(support), await one.admit(support)]
         await first.reserve(600)
         assert first.headers["x-ratelimit-remaining-tokens"] == "400"
-        assert await try_to(second.reserve(600)) == "tokens"
+        assert await outcome(second.reserve(600)) == "tokens"
         await first.settle(200)
         await second.reserve(600)
         await second.settle(700)
-        assert await try_to(third.reserve(200)) == "tokens"
+        assert await outcome(third.reserve(200)) == "tokens"
         await third.reserve(100)
-        assert await try_to(one.admit(asked)) == "tokens"
+        assert await outcome(one.admit(support)) == "tokens"
         await third.settle(100)
 
     run(work)
@@ -107,52 +122,72 @@ def test_tokens_are_reserved_and_settled(server: OwnRedis) -> None:
 def test_the_months_tokens_end(server: OwnRedis) -> None:
     async def work() -> None:
         one = Quotas(store_at(server.url), 1)
-        asked = team(tokens_per_month=1000)
-        first = await one.admit(asked)
+        support = team(tokens_per_month=1000)
+        first = await one.admit(support)
         await first.reserve(400)
         await first.settle(900)
-        second = await one.admit(asked)
-        assert await try_to(second.reserve(200)) == "insufficient_quota"
+        second = await one.admit(support)
+        assert await outcome(second.reserve(200)) == "insufficient_quota"
         await second.reserve(100)
         await second.settle(100)
-        assert await try_to(one.admit(asked)) == "insufficient_quota"
+        assert await outcome(one.admit(support)) == "insufficient_quota"
 
     run(work)
 
 
-def test_without_redis_each_router_has_its_share_and_then_tells(server: OwnRedis) -> None:
+def test_without_redis_each_router_has_its_share_and_reports_it_later(server: OwnRedis) -> None:
     async def work() -> None:
-        one = Quotas(store_at(server.url, timeout_s=0.2), 4)
-        asked = team(requests_per_minute=40, tokens_per_month=10_000, tokens_per_minute=4000)
-        await (await one.admit(asked)).reserve(10)
+        store = store_at(server.url, timeout_s=0.2)
+        one = Quotas(store, 4)
+        support = team(requests_per_minute=40, tokens_per_month=10_000, tokens_per_minute=4000)
+        await (await one.admit(support)).reserve(10)
         server.stop()
-        seen = Counter([await try_to(one.admit(asked)) for _ in range(30)])
-        assert seen == {"let in": 9, "requests": 21}, "a quarter of the limit, the one before counted in"
+        outcomes = Counter([await outcome(one.admit(support)) for _ in range(30)])
+        assert outcomes == {"admitted": 9, "requests": 21}, "a quarter of the limit, less the one before"
         server.start()
-        asked = team(tokens_per_month=10_000, tokens_per_minute=4000)
-        await asyncio.sleep(1.2)  # until the circuit closes
+        support = team(tokens_per_month=10_000, tokens_per_minute=4000)
+        await circuit_closes(store)
         server.stop()
-        away = await one.admit(asked)
+        away = await one.admit(support)
         await away.reserve(900)
-        assert await try_to(away.reserve(200)) == "tokens"
+        assert await outcome(away.reserve(200)) == "tokens"
         await away.settle(500)
         server.start()
-        await asyncio.sleep(1.2)
-        await (await one.admit(asked)).reserve(1)
-        assert one._own["support"].month == 501, "what was used meanwhile is in the month's count"
+        await circuit_closes(store)
+        await (await one.admit(support)).reserve(1)
+        month = quota_keys("support", current_month())[3]
+        assert await store.get(month) == b"501", "what was used meanwhile is in the month's count"
 
     run(work)
 
 
-def test_window() -> None:
-    now = [1000.0]
-    window = SlidingWindow(lambda: now[0])
+async def circuit_closes(store: RedisStore) -> None:
+    async def closed() -> bool:
+        return not store.circuit_open
+
+    await until(closed)
+
+
+def test_a_refusal_names_the_limit_and_when_to_try_again() -> None:
+    quota = Quota(requests_per_minute=20, tokens_per_month=5000)
+    minute, month = quota_exceeded("requests", quota, 7), quota_exceeded("month", quota, 0)
+    assert minute.message == "Your team's limit of 20 requests a minute is reached. Try again in 7 s."
+    assert minute.headers["Retry-After"] == "7"
+    assert month.message == (
+        "Your team's limit of 5000 tokens a month is reached. The limit resets at the start of the month (UTC)."
+    )
+    assert "Retry-After" not in month.headers
+
+
+def test_sliding_window() -> None:
+    clock = Clock(1000.0)
+    window = SlidingWindow(clock)
     window.add(3)
-    now[0] = 1030.5
+    clock.now = 1030.5
     window.add(4)
     assert window.used() == 7
     assert window.wait_s(7, 1) == 30 and window.wait_s(5, 5) == 60
-    now[0] = 1060.0
+    clock.now = 1060.0
     assert window.used() == 4
-    now[0] = 1090.5
+    clock.now = 1090.5
     assert window.used() == 0
