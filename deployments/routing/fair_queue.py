@@ -67,7 +67,7 @@ class _Waiting:
     number: int
     team: str = field(compare=False)
     virtual_cost: float = field(compare=False)
-    prompt_tokens: int = field(compare=False)
+    cost: TokenCost = field(compare=False)
     granted: asyncio.Future[None] = field(compare=False)
 
 
@@ -135,8 +135,8 @@ class FairQueue:
 
     @property
     def queued_tokens(self) -> int:
-        """The expected cost of all waiting requests, over their teams' weights."""
-        return round(sum(request.virtual_cost for request in self._live()))
+        """The expected cost of all waiting requests."""
+        return sum(request.cost.tokens for request in self._live())
 
     @property
     def running(self) -> int:
@@ -150,15 +150,15 @@ class FairQueue:
             self._active.pop(team, None)
             self._active[team] = (self._clock(), weight)
         start_tag, virtual_cost = max(self._virtual_time, state.paid_until), cost.tokens / weight
-        if not self._heap and self._may_start(team, cost.prompt_tokens, batch=cost.batch):
-            self._start(state, start_tag, virtual_cost, cost.prompt_tokens, batch=cost.batch)
+        if not self._heap and self._may_start(team, cost):
+            self._start(state, start_tag, virtual_cost, cost)
             return Slot(self, team, weight, cost)
         self._make_room(team)
         state.paid_until = start_tag + virtual_cost
         state.waiting += 1
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         number = next(self._arrivals)
-        request = _Waiting(cost.batch, start_tag, number, team, virtual_cost, cost.prompt_tokens, granted)
+        request = _Waiting(cost.batch, start_tag, number, team, virtual_cost, cost, granted)
         heapq.heappush(self._heap, request)
         self._grant()
         try:
@@ -175,20 +175,21 @@ class FairQueue:
 
     def wait_s(self) -> int:
         """Seconds until the requests that wait now will have been answered, at the present rate."""
-        tokens = sum(request.virtual_cost for request in self._live())
-        return max(1, min(_MAX_WAIT_S, round(tokens / self._tokens_per_s))) if self._tokens_per_s else 1
+        if not self._tokens_per_s:
+            return 1
+        return max(1, min(_MAX_WAIT_S, round(self.queued_tokens / self._tokens_per_s)))
 
     @property
     def _shared(self) -> bool:
         """Whether teams share the engines; without keys all requests belong to one."""
         return len(self._teams) > 1 or ANYONE not in self._teams
 
-    def _may_start(self, team: str, prompt_tokens: int, *, batch: bool) -> bool:
+    def _may_start(self, team: str, cost: TokenCost) -> bool:
         """Whether the team may take another slot now."""
         prefilling = self._prefilling_tokens
-        if self._shared and prefilling and prefilling + prompt_tokens > self._max_prefill_tokens:
+        if self._shared and prefilling and prefilling + cost.prompt_tokens > self._max_prefill_tokens:
             return False
-        if batch and self._running_batches >= max(1, self._slots // _BATCH_DIVISOR):
+        if cost.batch and self._running_batches >= max(1, self._slots // _BATCH_DIVISOR):
             return False
         free, running = self._slots - self._running, self._teams[team].running
         if not (running and self._shared):
@@ -208,12 +209,12 @@ class FairQueue:
         while self._active and self._active[team := next(iter(self._active))][0] < earliest:
             del self._active[team]
 
-    def _start(self, state: _Team, start_tag: float, virtual_cost: float, prompt_tokens: int, *, batch: bool) -> None:
+    def _start(self, state: _Team, start_tag: float, virtual_cost: float, cost: TokenCost) -> None:
         state.paid_until = max(state.paid_until, start_tag + virtual_cost)
         state.running += 1
         self._running += 1
-        self._running_batches += batch
-        self._prefilling_tokens += prompt_tokens
+        self._running_batches += cost.batch
+        self._prefilling_tokens += cost.prompt_tokens
         self._virtual_time = max(self._virtual_time, start_tag)
 
     def _prefill_ended(self, prompt_tokens: int) -> None:
@@ -227,14 +228,14 @@ class FairQueue:
             request = heapq.heappop(self._heap)
             if request.granted.done():
                 continue
-            if not self._may_start(request.team, request.prompt_tokens, batch=request.batch):
+            if not self._may_start(request.team, request.cost):
                 passed_over.append(request)
                 if self._prefilling_tokens >= self._max_prefill_tokens:
                     break
                 continue
             state = self._teams[request.team]
             state.waiting -= 1
-            self._start(state, request.start_tag, request.virtual_cost, request.prompt_tokens, batch=request.batch)
+            self._start(state, request.start_tag, request.virtual_cost, request.cost)
             request.granted.set_result(None)
         for request in passed_over:
             heapq.heappush(self._heap, request)

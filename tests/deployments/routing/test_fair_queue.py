@@ -120,6 +120,19 @@ def test_teams_share_by_weight_and_by_tokens() -> None:
     run(work)
 
 
+def test_what_waits_is_counted_in_tokens_whatever_the_weight() -> None:
+    async def work() -> None:
+        clock = Clock()
+        teams = Teams(FairQueue(1, 1000, 10**6, clock=clock))
+        await teams.ask("heavy", 4, weight=4.0)
+        assert teams.queue.queued_tokens == 300
+        clock.now += 10
+        await teams.release()  # 100 tokens in 10 s
+        assert teams.queue.queued_tokens == 200 and teams.queue.wait_s() == 20
+
+    run(work)
+
+
 def test_people_go_before_batches_which_leave_slots_free() -> None:
     async def work() -> None:
         teams = Teams(FairQueue(4, 1000, 10**6))
