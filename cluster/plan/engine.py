@@ -1,7 +1,7 @@
-"""A replica of the model: continuous batching, a step at a time.
+"""A simulated replica: continuous batching, one step at a time.
 
-As the engine does it: what decodes gets its token in each step, and what is left of a step's tokens goes to prompts in
-the order in which they came. Steps in which nothing but decoding happens, and nothing ends, are taken together.
+As in the engine, every decoding stream gets a token in each step, and the rest of the step's tokens goes to prompts in
+order of arrival. Consecutive steps that only decode, and in which no stream ends, are simulated together.
 """
 
 from collections import OrderedDict, deque
@@ -14,15 +14,15 @@ import simpy
 from cluster.plan.load import TraceRequest
 from cluster.plan.profile import Header, StepTimes
 
-_WELL_LOADED = 4
-"""An engine is where it runs one in so many of the sequences that it could (deployments/engine/replica.py)."""
-_BLOCK = 32
-"""Tokens that the prefix cache holds or forgets together."""
+_WELL_LOADED_DIVISOR = 4
+"""An engine is well loaded from a quarter of its sequences on (deployments/engine/replica.py)."""
+_BLOCK_TOKENS = 32
+"""Tokens that the prefix cache keeps or drops together."""
 
 
 @dataclass(slots=True, eq=False)
 class SimulatedSequence:
-    """A request in an engine. Times on the model's clock; 0 before."""
+    """A request in an engine. first, last: when these tokens were generated, on the simulated clock; 0 before."""
 
     request: TraceRequest
     begun: simpy.Event
@@ -30,84 +30,90 @@ class SimulatedSequence:
     first: float = 0.0
     last: float = 0.0
     computed: int = 0
-    """Of the prompt, what need not be computed any more."""
+    """Prompt tokens that are computed, or were found in the prefix cache."""
     made: int = 0
+    """Output tokens generated."""
 
     @property
     def left(self) -> int:
+        """Output tokens still to be generated."""
         return self.request.output - self.made
 
     @property
     def waiting(self) -> int:
-        """Tokens that are still to be computed for it."""
+        """Tokens still to be computed: prompt and output."""
         return self.request.prompt - self.computed + self.left
 
 
 @dataclass(slots=True)
 class SimulatedPrefixCache:
-    """Which beginnings of prompts are held, by conversation or system prompt; the least used go first."""
+    """Which starts of prompts are cached, by conversation, question or system prompt; the least recently used go first.
+
+    most: its size in tokens. held: cached tokens by name.
+    """
 
     most: int
     held: OrderedDict[str, int] = field(default_factory=OrderedDict)
     _tokens: int = 0
 
     def found(self, request: TraceRequest) -> int:
-        """Tokens of a prompt that need not be computed; its last always is."""
-        names = _beginnings(request)
-        known = max((min(most, self.held.get(name, 0)) for name, most in names), default=0)
-        return min(known, request.prompt - 1) // _BLOCK * _BLOCK
+        """Cached tokens at the start of a prompt, in whole blocks. The last token is always computed."""
+        cached = max((min(limit, self.held.get(name, 0)) for name, limit in _prefixes(request)), default=0)
+        return min(cached, request.prompt - 1) // _BLOCK_TOKENS * _BLOCK_TOKENS
 
     def add(self, request: TraceRequest, tokens: int) -> None:
-        """Notes that so many tokens from its beginning on are held."""
-        for name, most in _beginnings(request):
-            self._tokens += min(tokens, most) - self.held.get(name, 0)
-            self.held[name] = min(tokens, most)
+        """Caches the first `tokens` tokens of the request's prompt and output."""
+        for name, limit in _prefixes(request):
+            self._tokens += min(tokens, limit) - self.held.get(name, 0)
+            self.held[name] = min(tokens, limit)
             self.held.move_to_end(name)
         while self._tokens > self.most and self.held:
             self._tokens -= self.held.popitem(last=False)[1]
 
 
-def _beginnings(request: TraceRequest) -> list[tuple[str, int]]:
-    """What its prompt may begin like, and for how many tokens."""
-    found = []
+def _prefixes(request: TraceRequest) -> list[tuple[str, int]]:
+    """What the prompt may share its start with, and for how many tokens at most."""
+    prefixes = []
     if request.session != "":
-        found.append((f"session {request.session}", 1 << 30))
+        prefixes.append((f"session {request.session}", 1 << 30))
     if request.question != "":
-        found.append((f"question {request.question}", request.prompt))
+        prefixes.append((f"question {request.question}", request.prompt))
     if request.prefix != "" and request.prefix_tokens:
-        found.append((f"prefix {request.prefix}", request.prefix_tokens))
-    return found
+        prefixes.append((f"prefix {request.prefix}", request.prefix_tokens))
+    return prefixes
 
 
 class SimulatedReplica:
-    """One engine. loaded_s, loaded_tokens: seconds that it has stepped with many streams, and what it computed then."""
+    """One engine. loaded_s, loaded_tokens: seconds of steps while it was well loaded, and tokens computed in them."""
 
     def __init__(self, world: simpy.Environment, engine: Header, times: StepTimes, step_overhead_s: float) -> None:
-        """step_overhead_s: between steps, beyond what was measured of the engine alone."""
+        """step_overhead_s: between steps, in addition to what was measured on the engine alone."""
         self._world, self._engine, self._times, self._overhead_s = world, engine, times, step_overhead_s
         self._prompts: deque[SimulatedSequence] = deque()
         self._decoding: list[SimulatedSequence] = []
         self._woken = world.event()
         self.prefixes = SimulatedPrefixCache(engine.kv_tokens)
-        self._together = (0.0, 0.0, 0)
-        """Steps that are being taken together: when they began, seconds, and the tokens that they make."""
+        self._decode_run = (0.0, 0.0, 0)
+        """Decode steps being simulated together: their start, their seconds, and the tokens they generate."""
         self.loaded_s = 0.0
         self.loaded_tokens = 0
         world.process(self._run())
 
     @property
     def running(self) -> int:
+        """Sequences in the engine."""
         return len(self._decoding) + len(self._prompts)
 
     @property
     def waiting(self) -> int:
-        """Tokens still to be computed. Of steps that are taken together, those that are over count as made."""
-        began, seconds, tokens = self._together
-        made = tokens * min(1.0, (self._world.now - began) / seconds) if seconds else 0.0
-        return sum(one.waiting for one in self._prompts) + sum(one.left for one in self._decoding) - int(made)
+        """Tokens still to be computed. Of decode steps simulated together, the steps that are over count as done."""
+        start, seconds, tokens = self._decode_run
+        generated = tokens * min(1.0, (self._world.now - start) / seconds) if seconds else 0.0
+        prompts = sum(sequence.waiting for sequence in self._prompts)
+        return prompts + sum(sequence.left for sequence in self._decoding) - int(generated)
 
     def add(self, work: SimulatedSequence) -> None:
-        """Takes a request in."""
+        """Adds a request."""
         work.computed = self.prefixes.found(work.request)
         self._prompts.append(work)
         if not self._woken.triggered:
@@ -119,83 +125,87 @@ class SimulatedReplica:
                 self._woken = self._world.event()
                 yield self._woken
             elif self._prompts:
-                yield from self._mixed()
+                yield from self._mixed_step()
             else:
-                yield from self._decode()
+                yield from self._decode_steps()
 
-    def _mixed(self) -> Generator[simpy.Event, Any, None]:
-        """One step with prompts in it."""
+    def _mixed_step(self) -> Generator[simpy.Event, Any, None]:
+        """One step with prompt tokens in it."""
         decoding = list(self._decoding)
-        left, behind, taken = (
-            self._engine.max_num_batched_tokens - len(decoding),
-            0,
-            list[tuple[SimulatedSequence, int]](),
-        )
-        held = self._context + len(decoding)
-        for one in self._prompts:
-            size = min(left, one.request.prompt - one.computed)
-            # What finds no place, or no room in the KV cache, waits until something ends.
-            full = len(decoding) + len(taken) >= self._engine.max_num_seqs
-            if size <= 0 or full or (held + one.computed + size > self._engine.kv_tokens and (decoding or taken)):
-                break
-            taken.append((one, size))
-            behind += size * one.computed + size * (size - 1) // 2
-            held += one.computed + size
-            left -= size
-        prefill = sum(size for _, size in taken)
+        chunks, behind = self._prefill_chunks()
+        prefill = sum(size for _, size in chunks)
         seconds = self._times.step(len(decoding), self._context, prefill, behind) + self._overhead_s
-        self._note(seconds, prefill + len(decoding))
+        self._measure_load(seconds, prefill + len(decoding))
         yield self._world.timeout(seconds)
-        for one, size in taken:
-            one.computed += size
-            if one.computed == one.request.prompt:
-                self._prompts.remove(one)
-                one.first = self._world.now
-                one.begun.succeed()
-                self._decoding.append(one)
-                decoding.append(one)
-        self._made(decoding, 1)
+        for sequence, size in chunks:
+            sequence.computed += size
+            if sequence.computed == sequence.request.prompt:
+                self._prompts.remove(sequence)
+                sequence.first = self._world.now
+                sequence.begun.succeed()
+                self._decoding.append(sequence)
+                decoding.append(sequence)
+        self._generate(decoding, 1)
 
-    def _decode(self) -> Generator[simpy.Event, Any, None]:
-        """Steps of decoding alone, until a stream ends or a prompt comes."""
+    def _prefill_chunks(self) -> tuple[list[tuple[SimulatedSequence, int]], int]:
+        """The prompts that the next step computes, with the tokens of each; and the tokens before all of these, added
+        up."""
+        decoding = len(self._decoding)
+        left, behind, held = self._engine.max_num_batched_tokens - decoding, 0, self._context + decoding
+        chunks: list[tuple[SimulatedSequence, int]] = []
+        for sequence in self._prompts:
+            size = min(left, sequence.request.prompt - sequence.computed)
+            # A prompt without a free sequence, or without room in the KV cache, waits until another request ends.
+            full = decoding + len(chunks) >= self._engine.max_num_seqs
+            no_room = held + sequence.computed + size > self._engine.kv_tokens and (decoding or chunks)
+            if size <= 0 or full or no_room:
+                break
+            chunks.append((sequence, size))
+            behind += size * sequence.computed + size * (size - 1) // 2
+            held += sequence.computed + size
+            left -= size
+        return chunks, behind
+
+    def _decode_steps(self) -> Generator[simpy.Event, Any, None]:
+        """Decode steps, until a stream ends or a prompt arrives."""
         batch, context = len(self._decoding), self._context
-        steps = min(one.left for one in self._decoding)
+        steps = min(sequence.left for sequence in self._decoding)
 
-        def until(count: int) -> float:
+        def seconds(count: int) -> float:
             return self._times.decode(batch, context, count) + count * self._overhead_s
 
-        began = self._world.now
+        start = self._world.now
         self._woken = self._world.event()
-        self._together = (began, until(steps), steps * batch)
-        whole = self._world.timeout(until(steps))
-        yield whole | self._woken
-        if not whole.processed:
-            # The step that goes on is finished first.
-            passed, low = self._world.now - began, 1
-            high = steps
+        self._decode_run = (start, seconds(steps), steps * batch)
+        all_steps = self._world.timeout(seconds(steps))
+        yield all_steps | self._woken
+        if not all_steps.processed:
+            # The present step is finished first: the fewest steps that take as long as has passed.
+            passed, low, high = self._world.now - start, 1, steps
             while low < high:
                 middle = (low + high) // 2
-                low, high = (middle + 1, high) if until(middle) < passed else (low, middle)
+                low, high = (middle + 1, high) if seconds(middle) < passed else (low, middle)
             steps = low
-            yield self._world.timeout(max(0.0, until(steps) - passed))
-        self._note(until(steps), steps * batch)
-        self._together = (0.0, 0.0, 0)
-        self._made(list(self._decoding), steps)
+            yield self._world.timeout(max(0.0, seconds(steps) - passed))
+        self._measure_load(seconds(steps), steps * batch)
+        self._decode_run = (0.0, 0.0, 0)
+        self._generate(list(self._decoding), steps)
 
-    def _note(self, seconds: float, tokens: int) -> None:
-        if self.running >= self._engine.max_num_seqs // _WELL_LOADED:
+    def _measure_load(self, seconds: float, tokens: int) -> None:
+        if self.running >= self._engine.max_num_seqs // _WELL_LOADED_DIVISOR:
             self.loaded_s += seconds
             self.loaded_tokens += tokens
 
     @property
     def _context(self) -> int:
-        return sum(one.request.prompt + one.made for one in self._decoding)
+        return sum(sequence.request.prompt + sequence.made for sequence in self._decoding)
 
-    def _made(self, works: list[SimulatedSequence], tokens: int) -> None:
-        for one in works:
-            one.made += tokens
-            if one.left <= 0:
-                one.last = self._world.now
-                self._decoding.remove(one)
-                self.prefixes.add(one.request, one.request.prompt + one.made)
-                one.done.succeed()
+    def _generate(self, sequences: list[SimulatedSequence], tokens: int) -> None:
+        """Adds tokens to each sequence; ends those that are complete."""
+        for sequence in sequences:
+            sequence.made += tokens
+            if sequence.left <= 0:
+                sequence.last = self._world.now
+                self._decoding.remove(sequence)
+                self.prefixes.add(sequence.request, sequence.request.prompt + sequence.made)
+                sequence.done.succeed()

@@ -1,4 +1,4 @@
-"""Measures a profile: the engine is stepped in a process of its own, on the cores of a lease."""
+"""Measures a profile: a separate process steps the engine on leased cores."""
 
 import subprocess
 import sys
@@ -17,15 +17,15 @@ _STEPPER = "deployments.engine.steps"
 
 
 def measure(model: ModelSettings, models_dir: Path, cores: int, lease_dir: Path) -> Iterator[Point | Profile]:
-    """Each kind of step as it has been measured, and at last the profile.
+    """Yields each kind of step once it has been measured, and in the end the profile.
 
     Raises ModelFolderError, NotEnoughCores, ProfileError.
     """
     open_model(model, models_dir)
     with lease_cores(cores, lease_dir, owner="plan") as lease:
-        asked = ProfileRequest(model.model_dump(mode="json"), str(models_dir), lease.cpus)
+        request = ProfileRequest(model.model_dump(mode="json"), str(models_dir), lease.cpus)
         process = subprocess.Popen(
-            [sys.executable, "-m", _STEPPER, msgspec.json.encode(asked).decode()],
+            [sys.executable, "-m", _STEPPER, msgspec.json.encode(request).decode()],
             stdout=subprocess.PIPE,
             pass_fds=lease.pass_fds,
         )
@@ -44,7 +44,7 @@ def measure(model: ModelSettings, models_dir: Path, cores: int, lease_dir: Path)
             process.kill()
             process.wait()
         if header is None or not points:
-            raise ProfileError(f"the engine ended while it was measured (exit status {status})")
+            raise ProfileError(f"the engine exited with status {status} during the measurement")
         yield Profile(header, points, _machine(), time.strftime("%Y-%m-%d %H:%M"))
 
 

@@ -1,4 +1,4 @@
-"""What replicas need: nodes, cores and memory."""
+"""The nodes, cores and memory that a number of replicas needs."""
 
 import math
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from cluster.plan.profile import Header
 from cluster.settings import ModelSettings
 
 _SERVICE_MB = 1200
-"""What Serve, a router, HAProxy and Ray need on a node (benchmarks/memory.py), with something to spare."""
+"""Memory for Serve, a router, HAProxy and Ray on a node (benchmarks/memory.py), with some reserve."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A kind of machine. spare: cores that are left to everything but engines."""
+    """A kind of machine. spare: cores kept for everything but engines."""
 
     cores: int
     memory_mb: int
@@ -22,7 +22,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """For so many replicas. memory_mb: of a full node, and of all."""
+    """What `replicas` replicas need. on_a_node: replicas on a full node. cores, memory_mb: of all nodes together."""
 
     replicas: int
     on_a_node: int
@@ -44,16 +44,22 @@ class _Model:
 def capacity_for(
     engine: Header, replicas: int, node: Node, tokens_per_s: float, router_tokens_per_s: float
 ) -> Capacity:
-    """tokens_per_s: of all replicas at the busiest time. Raises ValueError where a node holds no replica."""
+    """Fills nodes with replicas, by cores and by memory.
+
+    tokens_per_s: of all replicas at the busiest time. router_tokens_per_s: what one router can pass on. Raises
+    ValueError where not even one replica fits on a node.
+    """
     settings = ModelSettings(kv_cache_mb=engine.kv_cache_mb)
-    one_mb = math.ceil(private_memory(_Model(settings, engine.model, "", engine.weights_bytes)) / 2**20)
+    replica_mb = math.ceil(private_memory(_Model(settings, engine.model, "", engine.weights_bytes)) / 2**20)
     shared_mb = math.ceil(engine.weights_bytes / 2**20) + _SERVICE_MB
     by_cores = (node.cores - node.spare) // engine.cores
-    by_memory = (node.memory_mb - shared_mb) // one_mb
+    by_memory = (node.memory_mb - shared_mb) // replica_mb
     on_a_node = min(by_cores, by_memory)
     if on_a_node < 1:
-        wanted = f"{engine.cores + node.spare} cores and {shared_mb + one_mb} MiB"
-        raise ValueError(f"a node of {node.cores} cores and {node.memory_mb} MiB holds no replica: it needs {wanted}")
+        needed = f"{engine.cores + node.spare} cores and {shared_mb + replica_mb} MiB"
+        raise ValueError(
+            f"a node of {node.cores} cores and {node.memory_mb} MiB holds no replica: that takes at least {needed}"
+        )
     nodes = math.ceil(replicas / on_a_node)
     full = min(on_a_node, replicas)
     return Capacity(
@@ -61,7 +67,7 @@ def capacity_for(
         on_a_node=on_a_node,
         nodes=nodes,
         cores=replicas * engine.cores + nodes * node.spare,
-        node_memory_mb=shared_mb + full * one_mb,
-        memory_mb=nodes * shared_mb + replicas * one_mb,
+        node_memory_mb=shared_mb + full * replica_mb,
+        memory_mb=nodes * shared_mb + replicas * replica_mb,
         routers=max(1, math.ceil(tokens_per_s / router_tokens_per_s)),
     )

@@ -1,8 +1,8 @@
-"""A profile: how long an engine's steps take on one kind of machine, measured, and fitted for all that was not.
+"""A profile: how long an engine's steps take on one kind of machine, as measured, and a fit for all other steps.
 
-A step's time is taken for the sum of four parts: the rows that go through the weights (a decoding stream is one row, a
-prompt token too; straight lines between measured numbers of rows), a part for each stream that decodes, and two parts
-for attention, over the context of the streams and over what stands before the prompt tokens.
+A step's time is modelled as the sum of four parts: the rows that go through the weights (one for each decoding stream
+and for each prompt token; interpolated between measured numbers of rows), a part for each decoding stream, and two
+parts for attention: over the context of the streams, and over the tokens before the prompt tokens.
 """
 
 from bisect import bisect_left
@@ -19,16 +19,16 @@ _Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 _FORMAT = 1
 _RIDGE = 1e-4
-_STEADY = 3
-"""Parts of a step's time beside that of its rows."""
+_LINEAR_PARTS = 3
+"""Parts of a step's time besides that of its rows."""
 
 
 class ProfileError(Exception):
-    """The file is no profile; the message says what is wrong."""
+    """The file is no profile, or none can be measured; the message says why."""
 
 
 class ProfileRequest(msgspec.Struct, frozen=True):
-    """What is to be measured: a model (its settings), on these logical CPUs."""
+    """Which model (its settings) to measure, and on which logical CPUs."""
 
     model: dict[str, object]
     models_dir: str
@@ -48,8 +48,8 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class Point(msgspec.Struct, frozen=True):
-    """A kind of step. decoding: streams. context: tokens behind all of them. prefill: prompt tokens. behind: of each
-    prompt token, the tokens before it in its prompt, added up."""
+    """A kind of step. decoding: streams. context: tokens of all these streams so far. prefill: prompt tokens. behind:
+    for each prompt token the tokens before it in its prompt, added up."""
 
     decoding: int
     context: int
@@ -59,7 +59,7 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """As a file holds it. machine: its CPUs, in words."""
+    """The content of a profile file. machine: the names of its CPUs. measured: when."""
 
     engine: Header
     points: list[Point]
@@ -69,19 +69,20 @@ class Profile(msgspec.Struct, frozen=True):
 
 
 def read_profile(path: Path) -> Profile:
-    """Raises ProfileError, OSError."""
+    """Reads a profile file. Raises ProfileError, OSError."""
     try:
         profile = msgspec.json.decode(path.read_bytes(), type=Profile)
     except msgspec.DecodeError as error:
         raise ProfileError(f"{path} is no profile: {error}") from None
     if profile.format != _FORMAT or not profile.points:
-        raise ProfileError(f"{path} is no profile of this version; make one with `dray plan measure`")
+        raise ProfileError(f"{path} is no profile of this version; create one with `dray plan measure`")
     return profile
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds of a step. rows, row_s: measured numbers of rows and their times."""
+    """Predicts the seconds of a step. rows, row_s: numbers of rows, and the times fitted for them. decoding_s,
+    context_s, behind_s: seconds for each unit of these."""
 
     rows: tuple[float, ...]
     row_s: tuple[float, ...]
@@ -89,14 +90,14 @@ class StepTimes:
     context_s: float
     behind_s: float
     error: float
-    """Median relative error of the fit over what was measured."""
+    """Median relative error of the fit over the measured steps."""
 
     @cached_property
     def _table(self) -> list[float]:
         last = int(self.rows[-1])
-        return [float(one) for one in np.interp(range(last + 1), self.rows, self.row_s)]
+        return [float(seconds) for seconds in np.interp(range(last + 1), self.rows, self.row_s)]
 
-    def _of_rows(self, rows: int) -> float:
+    def _seconds_of_rows(self, rows: int) -> float:
         table = self._table
         if rows < len(table):
             return table[rows]
@@ -104,44 +105,47 @@ class StepTimes:
         return table[-1] + slope * (rows - len(table) + 1)
 
     def step(self, decoding: int, context: int, prefill: int = 0, behind: int = 0) -> float:
-        """As `Point` has them."""
-        rows = self._of_rows(decoding + prefill)
-        return rows + self.decoding_s * decoding + self.context_s * context + self.behind_s * behind
+        """Seconds of one step, described as in `Point`."""
+        rows_s = self._seconds_of_rows(decoding + prefill)
+        return rows_s + self.decoding_s * decoding + self.context_s * context + self.behind_s * behind
 
     def decode(self, decoding: int, context: int, steps: int) -> float:
-        """So many steps one after the other, in which nothing but decoding is done: each adds a token to each
-        stream's context."""
-        grown = decoding * steps * (steps - 1) / 2
-        return steps * self.step(decoding, context) + self.context_s * grown
+        """Seconds of consecutive steps that only decode: each adds a token to each stream's context."""
+        added_context = decoding * steps * (steps - 1) / 2
+        return steps * self.step(decoding, context) + self.context_s * added_context
 
 
 def fit(points: Sequence[Point]) -> StepTimes:
-    """Least squares over relative errors; a part that would come out negative is left out."""
-    most = max(point.decoding + point.prefill for point in points)
-    knots = [knot for knot in (2**power for power in range(20)) if knot < most] + [most]
+    """Fits step times by least squares over relative errors; a linear part that would be negative is left out.
+
+    Raises ProfileError where the points are too few.
+    """
+    max_rows = max(point.decoding + point.prefill for point in points)
+    knots = [knot for knot in (2**power for power in range(20)) if knot < max_rows] + [max_rows]
     if len(knots) < 2:
-        raise ProfileError("a profile needs steps of two sizes at least")
+        raise ProfileError("a profile needs steps of at least two sizes")
     seconds = np.array([point.seconds for point in points])
     full = np.array(list(_equations(points, knots))) / seconds[:, None]
-    kept = list(range(_STEADY))
+    used = list(range(_LINEAR_PARTS))
     while True:
-        columns = [*range(len(knots)), *(len(knots) + part for part in kept)]
-        found = _solve(full[:, columns])
-        negative = [part for place, part in enumerate(kept) if found[len(knots) + place] < 0]
+        columns = [*range(len(knots)), *(len(knots) + part for part in used)]
+        solution = _solve(full[:, columns])
+        negative = [part for index, part in enumerate(used) if solution[len(knots) + index] < 0]
         if not negative:
             break
-        kept.remove(negative[0])
-    parts = [0.0] * _STEADY
-    for place, part in enumerate(kept):
-        parts[part] = float(found[len(knots) + place])
-    # More rows never take less time; what says otherwise is noise.
-    row_s = np.maximum.accumulate(found[: len(knots)])
-    solved = np.concatenate([row_s, parts])
-    error = float(np.median(np.abs(full @ solved - 1)))
+        used.remove(negative[0])
+    parts = [0.0] * _LINEAR_PARTS
+    for index, part in enumerate(used):
+        parts[part] = float(solution[len(knots) + index])
+    # More rows never take less time: a measurement that says so is noise.
+    row_s = np.maximum.accumulate(solution[: len(knots)])
+    coefficients = np.concatenate([row_s, parts])
+    error = float(np.median(np.abs(full @ coefficients - 1)))
     return StepTimes(tuple(map(float, knots)), tuple(map(float, row_s)), parts[0], parts[1], parts[2], error)
 
 
 def _equations(points: Sequence[Point], knots: list[int]) -> Iterator[list[float]]:
+    """The coefficients of each point: its rows as shares of the two knots around them, then the linear parts."""
     for point in points:
         rows = [0.0] * len(knots)
         size = point.decoding + point.prefill
@@ -152,7 +156,7 @@ def _equations(points: Sequence[Point], knots: list[int]) -> Iterator[list[float
 
 
 def _solve(equations: _Matrix) -> _Matrix:
-    # Where rows and decoding streams cannot be told apart, the smaller parts are taken.
+    # Ridge regression: where rows and decoding streams cannot be told apart, it prefers small parts.
     scale = np.linalg.norm(equations, axis=0)
     scale[scale == 0] = 1.0
     scaled = equations / scale

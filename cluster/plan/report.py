@@ -1,4 +1,4 @@
-"""A plan as a table, as JSON and as a picture."""
+"""A plan as a table, as JSON and as charts."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +14,8 @@ from cluster.plan.search import Slice, Target, Trial
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What holds the target, and what was seen of it. share: of the day's load that was simulated."""
+    """What meets the target, and what the simulation showed. share: of the day's load that was simulated. stored:
+    answers in the cache at the end of the day."""
 
     target: Target
     needed: Capacity
@@ -26,7 +27,7 @@ class Plan:
 
 
 def table(plan: Plan) -> Table:
-    """The plan, a line for each figure."""
+    """The plan as a table, one figure a line."""
     need, seen, target = plan.needed, plan.peak.seen, plan.target
     table = Table(show_header=False)
     table.add_column()
@@ -36,15 +37,15 @@ def table(plan: Plan) -> Table:
         ("replicas", f"{need.replicas:,}"),
         ("replicas on a node", f"{need.on_a_node}"),
         ("nodes", f"{need.nodes:,}"),
-        ("cores, with those for all else", f"{need.cores:,}"),
-        ("memory of a node, GiB", f"{need.node_memory_mb / 1024:,.1f}"),
-        ("memory in all, GiB", f"{need.memory_mb / 1024:,.1f}"),
+        ("cores, including spare ones", f"{need.cores:,}"),
+        ("memory per node, GiB", f"{need.node_memory_mb / 1024:,.1f}"),
+        ("memory in total, GiB", f"{need.memory_mb / 1024:,.1f}"),
         ("routers", f"{need.routers:,}"),
-        ("requests a second at the busiest time", f"{plan.peak_requests_per_s:,.2f}"),
-        ("of them from the cache, and joined", f"{seen.hits / requests:.0%}, {seen.joined / requests:.0%}"),
-        ("TTFT p50, p95, s (target of p95)", f"{seen.ttft.at(0.5):.2f}, {seen.ttft.at(0.95):.2f} ({target.ttft_s:g})"),
-        ("TPOT p50, p95, s (target of p95)", f"{seen.tpot.at(0.5):.3f}, {seen.tpot.at(0.95):.3f} ({target.tpot_s:g})"),
-        ("answers stored in the end", f"{plan.stored:,}"),
+        ("requests/s at the busiest time", f"{plan.peak_requests_per_s:,.2f}"),
+        ("of these cached, joined", f"{seen.hits / requests:.0%}, {seen.joined / requests:.0%}"),
+        ("TTFT p50, p95, s (p95 target)", f"{seen.ttft.at(0.5):.2f}, {seen.ttft.at(0.95):.2f} ({target.ttft_s:g})"),
+        ("TPOT p50, p95, s (p95 target)", f"{seen.tpot.at(0.5):.3f}, {seen.tpot.at(0.95):.3f} ({target.tpot_s:g})"),
+        ("answers cached at the end of the day", f"{plan.stored:,}"),
     ]
     for row in rows:
         table.add_row(*row)
@@ -52,7 +53,7 @@ def table(plan: Plan) -> Table:
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
-    """As JSON has it; times in seconds."""
+    """The plan as JSON; times in seconds."""
     seen = plan.peak.seen
     return {
         "target": asdict(plan.target),
@@ -72,30 +73,30 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             "answers_stored": plan.stored,
             "slices": [
                 {
-                    "at": one.at,
-                    "requests_per_s": one.requests_per_s,
-                    "replicas": one.replicas,
-                    "ttft_s": one.seen.ttft.as_dict(),
-                    "tpot_s": one.seen.tpot.as_dict(),
+                    "at": stretch.at,
+                    "requests_per_s": stretch.requests_per_s,
+                    "replicas": stretch.replicas,
+                    "ttft_s": stretch.seen.ttft.as_dict(),
+                    "tpot_s": stretch.seen.tpot.as_dict(),
                 }
-                for one in plan.day
+                for stretch in plan.day
             ],
         },
     }
 
 
 def charts(plan: Plan) -> list[Chart]:
-    """Load, replicas and latency over the day."""
-    hours = [one.at / HOUR_S for one in plan.day]
+    """Charts of load, replicas and latency over the day."""
+    hours = [stretch.at / HOUR_S for stretch in plan.day]
 
     def line(name: str, values: Sequence[float]) -> Line:
         return Line(name, list(zip(hours, values, strict=True)))
 
-    ttft = [line(f"p{at}", [one.seen.ttft.at(at / 100) for one in plan.day]) for at in (95, 50)]
-    tpot = [line(f"p{at}", [1000 * one.seen.tpot.at(at / 100) for one in plan.day]) for at in (95, 50)]
+    ttft = [line(f"p{at}", [stretch.seen.ttft.at(at / 100) for stretch in plan.day]) for at in (95, 50)]
+    tpot = [line(f"p{at}", [1000 * stretch.seen.tpot.at(at / 100) for stretch in plan.day]) for at in (95, 50)]
     return [
-        Chart("Load", "hour", "requests/s", [line("load", [one.requests_per_s for one in plan.day])]),
-        Chart("Replicas", "hour", "replicas", [line("replicas", [one.replicas for one in plan.day])]),
+        Chart("Load", "hour", "requests/s", [line("load", [stretch.requests_per_s for stretch in plan.day])]),
+        Chart("Replicas", "hour", "replicas", [line("replicas", [stretch.replicas for stretch in plan.day])]),
         Chart("Time to first token", "hour", "s", ttft),
         Chart("Time per output token", "hour", "ms", tpot),
     ]

@@ -1,8 +1,8 @@
-"""How many replicas hold a target: the busiest time is simulated with more of them, and fewer, until that is known.
+"""How many replicas meet a target: simulates the busiest time with more and fewer replicas until that is known.
 
-Of many replicas a sample is simulated, with its share of the load: replicas do not wait for each other, so a hundred
-times as many under a hundred times the load have the same times. What a sample cannot show is the larger service's
-smoother queue, so it errs on the safe side.
+Of many replicas a sample is simulated, with its share of the load. Replicas do not wait for each other, so a hundred
+times as many under a hundred times the load have the same times. A sample does not show the smoother queue of the
+larger service, so it errs on the safe side.
 """
 
 import math
@@ -15,19 +15,21 @@ from cluster.plan.profile import Header, StepTimes
 from cluster.plan.service import Scaling, ServiceModel, Window, simulate
 
 SAMPLE = 16
-"""Replicas that are simulated at most."""
+"""Maximum number of replicas that are simulated."""
 _REQUESTS = 6000
-"""Requests that are looked at, about, in each try; of the day, three times as many."""
-_SCALED = 4
-"""Replicas that are simulated at least where their number changes over the day."""
-_LEAST_S, _MOST_S = 60.0, 1800.0
-_RUN_IN = 0.25
-"""Before what is looked at comes so large a part of it again, in which the service fills."""
-_EXACT = 64
-"""Beyond so many replicas the answer is rounded up within a hundredth."""
-_MOST_TIMES = 64
-"""Where so many times the least number do not hold the target, no number does."""
-_MOST_REFUSED = 0.001
+"""Approximate number of requests that are simulated for each number of replicas."""
+_DAY_FACTOR, _SCALING_DAY_FACTOR = 3, 20
+"""So many times as many requests are simulated of a day; and of a day with autoscaling."""
+_MIN_SCALED = 4
+"""Minimum number of replicas that are simulated with autoscaling: of fewer, no change would show."""
+_MIN_PEAK_S, _MAX_PEAK_S = 60.0, 1800.0
+_WARM_UP = 0.25
+"""Share of the simulated time that is simulated before it, in which the service fills."""
+_EXACT_REPLICAS = 64
+"""Above this the number of replicas is rounded up, by at most a hundredth."""
+_MAX_FACTOR = 64
+"""If so many times the lower bound do not meet the target, no number does."""
+_MAX_REFUSED = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +40,29 @@ class Target:
     tpot_s: float
 
     def is_met(self, seen: Window) -> bool:
-        """Whether this is good enough; hardly anything may be refused."""
-        if seen.refused > _MOST_REFUSED * seen.requests:
+        """Whether the times are within the target and at most one request in a thousand is refused."""
+        if seen.refused > _MAX_REFUSED * seen.requests:
             return False
         return seen.ttft.at(0.95) <= self.ttft_s and seen.tpot.at(0.95) <= self.tpot_s
 
 
 class Demand(Protocol):
-    """A load that can be had in part."""
+    """A load of which a part can be simulated."""
 
     @property
     def peak(self) -> tuple[float, float, float]:
-        """Its busiest time: begin and end in seconds, and requests a second in it."""
+        """The busiest time: start and end in seconds, and its requests a second."""
 
     @property
     def span(self) -> tuple[float, float]:
-        """All of it: begin and end in seconds."""
+        """The whole load: start and end in seconds."""
 
     @property
     def count(self) -> float:
-        """Requests in all."""
+        """Requests in total."""
 
     def requests(self, begin: float, end: float, share: float) -> Iterator[TraceRequest]:
-        """So large a share of those between two times."""
+        """A share of the requests between two times."""
 
 
 class UserDemand:
@@ -89,9 +91,10 @@ class UserDemand:
 
 
 class TraceDemand:
-    """What was asked once."""
+    """A recorded load."""
 
     def __init__(self, trace: Sequence[TraceRequest]) -> None:
+        """trace: sorted by time."""
         self._trace = trace
 
     @property
@@ -105,19 +108,19 @@ class TraceDemand:
     @property
     def peak(self) -> tuple[float, float, float]:
         begin, end = self.span
-        if end - begin > _MOST_S:
-            begin, end = busiest(self._trace, _MOST_S)
-        inside = sum(begin <= one.at <= end for one in self._trace)
+        if end - begin > _MAX_PEAK_S:
+            begin, end = busiest(self._trace, _MAX_PEAK_S)
+        inside = sum(begin <= request.at <= end for request in self._trace)
         return begin, end, inside / max(end - begin, 1.0)
 
     def requests(self, begin: float, end: float, share: float) -> Iterator[TraceRequest]:
-        inside = (one for one in self._trace if begin <= one.at <= end)
+        inside = (request for request in self._trace if begin <= request.at <= end)
         return inside if share >= 1 else thinned(inside, share)
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What so many replicas did in the busiest time. share: of them and of the load that was simulated."""
+    """The busiest time with a number of replicas. share: of the replicas and of the load that was simulated."""
 
     replicas: int
     share: float
@@ -126,63 +129,71 @@ class Trial:
 
 @dataclass(slots=True)
 class Planner:
-    """Plans for one load on one kind of machine. tried: every number of replicas that was simulated."""
+    """Plans for one load on one kind of machine. tried: the trial of every number of replicas that was simulated.
+
+    sample: maximum number of replicas to simulate. requests: approximate number of requests in a trial.
+    """
 
     demand: Demand
     engine: Header
     times: StepTimes
     terms: ServiceModel
     tried: dict[int, Trial] = field(default_factory=dict)
+    sample: int = SAMPLE
+    requests: int = _REQUESTS
 
     def peak(self, replicas: int) -> Trial:
-        """The busiest time with so many replicas."""
+        """Simulates the busiest time with this many replicas."""
         if replicas in self.tried:
             return self.tried[replicas]
-        share = min(1.0, SAMPLE / replicas)
+        share = min(1.0, self.sample / replicas)
         begin, end, rate = self.demand.peak
-        # Many short requests: part of the time shows it as well.
-        length = min(end - begin, max(_LEAST_S, min(_MOST_S, _REQUESTS / max(rate * share, 1e-9))))
+        # Where requests are short and many, a part of the time shows the same.
+        length = min(end - begin, max(_MIN_PEAK_S, min(_MAX_PEAK_S, self.requests / max(rate * share, 1e-9))))
         start = (begin + end - length) / 2
-        ran_in = max(self.demand.span[0], start - _RUN_IN * length)
-        seen, before = Window(), Window()
-        requests = self.demand.requests(ran_in, start + length, share)
+        warm_up_start = max(self.demand.span[0], start - _WARM_UP * length)
+        seen, warm_up = Window(), Window()
+        requests = self.demand.requests(warm_up_start, start + length, share)
         count = max(1, round(replicas * share))
-        simulate(requests, self.engine, self.times, count, self.terms, lambda at: seen if at >= start else before)
+        simulate(requests, self.engine, self.times, count, self.terms, lambda at: seen if at >= start else warm_up)
         self.tried[replicas] = Trial(replicas, share, seen)
         return self.tried[replicas]
 
     def least(self, target: Target, on_try: Callable[[Trial], None]) -> int | None:
-        """The fewest replicas that hold the target; None where no number does."""
+        """The fewest replicas that meet the target; None where no number does. on_try: called with each trial."""
 
-        def holds(replicas: int) -> bool:
-            tried = self.peak(replicas)
-            on_try(tried)
-            return target.is_met(tried.seen)
+        def meets_target(replicas: int) -> bool:
+            trial = self.peak(replicas)
+            on_try(trial)
+            return target.is_met(trial.seen)
 
         low, high = 0, max(1, self._lower_bound())
-        bound = _MOST_TIMES * high
-        while not holds(high):
+        limit = _MAX_FACTOR * high
+        while not meets_target(high):
             low, high = high, 2 * high
-            if high > bound:
+            if high > limit:
                 return None
-        while high - low > max(1, high // 100 if high > _EXACT else 1):
+        while high - low > max(1, high // 100 if high > _EXACT_REPLICAS else 1):
             middle = (low + high) // 2
-            low, high = (low, middle) if holds(middle) else (middle, high)
+            low, high = (low, middle) if meets_target(middle) else (middle, high)
         return high
 
     def _lower_bound(self) -> int:
-        """Half of the replicas that could make the tokens of a few requests of the busiest time, always full."""
+        """Half of the replicas that could generate the tokens of the busiest time while always full.
+
+        Estimated from its first 200 requests.
+        """
         begin, end, rate = self.demand.peak
-        some = [one for one, _ in zip(self.demand.requests(begin, end, 1.0), range(200), strict=False)]
+        some = [request for request, _ in zip(self.demand.requests(begin, end, 1.0), range(200), strict=False)]
         if not some:
             return 1
         batch, size = self.engine.max_num_seqs, self.engine.max_num_batched_tokens
-        prompt = self.times.step(0, 0, size, size * size // 2) / size
-        context = sum(one.prompt + one.output / 2 for one in some) / len(some)
-        token = self.times.step(batch, round(batch * context)) / batch
-        one_s = sum(one.prompt * prompt + one.output * token for one in some) / len(some)
-        known = len(some) - len({one.question for one in some if one.question != ""} or some)
-        return max(1, int(rate * one_s * (1 - known / len(some)) / 2))
+        prompt_token_s = self.times.step(0, 0, size, size * size // 2) / size
+        context = sum(request.prompt + request.output / 2 for request in some) / len(some)
+        output_token_s = self.times.step(batch, round(batch * context)) / batch
+        seconds = sum(request.prompt * prompt_token_s + request.output * output_token_s for request in some) / len(some)
+        repeated = len(some) - len({request.question for request in some if request.question != ""} or some)
+        return max(1, int(rate * seconds * (1 - repeated / len(some)) / 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,13 +209,14 @@ class Slice:
 def day(
     planner: Planner, replicas: int, scaling: Scaling | None = None, slices: int = 48
 ) -> tuple[list[Slice], float, int]:
-    """All of the load on so many replicas, or with scaling at most so many, by stretches; the share that was
-    simulated; answers stored at its end."""
+    """Simulates the whole load on this many replicas; with scaling, on at most this many.
+
+    Returns the day in slices, the share of it that was simulated, and the number of answers cached at its end.
+    """
     begin, end = planner.demand.span
-    # That replicas come and go is seen only of several.
-    wanted, few = (20 * _REQUESTS, _SCALED) if scaling else (3 * _REQUESTS, 1)
-    most = min(SAMPLE, max(few, math.floor(replicas * wanted / max(planner.demand.count, 1))))
-    share = min(1.0, most / replicas)
+    factor, min_replicas = (_SCALING_DAY_FACTOR, _MIN_SCALED) if scaling else (_DAY_FACTOR, 1)
+    affordable = math.floor(replicas * factor * planner.requests / max(planner.demand.count, 1))
+    share = min(1.0, min(planner.sample, max(min_replicas, affordable)) / replicas)
     length = max((end - begin) / slices, 1.0)
     windows = [Window() for _ in range(slices)]
 
@@ -213,10 +225,10 @@ def day(
 
     requests = planner.demand.requests(begin, end, share)
     count = max(1, round(replicas * share))
-    bounds = replace(scaling, min_replicas=max(1, round(scaling.min_replicas * share))) if scaling else None
-    service = simulate(requests, planner.engine, planner.times, count, planner.terms, window, bounds)
-    found = [
-        Slice(begin + (place + 0.5) * length, one.requests / length / share, (one.up or count) / share, one)
-        for place, one in enumerate(windows)
+    scaled = replace(scaling, min_replicas=max(1, round(scaling.min_replicas * share))) if scaling else None
+    service = simulate(requests, planner.engine, planner.times, count, planner.terms, window, scaled)
+    stretches = [
+        Slice(begin + (index + 0.5) * length, seen.requests / length / share, (seen.up or count) / share, seen)
+        for index, seen in enumerate(windows)
     ]
-    return found, share, round(service.stored / share)
+    return stretches, share, round(service.stored / share)

@@ -1,4 +1,4 @@
-"""The service of the model: routers with their queue, the answer cache with its flights, and replicas behind them."""
+"""The simulated service: a router with its queue, the answer cache with single flight, and the replicas behind them."""
 
 import itertools
 from collections import OrderedDict, deque
@@ -16,59 +16,57 @@ from cluster.plan.load import TraceRequest
 from cluster.plan.profile import Header, StepTimes
 
 DRAY = "deployments.routing.simulated:SimulatedPolicy"
-"""The policy of the real routers, by its import path: it lives where they do."""
-
-
-_LOOK_S = 5.0
+"""The policy of the real routers, by its import path: cluster never imports deployments."""
+_SCALING_INTERVAL_S = 5.0
 
 
 class Policy(Protocol):
-    """Chooses a replica for each request."""
+    """Chooses a replica for each request. Replicas are given by their index."""
 
     def choose(self, request: TraceRequest, replicas: Sequence[SimulatedReplica], up: Sequence[int]) -> int:
-        """The place of one of those that are up."""
+        """The index of the replica for this request, one of those that are up."""
 
     def sent(self, number: int, request: TraceRequest, replica: int) -> None:
-        """Told of each choice; number: of the request."""
+        """Called when the request, whose number this is, goes to the replica just chosen."""
 
     def begun(self, number: int, replica: int) -> None:
-        """Told when its first token has come."""
+        """Called when its first token has been generated."""
 
     def ended(self, number: int, replica: int) -> None:
-        """Told when it is over."""
+        """Called when its last token has been generated."""
 
 
 class LeastWaiting:
-    """To where the fewest tokens are before it is done."""
+    """Chooses the replica with the fewest tokens left to compute, this request included."""
 
     def choose(self, request: TraceRequest, replicas: Sequence[SimulatedReplica], up: Sequence[int]) -> int:
-        """The first of those that have the least to do."""
-        return min(up, key=lambda place: replicas[place].waiting - replicas[place].prefixes.found(request))
+        """The first of the replicas with the fewest tokens."""
+        return min(up, key=lambda index: replicas[index].waiting - replicas[index].prefixes.found(request))
 
     def sent(self, number: int, request: TraceRequest, replica: int) -> None:
-        """Nothing: it looks at the replicas themselves."""
+        """Does nothing: `choose` reads the state of the replicas."""
 
     def begun(self, number: int, replica: int) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def ended(self, number: int, replica: int) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 def policy(name: str, replicas: int, engine: Header, speed: float) -> Policy:
-    """By its name: `dray` or `least-waiting`. speed: prompt tokens a second of a replica."""
+    """The policy of this name: `dray` or `least-waiting`. speed: prompt tokens a second of a replica."""
     if name != "dray":
         return LeastWaiting()
     module, _, attribute = DRAY.partition(":")
-    made: Policy = getattr(import_module(module), attribute)(replicas, engine.kv_tokens, speed)
-    return made
+    chosen: Policy = getattr(import_module(module), attribute)(replicas, engine.kv_tokens, speed)
+    return chosen
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceModel:
-    """What the service is like. waiting: requests that may wait for each replica beyond those that it runs. hit_s: a
-    stored answer's time. overhead_s: of router and network, before the first token. step_overhead_s: of each step in a
-    running service, beyond the engine's own. ttl_s: how long an answer is kept; 0: there is no cache."""
+    """Properties of the service. waiting: requests that may wait for each replica in addition to those that it runs.
+    hit_s: time of a cached answer. overhead_s: of router and network, before the first token. step_overhead_s: of each
+    step in a running service, in addition to the engine's own time. ttl_s: how long answers are cached; 0: no cache."""
 
     policy: str = "dray"
     waiting: int = 256
@@ -80,9 +78,9 @@ class ServiceModel:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """How many replicas are up: between two bounds, by the policy that Serve calls (cluster.autoscaling).
+    """Autoscaling by the policy that Serve calls (cluster.autoscaling), up to the replicas that the service has.
 
-    target_wait_s, downscale_delay_s: as the settings have them. start_s: until a new one answers.
+    target_wait_s, downscale_delay_s: as in the settings. start_s: seconds until a new replica takes requests.
     """
 
     min_replicas: int
@@ -93,7 +91,7 @@ class Scaling:
 
 @dataclass(slots=True)
 class Window:
-    """What was seen of the requests that came in a stretch of time."""
+    """Measurements of the requests that arrived in a stretch of time. tokens: generated for them, without hits."""
 
     ttft: Distribution = field(default_factory=Distribution)
     tpot: Distribution = field(default_factory=Distribution)
@@ -103,11 +101,11 @@ class Window:
     refused: int = 0
     tokens: int = 0
     up: float = 0.0
-    """Replicas that were up, at its end; 0 where their number never changes."""
+    """Replicas that were up at its end; 0 without autoscaling."""
 
 
 class Service:
-    """Replicas and what is before them."""
+    """The whole service."""
 
     def __init__(
         self,
@@ -119,7 +117,7 @@ class Service:
         window: Callable[[float], Window],
         scaling: Scaling | None = None,
     ) -> None:
-        """replicas: with scaling, the most there can be. window: where a request that comes at this time is counted."""
+        """replicas: their number; with scaling, the maximum. window: the one for requests that arrive at this time."""
         self._world, self._engine, self._terms, self._window = world, engine, terms, window
         self.replicas = [SimulatedReplica(world, engine, times, terms.step_overhead_s) for _ in range(replicas)]
         size = engine.max_num_batched_tokens
@@ -138,21 +136,21 @@ class Service:
 
     @property
     def stored(self) -> int:
-        """Answers in the cache."""
+        """Cached answers."""
         return len(self._stored)
 
     def ask(self, requests: Iterable[TraceRequest]) -> Generator[simpy.Event, Any, None]:
-        """Asks them all, each at its time."""
-        for one in requests:
-            yield self._world.timeout(max(0.0, one.at - self._world.now))
-            self._world.process(self._one(one))
+        """Sends all requests, each at its time."""
+        for request in requests:
+            yield self._world.timeout(max(0.0, request.at - self._world.now))
+            self._world.process(self._answer(request))
         self._finished = True
 
-    def _one(self, request: TraceRequest) -> Generator[simpy.Event, Any, None]:
-        came, seen = self._world.now, self._window(self._world.now)
+    def _answer(self, request: TraceRequest) -> Generator[simpy.Event, Any, None]:
+        arrived, seen = self._world.now, self._window(self._world.now)
         seen.requests += 1
         question = request.question if self._terms.ttl_s else ""
-        if self._stored.get(question, -1.0) > came:
+        if self._stored.get(question, -1.0) > arrived:
             seen.hits += 1
             seen.ttft.add(self._terms.hit_s)
             return
@@ -160,72 +158,72 @@ class Service:
             seen.joined += 1
             if not leader.begun.triggered:
                 yield leader.begun
-            # What has been made comes at once, the rest as it is made.
-            self._count(seen, request, came, self._world.now, (yield from _last(leader)))
+            # The tokens so far arrive at once, the others as they are generated.
+            self._count(seen, request, arrived, self._world.now, (yield from _last(leader)))
             return
-        if self._running >= self._places and len(self._waiting) >= len(self._up) * self._terms.waiting:
+        if self._running >= self._slots and len(self._waiting) >= len(self._up) * self._terms.waiting:
             seen.refused += 1
             return
         work = SimulatedSequence(request, self._world.event(), self._world.event())
         if question != "":
             self._flights[question] = work
-        yield from self._turn(request)
+        yield from self._acquire_slot(request)
         number = next(self._numbers)
-        place = self._policy.choose(request, self.replicas, self._up)
-        self._policy.sent(number, request, place)
-        self.replicas[place].add(work)
+        index = self._policy.choose(request, self.replicas, self._up)
+        self._policy.sent(number, request, index)
+        self.replicas[index].add(work)
         yield work.begun
-        self._policy.begun(number, place)
+        self._policy.begun(number, index)
         yield work.done
-        self._policy.ended(number, place)
-        self._given_back()
+        self._policy.ended(number, index)
+        self._release_slot()
         if question != "":
             del self._flights[question]
-            self._keep(question)
+            self._store(question)
         seen.tokens += work.made
-        self._count(seen, request, came, work.first, work.last)
+        self._count(seen, request, arrived, work.first, work.last)
 
     @property
-    def _places(self) -> int:
+    def _slots(self) -> int:
         return len(self._up) * self._engine.max_num_seqs
 
-    def _turn(self, request: TraceRequest) -> Generator[simpy.Event, Any, None]:
-        if self._running < self._places:
+    def _acquire_slot(self, request: TraceRequest) -> Generator[simpy.Event, Any, None]:
+        if self._running < self._slots:
             self._running += 1
             return
-        turn = self._world.event()
-        self._waiting.append((turn, request))
-        yield turn
+        granted = self._world.event()
+        self._waiting.append((granted, request))
+        yield granted
 
-    def _given_back(self) -> None:
+    def _release_slot(self) -> None:
         self._running -= 1
         self._grant()
 
     def _grant(self) -> None:
-        while self._waiting and self._running < self._places:
+        while self._waiting and self._running < self._slots:
             self._running += 1
             self._waiting.popleft()[0].succeed()
 
     def _scale(self, scaling: Scaling) -> Generator[simpy.Event, Any, None]:
-        """Looks every few seconds how many are wanted; more begin to start at once, fewer go after a while."""
-        wanted, fewer_since = len(self._up), self._world.now
+        """Applies the autoscaling policy every few seconds: up at once, down after the delay."""
+        target, low_since = len(self._up), self._world.now
         while not (self._finished and not self._running and not self._waiting):
-            yield self._world.timeout(_LOOK_S)
+            yield self._world.timeout(_SCALING_INTERVAL_S)
             now = self._world.now
-            queued = sum(one.prompt + one.output for _, one in self._waiting)
-            tokens = queued + sum(one.waiting for one in self.replicas)
-            pace = self._pace()
-            by_policy = desired_replicas(LoadSample(tokens, pace, len(self._up)), wanted, scaling.target_wait_s)
-            by_policy = min(max(by_policy, scaling.min_replicas), len(self.replicas))
-            if by_policy >= wanted:
-                fewer_since = now
-            if by_policy > wanted:
-                for _ in range(by_policy - wanted):
+            queued = sum(request.prompt + request.output for _, request in self._waiting)
+            tokens = queued + sum(replica.waiting for replica in self.replicas)
+            sample = LoadSample(tokens, self._tokens_per_s(), len(self._up))
+            desired = desired_replicas(sample, target, scaling.target_wait_s)
+            desired = min(max(desired, scaling.min_replicas), len(self.replicas))
+            if desired >= target:
+                low_since = now
+            if desired > target:
+                for _ in range(desired - target):
                     self._world.process(self._start(scaling.start_s))
-                wanted = by_policy
-            elif by_policy < wanted and now - fewer_since >= scaling.downscale_delay_s and len(self._up) == wanted:
-                del self._up[by_policy:]
-                wanted, fewer_since = by_policy, now
+                target = desired
+            elif desired < target and now - low_since >= scaling.downscale_delay_s and len(self._up) == target:
+                del self._up[desired:]
+                target, low_since = desired, now
             self._window(now).up = float(len(self._up))
 
     def _start(self, seconds: float) -> Generator[simpy.Event, Any, None]:
@@ -233,20 +231,22 @@ class Service:
         self._up.append(len(self._up))
         self._grant()
 
-    def _pace(self) -> float:
-        """Tokens a second that a replica computes while it is well loaded, of all that they have computed so."""
-        busy = sum(one.loaded_s for one in self.replicas)
-        return sum(one.loaded_tokens for one in self.replicas) / busy if busy > _LOOK_S else self._speed
+    def _tokens_per_s(self) -> float:
+        """Tokens a second that a well-loaded replica computes, averaged over all; until measured, its prompt speed."""
+        loaded_s = sum(replica.loaded_s for replica in self.replicas)
+        if loaded_s <= _SCALING_INTERVAL_S:
+            return self._speed
+        return sum(replica.loaded_tokens for replica in self.replicas) / loaded_s
 
-    def _keep(self, question: int | str) -> None:
+    def _store(self, question: int | str) -> None:
         now = self._world.now
         self._stored[question] = now + self._terms.ttl_s
         self._stored.move_to_end(question)
         while self._stored and next(iter(self._stored.values())) <= now:
             self._stored.popitem(last=False)
 
-    def _count(self, seen: Window, request: TraceRequest, came: float, first: float, last: float) -> None:
-        seen.ttft.add(first - came + self._terms.overhead_s)
+    def _count(self, seen: Window, request: TraceRequest, arrived: float, first: float, last: float) -> None:
+        seen.ttft.add(first - arrived + self._terms.overhead_s)
         if request.output > 1:
             seen.tpot.add((last - first) / (request.output - 1))
 
@@ -266,7 +266,7 @@ def simulate(
     window: Callable[[float], Window],
     scaling: Scaling | None = None,
 ) -> Service:
-    """Asks them all, and runs until all are answered."""
+    """Sends all requests to a service, and runs until all are answered. Arguments as Service takes them."""
     world = simpy.Environment()
     service = Service(world, engine, times, replicas, terms, window, scaling)
     world.process(service.ask(requests))

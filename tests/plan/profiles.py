@@ -1,4 +1,4 @@
-"""A machine that there is not: its steps' times are a formula, so that tests know what must come out."""
+"""An imaginary machine: its step times follow a formula, so tests know the right results."""
 
 from cluster.plan.profile import Header, Point, Profile
 

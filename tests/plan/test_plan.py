@@ -1,6 +1,7 @@
-"""`dray plan`: loads, the search, what is needed, and the command."""
+"""`dray plan`: loads, the search, the nodes needed, and the command."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,11 +12,10 @@ from typer.testing import CliRunner
 
 from cluster.bench.lengths import Lengths
 from cluster.cli import app
-from cluster.plan import search
 from cluster.plan.load import DAY_S, HOUR_S, SHAPES, Described, LoadError, TraceRequest, read_trace, thinned
 from cluster.plan.nodes import Node, capacity_for
 from cluster.plan.profile import fit
-from cluster.plan.search import Planner, Target, TraceDemand, UserDemand
+from cluster.plan.search import SAMPLE, Planner, Target, TraceDemand, UserDemand
 from cluster.plan.service import ServiceModel, Window
 from tests.plan.profiles import ENGINE, profile
 
@@ -23,27 +23,23 @@ TIMES = fit(profile().points)
 TERMS = ServiceModel(policy="least-waiting")
 
 
-@pytest.fixture(autouse=True)
-def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer requests are looked at: these tests compare plans, and need no exact ones."""
-    monkeypatch.setattr(search, "_REQUESTS", 1000)
-
-
 def described(users: float, repeated: float = 0.0) -> Described:
     return Described(users, 4, Lengths(50, 350), Lengths(50, 150), repeated, 2.5, SHAPES["office"])
 
 
-def planner(users: float, repeated: float = 0.0) -> Planner:
-    return Planner(UserDemand(described(users, repeated), 0), ENGINE, TIMES, TERMS)
+def planner(users: float, repeated: float = 0.0, sample: int = SAMPLE) -> Planner:
+    """With few requests: these tests compare plans, and need no exact ones."""
+    demand = UserDemand(described(users, repeated), 0)
+    return Planner(demand, ENGINE, TIMES, TERMS, sample=sample, requests=1000)
 
 
 def test_a_day_of_users_has_the_load_the_peak_and_the_repetition_that_were_described() -> None:
     load = described(200, repeated=0.3)
     requests = list(load.requests(0, DAY_S, 1.0, 0))
     assert len(requests) == pytest.approx(200 * 4 * 24, rel=0.05)
-    hours = [sum(hour * HOUR_S <= one.at < (hour + 1) * HOUR_S for one in requests) for hour in range(24)]
+    hours = [sum(hour * HOUR_S <= request.at < (hour + 1) * HOUR_S for request in requests) for hour in range(24)]
     assert max(hours) == pytest.approx(2.5 * 200 * 4, rel=0.1) and min(hours) < 0.1 * max(hours)
-    new = len({one.question for one in requests})
+    new = len({request.question for request in requests})
     assert new == pytest.approx(0.7 * len(requests), rel=0.03)
     tenth = list(load.requests(0, DAY_S, 0.1, 0))
     assert len(tenth) == pytest.approx(len(requests) / 10, rel=0.1)
@@ -54,48 +50,44 @@ def test_a_thinned_trace_keeps_conversations_and_repetition_whole() -> None:
     trace += [TraceRequest(number, 10, 5, session=f"s{number % 200}") for number in range(1000)]
     kept = list(thinned(trace, 0.3))
     assert len(kept) == pytest.approx(1200, rel=0.25)
-    counts: dict[str, int] = {}
-    for one in kept:
-        counts[f"{one.question}{one.session}"] = counts.get(f"{one.question}{one.session}", 0) + 1
+    counts = Counter(f"{request.question}{request.session}" for request in kept)
     assert set(counts.values()) == {10, 5}
 
 
-def test_the_fewest_replicas_hold_the_target_and_one_less_does_not() -> None:
+def test_the_fewest_replicas_meet_the_target_and_one_less_does_not() -> None:
     target, plan = Target(ttft_s=3.0, tpot_s=0.1), planner(1500)
-    found = plan.least(target, lambda tried: None)
-    assert found is not None and 2 < found < 16
-    assert target.is_met(plan.peak(found).seen) and not target.is_met(plan.peak(found - 1).seen)
+    fewest = plan.least(target, lambda trial: None)
+    assert fewest is not None and 2 < fewest < 16
+    assert target.is_met(plan.peak(fewest).seen) and not target.is_met(plan.peak(fewest - 1).seen)
 
 
 def test_repeated_questions_need_fewer_replicas() -> None:
     target = Target(ttft_s=3.0, tpot_s=0.1)
-    without, often = (planner(1500, share).least(target, lambda tried: None) for share in (0.0, 0.6))
+    without, often = (planner(1500, share).least(target, lambda trial: None) for share in (0.0, 0.6))
     assert without is not None and often is not None and often <= 0.6 * without
 
 
-def test_a_hundred_times_the_users_need_about_a_hundred_times_the_replicas_and_no_longer_to_say() -> None:
+def test_a_hundred_times_the_users_need_about_a_hundred_times_the_replicas_and_no_more_simulation() -> None:
     target = Target(ttft_s=3.0, tpot_s=0.1)
     few, many = planner(2000), planner(200_000)
-    one, hundred = few.least(target, lambda tried: None), many.least(target, lambda tried: None)
+    one, hundred = few.least(target, lambda trial: None), many.least(target, lambda trial: None)
     assert one is not None and hundred is not None
     assert hundred == pytest.approx(100 * one, rel=0.2)
-    # No try has simulated more than the sample's share of it.
-    assert all(round(tried.replicas * tried.share) <= search.SAMPLE for tried in many.tried.values())
-    assert max(tried.seen.requests for tried in many.tried.values()) < 2500
+    # No trial has simulated more than the sample.
+    assert all(round(trial.replicas * trial.share) <= SAMPLE for trial in many.tried.values())
+    assert max(trial.seen.requests for trial in many.tried.values()) < 2500
 
 
-def test_a_sample_of_the_replicas_shows_the_times_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    sampled = planner(20_000).peak(64)
-    monkeypatch.setattr(search, "SAMPLE", 64)
-    whole = planner(20_000).peak(64)
+def test_a_sample_of_the_replicas_shows_the_times_of_all() -> None:
+    sampled, whole = planner(20_000).peak(64), planner(20_000, sample=64).peak(64)
     assert (sampled.share, whole.share) == (0.25, 1.0)
-    for mine, true in ((sampled.seen.ttft, whole.seen.ttft), (sampled.seen.tpot, whole.seen.tpot)):
-        assert mine.at(0.5) == pytest.approx(true.at(0.5), rel=0.1)
-        assert mine.at(0.95) == pytest.approx(true.at(0.95), rel=0.15)
+    for estimate, true in ((sampled.seen.ttft, whole.seen.ttft), (sampled.seen.tpot, whole.seen.tpot)):
+        assert estimate.at(0.5) == pytest.approx(true.at(0.5), rel=0.1)
+        assert estimate.at(0.95) == pytest.approx(true.at(0.95), rel=0.15)
 
 
 def test_no_number_of_replicas_makes_a_prompt_faster() -> None:
-    assert planner(50).least(Target(ttft_s=0.01, tpot_s=0.1), lambda tried: None) is None
+    assert planner(50).least(Target(ttft_s=0.01, tpot_s=0.1), lambda trial: None) is None
 
 
 def test_a_target_bounds_what_is_refused() -> None:
@@ -108,13 +100,13 @@ def test_a_target_bounds_what_is_refused() -> None:
 def test_the_peak_of_a_trace_is_its_busiest_half_hour() -> None:
     quiet = [TraceRequest(60.0 * number, 100, 10) for number in range(600)]
     busy = [TraceRequest(20_000 + number, 100, 10) for number in range(1500)]
-    begin, end, rate = TraceDemand(sorted([*quiet, *busy], key=lambda one: one.at)).peak
+    begin, end, rate = TraceDemand(sorted([*quiet, *busy], key=lambda request: request.at)).peak
     assert begin <= 20_010 and end >= 21_490 and rate == pytest.approx(1530 / 1800, rel=0.05)
 
 
 def test_nodes_are_filled_by_cores_and_by_memory() -> None:
-    # 1.8 GB of weights: 1.06 times that, 512 MiB of KV cache and 150 MiB for each; a node has the mapped file and
-    # 1,200 MiB besides.
+    # 1.8 GB of weights: each replica needs 1.06 times that, 512 MiB of KV cache and 150 MiB; a node needs the mapped
+    # file and 1,200 MiB more.
     need = capacity_for(ENGINE, 20, Node(cores=8, memory_mb=64_000), 100, 2500)
     assert (need.on_a_node, need.nodes, need.cores, need.routers) == (7, 3, 23, 1)
     small = capacity_for(ENGINE, 20, Node(cores=8, memory_mb=10_000), 6000, 2500)
@@ -149,8 +141,8 @@ def test_the_command_plans_for_users_and_draws_the_day(file: str, tmp_path: Path
     )
     assert f"{plan['needed']['replicas']}" in text and "no machine" in text
     slices = plan["day"]["slices"]
-    assert len(slices) == 48 and slices[0]["replicas"] < max(one["replicas"] for one in slices)
-    texts = [one.text for one in ElementTree.parse(chart).iter("{http://www.w3.org/2000/svg}text")]
+    assert len(slices) == 48 and slices[0]["replicas"] < max(stretch["replicas"] for stretch in slices)
+    texts = [element.text for element in ElementTree.parse(chart).iter("{http://www.w3.org/2000/svg}text")]
     assert {"Load", "Replicas", "Time to first token", "Time per output token"} <= set(texts)
 
 
@@ -167,8 +159,8 @@ def test_the_command_replays_a_trace(file: str, tmp_path: Path) -> None:
         read_trace(trace)
 
 
-def test_what_cannot_be_planned_is_one_line(file: str, tmp_path: Path) -> None:
-    for arguments, said in (
+def test_an_error_is_one_line(file: str, tmp_path: Path) -> None:
+    for arguments, words in (
         (("--users", "5"), "dray plan measure"),
         (("--profile", str(tmp_path / "none.json"), "--users", "5"), "none.json"),
         (("--profile", file), "--trace FILE, or --users N"),
@@ -180,7 +172,7 @@ def test_what_cannot_be_planned_is_one_line(file: str, tmp_path: Path) -> None:
         (("measure", str(tmp_path)), "lacks"),
     ):
         code, _, err = run(*arguments)
-        assert code == 1 and said in err and len(err.strip().splitlines()) == 1, (arguments, err)
+        assert code == 1 and words in err and len(err.strip().splitlines()) == 1, (arguments, err)
 
 
 @pytest.mark.slow
@@ -188,7 +180,7 @@ def test_a_real_engine_is_measured(tmp_path: Path) -> None:
     out = tmp_path / "demo.json"
     code, text, err = run("measure", "bundled", "--out", str(out))
     assert code == 0, err
-    made = msgspec.json.decode(out.read_bytes())
-    assert made["engine"]["model"] == "dray-demo" and len(made["points"]) > 30 and "tokens/s" in text
+    measured = msgspec.json.decode(out.read_bytes())
+    assert measured["engine"]["model"] == "dray-demo" and len(measured["points"]) > 30 and "tokens/s" in text
     code, text, err = run("--profile", str(out), "--users", "100")
     assert code == 0, err

@@ -1,4 +1,4 @@
-"""Step times: from what was measured to what was not."""
+"""Step times: from measured steps to all others."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.plan.profiles import profile, seconds
 @pytest.mark.parametrize(
     "step", [(3, 700, 0, 0), (12, 4000, 0, 0), (5, 900, 100, 4950), (0, 0, 300, 44850 + 300 * 512)]
 )
-def test_the_fit_foretells_steps_that_were_not_measured(step: tuple[int, int, int, int]) -> None:
+def test_the_fit_predicts_steps_that_were_not_measured(step: tuple[int, int, int, int]) -> None:
     times = fit(profile().points)
     assert times.step(*step) == pytest.approx(seconds(*step), rel=0.03)
     assert times.error < 0.01
@@ -26,7 +26,7 @@ def test_one_slow_measurement_does_not_make_more_work_faster() -> None:
     assert steps == sorted(steps)
 
 
-def test_many_steps_take_what_they_take_one_by_one() -> None:
+def test_many_steps_take_as_long_as_one_by_one() -> None:
     times = fit(profile().points)
     one_by_one = sum(times.step(4, 400 + 4 * number) for number in range(50))
     assert times.decode(4, 400, 50) == pytest.approx(one_by_one)

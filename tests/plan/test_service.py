@@ -1,4 +1,4 @@
-"""The model of the service, against what can be reckoned by hand, step by step."""
+"""The simulated service, against results computed by hand, step by step."""
 
 import random
 from collections import deque
@@ -29,33 +29,33 @@ def ran(
 
 
 def some(count: int, gap_s: float, seed: int = 0, output: int = 60) -> list[TraceRequest]:
-    chance, at, made = random.Random(seed), 0.0, []
+    chance, at, requests = random.Random(seed), 0.0, []
     for number in range(count):
         at += chance.expovariate(1 / gap_s)
-        made.append(TraceRequest(at, chance.randint(20, 700), chance.randint(1, output), number))
-    return made
+        requests.append(TraceRequest(at, chance.randint(20, 700), chance.randint(1, output), number))
+    return requests
 
 
 def one_step_at_a_time(requests: Sequence[TraceRequest]) -> tuple[list[float], list[float]]:
-    """The same engine, written as plainly as can be: times to the first token and per token."""
-    coming, now = deque(requests), 0.0
+    """The same engine, written as simply as possible: times to the first token, and per output token."""
+    arriving, now = deque(requests), 0.0
     prompts: list[list[float]] = []  # [at, prompt, computed, output]
     streams: list[list[float]] = []  # [at, context, left, output, first]
     ttft, tpot = [], []
-    while coming or prompts or streams:
+    while arriving or prompts or streams:
         if not prompts and not streams:
-            now = max(now, coming[0].at)
-        while coming and coming[0].at <= now:
-            one = coming.popleft()
-            prompts.append([one.at, one.prompt, 0, one.output])
+            now = max(now, arriving[0].at)
+        while arriving and arriving[0].at <= now:
+            request = arriving.popleft()
+            prompts.append([request.at, request.prompt, 0, request.output])
         left, behind, sizes = ENGINE.max_num_batched_tokens - len(streams), 0, []
         for _, prompt, computed, _ in prompts:
             size = int(min(left, prompt - computed))
             sizes.append(size)
             behind += int(size * computed + size * (size - 1) // 2)
             left -= size
-        assert len(streams) + len(prompts) <= ENGINE.max_num_seqs, "the router would have held some back"
-        now += TIMES.step(len(streams), int(sum(one[1] for one in streams)), sum(sizes), behind)
+        assert len(streams) + len(prompts) <= ENGINE.max_num_seqs, "the router would have kept some in its queue"
+        now += TIMES.step(len(streams), int(sum(stream[1] for stream in streams)), sum(sizes), behind)
         for stream in streams:
             stream[1] += 1
             stream[2] -= 1
@@ -65,14 +65,14 @@ def one_step_at_a_time(requests: Sequence[TraceRequest]) -> tuple[list[float], l
             if computed == prompt:
                 ttft.append(now - at)
                 streams.append([at, prompt + 1, output - 1, output, now])
-        prompts = [one for one in prompts if one[2] < one[1]]
-        tpot += [(now - one[4]) / (one[3] - 1) for one in streams if one[2] <= 0 and one[3] > 1]
-        streams = [one for one in streams if one[2] > 0]
+        prompts = [prompt_ for prompt_ in prompts if prompt_[2] < prompt_[1]]
+        tpot += [(now - stream[4]) / (stream[3] - 1) for stream in streams if stream[2] <= 0 and stream[3] > 1]
+        streams = [stream for stream in streams if stream[2] > 0]
     return ttft, tpot
 
 
 @pytest.mark.parametrize("gap_s", [1.0, 1.5, 4.0])
-def test_an_engine_steps_as_one_that_is_stepped_plainly(gap_s: float) -> None:
+def test_an_engine_matches_one_that_takes_every_step_by_itself(gap_s: float) -> None:
     requests = some(80, gap_s, output=30)
     ttft, tpot = one_step_at_a_time(requests)
     seen = run(requests, terms=ServiceModel(policy="least-waiting", overhead_s=0.0, ttl_s=0))
@@ -84,27 +84,27 @@ def test_an_engine_steps_as_one_that_is_stepped_plainly(gap_s: float) -> None:
         assert seen.tpot.at(share) == pytest.approx(sorted(tpot)[rank], rel=0.01)
 
 
-def test_a_stored_answer_is_a_hit_and_one_being_made_is_joined() -> None:
+def test_a_cached_answer_is_a_hit_and_one_in_progress_is_joined() -> None:
     first = TraceRequest(0, 100, 50, question="q")
     length = TIMES.step(0, 0, 100, 4950) + TIMES.decode(1, 101, 49)
     joins = TraceRequest(length / 2, 100, 50, question="q")
     hits, late = TraceRequest(length + 1, 100, 50, question="q"), TraceRequest(length + 200, 100, 50, question="q")
     seen = run([first, joins, hits, late], terms=ServiceModel(policy="least-waiting", overhead_s=0.0, ttl_s=100))
     assert (seen.requests, seen.joined, seen.hits) == (4, 1, 1)
-    assert seen.tokens == 100  # twice made: the last came when the answer was forgotten
+    assert seen.tokens == 100  # generated twice: the last request arrived when the answer had expired
     without = run([first, joins, hits], terms=ServiceModel(policy="least-waiting", ttl_s=0))
     assert (without.joined, without.hits, without.tokens) == (0, 0, 150)
 
 
-def test_beyond_the_places_they_wait_and_beyond_the_queue_they_are_refused() -> None:
+def test_requests_beyond_the_slots_wait_and_beyond_the_queue_are_refused() -> None:
     flood = [TraceRequest(0.0, 10, 20, number) for number in range(ENGINE.max_num_seqs + 10)]
     seen = run(flood, terms=ServiceModel(policy="least-waiting", waiting=4))
     assert seen.refused == 6 and seen.ttft.count == ENGINE.max_num_seqs + 4
-    # Those that wait begin when the first ones end.
+    # The waiting requests start when the first ones end.
     assert seen.ttft.at(0.99) > TIMES.decode(ENGINE.max_num_seqs, 320, 19) > seen.ttft.at(0.5)
 
 
-def test_the_kv_cache_bounds_how_many_are_under_way() -> None:
+def test_the_kv_cache_limits_how_many_run() -> None:
     wide = [TraceRequest(0.0, 9_000, 50, number) for number in range(8)]
     seen = run(wide)
     # Four of 9,000 tokens fit into 36,000: the fifth waits for the first to end.
@@ -113,14 +113,14 @@ def test_the_kv_cache_bounds_how_many_are_under_way() -> None:
 
 
 @pytest.mark.parametrize("policy", ["dray", "least-waiting"])
-def test_a_conversation_goes_back_to_where_its_beginning_is(policy: str) -> None:
-    def asked(session: int | str) -> list[TraceRequest]:
+def test_a_conversation_returns_to_where_its_start_is_cached(policy: str) -> None:
+    def requests_of(session: int | str) -> list[TraceRequest]:
         turns = [TraceRequest(40.0 * turn, 200 + 300 * turn, 20, session=session) for turn in range(4)]
         others = [TraceRequest(40.0 * turn + 10, 210, 20, session=f"other {turn}") for turn in range(4)]
-        return sorted([*turns, *others], key=lambda one: one.at)
+        return sorted([*turns, *others], key=lambda request: request.at)
 
     terms = ServiceModel(policy=policy, overhead_s=0.0)
-    together, apart = run(asked("s"), 2, terms), run([*asked("")], 2, terms)
+    together, apart = run(requests_of("s"), 2, terms), run(requests_of(""), 2, terms)
     # 300 new tokens of up to 1,100.
     assert together.ttft.at(1.0) < 0.5 * apart.ttft.at(1.0)
 
@@ -133,10 +133,9 @@ def test_more_replicas_share_the_load(policy: str) -> None:
     assert four.tokens == one.tokens == sum(request.output for request in requests)
 
 
-def test_replicas_come_with_the_load_and_go_after_it() -> None:
+def test_replicas_follow_the_load() -> None:
     busy = [TraceRequest(100 + number * 0.2, 300, 100, number) for number in range(600)]
     late = [TraceRequest(1500.0, 10, 2, "late")]
-    ups: list[tuple[float, float]] = []
     windows: dict[int, Window] = {}
     scaling = Scaling(min_replicas=1, target_wait_s=10, downscale_delay_s=120, start_s=15)
     simulate(
@@ -145,7 +144,7 @@ def test_replicas_come_with_the_load_and_go_after_it() -> None:
         lambda at: windows.setdefault(int(at // 50), Window()),
         scaling,
     )
-    ups = [(place * 50, window.up) for place, window in sorted(windows.items())]
+    ups = [(index * 50, window.up) for index, window in sorted(windows.items())]
     assert ups[0][1] == 1
     assert max(up for _, up in ups) >= 4
     assert next(up for at, up in ups if at > 800) == 1
