@@ -1,7 +1,7 @@
-"""Ten times what an engine can do, for a minute: what is taken is answered, what is not is refused at once.
+"""Ten times an engine's capacity for a minute: admitted requests are answered, the others are refused at once.
 
-The engine is held back to the pace of a larger model: ten times the bundled one's is more than a client, a router and
-HAProxy can do together on one core.
+The engine is slowed down to the speed of a larger model: ten times the bundled model's is more than a client, a router
+and HAProxy can do together on one core.
 """
 
 import asyncio
@@ -24,21 +24,21 @@ from tests.slowly import slowed
 
 pytestmark = pytest.mark.slow
 
-PLACES, WAITING, TOKENS, SHARE = 8, 16, 64, 0.2
+SLOTS, QUEUED, TOKENS, SHARE = 8, 16, 64, 0.2
 
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[Dray]:
-    """An engine of one core, with few places."""
+    """An engine of one core with few slots."""
     dray = Dray(Path(tempfile.mkdtemp(prefix="dray-t-")), free_port())
     started = dray.run(
         "up",
         "--detach",
         timeout=120,
         DRAY_MODEL__CORES_PER_REPLICA="1",
-        DRAY_MODEL__MAX_NUM_SEQS=str(PLACES),
-        DRAY_LIMITS__MAX_QUEUED=str(WAITING),
-        # So small that it is filled before memory is looked at: an engine takes it as it comes to use it.
+        DRAY_MODEL__MAX_NUM_SEQS=str(SLOTS),
+        DRAY_LIMITS__MAX_QUEUED=str(QUEUED),
+        # Small enough to be full before memory is measured: an engine allocates it as it is used.
         DRAY_MODEL__KV_CACHE_MB="24",
     )
     assert started.returncode == 0, started.stdout + started.stderr
@@ -49,8 +49,8 @@ def small() -> Iterator[Dray]:
 
 
 @dataclass
-class Seen:
-    """Statuses, and seconds of the answers and of the refusals; what refusals said to wait."""
+class Results:
+    """Status codes, seconds of answers and of refusals, and the seconds to wait that refusals named."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     answered: list[float] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Seen:
     waits: list[int] = field(default_factory=list)
 
 
-async def ask(client: httpx.AsyncClient, seen: Seen) -> None:
+async def ask(client: httpx.AsyncClient, results: Results) -> None:
     body = {
         "model": MODEL,
         "messages": [{"role": "user", "content": f"What is 12 + 13? {secrets.token_hex(4)}"}],
@@ -66,45 +66,47 @@ async def ask(client: httpx.AsyncClient, seen: Seen) -> None:
         "ignore_eos": True,
     }
     began = time.perf_counter()
-    given = await client.post("/chat/completions", json=body)
+    response = await client.post("/chat/completions", json=body)
     took = time.perf_counter() - began
-    seen.statuses[given.status_code] += 1
-    if given.status_code == 200:
-        assert given.json()["usage"]["completion_tokens"] == TOKENS
-        seen.answered.append(took)
+    results.statuses[response.status_code] += 1
+    if response.status_code == 200:
+        assert response.json()["usage"]["completion_tokens"] == TOKENS
+        results.answered.append(took)
     else:
-        assert given.json()["error"]["code"] == "overloaded"
-        seen.refused.append(took)
-        seen.waits.append(int(given.headers["retry-after"]))
+        assert response.json()["error"]["code"] == "overloaded"
+        results.refused.append(took)
+        results.waits.append(int(response.headers["retry-after"]))
 
 
-async def closed_loop(client: httpx.AsyncClient, lanes: int, seconds: float) -> Seen:
-    seen, deadline = Seen(), time.monotonic() + seconds
+async def closed_loop(client: httpx.AsyncClient, clients: int, seconds: float) -> Results:
+    """Each client sends a request when its last one is answered."""
+    results, deadline = Results(), time.monotonic() + seconds
 
-    async def lane() -> None:
+    async def one_client() -> None:
         while time.monotonic() < deadline:
-            await ask(client, seen)
+            await ask(client, results)
 
-    await asyncio.gather(*(lane() for _ in range(lanes)))
-    return seen
+    await asyncio.gather(*(one_client() for _ in range(clients)))
+    return results
 
 
-async def open_loop(client: httpx.AsyncClient, rate: float, seconds: float, seen: Seen) -> None:
+async def open_loop(client: httpx.AsyncClient, rate: float, seconds: float, results: Results) -> None:
+    """Requests arrive at this rate a second, whether others are answered or not."""
     began = time.monotonic()
     tasks: set[asyncio.Task[None]] = set()
     number = 0
     while (now := time.monotonic()) - began < seconds:
         while number < (now - began) * rate:
             number += 1
-            tasks.add(asyncio.create_task(ask(client, seen)))
+            tasks.add(asyncio.create_task(ask(client, results)))
         await asyncio.sleep(0.01)
     await asyncio.gather(*tasks)
 
 
 def memory_of(dray: Dray) -> int:
-    """Bytes that routers and engines hold."""
-    every = [*dray.processes("ServeReplica"), *dray.processes("deployments.engine.core")]
-    return sum(one.memory_info().rss for one in every)
+    """Resident bytes of routers and engines."""
+    processes = [*dray.processes("ServeReplica"), *dray.processes("deployments.engine.core")]
+    return sum(process.memory_info().rss for process in processes)
 
 
 @pytest.mark.timeout(300)
@@ -116,28 +118,28 @@ def test_ten_times_the_capacity_for_a_minute(small: Dray) -> None:
             async with httpx.AsyncClient(base_url=small.url, timeout=120, limits=limits) as client:
                 await closed_loop(client, 1, 5)
                 calm = await closed_loop(client, 1, 5)
-                full = await closed_loop(client, PLACES, 8)
+                full = await closed_loop(client, SLOTS, 8)
                 capacity = full.statuses[200] / 8
-                flood = Seen()
+                flood = Results()
                 await open_loop(client, 10 * capacity, 30, flood)
-                # What a busy process takes and keeps, it has by now.
+                # By now a busy process has the memory that it keeps.
                 before = memory_of(small)
                 await open_loop(client, 10 * capacity, 30, flood)
                 grown = memory_of(small) - before
                 ended = time.monotonic()
-                after = Seen()
+                after = Results()
                 while not after.answered or after.answered[-1] > 1.5 * quantiles(calm.answered, n=20)[-1]:
                     await ask(client, after)
                     assert time.monotonic() - ended < 5, (after, median(calm.answered))
 
         assert set(flood.statuses) == {200, 503}
-        # What is taken has the engine to itself: it answers what it can.
+        # Refusals cost the engine nothing: it answers as many as it can.
         assert flood.statuses[200] > 0.7 * capacity * 60
-        assert max(flood.answered) < 3 * (PLACES + WAITING) / capacity
+        assert max(flood.answered) < 3 * (SLOTS + QUEUED) / capacity
         assert median(flood.refused) < 0.1
         assert quantiles(flood.refused, n=20)[-1] < 0.25, quantiles(flood.refused, n=20)
-        # As long as those that wait take, by the pace of the engine.
-        true = WAITING / capacity
+        # Clients are told to wait about as long as the queue takes.
+        true = QUEUED / capacity
         assert true / 3 < median(flood.waits) < max(3 * true, 2), (true, Counter(flood.waits))
         assert grown < 40 * 2**20, grown
 

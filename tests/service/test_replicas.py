@@ -1,4 +1,4 @@
-"""Several routers and several engine replicas: where requests go, and how streams outlive what serves them."""
+"""Several routers and several engine replicas: where requests go, and how streams survive the loss of either."""
 
 import os
 import random
@@ -27,7 +27,7 @@ SYSTEM = "You are a careful helper of a school's arithmetic class. " * 12
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Dray]:
-    """Two routers, two engine replicas of one core."""
+    """Two routers, two engine replicas of one core each."""
     dray = Dray(Path(tempfile.mkdtemp(prefix="dray-t-")), free_port())
     two = {"DRAY_MODEL__REPLICAS": "2", "DRAY_MODEL__CORES_PER_REPLICA": "1", "DRAY_ROUTER__REPLICAS": "2"}
     started = dray.run("up", "--detach", timeout=120, **two)
@@ -40,8 +40,8 @@ def pair() -> Iterator[Dray]:
 
 @pytest.fixture(scope="module")
 def asker(pair: Dray) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=pair.url, api_key="none", max_retries=2, timeout=120) as made:
-        yield made
+    with openai.OpenAI(base_url=pair.url, api_key="none", max_retries=2, timeout=120) as client:
+        yield client
 
 
 def engines(dray: Dray) -> list[psutil.Process]:
@@ -49,7 +49,7 @@ def engines(dray: Dray) -> list[psutil.Process]:
 
 
 def stream(client: openai.OpenAI, **more: Any) -> Iterator[str]:
-    """Pieces of an uncached answer, thinking and text."""
+    """The deltas of an uncached answer, thinking and text."""
     chunks = client.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": QUESTION}],
@@ -62,16 +62,16 @@ def stream(client: openai.OpenAI, **more: Any) -> Iterator[str]:
             yield (getattr(choice.delta, "reasoning_content", None) or "") + (choice.delta.content or "")
 
 
-def test_a_conversation_goes_back_to_where_it_is_cached(pair: Dray) -> None:
+def test_a_conversation_returns_to_where_it_is_cached(pair: Dray) -> None:
     def talk(name: str) -> list[int]:
         turns: list[dict[str, str]] = [{"role": "system", "content": f"{name}. {SYSTEM}"}]
         cached = []
         for number in range(4):
             turns.append({"role": "user", "content": f"What is {number} times 12?"})
             body = {"model": MODEL, "messages": turns, "max_tokens": 16, "temperature": 0.5}
-            # Each turn on a connection of its own: any router may get it.
-            given = httpx.post(f"{pair.url}/chat/completions", json=body, timeout=60).json()
-            cached.append(given["usage"]["prompt_tokens_details"]["cached_tokens"])
+            # A new connection for each turn: any router may get it.
+            answer = httpx.post(f"{pair.url}/chat/completions", json=body, timeout=60).json()
+            cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
             turns.append({"role": "assistant", "content": "It is what it is."})
         return cached
 
@@ -81,34 +81,34 @@ def test_a_conversation_goes_back_to_where_it_is_cached(pair: Dray) -> None:
         first.append(cached[0])
         later += cached[1:]
     assert max(first) < 64
-    # By chance it would be 21. A turn may come before Redis has been told of the one before.
+    # By chance it would be 21. A turn may arrive before Redis has the record of the one before.
     assert sum(tokens > 100 for tokens in later) >= 28, later
 
 
-def test_streams_outlive_engines_at_any_moment(pair: Dray, asker: openai.OpenAI) -> None:
-    outlive(pair, asker, kills=5, seed=1)
+def test_streams_survive_the_death_of_engines(pair: Dray, asker: openai.OpenAI) -> None:
+    survive(pair, asker, kills=5, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_streams_outlive_two_hundred_kills(pair: Dray, asker: openai.OpenAI) -> None:
-    outlive(pair, asker, kills=200, seed=2)
+def test_streams_survive_two_hundred_kills(pair: Dray, asker: openai.OpenAI) -> None:
+    survive(pair, asker, kills=200, seed=2)
 
 
-def outlive(dray: Dray, client: openai.OpenAI, kills: int, seed: int) -> None:
-    """Streams one after the other in several lanes, while engines, or replicas with theirs, are killed at random."""
+def survive(dray: Dray, client: openai.OpenAI, kills: int, seed: int) -> None:
+    """Six clients stream one answer after another, while engines, or replicas with theirs, are killed at random."""
     undisturbed = "".join(stream(client))
     over = threading.Event()
-    told: list[str] = []
+    answers: list[str] = []
 
-    def lane() -> None:
+    def ask_until_over() -> None:
         while not over.is_set():
             try:
-                told.append("".join(stream(client)))
+                answers.append("".join(stream(client)))
             except openai.OpenAIError as error:
-                told.append(repr(error))
+                answers.append(repr(error))
 
-    threads = [threading.Thread(target=lane) for _ in range(6)]
+    threads = [threading.Thread(target=ask_until_over) for _ in range(6)]
     for thread in threads:
         thread.start()
     killed = 0
@@ -124,8 +124,8 @@ def outlive(dray: Dray, client: openai.OpenAI, kills: int, seed: int) -> None:
         over.set()
         for thread in threads:
             thread.join(120)
-    assert len(told) > kills
-    assert Counter(told) == {undisturbed: len(told)}
+    assert len(answers) > kills
+    assert Counter(answers) == {undisturbed: len(answers)}
 
 
 def kill(engine: psutil.Process, *, replica: bool) -> None:
@@ -137,8 +137,8 @@ def kill(engine: psutil.Process, *, replica: bool) -> None:
 
 
 def test_a_killed_router_costs_its_streams_and_no_later_request(pair: Dray, asker: openai.OpenAI) -> None:
-    mine = routers(pair)
-    assert len(mine) == 2
-    os.kill(mine[0].pid, signal.SIGKILL)
+    both = routers(pair)
+    assert len(both) == 2
+    os.kill(both[0].pid, signal.SIGKILL)
     for _ in range(20):
         assert "".join(stream(asker, max_tokens=4))
