@@ -19,7 +19,7 @@ class EngineReplicas:
     """The replicas of one engine application, and the attempts that this router has running on them.
 
     A replica's entries end when it leaves. An attempt's end with the attempt, whatever Serve reports of its request:
-    so there are never more entries than replicas and running attempts.
+    so the tables never outgrow the replicas and the running attempts.
     """
 
     def __init__(self, router_id: str, clock: Callable[[], float] = time.monotonic) -> None:
