@@ -1,6 +1,6 @@
-"""The reference pages, out of the code itself when the documentation is built: a hook of MkDocs.
+"""MkDocs hook that generates the reference pages from the code when the documentation is built.
 
-They are in no file, so they cannot be older than the code.
+The pages are not files, so they cannot be older than the code.
 """
 
 import json
@@ -25,8 +25,8 @@ _BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Called by MkDocs once it has found the pages that are files."""
-    for name, page in (("settings", settings), ("command", command), ("metrics", metrics)):
+    """Adds the generated pages. MkDocs calls this after it has found the pages that are files."""
+    for name, page in (("settings", settings), ("command", commands), ("metrics", metrics)):
         files.append(File.generated(config, f"reference/{name}.md", content=page()))
     return files
 
@@ -36,38 +36,38 @@ def settings() -> str:
     lines = [
         "# Settings",
         "",
-        "Sources, strongest first: command line, environment, `dray.yaml`, defaults. In the file, names nest at their "
-        "dots; in the environment, `model.kv_cache_mb` is `DRAY_MODEL__KV_CACHE_MB`. `dray settings` shows what is in "
-        "force and where it came from. A name that Dray does not know is an error.",
+        "Sources, in order of precedence: command line, environment, `dray.yaml`, defaults. In the file, names nest at "
+        "their dots; in the environment, `model.kv_cache_mb` is `DRAY_MODEL__KV_CACHE_MB`. `dray settings` shows each "
+        "value and its source. An unknown name is an error.",
     ]
     group = None
     schema, defaults, texts = Settings.model_json_schema(), leaves(Settings().model_dump(mode="json")), describe()
     for name, text in sorted(texts.items(), key=lambda item: "." in item[0]):
-        if (here := name.rpartition(".")[0]) != group:
-            group = here
-            lines += ["", f"## {here or 'Dray itself'}", "", *_head("setting", "default", "values", "what it does")]
+        if (section := name.rpartition(".")[0]) != group:
+            group = section
+            lines += ["", f"## {section or 'General'}", "", *_head("setting", "default", "values", "what it does")]
         default = _shown(defaults[name])
         lines.append(_row(f"`{name}`", f"`{default}`" if default else "", _values(schema, name), text))
-    lines += ["", "## Items of model.office_hours", "", *_head("field", "", "", "what it says")]
+    lines += ["", "## Items of model.office_hours", "", *_head("field", "", "", "what it does")]
     lines += [_row(f"`{name}`", "", "", field.description or "") for name, field in OfficeHours.model_fields.items()]
     return "\n".join(lines) + "\n"
 
 
-def command() -> str:
-    """Every command, as its --help has it."""
+def commands() -> str:
+    """Every command, with the text of its --help."""
     root = typer.main.get_command(app)
     lines = ["# The command", "", str(root.help), "", *str(root.epilog).split("\n"), ""]
-    lines += ["`dray --install-completion` has the shell complete commands, options and names of models."]
-    for path, one in _commands(root):
-        lines += ["", f"## dray {path}", "", *_unindented(str(one.help))]
-        if rows := [row for parameter in one.params if (row := _parameter(parameter))]:
+    lines += ["`dray --install-completion` sets up shell completion of commands, options and model names."]
+    for path, command in _commands(root):
+        lines += ["", f"## dray {path}", "", *_unindented(str(command.help))]
+        if rows := [row for parameter in command.params if (row := _parameter(parameter))]:
             lines += ["", *_head("argument or option", "default", "environment", ""), *rows]
-        lines += ["", "```bash", str(one.epilog).removeprefix("Example: "), "```"]
+        lines += ["", "```bash", str(command.epilog).removeprefix("Example: "), "```"]
     return "\n".join(lines) + "\n"
 
 
 def metrics() -> str:
-    """Every metric that Dray's processes make."""
+    """Every metric that Dray's processes export."""
     registry = CollectorRegistry()
     with patch.object(service_metrics, "CollectorRegistry", lambda: registry):
         service_metrics.RouterMetrics()
@@ -75,13 +75,13 @@ def metrics() -> str:
     lines = [
         "# Metrics",
         "",
-        "`GET /metrics`, in Prometheus' text format; every process of a node is in it. Under Kubernetes the dashboard "
-        "and the alerts of `k8s/monitoring` are made of these.",
+        "`GET /metrics` returns those of all processes of a node, in Prometheus' text format. The dashboard and the "
+        "alerts in `k8s/monitoring` use them.",
         "",
-        *_head("metric", "type", "labels", "what it says"),
+        *_head("metric", "type", "labels", "description"),
     ]
-    found: list[Any] = [*registry._collector_to_names, *scaling_metrics._own._collector_to_names]
-    for collector in sorted(found, key=lambda one: str(one._name)):
+    collectors: list[Any] = [*registry._collector_to_names, *scaling_metrics._own._collector_to_names]
+    for collector in sorted(collectors, key=lambda collector: str(collector._name)):
         (metric,) = collector.describe()
         name = metric.name + ("_total" if metric.type == "counter" else "")
         labels = ", ".join(f"`{label}`" for label in collector._labelnames)
@@ -90,12 +90,13 @@ def metrics() -> str:
 
 
 def _commands(group: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    for name, below in group.commands.items():
-        where = f"{path} {name}".strip()
-        if hasattr(below, "commands"):
-            yield from _commands(below, where)
-        else:
-            yield where, below
+    """Every command that can be run, with its full name."""
+    for name, command in group.commands.items():
+        full_name = f"{path} {name}".strip()
+        if not hasattr(command, "commands") or command.invoke_without_command:
+            yield full_name, command
+        if hasattr(command, "commands"):
+            yield from _commands(command, full_name)
 
 
 def _parameter(parameter: Any) -> str:
@@ -104,29 +105,29 @@ def _parameter(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
         name = f"`{parameter.name.upper()}`"
     else:
-        name = ", ".join(f"`{one}`" for one in (*parameter.opts, *parameter.secondary_opts))
-    needed = "needed" if parameter.required else ""
+        name = ", ".join(f"`{option}`" for option in (*parameter.opts, *parameter.secondary_opts))
+    required = "required" if parameter.required else ""
     default = "" if parameter.default in (None, False, "") or callable(parameter.default) else f"`{parameter.default}`"
-    return _row(name, needed or default, f"`{parameter.envvar}`" if parameter.envvar else "", parameter.help or "")
+    return _row(name, required or default, f"`{parameter.envvar}`" if parameter.envvar else "", parameter.help or "")
 
 
 def _values(schema: dict[str, Any], name: str) -> str:
-    """What a setting may be, by the settings' JSON schema."""
+    """The type and the bounds of a setting, from the settings' JSON schema."""
     *groups, leaf = name.split(".")
     node = schema
     for group in groups:
         node = schema["$defs"][node["properties"][group]["$ref"].rpartition("/")[2]]
     node = node["properties"][leaf]
-    node = next((one for one in node.get("anyOf", ()) if one.get("type") != "null"), node)
+    node = next((option for option in node.get("anyOf", ()) if option.get("type") != "null"), node)
     if "enum" in node:
-        return ", ".join(f"`{one}`" for one in node["enum"])
+        return ", ".join(f"`{value}`" for value in node["enum"])
     bounds = " ".join(f"{sign} {node[bound]}" for bound, sign in _BOUNDS.items() if bound in node)
     kind = {"array": "list", "string": "text"}.get(node["type"], node["type"])
     return f"{kind} {bounds}".strip()
 
 
 def _shown(value: Any) -> str:
-    """A default as it is for everybody."""
+    """A default as text, without this machine's home folder and user id."""
     if value in (None, "", []):
         return ""
     text = value if isinstance(value, str) else json.dumps(value)

@@ -83,15 +83,18 @@ def test_the_reference_holds_all_there_is(site: Path) -> None:
     metrics = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"\bdray_[a-z_]+\w", shown)}
     assert len(metrics) > 20
     assert all(f"<code>{name}</code>" in page("metrics") for name in metrics)
-    assert all(f"dray {path}" in page("command") for path in commands(get_command(app)))
+    headings = set(re.findall(r"<h2 id=\"?dray-([\w-]+)", page("command")))
+    assert headings == {name.replace(" ", "-") for name in commands(get_command(app))}
 
 
-def commands(group: object, path: str = "") -> Iterator[str]:
-    """Every command's words."""
-    for name, below in getattr(group, "commands", {}).items():
-        where = f"{path} {name}".strip()
-        yield where
-        yield from commands(below, where)
+def commands(group: Any, path: str = "") -> Iterator[str]:
+    """The full name of every command that can be run."""
+    for name, command in group.commands.items():
+        full_name = f"{path} {name}".strip()
+        if not hasattr(command, "commands") or command.invoke_without_command:
+            yield full_name
+        if hasattr(command, "commands"):
+            yield from commands(command, full_name)
 
 
 def blocks(language: str) -> list[tuple[Path, str]]:
