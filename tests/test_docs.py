@@ -1,4 +1,4 @@
-"""The documentation against the code."""
+"""Checks the documentation against the code."""
 
 import os
 import re
@@ -20,18 +20,18 @@ from deployments.api.protocol.chat import ChatRequest
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 API = (DOCS / "api.md").read_text()
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "examples" / "README.md"])
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "demo" / "README.md", ROOT / "examples" / "README.md"])
 
 
 def test_every_parameter_is_in_the_table_and_no_other() -> None:
     table = API.split("## Parameters of chat completions")[1].split("##")[0]
-    named = {
+    documented = {
         name
         for row in table.splitlines()
         if row.startswith("| `")
         for name in re.findall(r"`(\w+)`", row.split("|")[1])
     }
-    assert named == set(ChatRequest.__struct_fields__)
+    assert documented == set(ChatRequest.__struct_fields__)
 
 
 def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
@@ -45,8 +45,8 @@ def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The documentation, built."""
     folder = tmp_path_factory.mktemp("site")
-    built = build(ROOT, folder)
-    assert built.returncode == 0, built.stderr
+    result = build(ROOT, folder)
+    assert result.returncode == 0, result.stderr
     return folder
 
 
@@ -55,32 +55,32 @@ def test_a_link_or_an_anchor_that_leads_nowhere_fails_the_build(tmp_path: Path) 
     shutil.copytree(DOCS, tmp_path / "docs")
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)
     with (tmp_path / "docs" / "index.md").open("a") as page:
-        page.write("[a page](nowhere.md) and [a place](api.md#nowhere)")
-    built = build(tmp_path, tmp_path / "site")
-    assert built.returncode == 1
-    assert "'nowhere.md'" in built.stderr and "'#nowhere'" in built.stderr
+        page.write("[a page](nowhere.md) and [an anchor](api.md#nowhere)")
+    result = build(tmp_path, tmp_path / "site")
+    assert result.returncode == 1
+    assert "'nowhere.md'" in result.stderr and "'#nowhere'" in result.stderr
 
 
 def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > len(list(DOCS.rglob("*.md")))
     for page in pages:
-        loaded = re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=[\"']?([^\"'> ]+)", page.read_text())
-        loaded += re.findall(
+        urls = re.findall(r"<(?:script|img|iframe)[^>]*\ssrc=[\"']?([^\"'> ]+)", page.read_text())
+        urls += re.findall(
             r"<link[^>]*rel=[\"']?(?:style|preconnect|icon)[^>]*href=[\"']?([^\"'> ]+)", page.read_text()
         )
-        assert loaded
-        assert not [url for url in loaded if url.startswith(("http", "//"))], page
+        assert urls
+        assert not [url for url in urls if url.startswith(("http", "//"))], page
     assert not any(re.search(r"url\([\"']?(https?:)?//", sheet.read_text()) for sheet in site.rglob("*.css"))
 
 
-def test_the_reference_holds_all_there_is(site: Path) -> None:
+def test_the_reference_lists_every_setting_metric_and_command(site: Path) -> None:
     def page(name: str) -> str:
         return (site / "reference" / name / "index.html").read_text()
 
     assert all(f"<code>{name}</code>" in page("settings") for name in describe())
-    shown = (ROOT / "k8s" / "monitoring" / "dray.json").read_text()  # another test says that every metric is there
-    metrics = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"\bdray_[a-z_]+\w", shown)}
+    dashboard = (ROOT / "k8s" / "monitoring" / "dray.json").read_text()  # tests/k8s checks that every metric is there
+    metrics = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"\bdray_[a-z_]+\w", dashboard)}
     assert len(metrics) > 20
     assert all(f"<code>{name}</code>" in page("metrics") for name in metrics)
     headings = set(re.findall(r"<h2 id=\"?dray-([\w-]+)", page("command")))
@@ -98,6 +98,7 @@ def commands(group: Any, path: str = "") -> Iterator[str]:
 
 
 def blocks(language: str) -> list[tuple[Path, str]]:
+    """The fenced code blocks of a language, each with its page."""
     fence = re.compile(rf"^( *)```{language}\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
     return [(page, dedent(text)) for page in PAGES for _, text in fence.findall(page.read_text())]
 
@@ -105,38 +106,42 @@ def blocks(language: str) -> list[tuple[Path, str]]:
 def test_code_in_guides_is_code_that_runs() -> None:
     sources = [*(ROOT / "examples").glob("*.py"), *(ROOT / "deployments").rglob("*.py")]
     code = "\n".join(source.read_text() for source in sources)
-    quoted = [(page, text) for page, text in blocks("python") if page.parent.name in ("guides", "contributing")]
-    assert len(quoted) >= 5
-    for page, text in quoted:
+    quotes = [(page, text) for page, text in blocks("python") if page.parent.name in ("guides", "contributing")]
+    assert len(quotes) >= 5
+    for page, text in quotes:
         assert any(indent(text, " " * depth) in code for depth in (0, 4, 8)), f"{page}: {text}"
 
 
 def test_commands_in_the_documentation_exist() -> None:
-    seen = 0
+    checked = 0
     for page, text in blocks("bash"):
         for line in re.findall(r"(?<!-n )(?<![\w-])dray ([a-z][^#|&\n]*)", text):
             words = line.split()
-            found: Any = get_command(app)
-            while words and words[0] in getattr(found, "commands", {}):
-                found = found.commands[words.pop(0)]
-            assert not hasattr(found, "commands") or found.invoke_without_command, f"{page}: dray {line}"
-            options = {option for parameter in found.params for option in parameter.opts}
+            command: Any = get_command(app)
+            while words and words[0] in getattr(command, "commands", {}):
+                command = command.commands[words.pop(0)]
+            assert not hasattr(command, "commands") or command.invoke_without_command, f"{page}: dray {line}"
+            options = {option for parameter in command.params for option in parameter.opts}
             assert {word.partition("=")[0] for word in words if word.startswith("--")} <= options, (
                 f"{page}: dray {line}"
             )
-            seen += 1
-    assert seen > 20
+            checked += 1
+    assert checked > 20
 
 
 def test_settings_in_the_documentation_exist() -> None:
-    known = {variable(name) for name in describe()} | {"DRAY_CONFIG"}
+    names = describe()
+    variables = {variable(name) for name in names} | {"DRAY_CONFIG"}
+    groups = "|".join({name.partition(".")[0] for name in names if "." in name})
     for page in PAGES:
-        assert set(re.findall(r"\bDRAY_[A-Z_]+[A-Z]", page.read_text())) <= known, page
+        assert set(re.findall(r"\bDRAY_[A-Z_]+[A-Z]", page.read_text())) <= variables, page
+        if page.name != "CHANGELOG.md":  # which lists former names
+            assert set(re.findall(rf"`((?:{groups})\.(?!py`)[a-z_]+)`", page.read_text())) <= names.keys(), page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_to_files_lead_somewhere(page: Path) -> None:
-    """Those that a reader of the repository follows, outside of docs/ too."""
+def test_links_lead_to_files_that_exist(page: Path) -> None:
+    """Links in pages outside docs/ too, which MkDocs does not check."""
     for link in re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", page.read_text()):
         target = (link[0] or link[1]).partition("#")[0]
         if target and "://" not in target and not target.startswith(("reference/", "../reference/")):
@@ -153,9 +158,9 @@ def test_figures_in_the_readme_are_measured(text: str) -> None:
     rows = re.split(r"## (?:Measured|实测)\n", text)[1].split("\n## ")[0].splitlines()
     cells = [row.split("|")[2:4] for row in rows if row.startswith("| ") and "---" not in row][1:]
     assert len(cells) >= 8
-    for figures, command in cells:
-        found = re.findall(r"\d+(?:\.\d+)?", figures)
-        assert found and set(found) <= measured, figures
+    for cell, command in cells:
+        figures = set(re.findall(r"\d+(?:\.\d+)?", cell))
+        assert figures and figures <= measured, cell
         assert command.strip() in results, command
 
 
@@ -164,7 +169,7 @@ def test_the_two_readmes_say_the_same() -> None:
         code = "\n".join(re.findall(r"```(?:bash|yaml)\n(.*?)```", text, re.DOTALL))
         commands = [line.partition("    #")[0].rstrip() for line in code.splitlines()]
         links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("README")]
-        shapes = [found[0] for line in text.splitlines() if (found := re.match(r"#+|\||- \*\*", line))]
+        shapes = [match[0] for line in text.splitlines() if (match := re.match(r"#+|\||- \*\*", line))]
         return [re.sub(r" +# .*", "", command) for command in commands], links, shapes
 
     assert skeleton(READMES[0]) == skeleton(READMES[1])
