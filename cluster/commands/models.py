@@ -37,6 +37,7 @@ from cluster.models.export import Compression, ExportError, export_model
 from cluster.models.fetch import FetchError
 from cluster.models.folder import ModelFolderError, folder_of, is_folder, is_to_be_fetched
 from cluster.models.hubs import HubError, RemoteFile, open_hub
+from cluster.models.paths import UnsafeNameError
 from cluster.settings import BUNDLED, Settings
 
 app = typer.Typer(
@@ -91,7 +92,7 @@ def _bars() -> Iterator[Bars]:
 def _failures() -> Iterator[None]:
     try:
         yield
-    except (HubError, FetchError, ExportError, ModelFolderError) as error:
+    except (HubError, FetchError, ExportError, ModelFolderError, UnsafeNameError, OSError) as error:
         raise fail(str(error)) from None
     except KeyboardInterrupt:
         raise fail("stopped; what has come is kept, and the same command goes on from there") from None

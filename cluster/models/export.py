@@ -75,7 +75,7 @@ def export_model(
     config = source / "config.json"
     if not config.is_file():
         raise ExportError(f"{source} holds no config.json; give the folder of a transformers model")
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise ExportError(f"{target} exists already; remove it or choose another name")
     check_export_extra()
     if _brings_code(json.loads(config.read_text())) and not remote_code:

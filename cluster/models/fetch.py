@@ -1,4 +1,4 @@
-"""Fetching: a repository's files come into a folder, all of them and right, or not at all."""
+"""Fetching: a repository's files arrive in a folder complete and verified, or not at all."""
 
 import errno
 import fcntl
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from cluster.models.hubs import Listing, ModelHub, RemoteFile
+from cluster.models.paths import UnsafeNameError, child, owned_child
+from cluster.units import gib
 
 _ATTEMPTS = 2
 _SPARE_BYTES = 64 * 2**20
@@ -22,24 +24,36 @@ REMOTE_CODE = ("*.py",)
 
 
 class FetchError(Exception):
-    """The files cannot be had; the message says why."""
+    """The files cannot be fetched; the message says why."""
 
 
 class DownloadProgress(Protocol):
-    """Who watches a download."""
+    """Receives the progress of a download."""
 
     def begin(self, files: Sequence[RemoteFile]) -> None:
-        """These files will come."""
+        """The download of these files begins."""
 
     def advance(self, path: str, size: int) -> None:
-        """`size` bytes more of this file are there."""
+        """`size` more bytes of this file have arrived (negative: that many were dropped)."""
 
     def check(self, path: str) -> None:
-        """This file is there, and its content is being checked."""
+        """This file has arrived, and its content is being verified."""
 
 
 def matching_files(listing: Listing, patterns: Sequence[str]) -> list[RemoteFile]:
-    """The files of the repository's top folder that match."""
+    """The files in the repository's top folder that match a pattern.
+
+    Raises FetchError where the hub lists any path that would lead out of a folder.
+    """
+    for file in listing.files:
+        try:
+            for part in file.path.split("/"):
+                child(Path(), part)
+        except UnsafeNameError:
+            raise FetchError(
+                f"{listing.repository} lists a file {file.path!r}, whose path leads out of the model's folder; "
+                "nothing was fetched from it"
+            ) from None
     return [
         file
         for file in listing.files
@@ -48,60 +62,64 @@ def matching_files(listing: Listing, patterns: Sequence[str]) -> list[RemoteFile
 
 
 def fetch(
-    hub: ModelHub, listing: Listing, files: Sequence[RemoteFile], folder: Path, watcher: DownloadProgress
+    hub: ModelHub, listing: Listing, files: Sequence[RemoteFile], folder: Path, progress: DownloadProgress
 ) -> None:
-    """Brings the files into the folder and checks each against what the hub says of it.
+    """Downloads the files into the folder and verifies each against the hub's listing.
 
-    Goes on from what an earlier try left in the folder. A file that came wrong is fetched once more.
-    Raises FetchError, HubError.
+    Resumes what an earlier attempt left in the folder. A file that arrives damaged is fetched once more.
+    Raises FetchError, HubError, UnsafeNameError.
     """
-    needed = sum(file.size for file in files) - sum(_there(folder / file.path) for file in files)
+    paths = {file.path: owned_child(folder, file.path) for file in files}
+    missing_bytes = sum(file.size for file in files) - sum(_bytes_on_disk(path) for path in paths.values())
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    if needed + _SPARE_BYTES > free:
+    if missing_bytes + _SPARE_BYTES > free:
         raise FetchError(
-            f"{listing.repository} needs {_gb(needed)} more and {folder} has {_gb(free)} free; "
-            "make room or set models_dir to another disk"
+            f"{listing.repository} needs {gib(missing_bytes)} more, and {folder} has {gib(free)} free; "
+            "free some space or set models_dir to another disk"
         )
-    watcher.begin(files)
-    left = list(files)
+    progress.begin(files)
+    remaining = list(files)
     for _ in range(_ATTEMPTS):
-        with _disk_full_named(folder):
-            hub.download(listing, left, folder, watcher.advance)
-        left = [file for file in left if not _right(folder / file.path, file, watcher)]
-        for file in left:
-            (folder / file.path).unlink(missing_ok=True)
-            watcher.advance(file.path, -file.size)
-        if not left:
+        with _disk_errors(folder):
+            hub.download(listing, remaining, folder, progress.advance)
+        remaining = [file for file in remaining if not _is_intact(paths[file.path], file, progress)]
+        for file in remaining:
+            paths[file.path].unlink(missing_ok=True)
+            progress.advance(file.path, -file.size)
+        if not remaining:
             break
-    if left:
+    if remaining:
         raise FetchError(
-            f"{left[0].path} of {listing.repository} came with a wrong checksum {_ATTEMPTS} times; "
-            f"{hub.endpoint} does not serve what it lists, try another source"
+            f"{remaining[0].path} of {listing.repository} arrived with a wrong checksum {_ATTEMPTS} times: "
+            f"{hub.endpoint} does not serve what it lists; try another source"
         )
     shutil.rmtree(folder / ".cache", ignore_errors=True)
 
 
 @contextmanager
 def exclusive(lock: Path) -> Iterator[None]:
-    """Holds a lock file: two processes never fetch one model at once. Raises FetchError if another does."""
+    """Holds a lock file, so that two processes never fetch or remove one model at once.
+
+    Raises FetchError if another process holds it.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as held:
+    with lock.open("a") as file:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FetchError(f"another process is fetching this model now ({lock})") from None
         yield
 
 
-def _there(path: Path) -> int:
+def _bytes_on_disk(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _right(path: Path, file: RemoteFile, watcher: DownloadProgress) -> bool:
+def _is_intact(path: Path, file: RemoteFile, progress: DownloadProgress) -> bool:
     if not path.is_file() or path.stat().st_size != file.size:
         return False
-    watcher.check(file.path)
+    progress.check(file.path)
     if file.sha256:
         return _digest(path, "sha256", b"") == file.sha256
     # Git names a file by the hash of a header and its content.
@@ -111,20 +129,17 @@ def _right(path: Path, file: RemoteFile, watcher: DownloadProgress) -> bool:
 def _digest(path: Path, algorithm: str, prefix: bytes) -> str:
     digest = new_hash(algorithm, prefix, usedforsecurity=False)
     with path.open("rb") as content:
-        while piece := content.read(_READ_BYTES):
-            digest.update(piece)
+        while chunk := content.read(_READ_BYTES):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
 @contextmanager
-def _disk_full_named(folder: Path) -> Iterator[None]:
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turns errors of the file system into FetchError."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise FetchError(f"the disk of {folder} is full; what came is kept, and the next try goes on") from None
+            raise FetchError(f"the disk of {folder} is full; what arrived is kept, and the next try resumes") from None
         raise FetchError(f"download failed: {error}") from None
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -1,4 +1,4 @@
-"""A model folder: is it whole, what is it called, how much does it need, and which exact model is it."""
+"""A model folder: whether it is complete, its name, how much memory it needs, and which exact model it holds."""
 
 import json
 from dataclasses import dataclass
@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.models.catalog import CATALOG
+from cluster.models.paths import UnsafeNameError, child
 from cluster.settings import BUNDLED, ModelSettings, Settings
 
 BUNDLED_FOLDER = Path(__file__).parents[2] / "demo" / "model"
 WEIGHTS_FILE = "openvino_model.bin"
 MANIFEST = "dray-model.json"
-_NEEDED = ("openvino_model.xml", WEIGHTS_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
-_NEEDED_TO_EMBED = ("openvino_tokenizer.xml", "openvino_tokenizer.bin")
-_MEANING = (
+_REQUIRED = ("openvino_model.xml", WEIGHTS_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
+_REQUIRED_TO_EMBED = ("openvino_tokenizer.xml", "openvino_tokenizer.bin")
+_FINGERPRINTED = (
     "openvino_model.xml",
     "config.json",
     "generation_config.json",
@@ -32,16 +33,16 @@ class ModelFolderError(Exception):
 
 
 class UnknownModel(ModelFolderError):
-    """A name that is no folder, not in the catalog and no Hub id."""
+    """The source is neither a folder, nor a catalog name, nor a Hub id."""
 
 
 def is_folder(source: str) -> bool:
-    """Whether a model is given as a folder, and not by a name."""
+    """Whether the source is a path rather than a model's name."""
     return source.startswith((".", "/", "~")) or Path(source).is_dir()
 
 
 def known_as(source: str) -> str:
-    """The name under which a source is served unless a setting gives another."""
+    """The name under which a source is served unless the settings give another."""
     if source == BUNDLED:
         return "dray-demo"
     if is_folder(source):
@@ -49,29 +50,43 @@ def known_as(source: str) -> str:
     return source.rpartition("/")[2].lower()
 
 
+def store_folder(source: str, weight: str, models_dir: Path) -> Path:
+    """The folder in `models_dir` that a named model is fetched into; it need not exist.
+
+    source: a catalog name or a Hub id (org/name). Raises UnknownModel for any other source.
+    """
+    slug = source.replace("/", "--").lower()
+    name = slug if slug.endswith(f"-{weight}-ov") else f"{slug}-{weight}"
+    try:
+        if source not in CATALOG:
+            organization, repository = source.split("/")
+            child(models_dir, organization)
+            child(models_dir, repository)
+        return child(models_dir, name)
+    except (ValueError, UnsafeNameError):
+        raise UnknownModel(
+            f"{source!r} is no folder, not in the catalog (`dray models list`), and no Hub id of the form org/name"
+        ) from None
+
+
 def folder_of(source: str, weight: str, models_dir: Path) -> Path:
-    """Where the model of this source is, or will be. Raises UnknownModel for a name that cannot be one."""
+    """The folder of a source's model; it need not exist. Raises UnknownModel for a name that no model can have."""
     if source == BUNDLED:
         return BUNDLED_FOLDER
     if is_folder(source):
         return Path(source).expanduser()
-    if source not in CATALOG and source.count("/") != 1:
-        raise UnknownModel(
-            f"{source!r} is no folder, not in the catalog (`dray models list`), and no Hub id of the form org/name"
-        )
-    slug = source.replace("/", "--").lower()
-    return models_dir / (slug if slug.endswith(f"-{weight}-ov") else f"{slug}-{weight}")
+    return store_folder(source, weight, models_dir)
 
 
 def is_to_be_fetched(model: ModelSettings, models_dir: Path) -> bool:
-    """Whether it is named, and not on this machine. Raises UnknownModel."""
+    """Whether the model is given by name and not on this machine yet. Raises UnknownModel."""
     if model.source == BUNDLED or is_folder(model.source):
         return False
     return not folder_of(model.source, model.weight, models_dir).is_dir()
 
 
 class KnownModel(Protocol):
-    """What names and sizes the engines of a model, on this machine or not."""
+    """What naming and sizing the engines of a model takes, whether the model is on this machine or not."""
 
     @property
     def settings(self) -> ModelSettings: ...
@@ -88,7 +103,10 @@ class KnownModel(Protocol):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A checked model folder. name: what clients ask for. context_tokens: prompt and completion together."""
+    """A checked model folder.
+
+    name: what clients ask for. context_tokens: maximum of prompt and completion together. created: Unix time.
+    """
 
     settings: ModelSettings
     name: str
@@ -107,75 +125,81 @@ class ServedModel:
 
     @cached_property
     def generation_defaults(self) -> dict[str, Any]:
-        """Sampling that the model's makers recommend: generation_config.json, or nothing."""
+        """The sampling parameters that the model's authors recommend (generation_config.json); may be empty."""
         file = self.folder / "generation_config.json"
         return dict(json.loads(file.read_text())) if file.is_file() else {}
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names this exact model: weights, tokenizer, template, defaults. Part of every answer's cache key.
+        """Identifies this exact model: weights, tokenizer, template, defaults. Part of every answer's cache key.
 
-        Small files are read whole; of the weights, the size and 64 pieces of 1 MiB spread evenly, so that
-        it takes milliseconds for gigabytes and another quantization or fine-tune still differs.
+        Small files are hashed whole. Of the weights, only the size and 64 evenly spaced samples of 1 MiB are hashed:
+        that takes milliseconds for gigabytes and still tells quantizations and fine-tunes apart.
         """
         digest = blake2b(digest_size=16)
-        for name in _MEANING:
+        for name in _FINGERPRINTED:
             file = self.folder / name
             digest.update(name.encode() + (file.read_bytes() if file.is_file() else b""))
         size = self.weights_bytes
         digest.update(size.to_bytes(8, "little"))
         with (self.folder / WEIGHTS_FILE).open("rb") as weights:
-            for piece in range(_SAMPLES):
-                weights.seek(piece * max(0, size - _SAMPLE_BYTES) // max(1, _SAMPLES - 1))
+            for sample in range(_SAMPLES):
+                weights.seek(sample * max(0, size - _SAMPLE_BYTES) // max(1, _SAMPLES - 1))
                 digest.update(weights.read(_SAMPLE_BYTES))
         return digest.hexdigest()
 
 
 def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
-    """Checks the folder of the model that the settings name. Raises ModelFolderError in one line a user can act on."""
+    """Checks the folder of the model that the settings name. Raises ModelFolderError, in one line that says what to do.
+
+    models_dir: where fetched models are kept on this machine.
+    """
     source = settings.source
     folder = folder_of(source, settings.weight, models_dir)
     if not folder.is_dir():
         if source == BUNDLED or is_folder(source):
             raise ModelFolderError(f"model folder {folder} does not exist")
         raise ModelFolderError(f"{source} is not on this machine; fetch it with `dray models pull {source}`")
-    needed = _NEEDED + (_NEEDED_TO_EMBED if settings.task == "embed" else ())
-    missing = [name for name in needed if not (folder / name).is_file()]
+    required = _REQUIRED + (_REQUIRED_TO_EMBED if settings.task == "embed" else ())
+    missing = [name for name in required if not (folder / name).is_file()]
     if missing:
-        raise ModelFolderError(f"model folder {folder} lacks {', '.join(missing)}; make one with `dray models export`")
+        raise ModelFolderError(
+            f"model folder {folder} lacks {', '.join(missing)}; create one with `dray models export`"
+        )
     try:
-        made_for = _made_for(folder)
+        limit = _context_limit(folder)
     except (ValueError, KeyError, TypeError) as error:
         raise ModelFolderError(f"{folder / 'config.json'} is not a model configuration ({error!r})") from None
-    if settings.context_tokens > made_for:
+    if settings.context_tokens > limit:
         raise ModelFolderError(
-            f"model.context_tokens is {settings.context_tokens}, but {folder} was made for {made_for}"
+            f"model.context_tokens is {settings.context_tokens}, but the model in {folder} supports at most {limit}"
         )
     return ServedModel(
         settings=settings,
         name=settings.name or known_as(source),
         folder=folder.resolve(),
-        context_tokens=settings.context_tokens or made_for,
+        context_tokens=settings.context_tokens or limit,
         created=int((folder / "openvino_model.xml").stat().st_mtime),
     )
 
 
-def _made_for(folder: Path) -> int:
-    """Tokens: of an embedding model, what its makers tested, where they say so; else what its positions allow."""
+def _context_limit(folder: Path) -> int:
+    """Maximum tokens: what an embedding model's authors tested, where they say so, else its position embeddings."""
     tested = folder / "sentence_bert_config.json"
-    noted = json.loads(tested.read_text()).get("max_seq_length") if tested.is_file() else None
-    return int(noted or json.loads((folder / "config.json").read_text())["max_position_embeddings"])
+    tokens = json.loads(tested.read_text()).get("max_seq_length") if tested.is_file() else None
+    return int(tokens or json.loads((folder / "config.json").read_text())["max_position_embeddings"])
 
 
 def open_models(settings: Settings, models_dir: Path | None = None) -> list[ServedModel]:
-    """Checks every model that is to be served. models_dir: this machine's, where the settings are another's.
+    """Checks every model that the settings serve.
 
-    Raises ModelFolderError, also where two go by one name.
+    models_dir: this machine's, where the settings come from another machine.
+    Raises ModelFolderError, also where two models share a name.
     """
-    models = [open_model(one, models_dir or settings.models_dir) for one in settings.served]
+    models = [open_model(model, models_dir or settings.models_dir) for model in settings.served]
     names = [name for model in models for name in model.names]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ModelFolderError(f"two models go by the name {twice[0]!r}; give each a `name` of its own")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise ModelFolderError(f"two models go by the name {duplicates[0]!r}; give each its own `name`")
     return models
 
 
@@ -189,5 +213,5 @@ def private_memory(model: KnownModel) -> int:
 
 
 def memory_needed(model: KnownModel) -> int:
-    """Bytes that all replicas need on one machine, where they share the mapped weights."""
+    """Bytes that all replicas of a model need on one machine; they share the memory-mapped weights."""
     return model.weights_bytes + model.settings.replicas * private_memory(model)

@@ -1,27 +1,28 @@
-"""Model hubs: what a repository holds, and its files brought into a folder. Each by its maker's own client.
+"""Model hubs: listing a repository and downloading its files, with each hub's official client.
 
-Both clients take up a download where it broke off, and try again when a connection drops.
+Both clients resume interrupted downloads and retry when a connection drops.
 """
 
 import contextlib
+import glob
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from cluster.models.catalog import Hub
 
 _WORKERS = 4
 
 OnBytes = Callable[[str, int], None]
-"""Told of a file's path, and of how many of its bytes are now there more than before (fewer: negative)."""
+"""Called with a file's path and how many more of its bytes have arrived (negative: that many were dropped)."""
 
 
 class HubError(Exception):
-    """A hub refused, or cannot be reached; the message says what to do."""
+    """A hub refused the request or is unreachable; the message says what to do."""
 
 
 class NotOnHub(HubError):
@@ -30,7 +31,7 @@ class NotOnHub(HubError):
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a repository. sha256 of its content, or git's blob id of it, as far as the hub says."""
+    """A file of a repository. size: in bytes. sha256 or blob_id (Git's): hash of its content, if the hub lists one."""
 
     path: str
     size: int
@@ -40,7 +41,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a repository holds at one revision (a commit where the hub names it)."""
+    """The files of a repository at one revision (a commit, where the hub names it)."""
 
     repository: str
     revision: str
@@ -48,26 +49,26 @@ class Listing:
 
 
 class ModelHub(Protocol):
-    """What Dray asks of a hub."""
+    """A model hub."""
 
     name: Hub
     endpoint: str
 
     def listing(self, repository: str, revision: str | None) -> Listing:
-        """Raises NotOnHub, HubError."""
+        """The repository's files; revision None is the main branch. Raises NotOnHub, HubError."""
 
     def download(self, listing: Listing, files: Sequence[RemoteFile], folder: Path, on_bytes: OnBytes) -> None:
-        """Brings the files into the folder, going on from what lies there. Raises HubError, OSError."""
+        """Downloads the files into the folder, resuming what is there already. Raises HubError, OSError."""
 
 
 def open_hub(name: Hub) -> ModelHub:
-    """The hub of that name; its address and the user's token come from the variables that its own client reads."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # both clients draw bars of their own
+    """The hub of that name. Its address and the user's token come from the variables that its own client reads."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # both clients draw their own progress bars
     return HuggingFace() if name == "huggingface" else ModelScope()
 
 
 class HuggingFace:
-    """The Hugging Face Hub, or the mirror that HF_ENDPOINT names. The token: HF_TOKEN, or `hf auth login`."""
+    """The Hugging Face Hub, or the mirror at HF_ENDPOINT. Token: HF_TOKEN, or `hf auth login`."""
 
     name: Hub = "huggingface"
 
@@ -84,12 +85,12 @@ class HuggingFace:
             info = self._api.model_info(repository, revision=revision, files_metadata=True)
         files = tuple(
             RemoteFile(
-                one.rfilename,
-                int(one.size or 0),
-                sha256=one.lfs.sha256 if one.lfs else "",
-                blob_id="" if one.lfs else one.blob_id or "",
+                sibling.rfilename,
+                int(sibling.size or 0),
+                sha256=sibling.lfs.sha256 if sibling.lfs else "",
+                blob_id="" if sibling.lfs else sibling.blob_id or "",
             )
-            for one in info.siblings or ()
+            for sibling in info.siblings or ()
         )
         return Listing(repository, info.sha or revision or "main", files)
 
@@ -100,7 +101,7 @@ class HuggingFace:
                 file.path,
                 revision=listing.revision,
                 local_dir=folder,
-                tqdm_class=_meter(file.path, on_bytes),
+                tqdm_class=_progress_class(file.path, on_bytes),
             )
 
         with self._errors(listing.repository), ThreadPoolExecutor(_WORKERS) as workers:
@@ -112,7 +113,7 @@ class HuggingFace:
                 workers.shutdown(cancel_futures=True)
 
     @contextlib.contextmanager
-    def _errors(self, repository: str) -> Any:
+    def _errors(self, repository: str) -> Iterator[None]:
         import httpx
         from huggingface_hub import errors
 
@@ -121,12 +122,12 @@ class HuggingFace:
             yield
         except errors.GatedRepoError:
             raise NotOnHub(
-                f"{repository} is gated: accept its terms at {page}, then set HF_TOKEN to a token of that account"
+                f"{repository} is gated: accept its terms at {page}, then set HF_TOKEN to that account's token"
             ) from None
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError):
-            raise NotOnHub(f"{page} does not exist (or is private: then set HF_TOKEN)") from None
+            raise NotOnHub(f"{page} does not exist, or is private (then set HF_TOKEN)") from None
         except errors.HFValidationError:
-            raise NotOnHub(f"{repository!r} is no repository's name") from None
+            raise NotOnHub(f"{repository!r} is not a valid repository name") from None
         except (errors.LocalEntryNotFoundError, httpx.TransportError) as error:
             raise HubError(_unreachable(self.endpoint, error)) from None
         except errors.HfHubHTTPError as error:
@@ -134,7 +135,7 @@ class HuggingFace:
 
 
 class ModelScope:
-    """ModelScope, or the server that MODELSCOPE_ENDPOINT names. The token: MODELSCOPE_API_TOKEN, or its own login."""
+    """ModelScope, or the server at MODELSCOPE_ENDPOINT. Token: MODELSCOPE_API_TOKEN, or its client's login."""
 
     name: Hub = "modelscope"
     endpoint: str
@@ -149,14 +150,16 @@ class ModelScope:
 
     def listing(self, repository: str, revision: str | None) -> Listing:
         with self._errors(repository):
-            found = self._api.list_repo_files(repository, "model", revision=revision)
-        files = tuple(RemoteFile(one.path, one.size, sha256=one.sha256 or "") for one in found if one.type != "tree")
+            entries = self._api.list_repo_files(repository, "model", revision=revision)
+        files = tuple(
+            RemoteFile(entry.path, entry.size, sha256=entry.sha256 or "") for entry in entries if entry.type != "tree"
+        )
         return Listing(repository, revision or "master", files)
 
     def download(self, listing: Listing, files: Sequence[RemoteFile], folder: Path, on_bytes: OnBytes) -> None:
         from modelscope_hub import ProgressCallback
 
-        class Meter(ProgressCallback):
+        class Reporter(ProgressCallback):
             def update(self, size: int) -> None:
                 on_bytes(self.filename, size)
 
@@ -167,13 +170,14 @@ class ModelScope:
                 revision=listing.revision,
                 local_dir=folder,
                 cache_dir=folder / ".cache",
-                allow_patterns=[file.path for file in files],
+                # The client lists the repository again and checks no path that it gets: only these very names match.
+                allow_patterns=[glob.escape(file.path) for file in files],
                 max_workers=_WORKERS,
-                progress_callbacks=[Meter],
+                progress_callbacks=[Reporter],
             )
 
     @contextlib.contextmanager
-    def _errors(self, repository: str) -> Any:
+    def _errors(self, repository: str) -> Iterator[None]:
         import requests
         from modelscope_hub import errors
 
@@ -181,9 +185,9 @@ class ModelScope:
         try:
             yield
         except errors.NotExistError:
-            raise NotOnHub(f"{page} does not exist (or is private: then set MODELSCOPE_API_TOKEN)") from None
+            raise NotOnHub(f"{page} does not exist, or is private (then set MODELSCOPE_API_TOKEN)") from None
         except (errors.AuthenticationError, errors.PermissionDeniedError):
-            raise NotOnHub(f"{page} is not open to you: set MODELSCOPE_API_TOKEN to a token that may read it") from None
+            raise NotOnHub(f"you may not read {page}: set MODELSCOPE_API_TOKEN to a token that may") from None
         except (errors.NetworkError, requests.ConnectionError, requests.Timeout) as error:
             raise HubError(_unreachable(self.endpoint, error)) from None
         except errors.FileDownloadError as error:
@@ -195,11 +199,11 @@ class ModelScope:
             raise HubError(f"{page}: {error}") from None
 
 
-def _meter(path: str, on_bytes: OnBytes) -> type:
-    """What huggingface_hub takes for a progress bar's class."""
+def _progress_class(path: str, on_bytes: OnBytes) -> type:
+    """A class that huggingface_hub accepts in place of its progress bar."""
 
-    class Meter:
-        def __init__(self, *, initial: int = 0, total: int | None = None, **look: object) -> None:
+    class Reporter:
+        def __init__(self, *, initial: int = 0, total: int | None = None, **appearance: object) -> None:
             self.total, self.n = total, initial
             on_bytes(path, initial)
 
@@ -207,23 +211,23 @@ def _meter(path: str, on_bytes: OnBytes) -> type:
             self.n += size
             on_bytes(path, size)
 
-        def set_description(self, *said: object, **more: object) -> None:
+        def set_description(self, *arguments: object, **options: object) -> None:
             return
 
         refresh = close = set_description
 
-        def __enter__(self) -> "Meter":
+        def __enter__(self) -> "Reporter":
             return self
 
-        def __exit__(self, *how: object) -> None:
+        def __exit__(self, *exception: object) -> None:
             return
 
-    return Meter
+    return Reporter
 
 
 def _unreachable(endpoint: str, error: Exception) -> str:
-    said = str(error).strip().splitlines()
+    lines = str(error).strip().splitlines()
     return (
-        f"cannot reach {endpoint} ({said[0] if said else type(error).__name__}); set HF_ENDPOINT to a mirror, "
-        "take --source modelscope, or give a folder that you carried here"
+        f"cannot reach {endpoint} ({lines[0] if lines else type(error).__name__}); set HF_ENDPOINT to a mirror, "
+        "use --source modelscope, or give a folder that you copied to this machine"
     )

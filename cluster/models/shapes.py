@@ -97,7 +97,7 @@ def make_random(target: Path, like: str, compression: Compression, **smaller: in
     """
     if like not in _SHAPES:
         raise ExportError(f"no shape is known of {like!r}; known are {', '.join(_SHAPES)}")
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise ExportError(f"{target} exists already; remove it or choose another name")
     check_export_extra()
     import torch

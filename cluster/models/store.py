@@ -1,8 +1,9 @@
-"""The models that were fetched to this machine, and how one gets here."""
+"""The models that were fetched to this machine: listing, fetching and removing them."""
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ from cluster.models import fetch as fetching
 from cluster.models.catalog import CATALOG, CatalogModel, ready_made
 from cluster.models.export import Compression, ExportError, check_export_extra, export_model
 from cluster.models.fetch import DownloadProgress, FetchError, exclusive, fetch, matching_files
-from cluster.models.folder import MANIFEST, WEIGHTS_FILE, UnknownModel, folder_of
+from cluster.models.folder import MANIFEST, WEIGHTS_FILE, ModelFolderError, UnknownModel, store_folder
 from cluster.models.hubs import Listing, ModelHub, NotOnHub
+from cluster.models.paths import owned_child
 
 _PARTIAL = ".partial"
+_WEIGHTS_SUFFIX = ".weights"
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A model folder in the store. manifest: where it came from."""
+    """A complete model in the store. bytes: on disk. manifest: where it was fetched from."""
 
     name: str
     folder: Path
@@ -28,31 +31,62 @@ class Installed:
 
 
 def installed(models_dir: Path) -> list[Installed]:
-    """The whole models in the store, by name."""
-    found = []
-    for folder in sorted(models_dir.glob("*")) if models_dir.is_dir() else ():
-        if (folder / WEIGHTS_FILE).is_file():
-            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            manifest = folder / MANIFEST
-            found.append(
-                Installed(folder.name, folder, size, json.loads(manifest.read_text()) if manifest.is_file() else {})
-            )
-    return found
+    """The complete models in the store, sorted by name."""
+    return [_read_installed(folder) for folder in sorted(_entries(models_dir)) if (folder / WEIGHTS_FILE).is_file()]
+
+
+def _read_installed(folder: Path) -> Installed:
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    manifest = folder / MANIFEST
+    return Installed(folder.name, folder, size, json.loads(manifest.read_text()) if manifest.is_file() else {})
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        yield from folder.iterdir()
 
 
 def remove(source: str, weight: str, models_dir: Path) -> Path:
-    """Deletes a model of the store, by the name it was pulled under or its folder's name, and what a broken-off
-    download left of it. Gives the folder. Raises UnknownModel."""
-    by_folder = models_dir / source
-    folder = by_folder if "/" not in source and by_folder.is_dir() else folder_of(source, weight, models_dir)
-    if folder.parent != models_dir:
-        raise UnknownModel(f"{folder} is not in {models_dir}; Dray deletes only what it has fetched")
-    partial = [models_dir / _PARTIAL / name for name in (folder.name, f"{folder.name}.weights")]
-    if not any(path.is_dir() for path in (folder, *partial)):
-        raise UnknownModel(f"{source} is not on this machine")
-    for path in (folder, *partial):
-        shutil.rmtree(path, ignore_errors=True)
+    """Deletes a fetched model and what an interrupted download left of it; returns the model's folder.
+
+    source: the name that it was pulled by, or its folder's name. Only names that are installed count, so no name
+    reaches anything else. Raises UnknownModel for any other name, UnsafeNameError where the entry is a symbolic link,
+    FetchError while the model is being fetched, and ModelFolderError where something could not be deleted.
+    """
+    name = _installed_name(source, weight, models_dir)
+    downloads = owned_child(models_dir, _PARTIAL)
+    folder = owned_child(models_dir, name)
+    leftovers = [owned_child(downloads, name), owned_child(downloads, f"{name}{_WEIGHTS_SUFFIX}")]
+    with exclusive(owned_child(downloads, f"{name}.lock")):
+        for path in (folder, *leftovers):
+            _delete(path)
     return folder
+
+
+def _installed_name(source: str, weight: str, models_dir: Path) -> str:
+    models = {path.name for path in _entries(models_dir) if path.is_symlink() or (path / WEIGHTS_FILE).is_file()}
+    downloads = {path.name.removesuffix(_WEIGHTS_SUFFIX) for path in _entries(models_dir / _PARTIAL) if path.is_dir()}
+    candidates = [source]
+    with suppress(UnknownModel):  # raised for a folder's name
+        candidates.append(store_folder(source, weight, models_dir).name)
+    for name in candidates:
+        if name in models | downloads:
+            return name
+    raise UnknownModel(
+        f"{source!r} is not on this machine: {models_dir} holds no model of this name, and Dray deletes only models "
+        "that it has fetched there"
+    )
+
+
+def _delete(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise ModelFolderError(
+            f"could not delete {error.filename or folder}: {error.strerror}; what is left of {folder} is still there"
+        ) from None
 
 
 def obtain(
@@ -60,47 +94,50 @@ def obtain(
     compression: Compression,
     models_dir: Path,
     hub: ModelHub,
-    watcher: DownloadProgress,
+    progress: DownloadProgress,
     on_stage: Callable[[str], None],
     *,
     revision: str | None = None,
     remote_code: bool = False,
 ) -> Path:
-    """The folder of a named model, fetched if it is not here yet: the ready-made OpenVINO model where the hub has
-    one, else the weights, which are then exported.
+    """The folder of a named model, which is fetched if it is not here yet.
 
-    remote_code: whether Python code that comes with the weights may run during the export.
-    Raises UnknownModel, FetchError, ExportError, HubError; what has come is kept for the next try.
+    Takes the ready-made OpenVINO model where the hub has one, and otherwise exports the original weights.
+    remote_code: allow Python code that comes with the weights to run during the export.
+    Raises UnknownModel, UnsafeNameError, FetchError, ExportError, HubError. Files that arrived are kept for the next
+    attempt.
     """
-    target = folder_of(source, compression.weight, models_dir)
+    target = store_folder(source, compression.weight, models_dir)
     if target.is_dir():
         return target
-    partial = models_dir / _PARTIAL
-    with exclusive(partial / f"{target.name}.lock"):
+    target = owned_child(models_dir, target.name)
+    partial = owned_child(models_dir, _PARTIAL)
+    with exclusive(owned_child(partial, f"{target.name}.lock")):
         if listing := _ready_made(source, compression, hub, revision, on_stage):
-            work = partial / target.name
+            work = owned_child(partial, target.name)
             on_stage(f"fetching {listing.repository}")
-            fetch(hub, listing, matching_files(listing, fetching.OPENVINO_FILES), work, watcher)
+            fetch(hub, listing, matching_files(listing, fetching.OPENVINO_FILES), work, progress)
             _complete(work, source, {"source": listing.repository, "hub": hub.name, "revision": listing.revision})
             work.rename(target)
             return target
-        weights, origin = _weights(source, partial / f"{target.name}.weights", hub, revision, watcher, on_stage)
+        weights_folder = owned_child(partial, f"{target.name}{_WEIGHTS_SUFFIX}")
+        origin = _fetch_weights(source, weights_folder, hub, revision, progress, on_stage)
         on_stage(f"exporting {source} to {compression.weight}")
-        export_model(weights, target, compression, remote_code=remote_code, origin=origin)
+        export_model(weights_folder, target, compression, remote_code=remote_code, origin=origin)
         _complete(target, source, {})
-        shutil.rmtree(weights)
+        _delete(weights_folder)
     return target
 
 
 def _ready_made(
     source: str, compression: Compression, hub: ModelHub, revision: str | None, on_stage: Callable[[str], None]
 ) -> Listing | None:
-    """The hub's OpenVINO model for a source: the named repository itself, or Intel's at the weight format."""
+    """The hub's OpenVINO model for a source: the named repository itself, or Intel's in the same weight format."""
     entry = CATALOG.get(source)
     candidates = [] if entry else [source]
     if compression.plain:
-        own = entry.repositories[hub.name] if entry else source
-        candidates.append(ready_made(own, compression.weight))
+        original = entry.repositories[hub.name] if entry else source
+        candidates.append(ready_made(original, compression.weight))
     for repository in candidates:
         on_stage(f"looking for {repository} at {hub.endpoint}")
         try:
@@ -114,15 +151,15 @@ def _ready_made(
     return None
 
 
-def _weights(
+def _fetch_weights(
     source: str,
     folder: Path,
     hub: ModelHub,
     revision: str | None,
-    watcher: DownloadProgress,
+    progress: DownloadProgress,
     on_stage: Callable[[str], None],
-) -> tuple[Path, dict[str, str]]:
-    """Fetches a source's original weights; gives their folder and where they came from."""
+) -> dict[str, str]:
+    """Fetches a source's original weights into the folder; returns where they came from, for the manifest."""
     entry = CATALOG.get(source)
     try:
         check_export_extra()
@@ -134,19 +171,19 @@ def _weights(
     if not any(file.path.endswith(".safetensors") for file in files):
         raise FetchError(f"{listing.repository} holds no .safetensors weights in its top folder")
     on_stage(f"fetching {listing.repository}")
-    fetch(hub, listing, files, folder, watcher)
-    return folder, {"source": listing.repository, "hub": hub.name, "revision": listing.revision}
+    fetch(hub, listing, files, folder, progress)
+    return {"source": listing.repository, "hub": hub.name, "revision": listing.revision}
 
 
 def _complete(folder: Path, source: str, origin: dict[str, str]) -> None:
-    """Adds what the repository leaves out: the manifest, and its makers' recommended sampling."""
+    """Adds what the repository lacks: the manifest, and the sampling parameters that the authors recommend."""
     entry = CATALOG.get(source)
     defaults = folder / "generation_config.json"
     if entry is not None and entry.sampling and not defaults.is_file():
-        defaults.write_text(json.dumps({"do_sample": True, **_as_config(entry)}, indent=2) + "\n")
+        defaults.write_text(json.dumps({"do_sample": True, **_sampling_config(entry)}, indent=2) + "\n")
     if origin:
         (folder / MANIFEST).write_text(json.dumps(origin, indent=2) + "\n")
 
 
-def _as_config(entry: CatalogModel) -> dict[str, float | int]:
+def _sampling_config(entry: CatalogModel) -> dict[str, float | int]:
     return {name: int(value) if name == "top_k" else value for name, value in entry.sampling.items()}

@@ -20,6 +20,7 @@ TOKEN = "a-token-that-may-read"
 class Repository:
     """Files by path. gated: only with TOKEN. spoiled: paths served with a wrong byte, for so many requests.
     dropped: paths whose connection closes after half the bytes, for so many requests. listed: other sizes to claim.
+    added: files that only listings after the first show.
     """
 
     files: dict[str, bytes]
@@ -27,6 +28,7 @@ class Repository:
     spoiled: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     listed: dict[str, int] = field(default_factory=dict)
+    added: dict[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path) -> "Repository":
@@ -103,6 +105,7 @@ class _HuggingFace(_Handler):
             if (repository := self.stand_in.repositories.get(match[1])) is None:
                 return self.refuse(404, "RepoNotFound")
             siblings = [self._sibling(repository, path) for path in repository.files]
+            repository.files |= repository.added
             return self.reply(json.dumps({"id": match[1], "sha": COMMIT, "siblings": siblings}).encode())
         match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", url.path)
         repository = self.stand_in.repositories.get(match[1]) if match else None
@@ -110,10 +113,11 @@ class _HuggingFace(_Handler):
             return self.refuse(404, "RepoNotFound")
         if repository.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.refuse(403, "GatedRepo")
-        if match[3] not in repository.files:
+        path = unquote(match[3])
+        if path not in repository.files:
             return self.refuse(404, "EntryNotFound")
-        etag = f'"{hashlib.sha256(repository.files[match[3]]).hexdigest()}"'
-        return self.content(repository, match[3], first, {"ETag": etag, "X-Repo-Commit": COMMIT})
+        etag = f'"{hashlib.sha256(repository.files[path]).hexdigest()}"'
+        return self.content(repository, path, first, {"ETag": etag, "X-Repo-Commit": COMMIT})
 
     @staticmethod
     def _sibling(repository: Repository, path: str) -> dict[str, Any]:
@@ -145,6 +149,7 @@ class _ModelScope(_Handler):
                 }
                 for path, body in repository.files.items()
             ]
+            repository.files |= repository.added
             body = {"Code": 200, "Data": {"Files": files}, "Success": True}
             return self.reply(json.dumps(body).encode(), headers={"Content-Type": "application/json"})
         path = parse_qs(url.query)["FilePath"][0]

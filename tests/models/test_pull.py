@@ -148,7 +148,7 @@ def test_a_disk_too_small_is_said_before_anything_comes(machine: Machine) -> Non
     repository = machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
     repository.listed[BIN] = 10**15
     line = machine.refused("pull", R1)
-    assert "1000000.0 GB" in line and "free" in line
+    assert "931322.6 GiB" in line and "free" in line
     assert not machine.server.downloads(f"/{BIN}") and not machine.server.downloads(f"FilePath={BIN}")
 
 
