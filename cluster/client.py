@@ -1,46 +1,53 @@
-"""A small client of a running Dray, for the commands that talk to it."""
+"""A small client of a running Dray, or of another OpenAI-compatible server, for the commands that talk to one."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+
+from cluster.sse import NO_DELTA, Event, EventParser, StreamError, error_message, refusal
 
 _TIMEOUT = httpx.Timeout(10.0, read=600.0)
 
 
 class ServerError(Exception):
-    """The server refused or cannot be reached; the message is what it said."""
+    """The server refused the request, failed or is unreachable; the message says how."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of a streamed answer. usage: only in the last."""
+    """A part of a streamed answer. tokens: of the whole completion, in the part that has the usage; else 0."""
 
     reasoning: str = ""
     text: str = ""
-    usage: dict[str, Any] | None = None
+    tokens: int = 0
 
 
 def stream_chat(url: str, key: str, model: str, messages: list[dict[str, str]]) -> Iterator[Delta]:
-    """Asks and yields the answer as it comes. url: the base URL, ending in /v1. key: empty where none is needed.
+    """Requests a streamed answer and yields its parts as they arrive.
 
-    Raises ServerError.
+    url: the base URL, ending in /v1. key: empty if the server needs none. Raises ServerError, also where the stream
+    ends before the answer does.
     """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     body = {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
+    parser, finished, started = EventParser(), False, False
     try:
         with httpx.stream("POST", f"{url}/chat/completions", json=body, headers=headers, timeout=_TIMEOUT) as response:
             if response.status_code != httpx.codes.OK:
-                response.read()
-                raise ServerError(_said(response))
-            for line in response.iter_lines():
-                if line.startswith("data: ") and line != "data: [DONE]":
-                    yield _delta(json.loads(line[6:]))
+                raise ServerError(refusal(response.read()) or f"HTTP {response.status_code}")
+            for data in response.iter_bytes():
+                for event in parser.feed(data):
+                    started = True
+                    finished = finished or any(choice.finish_reason for choice in event.choices or ())
+                    yield _delta(event)
     except httpx.HTTPError as error:
-        raise ServerError(f"{url} does not answer: {error}") from None
+        raise ServerError(f"{url} {'broke the stream off' if started else 'does not answer'}: {error}") from None
+    except StreamError as error:
+        raise ServerError(f"{url}: {error}") from None
+    if not parser.done and not finished:
+        raise ServerError(f"{url} ended the stream before the answer was complete")
 
 
 def metrics(url: str) -> dict[str, list[tuple[dict[str, str], float]]]:
@@ -49,22 +56,19 @@ def metrics(url: str) -> dict[str, list[tuple[dict[str, str], float]]]:
         text = httpx.get(f"{url.removesuffix('/v1')}/metrics", timeout=5.0).raise_for_status().text
     except httpx.HTTPError as error:
         raise ServerError(f"{url} does not answer: {error}") from None
-    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    samples: dict[str, list[tuple[dict[str, str], float]]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            found.setdefault(sample.name, []).append((sample.labels, sample.value))
-    return found
+            samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return samples
 
 
-def _delta(event: dict[str, Any]) -> Delta:
-    if "error" in event:
-        raise ServerError(event["error"]["message"])
-    delta = event["choices"][0]["delta"] if event["choices"] else {}
-    return Delta(delta.get("reasoning_content", ""), delta.get("content", ""), event.get("usage"))
-
-
-def _said(response: httpx.Response) -> str:
-    try:
-        return str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"HTTP {response.status_code}"
+def _delta(event: Event) -> Delta:
+    if event.error is not None:
+        raise ServerError(error_message(event.error))
+    deltas = [choice.delta or NO_DELTA for choice in event.choices or ()]
+    return Delta(
+        "".join(delta.thinking for delta in deltas),
+        "".join(delta.content or "" for delta in deltas),
+        (event.usage.completion_tokens or 0) if event.usage else 0,
+    )

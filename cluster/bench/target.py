@@ -6,7 +6,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from cluster.bench.client import ask, failure, sse_data
+from cluster.bench.client import ask, error_line, failure
 from cluster.bench.workload import Scale, words
 
 _FEW, _MANY = 20, 220
@@ -41,7 +41,7 @@ async def first_model(http: aiohttp.ClientSession, url: str) -> str:
         async with http.get(f"{url}/models") as response:
             data = await response.read()
             if response.status != 200:
-                raise TargetError(f"{url} refuses ({response.status}): {sse_data(data)}")
+                raise TargetError(f"{url} refuses ({response.status}): {error_line(data)}")
     except TimeoutError:
         raise TargetError(f"{url} does not answer in time") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:

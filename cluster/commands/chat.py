@@ -13,15 +13,15 @@ from cluster.commands.console import Config, Key, StateDir, err, found, out
 def chat(
     url: Annotated[str | None, typer.Option(help="Base URL of another server, ending in /v1.")] = None,
     key: Key = "",
-    model: Annotated[str | None, typer.Option(help="Model to ask; the first that is served if not given.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model to ask. Default: the first one served.")] = None,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
-    """Chat in the terminal; thinking is dimmed. An empty line ends it."""
+    """Chat in the terminal. Thinking is dimmed; an empty line ends the chat."""
     if url is None or model is None:
         record = found(config, state_dir)
         url, model = url or record.url, model or record.models[0]
-    turns: list[dict[str, str]] = []
+    messages: list[dict[str, str]] = []
     while True:
         try:
             question = out.input("[bold]you>[/bold] ").strip()
@@ -29,30 +29,29 @@ def chat(
             return
         if not question:
             return
-        turns.append({"role": "user", "content": question})
+        messages.append({"role": "user", "content": question})
         try:
-            turns.append({"role": "assistant", "content": _answer(url, key, model, turns)})
+            messages.append({"role": "assistant", "content": _answer(url, key, model, messages)})
         except ServerError as error:
-            turns.pop()
-            err.print(f"[red]error:[/red] {escape(str(error))}")
+            messages.pop()
+            err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
         except KeyboardInterrupt:
-            turns.pop()
-            out.print("\n(stopped)")
+            messages.pop()
+            out.print("(stopped)")
 
 
-def _answer(url: str, key: str, model: str, turns: list[dict[str, str]]) -> str:
-    began, text, usage = time.monotonic(), "", None
-    for delta in stream_chat(url, key, model, turns):
-        out.print(delta.reasoning, end="", style="dim", markup=False, highlight=False, soft_wrap=True)
-        if delta.text and not text:
-            out.print()
-        out.print(delta.text, end="", markup=False, highlight=False, soft_wrap=True)
-        text, usage = text + delta.text, delta.usage or usage
-    out.print()
-    if usage:
-        out.print(
-            f"({usage['completion_tokens']} tokens, {time.monotonic() - began:.1f} s)",
-            style="dim",
-            highlight=False,
-        )
+def _answer(url: str, key: str, model: str, messages: list[dict[str, str]]) -> str:
+    """Prints the answer as it arrives; returns its text, without the thinking."""
+    start, text, tokens = time.monotonic(), "", 0
+    try:
+        for delta in stream_chat(url, key, model, messages):
+            out.print(delta.reasoning, end="", style="dim", markup=False, highlight=False, soft_wrap=True)
+            if delta.text and not text:
+                out.print()
+            out.print(delta.text, end="", markup=False, highlight=False, soft_wrap=True)
+            text, tokens = text + delta.text, delta.tokens or tokens
+    finally:
+        out.print()
+    if tokens:
+        out.print(f"({tokens} tokens, {time.monotonic() - start:.1f} s)", style="dim", highlight=False)
     return text

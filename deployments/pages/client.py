@@ -1,13 +1,14 @@
 """The chat page as a client of Dray's own HTTP API: it asks, and tells how far the answer has come."""
 
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
-import msgspec
+
+from cluster.sse import NO_DELTA, Event, EventParser, StreamError, error_message, refusal
 
 _TIMEOUT = httpx.Timeout(10.0, read=None)
 """How long an answer may take is the server's to bound; a stream that is silent gets comments from it."""
@@ -116,7 +117,7 @@ class ChatClient:
                         if now - shown > _SHOWN_EVERY_S and progress.first_s:
                             shown = now
                             yield replace(progress, finish="")
-        except httpx.HTTPError:
+        except (httpx.HTTPError, StreamError):
             raise ServerUnreachable(begun=bool(progress.first_s)) from None
         if not progress.finish:
             raise ServerUnreachable(begun=True)
@@ -127,39 +128,35 @@ def _headers(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
-    async for line in response.aiter_lines():
-        if line.startswith("data: ") and line != "data: [DONE]":
-            yield msgspec.json.decode(line[6:])
+async def _events(response: httpx.Response) -> AsyncGenerator[Event, None]:
+    parser = EventParser()
+    async for data in response.aiter_bytes():
+        for event in parser.feed(data):
+            yield event
 
 
-def _after(progress: Progress, event: dict[str, Any], now: float) -> Progress:
-    if error := event.get("error"):
-        raise ApiRefused(500, str(error["message"]))
-    choices: Iterable[dict[str, Any]] = event["choices"]
-    for choice in choices:
-        delta = choice["delta"]
-        thinking = delta.get("reasoning_content") or delta.get("reasoning") or ""
-        text = delta.get("content") or ""
-        if thinking or text:
+def _after(progress: Progress, event: Event, now: float) -> Progress:
+    if event.error is not None:
+        raise ApiRefused(500, error_message(event.error))
+    for choice in event.choices or ():
+        delta = choice.delta or NO_DELTA
+        if delta.thinking or delta.content:
             progress = replace(
                 progress,
-                thinking=progress.thinking + thinking,
-                text=progress.text + text,
+                thinking=progress.thinking + delta.thinking,
+                text=progress.text + (delta.content or ""),
                 first_s=progress.first_s or now,
-                thought_s=now if thinking else progress.thought_s,
+                thought_s=now if delta.thinking else progress.thought_s,
                 took_s=now,
             )
-        if choice["finish_reason"]:
-            progress = replace(progress, finish=choice["finish_reason"])
-    if usage := event.get("usage"):
-        details = usage["completion_tokens_details"]
-        progress = replace(progress, tokens=usage["completion_tokens"], reasoning_tokens=details["reasoning_tokens"])
-    return replace(progress, replica=event.get("replica") or progress.replica)
+        if choice.finish_reason:
+            progress = replace(progress, finish=choice.finish_reason)
+    if usage := event.usage:
+        progress = replace(progress, tokens=usage.completion_tokens or 0, reasoning_tokens=usage.reasoning_tokens)
+    return replace(progress, replica=event.replica or progress.replica)
 
 
 def _error(response: httpx.Response) -> ApiRefused | ServerUnreachable:
-    try:
-        return ApiRefused(response.status_code, str(response.json()["error"]["message"]))
-    except (ValueError, KeyError, TypeError):
-        return ServerUnreachable(begun=False)  # a proxy's words: nothing of Dray is behind it now
+    message = refusal(response.content)
+    # Without one, a proxy answered: Dray is not behind it now.
+    return ServerUnreachable(begun=False) if message is None else ApiRefused(response.status_code, message)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from cluster.bench.client import Outcome, ask, session
+from tests.cluster.streams import KINDS
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 
@@ -51,6 +52,12 @@ def test_thinking_text_and_usage_are_read_however_the_bytes_are_cut() -> None:
         assert (outcome.error, outcome.text) == ("", "so it")
         assert (outcome.prompt, outcome.completion, outcome.cached, outcome.pieces) == (7, 3, 4, 3)
     assert cut.began < cut.first < cut.last < cut.ended and cut.tpot_s == (cut.last - cut.first) / 2
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "without [DONE]"])
+def test_servers_of_all_kinds_are_read(kind: str) -> None:
+    outcome = asked(_HEAD, *KINDS[kind], USAGE + DONE)
+    assert (outcome.error, outcome.text, outcome.pieces, outcome.completion) == ("", "so it", 2, 3)
 
 
 def test_an_answer_that_was_stored_says_so() -> None:
@@ -112,6 +119,7 @@ def test_a_connection_that_was_closed_between_two_requests_is_no_failure() -> No
         ),
         (lambda: asked(b"HTTP/1.1 502 X\r\nContent-Length: 7\r\n\r\n<html>\n"), "502: <html>"),
         (lambda: asked(_HEAD, event("no json")), "not an answer of this API"),
+        (lambda: asked(_HEAD, *[b"data: " + b"x" * (1 << 16)] * 17), "an event of more than 1 MiB"),
         (lambda: asked(_HEAD, ROLE + DONE), "the answer was empty"),
         (lambda: asked(b""), "connection"),
         (lambda: asked(_HEAD, *[b": alive\n\n"] * 60, timeout_s=0.2), "in time"),

@@ -1,0 +1,94 @@
+"""Streams as servers of all kinds send them, and a small HTTP server that sends them."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+USAGE = '{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":5,"prompt_tokens_details":null}}'
+
+
+def event(data: str) -> bytes:
+    return f"data: {data}\n\n".encode()
+
+
+def delta(content: str) -> str:
+    return f'{{"choices":[{{"index":0,"delta":{content},"finish_reason":null}}]}}'
+
+
+END = event('{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}')
+DONE = event("[DONE]")
+
+
+@contextmanager
+def serving(*pieces: bytes, status: int = 200, break_off: bool = False) -> Iterator[str]:
+    """The base URL of a server that answers every request with these pieces, each in a chunk of its own."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for piece in pieces:
+                self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+            if not break_off:
+                self.wfile.write(b"0\r\n\r\n")
+            self.close_connection = True
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+KINDS = {
+    # As Dray and SGLang stream: every field, null where it is not meant.
+    "content null": [
+        event(delta('{"role":"assistant","content":null,"reasoning_content":null,"tool_calls":null}')),
+        event(delta('{"content":null,"reasoning_content":"hm"}')),
+        event(delta('{"content":"so it","reasoning_content":null}')),
+        END,
+    ],
+    # As newer vLLM and Ollama do.
+    "reasoning": [
+        event(delta('{"role":"assistant","content":""}')),
+        event(delta('{"content":"","reasoning":"hm"}')),
+        event(delta('{"content":"so it"}')),
+        END,
+    ],
+    # As Dray does with router.thinking_field: both.
+    "both fields": [
+        event(delta('{"reasoning_content":"hm","reasoning":"hm"}')),
+        event(delta('{"content":"so it"}')),
+        END,
+    ],
+    # A first chunk of filters only, choices that are null or missing, a delta that is null.
+    "no choices": [
+        event('{"choices":[],"prompt_filter_results":[]}'),
+        event('{"object":"chat.completion.chunk"}'),
+        event('{"choices":null}'),
+        event('{"choices":[{"index":0,"delta":null,"finish_reason":null}]}'),
+        event('{"choices":[{"index":0}]}'),
+        event(delta('{"reasoning":"hm"}')),
+        event(delta('{"content":"so it"}')),
+        END,
+    ],
+    "comments and other fields": [
+        b": OPENROUTER PROCESSING\n\n",
+        b"event: message\nid: 1\nretry: 5\n" + event(delta('{"reasoning":"hm"}')),
+        b":\n\n\n\n",
+        event(delta('{"content":"so it"}')).replace(b"data: ", b"data:").replace(b"\n", b"\r\n"),
+        END,
+    ],
+    "without [DONE]": [event(delta('{"reasoning":"hm"}')), event(delta('{"content":"so it"}')), END],
+}
