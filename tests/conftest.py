@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,13 @@ from cluster.settings import ModelSettings, default_models_dir
 
 MODEL = "dray-demo"
 RABBITS = "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"
+
+
+def pytest_configure() -> None:
+    """Lets Ctrl-C reach what the tests start. A shell without job control starts `pytest &` with SIGINT ignored, and
+    every child inherits that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for(fact: Callable[[], Any], seconds: float = 30.0) -> Any:
