@@ -1,1 +1,1 @@
-"""The load generator: drives any OpenAI-compatible server and says how fast it answers."""
+"""The load generator: measures the speed of any OpenAI-compatible server."""

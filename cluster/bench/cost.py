@@ -1,32 +1,35 @@
-"""What a million tokens costs on machines that are there already, beside a server that is bought for it.
+"""What a million tokens costs on PCs that the company already has, and on a GPU server that is bought for it.
 
-Money is in whatever currency the assumptions are in. A machine's month costs its price over its life, what it costs to
-run whatever it does, and its power for the hours in which it is on. What it makes in a month is its speed at full load
-for the share of those hours in which it is used. Each assumption says where it comes from.
+Money is in the currency of the assumptions. A machine's monthly cost is its price over its lifetime, its fixed running
+costs, and its power while it is on. Its monthly output is its full speed for the share of those hours in which it is
+used. Each assumption names its source.
 """
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 GIVEN, ASSUMED, MEASURED = "given", "assumed: set your own", "measured in this run"
-_MOST_MACHINES = 20_000
+_MAX_MACHINES = 20_000
 
 
 class AssumptionError(Exception):
-    """An assumption that cannot be; the message says which, and what can."""
+    """An assumption that is unknown or impossible; the message says which, and what is possible."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A kind of machine. price: of one, at once. life_months: over which the price is spread. monthly: to run one,
-    whatever it does. watts: while it is on, for which `kwh` is paid; 0 where `monthly` holds the power. hours: of a
-    month in which it is on. used: share of those in which it works at full load. tokens_per_s: then. streams: that it
-    then answers at a time."""
+    """A kind of machine.
+
+    price: of one machine, paid once. life_months: lifetime over which the price is spread. monthly: fixed running
+    costs. watts: power while it is on, paid at `kwh` per kilowatt-hour; 0 where `monthly` includes it. hours: per
+    month, during which it is on. used: share of those at full load. tokens_per_s, streams: speed and concurrency at
+    full load.
+    """
 
     price: float = 0.0
     life_months: float = 36.0
@@ -40,27 +43,27 @@ class Machine:
 
     @property
     def month(self) -> float:
-        """What one costs a month."""
+        """Cost of one machine per month."""
         return self.price / self.life_months + self.monthly + self.watts / 1000 * self.hours * self.kwh
 
     @property
     def tokens(self) -> float:
-        """What one makes a month."""
+        """Tokens that one machine generates per month."""
         return self.tokens_per_s * 3600 * self.hours * self.used
 
     @property
     def per_million(self) -> float:
-        """Of one that makes all it can."""
+        """Cost of a million tokens on a fully used machine."""
         return self.month / self.tokens * 1e6
 
     def needed(self, tokens: float) -> int:
-        """Machines for so many tokens a month."""
+        """Machines for this many tokens per month."""
         return max(1, math.ceil(tokens / self.tokens - 1e-9))
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Both sides, and where each figure comes from."""
+    """Both sides, and the source of each figure."""
 
     pc: Machine
     gpu: Machine
@@ -69,23 +72,25 @@ class Assumptions:
     def source(self, name: str) -> str:
         return self.sources.get(name, ASSUMED)
 
-    def changed(self, given: Mapping[str, float], source: str = GIVEN) -> "Assumptions":
+    def changed(self, figures: Mapping[str, float], source: str = GIVEN) -> "Assumptions":
         """With other figures, by names such as `gpu.price`. Raises AssumptionError."""
         changed = self
-        for name, value in given.items():
-            side, _, figure = name.partition(".")
-            if side not in ("pc", "gpu") or figure not in NAMES:
-                known = ", ".join(NAMES)
-                raise AssumptionError(f"there is no assumption {name!r}; there are pc.X and gpu.X, X of {known}")
-            if value < 0 or (value == 0 and figure in _ABOVE_0) or (figure == "used" and value > 1):
+        for name, value in figures.items():
+            kind, _, figure = name.partition(".")
+            if kind not in ("pc", "gpu") or figure not in FIGURE_NAMES:
+                known = ", ".join(FIGURE_NAMES)
+                raise AssumptionError(
+                    f"unknown assumption {name!r}; there are pc.X and gpu.X, where X is one of {known}"
+                )
+            if value < 0 or (value == 0 and figure in _POSITIVE) or (figure == "used" and value > 1):
                 raise AssumptionError(f"{name} cannot be {value:g}")
-            machine = replace(getattr(changed, side), **{figure: value})
-            changed = replace(changed, **{side: machine}, sources={**changed.sources, name: source})
+            machine = replace(getattr(changed, kind), **{figure: value})
+            changed = replace(changed, **{kind: machine}, sources={**changed.sources, name: source})
         return changed
 
 
-NAMES = tuple(one.name for one in fields(Machine))
-_ABOVE_0 = ("life_months", "hours", "used", "tokens_per_s", "streams")
+FIGURE_NAMES = tuple(figure.name for figure in fields(Machine))
+_POSITIVE = ("life_months", "hours", "used", "tokens_per_s", "streams")
 
 DEFAULT = Assumptions(
     pc=Machine(monthly=50.0, tokens_per_s=10.0),
@@ -101,11 +106,11 @@ DEFAULT = Assumptions(
         "gpu.kwh": "in gpu.monthly",
     },
 )
-"""In yuan: a server with an A10 that is bought, against PCs that are there."""
+"""In yuan: a new server with an A10, against existing PCs."""
 
 
 def parse_assumption(text: str) -> tuple[str, float]:
-    """Reads `gpu.price=15000`. Raises AssumptionError."""
+    """Parses `gpu.price=15000`. Raises AssumptionError."""
     name, _, value = text.partition("=")
     try:
         return name.strip(), float(value)
@@ -114,17 +119,17 @@ def parse_assumption(text: str) -> tuple[str, float]:
 
 
 def read_assumptions(path: Path) -> dict[str, float]:
-    """A YAML file of `pc:` and `gpu:`, each with its figures. Raises AssumptionError, OSError."""
+    """Reads a YAML file with the sections `pc:` and `gpu:`. Raises AssumptionError, OSError."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return {f"{side}.{name}": float(value) for side, given in content.items() for name, value in given.items()}
+        return {f"{kind}.{name}": float(value) for kind, figures in content.items() for name, value in figures.items()}
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise AssumptionError(f"{path} holds no assumptions: {error}") from None
+        raise AssumptionError(f"{path} is not a file of assumptions: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side at one load. machines: that it needs. month: what they cost. per_million: tokens that are made."""
+    """One side at one load: the machines that it needs, their cost per month, and that of a million tokens."""
 
     machines: int
     month: float
@@ -132,16 +137,16 @@ class Side:
 
 
 def side(machine: Machine, tokens: float) -> Side:
-    """What so many tokens a month take."""
+    """What this many tokens per month take."""
     count = machine.needed(tokens)
     return Side(count, count * machine.month, count * machine.month / tokens * 1e6)
 
 
 @dataclass(frozen=True, slots=True)
 class BreakEven:
-    """The least load at which the server is the cheaper. pcs: as many PCs could no longer do it for less.
+    """The lowest load at which GPU servers are cheaper. pcs: PCs that would cost more than `gpus` servers there.
 
-    tokens: a month. tokens_per_s: in the hours of use. streams: at a time, as the PCs carry them.
+    tokens: per month. tokens_per_s: in the hours of use. streams: concurrent ones that those PCs carry.
     """
 
     pcs: int
@@ -152,9 +157,9 @@ class BreakEven:
 
 
 def break_even(pc: Machine, gpu: Machine) -> BreakEven | None:
-    """None where PCs are the cheaper at every load that so many machines carry."""
-    for pcs in range(_MOST_MACHINES):
-        # One token more than `pcs` PCs make: one more of them is needed.
+    """None where PCs are cheaper at every load, up to 20,000 of them."""
+    for pcs in range(_MAX_MACHINES):
+        # With one more token than `pcs` PCs generate, one more PC is needed.
         tokens = pcs * pc.tokens
         gpus = math.floor(tokens / gpu.tokens + 1e-9) + 1
         if gpus * gpu.month < (pcs + 1) * pc.month:
@@ -162,32 +167,35 @@ def break_even(pc: Machine, gpu: Machine) -> BreakEven | None:
     return None
 
 
-def loads(assumed: Assumptions) -> Iterator[float]:
-    """Tokens a month at which both sides are worth a look: one PC, the turn, one server, and between."""
-    pc, gpu = assumed.pc, assumed.gpu
+def loads(assumptions: Assumptions) -> Iterator[float]:
+    """The loads that a report shows, in tokens per month: one and ten machines of each kind, and the break-even."""
+    pc, gpu = assumptions.pc, assumptions.gpu
     marks = {pc.tokens, gpu.tokens, 10 * pc.tokens, 10 * gpu.tokens}
     if (at := break_even(pc, gpu)) is not None and at.tokens:
         marks |= {at.tokens, at.tokens * 1.001}
     yield from sorted(marks)
 
 
-def as_dict(assumed: Assumptions) -> dict[str, Any]:
-    """All of it, as JSON has it."""
-    pc, gpu = assumed.pc, assumed.gpu
+def as_dict(assumptions: Assumptions) -> dict[str, Any]:
+    """Everything, for JSON."""
+    pc, gpu = assumptions.pc, assumptions.gpu
     at = break_even(pc, gpu)
     return {
         "assumptions": {
-            f"{name}.{figure}": {"value": getattr(machine, figure), "source": assumed.source(f"{name}.{figure}")}
-            for name, machine in (("pc", pc), ("gpu", gpu))
-            for figure in NAMES
+            f"{kind}.{figure}": {
+                "value": getattr(machine, figure),
+                "source": assumptions.source(f"{kind}.{figure}"),
+            }
+            for kind, machine in (("pc", pc), ("gpu", gpu))
+            for figure in FIGURE_NAMES
         },
         "full_load": {
-            name: {"month": machine.month, "tokens_a_month": machine.tokens, "per_million": machine.per_million}
-            for name, machine in (("pc", pc), ("gpu", gpu))
+            kind: {"month": machine.month, "tokens_a_month": machine.tokens, "per_million": machine.per_million}
+            for kind, machine in (("pc", pc), ("gpu", gpu))
         },
         "loads": [
-            {"tokens_a_month": tokens, "pc": _told(side(pc, tokens)), "gpu": _told(side(gpu, tokens))}
-            for tokens in loads(assumed)
+            {"tokens_a_month": tokens, "pc": asdict(side(pc, tokens)), "gpu": asdict(side(gpu, tokens))}
+            for tokens in loads(assumptions)
         ],
         "gpu_wins_beyond": None
         if at is None
@@ -200,7 +208,3 @@ def as_dict(assumed: Assumptions) -> dict[str, Any]:
         },
         "cheaper_at_full_load": "gpu" if gpu.per_million < pc.per_million else "pc",
     }
-
-
-def _told(one: Side) -> dict[str, float]:
-    return {"machines": one.machines, "month": one.month, "per_million": one.per_million}

@@ -1,26 +1,26 @@
-"""How long prompts and answers are: always the same, between two bounds, or drawn from a log-normal distribution."""
+"""Lengths of prompts and answers: constant, uniform between two bounds, or log-normal."""
 
 import math
 import random
 from dataclasses import dataclass
 
-_WIDEST = 4.0
-"""A log-normal draw is kept within so many standard deviations."""
+_MAX_SIGMAS = 4.0
+"""Log-normal draws are limited to this many standard deviations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Lengths in tokens. sigma 0: evenly between low and high. Otherwise log-normal, with `low` as its median."""
+    """A distribution of lengths in tokens. sigma 0: uniform from low to high; else log-normal with the median `low`."""
 
     low: int
     high: int
     sigma: float = 0.0
 
-    def draw(self, chance: random.Random) -> int:
+    def draw(self, rng: random.Random) -> int:
         if not self.sigma:
-            return chance.randint(self.low, self.high)
-        wide = max(-_WIDEST, min(_WIDEST, chance.gauss(0, 1)))
-        return max(1, round(self.low * math.exp(self.sigma * wide)))
+            return rng.randint(self.low, self.high)
+        deviation = max(-_MAX_SIGMAS, min(_MAX_SIGMAS, rng.gauss(0, 1)))
+        return max(1, round(self.low * math.exp(self.sigma * deviation)))
 
     @property
     def mean(self) -> float:
@@ -33,7 +33,7 @@ class Lengths:
 
 
 def parse_lengths(text: str) -> Lengths:
-    """Reads `200`, `100-400` or `lognormal:200:0.6` (median, sigma). Raises ValueError in words for a user."""
+    """Parses `200`, `100-400` or `lognormal:200:0.6` (median, sigma). Raises ValueError with a message for the user."""
     try:
         if text.startswith("lognormal:"):
             _, median, sigma = text.split(":")
@@ -44,5 +44,5 @@ def parse_lengths(text: str) -> Lengths:
     except ValueError:
         raise ValueError(f"{text!r} is no length: write 200, 100-400 or lognormal:200:0.6") from None
     if lengths.low < 1 or lengths.high < lengths.low or lengths.sigma < 0:
-        raise ValueError(f"{text!r} is no length: tokens are at least 1, and the second bound is not below the first")
+        raise ValueError(f"{text!r} is no length: it needs at least 1 token, and the upper bound last")
     return lengths

@@ -1,4 +1,4 @@
-"""How much is asked, and for how long."""
+"""A load, and how long it is measured."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """So many requests at a time (`concurrency`), or a second, in a Poisson stream (`rate`)."""
+    """Concurrent requests (`concurrency`), or requests per second that arrive as a Poisson process (`rate`)."""
 
     kind: Literal["concurrency", "rate"]
     value: float
@@ -18,15 +18,17 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class RunLength:
-    """How long: seconds, or until so many requests (0: as the seconds say). Before that comes the warm-up, under the
-    same load, whose requests are not counted."""
+    """How long a load is measured: for `seconds`, or, where `requests` is not 0, for that many requests.
+
+    warmup_s: the load runs this long before anything counts.
+    """
 
     seconds: float
     requests: int
     warmup_s: float
 
     @property
-    def most(self) -> float:
+    def max_requests(self) -> float:
         return self.requests or math.inf
 
     @property

@@ -1,4 +1,4 @@
-"""What was seen under one load: distributions in bounded memory, and rates."""
+"""Statistics of one load: distributions in bounded memory, and rates."""
 
 import math
 from collections import Counter
@@ -9,41 +9,45 @@ from cluster.bench.client import Outcome
 from cluster.bench.load import Load
 
 _GROWTH = 1.005
-_LEAST_S = 1e-6
-_MOST_KINDS = 20
+_MIN_S = 1e-6
+_MAX_ERROR_KINDS = 20
 _OTHER = "other errors"
 
 
 class Distribution:
-    """A distribution of seconds: counts in buckets that grow by half a percent, so that any number of requests takes
-    the same memory, and a percentile is off by a quarter of a percent at most."""
+    """A distribution of times in seconds, counted in buckets that grow by 0.5 %.
+
+    So any number of requests takes the same memory, and a percentile is off by at most 0.25 %.
+    """
 
     def __init__(self) -> None:
         self._buckets: Counter[int] = Counter()
         self.count = 0
 
     def add(self, seconds: float) -> None:
-        self._buckets[round(math.log(max(seconds, _LEAST_S)) / math.log(_GROWTH))] += 1
+        self._buckets[round(math.log(max(seconds, _MIN_S)) / math.log(_GROWTH))] += 1
         self.count += 1
 
     def at(self, share: float) -> float:
-        """The percentile, as a share of 1; 0 where nothing was seen. Nearest rank."""
-        rank, seen = max(1, math.ceil(share * self.count)), 0
+        """The percentile (nearest rank) for a share between 0 and 1; 0 where nothing was counted."""
+        rank, total = max(1, math.ceil(share * self.count)), 0
         for bucket in sorted(self._buckets):
-            seen += self._buckets[bucket]
-            if seen >= rank:
+            total += self._buckets[bucket]
+            if total >= rank:
                 return float(_GROWTH**bucket)
         return 0.0
 
     def as_dict(self) -> dict[str, float]:
-        """As JSON has it, in seconds."""
+        """For JSON, in seconds."""
         return {f"p{round(100 * share)}": round(self.at(share), 6) for share in (0.5, 0.95, 0.99)}
 
 
 @dataclass(slots=True)
 class RunStats:
-    """One load on one server, from `began` to `until` on the clock of time.perf_counter. Requests that began in that
-    time are counted; of tokens, those that came in that time."""
+    """Statistics of one load on one server, between `began` and `until` on the clock of time.perf_counter.
+
+    Requests that began in that time are counted, and the tokens that arrived in it.
+    """
 
     load: Load
     began: float
@@ -52,7 +56,7 @@ class RunStats:
     tpot: Distribution = field(default_factory=Distribution)
     e2e: Distribution = field(default_factory=Distribution)
     late: Distribution = field(default_factory=Distribution)
-    """How much later than it was due each request was sent: the client's own delay."""
+    """How much later than scheduled each request was sent: the client's own delay."""
     ok: int = 0
     hits: int = 0
     ended: int = 0
@@ -61,18 +65,18 @@ class RunStats:
     output_tokens: int = 0
     tokens: float = 0.0
     errors: Counter[str] = field(default_factory=Counter)
-    whole: bool = True
-    """Whether it ran to its end."""
+    complete: bool = True
+    """False where the run was interrupted."""
 
     def add(self, outcome: Outcome) -> None:
-        """Takes a request that is over."""
+        """Counts a finished request."""
         if not outcome.error:
-            self.tokens += outcome.completion * self._share(outcome)
+            self.tokens += outcome.completion * self._share_in_time(outcome)
             self.ended += self.began <= outcome.ended <= self.until
         if not self.began <= outcome.began <= self.until:
             return
         if outcome.error:
-            kind = outcome.error if outcome.error in self.errors or len(self.errors) < _MOST_KINDS else _OTHER
+            kind = outcome.error if outcome.error in self.errors or len(self.errors) < _MAX_ERROR_KINDS else _OTHER
             self.errors[kind] += 1
             return
         self.ok += 1
@@ -86,8 +90,8 @@ class RunStats:
         if (tpot := outcome.tpot_s) is not None:
             self.tpot.add(tpot)
 
-    def _share(self, outcome: Outcome) -> float:
-        """Of an answer's tokens, those that came between the bounds."""
+    def _share_in_time(self, outcome: Outcome) -> float:
+        """The share of an answer's tokens that arrived between `began` and `until`."""
         length = outcome.last - outcome.first
         if length <= 0:
             return float(self.began <= outcome.last <= self.until)
@@ -110,10 +114,10 @@ class RunStats:
         return sum(self.errors.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it. Times in seconds."""
+        """For JSON, times in seconds."""
         return {
             "seconds": round(self.seconds, 3),
-            "whole": self.whole,
+            "whole": self.complete,
             "requests": self.ok,
             "failed": self.failed,
             "errors": dict(self.errors),

@@ -1,62 +1,63 @@
-"""`dray cache`: what the answer cache holds, and taking answers out of it."""
+"""`dray cache`: what the answer cache holds, and clearing it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from cluster.client import ServerError, metrics
-from cluster.commands.console import AsJson, Config, StateDir, fail, found, out, redis_at, settled
+from cluster.commands.console import AsJson, Config, StateDir, fail, load_settings, out, redis_client, running_record
+from cluster.launch.state import read_record
 from cluster.records.cache import clear, show, stats
+from cluster.records.client import BlockingRedis
 
-app = typer.Typer(
-    help="Look into the answer cache, and clear it.", no_args_is_help=True, epilog="Example: dray cache stats"
-)
+app = typer.Typer(help="Inspect and clear the answer cache.", no_args_is_help=True, epilog="Example: dray cache stats")
 
 
 @contextmanager
-def _redis(config: Config, state_dir: StateDir) -> Iterator[Any]:
-    """The cache's Redis: of the running Dray, or of the settings where none runs here."""
-    named = settled(config, state_dir=state_dir).settings.cache.url
-    url = named or found(config, state_dir).redis
+def _redis(config: Config, state_dir: StateDir) -> Iterator[BlockingRedis]:
+    """The cache's Redis: the one in the settings, else that of the running Dray."""
+    url = load_settings(config, state_dir=state_dir).settings.cache.url or running_record(config, state_dir).redis
     if not url:
         raise fail("the answer cache is off (cache.enabled)")
-    with redis_at(url) as client:
+    with redis_client(url) as client:
         yield client
 
 
 @app.command("stats", epilog="Example: dray cache stats --json")
 def show_stats(as_json: AsJson = False, state_dir: StateDir = None, config: Config = None) -> None:
-    """Answers by model and namespace, memory, and how requests were answered."""
+    """Show answers by model and namespace, memory, and how requests were answered."""
     with _redis(config, state_dir) as client:
-        seen = stats(client)
+        cached = stats(client)
+    record = read_record(load_settings(config, state_dir=state_dir).settings.state_dir)
     try:
-        samples = metrics(found(config, state_dir).url).get("dray_answer_cache_total", [])
-    except (ServerError, typer.Exit):
+        samples = metrics(record.url).get("dray_answer_cache_total", []) if record else []
+    except ServerError:
         samples = []
-    results: dict[str, int] = {}
+    requests: dict[str, int] = {}
     for labels, value in samples:
-        results[labels["result"]] = results.get(labels["result"], 0) + int(value)
+        requests[labels["result"]] = requests.get(labels["result"], 0) + int(value)
     if as_json:
         rows = [
-            {"model": model, "namespace": space, "answers": n} for (model, space), n in sorted(seen.answers.items())
+            {"model": model, "namespace": namespace, "answers": count}
+            for (model, namespace), count in sorted(cached.answers.items())
         ]
-        memory = {"bytes": seen.bytes, "max_bytes": seen.max_bytes, "evicted": seen.evicted}
-        out.print_json(data={"answers": rows, "memory": memory, "requests": results})
+        memory = {"bytes": cached.bytes, "max_bytes": cached.max_bytes, "evicted": cached.evicted}
+        out.print_json(data={"answers": rows, "memory": memory, "requests": requests})
         return
     table = Table("model", "namespace", "answers")
-    for (model, space), count in sorted(seen.answers.items()):
-        table.add_row(escape(model), escape(space), str(count))
+    for (model, namespace), count in sorted(cached.answers.items()):
+        table.add_row(escape(model), escape(namespace), str(count))
     out.print(table)
-    most = f" of {seen.max_bytes / 2**20:.0f}" if seen.max_bytes else ""
-    out.print(f"Redis: {seen.bytes / 2**20:.1f}{most} MiB, {seen.evicted} keys evicted", highlight=False)
-    if results:
-        said = ", ".join(f"{count} {name}" for name, count in sorted(results.items()))
-        out.print(f"requests: {said}", highlight=False)
+    limit = f" of {cached.max_bytes / 2**20:.0f}" if cached.max_bytes else ""
+    out.print(f"Redis: {cached.bytes / 2**20:.1f}{limit} MiB, {cached.evicted} keys evicted", highlight=False)
+    if requests:
+        counts = ", ".join(f"{count} {result}" for result, count in sorted(requests.items()))
+        out.print(f"requests: {counts}", highlight=False)
 
 
 @app.command("clear", epilog="Example: dray cache clear --model dray-demo --namespace support")
@@ -66,10 +67,10 @@ def clear_answers(
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
-    """Take answers out of the cache; all, if neither model nor namespace is given."""
+    """Delete answers from the cache: all of them, unless a model or namespace is given."""
     with _redis(config, state_dir) as client:
-        gone = clear(client, model, namespace)
-    out.print(f"cleared {gone} answers", highlight=False)
+        count = clear(client, model, namespace)
+    out.print(f"cleared {count} answers", highlight=False)
 
 
 @app.command("show", epilog="Example: dray cache show 0f3a... (an answer's X-Dray-Cache-Key)")
@@ -79,18 +80,18 @@ def show_answer(
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
-    """Print a stored answer."""
+    """Print a cached answer."""
     with _redis(config, state_dir) as client:
         answer = show(client, key)
     if answer is None:
-        raise fail("no answer is stored under this key")
+        raise fail("no answer is cached under this key")
     if as_json:
         out.print_json(data=answer)
         return
-    made = datetime.fromtimestamp(answer["made"]).isoformat(sep=" ", timespec="seconds")
+    generated = datetime.fromtimestamp(answer["made"]).isoformat(sep=" ", timespec="seconds")
     out.print(
-        f"{answer['model']} in namespace {answer['namespace']}, made {made}, kept for {answer['expires_in_s']} s more, "
-        f"{answer['bytes']} bytes",
+        f"{answer['model']} in namespace {answer['namespace']}, generated {generated}, "
+        f"expires in {answer['expires_in_s']} s, {answer['bytes']} bytes",
         style="dim",
         markup=False,
         highlight=False,

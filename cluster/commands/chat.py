@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from cluster.client import ServerError, stream_chat
-from cluster.commands.console import Config, Key, StateDir, err, found, out
+from cluster.commands.console import Config, Key, StateDir, err, out, running_record
 
 
 def chat(
@@ -19,7 +19,7 @@ def chat(
 ) -> None:
     """Chat in the terminal. Thinking is dimmed; an empty line ends the chat."""
     if url is None or model is None:
-        record = found(config, state_dir)
+        record = running_record(config, state_dir)
         url, model = url or record.url, model or record.models[0]
     messages: list[dict[str, str]] = []
     while True:

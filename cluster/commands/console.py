@@ -1,9 +1,9 @@
-"""What the commands share: where they print, how they fail, and the settings they work under."""
+"""What the commands share: output, failure, common options, and access to the settings, the running Dray and Redis."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import typer
 from rich.console import Console
@@ -12,30 +12,31 @@ from rich.markup import escape
 from cluster.configuration import CONFIG_VARIABLE, Loaded, SettingsError, load
 from cluster.launch.state import Record, read_record
 from cluster.models.catalog import CATALOG, Hub
+from cluster.records.client import BlockingRedis
 from cluster.settings import Weight
 
-_REDIS_S = 10.0
+_REDIS_TIMEOUT_S = 10.0
 
 out, err = Console(), Console(stderr=True)
 
 Config = Annotated[Path | None, typer.Option("--config", help="Settings file.", envvar=CONFIG_VARIABLE)]
-StateDir = Annotated[Path | None, typer.Option(help="Private folder of this Dray; one for each.")]
-Key = Annotated[str, typer.Option(help="API key, where keys are needed.", envvar="OPENAI_API_KEY")]
+StateDir = Annotated[Path | None, typer.Option(help="Private folder of this Dray; each Dray has its own.")]
+Key = Annotated[str, typer.Option(help="API key, if the server requires one.", envvar="OPENAI_API_KEY")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def catalog_names() -> list[str]:
-    """For completion in a shell: models that have a short name."""
+    """Shell completion: the short names of models."""
     return list(CATALOG)
 
 
-def weights() -> list[str]:
-    """For completion in a shell: weight formats."""
+def weight_formats() -> list[str]:
+    """Shell completion: weight formats."""
     return list(get_args(Weight))
 
 
-def hubs() -> list[str]:
-    """For completion in a shell: where models are fetched from."""
+def hub_names() -> list[str]:
+    """Shell completion: the hubs from which models are fetched."""
     return list(get_args(Hub))
 
 
@@ -45,8 +46,11 @@ def fail(message: str) -> typer.Exit:
     return typer.Exit(1)
 
 
-def settled(config: Path | None, **overrides: Any) -> Loaded:
-    """The settings in force, or the end of the command."""
+def load_settings(config: Path | None, **overrides: object) -> Loaded:
+    """The settings in force; ends the command if they are wrong.
+
+    overrides: options of the command line, with `__` for the dot in a setting's name; None leaves the setting alone.
+    """
     try:
         return load({name.replace("__", "."): value for name, value in overrides.items()}, config)
     except SettingsError as error:
@@ -54,25 +58,25 @@ def settled(config: Path | None, **overrides: Any) -> Loaded:
 
 
 @contextmanager
-def redis_at(url: str) -> Iterator[Any]:
-    """A Redis for a command, or the end of the command where it does not answer."""
+def redis_client(url: str) -> Iterator[BlockingRedis]:
+    """A Redis client; ends the command if Redis does not answer."""
     import redis
 
     from cluster.redis_client import connect
 
     try:
-        with err.status("asking Redis"), connect(url, timeout_s=_REDIS_S) as client:
+        with err.status("asking Redis"), connect(url, timeout_s=_REDIS_TIMEOUT_S) as client:
             yield client
     except (redis.RedisError, OSError) as error:
         raise fail(f"Redis does not answer: {error}") from None
 
 
-def found(config: Path | None, state_dir: Path | None) -> Record:
-    """The record of the running Dray, or the end of the command."""
-    folder = settled(config, state_dir=state_dir).settings.state_dir
+def running_record(config: Path | None, state_dir: Path | None) -> Record:
+    """The record of the running Dray; ends the command if none runs here."""
+    folder = load_settings(config, state_dir=state_dir).settings.state_dir
     record = read_record(folder)
     if record is None:
         raise fail("Dray is not running; start it with `dray up`")
     if record.head:
-        raise fail(f"this machine has joined {record.head} (process {record.pid}); ask there")
+        raise fail(f"this machine has joined {record.head} (process {record.pid}); run this command there")
     return record

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from cluster.commands.console import AsJson, Config, StateDir, err, out, settled
+from cluster.commands.console import AsJson, Config, StateDir, err, load_settings, out
 from cluster.commands.lifecycle import Cores, Model, Replicas, Source, Weight
 from cluster.doctor import Finding, examine
 
@@ -20,16 +20,16 @@ def doctor(
     source: Source = None,
     replicas: Replicas = None,
     cores: Cores = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Ask no model hub.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not contact the model hub.")] = False,
     as_json: AsJson = False,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
-    """Look whether `dray up` with the same options would work here, and say what to mend. It changes nothing.
+    """Check whether `dray up` would work here with these options, and suggest fixes. Changes nothing.
 
-    Exit code 1: something fails. Warnings alone are no failure.
+    Exit code 1: a check failed. Warnings alone do not count.
     """
-    settings = settled(
+    settings = load_settings(
         config,
         model__source=model,
         model__weight=weight,
@@ -38,18 +38,19 @@ def doctor(
         model__cores_per_replica=cores,
         state_dir=state_dir,
     ).settings
-    found: list[Finding] = []
-    with err.status("looking") as status:
+    findings: list[Finding] = []
+    with err.status("checking") as status:
         for finding in examine(settings, offline=offline):
-            found.append(finding)
-            status.update(f"looking: after {finding.check}")
+            findings.append(finding)
+            status.update(f"checking; last: {finding.check}")
             if not as_json:
                 _print(finding)
-    counts = Counter(finding.level for finding in found)
+    counts = Counter(finding.level for finding in findings)
     if as_json:
-        out.print_json(data={"ok": not counts["fail"], "checks": [asdict(finding) for finding in found]})
+        out.print_json(data={"ok": not counts["fail"], "checks": [asdict(finding) for finding in findings]})
     else:
-        out.print(f"{counts['ok']} ok, {counts['warn']} to know, {counts['fail']} to mend", highlight=False)
+        warnings = "1 warning" if counts["warn"] == 1 else f"{counts['warn']} warnings"
+        out.print(f"{counts['ok']} passed, {warnings}, {counts['fail']} failed", highlight=False)
     if counts["fail"]:
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""`dray k8s`: manifests from the settings, and the check that a node can run engines."""
+"""`dray k8s`: generates manifests from the settings, and checks whether a node can run engines."""
 
 import os
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.console import AsJson, fail, out, settled
+from cluster.commands.console import AsJson, fail, load_settings, out
 from cluster.kubernetes.render import kustomization, render
 from cluster.kubernetes.sizes import KubernetesError
 from cluster.launch.preflight import LaunchError, check_processor
 
 app = typer.Typer(
-    help="Dray under Kubernetes.",
+    help="Generate Kubernetes manifests, and check nodes.",
     no_args_is_help=True,
     epilog="Example: dray k8s render --settings dray.yaml --out ours",
 )
@@ -22,16 +22,16 @@ _BASE = Path(__file__).parents[2] / "k8s" / "base"
 
 @app.command("render", epilog="Example: dray k8s render --settings dray.yaml --out k8s/overlays/ours")
 def render_overlay(
-    target: Annotated[Path, typer.Option("--out", help="Folder of the overlay; its generated files are replaced.")],
+    target: Annotated[Path, typer.Option("--out", help="Folder of the overlay; generated files in it are replaced.")],
     config: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
-    image: Annotated[str | None, typer.Option(help="Container image of Dray, in place of the setting.")] = None,
+    image: Annotated[str | None, typer.Option(help="Container image of Dray; overrides the setting.")] = None,
     base: Annotated[Path, typer.Option(help="The folder k8s/base of Dray's repository.")] = _BASE,
 ) -> None:
-    """Write a Kustomize overlay: Serve config, worker groups, resources and times as the settings have them.
+    """Write a Kustomize overlay with the Serve config, worker groups, resources and timeouts of the settings.
 
-    A kustomization.yaml that is there already is left as it is.
+    An existing kustomization.yaml is kept.
     """
-    settings = settled(config, kubernetes__image=image).settings
+    settings = load_settings(config, kubernetes__image=image).settings
     try:
         files = render(settings, base)
     except KubernetesError as error:
@@ -47,12 +47,12 @@ def render_overlay(
 
 @app.command("check-node", epilog="Example: dray k8s check-node")
 def check_node(as_json: AsJson = False) -> None:
-    """Tell whether this machine's processor can run engines; what a pod does first. `dray doctor` looks at all else."""
+    """Check whether this machine's processor can run engines. Pods run this first; `dray doctor` checks the rest."""
     try:
-        said = check_processor()
+        processor = check_processor()
     except LaunchError as error:
         raise fail(str(error)) from None
     if as_json:
-        out.print_json(data={"processor": said})
+        out.print_json(data={"processor": processor})
     else:
-        out.print(f"processor: {said}", highlight=False)
+        out.print(f"processor: {processor}", highlight=False)

@@ -1,4 +1,4 @@
-"""`dray up`, `dray deploy` and `dray down`."""
+"""`dray up`, `dray join`, `dray deploy` and `dray down`."""
 
 import json
 import os
@@ -19,11 +19,11 @@ from cluster.commands.console import (
     catalog_names,
     err,
     fail,
-    found,
-    hubs,
+    hub_names,
+    load_settings,
     out,
-    settled,
-    weights,
+    running_record,
+    weight_formats,
 )
 from cluster.commands.models import obtain_all
 from cluster.configuration import CONFIG_VARIABLE, environment, keep_fixed_settings
@@ -37,25 +37,22 @@ from cluster.launch.supervisor import remove_folder_if_empty, running
 from cluster.serve_config import PAGE_PREFIX, has_page
 from cluster.settings import Settings, is_loopback
 
-_TEND_S = 0.5
-_DOWN_S = 60.0
-
+_RECONCILE_S = 0.5
+_DOWN_TIMEOUT_S = 60.0
 
 Model = Annotated[
     str | None,
-    typer.Option(
-        help="A name of the catalog, a Hub id or a folder; none serves the bundled model.", autocompletion=catalog_names
-    ),
+    typer.Option(help="Catalog name, Hub id or folder. Default: the bundled model.", autocompletion=catalog_names),
 ]
 Weight = Annotated[
-    str | None, typer.Option(help="Weight format of a named model: int8, int4 or fp16.", autocompletion=weights)
+    str | None, typer.Option(help="Weight format of a named model: int8, int4 or fp16.", autocompletion=weight_formats)
 ]
 Source = Annotated[
     str | None,
-    typer.Option(help="Where a named model is fetched from: huggingface or modelscope.", autocompletion=hubs),
+    typer.Option(help="Hub to fetch a named model from: huggingface or modelscope.", autocompletion=hub_names),
 ]
-Replicas = Annotated[int | None, typer.Option(help="Engine replicas.")]
-Cores = Annotated[int | None, typer.Option(help="Whole cores for each replica.")]
+Replicas = Annotated[int | None, typer.Option(help="Number of engine replicas.")]
+Cores = Annotated[int | None, typer.Option(help="Whole cores per replica.")]
 
 
 def up(
@@ -66,13 +63,15 @@ def up(
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     replicas: Replicas = None,
     cores: Cores = None,
-    head: Annotated[bool | None, typer.Option("--head", help="Take other machines in; see `dray join`.")] = None,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once it is ready.")] = False,
+    head: Annotated[bool | None, typer.Option("--head", help="Let other machines join; see `dray join`.")] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Run in the background; return once Dray is ready.")
+    ] = False,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
     """Start Redis, Ray and the service on this machine; Ctrl-C stops all of it."""
-    settings = settled(
+    settings = load_settings(
         config,
         model__source=model,
         model__weight=weight,
@@ -97,7 +96,7 @@ def up(
             _greet(settings, "Ctrl-C")
             while True:
                 dray.reconcile()
-                time.sleep(_TEND_S)
+                time.sleep(_RECONCILE_S)
     except (LaunchError, AlreadyRunning) as error:
         raise fail(str(error)) from None
     except KeyboardInterrupt:
@@ -107,11 +106,11 @@ def up(
 
 
 def _detach(settings: Settings) -> None:
-    """Starts `dray up` in a session of its own and waits for its record to say ready."""
+    """Starts `dray up` in its own session and waits until its record says that it is ready."""
     folder = settings.state_dir
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = folder / "dray.log"
-    # The settings as they are in force here travel whole, so that the child reads no other file or flag.
+    # The child gets the settings in force here as variables, so that it reads no file or flag of its own.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DRAY_")}
     inherited |= environment(settings) | {CONFIG_VARIABLE: os.devnull}
     with log.open("w") as sink:
@@ -137,15 +136,18 @@ def _detach(settings: Settings) -> None:
         child.wait()
         raise typer.Exit(1) from None
     if child.returncode is not None:
-        said = log.read_text(errors="replace").strip().splitlines()
+        lines = log.read_text(errors="replace").strip().splitlines()
         if not is_held(folder):
             log.unlink(missing_ok=True)
             remove_folder_if_empty(folder)
-        raise fail(said[-1].removeprefix("error: ") if said else "it ended at once")
+        raise fail(
+            lines[-1].removeprefix("error: ") if lines else f"`dray up` ended at once; exit code {child.returncode}"
+        )
     _greet(settings, "dray down")
 
 
-def _greet(settings: Settings, how_to_stop: str) -> None:
+def _greet(settings: Settings, stop: str) -> None:
+    """Prints where Dray answers and what to do next. stop: how to stop it."""
     record = read_record(settings.state_dir)
     names = record.models if record else []
     url = settings.url
@@ -168,44 +170,48 @@ def _greet(settings: Settings, how_to_stop: str) -> None:
         markup=False,
     )
     if record and record.keys:
-        out.print("  keys are needed: dray keys list", highlight=False)
+        out.print("  An API key is required. Create one: dray keys create TEAM", highlight=False)
     elif is_loopback(settings.host):
-        out.print("  no keys: only this machine is listened to, and needs none", highlight=False)
+        out.print(f"  No API keys yet: listening on {settings.host} only, no key required.", highlight=False)
     else:
         out.print(
-            "  no keys yet, so every request is refused: dray teams add NAME, dray keys create NAME", highlight=False
+            "  No API keys yet, so every request is refused. Create one: dray teams add TEAM, dray keys create TEAM",
+            highlight=False,
         )
     if settings.cluster.head:
         where = f"{address_of(settings.cluster)}:{settings.cluster.port}"
         out.print(
-            f"  other machines: RAY_AUTH_TOKEN={token_of(settings)} dray join {where}", soft_wrap=True, highlight=False
+            f"  on other machines: RAY_AUTH_TOKEN={token_of(settings)} dray join {where}",
+            soft_wrap=True,
+            highlight=False,
         )
-    out.print(f"  chat here: dray chat      what runs: dray status      stop: {how_to_stop}", highlight=False)
+    out.print(f"  chat here: dray chat      status: dray status      stop: {stop}", highlight=False)
 
 
 def join(
-    head: Annotated[str, typer.Argument(help="HOST:PORT at which `dray up --head` takes machines in.")],
+    head: Annotated[str, typer.Argument(help="HOST:PORT that `dray up --head` printed.")],
     token: Annotated[
-        str, typer.Option(help="What the head has printed.", envvar="RAY_AUTH_TOKEN", prompt=True, hide_input=True)
+        str,
+        typer.Option(help="The token that the head printed.", envvar="RAY_AUTH_TOKEN", prompt=True, hide_input=True),
     ],
-    address: Annotated[str | None, typer.Option(help="IP address at which the head reaches this machine.")] = None,
+    address: Annotated[str | None, typer.Option(help="IP address of this machine, as the head reaches it.")] = None,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
-    """Put this machine's cores at the service of another's Dray, until Ctrl-C; what runs here then ends elsewhere."""
-    settings = settled(config, cluster__address=address, state_dir=state_dir).settings
-    os.environ.pop("RAY_AUTH_TOKEN", None)  # Ray takes it from a file, which other users cannot read
+    """Lend this machine's cores to another Dray until Ctrl-C. Unfinished requests then move to other machines."""
+    settings = load_settings(config, cluster__address=address, state_dir=state_dir).settings
+    os.environ.pop("RAY_AUTH_TOKEN", None)  # Ray reads it from a file that other users cannot read
     try:
         with (
             err.status("joining") as status,
-            joined_cluster(settings, head, token, lambda stage: status.update(escape(stage))) as look,
+            joined_cluster(settings, head, token, lambda stage: status.update(escape(stage))) as restart_if_ended,
         ):
             status.stop()
             out.print(f"[green]joined[/green] {escape(head)}; to leave: Ctrl-C", highlight=False)
             while True:
-                if look():
-                    err.print("Ray had ended here; started it again")
-                time.sleep(_TEND_S)
+                if restart_if_ended():
+                    err.print("Ray had ended on this machine and was restarted")
+                time.sleep(_RECONCILE_S)
     except (LaunchError, AlreadyRunning, JoinError) as error:
         raise fail(str(error)) from None
     except KeyboardInterrupt:
@@ -223,11 +229,11 @@ def deploy(
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
-    """Go over to changed settings or another model while Dray serves; no request fails, streams end where they are.
+    """Apply new settings or switch models without downtime. Running streams finish on the old version.
 
-    The settings are read anew, from all their sources, as `dray up` reads them.
+    Reads the settings again from all their sources, as `dray up` does.
     """
-    loaded = settled(
+    loaded = load_settings(
         config,
         model__source=model,
         model__weight=weight,
@@ -236,14 +242,14 @@ def deploy(
         model__cores_per_replica=cores,
         state_dir=state_dir,
     )
-    record = found(config, state_dir)
+    record = running_record(config, state_dir)
     obtain_all(loaded.settings)
-    wish = DeployRequest(secrets.token_hex(8), keep_fixed_settings(loaded, record.settings).model_dump(mode="json"))
-    write_deploy_request(loaded.settings.state_dir, wish)
+    request = DeployRequest(secrets.token_hex(8), keep_fixed_settings(loaded, record.settings).model_dump(mode="json"))
+    write_deploy_request(loaded.settings.state_dir, request)
     with err.status("deploying") as status:
-        while record.answered != wish.id:
+        while record.answered != request.id:
             time.sleep(0.1)
-            record = found(config, state_dir)
+            record = running_record(config, state_dir)
             status.update(escape(record.rollout or "deploying"))
     if record.refused:
         raise fail(record.refused)
@@ -251,11 +257,11 @@ def deploy(
 
 
 def down(state_dir: StateDir = None, config: Config = None) -> None:
-    """Stop the Dray that runs here, and everything that it started; a machine that has joined another leaves it."""
-    settings = settled(config, state_dir=state_dir).settings
+    """Stop the Dray on this machine and everything that it started; a machine that joined another leaves it."""
+    settings = load_settings(config, state_dir=state_dir).settings
     folder = settings.state_dir
     if folder.is_dir() and not is_held(folder):
-        # A launcher that was killed could not clean up.
+        # Its launcher was killed and could not clean up.
         clear(folder)
         sweep(settings.core_lock_dir)
         for name in ("dray.json", "wish.json", "up.lock", "dray.log", "ray-token"):
@@ -267,11 +273,11 @@ def down(state_dir: StateDir = None, config: Config = None) -> None:
         process = psutil.Process(record.pid)
         process.send_signal(signal.SIGTERM)
         with err.status("stopping"):
-            process.wait(_DOWN_S)
+            process.wait(_DOWN_TIMEOUT_S)
     except psutil.NoSuchProcess:
         pass
     except psutil.TimeoutExpired:
-        raise fail(f"process {record.pid} has not ended within {_DOWN_S:.0f} s") from None
+        raise fail(f"process {record.pid} did not end within {_DOWN_TIMEOUT_S:.0f} s") from None
     (folder / "dray.log").unlink(missing_ok=True)
     remove_folder_if_empty(folder)
     out.print("stopped")

@@ -1,4 +1,4 @@
-"""The `dray models` commands, and the fetching that `dray up` does first."""
+"""`dray models`, and the fetching of missing models that `dray up` and `dray deploy` begin with."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,10 +25,10 @@ from cluster.commands.console import (
     catalog_names,
     err,
     fail,
-    hubs,
+    hub_names,
+    load_settings,
     out,
-    settled,
-    weights,
+    weight_formats,
 )
 from cluster.launch.state import read_record
 from cluster.models import store
@@ -39,38 +39,40 @@ from cluster.models.folder import ModelFolderError, folder_of, is_folder, is_to_
 from cluster.models.hubs import HubError, RemoteFile, open_hub
 from cluster.models.paths import UnsafeNameError
 from cluster.settings import BUNDLED, Settings
+from cluster.units import gib
 
 app = typer.Typer(
-    help="Models: the catalog, what is on this machine, and how more come here.",
+    help="Manage models: the catalog, and the models on this machine.",
     no_args_is_help=True,
     epilog="Example: dray models pull qwen3-0.6b",
 )
 
-Weight = Annotated[str | None, typer.Option(help="Weight format: int8, int4 or fp16.", autocompletion=weights)]
+Weight = Annotated[str | None, typer.Option(help="Weight format: int8, int4 or fp16.", autocompletion=weight_formats)]
 From = Annotated[
     str | None,
-    typer.Option("--source", help="Where to fetch from: huggingface or modelscope.", autocompletion=hubs),
+    typer.Option("--source", help="Hub to fetch from: huggingface or modelscope.", autocompletion=hub_names),
 ]
-CatalogName = Annotated[str, typer.Argument(help="A name of the catalog.", autocompletion=catalog_names)]
-GroupSize = Annotated[int | None, typer.Option(help="int4: weights that share a scale; -1 is a whole row.")]
-Ratio = Annotated[float | None, typer.Option(help="int4: share of the layers that is int4; the rest is int8.")]
+CatalogName = Annotated[str, typer.Argument(help="Name in the catalog.", autocompletion=catalog_names)]
+GroupSize = Annotated[int | None, typer.Option(help="int4: number of weights that share a scale; -1: a whole row.")]
+Ratio = Annotated[float | None, typer.Option(help="int4: share of the layers in int4; the rest are int8.")]
 RemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let the export run Python code that comes with the weights.")
+    bool,
+    typer.Option("--trust-remote-code", help="Allow Python code that comes with the weights to run during the export."),
 ]
 
 
-class Bars:
-    """Progress of a download: a bar for each file, and one for all."""
+class ProgressBars:
+    """Shows a download: a bar for each file, and one for the total."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._files: dict[str, TaskID] = {}
-        self._total = progress.add_task("in all", start=False, visible=False)
+        self._total = progress.add_task("total", start=False, visible=False)
 
     def begin(self, files: Sequence[RemoteFile]) -> None:
         self._progress.update(self._total, total=sum(file.size for file in files), visible=True)
         self._progress.start_task(self._total)
-        for file in sorted(files, key=lambda one: -one.size):
+        for file in sorted(files, key=lambda file: -file.size):
             self._files[file.path] = self._progress.add_task(escape(file.path), total=file.size)
 
     def advance(self, path: str, size: int) -> None:
@@ -82,24 +84,25 @@ class Bars:
 
 
 @contextmanager
-def _bars() -> Iterator[Bars]:
+def _progress_bars() -> Iterator[ProgressBars]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as progress:
-        yield Bars(progress)
+        yield ProgressBars(progress)
 
 
 @contextmanager
 def _failures() -> Iterator[None]:
+    """Ends the command with one line where a model cannot be fetched, exported, read or removed."""
     try:
         yield
     except (HubError, FetchError, ExportError, ModelFolderError, UnsafeNameError, OSError) as error:
         raise fail(str(error)) from None
     except KeyboardInterrupt:
-        raise fail("stopped; what has come is kept, and the same command goes on from there") from None
+        raise fail("stopped; files that arrived are kept, and the same command continues from there") from None
 
 
 def obtain_all(settings: Settings) -> None:
-    """Fetches every model that is to be served and is named, but not here. Ends the command where one cannot be had."""
+    """Fetches every served model that is given by name and missing here. Ends the command if one cannot be fetched."""
     for model in settings.served:
         with _failures():
             if is_to_be_fetched(model, settings.models_dir):
@@ -114,7 +117,7 @@ def _obtain(
     revision: str | None = None,
     remote_code: bool = False,
 ) -> Path:
-    with _bars() as bars:
+    with _progress_bars() as bars:
         return store.obtain(
             source,
             compression,
@@ -129,9 +132,9 @@ def _obtain(
 
 @app.command("list", epilog="Example: dray models list --json")
 def list_models(as_json: AsJson = False, config: Config = None) -> None:
-    """Show the catalog, the models on this machine, and which of them are served now."""
-    settings = settled(config).settings
-    here = store.installed(settings.models_dir)
+    """List the catalog, the models on this machine, and the models served now."""
+    settings = load_settings(config).settings
+    installed = store.installed(settings.models_dir)
     record = read_record(settings.state_dir)
     served = record.models if record else []
     if as_json:
@@ -139,47 +142,52 @@ def list_models(as_json: AsJson = False, config: Config = None) -> None:
             data={
                 "catalog": [asdict(entry) for entry in CATALOG.values()],
                 "installed": [
-                    {"name": one.name, "folder": str(one.folder), "bytes": one.bytes, "manifest": one.manifest}
-                    for one in here
+                    {
+                        "name": model.name,
+                        "folder": str(model.folder),
+                        "bytes": model.bytes,
+                        "manifest": model.manifest,
+                    }
+                    for model in installed
                 ],
                 "served": served,
             }
         )
         return
-    catalog = Table("name", "parameters", "int8", "context", "licence", "thinks", title="catalog", title_justify="left")
+    catalog = Table("name", "parameters", "int8", "context", "licence", "thinks", title="Catalog", title_justify="left")
     for entry in CATALOG.values():
         catalog.add_row(
             entry.name,
             f"{entry.parameters / 1e9:.2f} B",
-            _gb(entry.disk_bytes("int8")),
+            gib(entry.disk_bytes("int8")),
             str(entry.context_tokens),
             entry.licence,
             "no" if entry.thinking == "none" else "yes",
         )
     out.print(catalog)
-    disk = Table("model", "size", "from", title=f"in {settings.models_dir}", title_justify="left")
-    for one in here:
-        disk.add_row(one.name, _gb(one.bytes), str(one.manifest.get("source", "")))
+    disk = Table("model", "size", "source", title=f"In {settings.models_dir}", title_justify="left")
+    for model in installed:
+        disk.add_row(model.name, gib(model.bytes), str(model.manifest.get("source", "")))
     out.print(disk)
-    out.print(f"served now: {', '.join(served) if served else 'nothing'}", highlight=False)
+    out.print(f"Served now: {', '.join(served) if served else 'none'}", highlight=False)
 
 
 @app.command(epilog="Example: dray models show deepseek-r1-distill-qwen-1.5b")
 def show(name: CatalogName, as_json: AsJson = False) -> None:
-    """Show what the catalog knows of a model."""
+    """Show a model of the catalog."""
     entry = CATALOG.get(name)
     if entry is None:
-        raise fail(f"{name} is not in the catalog; `dray models list` shows it. Any Hub id or folder works too.")
+        raise fail(f"{name} is not in the catalog (`dray models list`); any Hub id or folder can be served too")
     if as_json:
         out.print_json(data=asdict(entry))
         return
     table = Table(show_header=False)
     for label, value in (
         ("weights", ", ".join(f"{hub}: {repository}" for hub, repository in entry.repositories.items())),
-        ("ready made", ", ".join(entry.ready_made("huggingface", weight) for weight in ("int8", "int4"))),
+        ("ready-made", ", ".join(entry.ready_made("huggingface", weight) for weight in ("int8", "int4"))),
         ("licence", entry.licence),
         ("parameters", f"{entry.parameters / 1e9:.2f} B ({entry.architecture})"),
-        ("on disk", ", ".join(f"{weight} {_gb(entry.disk_bytes(weight))}" for weight in ("int4", "int8", "fp16"))),
+        ("on disk", ", ".join(f"{weight} {gib(entry.disk_bytes(weight))}" for weight in ("int4", "int8", "fp16"))),
         ("context", f"{entry.context_tokens} tokens"),
         ("thinking", entry.thinking),
         ("tool calls", entry.tools),
@@ -192,9 +200,7 @@ def show(name: CatalogName, as_json: AsJson = False) -> None:
 
 @app.command(epilog="Example: dray models pull deepseek-r1-distill-qwen-1.5b --source modelscope")
 def pull(
-    name: Annotated[
-        str, typer.Argument(help="A name of the catalog, or a Hub id (org/name).", autocompletion=catalog_names)
-    ],
+    name: Annotated[str, typer.Argument(help="Catalog name or Hub id (org/name).", autocompletion=catalog_names)],
     weight: Weight = None,
     source: From = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
@@ -203,26 +209,26 @@ def pull(
     trust_remote_code: RemoteCode = False,
     config: Config = None,
 ) -> None:
-    """Fetch a model: the ready-made OpenVINO one where there is one, else the weights, which are then exported."""
-    settings = settled(config, model__weight=weight, hub=source).settings
+    """Fetch a model: the ready-made OpenVINO model if the hub has one, else the original weights, then export them."""
+    settings = load_settings(config, model__weight=weight, hub=source).settings
     with _failures():
         if name == BUNDLED or is_folder(name):
-            raise FetchError(f"{name} is on this machine already")
-        chosen = Compression(settings.model.weight, group_size, ratio)
-        folder = _obtain(settings, name, chosen, revision=revision, remote_code=trust_remote_code)
+            raise FetchError(f"{name} is already on this machine")
+        compression = Compression(settings.model.weight, group_size, ratio)
+        folder = _obtain(settings, name, compression, revision=revision, remote_code=trust_remote_code)
     out.print(f"{folder} is ready: dray up --model {name}", highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: dray models export ./weights ./weights-int8 --weight int8")
 def export(
-    source: Annotated[Path, typer.Argument(help="Folder with weights in transformers' format.")],
+    source: Annotated[Path, typer.Argument(help="Folder of a transformers model.")],
     target: Annotated[Path, typer.Argument(help="New folder for the OpenVINO model.")],
     weight: Annotated[str, typer.Option(help="Weight format: int8, int4, fp16 or fp32.")] = "int8",
     group_size: GroupSize = None,
     ratio: Ratio = None,
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Turn a transformers model folder into an OpenVINO one that Dray serves."""
+    """Export a transformers model to OpenVINO, ready to serve."""
     with _failures(), err.status(f"exporting {source} to {weight}"):
         export_model(source, target, Compression(weight, group_size, ratio), remote_code=trust_remote_code)
     out.print(f"{target} is ready: dray up --model {target}", highlight=False, soft_wrap=True)
@@ -236,8 +242,8 @@ def remove(
     weight: Weight = None,
     config: Config = None,
 ) -> None:
-    """Delete a model that was fetched, and what a broken-off download left of it."""
-    settings = settled(config, model__weight=weight).settings
+    """Delete a fetched model, and what an interrupted download left of it."""
+    settings = load_settings(config, model__weight=weight).settings
     with _failures():
         out.print(f"removed {store.remove(name, settings.model.weight, settings.models_dir)}", soft_wrap=True)
 
@@ -245,54 +251,55 @@ def remove(
 @app.command(epilog="Example: dray models random ./random-int8 --like deepseek-r1-distill-qwen-1.5b")
 def random(
     target: Annotated[Path, typer.Argument(help="New folder for the OpenVINO model.")],
-    like: Annotated[str, typer.Option(help="The catalog's model whose shape it gets.", autocompletion=catalog_names)],
+    like: Annotated[
+        str, typer.Option(help="Catalog name of the model whose architecture it gets.", autocompletion=catalog_names)
+    ],
     weight: Annotated[str, typer.Option(help="Weight format: int8, int4, fp16 or fp32.")] = "int8",
 ) -> None:
-    """Make a model of another's exact shape with random weights: its speed for load tests, and words of no meaning."""
+    """Create a random-weight model with the same architecture, for load tests.
+
+    Its speed is real; its text is gibberish.
+    """
     from cluster.models.shapes import make_random
 
-    with _failures(), err.status(f"making and exporting a random model like {like}"):
+    with _failures(), err.status(f"creating and exporting a random model like {like}"):
         make_random(target, like, Compression(weight))
     out.print(f"{target} is ready: dray up --model {target}", highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: dray models compare ./r1-fp16 ./r1-int8 --questions questions.jsonl")
 def compare(
-    first: Annotated[str, typer.Argument(help="A model: folder, or name of one that is here.")],
-    second: Annotated[str, typer.Argument(help="The other.")],
+    first: Annotated[str, typer.Argument(help="A model: a folder, or the name of a fetched model.")],
+    second: Annotated[str, typer.Argument(help="The model to compare it with.")],
     questions: Annotated[Path, typer.Option(help='JSON Lines: {"question": "...", "answer": "..."}.')],
     text: Annotated[Path | None, typer.Option(help="Text file to measure perplexity on.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, thinking included.")] = 2048,
+    max_tokens: Annotated[int, typer.Option(help="Maximum length of an answer, thinking included.")] = 2048,
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
-    """Ask two models the same, greedily: how many answers agree, how many are right, and how well each knows a text."""
+    """Ask two models the same questions: how many answers agree, how many are correct, and each one's perplexity."""
     from cluster.models.compare import CompareError, compare, read_questions
 
-    settings = settled(config).settings
+    settings = load_settings(config).settings
     try:
         with _failures(), err.status(f"asking {first}, then {second}"):
-            folders = [str(folder_of(one, settings.model.weight, settings.models_dir)) for one in (first, second)]
-            seen = compare(folders, read_questions(questions), text.read_text() if text else "", max_tokens)
+            folders = [str(folder_of(name, settings.model.weight, settings.models_dir)) for name in (first, second)]
+            result = compare(folders, read_questions(questions), text.read_text() if text else "", max_tokens)
     except (CompareError, OSError) as error:
         raise fail(str(error)) from None
     if as_json:
-        out.print_json(data=asdict(seen))
+        out.print_json(data=asdict(result))
         return
     table = Table("", escape(first), escape(second))
-    table.add_row("right answers", *(_share(value) for value in seen.accuracy))
-    table.add_row("perplexity", *("-" if value is None else f"{value:.3f}" for value in seen.perplexity))
+    table.add_row("correct answers", *(_share(value) for value in result.accuracy))
+    table.add_row("perplexity", *("-" if value is None else f"{value:.3f}" for value in result.perplexity))
     out.print(table)
     out.print(
-        f"{seen.questions} questions: {_share(seen.same_answer)} answered alike, "
-        f"{_share(seen.same_thinking)} with the very same thinking",
+        f"{result.questions} questions: {_share(result.same_answer)} same answer, "
+        f"{_share(result.same_thinking)} same thinking",
         highlight=False,
     )
 
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"

@@ -3,14 +3,14 @@
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.commands.console import AsJson, Config, out, settled
+from cluster.commands.console import AsJson, Config, load_settings, out
 from cluster.configuration import describe, leaves, variable
 
 
 def show_settings(as_json: AsJson = False, config: Config = None) -> None:
-    """Print every setting in force, where it came from, and what it does."""
-    loaded = settled(config)
-    values, texts = leaves(loaded.settings.model_dump(mode="json")), describe()
+    """Print every setting with its value, where the value comes from, and what it does."""
+    loaded = load_settings(config)
+    values, descriptions = leaves(loaded.settings.model_dump(mode="json")), describe()
     if as_json:
         out.print_json(
             data={
@@ -19,7 +19,7 @@ def show_settings(as_json: AsJson = False, config: Config = None) -> None:
             }
         )
         return
-    table = Table("setting", "value", "from", "what it does")
+    table = Table("setting", "value", "source", "description")
     for name, value in values.items():
-        table.add_row(name, escape(str(value)), loaded.origins[name], texts[name])
+        table.add_row(name, escape(str(value)), loaded.origins[name], descriptions[name])
     out.print(table)

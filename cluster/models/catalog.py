@@ -1,20 +1,21 @@
-"""Models known by a short name: where they are, under which licence, and how their makers want them used."""
+"""Models with a short name: their repositories, licences, and how their authors recommend to use them."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 Hub = Literal["huggingface", "modelscope"]
 WEIGHT_BITS = {"int4": 4.5, "int8": 8.0, "fp16": 16.0, "fp32": 32.0}
-"""Bits a parameter takes on disk; INT4 with the scales of its groups, and some layers kept at INT8."""
+"""Bits per parameter on disk. INT4 includes the groups' scales and the layers that stay at INT8."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogModel:
-    """One model. parameters: a count; context_tokens: prompt and completion together.
+    """A model of the catalog.
 
-    repositories: the original weights on each hub; the ready-made OpenVINO models follow from the name there.
-    thinking: how its thoughts are marked, or "none". tools: how it writes tool calls, or "none".
-    sampling: what its makers recommend. advice: one more line of theirs, if there is one.
+    repositories: the original weights on each hub; the names of ready-made OpenVINO models follow from them.
+    parameters: a count. context_tokens: maximum of prompt and completion together. thinking: how it marks its
+    thinking, or "none". tools: the format of its tool calls, or "none". sampling: what its authors recommend. advice:
+    one more recommendation, or empty. remote_code: whether the export needs Python code from the repository.
     """
 
     name: str
@@ -30,32 +31,32 @@ class CatalogModel:
     remote_code: bool = False
 
     def ready_made(self, hub: Hub, weight: str) -> str:
-        """Repository of the OpenVINO model with compressed weights, made by Intel."""
+        """The repository of the OpenVINO model with compressed weights that Intel publishes."""
         return ready_made(self.repositories[hub], weight)
 
     def disk_bytes(self, weight: str) -> int:
-        """About how large the OpenVINO model is."""
+        """The approximate size of the OpenVINO model."""
         return int(self.parameters * WEIGHT_BITS[weight] / 8)
 
 
 def ready_made(repository: str, weight: str) -> str:
-    """The OpenVINO organisation's name for a repository's model: `org/Name` at int8 is `OpenVINO/Name-int8-ov`."""
+    """The OpenVINO organization's name for a model: `org/Name` in int8 is `OpenVINO/Name-int8-ov`."""
     return f"OpenVINO/{repository.rpartition('/')[2]}-{weight}-ov"
 
 
 _R1_SAMPLING = {"temperature": 0.6, "top_p": 0.95}
-_R1_ADVICE = "put all instructions into the user's message; no system prompt"
+_R1_ADVICE = "put all instructions into the user's message; use no system prompt"
 _QWEN3_SAMPLING = {"temperature": 0.6, "top_p": 0.95, "top_k": 20.0}
 
 
-def _same(repository: str) -> dict[Hub, str]:
+def _on_both(repository: str) -> dict[Hub, str]:
     return {"huggingface": repository, "modelscope": repository}
 
 
 _MODELS = (
     CatalogModel(
         name="deepseek-r1-distill-qwen-1.5b",
-        repositories=_same("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"),
+        repositories=_on_both("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"),
         licence="MIT",
         parameters=1.78e9,
         context_tokens=131_072,
@@ -66,7 +67,7 @@ _MODELS = (
     ),
     CatalogModel(
         name="deepseek-r1-distill-qwen-7b",
-        repositories=_same("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"),
+        repositories=_on_both("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"),
         licence="MIT",
         parameters=7.62e9,
         context_tokens=131_072,
@@ -110,7 +111,7 @@ _MODELS = (
     *(
         CatalogModel(
             name=f"qwen3-{size.lower()}",
-            repositories=_same(f"Qwen/Qwen3-{size}"),
+            repositories=_on_both(f"Qwen/Qwen3-{size}"),
             licence="Apache-2.0",
             parameters=parameters,
             context_tokens=40_960,
@@ -118,7 +119,7 @@ _MODELS = (
             thinking="<think>, opened by the model",
             tools="hermes",
             sampling=_QWEN3_SAMPLING,
-            advice="not greedy while it thinks",
+            advice="do not use greedy decoding while it thinks",
         )
         for size, parameters in (("0.6B", 0.75e9), ("1.7B", 2.03e9), ("4B", 4.02e9))
     ),

@@ -1,4 +1,4 @@
-"""Do two models answer alike? Greedy answers side by side, accuracy, and perplexity: what a weight format costs."""
+"""Compares two models, for example weight formats of one: agreement of greedy answers, accuracy, perplexity."""
 
 import json
 import math
@@ -19,18 +19,18 @@ from cluster.launch.preflight import free_port
 from cluster.models.folder import ModelFolderError, open_model
 from cluster.settings import ModelSettings
 
-_AT_A_TIME = 16
+_CONCURRENCY = 16
 _WINDOW_TOKENS = 512
 _TIMEOUT = httpx.Timeout(10.0, read=900.0)
 
 
 class CompareError(Exception):
-    """The comparison cannot be made; the message says why."""
+    """The models cannot be compared; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvalQuestion:
-    """A question, and strings that a right answer holds (none: only agreement is looked at)."""
+    """A question, and the strings that a correct answer contains. Without any, only agreement is measured."""
 
     text: str
     expect: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class EvalQuestion:
 
 @dataclass(frozen=True, slots=True)
 class EvalAnswer:
-    """A greedy answer. finish: stop, or length where it ran into its limit."""
+    """A greedy answer. finish: `stop`, or `length` where it reached its limit."""
 
     reasoning: str
     text: str
@@ -47,7 +47,11 @@ class EvalAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Shares are of all questions (accuracy: of those with an expected answer); perplexity is None without a text."""
+    """Results of a comparison. Pairs are in the order of the models.
+
+    same_answer, same_thinking: shares of all questions. accuracy: share of the questions with an expected answer.
+    perplexity: None without a text.
+    """
 
     questions: int
     same_answer: float
@@ -57,17 +61,20 @@ class Comparison:
 
 
 def read_questions(path: Path) -> list[EvalQuestion]:
-    """JSON Lines: {"question": "...", "answer": "23"}, where answer may be left out, or be a list of strings that
-    must all be there. Raises CompareError with the line's number."""
+    """Reads JSON Lines: {"question": "...", "answer": "23"}.
+
+    The answer is optional, and may be a list of strings, all of which a correct answer contains. Raises CompareError
+    with the line's number.
+    """
     questions = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip():
             continue
         try:
-            given = json.loads(line)
-            answer = given.get("answer", [])
+            content = json.loads(line)
+            answer = content.get("answer", [])
             expect = (answer,) if isinstance(answer, str) else tuple(map(str, answer))
-            questions.append(EvalQuestion(str(given["question"]), expect))
+            questions.append(EvalQuestion(str(content["question"]), expect))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CompareError(f'{path}:{number}: not of the form {{"question": "...", "answer": "..."}}') from None
     if not questions:
@@ -76,12 +83,13 @@ def read_questions(path: Path) -> list[EvalQuestion]:
 
 
 def compare(models: Sequence[str], questions: Sequence[EvalQuestion], text: str, max_tokens: int) -> Comparison:
-    """Serves the two models one after the other and asks both the same. models: folders or names of models here.
+    """Serves two models one after the other and asks both the same questions.
 
-    text: what perplexity is measured on; empty leaves it out. Raises CompareError where one cannot be served.
+    models: their folders. text: for perplexity; empty leaves it out. max_tokens: of each answer. Raises CompareError
+    where a model cannot be served.
     """
     answers = []
-    # Before the first has been asked for minutes.
+    # Both first: asking takes minutes.
     for model in models:
         _check(model)
     for model in models:
@@ -106,7 +114,10 @@ def _check(folder: str) -> None:
 
 
 def perplexity(folder: Path, text: str) -> float:
-    """exp of the mean negative log likelihood of a token, in windows of 512 tokens without overlap."""
+    """exp of the mean negative log-likelihood per token, in windows of 512 tokens without overlap.
+
+    folder: of the model. Raises CompareError for a text of fewer than two tokens.
+    """
     import openvino
     from tokenizers import Tokenizer
 
@@ -117,7 +128,7 @@ def perplexity(folder: Path, text: str) -> float:
     loss, count = 0.0, 0
     for start in range(0, len(ids) - 1, _WINDOW_TOKENS):
         window = np.array([ids[start : start + _WINDOW_TOKENS + 1]], dtype=np.int64)
-        given, wanted = window[:, :-1], window[0, 1:]
+        given, targets = window[:, :-1], window[0, 1:]
         request.reset_state()
         inputs = {
             "input_ids": given,
@@ -125,21 +136,21 @@ def perplexity(folder: Path, text: str) -> float:
             "position_ids": np.arange(given.shape[1])[None],
             "beam_idx": np.zeros(1, dtype=np.int32),
         }
-        named = {one.any_name for one in request.model_inputs}
-        logits = next(iter(request.infer({name: value for name, value in inputs.items() if name in named}).values()))
+        names = {port.any_name for port in request.model_inputs}
+        logits = next(iter(request.infer({name: value for name, value in inputs.items() if name in names}).values()))
         scores = np.asarray(logits[0], dtype=np.float64)
         highest = scores.max(axis=1)
         total = np.log(np.exp(scores - highest[:, None]).sum(axis=1)) + highest
-        loss += float((total - scores[np.arange(len(wanted)), wanted]).sum())
-        count += len(wanted)
+        loss += float((total - scores[np.arange(len(targets)), targets]).sum())
+        count += len(targets)
     return math.exp(loss / count)
 
 
 @contextmanager
 def _served(model: str) -> Iterator[tuple[str, str]]:
-    """A Dray of its own that serves one model; gives its base URL and the model's name."""
+    """Runs a separate Dray that serves one model. Yields its base URL and the model's name."""
     with tempfile.TemporaryDirectory(prefix="dray-m-") as folder:
-        own = {
+        separate = {
             "DRAY_STATE_DIR": f"{folder}/s",
             "DRAY_DATA_DIR": f"{folder}/d",
             "DRAY_PORT": str(free_port()),
@@ -148,21 +159,21 @@ def _served(model: str) -> Iterator[tuple[str, str]]:
 
         def dray(*arguments: str) -> None:
             command = [sys.executable, "-m", "cluster.cli", *arguments]
-            ended = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, check=False)
+            ended = subprocess.run(command, env=os.environ | separate, capture_output=True, text=True, check=False)
             if ended.returncode:
-                said = ended.stderr.strip().splitlines()
-                raise CompareError(f"{model}: {said[-1].removeprefix('error: ') if said else 'does not start'}")
+                lines = ended.stderr.strip().splitlines()
+                raise CompareError(f"{model}: {lines[-1].removeprefix('error: ') if lines else 'does not start'}")
 
         dray("up", "--detach", "--model", model)
         try:
-            url = f"http://127.0.0.1:{own['DRAY_PORT']}/v1"
+            url = f"http://127.0.0.1:{separate['DRAY_PORT']}/v1"
             yield url, httpx.get(f"{url}/models", timeout=_TIMEOUT).json()["data"][0]["id"]
         finally:
             dray("down")
 
 
 def _ask(url: str, model: str, questions: Sequence[EvalQuestion], max_tokens: int) -> list[EvalAnswer]:
-    with httpx.Client(timeout=_TIMEOUT) as client, ThreadPoolExecutor(_AT_A_TIME) as workers:
+    with httpx.Client(timeout=_TIMEOUT) as client, ThreadPoolExecutor(_CONCURRENCY) as workers:
 
         def ask(question: EvalQuestion) -> EvalAnswer:
             body = {
@@ -182,7 +193,7 @@ def _ask(url: str, model: str, questions: Sequence[EvalQuestion], max_tokens: in
 
 
 def _accuracy(questions: Sequence[EvalQuestion], answers: Sequence[EvalAnswer]) -> float | None:
-    judged = [(question, answer) for question, answer in zip(questions, answers, strict=True) if question.expect]
-    if not judged:
+    expected = [(question, answer) for question, answer in zip(questions, answers, strict=True) if question.expect]
+    if not expected:
         return None
-    return sum(all(part in answer.text for part in question.expect) for question, answer in judged) / len(judged)
+    return sum(all(part in answer.text for part in question.expect) for question, answer in expected) / len(expected)

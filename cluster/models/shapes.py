@@ -1,4 +1,4 @@
-"""Models of a known shape with random weights: what they say means nothing, how fast they say it does."""
+"""Random-weight models with the architecture of a catalog model: their speed is real, their text is gibberish."""
 
 import shutil
 import tempfile
@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from cluster.models.export import Compression, ExportError, check_export_extra, export_model
 from cluster.models.folder import BUNDLED_FOLDER
 
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _QWEN3 = {"head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151_936, "tie_word_embeddings": True}
 _SHAPES: dict[str, dict[str, Any]] = {
     # From each model's published config.json.
@@ -89,42 +89,42 @@ _SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_random(target: Path, like: str, compression: Compression, **smaller: int) -> None:
-    """Writes an OpenVINO model of a catalog model's shape, with the bundled model's tokenizer.
+def make_random(target: Path, like: str, compression: Compression, **overrides: int) -> None:
+    """Writes an OpenVINO model with the architecture of a catalog model and the bundled model's tokenizer.
 
-    It says words only, so that a client sees each token as it comes. smaller: sizes of config.json to change, for
-    tests. Raises ExportError: without the extra `export`, or for a model whose shape is not known.
+    It generates only words, so that a client sees every token as it arrives. overrides: fields of config.json, for
+    tests. Raises ExportError: without the extra `export`, or for a model whose architecture is not listed here.
     """
     if like not in _SHAPES:
-        raise ExportError(f"no shape is known of {like!r}; known are {', '.join(_SHAPES)}")
+        raise ExportError(f"unknown architecture {like!r}; known are {', '.join(_SHAPES)}")
     if target.exists() or target.is_symlink():
-        raise ExportError(f"{target} exists already; remove it or choose another name")
+        raise ExportError(f"{target} already exists; remove it or choose another name")
     check_export_extra()
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig
 
-    shape = _SHAPES[like] | {"bos_token_id": 0, "eos_token_id": 1} | smaller
+    shape = _SHAPES[like] | {"bos_token_id": 0, "eos_token_id": 1} | overrides
     config = CONFIG_MAPPING[shape.pop("model_type")](**shape)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    _say_words_only(model)
+    _generate_words_only(model)
     model.generation_config = GenerationConfig(do_sample=False, bos_token_id=0, eos_token_id=1)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         model.save_pretrained(folder)
-        for name in _TOKENIZER:
+        for name in _TOKENIZER_FILES:
             shutil.copy(BUNDLED_FOLDER / name, folder)
         del model
         export_model(Path(folder), target, compression, origin={"source": f"random weights, shaped like {like}"})
 
 
-def _say_words_only(model: Any) -> None:
-    """Makes all other tokens unlikely: their logits are 0, and the greatest of so many others never is."""
+def _generate_words_only(model: Any) -> None:
+    """Rules out all other tokens: their logits are 0, and the highest of so many other logits is always above."""
     import torch
 
     tokenizer = Tokenizer.from_file(str(BUNDLED_FOLDER / "tokenizer.json"))
     words = [token for token in range(tokenizer.get_vocab_size()) if tokenizer.decode([token]).strip().isalpha()]
     head = model.get_output_embeddings().weight
     with torch.no_grad():
-        spoken = torch.zeros(len(head), 1, dtype=head.dtype)
-        spoken[[token for token in words if token < len(head)]] = 1
-        head *= spoken
+        mask = torch.zeros(len(head), 1, dtype=head.dtype)
+        mask[[token for token in words if token < len(head)]] = 1
+        head *= mask

@@ -121,12 +121,12 @@ def test_what_cannot_be_measured_is_one_line() -> None:
             (("--url", "nonsense"), "does not answer"),
             (("--url", locked), "401"),
             (("--url", locked, "--model", "m"), "401"),
-            (("--url", locked.removesuffix("/v1") + "/account", "--key", "secret"), "serves no model"),
+            (("--url", locked.removesuffix("/v1") + "/account", "--key", "secret"), "lists no model"),
             (("--url", locked, "--rate", "1", "--concurrency", "1"), "exclude"),
-            (("--url", locked, "--concurrency", "0"), "no loads"),
+            (("--url", locked, "--concurrency", "0"), "no list of loads"),
             (("--url", locked, "--prompt", "many"), "no length"),
-            (("--url", locked, "--extra", "[]"), "no JSON object"),
-            (("--tokens-per-s", "40"), "belong to --cost"),
+            (("--url", locked, "--extra", "[]"), "must be a JSON object"),
+            (("--tokens-per-s", "40"), "need --cost"),
             (("--cost", "--tokens-per-s", "40", "--assume", "gpu.colour=3"), "gpu.colour"),
         ):
             code, _, err = run(*arguments)

@@ -37,7 +37,7 @@ def test_an_a10_at_15000_and_500_a_month_against_pcs_at_50() -> None:
 def test_a_server_that_makes_no_more_than_pcs_for_its_price_never_wins() -> None:
     assumed = DEFAULT.changed({"pc.tokens_per_s": 40, "gpu.tokens_per_s": 600})
     assert break_even(assumed.pc, assumed.gpu) is None
-    assert "PCs are the cheaper at every load" in verdict(assumed)
+    assert "PCs are cheaper at every load" in verdict(assumed)
 
 
 def test_power_is_paid_for_the_hours_in_which_it_is_on() -> None:

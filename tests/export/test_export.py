@@ -112,7 +112,7 @@ def test_formats_and_their_options(tmp_path: Path) -> None:
 
 def test_a_target_that_exists_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    with pytest.raises(ExportError, match="exists already"):
+    with pytest.raises(ExportError, match="already exists"):
         export_model(weights(tmp_path / "weights"), tmp_path / "there", Compression())
 
 

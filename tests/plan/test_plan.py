@@ -132,7 +132,7 @@ def test_the_command_plans_for_users_and_draws_the_day(file: str, tmp_path: Path
     chart, out = tmp_path / "day.svg", tmp_path / "plan.json"
     code, text, err = run(
         *("--profile", file, "--users", "300", "--per-hour", "3", "--prompt", "100-300", "--output", "300-600"),
-        *("--repeated", "0.2", "--tpot", "0.1", "--least", "1", "--chart", str(chart), "--json", str(out)),
+        *("--repeated", "0.2", "--tpot", "0.1", "--min-replicas", "1", "--chart", str(chart), "--json", str(out)),
     )
     assert code == 0, err
     plan: dict[str, Any] = json.loads(out.read_text())

@@ -28,7 +28,7 @@ def guarded() -> Iterator[Dray]:
     dray = Dray(folder, free_port())
     started = dray.run("up", "--detach", DRAY_ROUTER__REPLICAS="2")
     assert started.returncode == 0, started.stderr
-    assert "no keys: only this machine" in started.stdout
+    assert "No API keys yet: listening on 127.0.0.1 only" in started.stdout
     yield dray
     dray.run("down")
     shutil.rmtree(folder, ignore_errors=True)
@@ -229,7 +229,7 @@ def test_secrets_are_stored_nowhere_and_keys_outlive_a_restart(guarded: Dray, ke
     assert secret not in httpx.get(f"{guarded.root}/metrics").text
     run(guarded, "down")
     started = guarded.run("up", "--detach")
-    assert started.returncode == 0 and "keys are needed" in started.stdout
+    assert started.returncode == 0 and "An API key is required" in started.stdout
     assert ask(guarded, "").status_code == 401 and ask(guarded, key).status_code == 200
 
 
