@@ -63,7 +63,8 @@ from deployments.generation.broadcast import Subscriber
 from deployments.generation.endpoint import ModelEndpoint
 from deployments.generation.prompts import PromptRenderer
 from deployments.generation.service import AnswerService, RequestContext
-from deployments.observability.metrics import RouterMetrics, configure_logging
+from deployments.observability.logs import configure_logging
+from deployments.observability.metrics import RouterMetrics
 from deployments.observability.tracing import Traces, current
 from deployments.pages.status import StatusPage
 from deployments.routing.dispatcher import Dispatcher

@@ -7,8 +7,9 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.api.fast_path import NotKnown
-from deployments.observability.metrics import RouterMetrics, request_id
-from deployments.observability.tracing import NO_SPAN, Span, Traces, current, header
+from deployments.observability.logs import request_id
+from deployments.observability.metrics import RouterMetrics
+from deployments.observability.tracing import NO_SPAN, Span, Traces, current, traceparent_of
 
 log = logging.getLogger("dray.requests")
 
@@ -71,10 +72,10 @@ class RequestMiddleware:
             log.log(logging.WARNING if status >= 500 else logging.INFO, "request not answered", extra=extra)
 
     def _span(self, scope: Scope) -> Span:
-        if not self._traces.on or not scope["path"].startswith(_TRACED):
+        if not self._traces.enabled or not scope["path"].startswith(_TRACED):
             return NO_SPAN
         known = {"http.request.method": scope["method"], "url.path": scope["path"], "dray.request_id": request_id.get()}
-        span = self._traces.begin(scope["method"], header(scope["headers"]), known)
+        span = self._traces.begin(scope["method"], traceparent_of(scope["headers"]), known)
         current.set(span)
         return span
 

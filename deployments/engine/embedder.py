@@ -20,7 +20,8 @@ from cluster.node import Node
 from cluster.serve_config import EngineArgs
 from deployments.common.messages import Ready, decode_texts, encode
 from deployments.engine.lease import wait_for_lease
-from deployments.observability.metrics import EngineMetrics, configure_logging
+from deployments.observability.logs import configure_logging
+from deployments.observability.metrics import EngineMetrics
 
 log = logging.getLogger("dray.embedder")
 

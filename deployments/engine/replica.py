@@ -26,7 +26,8 @@ from deployments.common.messages import (
 )
 from deployments.engine.lease import wait_for_lease
 from deployments.engine.process import EngineProcess, EngineStartError, config_for
-from deployments.observability.metrics import EngineMetrics, configure_logging
+from deployments.observability.logs import configure_logging
+from deployments.observability.metrics import EngineMetrics
 from deployments.observability.tracing import Traces, prefill_and_decode
 
 log = logging.getLogger("dray.engine")

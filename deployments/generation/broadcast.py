@@ -11,7 +11,7 @@ from types import TracebackType
 from deployments.common.deadlines import Deadline
 from deployments.common.errors import ApiError
 from deployments.common.types import Delta, GenerationResult
-from deployments.observability.metrics import request_id
+from deployments.observability.logs import request_id
 from deployments.observability.tracing import current
 
 _LOOK_S = 0.5

@@ -2,8 +2,9 @@
 
 Run as `python -m deployments.observability.exporter`.
 
-A router's own /metrics shows its node alone, and through HAProxy nobody knows which router answers; Prometheus asks
-each pod here instead. It must see the pod's processes, to tell the gauges of the living from those of the dead.
+A router's own /metrics covers only its node, and a request through HAProxy may reach any router; so Prometheus scrapes
+this server in each pod instead. It must see the pod's processes, to tell the gauges of the living from those of the
+dead.
 """
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,9 +13,9 @@ from cluster.launch.environment import METRICS_PORT
 from deployments.observability.metrics import METRICS_TYPE, exposition
 
 
-class _Metrics(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        """GET of any path."""
+        """Answers a GET of any path with the metrics."""
         body = exposition()
         self.send_response(200)
         self.send_header("Content-Type", METRICS_TYPE)
@@ -23,12 +24,12 @@ class _Metrics(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: Prometheus asks every few seconds."""
+        """Logs nothing: Prometheus scrapes every few seconds."""
 
 
 def serve(port: int = METRICS_PORT) -> ThreadingHTTPServer:
-    """A server on this port of every address; run it, and close it."""
-    return ThreadingHTTPServer(("0.0.0.0", port), _Metrics)
+    """Returns a server that listens on this port of every address. The caller runs and closes it."""
+    return ThreadingHTTPServer(("0.0.0.0", port), _Handler)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Traces: what a request spent its time on, over routers and engines, as OpenTelemetry has it.
+"""OpenTelemetry traces: where a request spends its time, across routers and engines.
 
-They are made where the usual variables name a collector (OTEL_EXPORTER_OTLP_ENDPOINT and the others). Where they do
-not, every span is the one that notes nothing, and nothing of OpenTelemetry is loaded here. A span is a matter of a
-request, never of a token.
+Traces are on when the standard variables (OTEL_EXPORTER_OTLP_ENDPOINT and its kin) name a collector. Otherwise every
+span is `NO_SPAN`, and no OpenTelemetry module is imported. Spans are per request, never per token.
 """
 
 import asyncio
@@ -28,40 +27,40 @@ Kind = Literal["INTERNAL", "SERVER"]
 Attributes: TypeAlias = Mapping[str, str | int | float | bool | list[str]]
 
 _CLOSE_S = 2.0
-"""A collector that does not take the last spans within this time does not get them."""
+"""Time for the collector to accept the last spans at shutdown; after that they are dropped."""
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-_SPOKEN = "http/protobuf"
+_PROTOCOL = "http/protobuf"
 
 
 class NoSpan:
-    """Stands where no trace is made."""
+    """The span while traces are off; it records nothing."""
 
     __slots__ = ()
     traceparent = ""
-    """The span as W3C Trace Context writes it, for whoever goes on with its trace; empty: nobody does."""
+    """The span in W3C Trace Context's format, for a process that continues the trace; empty while traces are off."""
 
     def child(self, name: str, attributes: Attributes | None = None) -> "NoSpan":
-        """A span of what is a part of this one's work."""
+        """Starts a span for a part of this one's work."""
         return self
 
     def name(self, name: str) -> None:
-        """Gives it another name."""
+        """Renames the span."""
 
     def note(self, attributes: Attributes) -> None:
         """Adds attributes."""
 
     def event(self, name: str, attributes: Attributes) -> None:
-        """Notes what happened at this moment."""
+        """Adds an event that happens now."""
 
     def link(self, other: "Span") -> None:
-        """Names another span that this one has to do with."""
+        """Links a related span, such as the one of the generation that this request joined."""
 
     def fail(self, reason: str) -> None:
-        """Marks it as failed."""
+        """Marks the span as failed. reason: its `error.type`."""
 
     def end(self) -> None:
-        """Ends it. At the end of its context it is ended, as failed where an exception ended that."""
+        """Ends the span. Leaving its `with` block ends it too, as failed if an exception was raised."""
 
     def __enter__(self) -> "NoSpan":
         return self
@@ -73,8 +72,7 @@ class NoSpan:
 
 
 class RecordedSpan:
-    """A span of OpenTelemetry's, with the same methods. Exceptions leave their kind behind: their text may quote a
-    prompt."""
+    """A recorded OpenTelemetry span. Of an exception it keeps the type only, as the text may quote a prompt."""
 
     __slots__ = ("_span", "_tracer")
 
@@ -132,25 +130,25 @@ Span = NoSpan | RecordedSpan
 NO_SPAN = NoSpan()
 
 current: ContextVar[Span] = ContextVar("span", default=NO_SPAN)
-"""The span of the request, or of the generation, that is being worked on."""
+"""The span of the request or generation that this task works on."""
 
 
 class Traces:
-    """The spans of one process. They are sent in batches by a thread of its own, and dropped where too many wait."""
+    """The tracer of one process. A background thread exports spans in batches, and drops them if too many wait."""
 
     def __init__(self, service: str, instance: str) -> None:
-        """service: its name, where the environment gives no other. instance: which of its processes this is."""
+        """service: the service's name, unless the environment gives another. instance: identifies this process."""
         self._provider: TracerProvider | None = None
-        self.on = configured(os.environ)
-        if not self.on:
+        self.enabled = configured(os.environ)
+        if not self.enabled:
             return
-        if any(os.environ.get(name, _SPOKEN) != _SPOKEN for name in _PROTOCOLS):
-            log.warning("traces are sent as %s, whatever OTEL_EXPORTER_OTLP_PROTOCOL says", _SPOKEN)
+        if any(os.environ.get(name, _PROTOCOL) != _PROTOCOL for name in _PROTOCOLS):
+            log.warning("traces are exported as %s; OTEL_EXPORTER_OTLP_PROTOCOL is ignored", _PROTOCOL)
         self._provider = _provider(service, instance)
         self._tracer = self._provider.get_tracer("dray")
 
     def begin(self, name: str, traceparent: str, attributes: Attributes, kind: Kind = "SERVER") -> Span:
-        """The first span of this process's part of a trace. traceparent: whose part it is; empty: a new trace."""
+        """Starts the first span of this process's part of a trace. traceparent: the parent span; empty: a new trace."""
         if self._provider is None:
             return NO_SPAN
         from opentelemetry.context import Context
@@ -162,16 +160,16 @@ class Traces:
         return RecordedSpan(self._tracer, span)
 
     def close(self) -> None:
-        """Sends what is left, if the collector takes it soon."""
+        """Exports the remaining spans, for at most 2 s."""
         if self._provider is not None:
-            # A thread that nobody waits for at the end of the process: the exporter may try again for a long time.
-            last = threading.Thread(target=self._provider.shutdown, daemon=True)
-            last.start()
-            last.join(_CLOSE_S)
+            # A daemon thread, so that the process can exit while the exporter still retries.
+            shutdown = threading.Thread(target=self._provider.shutdown, daemon=True)
+            shutdown.start()
+            shutdown.join(_CLOSE_S)
 
 
 def configured(environment: Mapping[str, str]) -> bool:
-    """Whether traces are wanted, by OpenTelemetry's variables."""
+    """Whether OpenTelemetry's variables turn traces on."""
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     if environment.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
@@ -179,35 +177,35 @@ def configured(environment: Mapping[str, str]) -> bool:
     return any(environment.get(name) for name in _ENDPOINTS)
 
 
-def header(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The `traceparent` among a request's headers; empty where there is none."""
+def traceparent_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The `traceparent` header of a request; empty if it has none."""
     return next((value for name, value in headers if name == b"traceparent"), b"").decode("latin-1")
 
 
 def trace_id(span: Span) -> str:
-    """The id of its trace; empty where none is made."""
+    """The id of the span's trace, in hexadecimal; empty while traces are off."""
     return span.traceparent[3:35]
 
 
 async def prefill_and_decode(span: Span, stream: AsyncGenerator[TokenBatch, None]) -> AsyncGenerator[TokenBatch, None]:
-    """An engine's tokens as they come, with a span up to the first of them, and one from there to the last."""
-    phase, made = span.child("prefill"), 0
+    """Passes an engine's tokens on, and records one span until the first token and one from there to the last."""
+    phase, generated = span.child("prefill"), 0
     try:
         async for tokens in stream:
-            if tokens.ids and not made:
+            if tokens.ids and not generated:
                 phase.note({"gen_ai.usage.cache_read.input_tokens": tokens.cached_tokens})
                 phase.end()
                 phase = span.child("decode")
-            made += len(tokens.ids)
+            generated += len(tokens.ids)
             if tokens.finish_reason:
                 span.note(
-                    {"gen_ai.usage.output_tokens": made, "gen_ai.response.finish_reasons": [tokens.finish_reason]}
+                    {"gen_ai.usage.output_tokens": generated, "gen_ai.response.finish_reasons": [tokens.finish_reason]}
                 )
                 if tokens.finish_reason not in ("stop", "length"):
                     span.fail(tokens.finish_reason)
             yield tokens
     finally:
-        phase.note({"gen_ai.usage.output_tokens": made} if made else {})
+        phase.note({"gen_ai.usage.output_tokens": generated} if generated else {})
         phase.end()
 
 
@@ -217,8 +215,8 @@ def _provider(service: str, instance: str) -> "TracerProvider":
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    named = Resource.create({"service.name": service, "service.instance.id": instance})
-    # Not at the end of the process, where it would wait for a dead collector: `close` bounds that.
-    provider = TracerProvider(resource=named.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
+    resource = Resource.create({"service.name": service, "service.instance.id": instance})
+    # Not at exit, where it would wait for a dead collector; `Traces.close` bounds that wait.
+    provider = TracerProvider(resource=resource.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider

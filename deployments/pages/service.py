@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cluster.launch.import_guard import allow_pandas
 from cluster.serve_config import PAGE, PageArgs
 from deployments.api.http import http_error
-from deployments.observability.metrics import configure_logging
+from deployments.observability.logs import configure_logging
 
 _NEEDED = (
     "/",

@@ -1,4 +1,4 @@
-"""The metrics of a pod's processes, as Prometheus gets them: of the living, and of those only."""
+"""What Prometheus scrapes from a pod: gauges of living processes only, counters of all."""
 
 import os
 import subprocess
@@ -13,20 +13,20 @@ from deployments.observability.exporter import serve
 
 ENGINE = """
 from deployments.observability.metrics import EngineMetrics
-from deployments.common.messages import Load
+from deployments.common.messages import EngineLoad
 import sys
 metrics = EngineMetrics("m", sys.argv[1])
-metrics.report(Load(), 3)
+metrics.report(EngineLoad(), 3)
 metrics.restarts.inc()
-print("told", flush=True)
+print("reported", flush=True)
 sys.stdin.read()
 """
 
 
-def test_gauges_are_of_the_living_and_counters_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_process_leaves_its_counters_but_not_its_gauges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     engines = []
-    for name in ("stays", "goes"):
+    for name in ("alive", "killed"):
         engines.append(
             subprocess.Popen(
                 [sys.executable, "-c", ENGINE, name],
@@ -36,16 +36,16 @@ def test_gauges_are_of_the_living_and_counters_of_all(tmp_path: Path, monkeypatc
             )
         )
         assert engines[-1].stdout is not None
-        assert engines[-1].stdout.readline() == b"told\n"
+        assert engines[-1].stdout.readline() == b"reported\n"
     server = serve(0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
         url = f"http://127.0.0.1:{server.server_address[1]}/metrics"
-        both = httpx.get(url).text
+        before = httpx.get(url).text
         engines[1].kill()
         engines[1].communicate()
-        one = httpx.get(url).text
+        after = httpx.get(url).text
     finally:
         server.shutdown()
         thread.join()
@@ -54,8 +54,8 @@ def test_gauges_are_of_the_living_and_counters_of_all(tmp_path: Path, monkeypatc
             engine.kill()
             engine.communicate()
     gauge, counter = 'dray_engine_running{model="m"', "dray_engine_restarts_total{"
-    for name in ("stays", "goes"):
-        assert [line for line in both.splitlines() if line.startswith(gauge) and name in line]
-        assert [line for line in one.splitlines() if line.startswith(counter) and name in line]
-    assert [line for line in one.splitlines() if line.startswith(gauge) and "stays" in line]
-    assert not [line for line in one.splitlines() if line.startswith(gauge) and "goes" in line]
+    for name in ("alive", "killed"):
+        assert [line for line in before.splitlines() if line.startswith(gauge) and name in line]
+        assert [line for line in after.splitlines() if line.startswith(counter) and name in line]
+    assert [line for line in after.splitlines() if line.startswith(gauge) and "alive" in line]
+    assert not [line for line in after.splitlines() if line.startswith(gauge) and "killed" in line]
