@@ -189,7 +189,7 @@ class Router:
         yield
         for task in tuple(self._tasks):
             task.cancel()
-        await self._usage.flush()
+        await self._usage.close()
         for store in self._stores:
             await store.close()
         await asyncio.to_thread(self._traces.close)

@@ -8,7 +8,8 @@ import msgspec
 
 from cluster.records.client import Pipeline
 
-_TTL_S = 400 * 86_400
+KEPT_S = 400 * 86_400
+"""Seconds that a day's counters are kept after their last change."""
 COUNTERS = ("requests", "hits", "prompt", "completion", "cached", "saved_prompt", "saved_completion")
 
 
@@ -45,13 +46,6 @@ def field_of(team: str, model: str, counter: str) -> str:
 def key_of(day: str) -> str:
     """The key of a day's hash."""
     return f"dray:{{teams}}:usage:{day}"
-
-
-def add(pipe: Pipeline, day: str, counts: Mapping[str, int]) -> None:
-    """Queues the commands that add these counts, by field, to the day's."""
-    for field, count in counts.items():
-        pipe.hincrby(key_of(day), field, count)
-    pipe.expire(key_of(day), _TTL_S)
 
 
 def days_until_today(count: int) -> list[str]:

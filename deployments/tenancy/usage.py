@@ -1,26 +1,50 @@
-"""What teams use: each router counts it in memory and writes it to Redis twice a second, or once Redis is back."""
+"""What teams use: each router counts in memory and adds its counts to Redis twice a second, each exactly once."""
 
 import asyncio
+import logging
+import secrets
 from collections import Counter
+from contextlib import suppress
 
-from cluster.records.client import Pipeline
-from cluster.records.usage import UsageRow, add, ask, field_of, rows, today
+from cluster.records.usage import KEPT_S, UsageRow, ask, field_of, key_of, rows, today
 from deployments.common.redis import RedisStore, RedisUnavailable
 from deployments.common.types import Usage
 
+log = logging.getLogger("dray.usage")
+
 _FLUSH_S = 0.5
+_CLOSE_S = 3.0
+_RETRY_S = 0.1
+_BATCH_KEPT_S = 86_400
+
+# A call that timed out may have reached Redis nevertheless. So batches are numbered, and repeating one adds nothing.
+# KEYS: counters of the day; number of this router's last batch. ARGV: number, seconds to keep each key, field, count, …
+_ADD = """
+if tonumber(redis.call('GET', KEYS[2]) or '0') >= tonumber(ARGV[1]) then return 0 end
+for i = 4, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[3])
+return 1
+"""
 
 
 class UsageRecorder:
-    """Counts what the requests of one router use."""
+    """Counts the usage of one router. Close it when its last request has ended."""
 
     def __init__(self, store: RedisStore) -> None:
         self._store = store
+        self._add = store.script(_ADD)
+        self._batch_key = f"dray:{{teams}}:usage-batch:{secrets.token_hex(8)}"
         self._counts: dict[str, Counter[str]] = {}
-        """By day and field, what Redis has not got yet."""
+        self._batch: tuple[str, Counter[str]] | None = None
+        self._batch_number = 0
+        self._writing = asyncio.Lock()
 
     def record(self, team: str, model: str, usage: Usage, *, made: bool) -> None:
-        """Counts an answered request. made: whether its answer was generated for it, not cached or joined."""
+        """Counts an answered request.
+
+        made: its answer was generated for it; otherwise it was cached, or joined from another request.
+        """
         if made:
             counts = {
                 "prompt": usage.prompt_tokens,
@@ -34,31 +58,42 @@ class UsageRecorder:
             day[field_of(team, model, name)] += count
 
     async def flush_forever(self) -> None:
-        """Writes the counts to Redis until cancelled."""
+        """Adds the counts to Redis every half second, until cancelled."""
         while True:
             await asyncio.sleep(_FLUSH_S)
             await self.flush()
 
     async def flush(self) -> None:
-        """Writes the counts to Redis now; what it does not take is kept for the next time."""
-        counts, self._counts = self._counts, {}
-        for day, counter in counts.items():
+        """Adds the counts so far to Redis. The next flush repeats what Redis did not take, or what was cancelled."""
+        async with self._writing:
+            while self._batch or self._counts:
+                if self._batch is None:
+                    day = next(iter(self._counts))
+                    self._batch = day, self._counts.pop(day)
+                    self._batch_number += 1
+                day, counter = self._batch
+                fields = [value for item in counter.items() for value in item]
+                keys = [key_of(day), self._batch_key]
+                try:
+                    await self._add(keys, self._batch_number, KEPT_S, _BATCH_KEPT_S, *fields)
+                except RedisUnavailable:
+                    return
+                self._batch = None
 
-            def fill(pipe: Pipeline, day: str = day, counter: Counter[str] = counter) -> None:
-                add(pipe, day, counter)
-
-            try:
-                await self._store.transaction(fill)
-            except RedisUnavailable:
-                self._counts.setdefault(day, Counter()).update(counter)
+    async def close(self, timeout_s: float = _CLOSE_S) -> None:
+        """Adds the last counts, and tries again while Redis is unavailable; logs what is lost after timeout_s."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.flush()
+                while self._batch or self._counts:
+                    await asyncio.sleep(_RETRY_S)
+                    await self.flush()
+        if self._batch or self._counts:
+            log.error("usage since the last flush is lost: the teams' Redis does not answer")
 
     async def read(self, days: int, team: str | None) -> list[UsageRow]:
-        """The last days, of one team or of all. Raises RedisUnavailable."""
+        """The usage of the last days (UTC), of one team or of all. Raises RedisUnavailable."""
         await self.flush()
         names: list[str] = []
-
-        def fill(pipe: Pipeline) -> None:
-            names.extend(ask(pipe, days))
-
-        hashes = await self._store.transaction(fill)
-        return rows(dict(zip(names, hashes, strict=True)), team)
+        results = await self._store.transaction(lambda pipe: names.extend(ask(pipe, days)))
+        return rows(dict(zip(names, results, strict=True)), team)
