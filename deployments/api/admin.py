@@ -1,9 +1,9 @@
-"""Teams, keys and usage over HTTP: for an admin key, and each team its own usage."""
+"""Teams, keys and usage over HTTP: with an admin key, and for each team its own usage."""
 
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request as HttpRequest
@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cluster.records import teams
+from cluster.records.client import BlockingRedis
 from cluster.records.teams import AlreadyThere, NotThere, Team, TeamsError
 from cluster.redis_client import connect
 from deployments.api.http import json_response, read_json
@@ -33,26 +34,26 @@ from deployments.tenancy.usage import UsageRecorder
 
 T = TypeVar("T")
 
-_MOST_BODY_BYTES = 65_536
-_MOST_DAYS = 400
+_MAX_BODY_BYTES = 65_536
+_MAX_DAYS = 400
 
-_team_wish = msgspec.json.Decoder(CreateTeamRequest)
-_team_change = msgspec.json.Decoder(UpdateTeamRequest)
-_key_wish = msgspec.json.Decoder(CreateKeyRequest)
-_rotation = msgspec.json.Decoder(RotateKeyRequest)
+_decode_create_team = msgspec.json.Decoder(CreateTeamRequest)
+_decode_update_team = msgspec.json.Decoder(UpdateTeamRequest)
+_decode_create_key = msgspec.json.Decoder(CreateKeyRequest)
+_decode_rotate_key = msgspec.json.Decoder(RotateKeyRequest)
 
 
 class AdminApi:
     """The routes below /admin, and /v1/usage."""
 
-    def __init__(self, door: Authenticator, usage: UsageRecorder, url: str) -> None:
-        """url: of the Redis that keeps teams. Its calls are rare and block, so each has a thread and a connection."""
-        self._door = door
+    def __init__(self, authenticator: Authenticator, usage: UsageRecorder, url: str) -> None:
+        """url: of the teams' Redis. Admin calls are rare and block, so each gets its own thread and connection."""
+        self._authenticator = authenticator
         self._usage = usage
         self._url = url
 
     def routes(self) -> list[Route]:
-        """For an admin key."""
+        """Those that need an admin key."""
         return [
             Route("/admin/teams", self.teams, methods=["GET", "POST"]),
             Route("/admin/teams/{name}", self.team, methods=["GET", "PATCH", "DELETE"]),
@@ -62,102 +63,105 @@ class AdminApi:
         ]
 
     async def teams(self, http: HttpRequest) -> Response:
-        """All teams, or a new one."""
+        """Lists the teams, or creates one."""
         self._check(http)
         if http.method == "GET":
-            registry = await self._do(teams.read_registry)
+            registry = await self._run(teams.read_registry)
             return json_response(TeamsResponse(list(registry.teams.values())))
-        wish = parse(_team_wish, await read_json(http, http.headers, _MOST_BODY_BYTES))
+        request = parse(_decode_create_team, await _body(http))
 
-        def add(client: Any) -> Team:
-            team = Team(created=time.time(), **msgspec.structs.asdict(wish))
+        def add(client: BlockingRedis) -> Team:
+            team = Team(created=time.time(), **msgspec.structs.asdict(request))
             teams.add_team(client, team)
             return team
 
-        return json_response(await self._do(add), 201)
+        return json_response(await self._run(add), 201)
 
     async def team(self, http: HttpRequest) -> Response:
-        """One team, changed or taken away with its keys."""
+        """Reads or changes a team, or deletes it with its keys."""
         self._check(http)
         name = http.path_params["name"]
         if http.method == "GET":
-            return json_response(await self._do(lambda client: teams.read_team(client, name)))
+            return json_response(await self._run(lambda client: teams.read_team(client, name)))
         if http.method == "DELETE":
-            return json_response(
-                TeamDeletedResponse(name, await self._do(lambda client: teams.remove_team(client, name)))
-            )
-        change = parse(_team_change, await read_json(http, http.headers, _MOST_BODY_BYTES))
-        changes = {
-            field: value for field, value in msgspec.structs.asdict(change).items() if value is not msgspec.UNSET
-        }
-        return json_response(await self._do(lambda client: teams.change_team(client, name, **changes)))
+            keys = await self._run(lambda client: teams.remove_team(client, name))
+            return json_response(TeamDeletedResponse(name, keys))
+        fields = msgspec.structs.asdict(parse(_decode_update_team, await _body(http)))
+        changes = {field: value for field, value in fields.items() if value is not msgspec.UNSET}
+        return json_response(await self._run(lambda client: teams.change_team(client, name, **changes)))
 
     async def keys(self, http: HttpRequest) -> Response:
-        """All keys, without what is secret in them; or a new one, shown this once."""
+        """Lists the keys, without their secrets; or creates one, whose secret only this response shows."""
         self._check(http)
         if http.method == "GET":
-            registry = await self._do(teams.read_registry)
+            registry = await self._run(teams.read_registry)
             return json_response(KeysResponse([KeyResponse.of(key) for key in registry.keys.values()]))
-        wish = parse(_key_wish, await read_json(http, http.headers, _MOST_BODY_BYTES))
-        if wish.expires_in_s < 0:
-            raise invalid_request("expires_in_s", "expires_in_s is a number of seconds from 0, which is never.")
-        made = await self._do(lambda client: teams.create_key(client, wish.team, wish.label, wish.expires_in_s))
-        return json_response(KeyResponse.of(made.key, made.secret), 201)
+        request = parse(_decode_create_key, await _body(http))
+        if request.expires_in_s < 0:
+            raise invalid_request("expires_in_s", "expires_in_s must be 0 (never) or a number of seconds above 0.")
+        created = await self._run(
+            lambda client: teams.create_key(client, request.team, request.label, request.expires_in_s)
+        )
+        return json_response(KeyResponse.of(created.key, created.secret), 201)
 
     async def key(self, http: HttpRequest) -> Response:
-        """One key; DELETE revokes it."""
+        """Reads or revokes a key."""
         self._check(http)
         number = http.path_params["id"]
         if http.method == "DELETE":
-            return json_response(KeyResponse.of(await self._do(lambda client: teams.end_key(client, number))))
-        return json_response(KeyResponse.of(await self._do(lambda client: teams.read_key(client, number))))
+            return json_response(KeyResponse.of(await self._run(lambda client: teams.end_key(client, number))))
+        return json_response(KeyResponse.of(await self._run(lambda client: teams.read_key(client, number))))
 
     async def rotate(self, http: HttpRequest) -> Response:
         """Replaces a key: the new one expires when the old one would have, and the old one works for grace_s more."""
         self._check(http)
         number = http.path_params["id"]
-        rotation = parse(_rotation, await read_json(http, http.headers, _MOST_BODY_BYTES) or b"{}")
-        made = await self._do(lambda client: teams.rotate_key(client, number, max(0.0, rotation.grace_s)))
-        return json_response(KeyResponse.of(made.key, made.secret), 201)
+        request = parse(_decode_rotate_key, await _body(http) or b"{}")
+        created = await self._run(lambda client: teams.rotate_key(client, number, max(0.0, request.grace_s)))
+        return json_response(KeyResponse.of(created.key, created.secret), 201)
 
     async def usage(self, http: HttpRequest) -> Response:
-        """GET /v1/usage: of the team that asks; of all, or of the one that `team` names, for an admin key."""
-        caller = self._door.authenticate(http.headers)
-        days = _number(http, "days", 30, _MOST_DAYS)
+        """GET /v1/usage: of the caller's team; with an admin key of all teams, or of the one in the query's `team`."""
+        caller = self._authenticator.authenticate(http.headers)
+        days = _integer(http, "days", 30, _MAX_DAYS)
         team = http.query_params.get("team") if caller.admin else caller.name
         try:
-            found = await self._usage.read(days, team)
+            return json_response(UsageResponse(await self._usage.read(days, team)))
         except RedisUnavailable:
-            raise _away() from None
-        return json_response(UsageResponse(found))
+            raise _teams_unreachable() from None
 
     def _check(self, http: HttpRequest) -> None:
-        caller = self._door.authenticate(http.headers)
-        # Without any key only this machine can ask, and it may make the first.
+        """Raises ApiError 401, 403."""
+        caller = self._authenticator.authenticate(http.headers)
+        # While there are no keys, only this machine has access, and it may create the first.
         if not caller.admin and caller.team is not None:
             raise ApiError(403, "This needs an admin key: dray keys create --admin.", code="admin_key_needed")
 
-    async def _do(self, work: Callable[[Any], T]) -> T:
-        def go() -> T:
+    async def _run(self, work: Callable[[BlockingRedis], T]) -> T:
+        def connect_and_work() -> T:
             with connect(self._url) as client:
                 return work(client)
 
         try:
-            return await asyncio.to_thread(go)
+            return await asyncio.to_thread(connect_and_work)
         except TeamsError as error:
             status = 404 if isinstance(error, NotThere) else 409 if isinstance(error, AlreadyThere) else 400
             raise ApiError(status, f"{str(error).capitalize()}.", code="teams_error") from None
         except REDIS_ERRORS:
-            raise _away() from None
+            raise _teams_unreachable() from None
 
 
-def _away() -> ApiError:
+async def _body(http: HttpRequest) -> bytes:
+    return await read_json(http, http.headers, _MAX_BODY_BYTES)
+
+
+def _teams_unreachable() -> ApiError:
     message = "The Redis that keeps teams, keys and usage does not answer."
     return ApiError(503, message, code="teams_unreachable", kind="server_error", retry_after_s=1)
 
 
-def _number(http: HttpRequest, name: str, default: int, most: int) -> int:
+def _integer(http: HttpRequest, name: str, default: int, max_value: int) -> int:
     text = http.query_params.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= most):
-        raise invalid_request(name, f"{name} is a number from 1 to {most}.")
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= max_value):
+        raise invalid_request(name, f"{name} must be a number from 1 to {max_value}.")
     return int(text)

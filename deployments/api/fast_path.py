@@ -1,69 +1,81 @@
-"""In front of Serve's own handling of a request: what is known already is answered here.
+"""Answers cache hits in front of Serve's own handling of a request.
 
-Serve's work on a request, its metrics, its cancelling, its counting of what is under way, takes as long again as all
-else that a cache hit takes (ray 2.60), and an answer that is there needs none of it. Serve puts this middleware around
-its own application, in the process of the router and on its event loop; what cannot be answered goes on to Serve as if
-nothing had been.
+That handling (metrics, cancellation, counting of ongoing requests) takes as long as everything else that a cache hit
+takes (ray 2.60), and a stored answer needs none of it. Serve puts this middleware around its own application, in the
+router's process and on its event loop. A request whose answer is not stored continues to Serve with what was learned
+about it: Serve passes the ASGI scope on as it is (ray 2.60), so the handler finds the prepared request in it.
+
+Every process that serves HTTP imports this module, the chat page's too, so it imports nothing heavy.
 """
 
 import random
-from typing import Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-KNOWN_ONLY = "dray.known_only"
-"""Key in a request's scope that says that only what is known may be answered."""
+if TYPE_CHECKING:
+    from deployments.api.inference import PreparedRequest
+
+PREPARED_REQUEST = "dray.prepared"
+"""Key of the PreparedRequest in the ASGI scope of a request that continues to Serve."""
 _ID = b"x-request-id"
 
 
-class NotKnown(BaseException):
-    """What is asked needs more than a look; no exception handler of the application's is to take it for a fault."""
+class LookupApi(Protocol):
+    """Looks requests up in the answer cache."""
+
+    @property
+    def paths(self) -> Collection[str]:
+        """The paths whose answers are cached."""
+
+    async def lookup(self, http: HttpRequest) -> "Response | PreparedRequest":
+        """The response with the stored answer, or with an error; the prepared request if no answer is stored."""
+
+
+class Recorder(Protocol):
+    """Records requests."""
+
+    async def record(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs the application for one request and records how it ended."""
 
 
 class CacheFastPath:
-    """ASGI middleware. routes: paths at which answers may be known."""
+    """ASGI middleware around Serve's application."""
 
-    app: ASGIApp | None = None
-    """The router's application, in a process that has one."""
-    routes: frozenset[str] = frozenset()
+    api: ClassVar[LookupApi | None] = None
+    """The router's, in a router's process with an answer cache."""
+    recorder: ClassVar[Recorder]
 
     def __init__(self, app: ASGIApp) -> None:
         self._serve = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = CacheFastPath.app
-        if app is None or not _asks(scope):
+        api = CacheFastPath.api
+        if api is None or scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in api.paths:
             await self._serve(scope, receive, send)
             return
         headers = scope["headers"]
-        if not (request_id := next((value for name, value in headers if name == _ID), b"")):
-            request_id = b"%032x" % random.getrandbits(128)
-            headers = [*headers, (_ID, request_id)]
-        read: list[Message] = []
+        if not next((value for name, value in headers if name == _ID), b""):
+            headers = [header for header in headers if header[0] != _ID]
+            headers.append((_ID, b"%032x" % random.getrandbits(128)))
+        await CacheFastPath.recorder.record(self._respond, {**scope, "headers": headers}, receive, send)
 
-        async def receive_and_keep() -> Message:
-            read.append(await receive())
-            return read[-1]
-
-        async def receive_again() -> Message:
-            return read.pop(0) if read else await receive()
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (_ID, request_id)]
-            await send(message)
-
-        try:
-            await app({**scope, "headers": headers, KNOWN_ONLY: True}, receive_and_keep, send_with_id)
-        except NotKnown:
-            await self._serve(scope, receive_again, send)
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert CacheFastPath.api is not None
+        outcome = await CacheFastPath.api.lookup(HttpRequest(scope, receive, send))
+        if isinstance(outcome, Response):
+            # Serve adds it to its own responses.
+            outcome.raw_headers.append(next(header for header in scope["headers"] if header[0] == _ID))
+            await outcome(scope, receive, send)
+        else:
+            scope[PREPARED_REQUEST] = outcome
+            await self._serve(scope, receive, send)
 
 
-def middlewares() -> list[Any]:
-    """What Serve is to put around its application."""
+def middlewares() -> list[Middleware]:
+    """What Serve puts around its application, by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
     return [Middleware(CacheFastPath)]
-
-
-def _asks(scope: Scope) -> bool:
-    return bool(scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in CacheFastPath.routes)

@@ -1,9 +1,8 @@
-"""What every route does with HTTP: bodies, headers, JSON, and errors in the API's own shape."""
+"""What all routes share: bodies, headers, JSON responses, and errors in the shape of the API that was asked."""
 
 import logging
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -16,29 +15,37 @@ from deployments.common.errors import ApiError
 
 log = logging.getLogger("dray.router")
 
+CLIENT_DISCONNECTED = 499
+"""Status of a request whose client disconnected before its response was complete. Only metrics and logs show it."""
 _JSON = "application/json"
-_LONGEST_IDEMPOTENCY_KEY = 255
-_EARLIER_S = 0.1
+_MAX_IDEMPOTENCY_KEY_CHARACTERS = 255
+_TIMEOUT_MARGIN_S = 0.1
 
 
-def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A body as JSON."""
+def json_response(body: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A response with this body as JSON."""
     return Response(msgspec.json.encode(body), status, headers, media_type=_JSON)
 
 
 def headers_of(http: HttpRequest) -> dict[str, str]:
     """The request's headers by their names in lower case; of several with one name, the first.
 
-    A search in Starlette's own for each of half a dozen headers takes a twentieth of a cache hit.
+    Starlette's own headers search the list for each name: for half a dozen of them a twentieth of a cache hit.
     """
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(http.scope["headers"])}
 
 
-async def read_json(http: HttpRequest, headers: Mapping[str, str], most: int) -> bytes:
-    """The request's body. Raises ApiError 415 where it is no JSON, 413 as soon as it is longer than `most` bytes."""
-    kind = headers.get("content-type", _JSON)
-    if kind != _JSON and (kind := kind.partition(";")[0].strip().lower()) != _JSON and not kind.endswith("+json"):
-        raise ApiError(415, f"Send the body as application/json, not {kind}.", code="unsupported_media_type")
+async def read_json(http: HttpRequest, headers: Mapping[str, str], max_bytes: int) -> bytes:
+    """The request's body, not parsed.
+
+    Raises ApiError 415 if it is not JSON, 413 as soon as it exceeds max_bytes; ClientDisconnect if it ends early.
+    """
+    media_type = headers.get("content-type", _JSON)
+    if media_type != _JSON:
+        media_type = media_type.partition(";")[0].strip().lower()
+        if media_type != _JSON and not media_type.endswith("+json"):
+            refusal = f"Send the body as application/json, not {media_type}."
+            raise ApiError(415, refusal, code="unsupported_media_type")
     parts, size, more = [], 0, True
     while more:
         message = await http.receive()
@@ -46,58 +53,77 @@ async def read_json(http: HttpRequest, headers: Mapping[str, str], most: int) ->
             raise ClientDisconnect
         part, more = message["body"], message["more_body"]
         size += len(part)
-        if size > most:
-            raise ApiError(413, f"The body is larger than {most} bytes.", code="request_too_large")
+        if size > max_bytes:
+            raise ApiError(413, f"The body is larger than {max_bytes} bytes.", code="request_too_large")
         parts.append(part)
     return b"".join(parts)
 
 
-def request_timeout_s(headers: Mapping[str, str], most_s: float) -> float:
-    """Seconds that a request may take: what it says itself, up to what all may. Raises ApiError 400.
+def request_timeout_s(headers: Mapping[str, str], max_s: float) -> float:
+    """Seconds that a request may take: its x-request-timeout-seconds, up to max_s. Raises ApiError 400.
 
-    Serve looks at the same header, and answers in its own shape (ray 2.60): Dray is to be a little earlier.
+    Serve enforces the same header, with an error in its own shape (ray 2.60); so Dray's time is a little shorter.
     """
     if (text := headers.get("x-request-timeout-seconds")) is None:
-        return most_s
+        return max_s
     try:
-        wish = float(text)
+        timeout_s = float(text)
     except ValueError:
-        wish = math.nan
-    if not 0 < wish < math.inf:
-        message = f"x-request-timeout-seconds: {text[:20]!r} is no number of seconds above 0."
+        timeout_s = math.nan
+    if not 0 < timeout_s < math.inf:
+        message = f"x-request-timeout-seconds: {text[:20]!r} is not a number of seconds above 0."
         raise ApiError(400, message, code="invalid_header", param="x-request-timeout-seconds")
-    return min(wish - min(_EARLIER_S, wish / 4), most_s)
+    return min(timeout_s - min(_TIMEOUT_MARGIN_S, timeout_s / 4), max_s)
 
 
 def idempotency_key(headers: Mapping[str, str]) -> str:
-    """The key by which a request is known when it comes again; empty: none. Raises ApiError 400."""
+    """The Idempotency-Key, by which a repeated request is recognized; empty if there is none. Raises ApiError 400."""
     key = headers.get("idempotency-key", "")
-    if len(key) > _LONGEST_IDEMPOTENCY_KEY:
-        message = f"An idempotency key has at most {_LONGEST_IDEMPOTENCY_KEY} characters."
+    if len(key) > _MAX_IDEMPOTENCY_KEY_CHARACTERS:
+        message = f"An idempotency key has at most {_MAX_IDEMPOTENCY_KEY_CHARACTERS} characters."
         raise ApiError(400, message, code="invalid_header", param="idempotency-key")
     return key
 
 
 def api_error(http: HttpRequest, error: Exception) -> Response:
-    """The answer to a request that is refused."""
+    """The response to a request that is refused."""
     assert isinstance(error, ApiError)
     shape = anthropic_error(error) if http.url.path.startswith("/v1/messages") else error.body
     return json_response(shape, error.status, error.headers)
 
 
 def http_error(http: HttpRequest, error: Exception) -> Response:
-    """The same for what Starlette refuses: a route that is none, a method that it does not take."""
+    """The response to what Starlette refuses: an unknown route, or a method that the route does not accept."""
     assert isinstance(error, HTTPException)
     what = f"{http.method} {http.url.path}"
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
-    said = {404: f"Unknown request URL: {what}.", 405: f"Not allowed to {what}."}
-    told = ApiError(error.status_code, said.get(error.status_code, error.detail), code=code)
-    told.headers.update(error.headers or {})
-    return api_error(http, told)
+    messages = {404: f"Unknown request URL: {what}.", 405: f"Not allowed to {what}."}
+    refusal = ApiError(error.status_code, messages.get(error.status_code, error.detail), code=code)
+    refusal.headers.update(error.headers or {})
+    return api_error(http, refusal)
+
+
+def client_disconnected(http: HttpRequest, error: Exception) -> Response:
+    """Ends a request whose client disconnected before its body was complete. Nobody receives this response."""
+    return Response(status_code=CLIENT_DISCONNECTED)
 
 
 def internal_error(http: HttpRequest, error: Exception) -> Response:
-    """The answer to a request on which the server has failed."""
+    """The response to a request on which the server failed."""
     log.error("request failed", exc_info=error)
     message = "The server failed on this request."
     return api_error(http, ApiError(500, message, code="internal_error", kind="server_error"))
+
+
+ERROR_RESPONSES: dict[type[Exception], Callable[[HttpRequest, Exception], Response]] = {
+    ApiError: api_error,
+    HTTPException: http_error,
+    ClientDisconnect: client_disconnected,
+    Exception: internal_error,
+}
+"""Turns an exception of a handler into its response; the first class that matches."""
+
+
+def error_response(http: HttpRequest, error: Exception) -> Response:
+    """The response to a request whose handler raised this."""
+    return next(respond for kind, respond in ERROR_RESPONSES.items() if isinstance(error, kind))(http, error)

@@ -1,8 +1,7 @@
-"""The routes that only look: which models there are, the API's description, health, metrics."""
+"""The routes that only inform: models, the API's description, health, metrics."""
 
 import asyncio
 import logging
-from typing import Any
 
 from ray import serve
 from ray.exceptions import RayError
@@ -13,6 +12,7 @@ from starlette.routing import Route
 from cluster.models.folder import ServedModel
 from cluster.serve_config import ENGINE, PAGE_PREFIX
 from deployments.api.http import json_response
+from deployments.api.models import model_not_found
 from deployments.api.protocol.openapi import document, page
 from deployments.common.errors import ApiError
 from deployments.observability.metrics import METRICS_TYPE, exposition
@@ -20,18 +20,18 @@ from deployments.tenancy.auth import Authenticator
 
 log = logging.getLogger("dray.router")
 
-_READY_S = 2.0
+_CONTROLLER_TIMEOUT_S = 2.0
 
 
 class InfoApi:
-    """What there is, for clients and for probes."""
+    """What a router serves and how it is, for clients and probes."""
 
-    def __init__(self, models: list[ServedModel], needed: dict[str, str], door: Authenticator) -> None:
-        """needed: of the models that never sleep, their names by engine application."""
+    def __init__(self, models: list[ServedModel], needed: dict[str, str], authenticator: Authenticator) -> None:
+        """needed: models that never sleep, by the application of their engines; without one the router is not ready."""
         self._models = models
         self._needed = needed
-        self._door = door
-        self._lacking = ["all"]
+        self._authenticator = authenticator
+        self._missing = ["all"]
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -48,45 +48,45 @@ class InfoApi:
 
     async def models(self, http: HttpRequest) -> Response:
         """GET /v1/models"""
-        caller = self._door.authenticate(http.headers)
+        caller = self._authenticator.authenticate(http.headers)
         allowed = [model for model in self._models if caller.may_use(model.names)]
-        return json_response({"object": "list", "data": [_described(model) for model in allowed]})
+        return json_response({"object": "list", "data": [_entry(model) for model in allowed]})
 
     async def model(self, http: HttpRequest) -> Response:
         """GET /v1/models/{name}"""
-        name, caller = http.path_params["name"], self._door.authenticate(http.headers)
-        found = next((one for one in self._models if name in one.names and caller.may_use(one.names)), None)
-        if found is None:
-            raise model_not_found(name)
-        return json_response(_described(found))
+        name, caller = http.path_params["name"], self._authenticator.authenticate(http.headers)
+        for model in self._models:
+            if name in model.names and caller.may_use(model.names):
+                return json_response(_entry(model))
+        raise model_not_found(name)
 
     async def openapi(self, http: HttpRequest) -> Response:
         """GET /openapi.json"""
         return json_response(document())
 
     async def docs(self, http: HttpRequest) -> Response:
-        """GET /docs: the same for people."""
+        """GET /docs: the OpenAPI description as a page."""
         return Response(page(), media_type="text/html")
 
     async def chat(self, http: HttpRequest) -> Response:
-        """GET /chat, where Serve runs no application of that prefix."""
+        """GET /chat, if Serve runs no application with that prefix."""
         message = "There is no chat page here: it needs the extra `page` (pip install 'dray[page]') and page: true."
         raise ApiError(404, message, code="no_chat_page")
 
     async def live(self, http: HttpRequest) -> Response:
-        """GET /health/live: this router's process answers."""
+        """GET /health/live: this router's process responds."""
         return json_response({"status": "ok"})
 
     async def ready(self, http: HttpRequest) -> Response:
-        """GET /health/ready: every model has a running replica, or sleeps. The cache is no condition."""
+        """GET /health/ready: every model has a running replica, or sleeps. The cache does not matter."""
         try:
-            async with asyncio.timeout(_READY_S):
-                self._lacking = await asyncio.to_thread(models_without_replicas, self._needed)
+            async with asyncio.timeout(_CONTROLLER_TIMEOUT_S):
+                self._missing = await asyncio.to_thread(models_without_replicas, self._needed)
         except (TimeoutError, RayError):
-            # The controller is away, as when the head node restarts; what it said last still holds.
+            # As while the head node restarts. Its last report still holds.
             log.warning("the Serve controller does not answer")
-        if self._lacking:
-            missing = ", ".join(self._lacking)
+        if self._missing:
+            missing = ", ".join(self._missing)
             raise ApiError(503, f"No running engine replica of {missing}.", code="not_ready", kind="server_error")
         return json_response({"status": "ok"})
 
@@ -95,14 +95,18 @@ class InfoApi:
         return Response(await asyncio.to_thread(exposition), media_type=METRICS_TYPE)
 
 
-def model_not_found(name: str, what: str = "not served") -> ApiError:
-    """404 for a model. what: it is that, here."""
-    message = f"The model '{name}' is {what} here; GET /v1/models lists those that are served."
-    return ApiError(404, message, code="model_not_found", param="model")
+def models_without_replicas(engines: dict[str, str]) -> list[str]:
+    """Models without a running replica, as the Serve controller reports. engines: models by engine application."""
+    applications = serve.status().applications
+    return [
+        model
+        for name, model in engines.items()
+        if name not in applications or not applications[name].deployments[ENGINE].replica_states.get("RUNNING")
+    ]
 
 
-def _described(model: ServedModel) -> dict[str, Any]:
-    """The entry of GET /v1/models."""
+def _entry(model: ServedModel) -> dict[str, object]:
+    """A model's entry in GET /v1/models."""
     return {
         "id": model.name,
         "object": "model",
@@ -112,13 +116,3 @@ def _described(model: ServedModel) -> dict[str, Any]:
         "max_model_len": model.context_tokens,
         "aliases": list(model.settings.aliases),
     }
-
-
-def models_without_replicas(engines: dict[str, str]) -> list[str]:
-    """Models that have no running replica, by the controller's word. engines: model names by engine application."""
-    applications = serve.status().applications
-    return [
-        model
-        for name, model in engines.items()
-        if name not in applications or not applications[name].deployments[ENGINE].replica_states.get("RUNNING")
-    ]

@@ -107,15 +107,15 @@ class AnswerService:
         cache = self._cache
         if cache is None or not asked.control.reads or (key := self._key(cache, asked)) in self._flights:
             return None
-        span = current.get().child("cache")
-        known = await self._look(cache, key)
-        if known is None or not asked.control.accepts(known):
-            return None  # the span is not ended, and so is nowhere: who goes on looks again
-        span.end()
-        return key, known
+        with current.get().child("cache"):
+            known = await self._look(cache, key)
+        return (key, known) if known is not None and asked.control.accepts(known) else None
 
     async def answer(self, asked: RequestContext) -> CacheLookup:
-        """The answer, or a follower of it, who must leave. Raises ApiError 504 for what may not be made."""
+        """The answer to a request that `lookup` has found no stored answer for, or a follower of it, who must leave.
+
+        Raises ApiError 504 for what may not be made.
+        """
         cache, control = self._cache, asked.control
         if cache is None:
             return await self._make(asked, "", shared=False)
@@ -124,15 +124,11 @@ class AnswerService:
         if control.reads:
             if (found := self._join(key, asked)) is not None:
                 return found
-            with current.get().child("cache"):
-                known = await self._look(cache, key)
-            if known is not None and control.accepts(known):
-                return self.hit(asked, key, known)
-            if (found := self._join(key, asked)) is not None:
-                return found
             # An answer that is there and too old must not be taken for the one that this flight makes.
             shared = (
-                known is None and control.stores and (cache.is_cacheable(asked.request) or bool(asked.idempotency_key))
+                control.max_age_s is None
+                and control.stores
+                and (cache.is_cacheable(asked.request) or bool(asked.idempotency_key))
             )
             if shared and self._near is not None and not asked.idempotency_key:
                 with current.get().child("similar"):

@@ -21,7 +21,7 @@ def test_a_url_that_is_not_in_the_arguments_comes_from_the_environment(
     def store(name: str, url: str, *more: Any) -> None:
         raise Reached(f"{name} {url}")
 
-    monkeypatch.setattr(router, "Store", store)
+    monkeypatch.setattr(router, "RedisStore", store)
     monkeypatch.setenv("DRAY_TEAMS__URL", "rediss://:x@kept:1")
     args = RouterArgs(settings=Settings(), redis_url="", teams_url=given, engines={})
     made, start = object.__new__(router.Router), cast(Any, router.Router.__init__)

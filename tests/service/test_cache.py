@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import httpx
+import redis
 
 from tests.conftest import MODEL, Dray
 
@@ -127,3 +128,18 @@ def test_the_cache_can_be_looked_into_and_cleared(dray: Dray, http: httpx.Client
     assert dray.run("cache", "clear", "--model", MODEL, "--namespace", "default").returncode == 0
     assert ask(http, question).headers["x-dray-cache"] == "miss"
     assert dray.run("cache", "show", "0" * 40).returncode == 1
+
+
+def test_a_miss_reads_its_key_once_before_single_flight(dray: Dray, http: httpx.Client) -> None:
+    """The fast path reads it; the handler that Serve runs finds the prepared request in the ASGI scope."""
+    question, commands = new_question(), list[str]()
+    with redis.Redis.from_url(f"unix://{dray.folder}/s/redis/redis.sock") as store, store.monitor() as monitor:
+        key = ask(http, question).headers["x-dray-cache-key"]
+        ask(http, question)
+        for entry in monitor.listen():
+            if key in entry["command"] and entry["client_type"] != "lua":
+                commands.append(entry["command"].split()[0])
+            if commands.count("GET") == 2:
+                break
+    assert commands[:2] == ["GET", "EVALSHA"], "the lookup, then the acquisition of the flight"
+    assert commands[-1] == "GET" and commands.count("GET") == 2, "the hit reads once too"

@@ -1,80 +1,96 @@
-"""What is known is answered in front of Serve; all else reaches it as it came."""
+"""The fast path in front of Serve: what is stored is answered there, and everything else reaches Serve."""
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.api.fast_path import KNOWN_ONLY, CacheFastPath, NotKnown
+from deployments.api.fast_path import PREPARED_REQUEST, CacheFastPath
+from deployments.api.inference import PreparedRequest
 
-PARTS = [b'{"model": ', b'"dray-demo"', b"}"]
+PATH = "/v1/chat/completions"
+BODY = [b'{"model": ', b'"dray-demo"', b"}"]
+
+
+class Api:
+    """Knows the answer to a body that ends in a brace."""
+
+    paths = frozenset({PATH})
+    prepared = PreparedRequest((), cast(Any, None), stream=False)
+
+    async def lookup(self, http: Request) -> Response | PreparedRequest:
+        return Response(b"stored") if (await http.body()).endswith(b"}") else self.prepared
+
+
+class Recorder:
+    """Notes whose requests it was asked to record."""
+
+    def __init__(self) -> None:
+        self.recorded: list[Scope] = []
+
+    async def record(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        self.recorded.append(scope)
+        await app(scope, receive, send)
 
 
 @pytest.fixture
-def router() -> Iterator[None]:
-    """A router that knows an answer where the body ends in a brace, and reads all of it to see that."""
-    CacheFastPath.app, CacheFastPath.routes = knowing, frozenset({"/v1/chat/completions"})
-    yield
-    CacheFastPath.app, CacheFastPath.routes = None, frozenset()
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
+    monkeypatch.setattr(CacheFastPath, "api", Api())
+    monkeypatch.setattr(CacheFastPath, "recorder", recorder := Recorder(), raising=False)
+    yield recorder
 
 
-async def knowing(scope: Scope, receive: Receive, send: Send) -> None:
-    assert scope[KNOWN_ONLY]
-    scope["route"] = "written by the router"
-    if not (await body_of(receive)).endswith(b"}"):
-        raise NotKnown
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-
-
-async def body_of(receive: Receive) -> bytes:
-    parts = []
-    while True:
-        message = await receive()
-        parts.append(message["body"])
-        if not message["more_body"]:
-            return b"".join(parts)
-
-
-def ask(parts: list[bytes], **more: Any) -> tuple[list[Message], list[tuple[Scope, bytes]]]:
-    """What a client is sent, and what has reached Serve: scopes and bodies."""
+def ask(body: list[bytes], **more: Any) -> tuple[list[Message], list[Scope]]:
+    """What a client receives, and the scopes that reach Serve."""
     sent: list[Message] = []
-    reached: list[tuple[Scope, bytes]] = []
-    coming = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
-    coming[-1]["more_body"] = False
+    reached: list[Scope] = []
+    messages = [{"type": "http.request", "body": part, "more_body": True} for part in body]
+    messages[-1]["more_body"] = False
 
     async def receive() -> Message:
-        return coming.pop(0)
+        return messages.pop(0)
 
     async def send(message: Message) -> None:
         sent.append(message)
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        reached.append((scope, await body_of(receive)))
+        reached.append(scope)
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [(b"x-request-id", b"7")]}
+    scope = {"type": "http", "method": "POST", "path": PATH, "headers": [(b"x-request-id", b"7")]}
     asyncio.run(CacheFastPath(serve)({**scope, **more}, receive, send))
     return sent, reached
 
 
-def test_a_known_answer_does_not_reach_serve(router: None) -> None:
-    sent, reached = ask(PARTS)
-    assert reached == []
-    assert sent[0]["headers"] == [(b"x-request-id", b"7")]
-    sent, _ = ask(PARTS, headers=[])
-    [(name, value)] = sent[0]["headers"]
-    assert name == b"x-request-id" and len(value) == 32
+def test_a_stored_answer_does_not_reach_serve(recorder: Recorder) -> None:
+    sent, reached = ask(BODY)
+    assert sent[1]["body"] == b"stored" and reached == []
+    assert (b"x-request-id", b"7") in sent[0]["headers"]
+    assert len(recorder.recorded) == 1
 
 
-def test_what_is_not_known_reaches_serve_as_it_came(router: None) -> None:
-    sent, reached = ask([*PARTS, b" "])
+@pytest.mark.parametrize("headers", [[], [(b"x-request-id", b"")]])
+def test_a_request_without_an_id_gets_one(recorder: Recorder, headers: list[tuple[bytes, bytes]]) -> None:
+    sent, _ = ask(BODY, headers=headers)
+    [identity] = [value for name, value in sent[0]["headers"] if name == b"x-request-id"]
+    assert len(identity) == 32
+    _, [scope] = ask([*BODY, b" "], headers=headers)
+    [(name, identity)] = scope["headers"]
+    assert name == b"x-request-id" and len(identity) == 32, "Serve and the log use the same one"
+
+
+def test_without_a_stored_answer_the_prepared_request_reaches_serve(recorder: Recorder) -> None:
+    sent, [scope] = ask([*BODY, b" "])
     assert sent == []
-    [(scope, body)] = reached
-    assert body == b"".join(PARTS) + b" "
-    assert scope.keys() == {"type", "method", "path", "headers"}
+    assert scope[PREPARED_REQUEST] is Api.prepared
+    assert scope["path"] == PATH and scope["headers"] == [(b"x-request-id", b"7")]
+    assert recorder.recorded == [scope], "recorded once, and by the outermost"
 
 
 @pytest.mark.parametrize("more", [{"method": "GET"}, {"path": "/metrics"}, {"type": "lifespan"}])
-def test_other_requests_are_serves_alone(router: None, more: dict[str, Any]) -> None:
-    assert len(ask(PARTS, **more)[1]) == 1
+def test_other_requests_are_left_to_serve(recorder: Recorder, more: dict[str, Any]) -> None:
+    _, [scope] = ask(BODY, **more)
+    assert PREPARED_REQUEST not in scope and recorder.recorded == []

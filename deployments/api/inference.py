@@ -1,0 +1,263 @@
+"""The routes that models answer: chat completions, completions, responses, messages, embeddings, tokens.
+
+The fast path (deployments.api.fast_path) prepares each request for a generated answer and looks the answer up. On a
+hit that is all; otherwise the handler that Serve runs finds the prepared request in its scope.
+"""
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+
+from cluster.models.folder import ServedModel
+from cluster.settings import Settings
+from deployments.api.fast_path import PREPARED_REQUEST
+from deployments.api.http import (
+    error_response,
+    headers_of,
+    idempotency_key,
+    json_response,
+    read_json,
+    request_timeout_s,
+)
+from deployments.api.middleware import REQUEST_STATE, RequestState
+from deployments.api.models import ModelDirectory
+from deployments.api.parser import RequestParser
+from deployments.api.protocol.common import template_arguments
+from deployments.api.protocol.embeddings import embeddings_response, read_embedding, texts_of
+from deployments.api.protocol.parsing import parse
+from deployments.api.protocol.tokens import DetokenizeResponse, TokenizeResponse, decode_detokenize, decode_tokenize
+from deployments.api.responses import AnswerWriter, StreamTimeouts, complete_response, replay, stream_response
+from deployments.cache.answers import CacheControl
+from deployments.common.errors import ApiError, invalid_request
+from deployments.common.messages import Sampling
+from deployments.common.tasks import TaskSupervisor
+from deployments.common.types import GenerationRequest, Usage
+from deployments.generation.service import AnswerService, RequestContext
+from deployments.observability.tracing import current
+from deployments.tenancy.auth import Authenticator, Caller
+from deployments.tenancy.quotas import QuotaGrant, Quotas
+from deployments.tenancy.usage import UsageRecorder
+
+log = logging.getLogger("dray.router")
+
+
+@dataclass(frozen=True, slots=True)
+class AuthenticatedRequest:
+    """A request of a known caller; its body is not read yet."""
+
+    http: HttpRequest
+    headers: Mapping[str, str]
+    caller: Caller
+    state: RequestState
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """An authenticated and parsed request, whose answer is not stored. Nothing is charged for it yet.
+
+    contexts: one for each of its prompts.
+    """
+
+    contexts: tuple[RequestContext, ...]
+    writer: AnswerWriter
+    stream: bool
+
+
+class InferenceApi:
+    """The routes that models answer, for one router."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: ModelDirectory,
+        authenticator: Authenticator,
+        quotas: Quotas,
+        usage: UsageRecorder,
+        answers: AnswerService,
+        tasks: TaskSupervisor,
+    ) -> None:
+        self._settings = settings
+        self._limits = settings.limits
+        self._models = models
+        self._parser = RequestParser(settings, models)
+        self.paths: Collection[str] = self._parser.paths
+        """The paths of requests for a generated answer, which may be cached."""
+        self._authenticator = authenticator
+        self._quotas = quotas
+        self._usage = usage
+        self._answers = answers
+        self._tasks = tasks
+        self._no_grant = QuotaGrant(quotas, None, "", {})
+        self._stream_timeouts = StreamTimeouts(settings.router.keep_alive_s, self._limits.client_stall_s)
+
+    def routes(self) -> list[Route]:
+        """All of them."""
+        return [
+            *(Route(path, self.answer, methods=["POST"]) for path in self.paths),
+            Route("/v1/embeddings", self.embeddings, methods=["POST"]),
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/detokenize", self.detokenize, methods=["POST"]),
+        ]
+
+    async def lookup(self, http: HttpRequest) -> Response | PreparedRequest:
+        """The response with the stored answer, or with an error; the prepared request if no answer is stored.
+
+        Reads, authenticates and parses the request, and reads once from Redis. `answer` then repeats none of this.
+        """
+        try:
+            return await self._lookup(http)
+        except Exception as error:  # noqa: BLE001 - becomes a response, as Starlette does it for the routes
+            return error_response(http, error)
+
+    async def answer(self, http: HttpRequest) -> Response:
+        """POST of a request for a generated answer, in any of the APIs."""
+        prepared: PreparedRequest | None = http.scope.get(PREPARED_REQUEST)
+        if prepared is None:  # without a cache there is no fast path
+            outcome = await self._lookup(http)
+            if isinstance(outcome, Response):
+                return outcome
+            prepared = outcome
+        return await self._generate(http, prepared)
+
+    async def embeddings(self, http: HttpRequest) -> Response:
+        """POST /v1/embeddings"""
+        authenticated = self._authenticate(http)
+        caller = authenticated.caller
+        request = read_embedding(await self._body(authenticated), self._limits)
+        embedder = self._models.embedder(request.model, caller)
+        texts, model = texts_of(request), embedder.model
+        authenticated.state.model = model.name
+        self._log_prompt(model, caller, texts)
+        tokens = await asyncio.to_thread(embedder.count, texts)
+        grant = await self._quotas.admit(caller.team)
+        try:
+            await grant.reserve(tokens)
+            with current.get().child(f"embeddings {model.name}") as span:
+                span.note({"gen_ai.operation.name": "embeddings", "gen_ai.usage.input_tokens": tokens})
+                vectors = await embedder.embed(texts, self._limits.request_timeout_s)
+        finally:
+            self._release(grant)
+        if caller.team is not None:
+            self._usage.record(caller.name, model.name, Usage(tokens, 0, 0, 0), made=True)
+        return json_response(embeddings_response(request, vectors, tokens), headers=grant.headers)
+
+    async def tokenize(self, http: HttpRequest) -> Response:
+        """POST /tokenize"""
+        authenticated = self._authenticate(http)
+        request = parse(decode_tokenize, await self._body(authenticated))
+        endpoint = self._models.generator(request.model, authenticated.caller)
+        if (request.prompt is None) == (request.messages is None):
+            raise invalid_request("prompt", "Send either prompt or messages.")
+        arguments = template_arguments(request.chat_template_kwargs, None, self._limits)
+        messages = tuple(message.to_message() for message in request.messages or ())
+        prompts, text = endpoint.prompts, request.prompt or ""
+        if messages:
+            text = prompts.text(GenerationRequest(messages, Sampling(1), template_args=arguments))
+        special = request.add_special_tokens and not messages
+        ids = await asyncio.to_thread(prompts.encode, text, special=special)
+        tokens = [prompts.decode([number], special=True) for number in ids] if request.return_token_strs else None
+        return json_response(TokenizeResponse(len(ids), endpoint.model.context_tokens, ids, tokens))
+
+    async def detokenize(self, http: HttpRequest) -> Response:
+        """POST /detokenize"""
+        authenticated = self._authenticate(http)
+        request = parse(decode_detokenize, await self._body(authenticated))
+        endpoint = self._models.generator(request.model, authenticated.caller)
+        if any(number >= endpoint.prompts.vocabulary.size for number in request.tokens):
+            raise invalid_request("tokens", "A token id is outside the model's vocabulary.")
+        text = await asyncio.to_thread(endpoint.prompts.decode, request.tokens, special=True)
+        return json_response(DetokenizeResponse(text))
+
+    async def _lookup(self, http: HttpRequest) -> Response | PreparedRequest:
+        prepared = await self._prepare(http)
+        if len(prepared.contexts) > 1:
+            return prepared  # the answers to several prompts are not stored
+        [context] = prepared.contexts
+        if (stored := await self._answers.lookup(context)) is None:
+            return prepared
+        grant = await self._quotas.admit(context.caller.team)
+        self._release(grant)
+        self._log_context(context)
+        key, result = stored
+        hit = self._answers.hit(context, key, result)
+        current.get().note({"dray.cache.result": hit.result})
+        return replay(result, prepared.writer, prepared.stream, hit.headers | grant.headers)
+
+    async def _prepare(self, http: HttpRequest) -> PreparedRequest:
+        """Authenticates, reads and parses a request, and charges nothing. Raises ApiError 400 to 404, 413, 415."""
+        authenticated = self._authenticate(http)
+        state, caller, headers = authenticated.state, authenticated.caller, authenticated.headers
+        parsed = self._parser.parse(state.route, await self._body(authenticated), caller)
+        endpoint, batch = parsed.endpoint, parsed.service_tier == "flex"
+        state.model = endpoint.model.name
+        control = CacheControl.from_headers(headers, self._settings.cache.max_ttl_s)
+        deadline = state.started + request_timeout_s(headers, self._limits.request_timeout_s)
+        key = idempotency_key(headers)
+        contexts = tuple(
+            RequestContext(endpoint, generation, caller, control, state.started, deadline, self._no_grant, batch, key)
+            for generation in parsed.generations
+        )
+        return PreparedRequest(contexts, parsed.writer, bool(parsed.stream))
+
+    async def _generate(self, http: HttpRequest, prepared: PreparedRequest) -> Response:
+        """The response to a request whose answer is not stored: generated for it, or joined from another request."""
+        grant = await self._quotas.admit(prepared.contexts[0].caller.team)
+        try:
+            contexts = [replace(context, grant=grant) for context in prepared.contexts]
+            for context in contexts:
+                self._log_context(context)
+            if len(contexts) > 1:
+                subscriber, headers = await self._answers.answer_many(contexts), {"X-Dray-Cache": "bypass"}
+            else:
+                found = await self._answers.answer(contexts[0])
+                current.get().note({"dray.cache.result": found.result})
+                headers = found.headers
+                if found.stored is not None:
+                    self._release(grant)
+                    return replay(found.stored, prepared.writer, prepared.stream, headers | grant.headers)
+                assert found.subscriber is not None
+                subscriber = found.subscriber
+        except BaseException:
+            self._release(grant)
+            raise
+        subscriber.on_close = partial(self._release, grant)
+        headers |= grant.headers
+        if prepared.stream:
+            return await stream_response(subscriber, prepared.writer, headers, self._stream_timeouts)
+        return await complete_response(http, subscriber, prepared.writer, headers)
+
+    def _authenticate(self, http: HttpRequest) -> AuthenticatedRequest:
+        """Raises ApiError 401, and 403 for an admin key. Nothing of the body is read before."""
+        headers = headers_of(http)
+        state: RequestState = http.scope[REQUEST_STATE]
+        state.route = http.scope["path"]
+        caller = self._authenticator.authenticate(headers)
+        if caller.admin:
+            raise ApiError(403, "An admin key cannot use models; use a team's key.", code="not_a_teams_key")
+        state.team = caller.label
+        return AuthenticatedRequest(http, headers, caller, state)
+
+    async def _body(self, request: AuthenticatedRequest) -> bytes:
+        return await read_json(request.http, request.headers, self._limits.body_bytes)
+
+    def _release(self, grant: QuotaGrant) -> None:
+        # Most requests have no quota, and a task for nothing would be a hundredth of a cache hit.
+        if grant.is_limited:
+            self._tasks.spawn("release a request's quota", grant.release())
+
+    def _log_context(self, context: RequestContext) -> None:
+        if self._settings.log_prompts:
+            request = context.request
+            prompt = [message.content for message in request.messages] or request.prompt
+            self._log_prompt(context.endpoint.model, context.caller, prompt)
+
+    def _log_prompt(self, model: ServedModel, caller: Caller, prompt: str | tuple[int, ...] | list[str]) -> None:
+        """Logs what is asked, if the settings say so."""
+        if self._settings.log_prompts:
+            log.info("asked", extra={"model": model.name, "team": caller.name, "prompt": prompt})

@@ -1,0 +1,91 @@
+"""Bodies of the four APIs that generate text, brought into one form."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from cluster.settings import Settings
+from deployments.api.models import ModelDirectory
+from deployments.api.protocol.chat import chat_generation, read_chat
+from deployments.api.protocol.chat_writer import ChatWriter
+from deployments.api.protocol.completions import (
+    CompletionWriter,
+    completion_generations,
+    prompts_of,
+    read_completion,
+)
+from deployments.api.protocol.messages import MessagesWriter, messages_generation, read_messages
+from deployments.api.protocol.responses import read_response, response_generation
+from deployments.api.protocol.responses_writer import ResponseWriter
+from deployments.api.responses import AnswerWriter
+from deployments.common.types import GenerationRequest
+from deployments.generation.endpoint import ModelEndpoint
+from deployments.tenancy.auth import Caller
+
+_THINKING_FIELDS = {"both": ("reasoning_content", "reasoning")}
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRequest:
+    """A body in the form that all APIs share: a request with several prompts is several generations."""
+
+    endpoint: ModelEndpoint
+    generations: tuple[GenerationRequest, ...]
+    writer: AnswerWriter
+    stream: bool | None
+    service_tier: str | None = None
+
+
+class RequestParser:
+    """Parses the bodies of chat completions, completions, responses and messages."""
+
+    def __init__(self, settings: Settings, models: ModelDirectory) -> None:
+        self._limits = settings.limits
+        self._models = models
+        field = settings.router.thinking_field
+        self._thinking_fields = _THINKING_FIELDS.get(field, (field,))
+        self._parsers: dict[str, Callable[[bytes, Caller], ParsedRequest]] = {
+            "/v1/chat/completions": self._chat_completion,
+            "/v1/completions": self._completion,
+            "/v1/responses": self._response,
+            "/v1/messages": self._message,
+        }
+
+    @property
+    def paths(self) -> Collection[str]:
+        """The paths whose bodies it parses."""
+        return self._parsers.keys()
+
+    def parse(self, path: str, body: bytes, caller: Caller) -> ParsedRequest:
+        """The request in a body that was sent to this path. Raises ApiError 400, 403, 404."""
+        return self._parsers[path](body, caller)
+
+    def _chat_completion(self, body: bytes, caller: Caller) -> ParsedRequest:
+        request = read_chat(body, self._limits)
+        endpoint = self._models.generator(request.model, caller)
+        generation = chat_generation(request, endpoint.model, self._limits)
+        writer = ChatWriter(request, endpoint.name, self._thinking_fields)
+        return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier)
+
+    def _completion(self, body: bytes, caller: Caller) -> ParsedRequest:
+        request = read_completion(body, self._limits)
+        endpoint = self._models.generator(request.model, caller)
+        generations = completion_generations(request, endpoint.model, self._limits)
+        echo = [_echo(endpoint, prompt) if request.echo else "" for prompt in prompts_of(request)]
+        writer = CompletionWriter(request, endpoint.name, echo)
+        return ParsedRequest(endpoint, tuple(generations), writer, request.stream)
+
+    def _response(self, body: bytes, caller: Caller) -> ParsedRequest:
+        request = read_response(body, self._limits)
+        endpoint = self._models.generator(request.model, caller)
+        generation = response_generation(request, endpoint.model, self._limits)
+        return ParsedRequest(endpoint, (generation,), ResponseWriter(request), request.stream, request.service_tier)
+
+    def _message(self, body: bytes, caller: Caller) -> ParsedRequest:
+        request = read_messages(body, self._limits)
+        endpoint = self._models.generator(request.model, caller)
+        generation = messages_generation(request, endpoint.model, self._limits)
+        return ParsedRequest(endpoint, (generation,), MessagesWriter(request), request.stream, request.service_tier)
+
+
+def _echo(endpoint: ModelEndpoint, prompt: str | tuple[int, ...]) -> str:
+    return prompt if isinstance(prompt, str) else endpoint.prompts.decode(prompt, special=True)

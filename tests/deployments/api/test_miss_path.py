@@ -1,0 +1,177 @@
+"""What a request costs on its way to an engine, through a real router with real Redis."""
+
+import asyncio
+import re
+from collections.abc import Iterator
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from cluster.redis_server import OwnRedis
+from deployments.api import inference, parser
+from deployments.tenancy.auth import Authenticator
+from tests.conftest import redis_server
+from tests.deployments.routers import Engines, RunningRouter, chat, running_router
+
+FENCE = "engine-asked"
+
+
+@pytest.fixture(scope="module")
+def answers() -> Iterator[OwnRedis]:
+    with redis_server(16) as own:
+        yield own
+
+
+@pytest.fixture(scope="module")
+def teams() -> Iterator[OwnRedis]:
+    with redis_server(16) as own:
+        yield own
+
+
+class Monitor:
+    """The commands that clients send to a Redis, without those that Lua scripts run."""
+
+    def __init__(self, url: str) -> None:
+        self.commands: list[str] = []
+        self._url = url
+        self._client = redis.Redis.from_url(url)
+        self._thread = Thread(target=self._listen, daemon=True)
+        self._started = False
+
+    def __enter__(self) -> "Monitor":
+        self._thread.start()
+        while not self._started:
+            self._client.echo("begin")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client.echo("end")
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+        self._client.close()
+
+    def fence(self) -> None:
+        """Marks this moment among the commands."""
+        self._client.echo(FENCE)
+
+    def before_fence(self) -> list[str]:
+        """The commands before the fence."""
+        return self.commands[: self.commands.index(f"ECHO {FENCE}")]
+
+    def _listen(self) -> None:
+        with redis.Redis.from_url(self._url) as client, client.monitor() as monitor:
+            for entry in monitor.listen():
+                self._started = True
+                command: str = entry["command"]
+                if command == "ECHO end":
+                    return
+                if entry["client_type"] != "lua" and not re.match("ECHO begin|CLIENT|HELLO", command):
+                    self.commands.append(command)
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[object]:
+    """Records the calls of a function, which still does its work."""
+    calls: list[object] = []
+    original = getattr(owner, name)
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, recorded)
+    return calls
+
+
+def client_of(router: RunningRouter) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=router.url, timeout=20)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_miss_costs_one_authentication_one_parse_and_two_trips_to_redis(
+    answers: OwnRedis, teams: OwnRedis, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    authentications = count_calls(monkeypatch, Authenticator, "authenticate")
+    reads = count_calls(monkeypatch, inference, "read_json")
+    parses = count_calls(monkeypatch, parser, "read_chat")
+
+    async def work() -> None:
+        engines = Engines()
+        async with running_router(monkeypatch, answers.url, teams.url, engines) as router, client_of(router) as client:
+            # Connections are open and scripts are loaded after this one.
+            await client.post("/v1/chat/completions", content=chat(f"first {stream}"))
+            for calls in (authentications, reads, parses):
+                calls.clear()
+            with Monitor(answers.url) as monitor:
+                engines.on_request = monitor.fence
+                response = await client.post("/v1/chat/completions", content=chat(f"hi {stream}", stream=stream))
+                assert response.headers["x-dray-cache"] == "miss"
+            asked = monitor.before_fence()
+            assert [command.split()[0] for command in asked] == ["GET", "EVALSHA"], asked
+            assert (len(authentications), len(reads), len(parses)) == (1, 1, 1)
+
+            with Monitor(answers.url) as monitor:
+                response = await client.post("/v1/chat/completions", content=chat(f"hi {stream}", stream=stream))
+                assert response.headers["x-dray-cache"] == "hit"
+            assert [command.split()[0] for command in monitor.commands] == ["GET"], monitor.commands
+            assert (len(authentications), len(reads), len(parses)) == (2, 2, 2)
+            assert router.counted() == {("/v1/chat/completions", "200"): 3}
+
+    asyncio.run(work())
+
+
+def test_several_prompts_are_parsed_once_and_read_nothing_from_redis(
+    answers: OwnRedis, teams: OwnRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authentications = count_calls(monkeypatch, Authenticator, "authenticate")
+    parses = count_calls(monkeypatch, parser, "read_completion")
+
+    async def work() -> None:
+        async with running_router(monkeypatch, answers.url, teams.url) as router, client_of(router) as client:
+            with Monitor(answers.url) as monitor:
+                body = {"model": "dray-demo", "prompt": ["a", "b"], "max_tokens": 5}
+                response = await client.post("/v1/completions", json=body)
+            assert len(response.json()["choices"]) == 2
+            assert not [command for command in monitor.commands if command.startswith(("GET", "EVAL"))]
+            assert (len(authentications), len(parses)) == (1, 1)
+            assert router.counted() == {("/v1/completions", "200"): 1}
+
+    asyncio.run(work())
+
+
+def test_a_request_keeps_its_id_on_a_miss_and_on_a_hit(
+    answers: OwnRedis, teams: OwnRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        async with running_router(monkeypatch, answers.url, teams.url) as router, client_of(router) as client:
+            for given in ({"x-request-id": "mine"}, {}, {"x-request-id": ""}):
+                ids = set()
+                for expected in ("miss", "hit"):
+                    content = chat(f"{given} asks")
+                    response = await client.post("/v1/chat/completions", content=content, headers=given)
+                    assert response.headers["x-dray-cache"] == expected
+                    [identity] = response.headers.get_list("x-request-id")
+                    ids.add(identity)
+                assert ids == {"mine"} if given.get("x-request-id") else len(ids) == 2 and "" not in ids
+
+    asyncio.run(work())
+
+
+def test_without_a_cache_a_request_is_also_parsed_once_and_counted_once(
+    answers: OwnRedis, teams: OwnRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parses = count_calls(monkeypatch, parser, "read_chat")
+
+    async def work() -> None:
+        async with (
+            running_router(monkeypatch, answers.url, teams.url, cache={"enabled": False}) as router,
+            client_of(router) as client,
+        ):
+            response = await client.post("/v1/chat/completions", content=chat("hi"))
+            assert response.headers["x-dray-cache"] == "bypass"
+            assert len(parses) == 1
+            assert router.counted() == {("/v1/chat/completions", "200"): 1}
+
+    asyncio.run(work())

@@ -1,0 +1,144 @@
+"""A real router in the test's own process: real HTTP, real Redis, the bundled model's tokenizer; only Ray is left out.
+
+Serve's part is played as Serve does it: the fast path in front, then request ids, then the router's application, all
+with one ASGI scope. Instead of engines there is a handle that answers as the test says.
+"""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+import uvicorn
+from ray.serve._private.http_util import RequestIdMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cluster.serve_config import RouterArgs
+from cluster.settings import Settings
+from deployments import router
+from deployments.api.fast_path import CacheFastPath
+from deployments.common.messages import TokenBatch, encode
+from tests.conftest import MODEL
+
+
+@dataclass
+class Engines:
+    """A handle on engines that answer every request with the same tokens.
+
+    on_request: called when an engine is asked. tokens: of the answer. blocked: engines send nothing until this is set.
+    error: raised in place of the first token.
+    """
+
+    on_request: Callable[[], None] = lambda: None
+    tokens: tuple[int, ...] = (40, 41, 42)
+    blocked: asyncio.Event | None = None
+    error: Exception | None = None
+    requests: int = 0
+    cancelled: int = 0
+
+    def options(self, **chosen: object) -> "Engines":
+        return self
+
+    def remote(self, payload: bytes) -> "Response":
+        self.requests += 1
+        self.on_request()
+        return Response(self)
+
+
+@dataclass
+class Response:
+    """One call through the handle."""
+
+    engines: Engines
+
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        if self.engines.blocked is not None:
+            await self.engines.blocked.wait()
+        if self.engines.error is not None:
+            raise self.engines.error
+        yield encode(TokenBatch(list(self.engines.tokens), "stop"))
+
+    def cancel(self) -> None:
+        self.engines.cancelled += 1
+
+
+@dataclass
+class RunningRouter:
+    """A router that listens on a port. app: its application, without the fast path."""
+
+    router: Any
+    app: ASGIApp
+    engines: Engines
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def counted(self) -> dict[tuple[str, str], float]:
+        """Requests that the metrics have counted, by route and status."""
+        counts: dict[tuple[str, str], float] = {}
+        for (route, status, _, _), counter in self.router._metrics.requests.items():
+            counts[route, status] = counts.get((route, status), 0) + counter._value.get()
+        return counts
+
+
+@asynccontextmanager
+async def running_router(
+    monkeypatch: pytest.MonkeyPatch,
+    answers_url: str,
+    teams_url: str = "",
+    engines: Engines | None = None,
+    **settings: object,
+) -> AsyncIterator[RunningRouter]:
+    """A router with these settings, until the context ends. Its Redis have two seconds for each call."""
+    engines = engines or Engines()
+    monkeypatch.setattr(router, "DeploymentHandle", lambda deployment, application: engines)
+    cache: Any = settings.pop("cache", {})
+    chosen = Settings(cache={"timeout_s": 2, **cache}, teams={"timeout_s": 2}, **settings)  # type: ignore[arg-type]
+    args = RouterArgs(
+        settings=chosen, redis_url=answers_url, teams_url=teams_url or answers_url, engines={MODEL: "engines"}
+    )
+    made = object.__new__(router.Router)
+    # Serve awaits it: @serve.ingress makes it a coroutine.
+    await cast(Any, router.Router.__init__)(made, args.model_dump(mode="json"))
+    app = cast(Any, made).__serve_build_asgi_app__()
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)
+
+    front = CacheFastPath(RequestIdMiddleware(serve))
+    running = RunningRouter(made, app, engines)
+    try:
+        async with app.router.lifespan_context(app):
+            while cast(Any, made)._authenticator._registry is None:
+                await asyncio.sleep(0.01)
+            async with listening(front) as running.port:
+                yield running
+    finally:
+        CacheFastPath.api = None
+
+
+@asynccontextmanager
+async def listening(app: ASGIApp) -> AsyncIterator[int]:
+    """Serves an ASGI application, without its lifespan; gives the port."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(app, lifespan="off", log_level="critical", timeout_graceful_shutdown=5)
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        await task
+
+
+def chat(text: str, **more: object) -> bytes:
+    """The body of a chat completion."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "temperature": 0, **more}
+    return json.dumps(body).encode()
