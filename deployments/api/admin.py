@@ -162,6 +162,6 @@ def _teams_unreachable() -> ApiError:
 
 def _integer(http: HttpRequest, name: str, default: int, max_value: int) -> int:
     text = http.query_params.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= max_value):
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= max_value):
         raise invalid_request(name, f"{name} must be a number from 1 to {max_value}.")
     return int(text)

@@ -11,6 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from deployments.api.protocol.messages import anthropic_error
+from deployments.api.protocol.responses import response_error
 from deployments.common.errors import ApiError
 
 log = logging.getLogger("dray.router")
@@ -88,7 +89,9 @@ def idempotency_key(headers: Mapping[str, str]) -> str:
 def api_error(http: HttpRequest, error: Exception) -> Response:
     """The response to a request that is refused."""
     assert isinstance(error, ApiError)
-    shape = anthropic_error(error) if http.url.path.startswith("/v1/messages") else error.body
+    path = http.url.path
+    body = error.body if not path.startswith("/v1/responses") else response_error(error)
+    shape = anthropic_error(error) if path.startswith("/v1/messages") else body
     return json_response(shape, error.status, error.headers)
 
 

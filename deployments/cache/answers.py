@@ -138,7 +138,7 @@ def _parts(said: str | None) -> list[tuple[str, str, str]]:
 
 
 def _seconds(header: str, text: str, least: int, most: int) -> int:
-    if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+    if not text.isascii() or not text.isdigit() or len(text) > 18 or not least <= int(text) <= most:
         message = f"{header}: {text[:20]!r} is not a number of seconds from {least} to {most}."
         raise ApiError(400, message, code="invalid_header", param=header.lower())
     return int(text)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
@@ -16,6 +17,9 @@ from deployments.common.types import GenerationRequest, Message, Tool
 from deployments.generation.output_parser import END_THINK, THINK, OutputParser, Vocabulary
 from deployments.generation.tool_formats import tool_format_of
 from deployments.generation.tool_parser import ToolCallParser
+
+_TEMPLATE_ERRORS = TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
+"""What a template can raise on messages and arguments that it does not expect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ class PromptRenderer:
                 add_generation_prompt=True,
                 **json.loads(question.template_args),
             )
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
+        except _TEMPLATE_ERRORS as error:
             raise invalid_request("messages", f"The model's chat template refuses these messages: {error}") from None
         return text
 
@@ -141,8 +145,9 @@ def _described(tool: Tool) -> dict[str, Any]:
 
 
 def _read(arguments: str) -> Any:
-    # Templates write arguments as JSON themselves; what is none goes in as the text it is.
+    # Templates write arguments as JSON themselves. Text that is not JSON is passed on as it is, and so is JSON that
+    # no prompt can hold, such as half of a surrogate pair.
     try:
-        return json.loads(arguments)
-    except ValueError:
+        return msgspec.json.decode(arguments)
+    except (msgspec.DecodeError, RecursionError):
         return arguments

@@ -4,6 +4,9 @@ import json
 import re
 import secrets
 from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
 
 from deployments.common.types import ToolCall, ToolDelta
 from deployments.generation.tool_formats import R1, ToolFormat
@@ -85,7 +88,11 @@ class ToolCallParser:
             return False
         head = (_R1_HEAD if self.family is R1 else _JSON_HEAD).match(held)
         if head is not None:
-            name = head.group(1) if self.family is R1 else json.loads(head.group(1))
+            name = head.group(1) if self.family is R1 else _string(head.group(1))
+            if name is None:
+                self._state = "text"
+                self._say(len(self._held) - len(held) + head.end())
+                return True
             self._begin(name, "")
             self._held, self._state = held[head.end() :], "arguments"
             self._depth, self._in_string, self._escaped = 0, False, False
@@ -106,14 +113,14 @@ class ToolCallParser:
     def _whole(self, text: str) -> bool:
         """A call whose parts come in another order: read when it is complete."""
         try:
-            given = json.loads(text)
+            given = msgspec.json.decode(text, type=dict[str, Any])
             arguments = given.get("arguments", given.get("parameters", {}))
-            name = given["name"]
-        except (ValueError, KeyError, AttributeError):
+            written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        except (msgspec.DecodeError, RecursionError):
             return False
-        if not isinstance(name, str):
+        if not isinstance(name := given.get("name"), str):
             return False
-        self._begin(name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
+        self._begin(name, written)
         return True
 
     def _begin(self, name: str, arguments: str) -> None:
@@ -163,6 +170,14 @@ def begins(text: str, mark: str) -> int:
         if text.endswith(mark[:size]):
             return size
     return 0
+
+
+def _string(text: str) -> str | None:
+    """The JSON string that this text is; None where it is not one."""
+    try:
+        return msgspec.json.decode(text, type=str)
+    except msgspec.DecodeError:
+        return None
 
 
 def _balanced(text: str) -> int:

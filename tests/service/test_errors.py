@@ -113,6 +113,109 @@ def test_what_is_no_request_is_refused(http: httpx.Client, body: bytes) -> None:
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+TOOL_CALL = {"type": "tool_use", "id": "c", "name": "f", "input": {"n": 2**64}}
+INTEGERS: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/chat/completions", {"messages": HI, "max_tokens": 2**64}, "max_tokens"),
+    ("/v1/chat/completions", {"messages": HI, "top_k": 2**64}, "top_k"),
+    ("/v1/chat/completions", {"messages": HI, "metadata": {"a": 2**64}}, "metadata.a"),
+    (
+        "/v1/chat/completions",
+        {"messages": HI, "chat_template_kwargs": {"a": [-(2**63) - 1]}},
+        "chat_template_kwargs.a[0]",
+    ),
+    ("/v1/chat/completions", {"messages": HI, "logit_bias": {"1": 2**64}}, "logit_bias.1"),
+    (
+        "/v1/chat/completions",
+        {"messages": HI, "response_format": schema({"const": 2**64})},
+        "response_format.json_schema.schema.const",
+    ),
+    ("/v1/completions", {"prompt": [2**64]}, "prompt[0]"),
+    ("/v1/responses", {"input": "hi", "max_tool_calls": 2**64}, "max_tool_calls"),
+    (
+        "/v1/responses",
+        {"input": "hi", "tools": [{"type": "function", "name": "f", "parameters": {"default": 2**64}}]},
+        "tools[0].parameters.default",
+    ),
+    ("/v1/embeddings", {"input": "hi", "dimensions": 2**64}, "dimensions"),
+    ("/tokenize", {"messages": HI, "chat_template_kwargs": {"a": 2**64}}, "chat_template_kwargs.a"),
+    ("/detokenize", {"tokens": [1, 2**64]}, "tokens[1]"),
+    ("/admin/teams", {"name": "t", "quota": {"tokens_per_month": 2**64}}, "quota.tokens_per_month"),
+    ("/admin/keys", {"team": "t", "expires_in_s": 2**64}, "expires_in_s"),
+    ("/admin/keys/none/rotate", {"grace_s": 2**64}, "grace_s"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param"), INTEGERS, ids=[f"{path}-{param}" for path, _, param in INTEGERS])
+def test_an_integer_beyond_64_bits_is_refused_by_name(
+    http: httpx.Client, path: str, body: dict[str, Any], param: str
+) -> None:
+    answer = http.post(path, json=({} if path.startswith("/admin") else {"model": MODEL}) | body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_value", param)
+    assert "between -2^63 and 2^64 - 1" in error["message"]
+
+
+def test_an_integer_of_64_bits_is_taken(http: httpx.Client) -> None:
+    body = {"model": MODEL, "messages": HI, "temperature": 1.0, "max_tokens": 2**64 - 1, "top_k": 2**64 - 1}
+    answer = http.post("/v1/chat/completions", json=body | {"seed": -(2**63), "n": 2, "max_thinking_tokens": 2**63})
+    assert answer.status_code == 200, answer.text
+
+
+WRONG_SCHEMAS: list[dict[str, Any]] = [
+    *({"type": {}}, {"type": "string", "format": []}, {"required": [[]], "type": "object"}),
+    *({"type": "string", "minLength": None}, {"type": "string", "maxLength": True}, {"anyOf": [{"$ref": "#"}]}),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_SCHEMAS, ids=str)
+def test_a_schema_with_values_of_wrong_types_is_refused_by_every_api(http: httpx.Client, wrong: dict[str, Any]) -> None:
+    function = {"name": "f", "parameters": wrong, "strict": True}
+    asked = {"messages": HI} | {"model": MODEL}
+    chat_tools = {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+    for path, body, param in (
+        ("/v1/chat/completions", asked | {"response_format": schema(wrong)}, "response_format"),
+        ("/v1/chat/completions", asked | chat_tools, "tools"),
+        (
+            "/v1/responses",
+            {"input": "hi", "text": {"format": {"type": "json_schema", "name": "s", "schema": wrong}}},
+            "text.format",
+        ),
+        ("/v1/responses", {"input": "hi", "tools": [{"type": "function", **function}]}, "tools"),
+    ):
+        for stream in (False, True):
+            answer = http.post(path, json={"model": MODEL, "stream": stream} | body)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_json_schema", param), path
+    tools = {"tools": [{"name": "f", "input_schema": wrong}], "tool_choice": {"type": "any"}}
+    answer = http.post("/v1/messages", json=asked | {"max_tokens": 9} | tools)
+    assert answer.status_code == 400
+    assert (
+        answer.json()["error"]["type"] == "invalid_request_error" and "Schema at" in answer.json()["error"]["message"]
+    )
+    call = {"messages": [*HI, {"role": "assistant", "content": [TOOL_CALL]}], "max_tokens": 9, "model": MODEL}
+    assert "between -2^63" in http.post("/v1/messages", json=call).json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), [('{"a": "\\ud800"}', 200), ("[" * 100_000, 400)], ids=["surrogate", "deep"]
+)
+def test_a_calls_arguments_may_be_any_text(http: httpx.Client, arguments: str, status: int) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    said = [*HI, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    answer = http.post("/v1/chat/completions", json={"model": MODEL, "messages": said, "max_tokens": 1})
+    assert answer.status_code == status, answer.text
+    assert status == 200 or answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_numbers_of_thousands_of_digits_are_refused_in_headers_and_queries(http: httpx.Client) -> None:
+    digits = "1" * 5000
+    body = {"model": MODEL, "messages": HI, "max_tokens": 1}
+    for name, value in (("Cache-Control", f"max-age={digits}"), ("X-Dray-Cache-TTL", digits)):
+        answer = http.post("/v1/chat/completions", json=body, headers={name: value})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, name.lower())
+    assert http.get("/v1/usage", params={"days": digits}).json()["error"]["param"] == "days"
+
+
 def test_another_content_type_is_refused(http: httpx.Client) -> None:
     form = http.post("/v1/chat/completions", data={"model": MODEL})
     assert (form.status_code, form.json()["error"]["code"]) == (415, "unsupported_media_type")

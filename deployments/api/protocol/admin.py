@@ -1,11 +1,14 @@
 """What teams, keys and usage look like over HTTP."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from cluster.records.teams import Key, Quota, Team
 from cluster.records.usage import UsageRow
+
+Seconds = Annotated[float, msgspec.Meta(le=3_153_600_000)]
+"""Up to a century: Unix times far beyond it cannot be shown as dates."""
 
 
 class CreateTeamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,14 +35,14 @@ class CreateKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     team: str
     label: str = ""
-    expires_in_s: float = 0.0
+    expires_in_s: Seconds = 0.0
 
 
 class RotateKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body that rotates a key. grace_s: how long the old key still works. The new one expires when the old one
     would have."""
 
-    grace_s: float = 86_400.0
+    grace_s: Seconds = 86_400.0
 
 
 class KeyResponse(msgspec.Struct, frozen=True):

@@ -15,7 +15,17 @@ Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 Probability = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 _OURS = frozenset(
-    {"conversation", "messages", "tools", "documents", "chat_template", "tokenize", "add_generation_prompt"}
+    {
+        "self",
+        "conversation",
+        "conversations",
+        "messages",
+        "tools",
+        "documents",
+        "chat_template",
+        "tokenize",
+        "add_generation_prompt",
+    }
     | {"continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
     | {"return_assistant_tokens_mask", "tokenizer_kwargs"}
 )
@@ -36,9 +46,12 @@ def sampling_for(model: ServedModel, limits: LimitSettings, wish: int | None, re
     """The request's sampling, with what the model's makers recommend where it says nothing. wish: most tokens."""
     advised = model.generation_defaults
 
+    def number(name: str, default: float) -> float:
+        requested = getattr(request, name, None)
+        return requested if requested is not None else advised.get(name) or default
+
     def value(name: str, default: float) -> float:
-        given = getattr(request, name, None)
-        return float(given if given is not None else advised.get(name) or default)
+        return float(number(name, default))
 
     temperature = request.temperature
     if temperature is None:
@@ -58,7 +71,7 @@ def sampling_for(model: ServedModel, limits: LimitSettings, wish: int | None, re
         always,
         temperature=temperature,
         top_p=value("top_p", 1.0),
-        top_k=max(0, int(value("top_k", 0))),
+        top_k=max(0, int(number("top_k", 0))),
         min_p=value("min_p", 0.0),
         seed=getattr(request, "seed", None),
     )

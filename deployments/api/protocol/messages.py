@@ -8,7 +8,14 @@ import msgspec
 from cluster.models.folder import ServedModel
 from cluster.settings import LimitSettings
 from deployments.api.protocol.chat import Count, Name
-from deployments.api.protocol.common import Probability, check_stop, sampling_for, schema_text, template_arguments
+from deployments.api.protocol.common import (
+    Probability,
+    check_json,
+    check_stop,
+    sampling_for,
+    schema_text,
+    template_arguments,
+)
 from deployments.api.protocol.parsing import parse
 from deployments.common.errors import ApiError, invalid_request, new_id
 from deployments.common.types import (
@@ -131,7 +138,7 @@ def messages_generation(request: MessagesRequest, model: ServedModel, limits: Li
     """What the request asks. Raises ApiError 400 that names the field."""
     turns = [Message("system", _text(request.system))] if request.system else []
     for message in request.messages:
-        turns += _turns(message)
+        turns += _turns(message, limits)
     if not any(turn.content.strip() for turn in turns):
         raise invalid_request("messages", "The messages are empty: at least one needs text.", code="empty_prompt")
     tools = tuple(
@@ -150,7 +157,7 @@ def messages_generation(request: MessagesRequest, model: ServedModel, limits: Li
     )
 
 
-def _turns(message: MessageParam) -> list[Message]:
+def _turns(message: MessageParam, limits: LimitSettings) -> list[Message]:
     if isinstance(message.content, str):
         return [Message(message.role, message.content)]
     results = [
@@ -161,12 +168,17 @@ def _turns(message: MessageParam) -> list[Message]:
     text = "".join(part.text for part in message.content if isinstance(part, TextBlock))
     thought = "".join(part.thinking for part in message.content if isinstance(part, ThinkingBlock))
     calls = tuple(
-        ToolCall(part.id, part.name, canonical(part.input))
+        ToolCall(part.id, part.name, _arguments(part.input, limits))
         for part in message.content
         if isinstance(part, ToolUseBlock)
     )
     rest = [Message(message.role, text, thought, calls)] if text or calls or not results else []
     return [*results, *rest]
+
+
+def _arguments(given: dict[str, Any], limits: LimitSettings) -> str:
+    check_json(given, "messages", limits)
+    return canonical(given)
 
 
 def _text(content: str | list[TextBlock] | None) -> str:
@@ -281,11 +293,13 @@ def _usage(usage: Usage) -> dict[str, int]:
     }
 
 
-def _input(arguments: str) -> Any:
+def _input(arguments: str) -> msgspec.Raw:
+    """A call's arguments as they are, or an empty object where the model's text is not JSON."""
     try:
-        return msgspec.json.decode(arguments)
-    except msgspec.DecodeError:
-        return {}
+        msgspec.json.decode(arguments)
+    except (msgspec.DecodeError, RecursionError):
+        return msgspec.Raw("{}")
+    return msgspec.Raw(arguments)
 
 
 def _event(kind: str, **fields: Any) -> bytes:

@@ -1,5 +1,6 @@
-"""Bodies become requests, and what is wrong with them becomes an error that names the field."""
+"""Decodes request bodies, and turns what is wrong with them into an error that names the field."""
 
+import json
 import re
 from typing import Any, TypeVar
 
@@ -11,51 +12,105 @@ _FIELD = re.compile(r" - at `\$\.?(.*)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
 _MISSING = re.compile(r"missing required field `(.*)`")
 
+_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
+"""What MessagePack can hold, in which requests travel to engines and are hashed into cache keys."""
+_LONG_NUMBER = b"0" * 19
+"""An integer of fewer digits always fits."""
+_DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
+_TOO_LARGE = object()
+
 T = TypeVar("T")
 
 
 def parse(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
     """The request in a body. Raises ApiError 400 that names the field."""
     try:
+        _check_integers(body)
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _refusal(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except RecursionError:
+        raise ApiError(400, "The body is nested too deeply.", code="invalid_json") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(400, f"The body is not valid JSON: {error}", code="invalid_json") from None
 
 
-def depth_of(value: Any, most: int) -> int:
-    """How deep lists and mappings are nested in a decoded JSON value; no deeper than `most` + 1 is looked."""
-    level, deep = [value], 0
-    while level and deep <= most:
-        inner: list[Any] = []
-        for one in level:
-            if isinstance(one, dict):
-                inner.extend(one.values())
-            elif isinstance(one, list):
-                inner.extend(one)
-            else:
-                continue
-        if not any(isinstance(one, dict | list) for one in level):
+def depth_of(value: Any, max_depth: int) -> int:
+    """How deep lists and mappings are nested in a decoded JSON value. Stops counting at `max_depth` + 1."""
+    level, depth = [value], 0
+    while depth <= max_depth:
+        containers = [member for member in level if isinstance(member, dict | list)]
+        if not containers:
             break
-        level, deep = inner, deep + 1
-    return deep
+        level = [
+            member
+            for container in containers
+            for member in (container.values() if isinstance(container, dict) else container)
+        ]
+        depth += 1
+    return depth
 
 
-def _refusal(said: str) -> ApiError:
-    where = _FIELD.search(said)
-    path = where.group(1) if where else ""
-    message = _FIELD.sub("", said)
+def _check_integers(body: bytes) -> None:
+    """Raises ApiError 400 for an integer beyond 64 bits, in whichever field it is; RecursionError for deep nesting."""
+    if _LONG_NUMBER not in body.translate(_DIGITS_TO_ZERO):
+        return  # almost every body; a microsecond for 1 kB
+    try:
+        value = json.loads(body, parse_int=_integer)
+    except ValueError:
+        return  # the decoder says what is wrong with the JSON
+    if (path := _path_to_large_integer(value)) is not None:
+        raise _invalid(path, "integers must be between -2^63 and 2^64 - 1", "invalid_value")
+
+
+def _integer(digits: str) -> object:
+    # The length first: Python refuses to read thousands of digits.
+    if len(digits) <= 20 and _MIN_INTEGER <= (number := int(digits)) <= _MAX_INTEGER:
+        return number
+    return _TOO_LARGE
+
+
+def _path_to_large_integer(value: object) -> str | None:
+    """The path of the first one that is found, as in `messages[0].content`."""
+    # A trail is the key, and the trail of the value around it: paths as texts would take memory for every member.
+    pending: list[tuple[object, tuple[Any, ...]]] = [(value, ())]
+    while pending:
+        member, trail = pending.pop()
+        if member is _TOO_LARGE:
+            return _path(trail)
+        if isinstance(member, dict):
+            pending.extend((inner, (key, trail)) for key, inner in member.items())
+        elif isinstance(member, list):
+            pending.extend((inner, (index, trail)) for index, inner in enumerate(member))
+    return None
+
+
+def _path(trail: tuple[Any, ...]) -> str:
+    parts = []
+    while trail:
+        key, trail = trail
+        parts.append(f"[{key}]" if isinstance(key, int) else f".{key}")
+    return "".join(reversed(parts)).removeprefix(".")
+
+
+def _refusal(reason: str) -> ApiError:
+    """The error for what msgspec says of a body, such as "Expected `int`, got `str` - at `$.n`"."""
+    field = _FIELD.search(reason)
+    # A mapping's values have no names in msgspec's path: `metadata[...]`.
+    path = field.group(1).partition("[...]")[0] if field else ""
+    message = _FIELD.sub("", reason)
     if unknown := _UNKNOWN.search(message):
         name = f"{path}.{unknown.group(1)}" if path else unknown.group(1)
         return ApiError(400, f"Unrecognized request argument supplied: {name}", code="unknown_parameter", param=name)
     if missing := _MISSING.search(message):
         name = f"{path}.{missing.group(1)}" if path else missing.group(1)
         return ApiError(400, f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name)
-    code = "invalid_type" if message.startswith("Expected") and "got" in message else "invalid_value"
+    return _invalid(
+        path, message, "invalid_type" if message.startswith("Expected") and "got" in message else "invalid_value"
+    )
+
+
+def _invalid(path: str, message: str, code: str) -> ApiError:
     return ApiError(
-        400,
-        f"Invalid '{path}': {message}." if path else f"Invalid body: {message}.",
-        code=code,
-        param=path or None,
+        400, f"Invalid '{path}': {message}." if path else f"Invalid body: {message}.", code=code, param=path or None
     )

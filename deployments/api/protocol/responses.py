@@ -15,7 +15,7 @@ from deployments.api.protocol.common import (
     template_arguments,
 )
 from deployments.api.protocol.parsing import parse
-from deployments.common.errors import ApiError, invalid_request
+from deployments.common.errors import ApiError, ErrorBody, invalid_request
 from deployments.common.types import GenerationRequest, Message, Tool, ToolCall, ToolChoice
 
 
@@ -123,6 +123,7 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 decode = msgspec.json.Decoder(ResponseRequest)
+_PARAMS = {"messages": "input", "response_format": "text.format"}
 
 
 def read_response(body: bytes, limits: LimitSettings) -> ResponseRequest:
@@ -218,6 +219,12 @@ def _needed(value: str | None, param: str) -> str:
     if value is None:
         raise _missing(param)
     return value
+
+
+def response_error(error: ApiError) -> ErrorBody:
+    """The body of an error, with this API's own names of the fields that every API has."""
+    detail = error.body.error
+    return ErrorBody(msgspec.structs.replace(detail, param=_PARAMS.get(detail.param or "", detail.param)))
 
 
 def _missing(param: str) -> ApiError:

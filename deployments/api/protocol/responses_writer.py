@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from deployments.api.protocol.responses import ResponseRequest
+from deployments.api.protocol.responses import ResponseRequest, response_error
 from deployments.common.errors import ApiError, new_id
 from deployments.common.types import Choice, Delta, GenerationResult, ToolDelta, Usage
 
@@ -83,13 +83,13 @@ class ResponseWriter:
         return events + self._event(f"response.{response['status']}", response=response)
 
     def error(self, error: ApiError) -> bytes:
-        said = error.body.error
+        detail = response_error(error).error
         response = self._response(self._done, None, None) | {
             "status": "failed",
             "error": {"code": "server_error", "message": error.message},
         }
-        told = self._event("error", code=said.code, message=error.message, param=said.param)
-        return told + self._event("response.failed", response=response)
+        event = self._event("error", code=detail.code, message=error.message, param=detail.param)
+        return event + self._event("response.failed", response=response)
 
     def _more(self, kind: str, text: str) -> bytes:
         events = b""

@@ -1,5 +1,8 @@
 """Text to ids and back: the template's words, whole characters, thinking apart from the answer, stop strings."""
 
+import dataclasses
+import json
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -149,6 +152,44 @@ def test_tools_are_told_where_the_template_knows_of_none(prompts: PromptRenderer
     assert '<tool_call>\n{"name": "天气", "arguments": {"city": "北京"}}\n</tool_call>' in text
     without = prompts.text(asked(*turns, tools=tools, tool_choice=ToolChoice("none")))
     assert "What the weather is" not in without
+
+
+CALLS_TEMPLATE = """{% for message in messages %}{{ message.content }}{% for call in message.tool_calls or [] %}
+{{ call.function.arguments | tojson }}{% endfor %}{{ 100 // size }}{% endfor %}"""
+
+
+@pytest.fixture(scope="module")
+def calling(bundled: ServedModel, tmp_path_factory: pytest.TempPathFactory) -> PromptRenderer:
+    """The bundled tokenizer with a chat template that writes calls, and counts with an argument."""
+    folder = tmp_path_factory.mktemp("model")
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        shutil.copy(bundled.folder / name, folder)
+    (folder / "chat_template.jinja").write_text(CALLS_TEMPLATE)
+    return PromptRenderer(dataclasses.replace(bundled, folder=folder))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ['{"a": "北京"}', "{", "", '"\\ud800"', '{"a": "\\udc00"}', "NaN", "1" * 5000, "[" * 900 + "]" * 900, "[" * 10**5],
+    ids=["json", "open", "empty", "string", "surrogate", "nan", "digits", "deep", "deeper"],
+)
+def test_any_text_may_stand_for_a_calls_arguments(calling: PromptRenderer, arguments: str) -> None:
+    turns = (Message("user", "hi"), Message("assistant", "", tool_calls=(ToolCall("c", "f", arguments),)))
+    try:
+        prompt = calling.render(asked(*turns, template_args='{"size": 100}'))
+    except ApiError as error:
+        assert error.status == 400 and error.body.error.param == "messages"
+        assert len(arguments) > 1000, "only what is too long or too deep is refused"
+    else:
+        text = calling.decode(prompt.ids)
+        assert arguments in text or json.dumps(arguments) in text
+
+
+@pytest.mark.parametrize("size", ["0", "null", '"a"', "[]", "{}"])
+def test_what_the_template_cannot_use_is_refused(calling: PromptRenderer, size: str) -> None:
+    with pytest.raises(ApiError, match="chat template") as refused:
+        calling.render(asked(template_args=f'{{"size": {size}}}'))
+    assert refused.value.status == 400
 
 
 def test_logprobs_go_with_the_answers_tokens(prompts: PromptRenderer, encode: Encode) -> None:

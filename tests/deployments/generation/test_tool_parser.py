@@ -1,6 +1,9 @@
 """Tool calls read out of streams, in each family's way of writing them, however the text is cut."""
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deployments.common.types import Tool, ToolCall
 from deployments.generation.tool_formats import HERMES, LLAMA, PHI, R1, ToolFormat, tool_format_of
@@ -104,3 +107,48 @@ def test_instructions_say_what_is_then_read() -> None:
         pattern = told.split("nothing but\n")[1].split("\nwhere ARGUMENTS")[0]
         written = pattern.replace("NAME", "weather").replace("ARGUMENTS", '{"city": 1}')
         assert read(family, written, 5) == ("", [("weather", '{"city": 1}')])
+
+
+PIECES = [
+    *(
+        "<tool_call>",
+        "</tool_call>",
+        "<|tool_call|>",
+        "<|python_tag|>",
+        "<｜tool▁calls▁begin｜>",
+        "<｜tool▁call▁begin｜>",
+    ),
+    *(
+        "function<｜tool▁sep｜>",
+        "\n```json\n",
+        "```<｜tool▁call▁end｜>",
+        '{"name": ',
+        '"f"',
+        ', "arguments": ',
+        "{",
+        "}",
+    ),
+    *('"\\ud800"', '"\\x"', '"a\nb"', '"a": ', "[", "]", "1" * 5000, "NaN", "null", "3", " ", "\\", "鸡", "[" * 2000),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(FAMILIES), st.lists(st.sampled_from(PIECES), max_size=9).map("".join), st.integers(1, 9))
+def test_whatever_a_model_writes_can_be_sent(family: ToolFormat, text: str, cut: int) -> None:
+    rest, calls = read(family, text, cut)
+    msgspec.json.encode([rest, calls])
+
+
+@pytest.mark.parametrize("name", ['"\\ud800"', '"a\nb"', '"\\x"'])
+@pytest.mark.parametrize("family", [HERMES, LLAMA, PHI], ids=lambda family: family.name)
+def test_a_name_that_is_no_json_string_makes_no_call(family: ToolFormat, name: str) -> None:
+    text = family.write([ToolCall("x", "f", '{"n": 1}')]).replace('"f"', name)
+    rest, calls = read(family, text, 3)
+    assert calls == [] and name in rest
+
+
+def test_arguments_that_no_answer_can_hold_stay_text() -> None:
+    for arguments in ('"\\ud800"', '{"a": "\\ud800"}', "[" * 2000 + "]" * 2000):
+        call = f'{{"arguments": {arguments}, "name": "f"}}'
+        rest, calls = read(HERMES, f"<tool_call>{call}</tool_call>", 10**6)
+        assert calls == [] and call in rest
