@@ -79,6 +79,7 @@ class OutputParser:
         self._reasoning: list[str] = []
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
+        self._unsure: list[TokenLogprob] = []
         self._held = ""
         self._began = False
         self.reasoning_tokens = 0
@@ -118,9 +119,10 @@ class OutputParser:
             elif token == self._vocabulary.end_think and not self._raw:
                 continue  # its thinking was closed for it, and it goes on to close it itself
             else:
-                text += self._answer_on(self._decode(token))
-                if logprobs and self._began and not self._vocabulary.is_special(token):
-                    self._logprobs.append(TokenLogprob(self._vocabulary.bytes_of(token), logprobs[place]))
+                decoded = self._decode(token)
+                text += self._answer_on(decoded)
+                if logprobs and not self._vocabulary.is_special(token):
+                    self._add_logprob(TokenLogprob(self._vocabulary.bytes_of(token), logprobs[place]), decoded)
         text, tools = self._without_calls(text, last=False)
         return ParsedDelta(reasoning, text, tools, tuple(self._logprobs[known:]))
 
@@ -128,8 +130,19 @@ class OutputParser:
         """The end of the answer that was held back because a stop string or a call might have begun there."""
         rest = "" if self.thinking or self.stopped else self._held
         self._held = ""
+        tokens = tuple(self._unsure) if rest else ()
+        self._logprobs += tokens
         text, tools = self._without_calls(rest, last=True)
-        return ParsedDelta(text=text, tool_calls=tools)
+        return ParsedDelta(text=text, tool_calls=tools, logprobs=tokens)
+
+    def _add_logprob(self, token: TokenLogprob, decoded: str) -> None:
+        """Adds a token of the answer. White space before the answer is not a part of it."""
+        self._unsure.append(token)
+        if self._began or self._raw:
+            self._logprobs += self._unsure
+        elif not decoded or self._held:
+            return  # the first half of a character, or of a stop string: the next token decides
+        self._unsure = []
 
     def _without_calls(self, text: str, *, last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         tools: tuple[ToolDelta, ...] = ()

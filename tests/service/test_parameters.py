@@ -140,6 +140,27 @@ def test_completions_go_on_from_text_and_ids(http: httpx.Client) -> None:
     assert texts[0] == first and events.rstrip().endswith("[DONE]")
 
 
+@pytest.mark.parametrize("more", [{}, {"n": 2, "temperature": 1.0, "seed": 5}], ids=["one", "two"])
+def test_the_chunks_of_a_completion_put_together_are_the_whole(http: httpx.Client, more: dict[str, Any]) -> None:
+    rendered = http.post("/tokenize", json={"model": MODEL, "messages": ASKED["messages"]}).json()["tokens"]
+    asked = {"model": MODEL, "max_tokens": 24, "logprobs": 1, "prompt": rendered} | more
+    stored = {"Idempotency-Key": f"chunks-{len(more)}"}
+    whole = http.post("/v1/completions", json=asked, headers=stored).json()["choices"]
+    for result, headers in (("hit", stored), ("bypass", {"Cache-Control": "no-cache, no-store"})):
+        streamed = http.post("/v1/completions", json=asked | {"stream": True}, headers=headers)
+        assert streamed.headers["x-dray-cache"] == result
+        lines = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+        for choice in whole:
+            parts = [part for line in lines for part in line["choices"] if part["index"] == choice["index"]]
+            tokens, offsets = (
+                [value for part in parts for value in part["logprobs"][name]] for name in ("tokens", "text_offset")
+            )
+            assert "".join(tokens) == "".join(part["text"] for part in parts)
+            assert offsets == [len("".join(tokens[:index])) for index in range(len(tokens))]
+            if result == "hit":
+                assert (tokens, offsets) == (choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"])
+
+
 def test_tokens_and_back(http: httpx.Client) -> None:
     asked = {"model": MODEL, "prompt": "鸡兔同笼 23", "add_special_tokens": False, "return_token_strs": True}
     body = http.post("/tokenize", json=asked).json()

@@ -1,5 +1,6 @@
 """POST /v1/completions: OpenAI's older API, which goes on from a text as it is."""
 
+import codecs
 import time
 from typing import Annotated, Literal
 
@@ -133,11 +134,26 @@ class TextCompletion(msgspec.Struct, frozen=True):
     object: Literal["text_completion"] = "text_completion"
 
 
+class TextCursor:
+    """Where a choice's next token begins in its text, in characters. A token that is a part of a character begins
+    where the character does."""
+
+    def __init__(self, start: int) -> None:
+        self.position = start
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def advance(self, token: TokenLogprob) -> int:
+        """Moves past the token; returns where it began."""
+        begin = self.position
+        self.position += len(self._utf8.decode(bytes(token.bytes)))
+        return begin
+
+
 class CompletionWriter:
-    """Says answers in the shapes of completions. One writer says all prompts of a request, each with its choices."""
+    """Writes results in the shapes of completions: those of all prompts of a request, each with its choices."""
 
     def __init__(self, request: CompletionRequest, fingerprint: str, echo: list[str]) -> None:
-        """fingerprint: names the exact model. echo: what each prompt's choices begin with."""
+        """fingerprint: names the exact model. echo: the text that each prompt's choices begin with."""
         self._head = (new_id("cmpl-"), int(time.time()), request.model, fingerprint)
         self._echo = echo
         self._each = request.n or 1
@@ -145,13 +161,17 @@ class CompletionWriter:
             None if request.stream_options is not None and request.stream_options.include_usage else msgspec.UNSET
         )
         self._logprobs = request.logprobs
+        self._cursors = [TextCursor(len(prompt)) for prompt in echo for _ in range(self._each)]
 
     def complete(self, answer: GenerationResult) -> TextCompletion:
         choices = [
             TextChoice(
-                place, self._begin(place) + one.text, self._logprobs_of(one.logprobs), _finish(one.finish_reason)
+                index,
+                self._begin(index) + choice.text,
+                self._logprobs_of(index, choice.logprobs),
+                _finish(choice.finish_reason),
             )
-            for place, one in enumerate(answer.choices)
+            for index, choice in enumerate(answer.choices)
         ]
         return TextCompletion(*self._head, choices, usage_of(answer.usage))
 
@@ -162,8 +182,8 @@ class CompletionWriter:
     def delta(self, delta: Delta) -> bytes:
         if not (delta.text or delta.logprobs or delta.finish_reason):
             return b""
-        told = self._logprobs_of(delta.logprobs)
-        return self._chunk(TextChoice(delta.choice, delta.text, told, _finish(delta.finish_reason)))
+        logprobs = self._logprobs_of(delta.choice, delta.logprobs)
+        return self._chunk(TextChoice(delta.choice, delta.text, logprobs, _finish(delta.finish_reason)))
 
     def end(self, answer: GenerationResult) -> bytes:
         if self._usage is None:
@@ -179,18 +199,14 @@ class CompletionWriter:
     def _chunk(self, choice: TextChoice) -> bytes:
         return sse_event(TextCompletion(*self._head, [choice], self._usage))
 
-    def _logprobs_of(self, logprobs: tuple[TokenLogprob, ...]) -> TokenLogprobs | None:
+    def _logprobs_of(self, choice: int, tokens: tuple[TokenLogprob, ...]) -> TokenLogprobs | None:
         if self._logprobs is None:
             return None
-        offsets, at = [], 0
-        for one in logprobs:
-            offsets.append(at)
-            at += len(one.text)
         return TokenLogprobs(
-            [one.text for one in logprobs],
-            [one.logprob for one in logprobs],
-            [{one.text: one.logprob} for one in logprobs] if self._logprobs else None,
-            offsets,
+            [token.text for token in tokens],
+            [token.logprob for token in tokens],
+            [{token.text: token.logprob} for token in tokens] if self._logprobs else None,
+            [self._cursors[choice].advance(token) for token in tokens],
         )
 
 

@@ -200,3 +200,19 @@ def test_logprobs_go_with_the_answers_tokens(prompts: PromptRenderer, encode: En
     assert bytes(b for one in told for b in one.bytes).decode() == "鸡😀a"
     assert [one.logprob for one in told] == [-float(n) for n in range(len(ids) - len(told), len(ids))]
     assert reader.choice("stop").logprobs == tuple(told)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 99])
+@pytest.mark.parametrize("answer", ["🐰鸡a", "ab🐰", "鸡\n🐰", "ab"])
+def test_no_token_of_the_answer_lacks_its_logprob(
+    prompts: PromptRenderer, encode: Encode, answer: str, cut: int
+) -> None:
+    raw = GenerationRequest((), Sampling(9), "x")
+    for parser, ids in (
+        (reader_of(prompts, asked()), encode("3</think>\n\n") + encode(answer)),
+        (reader_of(prompts, asked(stop=("🐰!", "abc"))), encode("3</think>\n\n") + encode(answer)),
+        (prompts.parser(raw, prompts.render(raw)), encode(answer)),
+    ):
+        deltas = [parser.feed(ids[at : at + cut], [-1.0] * cut) for at in range(0, len(ids), cut)]
+        deltas.append(parser.finish())
+        assert bytes(byte for delta in deltas for token in delta.logprobs for byte in token.bytes).decode() == answer
