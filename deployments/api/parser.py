@@ -13,7 +13,8 @@ from deployments.api.protocol.completions import (
     prompts_of,
     read_completion,
 )
-from deployments.api.protocol.messages import MessagesWriter, messages_generation, read_messages
+from deployments.api.protocol.messages import messages_generation, read_messages
+from deployments.api.protocol.messages_writer import MessagesWriter
 from deployments.api.protocol.responses import read_response, response_generation
 from deployments.api.protocol.responses_writer import ResponseWriter
 from deployments.api.responses import AnswerWriter

@@ -1,4 +1,4 @@
-"""Token ids of one completion, as they come, read into thinking, answer and tool calls."""
+"""Parses the token ids of one completion, as they arrive, into thinking, answer and tool calls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ THINK, END_THINK = "<think>", "</think>"
 
 @dataclass(frozen=True, slots=True)
 class ParsedDelta:
-    """What some tokens have brought."""
+    """What is new in a completion after some tokens."""
 
     reasoning: str = ""
     text: str = ""
@@ -25,39 +25,43 @@ class ParsedDelta:
 
 
 class Vocabulary:
-    """A tokenizer, and the tokens in it that mean something to a reader."""
+    """A tokenizer, and those of its tokens that structure a completion.
+
+    think, end_think: None if the model does not think. markers: texts of tool calls' markers by token id.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.size = tokenizer.get_vocab_size(with_added_tokens=True)
         self.think, self.end_think = tokenizer.token_to_id(THINK), tokenizer.token_to_id(END_THINK)
-        self.markers = {number: text for text in MARKERS if (number := tokenizer.token_to_id(text)) is not None}
+        self.markers = {token: text for text in MARKERS if (token := tokenizer.token_to_id(text)) is not None}
         self.bytes_of = lru_cache(maxsize=4096)(self._bytes_of)
-        self._special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self._special = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
 
     @property
     def thinks(self) -> bool:
         return self.think is not None and self.end_think is not None
 
     def is_special(self, token: int) -> bool:
-        """Whether decoding leaves the token out."""
+        """Whether decoding drops the token."""
         return token in self._special
 
     def _bytes_of(self, token: int) -> tuple[int, ...]:
-        """UTF-8 of a token: of byte-level BPE and of SentencePiece, which hides spaces behind U+2581."""
+        """The token's UTF-8. SentencePiece writes bytes as `<0x0A>` and spaces as U+2581; byte-level BPE writes each
+        byte as a character."""
         text = self.tokenizer.id_to_token(token) or ""
         if text.startswith("<0x") and text.endswith(">") and len(text) == 6:
             return (int(text[3:5], 16),)
-        if all(one in _BYTE_OF for one in text):
-            return tuple(_BYTE_OF[one] for one in text)
+        if all(character in _BYTE_OF for character in text):
+            return tuple(_BYTE_OF[character] for character in text)
         return tuple(text.replace("\u2581", " ").encode())
 
 
 class OutputParser:
-    """Reads one completion.
+    """Parses one completion.
 
-    Text comes out in whole characters, however tokens cut them. White space around the thinking and before the
-    answer is dropped. Stop strings end the answer (they do not look into the thinking) and are not part of it.
+    Deltas have whole characters, however the tokens cut them. White space around the thinking and before the answer is
+    dropped. A stop string ends the answer and is not part of it; in the thinking, stop strings have no effect.
     """
 
     def __init__(
@@ -68,8 +72,8 @@ class OutputParser:
         stop: Sequence[str] = (),
         calls: ToolCallParser | None = None,
     ) -> None:
-        """thinking: whether the completion begins inside the thinking; None: there is none, all is the answer, marks
-        and white space too. calls: reads tool calls; None: all is text."""
+        """thinking: whether the completion begins in the thinking; None: it is a raw text, to which thinking marks and
+        white space belong. calls: finds tool calls; None: there are none."""
         self._vocabulary = vocabulary
         self._raw = thinking is None
         self.thinking = bool(thinking)
@@ -79,7 +83,7 @@ class OutputParser:
         self._reasoning: list[str] = []
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
-        self._unsure: list[TokenLogprob] = []
+        self._undecided: list[TokenLogprob] = []
         self._held = ""
         self._began = False
         self.reasoning_tokens = 0
@@ -95,54 +99,54 @@ class OutputParser:
         return "".join(self._text)
 
     def choice(self, finish: str) -> Choice:
-        """All that was read."""
+        """The whole completion. finish: why the engine ended it."""
         calls = tuple(self._calls.calls) if self._calls else ()
-        why: FinishReason = "length" if finish == "length" else "tool_calls" if calls else "stop"
-        return Choice(self.reasoning, self.text, why, calls, tuple(self._logprobs))
+        reason: FinishReason = "length" if finish == "length" else "tool_calls" if calls else "stop"
+        return Choice(self.reasoning, self.text, reason, calls, tuple(self._logprobs))
 
     def feed(self, ids: Sequence[int], logprobs: Sequence[float] = ()) -> ParsedDelta:
-        """Takes new ids, and their logarithms of probability where there are any. After a stop string, nothing."""
-        reasoning, text, known = "", "", len(self._logprobs)
-        for place, token in enumerate(ids):
+        """Parses the next token ids. logprobs: one a token, or none. Ignores everything after a stop string."""
+        reasoning, text, first_new = "", "", len(self._logprobs)
+        for index, token in enumerate(ids):
             if self.stopped:
                 break
             self.tokens += 1
             if self.thinking:
                 self.reasoning_tokens += 1
                 if token == self._vocabulary.end_think:
-                    self._turn(thinking=False)
+                    self._switch(thinking=False)
                 else:
-                    reasoning += self._think_on(self._decode(token))
+                    reasoning += self._add_thinking(self._decode(token))
             elif token == self._vocabulary.think and not (self._raw or self._began or self._reasoning):
                 self.reasoning_tokens += 1
-                self._turn(thinking=True)
+                self._switch(thinking=True)
             elif token == self._vocabulary.end_think and not self._raw:
-                continue  # its thinking was closed for it, and it goes on to close it itself
+                continue  # its thinking was already closed at the limit
             else:
                 decoded = self._decode(token)
-                text += self._answer_on(decoded)
+                text += self._add_answer(decoded)
                 if logprobs and not self._vocabulary.is_special(token):
-                    self._add_logprob(TokenLogprob(self._vocabulary.bytes_of(token), logprobs[place]), decoded)
+                    self._add_logprob(TokenLogprob(self._vocabulary.bytes_of(token), logprobs[index]), decoded)
         text, tools = self._without_calls(text, last=False)
-        return ParsedDelta(reasoning, text, tools, tuple(self._logprobs[known:]))
+        return ParsedDelta(reasoning, text, tools, tuple(self._logprobs[first_new:]))
 
     def finish(self) -> ParsedDelta:
-        """The end of the answer that was held back because a stop string or a call might have begun there."""
+        """Ends the completion. Returns the text that was held back because a stop string or call might begin in it."""
         rest = "" if self.thinking or self.stopped else self._held
         self._held = ""
-        tokens = tuple(self._unsure) if rest else ()
+        tokens = tuple(self._undecided) if rest else ()
         self._logprobs += tokens
         text, tools = self._without_calls(rest, last=True)
         return ParsedDelta(text=text, tool_calls=tools, logprobs=tokens)
 
     def _add_logprob(self, token: TokenLogprob, decoded: str) -> None:
         """Adds a token of the answer. White space before the answer is not a part of it."""
-        self._unsure.append(token)
+        self._undecided.append(token)
         if self._began or self._raw:
-            self._logprobs += self._unsure
+            self._logprobs += self._undecided
         elif not decoded or self._held:
-            return  # the first half of a character, or of a stop string: the next token decides
-        self._unsure = []
+            return  # it begins a character, or perhaps a stop string: the next token decides
+        self._undecided = []
 
     def _without_calls(self, text: str, *, last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
         tools: tuple[ToolDelta, ...] = ()
@@ -158,37 +162,38 @@ class OutputParser:
             return self._vocabulary.markers[token]
         return self._stream.step(self._vocabulary.tokenizer, token) or ""
 
-    def _turn(self, *, thinking: bool) -> None:
+    def _switch(self, *, thinking: bool) -> None:
         self.thinking = thinking
         self._held = ""  # white space between thinking and answer
         self._stream = DecodeStream(skip_special_tokens=True)
 
-    def _think_on(self, text: str) -> str:
+    def _add_thinking(self, text: str) -> str:
+        """Adds text to the thinking. Returns what is new of it; white space at its end is held back."""
         text = self._held + text
         if not self._reasoning:
             text = text.lstrip()
-        kept = text.rstrip()
-        self._held = text[len(kept) :]
-        if kept:
-            self._reasoning.append(kept)
-        return kept
+        released = text.rstrip()
+        self._held = text[len(released) :]
+        if released:
+            self._reasoning.append(released)
+        return released
 
-    def _answer_on(self, text: str) -> str:
+    def _add_answer(self, text: str) -> str:
+        """Adds text to the answer. Returns what is new of it; an end that may begin a stop string is held back."""
         text = self._held + text
         if not self._began and not self._raw:
             text = text.lstrip()
-        found = [place for stop in self._stop if (place := text.find(stop)) >= 0]
-        if found:
-            kept, self._held, self.stopped = text[: min(found)], "", True
+        if stops := [index for stop in self._stop if (index := text.find(stop)) >= 0]:
+            released, self._held, self.stopped = text[: min(stops)], "", True
         else:
-            hold = max((begins(text, stop) for stop in self._stop), default=0)
-            kept, self._held = text[: len(text) - hold], text[len(text) - hold :]
-        self._began = self._began or bool(kept)
-        return kept
+            held = max((begins(text, stop) for stop in self._stop), default=0)
+            released, self._held = text[: len(text) - held], text[len(text) - held :]
+        self._began = self._began or bool(released)
+        return released
 
 
 def _bytes_by_character() -> dict[str, int]:
-    """GPT-2's table: which character byte-level BPE writes for each byte."""
+    """GPT-2's table: the byte that each character of byte-level BPE stands for."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     table = {chr(byte): byte for byte in plain}
     shifted = (byte for byte in range(256) if byte not in plain)

@@ -1,4 +1,4 @@
-"""Questions become prompts: the model's own chat template, and its tokenizer."""
+"""Renders requests to prompts, with the model's own chat template and tokenizer."""
 
 import datetime
 import json
@@ -24,8 +24,11 @@ _TEMPLATE_ERRORS = TemplateError, ArithmeticError, AttributeError, LookupError, 
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
-    """Token ids to complete. thinking: they end inside the thinking, as R1's template leaves them. may_think: the
-    completion may open it."""
+    """A prompt as token ids.
+
+    starts_in_thinking: the prompt ends with an open <think>, as R1's template writes it. may_think: the completion may
+    open it.
+    """
 
     ids: list[int]
     starts_in_thinking: bool = False
@@ -45,108 +48,107 @@ class PromptRenderer:
 
     @property
     def cache_subject(self) -> str:
-        """What the template reads beside the question: the date, where it tells it; else nothing."""
+        """What prompts depend on beside the request: today's date if the template uses it, else nothing."""
         return datetime.date.today().isoformat() if "strftime_now" in self._template else ""
 
     def accepts(self, argument: str) -> bool:
-        """Whether the chat template knows an argument of this name."""
+        """Whether the chat template mentions this argument."""
         return argument in self._template
 
-    def render(self, question: GenerationRequest) -> RenderedPrompt:
-        """The prompt for a question.
+    def render(self, request: GenerationRequest) -> RenderedPrompt:
+        """The prompt for a request.
 
-        Raises ApiError 400 where the template refuses the conversation or the prompt fills the context.
+        Raises ApiError 400 for messages that the chat template rejects, and a prompt that does not fit the context.
         """
-        if not question.messages:
-            ids = self.encode(question.prompt) if isinstance(question.prompt, str) else list(question.prompt)
-            return RenderedPrompt(self._fitting(ids, "prompt"))
-        text = self.text(question)
+        if not request.messages:
+            ids = self.encode(request.prompt) if isinstance(request.prompt, str) else list(request.prompt)
+            return RenderedPrompt(self._checked(ids, "prompt"))
+        text = self.text(request)
         end = text.rstrip()
         may_think = self.vocabulary.thinks and not end.endswith((THINK, END_THINK))
-        return RenderedPrompt(self._fitting(self.encode(text), "messages"), end.endswith(THINK), may_think)
+        return RenderedPrompt(self._checked(self.encode(text), "messages"), end.endswith(THINK), may_think)
 
-    def text(self, question: GenerationRequest) -> str:
-        """The conversation as text, by the model's own template."""
-        tools = question.tools if question.tool_choice.mode != "none" else ()
-        given = bool(tools) and self.accepts("tools")
-        turns = (
-            question.messages
-            if given or not tools
-            else _instructed(question.messages, self.tool_format.instruct(tools))
-        )
+    def text(self, request: GenerationRequest) -> str:
+        """The request's messages and tools as text, by the chat template. Raises ApiError 400 if it rejects them."""
+        tools = request.tools if request.tool_choice.mode != "none" else ()
+        messages, template_tools = request.messages, None
+        if tools and self.accepts("tools"):
+            template_tools = [_function(tool) for tool in tools]
+        elif tools:
+            messages = _with_instruction(messages, self.tool_format.instruct(tools))
         try:
             text: str = self._tokenizer.apply_chat_template(
-                [self._message(turn) for turn in turns],
-                tools=[_described(tool) for tool in tools] if given else None,
+                [self._message(message) for message in messages],
+                tools=template_tools,
                 tokenize=False,
                 add_generation_prompt=True,
-                **json.loads(question.template_args),
+                **json.loads(request.template_args),
             )
         except _TEMPLATE_ERRORS as error:
-            raise invalid_request("messages", f"The model's chat template refuses these messages: {error}") from None
+            raise invalid_request("messages", f"The model's chat template rejects these messages: {error}") from None
         return text
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Token ids of a text. special: with what the tokenizer puts around one."""
+        """Token ids of a text. special: with the tokens that the tokenizer adds around a text."""
         return list(self._backend.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """The text of token ids. special: with that of special ones."""
+        """The text of token ids. special: with the texts of special tokens."""
         return str(self._backend.decode(list(ids), skip_special_tokens=not special))
 
-    def parser(self, question: GenerationRequest, prompt: RenderedPrompt) -> OutputParser:
-        """Reads one completion of `prompt`."""
-        calls = ToolCallParser(self.tool_format) if question.tools and question.tool_choice.mode != "none" else None
-        thinking = prompt.starts_in_thinking if question.messages else None
-        return OutputParser(self.vocabulary, thinking=thinking, stop=question.stop, calls=calls)
+    def parser(self, request: GenerationRequest, prompt: RenderedPrompt) -> OutputParser:
+        """A parser for one completion of the request's prompt."""
+        calls = ToolCallParser(self.tool_format) if request.tools and request.tool_choice.mode != "none" else None
+        thinking = prompt.starts_in_thinking if request.messages else None
+        return OutputParser(self.vocabulary, thinking=thinking, stop=request.stop, calls=calls)
 
-    def _fitting(self, ids: list[int], param: str) -> list[int]:
+    def _checked(self, ids: list[int], param: str) -> list[int]:
         if len(ids) >= self._context_tokens:
             message = (
-                f"This model's context is {self._context_tokens} tokens, and the {param} alone "
-                f"{'is' if param == 'prompt' else 'are'} {len(ids)}. Shorten {'it' if param == 'prompt' else 'them'}."
+                f"The prompt has {len(ids)} tokens, which leaves no room in this model's context of "
+                f"{self._context_tokens}. Send a shorter one."
             )
             raise ApiError(400, message, code="context_length_exceeded", param=param)
         if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary.size:
             raise invalid_request(param, "A token id is outside the model's vocabulary.")
         return ids
 
-    def _message(self, turn: Message) -> dict[str, Any]:
-        """A turn as the template takes it; what it knows nothing of is written into the text."""
-        if turn.role == "tool" and not (self.accepts("'tool'") or self.accepts('"tool"')):
-            return {"role": "user", "content": f"<tool_response>\n{turn.content}\n</tool_response>"}
-        message: dict[str, Any] = {"role": turn.role, "content": turn.content}
-        if turn.tool_call_id:
-            message["tool_call_id"] = turn.tool_call_id
-        if turn.name:
-            message["name"] = turn.name
-        if turn.reasoning and self.accepts("reasoning_content"):
-            message["reasoning_content"] = turn.reasoning
-        if turn.tool_calls and not self.accepts("tool_calls"):
-            message["content"] += self.tool_format.write(turn.tool_calls)
-        elif turn.tool_calls:
-            message["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _read(call.arguments)}}
-                for call in turn.tool_calls
+    def _message(self, message: Message) -> dict[str, Any]:
+        """A message as the chat template expects it. What the template does not support is written into the text."""
+        if message.role == "tool" and not (self.accepts("'tool'") or self.accepts('"tool"')):
+            return {"role": "user", "content": f"<tool_response>\n{message.content}\n</tool_response>"}
+        fields: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.tool_call_id:
+            fields["tool_call_id"] = message.tool_call_id
+        if message.name:
+            fields["name"] = message.name
+        if message.reasoning and self.accepts("reasoning_content"):
+            fields["reasoning_content"] = message.reasoning
+        if message.tool_calls and not self.accepts("tool_calls"):
+            fields["content"] += self.tool_format.write(message.tool_calls)
+        elif message.tool_calls:
+            fields["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _json(call.arguments)}}
+                for call in message.tool_calls
             ]
-        return message
+        return fields
 
 
-def _instructed(turns: tuple[Message, ...], instruction: str) -> tuple[Message, ...]:
-    """The conversation with an instruction in its system prompt, at the end of one that is there."""
-    if turns[0].role == "system":
-        return (Message("system", f"{turns[0].content}\n\n{instruction}"), *turns[1:])
-    return (Message("system", instruction), *turns)
+def _with_instruction(messages: tuple[Message, ...], instruction: str) -> tuple[Message, ...]:
+    """The messages with an instruction at the end of the system prompt, or as one if there is none."""
+    if messages[0].role == "system":
+        return (Message("system", f"{messages[0].content}\n\n{instruction}"), *messages[1:])
+    return (Message("system", instruction), *messages)
 
 
-def _described(tool: Tool) -> dict[str, Any]:
+def _function(tool: Tool) -> dict[str, Any]:
     function = {"name": tool.name, "description": tool.description, "parameters": json.loads(tool.parameters)}
     return {"type": "function", "function": function}
 
 
-def _read(arguments: str) -> Any:
-    # Templates write arguments as JSON themselves. Text that is not JSON is passed on as it is, and so is JSON that
-    # no prompt can hold, such as half of a surrogate pair.
+def _json(arguments: str) -> Any:
+    # Templates write arguments as JSON themselves. Text that is not JSON is passed as it is, and so is JSON that no
+    # prompt can contain, such as half of a surrogate pair.
     try:
         return msgspec.json.decode(arguments)
     except (msgspec.DecodeError, RecursionError):

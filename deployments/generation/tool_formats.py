@@ -1,4 +1,4 @@
-"""Tool calls: how each family of models writes them, how prompts ask for them, and how they can be forced.
+"""How each family of models writes tool calls, how prompts describe tools, and how calls are constrained.
 
 Sources: the chat templates of Qwen3 (Hermes' format), Llama 3.1, Phi-4-mini and DeepSeek-R1.
 """
@@ -11,16 +11,17 @@ from deployments.common.messages import Grammar, GrammarTag
 from deployments.common.types import Tool, ToolCall, ToolChoice
 from deployments.generation.grammar import ebnf, ebnf_of_calls
 
-_MOST_CALLS = 16
+_MAX_CALLS = 16
+"""In one answer that must call tools."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """How a family writes calls: `begin`, calls parted by `between`, `end`. A call is `before`, the tool's name,
-    `middle`, its arguments, `after`; the name stands there as JSON has it, or as it is (`bare`).
+    """The texts around the calls of an answer, in order: begin, calls with `between` in the middle, end.
 
-    opens: what the first call cannot do without, by which it is told from text; empty: an answer that begins with "{"
-    is a call. closes: what ends a run of calls.
+    A call is `before`, the tool's name, `middle`, the arguments, `after`. bare: the name is written as it is, and not
+    as a JSON string. opens: text that distinguishes the first call from an answer's text; empty: an answer that begins
+    with "{" is a call. closes: text that ends a run of calls.
     """
 
     name: str
@@ -35,24 +36,24 @@ class ToolFormat:
     bare: bool = False
 
     def around(self, tool: str) -> tuple[str, str]:
-        """What stands before and after the arguments of a call of this tool."""
+        """The texts before and after the arguments of a call of this tool."""
         return self.before + (tool if self.bare else json.dumps(tool, ensure_ascii=False)) + self.middle, self.after
 
     def write(self, calls: Iterable[ToolCall]) -> str:
-        """Calls as the model writes them, for templates that know of none."""
+        """Calls as the model writes them, for chat templates without tool calls."""
         written = [call.arguments.join(self.around(call.name)) for call in calls]
         return self.begin + self.between.join(written) + self.end
 
     def instruct(self, tools: Iterable[Tool]) -> str:
-        """What a system prompt says of the tools, for templates that take none."""
-        listed = "\n".join(
+        """The tools as text for the system prompt, for chat templates without tools."""
+        descriptions = "\n".join(
             f'{{"name": {json.dumps(tool.name)}, "description": {json.dumps(tool.description, ensure_ascii=False)}, '
             f'"parameters": {tool.parameters}}}'
             for tool in tools
         )
         pattern = "ARGUMENTS".join(self.around("NAME"))
         return (
-            f"You may call these functions:\n{listed}\nTo call one, answer with nothing but\n"
+            f"You may call these functions:\n{descriptions}\nTo call one, answer with nothing but\n"
             f"{self.begin}{pattern}{self.end}\nwhere ARGUMENTS is a JSON object that its parameters allow."
         )
 
@@ -119,33 +120,40 @@ MARKERS = (
         "<｜tool▁calls▁end｜>",
     ),
 )
-"""Texts that a vocabulary may hold as special tokens, which decoding would leave out."""
+"""Texts that a vocabulary may have as special tokens. Decoding would drop them."""
 
 
 def tool_format_of(chat_template: str) -> ToolFormat:
-    """The family whose marks the template holds; Hermes' format where it holds none."""
-    return next((family for mark, family in _MARKS if mark in chat_template), HERMES)
+    """The format that the chat template uses; Hermes' if it uses none."""
+    return next((tool_format for mark, tool_format in _MARKS if mark in chat_template), HERMES)
 
 
-def forced_calls(family: ToolFormat, tools: tuple[Tool, ...], choice: ToolChoice, most_nodes: int) -> Grammar | None:
-    """The grammar for a request with tools: calls that must come; or, where they may, those held to their schemas that
-    are strict. None: nothing is held. Raises ApiError for a schema that cannot be."""
+def forced_calls(
+    tool_format: ToolFormat, tools: tuple[Tool, ...], choice: ToolChoice, max_nodes: int
+) -> Grammar | None:
+    """The grammar for an answer with tools: one that consists of calls, or text in which strict calls are constrained.
+
+    max_nodes: maximum parts of the tools' schemas. None: nothing is constrained. Raises ApiError 400 for a schema that
+    no grammar can enforce.
+    """
     if choice.mode == "required":
-        wanted = [tool for tool in tools if choice.name in ("", tool.name)]
-        calls = [(before, tool.parameters, after) for tool in wanted for before, after in [family.around(tool.name)]]
-        most = _MOST_CALLS if choice.parallel and not choice.name else 1
-        between = (family.begin, family.between, family.end)
-        return Grammar(ebnf_of_calls(calls, between, most, "tools", most_nodes))
-    if choice.mode == "none" or not family.opens or not any(tool.strict for tool in tools):
+        allowed = [tool for tool in tools if choice.name in ("", tool.name)]
+        calls = [
+            (before, tool.parameters, after) for tool in allowed for before, after in [tool_format.around(tool.name)]
+        ]
+        max_calls = _MAX_CALLS if choice.parallel and not choice.name else 1
+        around = (tool_format.begin, tool_format.between, tool_format.end)
+        return Grammar(ebnf_of_calls(calls, around, max_calls, "tools", max_nodes))
+    if choice.mode == "none" or not tool_format.opens or not any(tool.strict for tool in tools):
         return None
-    # Once a call has begun it is held to, whichever tool it names: of those that are not strict, to any object.
+    # Once a call has begun, it is constrained whichever tool it names: those that are not strict take any JSON.
     tags = [
         GrammarTag(
-            family.begin + before,
-            ebnf(tool.parameters if tool.strict else "{}", "tools", most_nodes),
-            after + family.end,
+            tool_format.begin + before,
+            ebnf(tool.parameters if tool.strict else "{}", "tools", max_nodes),
+            after + tool_format.end,
         )
         for tool in tools
-        for before, after in [family.around(tool.name)]
+        for before, after in [tool_format.around(tool.name)]
     ]
-    return Grammar(trigger=family.opens, tags=tuple(tags))
+    return Grammar(trigger=tool_format.opens, tags=tuple(tags))

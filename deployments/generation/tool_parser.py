@@ -1,4 +1,4 @@
-"""Reading tool calls out of an answer's text, as it streams."""
+"""Finds tool calls in an answer's text while it streams."""
 
 import json
 import re
@@ -11,75 +11,100 @@ import msgspec
 from deployments.common.types import ToolCall, ToolDelta
 from deployments.generation.tool_formats import R1, ToolFormat
 
-_PARTING = " \t\r\n,;[]"
+_SEPARATORS = " \t\r\n,;[]"
 _PYTHON_TAG = "<|python_tag|>"
 _JSON_HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=[{\[])')
+_JSON_TAIL = re.compile(r"\s*\}")
+_R1_CALL = "<｜tool▁call▁begin｜>"
 _R1_HEAD = re.compile(r"<｜tool▁call▁begin｜>\s*\w*\s*<｜tool▁sep｜>\s*([^\n]+?)\s*\n\s*```(?:json)?\s*(?=[{\[])")
 _R1_TAIL = re.compile(r"\s*```\s*<｜tool▁call▁end｜>")
-_JSON_TAIL = re.compile(r"\s*\}")
+_MAX_TAIL = 64
+"""Characters after the arguments. If the end of the call is not among them, it is missing."""
+
+
+@dataclass(slots=True)
+class JsonScanner:
+    """Finds the end of a JSON object or list in a text that arrives in pieces."""
+
+    _depth: int = 0
+    _in_string: bool = False
+    _escaped: bool = False
+
+    def scan(self, text: str) -> int:
+        """Reads the next piece. Returns how many of its characters belong to the value if it ends there; else 0."""
+        for size, character in enumerate(text, 1):
+            if self._in_string:
+                self._in_string = self._escaped or character != '"'
+                self._escaped = character == "\\" and not self._escaped
+            elif character == '"':
+                self._in_string = True
+            elif character in "{[":
+                self._depth += 1
+            elif character in "}]":
+                self._depth -= 1
+                if self._depth == 0:
+                    return size
+        return 0
 
 
 @dataclass(slots=True)
 class ToolCallParser:
-    """What of an answer is text, and what are calls. Whatever is no call after all comes out as text."""
+    """Separates an answer's text from its tool calls. What turns out not to be a call is returned as text."""
 
     family: ToolFormat
     calls: list[ToolCall] = field(default_factory=list)
     _held: str = ""
     _state: str = "text"
-    _said: bool = False
+    _has_text: bool = False
     _out: list[str] = field(default_factory=list)
     _deltas: list[ToolDelta] = field(default_factory=list)
-    _depth: int = 0
-    _in_string: bool = False
-    _escaped: bool = False
+    _scanner: JsonScanner = field(default_factory=JsonScanner)
 
     def feed(self, text: str, *, last: bool = False) -> tuple[str, tuple[ToolDelta, ...]]:
-        """Takes new text; gives the text that belongs to no call, and the pieces of calls. last: no more comes."""
+        """Takes the next text of the answer; returns the text outside of calls, and the pieces of calls.
+
+        last: the answer ends here.
+        """
         self._held += text
         steps = {"text": self._text, "between": self._between, "arguments": self._arguments, "tail": self._tail}
         while self._held and steps[self._state](last):
             pass
         if last and self._held:
-            self._say(len(self._held))
-        said, deltas = "".join(self._out), tuple(self._deltas)
+            self._emit(len(self._held))
+        out, deltas = "".join(self._out), tuple(self._deltas)
         self._out, self._deltas = [], []
-        return said, deltas
+        return out, deltas
 
-    def _say(self, size: int) -> None:
-        said, self._held = self._held[:size], self._held[size:]
-        # White space between calls, or after the last, is no answer.
-        if said and (not self.calls or said.strip()):
-            self._said = self._said or bool(said.strip())
-            self._out.append(said)
+    # Each step consumes held text in one state. It returns whether another step can follow, or more text is needed.
 
     def _text(self, last: bool) -> bool:
         opens = self.family.opens
         if not opens:
             return self._bare_text(last)
-        place = self._held.find(opens)
-        if place >= 0:
-            self._say(place)
+        index = self._held.find(opens)
+        if index >= 0:
+            self._emit(index)
             self._held = self._held[len(opens) :]
             self._state = "between"
             return True
-        self._say(len(self._held) - (0 if last else begins(self._held, opens)))
+        self._emit(len(self._held) - (0 if last else begins(self._held, opens)))
         return False
 
     def _bare_text(self, last: bool) -> bool:
-        """An answer of nothing but JSON objects, as Llama writes calls."""
+        """For Llama, whose calls are an answer of nothing but JSON objects."""
         start = self._held.lstrip()
-        if not self._said and not last and (not start or (_PYTHON_TAG.startswith(start) and start != _PYTHON_TAG)):
+        if not self._has_text and not last and (not start or (_PYTHON_TAG.startswith(start) and start != _PYTHON_TAG)):
             return False
-        if not self._said and start.startswith(("{", _PYTHON_TAG)):
+        if not self._has_text and start.startswith(("{", _PYTHON_TAG)):
             self._held = start.removeprefix(_PYTHON_TAG)
             self._state = "between"
             return True
-        self._say(len(self._held))
+        self._emit(len(self._held))
         return False
 
     def _between(self, last: bool) -> bool:
-        held, closes = self._held.lstrip(_PARTING), self.family.closes
+        """Before a call, between two, or after the last."""
+        held, closes = self._held.lstrip(_SEPARATORS), self.family.closes
         if closes and held.startswith(closes):
             self._held, self._state = held[len(closes) :], "text"
             return True
@@ -88,66 +113,47 @@ class ToolCallParser:
             return False
         head = (_R1_HEAD if self.family is R1 else _JSON_HEAD).match(held)
         if head is not None:
-            name = head.group(1) if self.family is R1 else _string(head.group(1))
-            if name is None:
-                self._state = "text"
-                self._say(len(self._held) - len(held) + head.end())
+            return self._head(head, held)
+        if held.startswith("{") and (size := JsonScanner().scan(held)):
+            if self._whole(held[:size]):
+                self._held = held[size:]
                 return True
-            self._begin(name, "")
-            self._held, self._state = held[head.end() :], "arguments"
-            self._depth, self._in_string, self._escaped = 0, False, False
-            return True
-        if held.startswith("{") and (size := _balanced(held)):
-            if not self._whole(held[:size]):
-                self._state = "text"
-                self._say(len(self._held) - len(held) + size)
-                return True
-            self._held = held[size:]
-            return True
-        starts = "<｜tool▁call▁begin｜>" if self.family is R1 else "{"
-        if not held.startswith(starts) and not starts.startswith(held):
+            return self._reject(held, size)
+        start = _R1_CALL if self.family is R1 else "{"
+        if not held.startswith(start) and not start.startswith(held):
             self._state = "text"
             return True
         return False
 
+    def _head(self, head: re.Match[str], held: str) -> bool:
+        """A call up to its arguments."""
+        name = head.group(1) if self.family is R1 else _json_string(head.group(1))
+        if name is None:
+            return self._reject(held, head.end())
+        self._begin(name, "")
+        self._held, self._state, self._scanner = held[head.end() :], "arguments", JsonScanner()
+        return True
+
     def _whole(self, text: str) -> bool:
-        """A call whose parts come in another order: read when it is complete."""
+        """A complete JSON object whose keys are in another order. Returns whether it is a call."""
         try:
-            given = msgspec.json.decode(text, type=dict[str, Any])
-            arguments = given.get("arguments", given.get("parameters", {}))
+            call = msgspec.json.decode(text, type=dict[str, Any])
+            arguments = call.get("arguments", call.get("parameters", {}))
             written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         except (msgspec.DecodeError, RecursionError):
             return False
-        if not isinstance(name := given.get("name"), str):
+        if not isinstance(name := call.get("name"), str):
             return False
         self._begin(name, written)
         return True
 
-    def _begin(self, name: str, arguments: str) -> None:
-        call = ToolCall(f"call_{secrets.token_hex(12)}", name, arguments)
-        self.calls.append(call)
-        self._deltas.append(ToolDelta(len(self.calls) - 1, arguments, call.id, name))
-
     def _arguments(self, last: bool) -> bool:
-        end = 0
-        for end, one in enumerate(self._held, 1):  # noqa: B007 - where it stopped is what is wanted
-            if self._in_string:
-                if self._escaped:
-                    self._escaped = False
-                elif one == "\\":
-                    self._escaped = True
-                elif one == '"':
-                    self._in_string = False
-            elif one == '"':
-                self._in_string = True
-            elif one in "{[":
-                self._depth += 1
-            elif one in "}]":
-                self._depth -= 1
-                if self._depth == 0:
-                    self._state = "tail"
-                    break
-        piece, self._held = self._held[:end], self._held[end:]
+        size = self._scanner.scan(self._held)
+        if size:
+            self._state = "tail"
+        else:
+            size = len(self._held)
+        piece, self._held = self._held[:size], self._held[size:]
         call = self.calls[-1]
         self.calls[-1] = ToolCall(call.id, call.name, call.arguments + piece)
         self._deltas.append(ToolDelta(len(self.calls) - 1, piece))
@@ -158,40 +164,42 @@ class ToolCallParser:
         if tail is not None:
             self._held, self._state = self._held[tail.end() :], "between"
             return True
-        if last or len(self._held) > 64:  # it never comes: what follows is text
+        if last or len(self._held) > _MAX_TAIL:
             self._state = "text"
             return True
         return False
 
+    def _begin(self, name: str, arguments: str) -> None:
+        call = ToolCall(f"call_{secrets.token_hex(12)}", name, arguments)
+        self.calls.append(call)
+        self._deltas.append(ToolDelta(len(self.calls) - 1, arguments, call.id, name))
+
+    def _reject(self, held: str, size: int) -> bool:
+        """Returns this many characters of `held`, and what precedes it, as text."""
+        self._state = "text"
+        self._emit(len(self._held) - len(held) + size)
+        return True
+
+    def _emit(self, size: int) -> None:
+        """Returns this many characters of the held text as text."""
+        text, self._held = self._held[:size], self._held[size:]
+        # White space between calls, or after the last, is not part of the answer.
+        if text and (not self.calls or text.strip()):
+            self._has_text = self._has_text or bool(text.strip())
+            self._out.append(text)
+
 
 def begins(text: str, mark: str) -> int:
-    """Length of the longest end of `text` that begins `mark`, and is not all of it."""
+    """Length of the longest end of `text` with which `mark` begins, but is not complete."""
     for size in range(min(len(text), len(mark) - 1), 0, -1):
         if text.endswith(mark[:size]):
             return size
     return 0
 
 
-def _string(text: str) -> str | None:
-    """The JSON string that this text is; None where it is not one."""
+def _json_string(text: str) -> str | None:
+    """The string that this JSON text stands for; None if it is not a valid JSON string."""
     try:
         return msgspec.json.decode(text, type=str)
     except msgspec.DecodeError:
         return None
-
-
-def _balanced(text: str) -> int:
-    """Length of the JSON object at the start of `text`; 0 while it is not complete."""
-    depth, in_string, escaped = 0, False, False
-    for size, one in enumerate(text, 1):
-        if in_string:
-            escaped, in_string = (one == "\\" and not escaped), in_string and not (one == '"' and not escaped)
-        elif one == '"':
-            in_string = True
-        elif one in "{[":
-            depth += 1
-        elif one in "}]":
-            depth -= 1
-            if depth == 0:
-                return size
-    return 0

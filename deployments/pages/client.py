@@ -1,4 +1,4 @@
-"""The chat page as a client of Dray's own HTTP API: it asks, and tells how far the answer has come."""
+"""The chat page's client of Dray's own HTTP API."""
 
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -11,21 +11,21 @@ import httpx
 from cluster.sse import NO_DELTA, Event, EventParser, StreamError, error_message, refusal
 
 _TIMEOUT = httpx.Timeout(10.0, read=None)
-"""How long an answer may take is the server's to bound; a stream that is silent gets comments from it."""
-_SHOWN_EVERY_S = 0.05
+"""No read timeout: the server limits how long an answer takes, and keeps silent streams alive with comments."""
+_UPDATE_INTERVAL_S = 0.05
 
 
 class ApiRefused(Exception):
-    """The API's error: HTTP status, and what it said."""
+    """The API answered with an error. status: HTTP status."""
 
-    def __init__(self, status: int, said: str) -> None:
-        super().__init__(said)
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
         self.status = status
-        self.said = said
+        self.message = message
 
 
 class ServerUnreachable(Exception):
-    """The API cannot be reached, or went away. begun: in the middle of an answer."""
+    """The API cannot be reached. begun: the connection was lost in the middle of an answer."""
 
     def __init__(self, *, begun: bool) -> None:
         super().__init__("no connection to the API")
@@ -34,26 +34,28 @@ class ServerUnreachable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ChatQuery:
-    """A question with its conversation, and how it is to be answered. None: as the server does by itself."""
+    """A conversation that ends with a question, and how to answer it. None: the server's default."""
 
     model: str
-    turns: tuple[Mapping[str, str], ...]
+    messages: tuple[Mapping[str, str], ...]
     temperature: float | None = None
-    most_tokens: int | None = None
+    max_tokens: int | None = None
 
     def body(self) -> dict[str, Any]:
-        """As POST /v1/chat/completions takes it."""
-        said = {"temperature": self.temperature, "max_tokens": self.most_tokens}
-        chosen = {name: value for name, value in said.items() if value is not None}
+        """The body for POST /v1/chat/completions."""
+        optional = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        options = {name: value for name, value in optional.items() if value is not None}
         stream = {"stream": True, "stream_options": {"include_usage": True}}
-        return {"model": self.model, "messages": list(self.turns), **chosen, **stream}
+        return {"model": self.model, "messages": list(self.messages), **options, **stream}
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """An answer as far as it has come. Times in seconds since it was asked; first: of the first token.
+    """What has arrived of an answer.
 
-    cache: as X-Dray-Cache says it. finish: why it ended; empty while it goes on. tokens, reasoning_tokens: at the end.
+    cache: value of X-Dray-Cache. finish: finish reason; empty until the end. first_s, thought_s, took_s: seconds from
+    the question to the first token, the end of the thinking, and the last token. tokens, reasoning_tokens: 0 until the
+    end.
     """
 
     thinking: str = ""
@@ -70,39 +72,39 @@ class Progress:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of the tokens after the first; 0 where there was nothing to measure."""
-        made_s = self.took_s - self.first_s
-        return (self.tokens - 1) / made_s if made_s > 0 and self.tokens > 1 else 0.0
+        """Tokens per second after the first token; 0 if there are none."""
+        seconds = self.took_s - self.first_s
+        return (self.tokens - 1) / seconds if seconds > 0 and self.tokens > 1 else 0.0
 
 
 class ChatClient:
-    """Dray's API at a base URL."""
+    """Sends requests to Dray's API."""
 
     def __init__(self, url: str) -> None:
-        """url: ends in /v1."""
+        """url: base URL, ending in /v1."""
         self._url = url
         self._http = httpx.AsyncClient(timeout=_TIMEOUT, limits=httpx.Limits(max_connections=None))
 
     async def models(self, key: str) -> list[str]:
-        """Names of the models that this key may ask for answers. Raises Refused, Away."""
+        """Names of the generating models that this key may use. Raises ApiRefused, ServerUnreachable."""
         try:
             response = await self._http.get(f"{self._url}/models", headers=_headers(key))
         except httpx.HTTPError:
             raise ServerUnreachable(begun=False) from None
         if response.status_code != httpx.codes.OK:
             raise _error(response)
-        return [one["id"] for one in response.json()["data"] if one["task"] == "generate"]
+        return [model["id"] for model in response.json()["data"] if model["task"] == "generate"]
 
-    async def ask(self, wish: ChatQuery, key: str) -> AsyncGenerator[Progress, None]:
-        """The answer as it comes, a few dozen times a second at most; the last has its `finish`.
+    async def ask(self, query: ChatQuery, key: str) -> AsyncGenerator[Progress, None]:
+        """The answer while it arrives, at most 20 times a second; the last progress has a `finish`.
 
-        Closing the generator closes the connection, and with it the work ends. Raises Refused, Away.
+        Closing the generator closes the connection, which cancels the answer. Raises ApiRefused, ServerUnreachable.
         """
-        began, shown = time.perf_counter(), 0.0
+        start, updated_s = time.perf_counter(), 0.0
         progress = Progress()
         url = f"{self._url}/chat/completions"
         try:
-            async with self._http.stream("POST", url, json=wish.body(), headers=_headers(key)) as response:
+            async with self._http.stream("POST", url, json=query.body(), headers=_headers(key)) as response:
                 if response.status_code != httpx.codes.OK:
                     await response.aread()
                     raise _error(response)
@@ -112,10 +114,10 @@ class ChatClient:
                 )
                 async with aclosing(_events(response)) as events:
                     async for event in events:
-                        now = time.perf_counter() - began
+                        now = time.perf_counter() - start
                         progress = _after(progress, event, now)
-                        if now - shown > _SHOWN_EVERY_S and progress.first_s:
-                            shown = now
+                        if now - updated_s > _UPDATE_INTERVAL_S and progress.first_s:
+                            updated_s = now
                             yield replace(progress, finish="")
         except (httpx.HTTPError, StreamError):
             raise ServerUnreachable(begun=bool(progress.first_s)) from None

@@ -1,11 +1,12 @@
-"""What the chat page says, in English and in Chinese."""
+"""The chat page's texts, in English and in Chinese."""
 
 from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Labels are shown in the browser's language by gradio; the rest is written on the server, into answers."""
+    """Up to max_tokens_hint, labels that gradio shows in the browser's language; below, texts that the server writes
+    into answers."""
 
     placeholder: str
     ask: str
@@ -17,8 +18,8 @@ class Texts:
     settings: str
     temperature: str
     temperature_hint: str
-    most_tokens: str
-    most_tokens_hint: str
+    max_tokens: str
+    max_tokens_hint: str
     thinking: str
     thought: str
     tokens: str
@@ -27,83 +28,83 @@ class Texts:
     hit: str
     similar: str
     join: str
-    made: str
+    generated: str
     replica: str
     cut: str
     stopped: str
     key_needed: str
     key_refused: str
-    away: str
+    unreachable: str
     lost: str
     refused: str
 
 
 ENGLISH = Texts(
-    placeholder="Ask something",
+    placeholder="Ask a question",
     ask="Ask",
     stop="Stop",
     hello="### What would you like to know?",
     model="Model",
-    key="Key",
-    key_hint="This Dray asks for a key: dray-…",
+    key="API key",
+    key_hint="API key: dray-…",
     settings="Settings",
     temperature="Temperature",
-    temperature_hint="0: always the same answer. Empty: as the model's makers advise.",
-    most_tokens="Most tokens",
-    most_tokens_hint="Thinking included. Empty: as many as the server allows.",
+    temperature_hint="0: always the same answer. Empty: the model's default.",
+    max_tokens="Maximum tokens",
+    max_tokens_hint="Includes the thinking. Empty: the server's limit.",
     thinking="Thinking",
     thought="Thought",
-    tokens="{all} tokens, {thinking} of them thinking",
+    tokens="{all} tokens ({thinking} thinking)",
     rate="{rate:.0f} tokens/s",
-    first="first after {seconds:.2f} s",
+    first="first token after {seconds:.2f} s",
     hit="from the cache",
-    similar="from the cache, for the same question in other words",
-    join="made together with an equal request",
-    made="made anew",
+    similar="from the cache, for a similar question",
+    join="shared with an identical request",
+    generated="generated now",
     replica="replica {name}",
-    cut="cut off at the limit of tokens",
+    cut="cut off at the token limit",
     stopped="stopped",
-    key_needed="This Dray asks for a key. Enter yours in the field **Key**, and ask again.",
-    key_refused="This key does not hold: it is wrong, has expired or was revoked. Mend it in the field **Key**.",
-    away="Dray does not answer. It may be starting or have been stopped; ask again in a moment.",
-    lost="The connection broke off in the middle of the answer. Ask again.",
-    refused="Refused: {said}",
+    key_needed="An API key is required. Enter yours above and ask again.",
+    key_refused="Invalid API key: mistyped, expired or revoked. Enter another one above.",
+    unreachable="Dray does not respond: it may be starting, or stopped. Try again in a moment.",
+    lost="The connection was lost during the answer. Ask again.",
+    refused="Error: {message}",
 )
 
 CHINESE = Texts(
-    placeholder="问点什么",
+    placeholder="请输入问题",
     ask="提问",
     stop="停止",
-    hello="### 想知道什么?",
+    hello="### 有什么想问的？",
     model="模型",
-    key="密钥",
-    key_hint="此服务需要密钥:dray-…",
+    key="API 密钥",
+    key_hint="API 密钥：dray-…",
     settings="设置",
     temperature="温度",
-    temperature_hint="0:答案总是相同。留空:用模型自己的设定。",
-    most_tokens="最多词元",
-    most_tokens_hint="含思考。留空:以服务器的上限为准。",
+    temperature_hint="设为 0，每次答案相同；留空则使用模型的默认值。",
+    max_tokens="最大 token 数",
+    max_tokens_hint="包含思考过程；留空则以服务器上限为准。",
     thinking="思考中",
     thought="思考过程",
-    tokens="{all} 个词元,其中思考 {thinking} 个",
-    rate="每秒 {rate:.0f} 个词元",
-    first="{seconds:.2f} 秒后首个词元",
+    tokens="{all} 个 token（思考 {thinking} 个）",
+    rate="{rate:.0f} token/秒",
+    first="首个 token 用时 {seconds:.2f} 秒",
     hit="来自缓存",
-    similar="来自缓存(同一问题的另一种说法)",
-    join="与相同的请求一同生成",
-    made="新生成",
+    similar="来自缓存（相似问题）",
+    join="与相同的请求共享",
+    generated="新生成",
     replica="副本 {name}",
-    cut="达到词元上限,已截断",
+    cut="已达 token 上限，回答被截断",
     stopped="已停止",
-    key_needed="此服务需要密钥。请在**密钥**栏中填写,然后再问一次。",
-    key_refused="此密钥无效:有误、已过期或已被吊销。请在**密钥**栏中更正。",
-    away="服务没有应答,可能正在启动或已经停止。请稍后再问。",
-    lost="回答中途连接断开。请再问一次。",
-    refused="被拒绝:{said}",
+    key_needed="需要 API 密钥。请在上方输入密钥，然后重新提问。",
+    key_refused="API 密钥无效：输入有误、已过期或已被吊销。请在上方重新输入。",
+    unreachable="Dray 没有响应，可能正在启动或已经停止。请稍后再试。",
+    lost="回答过程中连接中断，请重新提问。",
+    refused="请求失败：{message}",
 )
 
 TRANSLATIONS = {"en": asdict(ENGLISH)} | dict.fromkeys(("zh", "zh-CN", "zh-TW", "zh-HK"), asdict(CHINESE))
-"""By the browser's language, as gradio takes them."""
+"""By the browser's language, in gradio's format."""
 
 EXAMPLES = (
     "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?",
@@ -118,5 +119,5 @@ EXAMPLES = (
 
 
 def texts_for(accept_language: str) -> Texts:
-    """The words in the first language of an Accept-Language header."""
+    """The texts in the first language of an Accept-Language header."""
     return CHINESE if accept_language.strip().lower().startswith("zh") else ENGLISH

@@ -1,4 +1,4 @@
-"""The Serve application of the chat page: gradio under /chat, and of its routes only those that the page needs."""
+"""The Serve application of the chat page: gradio at /chat, with only those of its routes that the page needs."""
 
 import os
 from contextlib import AbstractAsyncContextManager
@@ -17,7 +17,7 @@ from cluster.serve_config import PAGE, PageArgs
 from deployments.api.http import http_error
 from deployments.observability.logs import configure_logging
 
-_NEEDED = (
+_PATHS = (
     "/",
     "/config",
     "/theme.css",
@@ -31,44 +31,44 @@ _NEEDED = (
     "/gradio_api/reset",
     "/gradio_api/app_id",
 )
-"""gradio has more: uploads without a bound, a proxy, an editor of its own code."""
-_POLICY = (
+"""Gradio's other routes include unlimited uploads, a proxy, and an editor of its own code."""
+_CONTENT_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; "
     "frame-ancestors 'self'"
 )
-"""Whatever a model writes into its answer, no browser asks another host for it."""
+"""Whatever a model writes into an answer, the browser loads nothing from another host."""
 
 
 @serve.ingress()
 class Page:
-    """One replica: the conversations of all browsers are in its memory while they are open."""
+    """One replica, which has the conversations of all open pages in memory."""
 
     def __init__(self, args: dict[str, Any]) -> None:
-        """args: PageArgs as JSON has them."""
-        self._given = PageArgs.model_validate(args)
-        configure_logging(self._given.log_level)
+        """args: PageArgs, decoded from JSON."""
+        self._args = PageArgs.model_validate(args)
+        configure_logging(self._args.log_level)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        # Read by gradio when it is imported; it would ask its makers for its newest version.
+        # Gradio reads it on import. Otherwise it would ask its makers' server for the newest version.
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         allow_pandas()
         from deployments.pages.chat import gradio_app
 
-        gradio = gradio_app(self._given.api_url)
+        gradio = gradio_app(self._args.api_url)
 
         def lifespan(app: Starlette) -> AbstractAsyncContextManager[Any]:
             return gradio.router.lifespan_context(gradio)
 
         return Starlette(
-            routes=[Route(path, gradio, max_body_size=self._given.body_bytes) for path in _NEEDED],
-            middleware=[Middleware(_Policy)],
+            routes=[Route(path, gradio, max_body_size=self._args.body_bytes) for path in _PATHS],
+            middleware=[Middleware(_ContentPolicy)],
             exception_handlers={HTTPException: http_error},
             lifespan=lifespan,
         )
 
 
-class _Policy:
+class _ContentPolicy:
     """ASGI middleware that tells browsers what the page may load."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -77,12 +77,12 @@ class _Policy:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Content-Security-Policy"] = _POLICY
+                MutableHeaders(scope=message)["Content-Security-Policy"] = _CONTENT_POLICY
             await send(message)
 
         await self._app(scope, receive, send_with_policy)
 
 
 def page(args: dict[str, Any]) -> Any:
-    """The application that a Serve config names. args: PageArgs as JSON has them."""
+    """The application that the Serve config names. args: PageArgs, decoded from JSON."""
     return serve.deployment(Page).options(name=PAGE).bind(args)

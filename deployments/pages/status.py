@@ -1,4 +1,4 @@
-"""The status page: a file, and the few facts beside the metrics that it shows."""
+"""The status page: an HTML file that reads /metrics, and what it shows beside the metrics."""
 
 import asyncio
 from functools import cache
@@ -18,7 +18,7 @@ _FILE = Path(__file__).with_name("status.html")
 
 
 class CoreStatus(msgspec.Struct, frozen=True):
-    """A core of the machine. cpus: its hardware threads; node, cache: the NUMA node and last-level cache it is at."""
+    """A core of the machine. cpus: its hardware threads. node: its NUMA node. cache: its last-level cache."""
 
     cpus: tuple[int, ...]
     node: int
@@ -27,14 +27,14 @@ class CoreStatus(msgspec.Struct, frozen=True):
 
 
 class MachineStatus(msgspec.Struct, frozen=True):
-    """What the page cannot read from the metrics: the models, asleep or not, and the cores of this node."""
+    """What the metrics lack: all models, also those that are asleep, and the cores of this node."""
 
     models: list[str]
     cores: list[CoreStatus]
 
 
 class StatusPage:
-    """GET /status, for people. It needs no key, as /metrics needs none."""
+    """GET /status, for people. Like /metrics, it needs no key."""
 
     def __init__(self, models: list[ServedModel]) -> None:
         self._models = [model.name for model in models]
@@ -42,7 +42,7 @@ class StatusPage:
         self._etag = f'"{blake2b(self._page, digest_size=8).hexdigest()}"'
 
     def routes(self) -> list[Route]:
-        """All of them."""
+        """The page, and the data that it loads."""
         return [Route("/status", self.page), Route("/status/machine", self.machine)]
 
     async def page(self, http: HttpRequest) -> Response:
@@ -59,6 +59,6 @@ class StatusPage:
 
 @cache
 def _cores() -> list[CoreStatus]:
-    found = usable_cores()
-    usable = set(found.cores)
-    return [CoreStatus(core.cpus, core.node, core.llc, core in usable) for core in found.topology.cores]
+    cores = usable_cores()
+    usable = set(cores.cores)
+    return [CoreStatus(core.cpus, core.node, core.llc, core in usable) for core in cores.topology.cores]

@@ -76,7 +76,7 @@ def thinking(page: Page, shown: Dray, question: str) -> Iterator[None]:
 
 def test_an_example_is_asked_thinks_aloud_and_is_answered(visit: Open, shown: Dray) -> None:
     page = visit("/chat", locale="zh-CN")
-    expect(field(page)).to_have_attribute("placeholder", "问点什么")
+    expect(field(page)).to_have_attribute("placeholder", "请输入问题")
     expect(page.get_by_label("模型")).to_have_value(MODEL)
     [replica] = shown.status()["replicas"]
     thoughts = page.locator(".thought-group .message-content")
@@ -90,7 +90,9 @@ def test_an_example_is_asked_thinks_aloud_and_is_answered(visit: Open, shown: Dr
     expect(thoughts).not_to_be_visible()
     expect(last(page)).to_contain_text("23")
     expect(last(page)).to_contain_text("12")
-    made = rf"\d+ 个词元,其中思考 \d+ 个 · 每秒 \d+ 个词元 · [\d.]+ 秒后首个词元 · 新生成 · 副本 {replica['replica']}"
+    made = (
+        rf"\d+ 个 token（思考 \d+ 个） · \d+ token/秒 · 首个 token 用时 [\d.]+ 秒 · 新生成 · 副本 {replica['replica']}"
+    )
     expect(line(page)).to_have_text(re.compile(made))
     page.get_by_text("思考过程").click()
     expect(thoughts).to_be_visible()
@@ -105,7 +107,7 @@ def test_stopping_ends_the_work_and_a_retry_answers(visit: Open, shown: Dray) ->
         expect(page.get_by_text("Thinking", exact=True)).not_to_be_visible()
     wait_for(lambda: running(shown) == 0, 5)
     page.get_by_role("button", name="Retry").click()
-    expect(line(page)).to_contain_text("made anew")
+    expect(line(page)).to_contain_text("generated now")
     expect(last(page)).to_contain_text(answer)
     page.get_by_role("button", name="Retry").click()
     expect(line(page)).to_contain_text("from the cache")
@@ -150,13 +152,13 @@ def test_the_keyboard_is_enough(visit: Open) -> None:
 def test_the_settings_are_what_is_asked_for(visit: Open) -> None:
     page = visit("/chat")
     page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Most tokens").fill("8")
+    page.get_by_label("Maximum tokens").fill("8")
     page.get_by_label("Temperature").fill("0.5")
     ask(page, new_sum()[0])
     expect(line(page)).to_contain_text("8 tokens")
-    expect(line(page)).to_contain_text("cut off at the limit of tokens")
+    expect(line(page)).to_contain_text("cut off at the token limit")
     page.get_by_label("Temperature").fill("0")
-    page.get_by_label("Most tokens").fill("")
+    page.get_by_label("Maximum tokens").fill("")
     question, answer = new_sum()
     ask(page, question)
     expect(page.locator(".bot.message")).to_have_count(2)
@@ -182,7 +184,7 @@ def test_an_api_that_goes_and_comes_back(visit: Open, shown: Dray) -> None:
     question, answer = new_sum()
     with thinking(page, shown, question):
         kill(shown, "dray:router")
-        expect(last(page)).to_contain_text("broke off")
+        expect(last(page)).to_contain_text("connection was lost")
     page.get_by_role("button", name="Retry").click()
     expect(last(page)).to_contain_text(answer, timeout=30_000)
 
@@ -199,25 +201,25 @@ def test_a_page_that_goes_and_comes_back(visit: Open, shown: Dray) -> None:
 def test_where_there_are_keys_one_is_asked_for(visit: Open, shown: Dray) -> None:
     before = visit("/chat")
     expect(before.get_by_label("Model")).to_have_value(MODEL)
-    expect(before.get_by_label("Key", exact=True)).not_to_be_visible()
+    expect(before.get_by_label("API key", exact=True)).not_to_be_visible()
     assert shown.run("teams", "add", "readers").returncode == 0
     key = json.loads(shown.run("keys", "create", "readers", "--json").stdout)
     wait_for(lambda: httpx.get(f"{shown.url}/models").status_code == 401, 5)
     question, answer = new_sum()
     ask(before, question)
-    expect(last(before)).to_contain_text("asks for a key")
-    before.get_by_label("Key", exact=True).fill("dray-wrong")
+    expect(last(before)).to_contain_text("API key is required")
+    before.get_by_label("API key", exact=True).fill("dray-wrong")
     ask(before, question)
-    expect(last(before)).to_contain_text("does not hold")
-    before.get_by_label("Key", exact=True).fill(key["key"])
+    expect(last(before)).to_contain_text("Invalid API key")
+    before.get_by_label("API key", exact=True).fill(key["key"])
     ask(before, question)
     expect(last(before)).to_contain_text(answer)
     after = visit("/chat")
-    after.get_by_label("Key", exact=True).fill(key["key"])
-    after.get_by_label("Key", exact=True).press("Enter")
+    after.get_by_label("API key", exact=True).fill(key["key"])
+    after.get_by_label("API key", exact=True).press("Enter")
     expect(after.get_by_label("Model")).to_have_value(MODEL)
     assert shown.run("keys", "revoke", key["id"]).returncode == 0
     ask(after, question)
-    expect(last(after)).to_contain_text("does not hold")
+    expect(last(after)).to_contain_text("Invalid API key")
     assert shown.run("teams", "remove", "readers").returncode == 0
     wait_for(lambda: httpx.get(f"{shown.url}/models").status_code == 200, 5)

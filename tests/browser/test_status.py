@@ -25,19 +25,19 @@ def test_it_shows_what_runs_and_how_fast(visit: Open, shown: Dray) -> None:
     with slowed(replica["engine_pid"], share=0.05):
         answer = httpx.post(f"{shown.url}/chat/completions", json=question, timeout=60)
     assert answer.is_success
-    expect(page.locator("#most")).not_to_have_text("1")
+    expect(page.locator("#max")).not_to_have_text("1")
     assert len(page.locator("polyline").get_attribute("points") or "") > 10
     httpx.post(f"{shown.url}/chat/completions", json=question, timeout=60)
-    expect(page.locator("#figures div", has_text="answered from the cache")).not_to_contain_text("0 %")
+    expect(page.locator("#figures div", has_text="answered from cache")).not_to_contain_text("0 %")
 
 
 def test_it_says_when_nothing_answers(visit: Open) -> None:
     page = visit("/status", locale="zh-CN")
-    expect(page.get_by_role("status")).to_contain_text("截至")
+    expect(page.get_by_role("status")).to_contain_text("更新于")
     page.context.set_offline(True)
-    expect(page.get_by_role("status")).to_contain_text("无应答")
+    expect(page.get_by_role("status")).to_contain_text("无响应")
     page.context.set_offline(False)
-    expect(page.get_by_role("status")).to_contain_text("截至")
+    expect(page.get_by_role("status")).to_contain_text("更新于")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,1 +1,1 @@
-"""What clients send and get, once: a module for each API, the errors they share, and how bodies are read."""
+"""What clients send and receive: a module for each API, and how bodies are decoded. One error shape is shared."""

@@ -1,4 +1,4 @@
-"""What teams, keys and usage look like over HTTP."""
+"""Teams, keys and usage in the admin API, and GET /v1/usage."""
 
 from typing import Annotated, Literal
 
@@ -12,7 +12,7 @@ Seconds = Annotated[float, msgspec.Meta(le=3_153_600_000)]
 
 
 class CreateTeamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body that makes a team. models: those it may ask; none: all. weight: its share under load."""
+    """The body that creates a team. models: those it may use; empty: all. weight: its share of capacity under load."""
 
     name: str
     models: tuple[str, ...] = ()
@@ -22,7 +22,7 @@ class CreateTeamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class UpdateTeamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body that changes a team; what it does not name stays."""
+    """The body that changes a team. Fields that it does not have stay as they are."""
 
     models: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     weight: float | msgspec.UnsetType = msgspec.UNSET
@@ -31,7 +31,7 @@ class UpdateTeamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class CreateKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body that makes a key. expires_in_s: 0 for never."""
+    """The body that creates a key. expires_in_s: seconds; 0: never."""
 
     team: str
     label: str = ""
@@ -39,14 +39,14 @@ class CreateKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RotateKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body that rotates a key. grace_s: how long the old key still works. The new one expires when the old one
+    """The body that rotates a key. grace_s: seconds that the old key stays valid. The new key expires when the old one
     would have."""
 
     grace_s: Seconds = 86_400.0
 
 
 class KeyResponse(msgspec.Struct, frozen=True):
-    """A key, without what is secret in it. ends: Unix time; 0: never. team: empty for one that administers."""
+    """A key. ends: Unix time; 0: never. team: empty for an admin key. key: only in the response that creates it."""
 
     id: str
     team: str
@@ -56,7 +56,6 @@ class KeyResponse(msgspec.Struct, frozen=True):
     replaced_by: str = ""
     """The id of the key that replaced it in a rotation."""
     key: str | msgspec.UnsetType = msgspec.UNSET
-    """All of it, in the answer that makes it."""
 
     @classmethod
     def of(cls, key: Key, secret: str | msgspec.UnsetType = msgspec.UNSET) -> "KeyResponse":
@@ -70,20 +69,20 @@ class TeamsResponse(msgspec.Struct, frozen=True):
 
 
 class KeysResponse(msgspec.Struct, frozen=True):
-    """All keys."""
+    """All keys, without their secrets."""
 
     data: list[KeyResponse]
 
 
 class TeamDeletedResponse(msgspec.Struct, frozen=True):
-    """A team that was taken away, and how many keys with it."""
+    """A team that was deleted. keys: how many keys were deleted with it."""
 
     deleted: str
     keys: int
 
 
 class UsageResponse(msgspec.Struct, frozen=True):
-    """What was used, by day, team and model."""
+    """Usage by day, team and model."""
 
     data: list[UsageRow]
     object: Literal["list"] = "list"

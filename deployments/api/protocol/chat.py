@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: OpenAI's shapes, with what DeepSeek, llama-server and vLLM have added to them."""
+"""POST /v1/chat/completions: OpenAI's request, with the additions of DeepSeek, llama-server and vLLM."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,129 +6,32 @@ import msgspec
 
 from cluster.models.folder import ServedModel
 from cluster.settings import LimitSettings
+from deployments.api.protocol.chat_messages import ChatMessage
 from deployments.api.protocol.common import (
+    Count,
+    Effort,
+    Name,
+    Natural,
     Penalty,
     Probability,
+    Seed,
+    StreamOptions,
+    check_count,
     check_stop,
-    reasoning_bound,
+    check_tool_name,
     sampling_for,
     schema_text,
     stop_strings,
     template_arguments,
+    thinking_limit,
 )
 from deployments.api.protocol.parsing import parse
 from deployments.common.errors import invalid_request
-from deployments.common.messages import Sampling
-from deployments.common.types import (
-    GenerationRequest,
-    Message,
-    Tool,
-    ToolCall,
-    ToolChoice,
-)
-
-Count = Annotated[int, msgspec.Meta(ge=1)]
-Natural = Annotated[int, msgspec.Meta(ge=0)]
-Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
-
-
-class TextPart(msgspec.Struct, frozen=True, tag="text", tag_field="type"):
-    """A content part. Only text is served."""
-
-    text: str
-
-
-class RefusalPart(msgspec.Struct, frozen=True, tag="refusal", tag_field="type"):
-    """A part of an earlier answer that refused."""
-
-    refusal: str
-
-    @property
-    def text(self) -> str:
-        return self.refusal
-
-
-Content = str | list[TextPart]
-
-
-class FunctionCall(msgspec.Struct, frozen=True):
-    """Which function an earlier answer called, and its arguments as JSON text."""
-
-    name: str
-    arguments: str
-
-
-class ToolCallParam(msgspec.Struct, frozen=True):
-    """A call in an earlier answer."""
-
-    id: str
-    function: FunctionCall
-    type: Literal["function"] = "function"
-
-
-class SystemMessage(msgspec.Struct, frozen=True, tag="system", tag_field="role"):
-    """Instructions."""
-
-    content: Content
-    name: str | None = None
-
-    def to_message(self) -> Message:
-        return Message("system", text_of(self.content), name=self.name or "")
-
-
-class DeveloperMessage(SystemMessage, frozen=True, tag="developer"):
-    """Instructions, by OpenAI's newer name."""
-
-
-class UserMessage(msgspec.Struct, frozen=True, tag="user", tag_field="role"):
-    """What a person says."""
-
-    content: Content
-    name: str | None = None
-
-    def to_message(self) -> Message:
-        return Message("user", text_of(self.content), name=self.name or "")
-
-
-class AssistantMessage(msgspec.Struct, frozen=True, tag="assistant", tag_field="role"):
-    """An earlier answer. Its thinking is taken, and dropped where the chat template drops it."""
-
-    content: str | list[TextPart | RefusalPart] | None = None
-    name: str | None = None
-    refusal: str | None = None
-    tool_calls: list[ToolCallParam] | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    audio: None = None
-    function_call: None = None
-
-    def to_message(self) -> Message:
-        return Message(
-            "assistant",
-            text_of(self.content) or self.refusal or "",
-            self.reasoning_content or self.reasoning or "",
-            tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in self.tool_calls or ()),
-            name=self.name or "",
-        )
-
-
-class ToolMessage(msgspec.Struct, frozen=True, tag="tool", tag_field="role"):
-    """What a tool gave back."""
-
-    content: Content
-    tool_call_id: str
-
-    def to_message(self) -> Message:
-        return Message("tool", text_of(self.content), tool_call_id=self.tool_call_id)
-
-
-ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
+from deployments.common.types import GenerationRequest, Tool, ToolChoice
 
 
 class FunctionSpec(msgspec.Struct, frozen=True):
-    """A function that may be called; strict: its arguments are held to the parameters' schema."""
+    """A function that the model may call. strict: its arguments are constrained to the parameters' schema."""
 
     name: Name
     description: str | None = None
@@ -136,21 +39,21 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     strict: bool | None = None
 
 
-class ToolSpec(msgspec.Struct, frozen=True):
-    """A tool. Only functions are."""
+class ChatTool(msgspec.Struct, frozen=True):
+    """A tool. Only functions are supported."""
 
     function: FunctionSpec
     type: Literal["function"] = "function"
 
 
 class FunctionName(msgspec.Struct, frozen=True):
-    """Which function."""
+    """A function by its name."""
 
     name: str
 
 
 class NamedTool(msgspec.Struct, frozen=True):
-    """The one tool that must be called."""
+    """The tool that must be called."""
 
     function: FunctionName
     type: Literal["function"] = "function"
@@ -160,12 +63,12 @@ class TextFormat(msgspec.Struct, frozen=True, tag="text", tag_field="type"):
     """Free text."""
 
 
-class JsonFormat(msgspec.Struct, frozen=True, tag="json_object", tag_field="type"):
+class JsonObjectFormat(msgspec.Struct, frozen=True, tag="json_object", tag_field="type"):
     """Any JSON object."""
 
 
 class SchemaSpec(msgspec.Struct, frozen=True):
-    """A named JSON Schema. The answer is held to it whether or not `strict` is set."""
+    """A named JSON Schema. The answer is constrained to it whether or not `strict` is set."""
 
     name: Name
     description: str | None = None
@@ -173,21 +76,14 @@ class SchemaSpec(msgspec.Struct, frozen=True):
     strict: bool | None = None
 
 
-class SchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_field="type"):
+class JsonSchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_field="type"):
     """JSON that a schema allows."""
 
     json_schema: SchemaSpec
 
 
-class StreamOptions(msgspec.Struct, frozen=True):
-    """Whether a last chunk tells the usage. Obfuscation is padding that Dray never adds."""
-
-    include_usage: bool = False
-    include_obfuscation: bool = False
-
-
 class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of POST /v1/chat/completions. A name that is not here is refused by its name."""
+    """The body of POST /v1/chat/completions. Unknown fields are refused by name."""
 
     model: str
     messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1)]
@@ -210,15 +106,15 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     logit_bias: dict[str, float] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    response_format: TextFormat | JsonFormat | SchemaFormat | None = None
-    tools: list[ToolSpec] | None = None
+    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
+    tools: list[ChatTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Effort | None = None
     max_thinking_tokens: Natural | None = None
     include_reasoning: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    # Taken and without effect, as for OpenAI's own models that lack them.
+    # Accepted without effect, as OpenAI does for models that lack them.
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -228,7 +124,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     service_tier: str | None = None
     verbosity: str | None = None
     prediction: dict[str, Any] | None = None
-    # Taken at the value that asks for nothing.
+    # Not supported: accepted only with the value that requests nothing.
     modalities: list[Literal["text"]] | None = None
     audio: None = None
     web_search_options: None = None
@@ -240,46 +136,37 @@ decode = msgspec.json.Decoder(ChatRequest)
 
 
 def read_chat(body: bytes, limits: LimitSettings) -> ChatRequest:
-    """The request in a body, within the limits. Raises ApiError 400 that names the field."""
+    """Decodes a body and checks it against the limits. Raises ApiError 400 that names the field."""
     request = parse(decode, body)
-    if len(request.messages) > limits.messages:
-        raise invalid_request(
-            "messages",
-            f"{len(request.messages)} messages; at most {limits.messages} are taken.",
-            code="array_above_max_length",
-        )
-    if request.max_tokens is not None and request.max_completion_tokens is not None:
-        raise invalid_request(
-            "max_tokens", "max_tokens and max_completion_tokens exclude each other; send max_completion_tokens."
-        )
-    if request.stream_options is not None and not request.stream:
-        raise invalid_request("stream_options", "stream_options needs stream: true.")
-    if len(request.tools or ()) > limits.tools:
-        raise invalid_request("tools", f"At most {limits.tools} tools are taken.", code="array_above_max_length")
+    check_count(len(request.messages), limits.messages, "messages")
+    check_count(len(request.tools or ()), limits.tools, "tools")
     check_stop(request.stop, limits, "stop")
+    if request.max_tokens is not None and request.max_completion_tokens is not None:
+        raise invalid_request("max_tokens", "Send max_completion_tokens or max_tokens, not both.")
+    if request.stream_options is not None and not request.stream:
+        raise invalid_request("stream_options", "stream_options requires stream: true.")
     if (request.n or 1) > limits.choices:
-        raise invalid_request("n", f"At most {limits.choices} choices are made for one request.")
+        raise invalid_request("n", f"n is {request.n}; the maximum is {limits.choices}.")
     if (request.top_logprobs or 0) > 1:
-        raise invalid_request(
-            "top_logprobs", "The engine knows the chosen token's logprob only: top_logprobs is 0 or 1."
-        )
+        message = "top_logprobs must be 0 or 1: the engine reports the chosen token's logprob only."
+        raise invalid_request("top_logprobs", message)
     if request.top_logprobs is not None and not request.logprobs:
-        raise invalid_request("top_logprobs", "top_logprobs needs logprobs: true.")
+        raise invalid_request("top_logprobs", "top_logprobs requires logprobs: true.")
     if request.logit_bias:
-        raise invalid_request("logit_bias", "The engine takes no logit_bias.", code="unsupported_parameter")
+        raise invalid_request("logit_bias", "logit_bias is not supported; leave it out.", code="unsupported_parameter")
     return request
 
 
 def chat_generation(request: ChatRequest, model: ServedModel, limits: LimitSettings) -> GenerationRequest:
-    """What the request asks. Raises ApiError 400 that names the field."""
-    turns = tuple(message.to_message() for message in request.messages)
-    if not any(turn.content.strip() for turn in turns):
-        raise invalid_request("messages", "The messages are empty: at least one needs text.", code="empty_prompt")
-    wish = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
-    sampling: Sampling = sampling_for(model, limits, wish, request)
-    tools = tuple(_tool(spec.function, limits) for spec in request.tools or ())
+    """The request in the form that all APIs share. Raises ApiError 400 that names the field."""
+    messages = tuple(message.to_message() for message in request.messages)
+    if not any(message.content.strip() for message in messages):
+        raise invalid_request("messages", "All messages are empty; at least one needs text.", code="empty_prompt")
+    max_tokens = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    sampling = sampling_for(model, limits, max_tokens, request)
+    tools = tuple(_tool(tool.function, limits) for tool in request.tools or ())
     return GenerationRequest(
-        messages=turns,
+        messages=messages,
         sampling=msgspec.structs.replace(sampling, logprobs=True) if request.logprobs else sampling,
         tools=tools,
         tool_choice=_tool_choice(request, tools),
@@ -287,15 +174,8 @@ def chat_generation(request: ChatRequest, model: ServedModel, limits: LimitSetti
         template_args=template_arguments(request.chat_template_kwargs, request.reasoning_effort, limits),
         stop=stop_strings(request.stop),
         num_choices=request.n or 1,
-        max_thinking_tokens=reasoning_bound(request.reasoning_effort, request.max_thinking_tokens),
+        max_thinking_tokens=thinking_limit(request.reasoning_effort, request.max_thinking_tokens),
     )
-
-
-def text_of(content: "str | list[Any] | None") -> str:
-    """The text of a message's content."""
-    if content is None:
-        return ""
-    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 def _tool(function: FunctionSpec, limits: LimitSettings) -> Tool:
@@ -304,22 +184,21 @@ def _tool(function: FunctionSpec, limits: LimitSettings) -> Tool:
 
 
 def _tool_choice(request: ChatRequest, tools: tuple[Tool, ...]) -> ToolChoice:
-    chosen, parallel = request.tool_choice, request.parallel_tool_calls is not False
-    if chosen is None:
+    choice, parallel = request.tool_choice, request.parallel_tool_calls is not False
+    if choice is None:
         return ToolChoice("auto" if tools else "none", parallel=parallel)
-    if not tools and chosen != "none":
-        raise invalid_request("tool_choice", "tool_choice needs tools.")
-    if isinstance(chosen, str):
-        return ToolChoice(chosen, parallel=parallel)
-    if chosen.function.name not in {tool.name for tool in tools}:
-        raise invalid_request("tool_choice", f"No tool is named '{chosen.function.name}'.")
-    return ToolChoice("required", chosen.function.name, parallel=False)
+    if not tools and choice != "none":
+        raise invalid_request("tool_choice", "tool_choice requires tools.")
+    if isinstance(choice, str):
+        return ToolChoice(choice, parallel=parallel)
+    check_tool_name(choice.function.name, tools)
+    return ToolChoice("required", choice.function.name, parallel=False)
 
 
 def _schema(request: ChatRequest, limits: LimitSettings) -> str:
-    form = request.response_format
-    if isinstance(form, JsonFormat):
+    answer_format = request.response_format
+    if isinstance(answer_format, JsonObjectFormat):
         return '{"type":"object"}'
-    if isinstance(form, SchemaFormat):
-        return schema_text(form.json_schema.schema, "response_format", limits)
+    if isinstance(answer_format, JsonSchemaFormat):
+        return schema_text(answer_format.json_schema.schema, "response_format", limits)
     return ""

@@ -1,29 +1,30 @@
-"""Answers of POST /v1/chat/completions, whole and streamed."""
+"""The answers of POST /v1/chat/completions, whole and streamed."""
 
 import time
 from typing import Literal, TypeVar
 
 import msgspec
 
-from deployments.api.protocol.chat import ChatRequest, FunctionCall, ToolCallParam
+from deployments.api.protocol.chat import ChatRequest
+from deployments.api.protocol.chat_messages import FunctionCall, ToolCallParam
 from deployments.common.errors import ApiError, new_id, sse_event
 from deployments.common.types import Choice, Delta, GenerationResult, TokenLogprob, ToolDelta, Usage
 
 
 class PromptDetails(msgspec.Struct, frozen=True):
-    """cached_tokens: of the prompt, found in an engine's prefix cache."""
+    """cached_tokens: tokens of the prompt that an engine's prefix cache held."""
 
     cached_tokens: int
 
 
 class CompletionDetails(msgspec.Struct, frozen=True):
-    """reasoning_tokens: of the completion, thinking."""
+    """reasoning_tokens: tokens of the completion that are thinking."""
 
     reasoning_tokens: int
 
 
 class ChatUsage(msgspec.Struct, frozen=True):
-    """Tokens of a request. completion_tokens holds the thinking."""
+    """Tokens of a request. completion_tokens includes the thinking."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -33,14 +34,14 @@ class ChatUsage(msgspec.Struct, frozen=True):
 
 
 class FunctionCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A piece of a call: its name comes first, then its arguments in pieces."""
+    """A piece of a function call: first its name, then its arguments piece by piece."""
 
     name: str | None = None
     arguments: str = ""
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A piece of the call with this index."""
+    """A piece of the tool call with this index."""
 
     index: int
     function: FunctionCallDelta
@@ -60,7 +61,7 @@ class AnswerMessage(msgspec.Struct, frozen=True):
 
 
 class AnswerDelta(msgspec.Struct, frozen=True):
-    """A piece of an answer: only what is new is there."""
+    """A piece of an answer. It has only the fields that are new."""
 
     role: Literal["assistant"] | msgspec.UnsetType = msgspec.UNSET
     content: str | msgspec.UnsetType = msgspec.UNSET
@@ -70,7 +71,7 @@ class AnswerDelta(msgspec.Struct, frozen=True):
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
-    """A token that might have come; the engine knows of the one that did."""
+    """A likely token in this position. The engine reports the chosen one only."""
 
     token: str
     logprob: float
@@ -78,7 +79,7 @@ class TopLogprob(msgspec.Struct, frozen=True):
 
 
 class ChatLogprob(msgspec.Struct, frozen=True):
-    """A token of the answer, and the natural logarithm of its probability."""
+    """A token of the answer. logprob: natural logarithm of its probability."""
 
     token: str
     logprob: float
@@ -87,14 +88,14 @@ class ChatLogprob(msgspec.Struct, frozen=True):
 
 
 class ChatLogprobs(msgspec.Struct, frozen=True):
-    """Those of the answer; thinking has none."""
+    """The tokens of the answer, without its thinking."""
 
     content: list[ChatLogprob]
     refusal: None = None
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
-    """One answer."""
+    """One of the answers to a request."""
 
     index: int
     message: AnswerMessage
@@ -103,7 +104,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
 
 
 class ChatCompletion(msgspec.Struct, frozen=True):
-    """The body of an answer that is not streamed. replica: the engine replica that made it."""
+    """The body of a response that is not streamed. replica: the engine replica that generated it."""
 
     id: str
     created: int
@@ -116,7 +117,7 @@ class ChatCompletion(msgspec.Struct, frozen=True):
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
-    """What is new of one answer."""
+    """A piece of one of the answers."""
 
     index: int
     delta: AnswerDelta
@@ -125,7 +126,7 @@ class ChunkChoice(msgspec.Struct, frozen=True):
 
 
 class ChatChunk(msgspec.Struct, frozen=True):
-    """An event of a stream. replica: the engine replica that made the answer; with its usage."""
+    """An event of a stream. replica: the engine replica that generated the answer, in the chunk with the usage."""
 
     id: str
     created: int
@@ -138,7 +139,7 @@ class ChatChunk(msgspec.Struct, frozen=True):
 
 
 def usage_of(usage: Usage) -> ChatUsage:
-    """Usage as OpenAI's chat and completions APIs say it."""
+    """Usage in the shape of chat completions and completions."""
     return ChatUsage(
         usage.prompt_tokens,
         usage.completion_tokens,
@@ -152,40 +153,41 @@ Message = TypeVar("Message", AnswerMessage, AnswerDelta)
 
 
 class ChatWriter:
-    """Says an answer in the shapes of chat completions."""
+    """Writes the answer to one request."""
 
     def __init__(self, request: ChatRequest, fingerprint: str, fields: tuple[str, ...]) -> None:
-        """fingerprint: names the exact model. fields: names under which thinking is told."""
+        """fingerprint: identifies the exact model. fields: names of the fields that carry the thinking."""
         self._head = (new_id("chatcmpl-"), int(time.time()), request.model, fingerprint)
         self._fields = () if request.include_reasoning is False else fields
+        # OpenAI's chunks have a null usage if the last one is going to report it, and else none at all.
         self._usage = (
             None if request.stream_options is not None and request.stream_options.include_usage else msgspec.UNSET
         )
-        self._choices = request.n or 1
+        self._num_choices = request.n or 1
         self._logprobs = bool(request.logprobs)
-        self._top = bool(request.top_logprobs)
+        self._top_logprobs = bool(request.top_logprobs)
 
     def complete(self, answer: GenerationResult) -> ChatCompletion:
-        choices = [self._choice(place, one) for place, one in enumerate(answer.choices)]
+        choices = [self._choice(index, choice) for index, choice in enumerate(answer.choices)]
         return ChatCompletion(*self._head, choices, usage_of(answer.usage), replica=answer.replica or msgspec.UNSET)
 
     def start(self) -> bytes:
-        return b"".join(self._chunk(place, AnswerDelta("assistant", "")) for place in range(self._choices))
+        return b"".join(self._chunk(index, AnswerDelta("assistant", "")) for index in range(self._num_choices))
 
     def delta(self, delta: Delta) -> bytes:
         events = b""
         if delta.reasoning and self._fields:
-            events += self._chunk(delta.choice, self._thought(AnswerDelta(), delta.reasoning))
+            events += self._chunk(delta.choice, self._with_thinking(AnswerDelta(), delta.reasoning))
         if delta.text or (delta.logprobs and self._logprobs):
-            told = self._logprobs_of(delta.logprobs) if delta.logprobs else None
-            events += self._chunk(delta.choice, AnswerDelta(content=delta.text), told)
+            logprobs = self._logprobs_of(delta.logprobs) if delta.logprobs else None
+            events += self._chunk(delta.choice, AnswerDelta(content=delta.text), logprobs)
         if delta.tool_calls:
-            events += self._chunk(delta.choice, AnswerDelta(tool_calls=[_call_delta(one) for one in delta.tool_calls]))
-        return (
-            events + self._chunk(delta.choice, AnswerDelta(), None, delta.finish_reason)
-            if delta.finish_reason
-            else events
-        )
+            events += self._chunk(
+                delta.choice, AnswerDelta(tool_calls=[_call_delta(call) for call in delta.tool_calls])
+            )
+        if delta.finish_reason:
+            events += self._chunk(delta.choice, AnswerDelta(), None, delta.finish_reason)
+        return events
 
     def end(self, answer: GenerationResult) -> bytes:
         if self._usage is None:
@@ -196,34 +198,34 @@ class ChatWriter:
     def error(self, error: ApiError) -> bytes:
         return sse_event(error.body)
 
-    def _choice(self, place: int, one: Choice) -> ChatChoice:
-        calls = [ToolCallParam(call.id, FunctionCall(call.name, call.arguments)) for call in one.tool_calls]
-        content = one.text if one.text or not calls else None
+    def _choice(self, index: int, choice: Choice) -> ChatChoice:
+        calls = [ToolCallParam(call.id, FunctionCall(call.name, call.arguments)) for call in choice.tool_calls]
+        content = choice.text if choice.text or not calls else None
         message = AnswerMessage("assistant", content, tool_calls=calls or msgspec.UNSET)
-        if one.reasoning:
-            message = self._thought(message, one.reasoning)
-        return ChatChoice(place, message, self._logprobs_of(one.logprobs), one.finish_reason)
+        if choice.reasoning:
+            message = self._with_thinking(message, choice.reasoning)
+        return ChatChoice(index, message, self._logprobs_of(choice.logprobs), choice.finish_reason)
 
-    def _thought(self, message: Message, text: str) -> Message:
-        return msgspec.structs.replace(message, **dict.fromkeys(self._fields, text))
+    def _with_thinking(self, message: Message, thinking: str) -> Message:
+        return msgspec.structs.replace(message, **dict.fromkeys(self._fields, thinking))
 
     def _chunk(
-        self, place: int, delta: AnswerDelta, logprobs: ChatLogprobs | None = None, finish: str | None = None
+        self, index: int, delta: AnswerDelta, logprobs: ChatLogprobs | None = None, finish: str | None = None
     ) -> bytes:
-        choice = ChunkChoice(place, delta, logprobs, finish)  # type: ignore[arg-type]  # one of its three
+        choice = ChunkChoice(index, delta, logprobs, finish)  # type: ignore[arg-type]  # one of its three
         return sse_event(ChatChunk(*self._head, [choice], self._usage))
 
-    def _logprobs_of(self, logprobs: tuple[TokenLogprob, ...]) -> ChatLogprobs | None:
+    def _logprobs_of(self, tokens: tuple[TokenLogprob, ...]) -> ChatLogprobs | None:
         if not self._logprobs:
             return None
         content = []
-        for one in logprobs:
-            told = (one.text, one.logprob, list(one.bytes))
-            content.append(ChatLogprob(*told, [TopLogprob(*told)] if self._top else []))
+        for token in tokens:
+            chosen = (token.text, token.logprob, list(token.bytes))
+            content.append(ChatLogprob(*chosen, [TopLogprob(*chosen)] if self._top_logprobs else []))
         return ChatLogprobs(content)
 
 
-def _call_delta(tool: ToolDelta) -> ToolCallDelta:
-    if not tool.id:
-        return ToolCallDelta(tool.index, FunctionCallDelta(arguments=tool.arguments))
-    return ToolCallDelta(tool.index, FunctionCallDelta(tool.name, tool.arguments), tool.id, "function")
+def _call_delta(call: ToolDelta) -> ToolCallDelta:
+    if not call.id:
+        return ToolCallDelta(call.index, FunctionCallDelta(arguments=call.arguments))
+    return ToolCallDelta(call.index, FunctionCallDelta(call.name, call.arguments), call.id, "function")

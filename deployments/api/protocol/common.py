@@ -1,6 +1,6 @@
-"""What the APIs have in common in what they ask: sampling, stop strings, schemas, the bound on thinking."""
+"""Fields and checks that several APIs share: sampling, stop strings, JSON Schemas, limits of thinking."""
 
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 
@@ -9,32 +9,35 @@ from cluster.settings import LimitSettings
 from deployments.api.protocol.parsing import depth_of
 from deployments.common.errors import invalid_request
 from deployments.common.messages import Sampling
-from deployments.common.types import canonical
+from deployments.common.types import Tool, canonical
 
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 Probability = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
-_OURS = frozenset(
-    {
-        "self",
-        "conversation",
-        "conversations",
-        "messages",
-        "tools",
-        "documents",
-        "chat_template",
-        "tokenize",
-        "add_generation_prompt",
-    }
-    | {"continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
-    | {"return_assistant_tokens_mask", "tokenizer_kwargs"}
+_RESERVED_ARGUMENTS = frozenset(
+    {"self", "conversation", "conversations", "messages", "tools", "documents", "chat_template", "tokenize"}
+    | {"add_generation_prompt", "continue_final_message", "padding", "truncation", "max_length", "return_tensors"}
+    | {"return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"}
 )
+"""Parameters of the tokenizer's apply_chat_template, which are not for the template."""
 _EFFORT_TOKENS = {"none": 0, "minimal": 256, "low": 1024, "medium": 4096}
-"""Most thinking tokens for an effort; more than medium is not bounded."""
+"""Maximum thinking tokens by effort; higher efforts are unlimited."""
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """include_usage: whether a last chunk reports the usage. Obfuscation is padding that Dray never adds."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
 
 
 class SamplingFields(Protocol):
-    """The sampling parameters of a request; those an API lacks are None."""
+    """The sampling parameters of a request; None for those that its API lacks."""
 
     @property
     def temperature(self) -> float | None: ...
@@ -42,33 +45,38 @@ class SamplingFields(Protocol):
     def top_p(self) -> float | None: ...
 
 
-def sampling_for(model: ServedModel, limits: LimitSettings, wish: int | None, request: SamplingFields) -> Sampling:
-    """The request's sampling, with what the model's makers recommend where it says nothing. wish: most tokens."""
-    advised = model.generation_defaults
+def sampling_for(
+    model: ServedModel, limits: LimitSettings, max_tokens: int | None, request: SamplingFields
+) -> Sampling:
+    """The request's sampling parameters, with the defaults that the model's authors recommend.
+
+    max_tokens: as the request sets it under its API's name; None: as many as the limits allow.
+    """
+    recommended = model.generation_defaults
 
     def number(name: str, default: float) -> float:
         requested = getattr(request, name, None)
-        return requested if requested is not None else advised.get(name) or default
+        return requested if requested is not None else recommended.get(name) or default
 
     def value(name: str, default: float) -> float:
         return float(number(name, default))
 
     temperature = request.temperature
     if temperature is None:
-        temperature = float(advised.get("temperature", 1.0)) if advised.get("do_sample", False) else 0.0
-    most = min(wish or limits.output_tokens, limits.output_tokens)
-    always = Sampling(
-        most,
+        temperature = float(recommended.get("temperature", 1.0)) if recommended.get("do_sample", False) else 0.0
+    max_tokens = min(max_tokens or limits.output_tokens, limits.output_tokens)
+    greedy = Sampling(
+        max_tokens,
         repetition_penalty=value("repetition_penalty", 1.0),
         frequency_penalty=value("frequency_penalty", 0.0),
         presence_penalty=value("presence_penalty", 0.0),
-        min_tokens=min(int(getattr(request, "min_tokens", None) or 0), most),
+        min_tokens=min(int(getattr(request, "min_tokens", None) or 0), max_tokens),
         ignore_eos=bool(getattr(request, "ignore_eos", None)),
     )
     if temperature == 0:
-        return always  # greedy: the rest changes nothing, so it makes no other answer
+        return greedy  # without the other parameters, which have no effect and would split the cache
     return msgspec.structs.replace(
-        always,
+        greedy,
         temperature=temperature,
         top_p=value("top_p", 1.0),
         top_k=max(0, int(number("top_k", 0))),
@@ -77,42 +85,53 @@ def sampling_for(model: ServedModel, limits: LimitSettings, wish: int | None, re
     )
 
 
+def check_count(items: int, limit: int, param: str) -> None:
+    """Raises ApiError 400 for a list with more items than the limit."""
+    if items > limit:
+        message = f"{param} has {items} items; the maximum is {limit}."
+        raise invalid_request(param, message, code="array_above_max_length")
+
+
+def check_tool_name(name: str | None, tools: tuple[Tool, ...]) -> None:
+    """Raises ApiError 400 for a tool choice that names none of the tools."""
+    if name not in {tool.name for tool in tools}:
+        raise invalid_request("tool_choice", f"tool_choice names '{name}', which is not among the tools.")
+
+
 def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
-    """One or several, as a tuple."""
+    """The stop strings of a request that may have one, several, or none."""
     return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
 def check_stop(stop: str | list[str] | None, limits: LimitSettings, param: str) -> None:
-    """Raises ApiError 400 for too many stop strings, an empty one, or one that is too long."""
-    given = stop_strings(stop)
-    if len(given) > limits.stop_strings:
-        message = f"{len(given)} stop strings; at most {limits.stop_strings} are taken."
-        raise invalid_request(param, message, code="array_above_max_length")
-    if any(not text or len(text) > limits.stop_string_chars for text in given):
-        raise invalid_request(param, f"A stop string has 1 to {limits.stop_string_chars} characters.")
+    """Raises ApiError 400 for too many stop strings, and for one that is empty or too long."""
+    texts = stop_strings(stop)
+    check_count(len(texts), limits.stop_strings, param)
+    if any(not text or len(text) > limits.stop_string_chars for text in texts):
+        raise invalid_request(param, f"A stop string must have 1 to {limits.stop_string_chars} characters.")
 
 
 def check_json(value: Any, param: str, limits: LimitSettings) -> None:
-    """Raises ApiError 400 for a value that is nested too deep."""
+    """Raises ApiError 400 for a value that is nested too deeply."""
     if depth_of(value, limits.json_depth) > limits.json_depth:
-        raise invalid_request(param, f"Nested deeper than {limits.json_depth} levels.")
+        raise invalid_request(param, f"{param} is nested too deeply; the maximum is {limits.json_depth} levels.")
 
 
 def schema_text(schema: dict[str, Any] | None, param: str, limits: LimitSettings) -> str:
-    """A schema as JSON text, in its own order: properties are written in the order in which they are listed."""
+    """A JSON Schema as text. The order of its keys is kept: answers list their properties in it."""
     if schema is None:
-        raise invalid_request(param, "A json_schema needs a schema.", code="missing_required_parameter")
+        raise invalid_request(param, "json_schema requires a schema.", code="missing_required_parameter")
     check_json(schema, param, limits)
     return msgspec.json.encode(schema).decode()
 
 
-def template_arguments(given: dict[str, Any] | None, effort: str | None, limits: LimitSettings) -> str:
-    """Further arguments of the chat template, as JSON text."""
-    if not given and effort is None:
+def template_arguments(arguments: dict[str, Any] | None, effort: str | None, limits: LimitSettings) -> str:
+    """Further arguments for the chat template, as JSON text. effort: the request's reasoning effort."""
+    if not arguments and effort is None:
         return "{}"
-    arguments = dict(given or {})
-    if taken := sorted(_OURS & arguments.keys()):
-        raise invalid_request("chat_template_kwargs", f"'{taken[0]}' is Dray's to set.")
+    arguments = dict(arguments or {})
+    if reserved := sorted(_RESERVED_ARGUMENTS & arguments.keys()):
+        raise invalid_request("chat_template_kwargs", f"'{reserved[0]}' is reserved; leave it out.")
     check_json(arguments, "chat_template_kwargs", limits)
     if effort is not None:
         arguments.setdefault("reasoning_effort", effort)
@@ -121,6 +140,6 @@ def template_arguments(given: dict[str, Any] | None, effort: str | None, limits:
     return canonical(arguments)
 
 
-def reasoning_bound(effort: str | None, tokens: int | None) -> int | None:
-    """After how many tokens of thinking the answer must begin; None: no bound."""
-    return tokens if tokens is not None else _EFFORT_TOKENS.get(effort or "")
+def thinking_limit(effort: str | None, max_tokens: int | None) -> int | None:
+    """Maximum thinking tokens, after which the answer must begin; None: unlimited. max_tokens: set by the request."""
+    return max_tokens if max_tokens is not None else _EFFORT_TOKENS.get(effort or "")

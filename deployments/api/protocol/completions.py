@@ -1,4 +1,4 @@
-"""POST /v1/completions: OpenAI's older API, which goes on from a text as it is."""
+"""POST /v1/completions: OpenAI's older API, which continues a text as it is."""
 
 import codecs
 import time
@@ -8,19 +8,28 @@ import msgspec
 
 from cluster.models.folder import ServedModel
 from cluster.settings import LimitSettings
-from deployments.api.protocol.chat import Count, Natural, Seed, StreamOptions
 from deployments.api.protocol.chat_writer import ChatUsage, usage_of
-from deployments.api.protocol.common import Penalty, Probability, check_stop, sampling_for, stop_strings
+from deployments.api.protocol.common import (
+    Count,
+    Natural,
+    Penalty,
+    Probability,
+    Seed,
+    StreamOptions,
+    check_stop,
+    sampling_for,
+    stop_strings,
+)
 from deployments.api.protocol.parsing import parse
 from deployments.common.errors import ApiError, invalid_request, new_id, sse_event
 from deployments.common.types import Choice, Delta, GenerationRequest, GenerationResult, TokenLogprob, Usage
 
-_DEFAULT_TOKENS = 16
+_DEFAULT_MAX_TOKENS = 16
 Prompt = str | list[str | int | list[int]]
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of POST /v1/completions. prompt: text, token ids, or a list of either."""
+    """The body of POST /v1/completions. prompt: a text, a list of token ids, or a list of either."""
 
     model: str
     prompt: Prompt
@@ -51,61 +60,64 @@ decode = msgspec.json.Decoder(CompletionRequest)
 
 
 def read_completion(body: bytes, limits: LimitSettings) -> CompletionRequest:
-    """The request in a body, within the limits. Raises ApiError 400 that names the field."""
+    """Decodes a body and checks it against the limits. Raises ApiError 400 that names the field."""
     request = parse(decode, body)
     if request.suffix:
-        raise invalid_request("suffix", "No model here fills in before a suffix.", code="unsupported_parameter")
+        raise invalid_request("suffix", "suffix is not supported; leave it out.", code="unsupported_parameter")
     if request.best_of not in (None, request.n or 1):
-        raise invalid_request("best_of", "best_of must equal n: no choices are made and thrown away.")
+        raise invalid_request("best_of", "best_of must equal n: all choices that are generated are returned.")
     if (request.logprobs or 0) > 1:
-        raise invalid_request("logprobs", "The engine knows the chosen token's logprob only: logprobs is 0 or 1.")
+        message = "logprobs must be 0 or 1: the engine reports the chosen token's logprob only."
+        raise invalid_request("logprobs", message)
     if request.logprobs is not None and request.echo:
-        raise invalid_request("logprobs", "The prompt's logprobs are not known; leave out echo or logprobs.")
+        message = "logprobs and echo cannot be combined: the engine reports no logprobs of the prompt."
+        raise invalid_request("logprobs", message)
     if request.logit_bias:
-        raise invalid_request("logit_bias", "The engine takes no logit_bias.", code="unsupported_parameter")
+        raise invalid_request("logit_bias", "logit_bias is not supported; leave it out.", code="unsupported_parameter")
     if request.stream_options is not None and not request.stream:
-        raise invalid_request("stream_options", "stream_options needs stream: true.")
+        raise invalid_request("stream_options", "stream_options requires stream: true.")
     check_stop(request.stop, limits, "stop")
-    wanted = (request.n or 1) * len(prompts_of(request))
-    if wanted > limits.choices:
-        raise invalid_request("n", f"{wanted} choices in all; at most {limits.choices} are made for one request.")
+    choices = (request.n or 1) * len(prompts_of(request))
+    if choices > limits.choices:
+        message = f"The request has {choices} choices, n for each prompt; the maximum is {limits.choices}."
+        raise invalid_request("n", message)
     return request
 
 
 def prompts_of(request: CompletionRequest) -> list[str | tuple[int, ...]]:
-    """Each prompt, as text or token ids. Raises ApiError 400 for none, an empty one, or a mixture."""
-    given = request.prompt
-    if isinstance(given, str):
-        found: list[str | tuple[int, ...]] = [given]
-    elif given and all(isinstance(one, int) for one in given):
-        found = [tuple(one for one in given if isinstance(one, int))]
-    elif all(isinstance(one, str | list) for one in given):
-        found = [one if isinstance(one, str) else tuple(one) for one in given if not isinstance(one, int)]
+    """Each prompt, as text or token ids. Raises ApiError 400 if there are none, if one is empty, and for a mixture."""
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        prompts: list[str | tuple[int, ...]] = [prompt]
+    elif prompt and all(isinstance(item, int) for item in prompt):
+        prompts = [tuple(item for item in prompt if isinstance(item, int))]
+    elif all(isinstance(item, str | list) for item in prompt):
+        prompts = [item if isinstance(item, str) else tuple(item) for item in prompt if not isinstance(item, int)]
     else:
-        raise invalid_request(
-            "prompt", "A prompt is a text, a list of token ids, or a list of either.", code="invalid_type"
-        )
-    if not found or not all(found):
-        raise invalid_request("prompt", "The prompt is empty.", code="empty_prompt")
-    return found
+        message = "prompt must be a string, a list of token ids, or a list of strings and lists of token ids."
+        raise invalid_request("prompt", message, code="invalid_type")
+    if not prompts or not all(prompts):
+        raise invalid_request("prompt", "A prompt is empty; it needs text or token ids.", code="empty_prompt")
+    return prompts
 
 
 def completion_generations(
     request: CompletionRequest, model: ServedModel, limits: LimitSettings
 ) -> list[GenerationRequest]:
-    """What the request asks: a question for each prompt."""
-    wish = _DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
-    if wish == 0:
-        raise invalid_request("max_tokens", "max_tokens is at least 1.")
+    """The request in the form that all APIs share, for each prompt. Raises ApiError 400 that names the field."""
+    max_tokens = _DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    if max_tokens == 0:
+        raise invalid_request("max_tokens", "max_tokens must be at least 1.")
     sampling = msgspec.structs.replace(
-        sampling_for(model, limits, wish, request), logprobs=request.logprobs is not None
+        sampling_for(model, limits, max_tokens, request), logprobs=request.logprobs is not None
     )
     stop, choices = stop_strings(request.stop), request.n or 1
     return [GenerationRequest((), sampling, prompt, stop=stop, num_choices=choices) for prompt in prompts_of(request)]
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
-    """Tokens, the natural logarithms of their probabilities, and where in the text each begins."""
+    """Tokens with the natural logarithms of their probabilities. text_offset: where each begins in the choice's text,
+    in characters."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -114,7 +126,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
 
 
 class TextChoice(msgspec.Struct, frozen=True):
-    """One answer, or what is new of it."""
+    """One of the answers to a request, or a piece of it."""
 
     index: int
     text: str
@@ -123,7 +135,7 @@ class TextChoice(msgspec.Struct, frozen=True):
 
 
 class TextCompletion(msgspec.Struct, frozen=True):
-    """The body of an answer, and of an event of a stream."""
+    """The body of a response, and of an event of a stream."""
 
     id: str
     created: int
@@ -135,55 +147,56 @@ class TextCompletion(msgspec.Struct, frozen=True):
 
 
 class TextCursor:
-    """Where a choice's next token begins in its text, in characters. A token that is a part of a character begins
-    where the character does."""
+    """Where the next token of a choice begins in its text, in characters.
+
+    A token that is a part of a character begins where the character does.
+    """
 
     def __init__(self, start: int) -> None:
-        self.position = start
+        self._position = start
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def advance(self, token: TokenLogprob) -> int:
-        """Moves past the token; returns where it began."""
-        begin = self.position
-        self.position += len(self._utf8.decode(bytes(token.bytes)))
-        return begin
+        """Moves past the token and returns where it begins."""
+        start = self._position
+        self._position += len(self._utf8.decode(bytes(token.bytes)))
+        return start
 
 
 class CompletionWriter:
-    """Writes results in the shapes of completions: those of all prompts of a request, each with its choices."""
+    """Writes the answers to one request: `n` choices for each prompt, prompt by prompt."""
 
     def __init__(self, request: CompletionRequest, fingerprint: str, echo: list[str]) -> None:
-        """fingerprint: names the exact model. echo: the text that each prompt's choices begin with."""
+        """fingerprint: identifies the exact model. echo: for each prompt the text that its choices begin with."""
         self._head = (new_id("cmpl-"), int(time.time()), request.model, fingerprint)
-        self._echo = echo
-        self._each = request.n or 1
+        # OpenAI's chunks have a null usage if the last one is going to report it, and else none at all.
         self._usage = (
             None if request.stream_options is not None and request.stream_options.include_usage else msgspec.UNSET
         )
         self._logprobs = request.logprobs
-        self._cursors = [TextCursor(len(prompt)) for prompt in echo for _ in range(self._each)]
+        self._echo = [text for text in echo for _ in range(request.n or 1)]
+        self._cursors = [TextCursor(len(text)) for text in self._echo]
 
     def complete(self, answer: GenerationResult) -> TextCompletion:
         choices = [
             TextChoice(
                 index,
-                self._begin(index) + choice.text,
+                self._echo[index] + choice.text,
                 self._logprobs_of(index, choice.logprobs),
-                _finish(choice.finish_reason),
+                _finish_reason(choice.finish_reason),
             )
             for index, choice in enumerate(answer.choices)
         ]
         return TextCompletion(*self._head, choices, usage_of(answer.usage))
 
     def start(self) -> bytes:
-        places = range(len(self._echo) * self._each)
-        return b"".join(self._chunk(TextChoice(place, text)) for place in places if (text := self._begin(place)))
+        return b"".join(self._chunk(TextChoice(index, text)) for index, text in enumerate(self._echo) if text)
 
     def delta(self, delta: Delta) -> bytes:
         if not (delta.text or delta.logprobs or delta.finish_reason):
             return b""
         logprobs = self._logprobs_of(delta.choice, delta.logprobs)
-        return self._chunk(TextChoice(delta.choice, delta.text, logprobs, _finish(delta.finish_reason)))
+        return self._chunk(TextChoice(delta.choice, delta.text, logprobs, _finish_reason(delta.finish_reason)))
 
     def end(self, answer: GenerationResult) -> bytes:
         if self._usage is None:
@@ -192,9 +205,6 @@ class CompletionWriter:
 
     def error(self, error: ApiError) -> bytes:
         return sse_event(error.body)
-
-    def _begin(self, place: int) -> str:
-        return self._echo[place // self._each]
 
     def _chunk(self, choice: TextChoice) -> bytes:
         return sse_event(TextCompletion(*self._head, [choice], self._usage))
@@ -210,18 +220,18 @@ class CompletionWriter:
         )
 
 
-def _finish(reason: str) -> Literal["stop", "length"] | None:
+def _finish_reason(reason: str) -> Literal["stop", "length"] | None:
     return ("length" if reason == "length" else "stop") if reason else None
 
 
-def merge_results(answers: list[GenerationResult]) -> GenerationResult:
-    """The answers of several prompts as one."""
-    choices: list[Choice] = [choice for answer in answers for choice in answer.choices]
-    usages = [answer.usage for answer in answers]
+def merge_results(results: list[GenerationResult]) -> GenerationResult:
+    """The results for several prompts as one: choices in the prompts' order, usage summed."""
+    choices: list[Choice] = [choice for result in results for choice in result.choices]
+    usages = [result.usage for result in results]
     usage = Usage(
-        sum(one.prompt_tokens for one in usages),
-        sum(one.completion_tokens for one in usages),
-        sum(one.reasoning_tokens for one in usages),
-        sum(one.cached_tokens for one in usages),
+        sum(usage.prompt_tokens for usage in usages),
+        sum(usage.completion_tokens for usage in usages),
+        sum(usage.reasoning_tokens for usage in usages),
+        sum(usage.cached_tokens for usage in usages),
     )
-    return GenerationResult(tuple(choices), usage, max(answer.created for answer in answers))
+    return GenerationResult(tuple(choices), usage, max(result.created for result in results))

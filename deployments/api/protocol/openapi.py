@@ -1,4 +1,4 @@
-"""GET /openapi.json: the routes and shapes, out of the types that read and write them; and a page that shows them."""
+"""GET /openapi.json, generated from the types of request and response bodies; and GET /docs, the same for people."""
 
 import re
 from dataclasses import dataclass
@@ -29,15 +29,19 @@ from deployments.api.protocol.responses import ResponseRequest
 from deployments.api.protocol.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from deployments.common.errors import ErrorBody
 
-_REFUSED = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503, 504)
+_ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503, 504)
 _OBJECT = {"type": "object"}
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}, "event": {"type": "string"}}}
-_TEMPLATE = "#/components/schemas/{name}"
+_REFERENCE = "#/components/schemas/{name}"
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A route as the document describes it. answer: a type, or a JSON Schema. streams: whether `stream` is taken."""
+    """A route in the document.
+
+    answer: type or JSON Schema of the response's body. streams: whether the body may have `stream: true`. parameters:
+    names in the path. verb: empty: POST if there is a body, else GET.
+    """
 
     path: str
     summary: str
@@ -51,7 +55,7 @@ class Operation:
 
     @property
     def method(self) -> str:
-        """Its own, or what follows from whether it has a body."""
+        """The HTTP method in lower case, as OpenAPI writes it."""
         return self.verb or ("post" if self.body else "get")
 
 
@@ -94,30 +98,28 @@ _MODEL = {
 _MODELS = {"type": "object", "required": ["object", "data"], "properties": {"data": {"type": "array", "items": _MODEL}}}
 
 OPERATIONS = (
-    Operation("/v1/chat/completions", "Answer a conversation", ChatRequest, ChatCompletion, streams=True),
-    Operation("/v1/completions", "Go on from a text", CompletionRequest, TextCompletion, streams=True),
-    Operation("/v1/responses", "Answer, in the Responses API", ResponseRequest, _RESPONSE, streams=True),
-    Operation("/v1/messages", "Answer, in Anthropic's Messages API", MessagesRequest, _MESSAGE, streams=True),
-    Operation("/v1/embeddings", "Vectors of texts", EmbeddingRequest, Embeddings),
-    Operation("/tokenize", "Token ids of a text or a conversation", TokenizeRequest, TokenizeResponse),
-    Operation("/detokenize", "The text of token ids", DetokenizeRequest, DetokenizeResponse),
-    Operation("/v1/models", "The models that are served", answer=_MODELS),
-    Operation("/v1/models/{name}", "One model", answer=_MODEL, parameters=("name",)),
-    Operation("/v1/usage", "What your team has used", answer=UsageResponse, query=("days", "team")),
-    Operation("/admin/teams", "All teams", answer=TeamsResponse),
-    Operation("/admin/teams", "Add a team", CreateTeamRequest, Team, status=201),
-    Operation("/admin/teams/{name}", "One team", answer=Team, parameters=("name",)),
+    Operation("/v1/chat/completions", "Create a chat completion", ChatRequest, ChatCompletion, streams=True),
+    Operation("/v1/completions", "Complete a text", CompletionRequest, TextCompletion, streams=True),
+    Operation("/v1/responses", "Create a response (OpenAI's Responses API)", ResponseRequest, _RESPONSE, streams=True),
+    Operation("/v1/messages", "Create a message (Anthropic's Messages API)", MessagesRequest, _MESSAGE, streams=True),
+    Operation("/v1/embeddings", "Create embeddings of texts", EmbeddingRequest, Embeddings),
+    Operation("/tokenize", "Convert a text or a conversation to token ids", TokenizeRequest, TokenizeResponse),
+    Operation("/detokenize", "Convert token ids to text", DetokenizeRequest, DetokenizeResponse),
+    Operation("/v1/models", "List the models", answer=_MODELS),
+    Operation("/v1/models/{name}", "Describe a model", answer=_MODEL, parameters=("name",)),
+    Operation("/v1/usage", "Report your team's usage", answer=UsageResponse, query=("days", "team")),
+    Operation("/admin/teams", "List the teams", answer=TeamsResponse),
+    Operation("/admin/teams", "Create a team", CreateTeamRequest, Team, status=201),
+    Operation("/admin/teams/{name}", "Describe a team", answer=Team, parameters=("name",)),
     Operation("/admin/teams/{name}", "Change a team", UpdateTeamRequest, Team, parameters=("name",), verb="patch"),
-    Operation("/admin/teams/{name}", "Remove a team", answer=TeamDeletedResponse, parameters=("name",), verb="delete"),
-    Operation("/admin/keys", "All keys", answer=KeysResponse),
-    Operation("/admin/keys", "Make a key", CreateKeyRequest, KeyResponse, status=201),
-    Operation("/admin/keys/{id}", "One key", answer=KeyResponse, parameters=("id",)),
+    Operation("/admin/teams/{name}", "Delete a team", answer=TeamDeletedResponse, parameters=("name",), verb="delete"),
+    Operation("/admin/keys", "List the keys", answer=KeysResponse),
+    Operation("/admin/keys", "Create a key", CreateKeyRequest, KeyResponse, status=201),
+    Operation("/admin/keys/{id}", "Describe a key", answer=KeyResponse, parameters=("id",)),
     Operation("/admin/keys/{id}", "Revoke a key", answer=KeyResponse, parameters=("id",), verb="delete"),
-    Operation(
-        "/admin/keys/{id}/rotate", "Replace a key", RotateKeyRequest, KeyResponse, parameters=("id",), status=201
-    ),
-    Operation("/health/live", "This router answers", answer=_OBJECT),
-    Operation("/health/ready", "Every model can be asked", answer=_OBJECT),
+    Operation("/admin/keys/{id}/rotate", "Rotate a key", RotateKeyRequest, KeyResponse, parameters=("id",), status=201),
+    Operation("/health/live", "Check whether this router answers", answer=_OBJECT),
+    Operation("/health/ready", "Check whether every model has a running replica", answer=_OBJECT),
 )
 
 
@@ -125,11 +127,11 @@ def document() -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
     types: list[type] = [ErrorBody]
     for operation in OPERATIONS:
-        types += [one for one in (operation.body, operation.answer) if isinstance(one, type)]
+        types += [schema for schema in (operation.body, operation.answer) if isinstance(schema, type)]
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _describe(operation)
-    _, components = msgspec.json.schema_components(types, ref_template=_TEMPLATE)
+    _, components = msgspec.json.schema_components(types, ref_template=_REFERENCE)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Dray", "version": version("dray")},
@@ -138,13 +140,13 @@ def document() -> dict[str, Any]:
             "schemas": components,
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
-        # Without keys on a machine that listens to itself alone, none is needed.
+        # Before the first key is created, Dray listens on 127.0.0.1 only and needs none.
         "security": [{"key": []}, {}],
     }
 
 
 def page() -> str:
-    """The same for people: one page of HTML that needs nothing from elsewhere."""
+    """The document as HTML, in one page that loads nothing else."""
     return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE).render(doc=document())
 
 
@@ -152,13 +154,13 @@ def _describe(operation: Operation) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": _schema(operation.answer)}}
     if operation.streams:
         content["text/event-stream"] = {"schema": _EVENT}
-    refused = {"application/json": {"schema": _OBJECT if "messages" in operation.path else _schema(ErrorBody)}}
+    error = {"application/json": {"schema": _OBJECT if "messages" in operation.path else _schema(ErrorBody)}}
     described: dict[str, Any] = {
         "operationId": f"{operation.method}_{re.sub('[^a-z0-9]+', '_', operation.path.strip('/{}'))}",
         "summary": operation.summary,
         "responses": {
             str(operation.status): {"description": operation.summary, "content": content},
-            **{str(status): {"description": "Refused", "content": refused} for status in _REFUSED},
+            **{str(status): {"description": "Error", "content": error} for status in _ERRORS},
         },
     }
     if operation.body:
@@ -175,10 +177,10 @@ def _describe(operation: Operation) -> dict[str, Any]:
     return described
 
 
-def _schema(shape: type | dict[str, Any] | None) -> dict[str, Any]:
-    if isinstance(shape, type):
-        return {"$ref": _TEMPLATE.format(name=shape.__name__)}
-    return shape or _OBJECT
+def _schema(body: type | dict[str, Any] | None) -> dict[str, Any]:
+    if isinstance(body, type):
+        return {"$ref": _REFERENCE.format(name=body.__name__)}
+    return body or _OBJECT
 
 
 _PAGE = """\
@@ -197,29 +199,29 @@ td { padding: 0.2rem 1rem 0.2rem 0; vertical-align: top; border-top: 1px solid #
 .method { display: inline-block; width: 3.5rem; text-transform: uppercase; font-weight: 600 }
 </style>
 <h1>{{ doc.info.title }} {{ doc.info.version }}</h1>
-<p>The same for programs: <a href="openapi.json">openapi.json</a></p>
+<p>Machine-readable: <a href="openapi.json">openapi.json</a></p>
 {% for path, methods in doc.paths.items() %}
 {% for method, operation in methods.items() %}
 <details>
 <summary><span class="method">{{ method }}</span> <code>{{ path }}</code> {{ operation.summary }}</summary>
 {% if operation.requestBody %}
 {% set name = operation.requestBody.content["application/json"].schema["$ref"].split("/")[-1] %}
-{% set shape = doc.components.schemas[name] %}
-<p>{{ shape.description }}</p>
+{% set schema = doc.components.schemas[name] %}
+<p>{{ schema.description }}</p>
 <table>
-{% for field, kind in shape.properties.items() %}
-<tr><td><code>{{ field }}</code>{{ " (required)" if field in shape.required }}</td>
-<td><code>{{ kind | tojson }}</code></td></tr>
+{% for field, type in schema.properties.items() %}
+<tr><td><code>{{ field }}</code>{{ " (required)" if field in schema.required }}</td>
+<td><code>{{ type | tojson }}</code></td></tr>
 {% endfor %}
 </table>
 {% endif %}
 </details>
 {% endfor %}
 {% endfor %}
-<h2>Shapes</h2>
-{% for name, shape in doc.components.schemas.items() %}
-<details id="{{ name }}"><summary><code>{{ name }}</code> {{ shape.description }}</summary>
-<pre>{{ shape | tojson(2) }}</pre></details>
+<h2>Schemas</h2>
+{% for name, schema in doc.components.schemas.items() %}
+<details id="{{ name }}"><summary><code>{{ name }}</code> {{ schema.description }}</summary>
+<pre>{{ schema | tojson(2) }}</pre></details>
 {% endfor %}
 </html>
 """

@@ -1,4 +1,4 @@
-"""POST /v1/responses: OpenAI's newer API, without its store: every request brings its whole conversation."""
+"""POST /v1/responses: OpenAI's newer API, without stored responses: every request has its whole conversation."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,13 +6,18 @@ import msgspec
 
 from cluster.models.folder import ServedModel
 from cluster.settings import LimitSettings
-from deployments.api.protocol.chat import Count, Effort, Name
+from deployments.api.protocol.chat import JsonObjectFormat, TextFormat
 from deployments.api.protocol.common import (
+    Count,
+    Effort,
+    Name,
     Probability,
-    reasoning_bound,
+    check_count,
+    check_tool_name,
     sampling_for,
     schema_text,
     template_arguments,
+    thinking_limit,
 )
 from deployments.api.protocol.parsing import parse
 from deployments.common.errors import ApiError, ErrorBody, invalid_request
@@ -20,7 +25,7 @@ from deployments.common.types import GenerationRequest, Message, Tool, ToolCall,
 
 
 class InputPart(msgspec.Struct, frozen=True):
-    """A part of a message, or of an earlier thought. Only text is served."""
+    """A part of a message or of earlier thinking. Only text is supported."""
 
     type: Literal["input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"]
     text: str = ""
@@ -28,7 +33,7 @@ class InputPart(msgspec.Struct, frozen=True):
 
 
 class InputItem(msgspec.Struct, frozen=True):
-    """A message, a call, what a call gave back, or an earlier thought; which fields it has, its type says."""
+    """A message, a function call, its output, or earlier thinking. The type determines which fields are required."""
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Literal["user", "assistant", "system", "developer"] | None = None
@@ -40,7 +45,7 @@ class InputItem(msgspec.Struct, frozen=True):
 
 
 class FunctionTool(msgspec.Struct, frozen=True, tag="function", tag_field="type"):
-    """A function that may be called."""
+    """A function that the model may call. strict: its arguments are constrained to the parameters' schema."""
 
     name: Name
     description: str | None = None
@@ -49,21 +54,13 @@ class FunctionTool(msgspec.Struct, frozen=True, tag="function", tag_field="type"
 
 
 class NamedFunction(msgspec.Struct, frozen=True):
-    """The one function that must be called."""
+    """The function that must be called."""
 
     name: str
     type: Literal["function"] = "function"
 
 
-class PlainFormat(msgspec.Struct, frozen=True, tag="text", tag_field="type"):
-    """Free text."""
-
-
-class ObjectFormat(msgspec.Struct, frozen=True, tag="json_object", tag_field="type"):
-    """Any JSON object."""
-
-
-class SchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_field="type"):
+class ResponseSchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_field="type"):
     """JSON that a schema allows."""
 
     name: Name
@@ -75,12 +72,12 @@ class SchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_field="ty
 class TextOptions(msgspec.Struct, frozen=True):
     """The answer's format."""
 
-    format: PlainFormat | ObjectFormat | SchemaFormat | None = None
+    format: TextFormat | JsonObjectFormat | ResponseSchemaFormat | None = None
     verbosity: str | None = None
 
 
 class Reasoning(msgspec.Struct, frozen=True):
-    """How long it may think. The thinking is given as it is; there are no summaries of it."""
+    """How much the model may think. Responses have the thinking itself, and no summaries."""
 
     effort: Effort | None = None
     summary: str | None = None
@@ -88,7 +85,7 @@ class Reasoning(msgspec.Struct, frozen=True):
 
 
 class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of POST /v1/responses. A name that is not here is refused by its name."""
+    """The body of POST /v1/responses. Unknown fields are refused by name."""
 
     model: str
     input: str | Annotated[list[InputItem], msgspec.Meta(min_length=1)]
@@ -104,7 +101,7 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
-    # Taken and without effect.
+    # Accepted without effect.
     store: bool | None = None
     user: str | None = None
     safety_identifier: str | None = None
@@ -114,7 +111,7 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include: list[str] | None = None
     max_tool_calls: int | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    # Taken at the value that asks for nothing.
+    # Not supported: accepted only with the value that requests nothing.
     background: Literal[False] | None = None
     conversation: None = None
     previous_response_id: str | None = None
@@ -124,10 +121,11 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 decode = msgspec.json.Decoder(ResponseRequest)
 _PARAMS = {"messages": "input", "response_format": "text.format"}
+"""This API's names of fields, by those that errors of the shared parts have."""
 
 
 def read_response(body: bytes, limits: LimitSettings) -> ResponseRequest:
-    """The request in a body, within the limits. Raises ApiError 400 that names the field."""
+    """Decodes a body and checks it against the limits. Raises ApiError 400 that names the field."""
     request = parse(decode, body)
     if request.previous_response_id is not None:
         raise invalid_request(
@@ -135,78 +133,83 @@ def read_response(body: bytes, limits: LimitSettings) -> ResponseRequest:
             "Responses are not stored here; send the whole conversation as input.",
             code="unsupported_parameter",
         )
-    if not isinstance(request.input, str) and len(request.input) > limits.messages:
-        raise invalid_request(
-            "input",
-            f"{len(request.input)} items; at most {limits.messages} are taken.",
-            code="array_above_max_length",
-        )
-    if len(request.tools or ()) > limits.tools:
-        raise invalid_request("tools", f"At most {limits.tools} tools are taken.", code="array_above_max_length")
+    if not isinstance(request.input, str):
+        check_count(len(request.input), limits.messages, "input")
+    check_count(len(request.tools or ()), limits.tools, "tools")
     return request
 
 
 def response_generation(request: ResponseRequest, model: ServedModel, limits: LimitSettings) -> GenerationRequest:
-    """What the request asks. Raises ApiError 400 that names the field."""
-    turns = _turns(request)
-    if not any(turn.content.strip() for turn in turns):
-        raise invalid_request("input", "The input is empty: it needs text.", code="empty_prompt")
-    tools = tuple(
-        Tool(
-            tool.name,
-            tool.description or "",
-            schema_text(tool.parameters or {"type": "object", "properties": {}}, "tools", limits),
-            # Strict is this API's default, and a schema that cannot be held to is then refused.
-            tool.strict is True,
-        )
-        for tool in request.tools or ()
-    )
+    """The request in the form that all APIs share. Raises ApiError 400 that names the field."""
+    messages = _messages(request)
+    if not any(message.content.strip() for message in messages):
+        raise invalid_request("input", "The input is empty; it needs text.", code="empty_prompt")
+    tools = tuple(_tool(tool, limits) for tool in request.tools or ())
     effort = request.reasoning.effort if request.reasoning else None
     return GenerationRequest(
-        messages=turns,
+        messages=messages,
         sampling=sampling_for(model, limits, request.max_output_tokens, request),
         tools=tools,
         tool_choice=_tool_choice(request, tools),
         schema=_schema(request, limits),
         template_args=template_arguments(None, effort, limits),
-        max_thinking_tokens=reasoning_bound(effort, None),
+        max_thinking_tokens=thinking_limit(effort, None),
     )
 
 
-def _turns(request: ResponseRequest) -> tuple[Message, ...]:
-    turns = [Message("system", request.instructions)] if request.instructions else []
+def response_error(error: ApiError) -> ErrorBody:
+    """The body of an error, with this API's names of fields."""
+    detail = error.body.error
+    return ErrorBody(msgspec.structs.replace(detail, param=_PARAMS.get(detail.param or "", detail.param)))
+
+
+def _messages(request: ResponseRequest) -> tuple[Message, ...]:
+    messages = [Message("system", request.instructions)] if request.instructions else []
     if isinstance(request.input, str):
-        return (*turns, Message("user", request.input))
-    thought = ""
-    for place, item in enumerate(request.input):
-        where = f"input[{place}]"
+        return (*messages, Message("user", request.input))
+    thinking = ""
+    for index, item in enumerate(request.input):
+        where = f"input[{index}]"
         if item.type == "reasoning":
-            thought = _text(item.content)
+            thinking = _text(item.content)
         elif item.type == "function_call":
-            call = ToolCall(
-                _needed(item.call_id, f"{where}.call_id"),
-                _needed(item.name, f"{where}.name"),
-                _needed(item.arguments, f"{where}.arguments"),
-            )
-            if turns and turns[-1].role == "assistant":  # calls of one answer are one turn
-                before = turns.pop()
-                calls = (*before.tool_calls, call)
-                turns.append(Message("assistant", before.content, before.reasoning or thought, calls))
-            else:
-                turns.append(Message("assistant", "", thought, (call,)))
-            thought = ""
+            _add_call(messages, _call(item, where), thinking)
+            thinking = ""
         elif item.type == "function_call_output":
-            turns.append(Message("tool", _text(item.output), tool_call_id=_needed(item.call_id, f"{where}.call_id")))
+            call_id = _required(item.call_id, f"{where}.call_id")
+            messages.append(Message("tool", _text(item.output), tool_call_id=call_id))
         else:
-            role = _needed(item.role, f"{where}.role")
-            if item.content is None:
-                raise _missing(f"{where}.content")
-            if role == "assistant":
-                turns.append(Message("assistant", _text(item.content), thought))
-                thought = ""
-            else:
-                turns.append(Message("user" if role == "user" else "system", _text(item.content)))
-    return tuple(turns)
+            messages.append(_message(item, where, thinking))
+            if item.role == "assistant":
+                thinking = ""
+    return tuple(messages)
+
+
+def _call(item: InputItem, where: str) -> ToolCall:
+    return ToolCall(
+        _required(item.call_id, f"{where}.call_id"),
+        _required(item.name, f"{where}.name"),
+        _required(item.arguments, f"{where}.arguments"),
+    )
+
+
+def _add_call(messages: list[Message], call: ToolCall, thinking: str) -> None:
+    """Adds a call to the answer that precedes it, or as a new answer."""
+    if messages and messages[-1].role == "assistant":
+        answer = messages.pop()
+        calls = (*answer.tool_calls, call)
+        messages.append(Message("assistant", answer.content, answer.reasoning or thinking, calls))
+    else:
+        messages.append(Message("assistant", "", thinking, (call,)))
+
+
+def _message(item: InputItem, where: str, thinking: str) -> Message:
+    role = _required(item.role, f"{where}.role")
+    if item.content is None:
+        raise _missing(f"{where}.content")
+    if role == "assistant":
+        return Message("assistant", _text(item.content), thinking)
+    return Message("user" if role == "user" else "system", _text(item.content))
 
 
 def _text(content: str | list[InputPart] | None) -> str:
@@ -215,37 +218,38 @@ def _text(content: str | list[InputPart] | None) -> str:
     return "".join(part.text or part.refusal for part in content)
 
 
-def _needed(value: str | None, param: str) -> str:
+def _required(value: str | None, param: str) -> str:
     if value is None:
         raise _missing(param)
     return value
-
-
-def response_error(error: ApiError) -> ErrorBody:
-    """The body of an error, with this API's own names of the fields that every API has."""
-    detail = error.body.error
-    return ErrorBody(msgspec.structs.replace(detail, param=_PARAMS.get(detail.param or "", detail.param)))
 
 
 def _missing(param: str) -> ApiError:
     return invalid_request(param, f"Missing required parameter: '{param}'.", code="missing_required_parameter")
 
 
+def _tool(tool: FunctionTool, limits: LimitSettings) -> Tool:
+    parameters = schema_text(tool.parameters or {"type": "object", "properties": {}}, "tools", limits)
+    # OpenAI's default here is strict; but a schema that no grammar can enforce is refused then, so it must be explicit.
+    return Tool(tool.name, tool.description or "", parameters, tool.strict is True)
+
+
 def _tool_choice(request: ResponseRequest, tools: tuple[Tool, ...]) -> ToolChoice:
-    chosen, parallel = request.tool_choice, request.parallel_tool_calls is not False
-    if chosen is None:
+    choice, parallel = request.tool_choice, request.parallel_tool_calls is not False
+    if choice is None:
         return ToolChoice("auto" if tools else "none", parallel=parallel)
-    if not tools and chosen not in ("none", "auto"):
-        raise invalid_request("tool_choice", "tool_choice needs tools.")
-    if isinstance(chosen, str):
-        return ToolChoice(chosen if tools else "none", parallel=parallel)
-    if chosen.name not in {tool.name for tool in tools}:
-        raise invalid_request("tool_choice", f"No tool is named '{chosen.name}'.")
-    return ToolChoice("required", chosen.name, parallel=False)
+    if not tools and choice not in ("none", "auto"):
+        raise invalid_request("tool_choice", "tool_choice requires tools.")
+    if isinstance(choice, str):
+        return ToolChoice(choice if tools else "none", parallel=parallel)
+    check_tool_name(choice.name, tools)
+    return ToolChoice("required", choice.name, parallel=False)
 
 
 def _schema(request: ResponseRequest, limits: LimitSettings) -> str:
-    form = request.text.format if request.text else None
-    if isinstance(form, ObjectFormat):
+    answer_format = request.text.format if request.text else None
+    if isinstance(answer_format, JsonObjectFormat):
         return '{"type":"object"}'
-    return schema_text(form.schema, "text.format", limits) if isinstance(form, SchemaFormat) else ""
+    if isinstance(answer_format, ResponseSchemaFormat):
+        return schema_text(answer_format.schema, "text.format", limits)
+    return ""

@@ -1,4 +1,4 @@
-"""Answers of POST /v1/responses, whole and as events."""
+"""The answers of POST /v1/responses, whole and as events."""
 
 import time
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from deployments.common.types import Choice, Delta, GenerationResult, ToolDelta,
 
 @dataclass(slots=True)
 class _Item:
-    """An output item as far as it has come. kind: reasoning, message or function_call."""
+    """An output item, with the text received so far. kind: reasoning, message or function_call."""
 
     kind: str
     id: str
@@ -22,7 +22,7 @@ class _Item:
     name: str = ""
 
     @property
-    def says(self) -> str:
+    def part_type(self) -> str:
         return "reasoning_text" if self.kind == "reasoning" else "output_text"
 
     @property
@@ -30,7 +30,7 @@ class _Item:
         return {} if self.kind == "reasoning" else {"logprobs": []}
 
     def part(self) -> dict[str, Any]:
-        part: dict[str, Any] = {"type": self.says, "text": self.text}
+        part: dict[str, Any] = {"type": self.part_type, "text": self.text}
         return part if self.kind == "reasoning" else part | {"annotations": [], "logprobs": []}
 
     def describe(self, status: str) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class _Item:
 
 @dataclass(slots=True)
 class ResponseWriter:
-    """Says an answer in the shapes of responses."""
+    """Writes the answer to one request."""
 
     request: ResponseRequest
     _id: str = field(default_factory=lambda: new_id("resp_"))
@@ -60,25 +60,24 @@ class ResponseWriter:
 
     def start(self) -> bytes:
         response = self._response([], None, None)
-        return self._event("response.created", response=response) + self._event(
-            "response.in_progress", response=response
-        )
+        created = self._event("response.created", response=response)
+        return created + self._event("response.in_progress", response=response)
 
     def delta(self, delta: Delta) -> bytes:
         events = b""
         if delta.reasoning:
-            events += self._more("reasoning", delta.reasoning)
+            events += self._append("reasoning", delta.reasoning)
         if delta.text:
-            events += self._more("message", delta.text)
-        for tool in delta.tool_calls:
-            events += self._call(tool)
+            events += self._append("message", delta.text)
+        for call in delta.tool_calls:
+            events += self._append_call(call)
         return events
 
     def end(self, answer: GenerationResult) -> bytes:
         [choice] = answer.choices
         events = self._close("incomplete" if choice.finish_reason == "length" else "completed")
         if not any(item.kind != "reasoning" for item in self._done) and choice.finish_reason != "length":
-            events += self._more("message", "") + self._close("completed")
+            events += self._append("message", "") + self._close("completed")
         response = self._response(self._done, choice.finish_reason, answer.usage)
         return events + self._event(f"response.{response['status']}", response=response)
 
@@ -91,7 +90,8 @@ class ResponseWriter:
         event = self._event("error", code=detail.code, message=error.message, param=detail.param)
         return event + self._event("response.failed", response=response)
 
-    def _more(self, kind: str, text: str) -> bytes:
+    def _append(self, kind: str, text: str) -> bytes:
+        """Adds text to the open item, or to a new one if that is of another kind."""
         events = b""
         if self._open is None or self._open.kind != kind:
             events += self._begin(_Item(kind, new_id("rs_" if kind == "reasoning" else "msg_")))
@@ -100,25 +100,26 @@ class ResponseWriter:
         item.text += text
         if not text:
             return events
-        return events + self._event(f"response.{item.says}.delta", **self._at(item), delta=text, **item.logprobs)
+        delta = self._event(f"response.{item.part_type}.delta", **self._at(item), delta=text, **item.logprobs)
+        return events + delta
 
-    def _call(self, tool: ToolDelta) -> bytes:
+    def _append_call(self, call: ToolDelta) -> bytes:
         events = b""
-        if tool.id:
-            events += self._begin(_Item("function_call", new_id("fc_"), "", tool.id, tool.name))
+        if call.id:
+            events += self._begin(_Item("function_call", new_id("fc_"), "", call.id, call.name))
         item = self._open
         assert item is not None
-        item.text += tool.arguments
-        if not tool.arguments:
+        item.text += call.arguments
+        if not call.arguments:
             return events
         where = {"item_id": item.id, "output_index": len(self._done)}
-        return events + self._event("response.function_call_arguments.delta", **where, delta=tool.arguments)
+        return events + self._event("response.function_call_arguments.delta", **where, delta=call.arguments)
 
     def _begin(self, item: _Item) -> bytes:
         events = self._close("completed")
         self._open = item
-        place = len(self._done)
-        events += self._event("response.output_item.added", output_index=place, item=item.describe("in_progress"))
+        added = item.describe("in_progress")
+        events += self._event("response.output_item.added", output_index=len(self._done), item=added)
         if item.kind == "function_call":
             return events
         return events + self._event("response.content_part.added", **self._at(item), part=item.part())
@@ -131,7 +132,7 @@ class ResponseWriter:
             where = {"item_id": item.id, "output_index": len(self._done)}
             events = self._event("response.function_call_arguments.done", **where, name=item.name, arguments=item.text)
         else:
-            events = self._event(f"response.{item.says}.done", **self._at(item), text=item.text, **item.logprobs)
+            events = self._event(f"response.{item.part_type}.done", **self._at(item), text=item.text, **item.logprobs)
             events += self._event("response.content_part.done", **self._at(item), part=item.part())
         events += self._event("response.output_item.done", output_index=len(self._done), item=item.describe(status))
         self._done.append(item)
@@ -188,13 +189,13 @@ def _items(choice: Choice) -> list[_Item]:
 
 
 def _format_of(request: ResponseRequest) -> dict[str, Any]:
-    form = request.text.format if request.text else None
-    said: dict[str, Any] = msgspec.to_builtins(form) if form is not None else {"type": "text"}
-    return said
+    answer_format = request.text.format if request.text else None
+    described: dict[str, Any] = {"type": "text"} if answer_format is None else msgspec.to_builtins(answer_format)
+    return described
 
 
 def usage_of(usage: Usage) -> dict[str, Any]:
-    """Usage as this API says it."""
+    """Usage in this API's shape."""
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},

@@ -1,14 +1,16 @@
-"""POST /tokenize and /detokenize: what a model's tokenizer makes of a text, in vLLM's shapes."""
+"""POST /tokenize and /detokenize, in vLLM's shapes."""
 
 from typing import Annotated, Any
 
 import msgspec
 
-from deployments.api.protocol.chat import ChatMessage
+from deployments.api.protocol.chat_messages import ChatMessage
+from deployments.api.protocol.common import Natural
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A text (`prompt`), or a conversation (`messages`) that the chat template renders first."""
+    """The body of POST /tokenize: a text (`prompt`), or a conversation (`messages`), which the chat template renders
+    first."""
 
     model: str
     prompt: str | None = None
@@ -19,14 +21,14 @@ class TokenizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DetokenizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Token ids."""
+    """The body of POST /detokenize. tokens: token ids."""
 
     model: str
-    tokens: list[Annotated[int, msgspec.Meta(ge=0)]]
+    tokens: list[Natural]
 
 
 class TokenizeResponse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Token ids. token_strs: the text of each, where it was asked for."""
+    """Token ids. token_strs: the text of each, if the request sets return_token_strs."""
 
     count: int
     max_model_len: int
@@ -35,7 +37,7 @@ class TokenizeResponse(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class DetokenizeResponse(msgspec.Struct, frozen=True):
-    """The text of token ids, special ones with theirs."""
+    """prompt: the text of the token ids, special ones included."""
 
     prompt: str
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.api.protocol.chat import StreamOptions
+from deployments.api.protocol.common import StreamOptions
 from deployments.api.protocol.completions import CompletionRequest, CompletionWriter
 from deployments.api.responses import merge_deltas
 from deployments.common.types import Choice, Delta, GenerationResult, TokenLogprob, Usage
@@ -59,8 +59,8 @@ def test_chunks_put_together_are_the_whole(prompts: list[str], n: int, data: Any
 
     queues = [deltas_of(index, choice, cut) for index, choice in enumerate(made)]
     streamed: list[Delta] = []
-    while queue := order.choice([queue for queue in queues if queue] or [None]):
-        streamed.append(queue.pop(0))
+    while any(queues):
+        streamed.append(order.choice([queue for queue in queues if queue]).pop(0))
     for deltas in (streamed, merge_deltas(streamed), result.deltas()):
         writer = CompletionWriter(request, "fp", prompts)
         events = b"".join([writer.start(), *map(writer.delta, deltas), writer.end(result)])

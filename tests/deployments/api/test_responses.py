@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from deployments.api.protocol.chat import ChatRequest, UserMessage
+from deployments.api.protocol.chat import ChatRequest
+from deployments.api.protocol.chat_messages import UserMessage
 from deployments.api.protocol.chat_writer import ChatWriter
 from deployments.api.responses import StreamTimeouts, merge_deltas, stream_response
 from deployments.common.deadlines import Deadline

@@ -1,4 +1,7 @@
-"""What the chat page sends of a conversation."""
+"""What the chat page sends of a conversation, and how it shows an answer."""
+
+import re
+from dataclasses import asdict
 
 import pytest
 
@@ -6,7 +9,7 @@ pytest.importorskip("gradio", reason="the chat page needs the extra `page`")
 
 from deployments.pages.chat import Message, conversation, messages
 from deployments.pages.client import Progress
-from deployments.pages.i18n import ENGLISH, texts_for
+from deployments.pages.i18n import CHINESE, ENGLISH, texts_for
 
 DONE = Progress("because", "42", "miss", False, "stop", 0.5, 0.8, 1.5, 11, 6)
 
@@ -15,7 +18,7 @@ def user(text: str) -> Message:
     return {"role": "user", "content": [{"type": "text", "text": text}], "metadata": None}
 
 
-def test_a_conversation_is_questions_and_answers_alone() -> None:
+def test_only_answered_questions_and_their_answers_are_sent() -> None:
     stopped = Progress(thinking="hm")
     history = [
         user("never answered"),
@@ -37,9 +40,17 @@ def test_thinking_is_open_until_the_answer_begins() -> None:
     thought, answer, line = messages(DONE, ENGLISH)
     assert thought["metadata"] == {"title": "Thought", "status": "done", "duration": 0.8}
     assert answer["content"] == "42"
-    assert "11 tokens, 6 of them thinking · 10 tokens/s · first after 0.50 s · made anew" in line["content"]
+    assert "11 tokens (6 thinking) · 10 tokens/s · first token after 0.50 s · generated now" in line["content"]
 
 
-def test_words_follow_the_first_language() -> None:
+def test_texts_are_in_the_first_language() -> None:
     assert texts_for("zh-CN,zh;q=0.9,en;q=0.8").thought == "思考过程"
     assert texts_for("en-GB,zh;q=0.9") is texts_for("") is ENGLISH
+
+
+def test_every_text_has_the_same_fields_in_both_languages() -> None:
+    fields = {
+        language: {name: sorted(re.findall(r"\{(\w+)", text)) for name, text in texts.items()}
+        for language, texts in (("en", asdict(ENGLISH)), ("zh", asdict(CHINESE)))
+    }
+    assert fields["en"] == fields["zh"]
