@@ -1,4 +1,4 @@
-"""Where settings come from: dray.yaml, DRAY_* and the command line; checked, and each known by its source."""
+"""Loads the settings from dray.yaml, DRAY_* and the command line, checks them, and remembers where each came from."""
 
 import json
 import os
@@ -30,57 +30,57 @@ FIXED = (
     "cluster.port",
     "cluster.redis_port",
 )
-"""Settings of what lies below the service, which stay as they are while Dray runs."""
-
-
-def changed_fixed_settings(one: "Settings", other: "Settings") -> list[str]:
-    """Names of the fixed settings in which the two are not alike."""
-    first, second = leaves(one.model_dump(mode="json")), leaves(other.model_dump(mode="json"))
-    return [name for name in FIXED if first[name] != second[name]]
+"""Settings of what lies below the service: they cannot change while Dray runs."""
 
 
 class SettingsError(Exception):
     """A setting that is unknown, of the wrong type or out of range. The message names it and its source."""
 
 
+def changed_fixed_settings(new: Settings, old: Settings) -> list[str]:
+    """Names of the fixed settings that differ."""
+    new_values, old_values = leaves(new.model_dump(mode="json")), leaves(old.model_dump(mode="json"))
+    return [name for name in FIXED if new_values[name] != old_values[name]]
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Settings in force, and for each dotted name the source that set it."""
+    """The settings in force, and for each dotted name the source that set it."""
 
     settings: Settings
     origins: dict[str, str]
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted names of a nested mapping's leaves: {"a": {"b": 1}} gives {"a.b": 1}."""
-    found: dict[str, Any] = {}
+    """The leaves of a nested mapping by their dotted names: {"a": {"b": 1}} gives {"a.b": 1}."""
+    values: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            found.update(leaves(value, f"{prefix}{name}."))
+            values.update(leaves(value, f"{prefix}{name}."))
         else:
-            found[prefix + name] = value
-    return found
+            values[prefix + name] = value
+    return values
 
 
 def describe(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, str]:
-    """Dotted name of every setting, with its description."""
-    found: dict[str, str] = {}
+    """The description of every setting by its dotted name."""
+    descriptions: dict[str, str] = {}
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Group):
-            found.update(describe(kind, f"{prefix}{name}."))
+            descriptions.update(describe(kind, f"{prefix}{name}."))
         else:
-            found[prefix + name] = field.description or ""
-    return found
+            descriptions[prefix + name] = field.description or ""
+    return descriptions
 
 
 def variable(name: str) -> str:
-    """Environment variable of a dotted setting: model.kv_cache_mb gives DRAY_MODEL__KV_CACHE_MB."""
+    """The environment variable of a dotted setting: model.kv_cache_mb gives DRAY_MODEL__KV_CACHE_MB."""
     return ENV_PREFIX + name.upper().replace(".", "__")
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The variables that give another process these very settings."""
+    """The variables that give another process exactly these settings."""
     values = leaves(settings.model_dump(mode="json"))
     return {
         variable(name): value if isinstance(value, str) else json.dumps(value)
@@ -92,8 +92,8 @@ def environment(settings: Settings) -> dict[str, str]:
 def load(overrides: Mapping[str, Any] | None = None, config: Path | None = None) -> Loaded:
     """Reads every source and checks the result.
 
-    overrides: dotted names from the command line, e.g. {"model.replicas": 2}; None values are left out.
-    config: the YAML file; None takes DRAY_CONFIG, then ./dray.yaml if there is one.
+    overrides: dotted names from the command line, e.g. {"model.replicas": 2}; None values are ignored.
+    config: the YAML file. None: the file named by DRAY_CONFIG, or else ./dray.yaml if it exists.
     Raises SettingsError for a missing file, an unknown name or a wrong value.
     """
     named = config or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
@@ -101,13 +101,13 @@ def load(overrides: Mapping[str, Any] | None = None, config: Path | None = None)
         raise SettingsError(f"settings file {named} does not exist")
     path = named or Path("dray.yaml")
     known = describe()
-    strangers = sorted(
+    unknown = sorted(
         name
         for name in os.environ
         if name.startswith(ENV_PREFIX) and name != CONFIG_VARIABLE and name not in map(variable, known)
     )
-    if strangers:
-        raise SettingsError(f"unknown setting {strangers[0]} in the environment; `dray settings` lists those there are")
+    if unknown:
+        raise SettingsError(f"unknown setting {unknown[0]} in the environment; `dray settings` lists all settings")
 
     layers: list[tuple[str, dict[str, Any]]] = [
         (str(path), _read_yaml(path) if path.is_file() else {}),
@@ -120,24 +120,29 @@ def load(overrides: Mapping[str, Any] | None = None, config: Path | None = None)
         for name, value in layer.items():
             values[name] = value
             origins[name] = origin
+    return Loaded(parse(_nest(values), origins), origins)
+
+
+def parse(values: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> Settings:
+    """Checks nested values. origins: the source of each dotted name, for the message. Raises SettingsError."""
     try:
-        settings = Settings(**_nest(values))
+        return Settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        origin = origins.get(name) or origins.get(str(first["loc"][0]), "settings")
+        origins = origins or {}
+        origin = origins.get(name) or origins.get(str(first["loc"][0]))
         what = "unknown setting" if first["type"] == "extra_forbidden" else f"{first['msg']}, got {first['input']!r}"
-        raise SettingsError(f"{name} ({origin}): {what}") from None
-    return Loaded(settings, origins)
+        raise SettingsError(f"{name} ({origin}): {what}" if origin else f"{name}: {what}") from None
 
 
 def keep_fixed_settings(loaded: Loaded, running: Mapping[str, Any]) -> Settings:
-    """The settings, with the fixed ones that nobody has set taken from those under which Dray runs."""
-    values, now = leaves(loaded.settings.model_dump(mode="json")), leaves(running)
+    """The loaded settings, but with the running Dray's value for each fixed one that no source sets."""
+    values, current = leaves(loaded.settings.model_dump(mode="json")), leaves(running)
     for name in FIXED:
         if loaded.origins[name] == "default":
-            values[name] = now[name]
-    return Settings(**_nest(values))
+            values[name] = current[name]
+    return parse(_nest(values))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

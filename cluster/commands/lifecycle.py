@@ -32,8 +32,18 @@ from cluster.launch.join import joined_cluster
 from cluster.launch.membership import JoinError
 from cluster.launch.preflight import LaunchError
 from cluster.launch.ray_node import address_of, clear, token_of
-from cluster.launch.state import AlreadyRunning, DeployRequest, is_held, read_record, write_deploy_request
-from cluster.launch.supervisor import remove_folder_if_empty, running
+from cluster.launch.startup import running
+from cluster.launch.state import (
+    DEPLOY_REQUEST_FILE,
+    LOCK_FILE,
+    RECORD_FILE,
+    AlreadyRunning,
+    DeployRequest,
+    is_held,
+    read_record,
+    remove_folder_if_empty,
+    write_deploy_request,
+)
 from cluster.serve_config import PAGE_PREFIX, has_page
 from cluster.settings import Settings, is_loopback
 
@@ -264,7 +274,7 @@ def down(state_dir: StateDir = None, config: Config = None) -> None:
         # Its launcher was killed and could not clean up.
         clear(folder)
         sweep(settings.core_lock_dir)
-        for name in ("dray.json", "wish.json", "up.lock", "dray.log", "ray-token"):
+        for name in (RECORD_FILE, DEPLOY_REQUEST_FILE, LOCK_FILE, "dray.log", "ray-token"):
             (folder / name).unlink(missing_ok=True)
         remove_folder_if_empty(folder)
     if (record := read_record(folder)) is None:

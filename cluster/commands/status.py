@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.client import ServerError, metrics
@@ -68,6 +69,12 @@ def status(as_json: AsJson = False, state_dir: StateDir = None, config: Config =
         f"{answers['bypass']} uncached; Redis: {report['redis']}",
         highlight=False,
     )
+    if report["deployment"]["waiting_for"]:
+        out.print(f"deploying: {escape(report['deployment']['waiting_for'])}", highlight=False)
+    elif report["deployment"]["refused"]:
+        out.print(f"the last deployment was refused: {escape(report['deployment']['refused'])}", highlight=False)
+    for problem in report["problems"]:
+        out.print(f"[yellow]problem:[/yellow] {escape(problem)}", highlight=False, soft_wrap=True)
 
 
 def _report(record: Record) -> dict[str, Any]:
@@ -105,6 +112,8 @@ def _report(record: Record) -> dict[str, Any]:
         ],
         "answers": {name: answers[name] for name in ("hit", "join", "miss", "bypass")},
         "redis": _redis_state(record.redis),
+        "deployment": {"waiting_for": record.rollout, "refused": record.refused},
+        "problems": record.problems,
     }
 
 

@@ -1,4 +1,4 @@
-"""A machine that joins others: checked first, then a Ray node of theirs until it is told to leave."""
+"""Joins this machine to another's Dray: checks it first, then runs a Ray node there until it leaves."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,9 +16,10 @@ from cluster.settings import Settings
 def joined_cluster(
     settings: Settings, head: str, token: str, on_stage: Callable[[str], None]
 ) -> Iterator[Callable[[], bool]]:
-    """This machine as a part of another's Dray, for as long as the block runs; what runs here is drained at the end.
+    """Makes this machine part of another's Dray while the block runs; what runs here is drained at the end.
 
-    head: that machine's HOST:PORT. Gives what `further_node` gives. Raises JoinError, LaunchError, AlreadyRunning.
+    head: that machine's HOST:PORT. on_stage: called with what is being done. Yields what `further_node` yields.
+    Raises JoinError, LaunchError, AlreadyRunning.
     """
     folder = settings.state_dir
     interrupt_on_sigterm()
@@ -37,8 +38,8 @@ def joined_cluster(
                 check_versions(terms)
                 check_models(terms, settings.models_dir)
                 stage("joining")
-                with further_node(settings, usable, head) as look:
+                with further_node(settings, usable, head) as revive:
                     stage("ready")
-                    yield look
+                    yield revive
         finally:
             sweep(settings.core_lock_dir)

@@ -1,5 +1,6 @@
-"""A Ray node on this machine: its environment, its processes, and their end, however they came to it."""
+"""A Ray node on this machine: its environment, its processes, and their end in every case."""
 
+import atexit
 import logging
 import os
 import secrets
@@ -19,15 +20,22 @@ from cluster.launch import haproxy
 from cluster.launch.child import dies_with_parent
 from cluster.launch.environment import HAPROXY_FOLDER, METRICS_FOLDER, OBJECT_STORE_BYTES, serve_environment
 from cluster.launch.import_guard import leave_out_pandas
+from cluster.launch.preflight import LaunchError
 from cluster.redis_server import Listen
 from cluster.settings import ClusterSettings, Settings
 
 _STOP_S = 20.0
 _DRAIN_S = 40.0
-"""Ray lets the work of a node that is asked to go end for 30 s."""
-_TOKEN = "ray-token"
-_RAYS_FOLDERS = ("ray", HAPROXY_FOLDER, METRICS_FOLDER)
-_FOLDERS = (*_RAYS_FOLDERS, "redis", "teams", "gcs")
+"""Ray gives the work on a node that is asked to leave 30 s to end."""
+_TOKEN_FILE = "ray-token"
+_NODE_FOLDERS = ("ray", HAPROXY_FOLDER, METRICS_FOLDER)
+_ALL_FOLDERS = (*_NODE_FOLDERS, "redis", "teams", "gcs")
+_ESSENTIAL = ("gcs_server", "raylet")
+"""Ray's processes that nothing restarts."""
+
+
+class RayEndedError(LaunchError):
+    """Ray itself has ended on this machine, so Dray cannot continue."""
 
 
 def interrupt_on_sigterm() -> None:
@@ -40,10 +48,13 @@ def interrupt_on_sigterm() -> None:
 
 
 @contextmanager
-def first_node(settings: Settings, cores: int, ports: range, store: Listen | None = None) -> Iterator[None]:
-    """Ray on this machine, which others may join where the settings say so; ended with all its processes.
+def first_node(
+    settings: Settings, cores: int, ports: range, store: Listen | None = None
+) -> Iterator[Callable[[], None]]:
+    """Starts Ray on this machine and ends it with all its processes; others may join where the settings say so.
 
-    store: a Redis in which it keeps what it knows; None: in its own memory.
+    store: the Redis in which Ray keeps its state. None: in its own memory.
+    Yields a check that raises RayEndedError once Ray itself has ended.
     """
     chosen = settings.cluster
     with prepared(settings, ports, token_of(settings)):
@@ -54,7 +65,8 @@ def first_node(settings: Settings, cores: int, ports: range, store: Listen | Non
         leave_out_pandas()
         import ray
 
-        before = _below()
+        before = _descendants()
+        alive = True
         try:
             ray.init(
                 address="local",
@@ -68,21 +80,37 @@ def first_node(settings: Settings, cores: int, ports: range, store: Listen | Non
                 _node_ip_address=address_of(chosen) if chosen.head else None,
                 _redis_password=store.password if store else "",
             )
-            interrupt_on_sigterm()  # ray.init puts a handler of its own in its place
-            yield
+            interrupt_on_sigterm()  # ray.init installs a handler of its own
+            essential = [(process.name(), process) for process in psutil.Process().children()]
+            essential = [(name, process) for name, process in essential if name in _ESSENTIAL]
+
+            def check() -> None:
+                for name, process in essential:
+                    if _has_ended(process):
+                        raise RayEndedError(f"Ray has ended: its {name} (process {process.pid}) died; Dray stops")
+
+            yield check
+        except RayEndedError:
+            alive = False
+            raise
         finally:
-            # Named before the shutdown: a process whose parent has gone is no longer found below this one.
-            started = _below() - before
-            ray.shutdown()
-            _end(list(started))
+            # Listed before the shutdown: a process whose parent has ended is no longer a descendant of this one. What a
+            # raylet that died has left has no parent already.
+            started = (_descendants() | _started_with_token(settings.state_dir)) - before
+            if alive:
+                ray.shutdown()
+            else:
+                # It would write to the dead raylet and end this process on the spot, also at exit (ray 2.60).
+                atexit.unregister(ray.shutdown)
+            _end(list(started), timeout_s=_STOP_S / 4 if alive else 0)
 
 
 @contextmanager
 def further_node(settings: Settings, cores: int, head: str) -> Iterator[Callable[[], bool]]:
-    """A node of another machine's Ray, within `prepared`. head: that machine's HOST:PORT.
+    """Runs a node of another machine's Ray, within `prepared`. head: that machine's HOST:PORT.
 
-    What it gives is to be called now and then: it starts the node again where Ray has ended it, as it does with one
-    that it had lost from its sight, and tells whether it had to.
+    Yields a function to call at regular intervals: it starts the node again if Ray has ended it, as Ray does with a
+    node that it had lost contact with, and returns whether it had to.
     """
     command = [
         str(Path(sys.executable).with_name("ray")),
@@ -97,46 +125,46 @@ def further_node(settings: Settings, cores: int, head: str) -> Iterator[Callable
     ]
 
     def start() -> subprocess.Popen[bytes]:
-        sink, dies = subprocess.DEVNULL, dies_with_parent(signal.SIGTERM)
-        return subprocess.Popen(command, stdin=sink, stdout=sink, stderr=sink, preexec_fn=dies)
+        null, dies = subprocess.DEVNULL, dies_with_parent(signal.SIGTERM)
+        return subprocess.Popen(command, stdin=null, stdout=null, stderr=null, preexec_fn=dies)
 
     process = start()
 
-    def look() -> bool:
+    def revive() -> bool:
         nonlocal process
         if process.poll() is None:
             return False
-        _end(list(_below()), patience_s=0)
+        _end(list(_descendants()), timeout_s=0)
         process = start()
         return True
 
     try:
-        yield look
+        yield revive
     finally:
-        started = _below()
+        started = _descendants()
         process.terminate()
-        _end(list(started), patience_s=_DRAIN_S)
+        _end(list(started), timeout_s=_DRAIN_S)
 
 
 @contextmanager
 def prepared(settings: Settings, ports: range, token: str) -> Iterator[None]:
-    """The environment and the folders of a node on this machine."""
+    """Sets the environment and the folders of a node on this machine; removes the folders at the end."""
     folder = settings.state_dir
     os.environ.update(_environment(settings, ports))
-    file = folder / _TOKEN
+    file = folder / _TOKEN_FILE
     file.touch(mode=0o600)
     file.write_text(token)
     (folder / METRICS_FOLDER).mkdir(exist_ok=True)
     try:
         yield
     finally:
-        for name in _RAYS_FOLDERS:
+        for name in _NODE_FOLDERS:
             shutil.rmtree(folder / name, ignore_errors=True)
         file.unlink(missing_ok=True)
 
 
 def token_of(settings: Settings) -> str:
-    """What another machine needs to join this one: kept with what lasts, so that it holds when the head comes back."""
+    """The secret that another machine needs to join this one. A head's is kept in data_dir, to survive restarts."""
     if not settings.cluster.head:
         return secrets.token_hex(32)
     file = settings.data_dir / "cluster-token"
@@ -153,17 +181,17 @@ def address_of(chosen: ClusterSettings) -> str:
     if chosen.address:
         return chosen.address
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing: only a route is looked up
+        probe.connect(("192.0.2.1", 9))  # sends nothing; it only looks up a route
         return str(probe.getsockname()[0])
 
 
-def _below() -> set[psutil.Process]:
-    """All processes that this one and those below it have started."""
+def _descendants() -> set[psutil.Process]:
+    """All processes that this one has started, directly or through others."""
     return set(psutil.Process().children(recursive=True))
 
 
 def _environment(settings: Settings, ports: range) -> dict[str, str]:
-    """What Ray and Serve read from the environment here: ports and the token are this Dray's own."""
+    """What Ray and Serve read from the environment here: with this Dray's own ports and token."""
     metrics, stats, fallback, *replicas = ports
     http, grpc = replicas[: len(replicas) // 2], replicas[len(replicas) // 2 :]
     return serve_environment(settings, haproxy.command()) | {
@@ -174,38 +202,46 @@ def _environment(settings: Settings, ports: range) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http[-1]),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc[0]),
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc[-1]),
-        "RAY_AUTH_TOKEN_PATH": str(settings.state_dir / _TOKEN),
+        "RAY_AUTH_TOKEN_PATH": str(settings.state_dir / _TOKEN_FILE),
     }
 
 
 def clear(folder: Path) -> None:
     """Ends what a killed launcher left running on this state folder, and deletes its files.
 
-    Ray's own processes notice by themselves, in their time; HAProxy is nobody's to end once its manager is gone.
+    Ray's processes end by themselves after a while; HAProxy runs on when its manager has gone.
     """
-    mine = str(folder / _TOKEN)
-    left = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get("RAY_AUTH_TOKEN_PATH") == mine:
-                left.append(process)
-    _end(left, patience_s=0)
-    for name in _FOLDERS:
+    _end(list(_started_with_token(folder)), timeout_s=0)
+    for name in _ALL_FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _end(processes: list[psutil.Process], patience_s: float = _STOP_S / 4) -> None:
-    """Waits for the processes; those still there after a while are killed."""
-    _, alive = psutil.wait_procs(processes, timeout=patience_s)
+def _started_with_token(folder: Path) -> set[psutil.Process]:
+    """All processes that were started with the token of this state folder in their environment."""
+    token = str(folder / _TOKEN_FILE)
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("RAY_AUTH_TOKEN_PATH") == token:
+                found.add(process)
+    return found
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _end(processes: list[psutil.Process], timeout_s: float) -> None:
+    """Waits for the processes to end; terminates those that remain after the timeout, then kills them."""
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
     for process in alive:
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.terminate()
-        except psutil.NoSuchProcess:
-            continue
     _, alive = psutil.wait_procs(alive, timeout=_STOP_S / 4)
     for process in alive:
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
     psutil.wait_procs(alive, timeout=_STOP_S / 2)

@@ -1,4 +1,4 @@
-"""What Dray says to Serve, and what Serve says back. Imports Ray only when called: it reads its environment then."""
+"""Dray's calls to Ray Serve. Imports Ray only when called: Ray reads its environment on import."""
 
 import logging
 import time
@@ -8,13 +8,13 @@ from typing import Any
 from cluster.launch.preflight import LaunchError
 from cluster.serve_config import PAGE, Engine, Routers, serve_config
 
-_LOOK_S = 0.1
+_POLL_S = 0.1
 
 
 def start(routers: Routers) -> None:
     """Starts Serve with these routers and their engines, and waits until all serve.
 
-    Raises LaunchError with what a replica said.
+    Raises LaunchError with the reason that a replica gave.
     """
     from ray import serve
 
@@ -25,43 +25,46 @@ def start(routers: Routers) -> None:
         logging_config={"enable_access_log": False},
     )
     apply(routers)
-    patience = max(engine.model.settings.start_timeout_s for engine in routers.engines)
-    deadline = time.monotonic() + patience
+    timeout_s = max(engine.model.settings.start_timeout_s for engine in routers.engines)
+    deadline = time.monotonic() + timeout_s
     while True:
-        # The chat page comes a few seconds later, and nobody who asks the API is to wait for it.
-        seen = [one for name, one in applications().items() if name != PAGE]
-        if seen and all(one.status == "RUNNING" or (settings.cluster.head and _begun(one)) for one in seen):
+        # The chat page needs a few seconds more, and no API client should wait for it.
+        statuses = [status for name, status in applications().items() if name != PAGE]
+        if statuses and all(
+            status.status == "RUNNING" or (settings.cluster.head and _has_running_replicas(status))
+            for status in statuses
+        ):
             return
-        said = next(filter(None, map(failure, seen)), "")
-        if said or time.monotonic() > deadline:
-            raise LaunchError(said or f"not ready within {patience:.0f} s")
-        time.sleep(_LOOK_S)
+        reason = next(filter(None, map(failure, statuses)), "")
+        if reason or time.monotonic() > deadline:
+            raise LaunchError(reason or f"not ready within {timeout_s:.0f} s")
+        time.sleep(_POLL_S)
 
 
 def apply(routers: Routers, engines: Iterable[Engine] | None = None) -> None:
-    """Makes Serve run just these; what runs already as it should is left alone. engines: as `serve_config` takes it."""
+    """Makes Serve run exactly these; replicas that already match keep running. engines: as `serve_config` takes it."""
     from ray.serve.context import _get_global_client
     from ray.serve.schema import ServeDeploySchema
 
-    # What `serve run` does with a config file; there is no public call that takes one.
+    # What `serve run` does with a config file; no public call takes one.
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(serve_config(routers, engines)))
 
 
 def applications() -> dict[str, Any]:
-    """Serve's overview of each application, by name."""
+    """Serve's status of each application, by name."""
     from ray import serve
 
     return dict(serve.status().applications)
 
 
-def _begun(application: Any) -> bool:
-    """Whether each of its deployments has a replica that runs."""
-    deployments = [one for name, one in application.deployments.items() if name != "root"]
-    return bool(deployments) and all(one.replica_states.get("RUNNING", 0) for one in deployments)
+def _has_running_replicas(application: Any) -> bool:
+    """Whether each deployment of the application has a running replica."""
+    deployments = [deployment for name, deployment in application.deployments.items() if name != "root"]
+    return bool(deployments) and all(deployment.replica_states.get("RUNNING", 0) for deployment in deployments)
 
 
 def failure(application: Any) -> str:
-    """The line in which a replica of the application said why it cannot start; empty while none did."""
+    """Why the application cannot start, in one line; empty while nothing has failed."""
     for deployment in application.deployments.values():
         for line in deployment.message.splitlines():
             if "EngineStartError" in line or "NotEnoughCores" in line:
@@ -70,3 +73,13 @@ def failure(application: Any) -> str:
         lines = str(application.message).strip().splitlines()
         return f"the application cannot start: {lines[-1] if lines else application.status}"
     return ""
+
+
+def one_line(error: Exception) -> str:
+    """An error's message for a user. Of a traceback from a Ray task, the last line: the error itself."""
+    from ray.exceptions import RayTaskError
+
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    return lines[-1 if isinstance(error, RayTaskError) else 0].strip()

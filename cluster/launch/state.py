@@ -1,4 +1,4 @@
-"""The record of a running Dray in its state folder: who runs, where it answers, how far the start has come."""
+"""The state folder of a running Dray: who holds it, the record that other commands read, and their deploy requests."""
 
 import fcntl
 import json
@@ -9,18 +9,31 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+RECORD_FILE, DEPLOY_REQUEST_FILE, LOCK_FILE = "dray.json", "deploy-request.json", "up.lock"
+
 
 class AlreadyRunning(Exception):
     """Another Dray holds this state folder."""
 
 
+class DeployRequestError(Exception):
+    """The deploy request cannot be read; the message says why. It has been removed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the other commands need to find a running Dray. stage: "ready" once it serves.
+    """What the other commands need to know of a running Dray.
 
-    head: of the Dray that this machine has joined; empty where it runs its own. redis, teams: URLs of the Redis of
-    answers, and of that of teams. keys: whether there was one at the start. rollout: what a deployment is waiting for;
-    empty while there is none. answered: the last wish that was carried out, or refused, and then why.
+    pid: of its launcher. stage: "ready" once it serves, before that what it is starting.
+    url: base URL of the API. models: their names. settings: as JSON.
+    redis, teams: URLs of the Redis of answers and of that of teams.
+    keys: whether an API key existed at the start.
+    head: HOST:PORT of the Dray that this machine has joined; empty where it runs its own.
+    problems: what the launcher cannot do now and keeps retrying, a sentence each.
+    rollout: what a running deployment waits for; empty while there is none.
+    answered: id of the last deploy request that was carried out or refused. refused: why the last one was refused.
     """
 
     pid: int
@@ -32,6 +45,7 @@ class Record:
     keys: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     head: str = ""
+    problems: list[str] = field(default_factory=list)
     rollout: str = ""
     answered: str = ""
     refused: str = ""
@@ -39,45 +53,51 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class DeployRequest:
-    """What `dray deploy` asks of the launcher: other settings."""
+    """Asks the launcher to change to other settings."""
 
     id: str
     settings: dict[str, Any]
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Replaces the record."""
-    _replace(folder / "dray.json", asdict(record))
+    """Replaces the record. Raises OSError."""
+    _replace(folder / RECORD_FILE, asdict(record))
 
 
-def write_deploy_request(folder: Path, wish: DeployRequest) -> None:
-    """Leaves a wish for the launcher; one that it has not taken yet is replaced."""
-    _replace(folder / "wish.json", asdict(wish))
+def write_deploy_request(folder: Path, request: DeployRequest) -> None:
+    """Leaves a request for the launcher, in place of an earlier one that it has not taken yet."""
+    _replace(folder / DEPLOY_REQUEST_FILE, asdict(request))
 
 
 def take_deploy_request(folder: Path) -> DeployRequest | None:
-    """The wish that lies there, which is then gone; None when there is none."""
-    path = folder / "wish.json"
+    """Reads the request and removes its file; None when there is none. Raises DeployRequestError, OSError."""
+    path = folder / DEPLOY_REQUEST_FILE
     try:
-        wish = DeployRequest(**json.loads(path.read_text()))
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
     path.unlink()
-    return wish
+    try:
+        return msgspec.json.decode(content, type=DeployRequest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DeployRequestError(f"the deploy request was unreadable: {error}") from None
 
 
 def _replace(path: Path, content: dict[str, Any]) -> None:
     # In one step, so that no reader sees half of it.
     new = path.with_suffix(".new")
-    new.touch(mode=0o600)
-    new.write_text(json.dumps(content, default=str))
-    new.replace(path)
+    try:
+        new.touch(mode=0o600)
+        new.write_text(json.dumps(content, default=str))
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def read_record(folder: Path) -> Record | None:
     """The record of the Dray that runs here; None when none does."""
     try:
-        record = Record(**json.loads((folder / "dray.json").read_text()))
+        record = msgspec.json.decode((folder / RECORD_FILE).read_bytes(), type=Record)
     except FileNotFoundError:
         return None
     return record if is_held(folder) else None
@@ -86,7 +106,7 @@ def read_record(folder: Path) -> Record | None:
 def is_held(folder: Path) -> bool:
     """Whether a living process holds the folder."""
     try:
-        with (folder / "up.lock").open("r") as lock:
+        with (folder / LOCK_FILE).open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -97,9 +117,9 @@ def is_held(folder: Path) -> bool:
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Holds the state folder for one Dray. The kernel lets go when the process dies. Raises AlreadyRunning."""
+    """Holds the state folder for one Dray. The kernel releases it when the process dies. Raises AlreadyRunning."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / "up.lock"
+    path = folder / LOCK_FILE
     with path.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,13 +127,20 @@ def hold(folder: Path) -> Iterator[None]:
             record = read_record(folder)
             where = f" at {record.url} (process {record.pid})" if record and record.url else ""
             raise AlreadyRunning(
-                f"Dray runs already{where}; stop it with `dray down`, or give the other one a --state-dir of its own"
+                f"Dray already runs{where}; stop it with `dray down`, or start the second one with its own --state-dir"
             ) from None
         if not path.exists() or path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
-            raise AlreadyRunning("another Dray ended here in this very moment; try again")
+            raise AlreadyRunning("another Dray was just stopping here; try again")
         try:
             yield
         finally:
-            for name in ("dray.json", "wish.json"):
+            for name in (RECORD_FILE, DEPLOY_REQUEST_FILE, LOCK_FILE):
                 (folder / name).unlink(missing_ok=True)
-            path.unlink()
+
+
+def remove_folder_if_empty(folder: Path) -> None:
+    """Removes a state folder that nothing is left in."""
+    try:
+        folder.rmdir()
+    except OSError:
+        return

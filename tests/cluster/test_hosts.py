@@ -126,7 +126,7 @@ def test_who_may_not_join_is_told_why(tmp_path: Path) -> None:
         said = refused(there, head.token, PYTHONPATH=f"{tmp_path / 'newer'}:{os.environ.get('PYTHONPATH', '')}")
         assert f"dray 9.0 here and {version('dray')} there" in said
         said = refused(there, head.token, DRAY_MODELS_DIR=str(tmp_path / "altered"))
-        assert "is another than the one that is served there" in said
+        assert "differs from the model that the head serves" in said
         assert "school/arithmetic" in refused(there, head.token, DRAY_MODELS_DIR=str(tmp_path / "empty"))
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import openai
 import pytest
 
 from cluster.models.folder import BUNDLED_FOLDER
-from tests.conftest import RABBITS, Dray
+from tests.conftest import RABBITS, Dray, wait_for
 
 TWO_CORES = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs a core for the old and one for the new")
 RIGHT = ("23", "12")
@@ -163,6 +164,25 @@ def test_what_cannot_be_deployed_is_refused_and_the_old_serves_on(another: Dray)
         assert refused.stderr.count("\n") == 1
         assert fingerprint(another) == before
     assert another.run("deploy", timeout=200, **settings).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_deployment_survives_the_death_of_serves_controller(another: Dray) -> None:
+    settings = {"DRAY_MODEL__NAME": "bot"}
+    assert another.run("up", "--detach", **settings).returncode == 0  # type: ignore[arg-type]
+    record = another.folder / "s" / "dray.json"
+    launcher = json.loads(record.read_text())["pid"]
+    with subprocess.Popen(
+        another.command("deploy"), env=another.environment | settings | {"DRAY_LIMITS__OUTPUT_TOKENS": "5"}
+    ) as deploying:
+        wait_for(lambda: json.loads(record.read_text())["rollout"])
+        [controller] = another.processes("ray::ServeController")
+        controller.kill()
+        assert deploying.wait(200) == 0
+    assert json.loads(record.read_text())["pid"] == launcher and another.status()["problems"] == []
+    body = {"model": "bot", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
+    answer = httpx.post(f"{another.url}/chat/completions", json=body, timeout=60).json()
+    assert answer["usage"]["completion_tokens"] == 5
 
 
 def test_deploy_without_up(another: Dray) -> None:

@@ -7,11 +7,15 @@ import signal
 import socket
 import subprocess
 
+import httpx
 import psutil
 import pytest
 
+from cluster.launch.state import DEPLOY_REQUEST_FILE
 from cluster.models.folder import BUNDLED_FOLDER
 from tests.conftest import Dray, wait_for
+from tests.service.test_cache import ask, new_question
+from tests.service.test_faults import redis_process
 
 
 def processes_of(dray: Dray) -> list[str]:
@@ -88,7 +92,7 @@ def test_unknown_setting(another: Dray) -> None:
 def test_the_second_says_that_the_first_runs(dray: Dray) -> None:
     second = dray.run("up")
     assert second.returncode == 1
-    assert f"runs already at {dray.url}" in second.stderr
+    assert f"already runs at {dray.url}" in second.stderr
     assert dray.run("up", "--detach").returncode == 1
 
 
@@ -148,3 +152,52 @@ def test_every_thread_of_the_engine_is_on_its_cores(dray: Dray) -> None:
     assert threads
     for thread in threads:
         assert os.sched_getaffinity(thread.id) <= cpus
+
+
+def test_a_wrong_deploy_request_is_refused_and_serving_continues(dray: Dray, http: httpx.Client) -> None:
+    file = dray.folder / "s" / DEPLOY_REQUEST_FILE
+    for content, reason in (
+        ('{"id": "1", "settings": {"prot": 1}}', "prot: unknown setting"),
+        ("not JSON", "the deploy request was unreadable"),
+    ):
+        new = file.with_name("new")
+        new.write_text(content)
+        new.replace(file)
+        wait_for(lambda reason=reason: reason in dray.status()["deployment"]["refused"])  # type: ignore[misc]
+        assert reason in dray.run("status").stdout
+        assert not file.exists()
+    assert ask(http, new_question()).status_code == 200
+
+
+def test_without_its_redis_it_serves_uncached_until_that_starts_again(dray: Dray, http: httpx.Client) -> None:
+    question = new_question()
+    ask(http, question)
+    assert ask(http, question).headers["x-dray-cache"] == "hit"
+    folder = dray.folder / "s" / "redis"
+    folder.rename(folder.with_name("away"))
+    folder.touch()
+    redis_process(dray).kill()
+    try:
+        [problem] = wait_for(lambda: dray.status()["problems"])
+        assert "the Redis of the answer cache has ended and does not start again" in problem
+        assert "problem:" in dray.run("status").stdout
+        for _ in range(2):
+            given = ask(http, question)
+            assert given.status_code == 200 and given.headers["x-dray-cache"] == "miss"
+    finally:
+        folder.unlink()
+        shutil.rmtree(folder.with_name("away"))
+    wait_for(lambda: not dray.status()["problems"])
+    wait_for(lambda: ask(http, question).headers["x-dray-cache"] == "hit")
+
+
+def test_when_ray_itself_ends_dray_ends_with_one_line_and_leaves_nothing(another: Dray) -> None:
+    assert another.run("up", "--detach").returncode == 0
+    launcher = psutil.Process(json.loads((another.folder / "s" / "dray.json").read_text())["pid"])
+    [raylet] = [process for process in launcher.children() if process.name() == "raylet"]
+    raylet.kill()
+    launcher.wait(60)
+    log = (another.folder / "s" / "dray.log").read_text()
+    assert log.splitlines()[-1] == f"error: Ray has ended: its raylet (process {raylet.pid}) died; Dray stops"
+    (another.folder / "s" / "dray.log").unlink()
+    assert left_over(another) == []

@@ -1,0 +1,62 @@
+"""Dray's own Redis: started again after it has ended, also where a first attempt fails."""
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+
+from cluster.redis_server import OwnRedis, RedisStartError
+from tests.conftest import wait_for
+
+
+def kill(server: OwnRedis) -> None:
+    assert server.pid is not None
+    process = psutil.Process(server.pid)
+    os.kill(server.pid, signal.SIGKILL)
+    wait_for(lambda: process.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_revival_that_fails_is_tried_again_and_keeps_the_data(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    server = OwnRedis(folder, 16, tmp_path / "data", discard_on_stop=True)
+    server.start()
+    assert not server.revive(), "it runs"
+    with redis.Redis.from_url(server.url) as client:
+        client.set("kept", "yes")
+        client.waitaof(1, 0, 5000)  # on the disk
+    kill(server)
+    folder.rename(tmp_path / "away")
+    folder.touch()
+    for _ in range(2):
+        with pytest.raises(RedisStartError, match="File exists"):
+            server.revive()
+    folder.unlink()
+    assert server.revive() and not server.revive()
+    with redis.Redis.from_url(server.url) as client:
+        assert client.get("kept") == b"yes"
+    server.stop()
+    assert not folder.exists() and not (tmp_path / "data").exists()
+    assert not server.revive(), "what was stopped stays so"
+
+
+def test_a_binary_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = OwnRedis(tmp_path / "s", 16)
+    server.start()
+    path = os.environ["PATH"]
+    binary = tmp_path / "bin" / "valkey-server"
+    binary.parent.mkdir()
+    binary.write_text("#!/bin/sh\nexit 1\n")
+    binary.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{binary.parent}:{path}")
+    kill(server)
+    with pytest.raises(RedisStartError, match="it wrote no log"):  # and not the last words of the one before
+        server.revive()
+    binary.write_text("not a program")
+    with pytest.raises(RedisStartError, match="Exec format error"):
+        server.revive()
+    monkeypatch.setenv("PATH", path)
+    assert server.revive()
+    server.stop()
