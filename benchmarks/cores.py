@@ -12,7 +12,8 @@ from benchmarks.service import report
 from benchmarks.throughput import engine_streams
 from cluster.models.folder import open_model
 from cluster.settings import ModelSettings, default_models_dir
-from deployments.engine.process import EngineProcess, config_for
+from deployments.engine.pipeline import config_for
+from deployments.engine.process import EngineProcess
 
 
 async def rate(args: argparse.Namespace, leases: list[tuple[int, ...]]) -> tuple[float, float]:

@@ -22,7 +22,8 @@ from benchmarks.service import report
 from cluster.models.folder import WEIGHTS_FILE, ServedModel, open_model
 from cluster.settings import ModelSettings, default_models_dir
 from deployments.common.messages import EngineConfig, EngineRequest, Ready, Sampling
-from deployments.engine.process import EngineProcess, config_for
+from deployments.engine.pipeline import config_for
+from deployments.engine.process import EngineProcess
 
 _CACHES: dict[str, dict[str, str]] = {
     "no compile cache": {},

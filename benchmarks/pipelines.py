@@ -6,8 +6,7 @@ from typing import Any
 import numpy
 
 from cluster.models.folder import ServedModel
-from deployments.engine.core import make_pipeline
-from deployments.engine.process import config_for
+from deployments.engine.pipeline import config_for, make_pipeline
 
 _KV_BLOCKS = 2000
 

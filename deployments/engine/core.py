@@ -7,15 +7,12 @@ Cancel messages; after each step it sends one StepResult. It ends when the repli
 import ctypes
 import json
 import os
-import secrets
 import selectors
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -27,7 +24,6 @@ from deployments.common.messages import (
     EngineLoad,
     EngineRequest,
     FromEngine,
-    Grammar,
     Ready,
     Sampling,
     StartFailed,
@@ -39,29 +35,22 @@ from deployments.common.messages import (
 )
 from deployments.common.prefix import BLOCK_TOKENS, block_keys
 from deployments.engine.admission import Admission
+from deployments.engine.pipeline import (
+    generation_config,
+    kv_bytes_per_token,
+    make_pipeline,
+    release_weights,
+    stop_token_ids,
+    token_tensor,
+)
 
 _PR_SET_PDEATHSIG = 1
-_MADV_DONTNEED = 4
-_WEIGHTS_FILE = "openvino_model.bin"
 _RATE_SMOOTHING_S = 5.0
 _PROBE_TOKENS = 32
 _PROBING_S = 0.2
 _MIN_PREFILL_SAMPLE = 64
 """Minimum prompt tokens in a step for the step to count in the prefill speed."""
 _PREFILL_SPEED_WEIGHT = 0.2
-
-
-def kv_bytes_per_token(config: dict[str, Any]) -> int:
-    """Bytes of KV cache for one token. config: the model's config.json.
-
-    The CPU plugin stores keys and values as u8. It adds 8 bytes of scale and zero point for each channel and block of
-    keys, and for each token and head of values (openvino 2026.4).
-    """
-    heads = config["num_attention_heads"]
-    head_size = config.get("head_dim") or config["hidden_size"] // heads
-    kv_heads = config.get("num_key_value_heads") or heads
-    per_head = 2 * head_size + 8 * head_size // BLOCK_TOKENS + 8
-    return int(config["num_hidden_layers"] * kv_heads * per_head)
 
 
 class _Sequence:
@@ -82,46 +71,18 @@ class _Sequence:
         self.logprobs = request.sampling.logprobs
 
 
-def make_pipeline(
-    config: EngineConfig,
-    blocks: int,
-    scheduler: Mapping[str, Any] = MappingProxyType({}),
-    properties: Mapping[str, Any] = MappingProxyType({}),
-) -> Any:
-    """A continuous-batching pipeline. blocks: KV blocks. scheduler, properties: override the defaults set here."""
-    import openvino_genai
-
-    scheduler_config = openvino_genai.SchedulerConfig()
-    scheduler_config.num_kv_blocks = blocks
-    scheduler_config.max_num_seqs = config.max_num_seqs
-    scheduler_config.max_num_batched_tokens = config.max_num_batched_tokens
-    scheduler_config.dynamic_split_fuse = True
-    scheduler_config.enable_prefix_caching = True
-    for name, value in scheduler.items():
-        setattr(scheduler_config, name, value)
-    plugin_config = {
-        "INFERENCE_NUM_THREADS": len(config.cpus),
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": config.dynamic_quantization_group_size,
-        # The sampler has its own thread pool, by default one thread for each core of the machine.
-        "sampler_num_threads": len(config.cpus),
-        **properties,
-    }
-    return openvino_genai.ContinuousBatchingPipeline(config.model_dir, scheduler_config, "CPU", plugin_config)
-
-
 class Engine:
     """The pipeline and its sequences."""
 
     def __init__(self, config: EngineConfig) -> None:
         # Imported here: affinity must be set before OpenVINO loads, because it counts its threads then.
-        import openvino
         import openvino_genai
 
-        self._openvino, self._genai = openvino, openvino_genai
+        self._genai = openvino_genai
         model_dir = Path(config.model_dir)
         model = json.loads((model_dir / "config.json").read_text())
         self._vocabulary = int(model["vocab_size"])
-        self._stop_ids = _stop_ids(model_dir, model)
+        self._stop_ids = stop_token_ids(model_dir, model)
         self._blocks = max(1, config.kv_cache_mb * 2**20 // (kv_bytes_per_token(model) * BLOCK_TOKENS))
         self._admission = Admission(self._blocks, config.max_num_batched_tokens)
         self._waiting: dict[int, tuple[EngineRequest, list[bytes]]] = {}
@@ -177,9 +138,11 @@ class Engine:
                 self._start(number, request, keys)
 
     def _start(self, number: int, request: EngineRequest, keys: list[bytes]) -> None:
-        ids = self._openvino.Tensor(_row(request.prompt_ids))
+        ids = token_tensor(request.prompt_ids)
         try:
-            handle = self._pipeline.add_request(number & 0xFFFFFFFF, ids, self._generation_config(request.sampling))
+            handle = self._pipeline.add_request(
+                number & 0xFFFFFFFF, ids, generation_config(request.sampling, self._stop_ids)
+            )
         except RuntimeError as error:
             self._refused[number] = TokenBatch([], "invalid", reason=str(error))
             return
@@ -263,39 +226,6 @@ class Engine:
             self._admission.prefilled(sequence)
         return TokenBatch(ids, finish, cached, "", logprobs)
 
-    def _generation_config(self, sampling: Sampling) -> Any:
-        config = self._genai.GenerationConfig()
-        config.apply_chat_template = False
-        config.max_new_tokens = sampling.max_tokens
-        config.min_new_tokens = min(sampling.min_tokens, sampling.max_tokens)
-        config.ignore_eos = sampling.ignore_eos
-        # ignore_eos ignores the model's own stop tokens, but not those of the request.
-        config.stop_token_ids = {*sampling.stop_ids, *(() if sampling.ignore_eos else self._stop_ids)}
-        config.repetition_penalty = sampling.repetition_penalty
-        config.frequency_penalty = sampling.frequency_penalty
-        config.presence_penalty = sampling.presence_penalty
-        config.logprobs = int(sampling.logprobs)
-        config.do_sample = sampling.temperature > 0
-        if config.do_sample:
-            config.temperature = sampling.temperature
-            config.top_p = sampling.top_p
-            config.min_p = sampling.min_p
-            if sampling.top_k:
-                config.top_k = sampling.top_k
-            # The pipeline's default seed is constant, so every request would draw the same numbers.
-            seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
-            config.rng_seed = seed & (2**63 - 1)
-        if sampling.grammar is not None:
-            config.structured_output_config = self._structured_output(sampling.grammar)
-        return config
-
-    def _structured_output(self, grammar: Grammar) -> Any:
-        kinds = self._genai.StructuredOutputConfig
-        if grammar.ebnf:
-            return kinds(grammar=grammar.ebnf)
-        tags = [kinds.Tag(tag.begin, kinds.EBNF(tag.grammar), tag.end) for tag in grammar.tags]
-        return kinds(structural_tags_config=kinds.TriggeredTags(triggers=[grammar.trigger], tags=tags))
-
     def _measure(self, tokens: int, prompt_tokens: int, seconds: float) -> None:
         self._decoded_tokens += tokens
         weight = min(1.0, seconds / _RATE_SMOOTHING_S)
@@ -303,31 +233,6 @@ class Engine:
         if prompt_tokens >= _MIN_PREFILL_SAMPLE:
             rate = prompt_tokens / max(seconds, 1e-6)
             self._prefill_rate += (rate - self._prefill_rate) * _PREFILL_SPEED_WEIGHT
-
-
-def _row(ids: list[int]) -> Any:
-    import numpy
-
-    return numpy.array([ids], dtype=numpy.int64)
-
-
-def _stop_ids(model_dir: Path, model: dict[str, Any]) -> set[int]:
-    """Token ids that end a completion: from generation_config.json, else from config.json."""
-    file = model_dir / "generation_config.json"
-    ids = (json.loads(file.read_text()) if file.is_file() else {}).get("eos_token_id", model.get("eos_token_id"))
-    return set(ids) if isinstance(ids, list) else {ids} if ids is not None else set()
-
-
-def release_weights(model_dir: str) -> None:
-    """Releases the pages of the mapped weight file. The first inference made a repacked copy (openvino 2026.4).
-
-    The kernel loads pages again if they are read after all.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        if line.endswith(f"{model_dir}/{_WEIGHTS_FILE}"):
-            start, end = (int(number, 16) for number in line.split(" ", 1)[0].split("-"))
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
 
 
 def serve(config: EngineConfig, connection: socket.socket) -> None:

@@ -11,7 +11,6 @@ from contextlib import suppress
 
 import msgspec
 
-from cluster.models.folder import ServedModel
 from deployments.common.messages import (
     KILLED_FROM_OUTSIDE,
     TYPICAL_COMPLETION_TOKENS,
@@ -282,19 +281,6 @@ class EngineProcess:
             stream.put(TokenBatch([], "lost", reason=KILLED_FROM_OUTSIDE if killed else ""))
         self.load = EngineLoad()
         self.closed.set()
-
-
-def config_for(model: ServedModel, cpus: tuple[int, ...]) -> EngineConfig:
-    """The configuration of an engine process for this model on these logical CPUs."""
-    settings = model.settings
-    return EngineConfig(
-        model_dir=str(model.folder),
-        cpus=cpus,
-        kv_cache_mb=settings.kv_cache_mb,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        dynamic_quantization_group_size=settings.dynamic_quantization_group_size,
-    )
 
 
 def _environment() -> dict[str, str]:

@@ -25,7 +25,8 @@ from deployments.common.messages import (
     encode,
 )
 from deployments.engine.lease import wait_for_lease
-from deployments.engine.process import EngineProcess, EngineStartError, config_for
+from deployments.engine.pipeline import config_for
+from deployments.engine.process import EngineProcess, EngineStartError
 from deployments.observability.logs import configure_logging
 from deployments.observability.metrics import EngineMetrics
 from deployments.observability.tracing import Traces, prefill_and_decode

@@ -13,7 +13,7 @@ from deployments.common.prefix import BLOCK_TOKENS, block_keys
 from deployments.common.types import GenerationRequest, Message
 from deployments.engine.admission import Admission
 from deployments.engine.core import Engine
-from deployments.engine.process import config_for
+from deployments.engine.pipeline import config_for
 from deployments.generation.prompts import PromptRenderer
 
 
