@@ -1,15 +1,16 @@
-"""The answer cache as it lies in Redis: how keys are named, how values are packed, and what an operator does with it.
+"""The answer cache as Redis holds it: how keys are named, how values are packed, and what operators do with it.
 
-A key is `dray:answer:MODEL:NAMESPACE:{HASH}`. The hash says all that the answer depends on; model and namespace are
-named so that their answers can be counted and cleared. The braces keep all keys of a question on one node of a cluster.
+A key is `dray:answer:MODEL:NAMESPACE:{DIGEST}`. The digest covers all that the answer depends on. Model and namespace
+are in the key so that their answers can be counted and cleared. The braces keep all keys of a question on one node of a
+Redis cluster.
 """
 
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TypedDict
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -19,48 +20,52 @@ from cluster.records.client import BlockingRedis
 PREFIX = "dray:answer:"
 _FORMAT = b"\x03"
 _COMPRESS_OVER_BYTES = 512
-_MOST_BYTES = 64 * 2**20
+_MAX_BYTES = 64 * 2**20
 _BATCH = 500
 
 
 def key_of(model: str, namespace: str, digest: str) -> str:
     """The key of an answer."""
-    return f"{PREFIX}{_part(model)}:{_part(namespace)}:{{{digest}}}"
+    return f"{PREFIX}{_quoted(model)}:{_quoted(namespace)}:{{{digest}}}"
 
 
 def pattern(model: str = "", namespace: str = "") -> str:
-    """A pattern for the keys of a model's, and of a namespace's, answers; of all where they are empty."""
-    return f"{PREFIX}{_part(model) or '*'}:{_part(namespace) or '*'}:*"
+    """A pattern for the keys of a model's and a namespace's answers; empty: of any."""
+    return f"{PREFIX}{_quoted(model) or '*'}:{_quoted(namespace) or '*'}:*"
 
 
 def digest_of(key: str) -> str:
-    """The hash in a key."""
+    """The digest in a key."""
     return key.rpartition(":")[2].strip("{}")
 
 
 def pack(body: bytes) -> bytes:
-    """A stored value."""
-    packed = zlib.compress(body, 1) if len(body) > _COMPRESS_OVER_BYTES else b""
-    return _FORMAT + (b"z" + packed if packed else b"p" + body)
+    """The value to store: a format byte, and the body, compressed if it is long."""
+    compressed = zlib.compress(body, 1) if len(body) > _COMPRESS_OVER_BYTES else b""
+    return _FORMAT + (b"z" + compressed if compressed else b"p" + body)
 
 
 def unpack(stored: bytes) -> bytes | None:
-    """What was packed; None for another format, for garbage, and for what would be larger than any answer."""
+    """The body of a stored value; None for another format, for garbage, and for more bytes than any answer has."""
     if stored[:2] == _FORMAT + b"p":
         return stored[2:]
     if stored[:2] != _FORMAT + b"z":
         return None
-    unpacker = zlib.decompressobj()
+    decompressor = zlib.decompressobj()
     try:
-        body = unpacker.decompress(stored[2:], _MOST_BYTES)
+        body = decompressor.decompress(stored[2:], _MAX_BYTES)
     except zlib.error:
         return None
-    return body if unpacker.eof else None
+    return body if decompressor.eof else None
 
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """What the cache holds. answers: by model and namespace. most_bytes: 0 for no bound. evicted: since its start."""
+    """What the cache holds.
+
+    answers: their number, by model and namespace. bytes: memory in use. max_bytes: memory limit; 0: none.
+    evicted: keys evicted since the server started.
+    """
 
     answers: dict[tuple[str, str], int]
     bytes: int
@@ -69,66 +74,93 @@ class CacheStats:
 
 
 def stats(client: BlockingRedis) -> CacheStats:
-    """Counts what is there. client: a Redis client that blocks."""
-    counted: Counter[tuple[str, str]] = Counter()
+    """Counts the stored answers."""
+    answers: Counter[tuple[str, str]] = Counter()
     for key in client.scan_iter(match=f"{PREFIX}*", count=_BATCH):
-        _, _, model, namespace, _ = key.decode().split(":")
-        counted[unquote(model), unquote(namespace)] += 1
+        answers[_model_and_namespace(key)] += 1
     memory, numbers = _info(client, "memory"), _info(client, "stats")
-    return CacheStats(dict(counted), memory["used_memory"], memory["maxmemory"], numbers["evicted_keys"])
+    return CacheStats(dict(answers), memory["used_memory"], memory["maxmemory"], numbers["evicted_keys"])
 
 
 def clear(client: BlockingRedis, model: str = "", namespace: str = "") -> int:
-    """Takes answers away, all or those of a model or a namespace; gives how many."""
-    gone = 0
+    """Removes all answers, or those of a model or a namespace. Returns their number."""
+    removed = 0
     for batch in _batches(client.scan_iter(match=pattern(model, namespace), count=_BATCH)):
-        # One by one in a pipeline: in a cluster they lie on different nodes.
+        # One command a key, in a pipeline: in a cluster the keys are on different nodes.
         with client.pipeline(transaction=False) as pipe:
             for key in batch:
                 pipe.unlink(key)
-            gone += sum(pipe.execute())
-    return gone
+            removed += sum(pipe.execute())
+    return removed
 
 
-def show(client: BlockingRedis, digest: str) -> dict[str, Any] | None:
-    """The answer of this hash, or of this key; None where there is none."""
+class ShownChoice(TypedDict):
+    """One choice of a stored answer."""
+
+    reasoning: str
+    text: str
+    finish: str
+
+
+class ShownAnswer(TypedDict):
+    """A stored answer as operators see it. made: Unix time in seconds. bytes: size of the stored value."""
+
+    key: str
+    model: str
+    namespace: str
+    made: float
+    expires_in_s: int
+    bytes: int
+    usage: dict[str, int]
+    choices: list[ShownChoice]
+
+
+def show(client: BlockingRedis, digest: str) -> ShownAnswer | None:
+    """The answer with this digest, or at this key; None if there is none."""
     digest = digest_of(digest) if ":" in digest else digest
     for key in client.scan_iter(match=f"{PREFIX}*{{{digest}}}", count=_BATCH):
         stored, ttl = client.get(key), client.ttl(key)
-        if stored is None or (body := unpack(stored)) is None:
+        body = unpack(stored) if stored else None
+        if stored is None or body is None:
             continue
-        _, _, model, namespace, _ = key.decode().split(":")
-        choices, usage, made, *_ = msgspec.msgpack.decode(body)
+        model, namespace = _model_and_namespace(key)
+        # GenerationResult of deployments.common.types, which this package does not import.
+        choices, usage, created, *_ = msgspec.msgpack.decode(body)
         return {
             "key": key.decode(),
-            "model": unquote(model),
-            "namespace": unquote(namespace),
-            "made": made,
+            "model": model,
+            "namespace": namespace,
+            "made": created,
             "expires_in_s": ttl,
             "bytes": len(stored),
             "usage": dict(zip(("prompt", "completion", "reasoning", "cached"), usage, strict=True)),
-            "choices": [{"reasoning": one[0], "text": one[1], "finish": one[2]} for one in choices],
+            "choices": [{"reasoning": choice[0], "text": choice[1], "finish": choice[2]} for choice in choices],
         }
     return None
 
 
 @lru_cache(4096)
-def _part(name: str) -> str:
+def _quoted(name: str) -> str:
     # Nothing that a pattern or a cluster would read as more than a letter.
     return quote(name, safe="")
 
 
+def _model_and_namespace(key: bytes) -> tuple[str, str]:
+    _, _, model, namespace, _ = key.decode().split(":")
+    return unquote(model), unquote(namespace)
+
+
 def _info(client: BlockingRedis, section: str) -> Counter[str]:
-    """A section of INFO; of a cluster, its nodes' together."""
-    said = client.info(section)
-    nodes = said.values() if said and all(isinstance(one, dict) for one in said.values()) else [said]
+    """The numbers in a section of INFO; in a cluster, summed over its nodes."""
+    info = client.info(section)
+    nodes = [node for node in info.values() if isinstance(node, dict)]
     total: Counter[str] = Counter()
-    for node in nodes:
+    for node in nodes if nodes and len(nodes) == len(info) else [info]:
         total.update({name: value for name, value in node.items() if isinstance(value, int)})
     return total
 
 
-def _batches(keys: Iterator[bytes]) -> Iterator[list[bytes]]:
+def _batches(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
     batch: list[bytes] = []
     for key in keys:
         batch.append(key)
