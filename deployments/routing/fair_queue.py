@@ -17,9 +17,10 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deployments.common.errors import overloaded
+from deployments.routing.queue_class import QueueClass
 
 ANYONE = ""
 """The team of requests without a key."""
@@ -66,6 +67,7 @@ class _Waiting:
     start_tag: float
     number: int
     team: str = field(compare=False)
+    weight: float = field(compare=False)
     virtual_cost: float = field(compare=False)
     cost: TokenCost = field(compare=False)
     granted: asyncio.Future[None] = field(compare=False)
@@ -147,8 +149,7 @@ class FairQueue:
         """Waits for a slot. Raises ApiError 503 when too many requests wait."""
         state = self._teams.setdefault(team, _Team())
         if not cost.batch:
-            self._active.pop(team, None)
-            self._active[team] = (self._clock(), weight)
+            self._note_active(team, weight)
         start_tag, virtual_cost = max(self._virtual_time, state.paid_until), cost.tokens / weight
         if not self._heap and self._may_start(team, cost):
             self._start(state, start_tag, virtual_cost, cost)
@@ -158,7 +159,7 @@ class FairQueue:
         state.waiting += 1
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         number = next(self._arrivals)
-        request = _Waiting(cost.batch, start_tag, number, team, virtual_cost, cost, granted)
+        request = _Waiting(cost.batch, start_tag, number, team, weight, virtual_cost, cost, granted)
         heapq.heappush(self._heap, request)
         self._grant()
         try:
@@ -169,9 +170,38 @@ class FairQueue:
                 self._forget(request)
             elif granted.exception() is None:  # else it was refused at the same moment, and is forgotten already
                 self._prefill_ended(cost.prompt_tokens)
-                self._release(team, -virtual_cost, 0, batch=cost.batch)
+                self._release(request.team, -request.virtual_cost, 0, batch=request.batch)
             raise
-        return Slot(self, team, weight, cost)
+        return Slot(self, request.team, request.weight, request.cost)
+
+    def lift(self, cost: TokenCost, queue_class: QueueClass) -> TokenCost:
+        """Gives the request that waits with this very `cost` the better of its own queue class and this one.
+
+        People go before batches, and the request moves to the other team's queue if its turn comes earlier there. Does
+        nothing once it has its slot. Returns the cost with which it waits now.
+        """
+        request = next((request for request in self._live() if request.cost is cost), None)
+        if request is None:
+            return cost
+        request.batch = request.batch and queue_class.batch
+        request.cost = replace(cost, batch=request.batch)
+        if not queue_class.batch:
+            self._note_active(queue_class.team, queue_class.weight)
+        state = self._teams.setdefault(queue_class.team, _Team())
+        start_tag = max(self._virtual_time, state.paid_until)
+        if start_tag < request.start_tag and queue_class.team != request.team:
+            former = self._teams[request.team]
+            former.waiting -= 1
+            former.paid_until -= request.virtual_cost
+            self._drop_if_idle(request.team)
+            request.team, request.weight, request.start_tag = queue_class.team, queue_class.weight, start_tag
+            request.virtual_cost = cost.tokens / queue_class.weight
+            state.waiting += 1
+            state.paid_until = start_tag + request.virtual_cost
+        self._drop_if_idle(queue_class.team)
+        heapq.heapify(self._heap)
+        self._grant()
+        return request.cost
 
     def wait_s(self) -> int:
         """Seconds until the requests that wait now will have been answered, at the present rate."""
@@ -203,6 +233,10 @@ class FairQueue:
         _, own = self._active.get(team, (0.0, 0.0))
         others = sum(weight for _, weight in self._active.values()) - own
         return own / (own + others) if others else 1.0
+
+    def _note_active(self, team: str, weight: float) -> None:
+        self._active.pop(team, None)
+        self._active[team] = (self._clock(), weight)
 
     def _forget_inactive(self) -> None:
         earliest = self._clock() - _ACTIVE_S
