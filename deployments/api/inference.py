@@ -38,7 +38,8 @@ from deployments.common.errors import ApiError, invalid_request
 from deployments.common.messages import Sampling
 from deployments.common.tasks import TaskSupervisor
 from deployments.common.types import GenerationRequest, Usage
-from deployments.generation.service import AnswerService, RequestContext
+from deployments.generation.context import RequestContext
+from deployments.generation.service import AnswerService
 from deployments.observability.tracing import current
 from deployments.tenancy.auth import Authenticator, Caller
 from deployments.tenancy.quotas import QuotaGrant, Quotas

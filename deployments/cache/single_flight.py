@@ -1,202 +1,161 @@
-"""Single flight across routers: one leads and generates, the others follow its tokens through Redis as they come.
+"""Single flight across routers: one router generates an answer, the others follow its tokens through Redis.
 
-For each question under way there is a lock and a stream of tokens. Who takes the lock leads: it renews the lock while
-it generates and appends what comes to the stream, in batches. The others read the stream from its beginning. When the
-leader dies, its lock expires, and a follower takes it: it has read all tokens so far, and goes on from them. Nothing
-can be appended without the lock, so there is one leader at a time; each batch says at which token it begins, so a gap
-would be seen. Who cannot go on with Redis goes on alone. A stream whose leader went with nobody following stays for a
-while: the next who asks the same goes on from there.
+Each answer under way has a lock and a stream of tokens. The router that holds the lock leads: it renews the lock while
+it generates, and appends its tokens to the stream in batches. The others read the stream from its start. When the
+leader dies, its lock expires and a follower takes it: the follower has read all tokens so far, and continues from them.
+Appending needs the lock, so there is one leader at a time; each batch says at which token it starts, so a gap would be
+noticed. A router that cannot continue with Redis continues alone. The stream of a leader that left without followers
+stays for a while: the next router to ask the same question continues from it.
+
+Followers tell the leader their queue class, so that it can raise the priority of what still waits for the engines. An
+error of the question itself ends the flight for all; after any other error the leader leaves and a follower takes over.
 """
 
 import asyncio
 import logging
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Literal
 
 import msgspec
 
+from deployments.cache.flight_store import Diverged, Entry, FlightStore, Follower, Record, flight_keys
+from deployments.common.errors import ApiError
 from deployments.common.messages import TokenBatch
-from deployments.common.redis import BACKGROUND_EXTRA_S, RedisStore, RedisUnavailable, Script
+from deployments.common.redis import RedisStore, RedisUnavailable
+from deployments.routing.queue_class import QueueClass
 
 log = logging.getLogger("dray.flights")
 
-_LOCK_MS = 1200
 _RENEW_S = 0.3
 _FOLLOWED_S, _UNFOLLOWED_S = 0.05, 0.25
-"""Between two batches: while somebody follows, and while nobody does."""
-_STREAM_MS = 30_000
-_ENDED_MS = 10_000
+"""Between two batches: with followers, and without."""
 _NAME_BYTES = 8
-
-# KEYS of all: answer, lock, stream, followers. The lock's value is the flight's name and its leader's.
-_BEGIN = """
-if ARGV[4] == '1' then
-  local known = redis.call('GET', KEYS[1])
-  if known then return {'known', known} end
-end
-local held = redis.call('GET', KEYS[2])
-if held then return {'follow', held} end
-local flight = ARGV[1]
-local carried = '0'
-local last = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)[1]
-if last and #last[2] == 4 then
-  flight = last[2][2]
-  carried = '1'
-elseif last then
-  redis.call('DEL', KEYS[3])
-end
-redis.call('SET', KEYS[2], flight .. ARGV[2], 'PX', ARGV[3])
-return {'lead', flight, carried}
-"""
-_PUBLISH = """
-if redis.call('GET', KEYS[2]) ~= ARGV[1] .. ARGV[2] then return -1 end
-redis.call('PEXPIRE', KEYS[2], ARGV[3])
-if ARGV[5] ~= '' then redis.call('XADD', KEYS[3], '*', 'flight', ARGV[1], 'records', ARGV[5]) end
-redis.call('PEXPIRE', KEYS[3], ARGV[4])
-local time = redis.call('TIME')
-return redis.call('ZCOUNT', KEYS[4], time[1] * 1000 + math.floor(time[2] / 1000), '+inf')
-"""
-_FOLLOW = """
-local time = redis.call('TIME')
-redis.call('ZADD', KEYS[4], time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2], ARGV[1])
-return redis.call('PEXPIRE', KEYS[4], ARGV[3])
-"""
-_END = """
-if ARGV[3] ~= '' then redis.call('SET', KEYS[1], ARGV[3], 'EX', ARGV[4]) end
-if redis.call('GET', KEYS[2]) ~= ARGV[1] .. ARGV[2] then return 0 end
-redis.call('XADD', KEYS[3], '*', 'flight', ARGV[1], 'records', ARGV[5], 'end', '1')
-redis.call('PEXPIRE', KEYS[3], ARGV[6])
-return redis.call('DEL', KEYS[2])
-"""
-_LEAVE = """
-redis.call('ZREM', KEYS[4], ARGV[2])
-if redis.call('GET', KEYS[2]) ~= ARGV[1] .. ARGV[2] then return 0 end
-if ARGV[3] ~= '' then redis.call('XADD', KEYS[3], '*', 'flight', ARGV[1], 'records', ARGV[3]) end
-redis.call('PEXPIRE', KEYS[3], ARGV[4])
-return redis.call('DEL', KEYS[2])
-"""
-
-
-class Record(msgspec.Struct, frozen=True, array_like=True):
-    """Tokens of a choice's stage (thinking apart, or all) that begin behind the first `at` of it."""
-
-    choice: int
-    stage: int
-    at: int
-    tokens: TokenBatch
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[Record]).decode
-
-
-class _Diverged(Exception):
-    """What the stream holds does not follow what was read: another flight, garbage, or a gap."""
-
 
 Role = Literal["lead", "follow", "alone"]
 
 
 class SingleFlight:
-    """A router's door to the flights of all routers."""
+    """One router's access to the flights of all routers."""
 
     def __init__(self, store: RedisStore) -> None:
-        self.store = store
-        self.me = secrets.token_hex(_NAME_BYTES)
-        self.begin = store.script(_BEGIN)
-        self.publish = store.script(_PUBLISH)
-        self.follow = store.script(_FOLLOW)
-        self.end = store.script(_END)
-        self.leave = store.script(_LEAVE)
+        self._store = FlightStore(store, secrets.token_hex(_NAME_BYTES))
 
-    async def acquire(self, answer_key: str, digest: str) -> "bytes | FlightLease":
-        """The stored answer where there is one by now; else the flight, led or followed. Raises StoreAway."""
-        keys = [answer_key, *(f"dray:{what}:{{{digest}}}" for what in ("lock", "tokens", "followers"))]
-        mine = secrets.token_hex(_NAME_BYTES)
-        found = await self.begin(keys, mine, self.me, _LOCK_MS, "1")
-        if found[0] == b"known":
-            return bytes(found[1])
-        flight = FlightLease(self, keys, found[1][: 2 * _NAME_BYTES].decode())
-        flight.start(leads=found[0] == b"lead", carried=found[-1] == b"1")
-        return flight
+    async def acquire(self, answer_key: str, queue_class: QueueClass) -> "bytes | FlightLease":
+        """The stored answer if there is one, else a lease of its flight. Raises RedisUnavailable."""
+        keys = flight_keys(answer_key)
+        acquired = await self._store.acquire(keys, secrets.token_hex(_NAME_BYTES))
+        if acquired.stored is not None:
+            return acquired.stored
+        lease = FlightLease(self._store, keys, acquired.flight, queue_class)
+        lease.start(leads=acquired.leads, resumed=acquired.resumed)
+        return lease
 
 
 class FlightLease:
-    """One flight. Its user reads `recorded`, and makes what is missing itself, telling it by `record`."""
+    """A router's part in one flight.
 
-    def __init__(self, flights: SingleFlight, keys: list[str], name: str) -> None:
+    `follow` yields what another router generated. The owner generates what is missing, passes it to `record`, and ends
+    the lease with `complete`, `fail` or `release`.
+    """
+
+    def __init__(self, store: FlightStore, keys: list[str], name: str, queue_class: QueueClass) -> None:
         self.name = name
         self.role: Role = "follow"
         self.joined = False
-        """Whether another led when this router came."""
-        self._flights = flights
+        """Whether another router led when this one acquired the lease."""
+        self.on_lift: Callable[[QueueClass], object] = _ignore
+        """Called with the queue class of each follower, time and again while this router leads."""
+        self._store = store
         self._keys = keys
-        self._seen = b"0"
-        self._records: defaultdict[tuple[int, int], list[TokenBatch]] = defaultdict(list)
+        self._follower = Follower(store.router, queue_class)
+        self._last_id = b"0"
+        self._batches: defaultdict[tuple[int, int], list[TokenBatch]] = defaultdict(list)
         self._sizes: defaultdict[tuple[int, int], int] = defaultdict(int)
         self._pending: list[Record] = []
-        self._followed = 0
+        self._followed = False
         self._complete = False
+        self._failure: ApiError | None = None
         self._ended = False
         self._publishing = asyncio.Lock()
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, *, leads: bool, carried: bool) -> None:
-        """Begins to lead or to follow. carried: another has led before, and its tokens are there."""
+    @property
+    def seed(self) -> int:
+        """Every router samples this flight with the same seed, so one can continue where another stopped."""
+        return int(self.name, 16) >> 1
+
+    def start(self, *, leads: bool, resumed: bool) -> None:
+        """Starts to lead or to follow. resumed: the stream has tokens of an earlier leader."""
         self.joined = not leads
-        if leads and not carried:
+        if leads and not resumed:
             self._become("lead")
-        self._task = asyncio.create_task(self._go(leads=leads))
+        self._task = asyncio.create_task(self._run(leads=leads))
+
+    def lift(self, queue_class: QueueClass) -> None:
+        """Passes a queue class on to the leader, if it is more urgent than the one that the leader knows."""
+        if queue_class.urgency < self._follower.queue_class.urgency:
+            self._follower = msgspec.structs.replace(self._follower, queue_class=queue_class)
 
     async def follow(self, choice: int, stage: int) -> AsyncGenerator[TokenBatch, None]:
-        """Tokens that a leader has made, as they come. Ends without a finish where the rest is one's own to make."""
-        told = self._records[choice, stage]
-        place = 0
+        """Yields a leader's tokens as they arrive; ends without a finish reason if this router must generate the rest.
+
+        Raises ApiError if the leader failed on the question itself.
+        """
+        batches = self._batches[choice, stage]
+        index = 0
         while True:
-            while place < len(told):
-                yield told[place]
-                place += 1
-            if (told and told[-1].finish_reason) or self.role != "follow":
+            while index < len(batches):
+                yield batches[index]
+                index += 1
+            if batches and batches[-1].finish_reason:
                 return
-            news = self._news
-            await news.wait()
+            if self._failure is not None:
+                raise self._failure
+            if self.role != "follow":
+                return
+            await self._changed.wait()
 
     def record(self, choice: int, stage: int, tokens: TokenBatch) -> None:
-        """Tells the followers of tokens that were made here."""
+        """Publishes tokens that this router generated, with the next batch."""
         at = self._sizes[choice, stage]
         self._sizes[choice, stage] += len(tokens.ids)
         if self.role == "lead":
             self._pending.append(Record(choice, stage, at, tokens))
 
     async def has_followers(self) -> bool:
-        """Whether this router leads and another follows."""
+        """Whether this router leads and another one follows."""
         if self.role != "lead":
             return False
         try:
             await self._publish()
         except RedisUnavailable:
             return False
-        return self._followed > 0
+        return self._followed
 
-    async def complete(self, answer: bytes, ttl_s: int) -> None:
-        """The flight is over, and this is its packed answer to keep; empty: none."""
+    async def complete(self, answer: bytes = b"", ttl_s: int = 1) -> None:
+        """Ends the flight. answer: to be stored for `ttl_s` seconds in the same step; empty: nothing is stored."""
         await self._stop()
         if self.role == "lead" or (self.role == "alone" and answer):
-            await self._last(self._flights.end, answer, max(1, ttl_s), self._batch(), _ENDED_MS)
+            with suppress(RedisUnavailable):  # lock and stream expire by themselves
+                await self._store.end(self._keys, self.name, self._pending, answer=answer, ttl_s=max(1, ttl_s))
+
+    async def fail(self, error: ApiError) -> None:
+        """Ends the flight with an error of the question itself, which every follower raises."""
+        await self._stop()
+        if self.role == "lead":
+            with suppress(RedisUnavailable):
+                await self._store.end(self._keys, self.name, self._pending, error=error)
 
     async def release(self) -> None:
-        """This router does not go on with it; another may. Without effect once it has landed."""
+        """Leaves the flight to the others. Does nothing once the flight has ended."""
         if not self._ended:
             await self._stop()
-            await self._last(self._flights.leave, self._batch(), _STREAM_MS)
-
-    async def _last(self, script: Script, *arguments: object) -> None:
-        with suppress(RedisUnavailable):  # lock and stream expire by themselves
-            await script(self._keys, self.name, self._flights.me, *arguments, extra_s=BACKGROUND_EXTRA_S)
+            with suppress(RedisUnavailable):
+                await self._store.leave(self._keys, self.name, self._pending, self._follower)
 
     async def _stop(self) -> None:
         self._ended = True
@@ -204,7 +163,7 @@ class FlightLease:
             self._task.cancel()
             await asyncio.wait({self._task})
 
-    async def _go(self, *, leads: bool) -> None:
+    async def _run(self, *, leads: bool) -> None:
         try:
             if not leads:
                 leads = await self._follow()
@@ -213,92 +172,91 @@ class FlightLease:
             if leads:
                 self._become("lead")
                 await self._lead()
-        except (RedisUnavailable, _Diverged):
+            else:
+                self._become("alone")
+        except (RedisUnavailable, Diverged):
             self._become("alone")
         except Exception:
-            # Whatever it is, those who wait here must not wait for ever.
+            # Whatever it is, the callers of `follow` must not wait for ever.
             self._become("alone")
-            log.exception("a flight is gone on with alone")
+            log.exception("single flight failed; this router continues alone")
 
     async def _follow(self) -> bool:
-        """Reads until the end, or until the leader has gone; then whether this router leads."""
+        """Reads until the flight ends or its leader is gone. Returns whether this router leads now."""
         while True:
-            await self._flights.follow(self._keys, self._flights.me, _LOCK_MS, _STREAM_MS, extra_s=BACKGROUND_EXTRA_S)
+            await self._store.follow(self._keys, self._follower)
             if await self._read(_RENEW_S):
                 if self._complete:
                     return False
                 continue
-            found = await self._flights.begin(
-                self._keys, self.name, self._flights.me, _LOCK_MS, "0", extra_s=BACKGROUND_EXTRA_S
-            )
-            if found[1][: len(self.name)] != self.name.encode():
-                raise _Diverged
-            if found[0] == b"lead":
+            acquired = await self._store.take_over(self._keys, self.name)
+            if acquired.flight != self.name:
+                raise Diverged
+            if acquired.leads:
                 return await self._catch_up()
 
     async def _catch_up(self) -> bool:
-        """Reads what was told before this router took the lock. Then nothing can be told without it."""
+        """Reads what was published before this router took the lock; nobody else can publish now."""
         while await self._read(0.0):
             pass
         return not self._complete
 
     async def _read(self, wait_s: float) -> bool:
-        """Takes what is new in the stream; whether there was anything. Raises _Apart where it does not fit."""
-        entries = await self._flights.store.wait_for_entries(self._keys[2], self._seen, wait_s)
-        for number, fields in entries:
-            self._seen = number
-            if fields.get(b"flight") != self.name.encode():
-                raise _Diverged
-            try:
-                records = _decode(fields[b"records"]) if fields[b"records"] else []
-            except (KeyError, msgspec.MsgspecError):
-                raise _Diverged from None
-            for one in records:
-                key = one.choice, one.stage
-                if one.at + len(one.tokens.ids) <= self._sizes[key] and one.tokens.ids:
-                    continue  # told twice: the leader did not hear that the first time went well
-                if one.at != self._sizes[key]:
-                    raise _Diverged
-                self._sizes[key] += len(one.tokens.ids)
-                self._records[key].append(one.tokens)
-            self._complete = self._complete or b"end" in fields
+        """Reads new entries of the stream; returns whether there were any. Raises Diverged."""
+        entries = await self._store.read(self._keys, self.name, self._last_id, wait_s)
+        for entry in entries:
+            self._last_id = entry.id
+            self._take(entry)
         if entries:
             self._wake()
         return bool(entries)
 
+    def _take(self, entry: Entry) -> None:
+        for record in entry.records:
+            key = record.choice, record.stage
+            if record.at + len(record.tokens.ids) <= self._sizes[key] and record.tokens.ids:
+                continue  # published twice: the leader got no reply the first time
+            if record.at != self._sizes[key]:
+                raise Diverged
+            self._sizes[key] += len(record.tokens.ids)
+            self._batches[key].append(record.tokens)
+        self._failure = self._failure or entry.error
+        self._complete = self._complete or entry.ended
+
     async def _lead(self) -> None:
-        """Renews the lock and tells what was made, until cancelled, or until the lock is another's."""
+        """Renews the lock and publishes tokens, until cancelled or until another router has the lock."""
         loop = asyncio.get_running_loop()
         renewed = loop.time()
         while self.role == "lead":
             await asyncio.sleep(_FOLLOWED_S if self._followed else _UNFOLLOWED_S)
             if self._pending or loop.time() - renewed > _RENEW_S:
-                with suppress(RedisUnavailable):  # what was not told is told with the next
+                with suppress(RedisUnavailable):  # unpublished tokens go out with the next batch
                     await self._publish()
                     renewed = loop.time()
 
     async def _publish(self) -> None:
-        # One at a time: two would tell the same tokens.
+        # One at a time: two would publish the same tokens.
         async with self._publishing:
             count = len(self._pending)
-            told = await self._flights.publish(
-                self._keys, self.name, self._flights.me, _LOCK_MS, _STREAM_MS, self._batch(), extra_s=BACKGROUND_EXTRA_S
-            )
-            if told < 0:
-                log.info("another router leads this flight now; going on alone")
-                self._followed = 0
+            followers = await self._store.publish(self._keys, self.name, self._pending)
+            if followers is None:
+                log.info("another router leads this flight now; continuing alone")
+                self._followed = False
                 self._become("alone")
                 return
             del self._pending[:count]
-            self._followed = told
+            self._followed = bool(followers)
+            for follower in followers:
+                self.on_lift(follower.queue_class)
 
-    def _batch(self) -> bytes:
-        return _encode(self._pending) if self._pending else b""
-
-    def _become(self, place: Role) -> None:
-        self.role = place
+    def _become(self, role: Role) -> None:
+        self.role = role
         self._wake()
 
     def _wake(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def _ignore(queue_class: QueueClass) -> None:
+    pass

@@ -1,6 +1,7 @@
-"""A generation under way, and those who follow it: each gets all of it, from its first token, at a pace of its own."""
+"""A running generation and its subscribers: each gets all of it, from the first token, at its own pace."""
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -14,29 +15,32 @@ from deployments.common.types import Delta, GenerationResult
 from deployments.observability.logs import request_id
 from deployments.observability.tracing import current
 
-_LOOK_S = 0.5
+log = logging.getLogger("dray.generation")
+
+_POLL_S = 0.5
 
 
 class Broadcast:
-    """Runs in a task of its own from the start; ends early when its last follower has gone and nobody else wants it."""
+    """Runs in its own task from the start. Ends early when the last subscriber has left and no other router follows."""
 
     def __init__(
         self,
         deltas: AsyncGenerator[Delta, None],
-        landed: Callable[[], Awaitable[GenerationResult]],
-        wanted: Callable[[], Awaitable[bool]] | None = None,
+        complete: Callable[[], Awaitable[GenerationResult]],
+        has_followers: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
-        """landed: called when all deltas have come; gives the whole answer. wanted: whether others follow elsewhere."""
-        self._deltas: list[Delta] = []
-        self._followers: set[Subscriber] = set()
-        self._landed = landed
-        self._wanted = wanted
+        """complete: called after the last delta; returns the whole result. has_followers: whether other routers follow;
+        None: they never do."""
+        self.deltas: list[Delta] = []
+        self._subscribers: set[Subscriber] = set()
+        self._complete = complete
+        self._has_followers = has_followers
         self._lingering: asyncio.Task[None] | None = None
         self.result: GenerationResult | None = None
         self.failure: Exception | None = None
         self.span = current.get()
-        """Of the request that it was begun for."""
-        self.task = asyncio.create_task(self._run(deltas), context=_apart())
+        """Of the request that started the generation."""
+        self.task = asyncio.create_task(self._run(deltas), context=_own_context())
 
     @property
     def ended(self) -> bool:
@@ -44,63 +48,70 @@ class Broadcast:
 
     @property
     def joinable(self) -> bool:
-        """Whether one more may follow: it is under way, and nobody is ending it."""
+        """Whether another request may subscribe: the generation runs, and nobody is cancelling it."""
         return not self.ended and not self.task.cancelling()
 
     def subscribe(self, deadline: float = math.inf) -> "Subscriber":
-        """One more follower; it is to leave. deadline: until when it waits, on the clock of time.perf_counter."""
-        follower = Subscriber(self, deadline)
-        self._followers.add(follower)
-        return follower
+        """Adds a subscriber, which must be closed. deadline: until when it waits, on time.perf_counter's clock."""
+        subscriber = Subscriber(self, deadline)
+        self._subscribers.add(subscriber)
+        return subscriber
 
-    def _left(self, follower: "Subscriber") -> None:
-        self._followers.discard(follower)
-        if self._followers or self.ended:
+    def unsubscribe(self, subscriber: "Subscriber") -> None:
+        """Removes a subscriber. Cancels the generation if that was the last one and no other router follows."""
+        self._subscribers.discard(subscriber)
+        if self._subscribers or self.ended:
             return
-        if self._wanted is None:
+        if self._has_followers is None:
             self.task.cancel()
         elif self._lingering is None or self._lingering.done():
-            self._lingering = asyncio.create_task(self._linger(self._wanted))
+            self._lingering = asyncio.create_task(self._linger(self._has_followers))
 
-    async def _linger(self, wanted: Callable[[], Awaitable[bool]]) -> None:
-        """Goes on while somebody follows elsewhere, or comes back."""
-        while not self._followers and not self.ended:
-            if not await wanted():
-                if not self._followers:
-                    self.task.cancel()
-                return
-            await asyncio.sleep(_LOOK_S)
+    async def _linger(self, has_followers: Callable[[], Awaitable[bool]]) -> None:
+        """Lets the generation run for as long as another router follows, or until somebody subscribes again."""
+        try:
+            while not self._subscribers and not self.ended:
+                if not await has_followers():
+                    break
+                await asyncio.sleep(_POLL_S)
+        except Exception:
+            log.exception("cannot tell whether other routers follow a generation")
+        if not self._subscribers:
+            self.task.cancel()
 
     async def _run(self, deltas: AsyncGenerator[Delta, None]) -> None:
         try:
             async with aclosing(deltas):
                 async for delta in deltas:
-                    self._deltas.append(delta)
+                    self.deltas.append(delta)
                     self._wake()
-            self.result = await self._landed()
+            self.result = await self._complete()
         except asyncio.CancelledError:
-            self.failure = ApiError(500, "The answer was given up.", code="internal_error", kind="server_error")
+            self.failure = ApiError(500, "The generation was cancelled.", code="internal_error", kind="server_error")
             self._wake()
             raise
-        except Exception as error:  # noqa: BLE001 - every follower raises it
+        except Exception as error:
             self.failure = error
+            if not isinstance(error, ApiError):
+                log.exception("a generation failed")
         self._wake()
 
     def _wake(self) -> None:
-        for follower in self._followers:
-            follower.arrived.set()
+        for subscriber in self._subscribers:
+            subscriber.arrived.set()
 
 
 class Subscriber:
-    """One who follows a flight, until it leaves: at the end of its context."""
+    """A request that receives a broadcast, until it is closed: at the end of its context."""
 
-    def __init__(self, flight: Broadcast, deadline: float) -> None:
+    def __init__(self, broadcast: Broadcast, deadline: float) -> None:
         self.arrived = asyncio.Event()
         self.on_close: Callable[[], None] = _nothing
-        """Called when it leaves."""
-        self._flight = flight
+        self.refusal: Exception | None = None
+        """Why this request's own team could not have the generation; raised in place of the broadcast's failure."""
+        self._broadcast = broadcast
         self._deadline = deadline
-        self._seen = 0
+        self._index = 0
 
     def __enter__(self) -> "Subscriber":
         return self
@@ -108,42 +119,45 @@ class Subscriber:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._flight._left(self)
+        self.close()
+
+    def close(self) -> None:
+        """Unsubscribes, and calls `on_close`."""
+        self._broadcast.unsubscribe(self)
         self.on_close()
 
-    async def next_batch(self, watchdog: Deadline, patience_s: float = math.inf) -> list[Delta]:
-        """What has come since the last call; waits for it, at most so long. Empty: nothing came, or all is told.
+    async def next_batch(self, watchdog: Deadline, timeout_s: float = math.inf) -> list[Delta]:
+        """The deltas since the last call; waits up to `timeout_s` seconds for one. Empty: none arrived, or the end.
 
-        watchdog: of the task that calls.
-        Raises what ended the flight, once all that came before has been told; ApiError 408 after the deadline.
+        watchdog: of the calling task.
+        Raises what the broadcast failed with, after all deltas before the failure; ApiError 408 after the deadline.
         """
-        flight = self._flight
-        if self._seen == len(flight._deltas) and not flight.ended:
+        broadcast = self._broadcast
+        if self._index == len(broadcast.deltas) and not broadcast.ended:
             self.arrived.clear()
-            patience = min(self._deadline - time.perf_counter(), patience_s)
+            left_s = self._deadline - time.perf_counter()
             try:
-                await watchdog.wait(self.arrived.wait(), patience)
+                await watchdog.wait(self.arrived.wait(), min(left_s, timeout_s))
             except TimeoutError:
                 if time.perf_counter() < self._deadline:
                     return []
-                raise _too_late() from None
-        if self._seen < len(flight._deltas):
-            news = flight._deltas[self._seen :]
-            self._seen += len(news)
-            return news
-        if flight.failure is not None:
-            raise flight.failure
+                raise _deadline_exceeded() from None
+        if deltas := broadcast.deltas[self._index :]:
+            self._index += len(deltas)
+            return deltas
+        if broadcast.failure is not None:
+            raise self.refusal or broadcast.failure
         return []
 
     @property
     def result(self) -> GenerationResult | None:
-        """The whole answer, once all of it has been told."""
-        return self._flight.result if self._seen == len(self._flight._deltas) else None
+        """The whole result, once every delta was received."""
+        return self._broadcast.result if self._index == len(self._broadcast.deltas) else None
 
 
-def _apart() -> Context:
-    """A context that knows the request's id and span, and nothing that Serve holds by it: when the client of a request
-    leaves, Serve cancels all calls to engines that were made in its context, whoever else follows (ray 2.60)."""
+def _own_context() -> Context:
+    """A context with the request's id and span, and without what Serve keeps there: when a request's client leaves,
+    Serve cancels all engine calls made in its context, even if others follow the generation (ray 2.60)."""
     context = Context()
     context.run(request_id.set, request_id.get())
     context.run(current.set, current.get())
@@ -154,7 +168,7 @@ def _nothing() -> None:
     pass
 
 
-def _too_late() -> ApiError:
+def _deadline_exceeded() -> ApiError:
     return ApiError(
         408,
         "Not finished within the time that a request may take. Ask for fewer tokens.",
@@ -164,7 +178,7 @@ def _too_late() -> ApiError:
 
 
 def to_api_error(error: Exception) -> ApiError:
-    """What a client is told of a failure midway."""
+    """The error that a client gets for a failure midway."""
     if isinstance(error, ApiError):
         return error
     return ApiError(500, "The server failed on this request.", code="internal_error", kind="server_error")

@@ -1,4 +1,4 @@
-"""A model as a router serves it."""
+"""A generating model as a router serves it."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from deployments.routing.fair_queue import FairQueue
 
 @dataclass(frozen=True, slots=True)
 class ModelEndpoint:
-    """A model, how it is spoken to, and its engines."""
+    """A model with its chat template and tokenizer, its engines and the queue for them."""
 
     model: ServedModel
     fingerprint: str
@@ -20,10 +20,10 @@ class ModelEndpoint:
 
     @property
     def name(self) -> str:
-        """The exact model, as clients are told it in `system_fingerprint`."""
+        """The exact model, as clients see it in `system_fingerprint`."""
         return f"fp_{self.fingerprint[:12]}"
 
     @property
     def cache_subject(self) -> str:
-        """What an answer depends on beside the question: the exact model, and what else its template reads."""
+        """What an answer depends on beside the request: the exact model, and what else its template reads."""
         return self.fingerprint + self.prompts.cache_subject

@@ -1,4 +1,4 @@
-"""One answer being made: a question's tokens from the engines, read into what clients are told."""
+"""One generation: token ids from a source, parsed into the deltas that clients get."""
 
 import asyncio
 import time
@@ -21,21 +21,28 @@ from deployments.observability.tracing import Span, current
 _CLOSE_THINKING = f"\n{END_THINK}\n\n"
 _AFTER_THINKING = "\n\n"
 _ANSWER, _THINKING = 0, 1
-"""Stages of a choice: its thinking apart, where it has one; its answer, or all of it."""
+"""Stages of a choice: the thinking, if it is generated apart; and the answer, or all of it."""
 
 
-def grammar_for(question: GenerationRequest, served: ModelEndpoint, most_nodes: int) -> Grammar | None:
-    """What the answer is held to; None: nothing. Raises ApiError for a schema that nothing can hold to."""
-    if question.tools and (
-        held := forced_calls(served.prompts.tool_format, question.tools, question.tool_choice, most_nodes)
+def grammar_for(request: GenerationRequest, endpoint: ModelEndpoint, max_nodes: int) -> Grammar | None:
+    """The grammar that constrains the answer; None: nothing does. Raises ApiError 400 for an unsupported schema.
+
+    max_nodes: maximum size of the schemas.
+    """
+    if request.tools and (
+        grammar := forced_calls(endpoint.prompts.tool_format, request.tools, request.tool_choice, max_nodes)
     ):
-        return held
-    return Grammar(ebnf(question.schema, "response_format", most_nodes)) if question.schema else None
+        return grammar
+    return Grammar(ebnf(request.schema, "response_format", max_nodes)) if request.schema else None
 
 
 @dataclass(slots=True)
 class Generation:
-    """Makes one answer. `answer` is there when `deltas` has ended."""
+    """Generates one answer. Its `result` is set when `deltas` has ended.
+
+    seed: for the sampling of choices, unless the request has a seed. first_token_at, last_token_at: on
+    time.perf_counter's clock; 0 before the first token.
+    """
 
     request: GenerationRequest
     prompt: RenderedPrompt
@@ -43,40 +50,39 @@ class Generation:
     endpoint: ModelEndpoint
     source: TokenSource
     seed: int
-    """Draws each choice that is not greedy and has no seed of its own."""
     result: GenerationResult | None = None
     first_token_at: float = 0.0
-    """When the first token came, on the same clock; 0 before."""
     last_token_at: float = 0.0
     cached_tokens: int = 0
     replica: str = ""
-    _readers: list[OutputParser] = field(default_factory=list)
-    _finishes: dict[int, str] = field(default_factory=dict)
+    _parsers: list[OutputParser] = field(default_factory=list)
+    _finish_reasons: dict[int, str] = field(default_factory=dict)
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """New thinking, text and calls of every choice, as they come. Closing it ends the work. Raises ApiError."""
-        prompts = self.endpoint.prompts
-        self._readers = [prompts.parser(self.request, self.prompt) for _ in range(self.request.num_choices)]
+        """New thinking, text and tool calls of every choice, as they arrive. Closing it ends the work.
+
+        Raises ApiError.
+        """
+        choices = range(self.request.num_choices)
+        self._parsers = [self.endpoint.prompts.parser(self.request, self.prompt) for _ in choices]
         operation = "chat" if self.request.messages else "text_completion"
         with current.get().child(f"{operation} {self.endpoint.model.name}") as span:
-            # All that is made for it runs in this context; nothing else does.
+            # This generation's work runs in this context; nothing else does.
             current.set(span)
             try:
-                async with aclosing(
-                    merge_streams([self._choice(place) for place in range(self.request.num_choices)])
-                ) as made:
-                    async for delta in made:
+                async with aclosing(merge_streams([self._choice(index) for index in choices])) as deltas:
+                    async for delta in deltas:
                         yield delta
                         if delta.finish_reason:
                             self.source.done(delta.choice)
             finally:
                 if span.traceparent:
-                    self._note(span, operation)
-        choices = tuple(reader.choice(self._finishes[place]) for place, reader in enumerate(self._readers))
-        self.result = GenerationResult(choices, self.usage, time.time(), self.replica)
+                    self._describe(span, operation)
+        answers = tuple(parser.choice(self._finish_reasons[index]) for index, parser in enumerate(self._parsers))
+        self.result = GenerationResult(answers, self.usage, time.time(), self.replica)
 
-    def _note(self, span: Span, operation: str) -> None:
-        """By the names of OpenTelemetry's semantic conventions for generative AI."""
+    def _describe(self, span: Span, operation: str) -> None:
+        """Sets attributes by the names of OpenTelemetry's semantic conventions for generative AI."""
         sampling, usage, model = self.request.sampling, self.usage, self.endpoint.model.name
         span.note(
             {
@@ -88,7 +94,9 @@ class Generation:
                 "gen_ai.request.top_p": sampling.top_p,
                 "gen_ai.request.choice.count": self.request.num_choices,
                 "gen_ai.response.model": model,
-                "gen_ai.response.finish_reasons": [self._finishes[place] for place in sorted(self._finishes)],
+                "gen_ai.response.finish_reasons": [
+                    self._finish_reasons[index] for index in sorted(self._finish_reasons)
+                ],
                 "gen_ai.usage.input_tokens": usage.prompt_tokens,
                 "gen_ai.usage.output_tokens": usage.completion_tokens,
                 "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens,
@@ -99,144 +107,149 @@ class Generation:
 
     @property
     def usage(self) -> Usage:
-        readers = self._readers
+        """The tokens so far."""
         return Usage(
             len(self.prompt.ids),
-            sum(reader.tokens for reader in readers),
-            sum(reader.reasoning_tokens for reader in readers),
+            sum(parser.tokens for parser in self._parsers),
+            sum(parser.reasoning_tokens for parser in self._parsers),
             self.cached_tokens,
         )
 
-    async def _choice(self, place: int) -> AsyncGenerator[Delta, None]:
-        """One choice. Where the answer is held to a grammar or the thinking is bounded, the thinking is made first and
-        apart, as it is held to nothing."""
-        reader, question = self._readers[place], self.request
-        sampling = self._sampling(place)
+    @property
+    def charged_tokens(self) -> int:
+        """Tokens that the team is charged. A generation that ends before its first token costs nothing."""
+        usage = self.usage
+        return usage.prompt_tokens + usage.completion_tokens if self.first_token_at else 0
+
+    async def _choice(self, index: int) -> AsyncGenerator[Delta, None]:
+        """One choice. If a grammar constrains the answer or the thinking is limited, the thinking is generated first
+        and apart, as no grammar applies to it."""
+        parser, request = self._parsers[index], self.request
+        sampling = self._sampling(index)
         ids, left = list(self.prompt.ids), sampling.max_tokens
         if self._thinks_apart:
-            if not reader.thinking:
-                ids += self._put(reader, f"{THINK}\n")
-            budget = left if question.max_thinking_tokens is None else min(left, question.max_thinking_tokens)
-            async with aclosing(self._think(place, reader, ids, sampling, budget)) as thoughts:
+            if not parser.thinking:
+                ids += self._append(parser, f"{THINK}\n")
+            budget = left if request.max_thinking_tokens is None else min(left, request.max_thinking_tokens)
+            async with aclosing(self._think(index, parser, ids, sampling, budget)) as thoughts:
                 async for delta in thoughts:
                     yield delta
-            left = sampling.max_tokens - reader.tokens
+            left = sampling.max_tokens - parser.tokens
             if left <= 0:
-                self._finishes[place] = "length"
-                yield Delta(place, finish_reason="length")
+                self._finish_reasons[index] = "length"
+                yield Delta(index, finish_reason="length")
                 return
-            ids += self._put(reader, _CLOSE_THINKING if reader.thinking else _AFTER_THINKING)
-        request = EngineRequest(ids, msgspec.structs.replace(sampling, max_tokens=left, grammar=self.grammar))
-        async with aclosing(self._tokens(place, _ANSWER, request)) as stream:
-            async for tokens in stream:
-                piece, finish = reader.feed(tokens.ids, tokens.logprobs), tokens.finish_reason
-                if reader.stopped:
-                    finish = "stop"
-                if finish:
-                    end = reader.finish()
-                    self._finishes[place] = finish
-                    whole = reader.choice(finish).finish_reason
-                    yield _delta(place, _joined(piece, end), whole)
+            ids += self._append(parser, _CLOSE_THINKING if parser.thinking else _AFTER_THINKING)
+        engine_request = EngineRequest(ids, msgspec.structs.replace(sampling, max_tokens=left, grammar=self.grammar))
+        async with aclosing(self._tokens(index, _ANSWER, engine_request)) as stream:
+            async for batch in stream:
+                parsed, finish_reason = parser.feed(batch.ids, batch.logprobs), batch.finish_reason
+                if parser.stopped:
+                    finish_reason = "stop"
+                if finish_reason:
+                    rest = parser.finish()
+                    self._finish_reasons[index] = finish_reason
+                    yield _delta(index, _joined(parsed, rest), parser.choice(finish_reason).finish_reason)
                     return
-                if piece != _NOTHING:
-                    yield _delta(place, piece)
+                if parsed != _NOTHING:
+                    yield _delta(index, parsed)
 
     @property
     def _thinks_apart(self) -> bool:
-        bound = self.request.max_thinking_tokens
-        wanted = self.grammar is not None or bound is not None
-        return wanted and (self.prompt.starts_in_thinking or (self.prompt.may_think and bound != 0))
+        limit = self.request.max_thinking_tokens
+        needed = self.grammar is not None or limit is not None
+        return needed and (self.prompt.starts_in_thinking or (self.prompt.may_think and limit != 0))
 
     async def _think(
-        self, place: int, reader: OutputParser, ids: list[int], sampling: Sampling, budget: int
+        self, index: int, parser: OutputParser, ids: list[int], sampling: Sampling, budget: int
     ) -> AsyncGenerator[Delta, None]:
-        """The thinking alone, up to its end or its bound; adds to `ids` what was made."""
+        """The thinking alone, up to its end or its limit; appends the generated tokens to `ids`."""
         if budget <= 0:
             return
         end = self.endpoint.prompts.vocabulary.end_think
-        alone = msgspec.structs.replace(
+        sampling = msgspec.structs.replace(
             sampling, max_tokens=budget, min_tokens=0, ignore_eos=False, logprobs=False, stop_ids=(end,)
         )
-        async with aclosing(self._tokens(place, _THINKING, EngineRequest(list(ids), alone))) as stream:
-            async for tokens in stream:
-                made = tokens.ids
-                if tokens.finish_reason == "stop" and made and made[-1] != end:
-                    made = made[:-1]  # it ended its turn in the middle of its thoughts; they are closed for it
-                ids += made
-                piece = reader.feed(made)
-                if piece != _NOTHING:
-                    yield _delta(place, piece)
+        async with aclosing(self._tokens(index, _THINKING, EngineRequest(list(ids), sampling))) as stream:
+            async for batch in stream:
+                thoughts = batch.ids
+                if batch.finish_reason == "stop" and thoughts and thoughts[-1] != end:
+                    thoughts = thoughts[:-1]  # the model ended its turn while thinking; the thinking is closed for it
+                ids += thoughts
+                parsed = parser.feed(thoughts)
+                if parsed != _NOTHING:
+                    yield _delta(index, parsed)
 
-    def _put(self, reader: OutputParser, text: str) -> list[int]:
-        """Writes this for the model; gives its ids."""
+    def _append(self, parser: OutputParser, text: str) -> list[int]:
+        """Writes this text in the model's place; returns its token ids."""
         ids = self.endpoint.prompts.encode(text)
-        reader.feed(ids)
+        parser.feed(ids)
         return ids
 
-    def _sampling(self, place: int) -> Sampling:
-        """How this choice is drawn: each with a seed of its own, known here, so that it could be drawn again."""
-        given = self.request.sampling
+    def _sampling(self, index: int) -> Sampling:
+        """The sampling of one choice: with its own seed, known here, so that it can be sampled again."""
+        sampling = self.request.sampling
         room = self.endpoint.model.context_tokens - len(self.prompt.ids)
-        seed = (self.seed if given.seed is None else given.seed) + place if given.temperature else None
-        return msgspec.structs.replace(given, max_tokens=min(given.max_tokens, room), seed=seed)
+        seed = (self.seed if sampling.seed is None else sampling.seed) + index if sampling.temperature else None
+        return msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, room), seed=seed)
 
-    async def _tokens(self, place: int, stage: int, request: EngineRequest) -> AsyncGenerator[TokenBatch, None]:
-        async with aclosing(self.source.tokens(place, stage, request)) as stream:
-            async for tokens in stream:
+    async def _tokens(self, index: int, stage: int, request: EngineRequest) -> AsyncGenerator[TokenBatch, None]:
+        async with aclosing(self.source.tokens(index, stage, request)) as stream:
+            async for batch in stream:
                 self.last_token_at = time.perf_counter()
                 if not self.first_token_at:
-                    self.first_token_at, self.cached_tokens = self.last_token_at, tokens.cached_tokens
-                self.replica = tokens.replica or self.replica
-                yield tokens
-                if tokens.finish_reason:
+                    self.first_token_at, self.cached_tokens = self.last_token_at, batch.cached_tokens
+                self.replica = batch.replica or self.replica
+                yield batch
+                if batch.finish_reason:
                     return
 
 
-async def merge_streams(sources: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
-    """What all of them give, as it comes. Where one fails, the others end."""
-    if len(sources) == 1:
-        async with aclosing(sources[0]) as made:
-            async for delta in made:
+async def merge_streams(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
+    """The deltas of all streams, as they arrive. If one stream fails, the others end."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as deltas:
+            async for delta in deltas:
                 yield delta
         return
-    news: asyncio.Queue[Delta | None] = asyncio.Queue()
+    queue: asyncio.Queue[Delta | None] = asyncio.Queue()
 
-    async def make(source: AsyncGenerator[Delta, None]) -> None:
-        async with aclosing(source) as made:
-            async for delta in made:
-                news.put_nowait(delta)
+    async def read(stream: AsyncGenerator[Delta, None]) -> None:
+        async with aclosing(stream) as deltas:
+            async for delta in deltas:
+                queue.put_nowait(delta)
 
-    async def make_all() -> None:
+    async def read_all() -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                for source in sources:
-                    group.create_task(make(source))
+                for stream in streams:
+                    group.create_task(read(stream))
         finally:
-            news.put_nowait(None)
+            queue.put_nowait(None)
 
-    work = asyncio.create_task(make_all())
+    reading = asyncio.create_task(read_all())
     try:
-        while (one := await news.get()) is not None:
-            yield one
+        while (received := await queue.get()) is not None:
+            yield received
         try:
-            await work
-        except ExceptionGroup as several:
-            raise several.exceptions[0] from None
+            await reading
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
     finally:
-        work.cancel()
+        reading.cancel()
 
 
 _NOTHING = ParsedDelta()
 
 
-def _delta(place: int, piece: ParsedDelta, finish: str = "") -> Delta:
-    return Delta(place, piece.reasoning, piece.text, piece.tool_calls, piece.logprobs, finish)
+def _delta(index: int, parsed: ParsedDelta, finish_reason: str = "") -> Delta:
+    return Delta(index, parsed.reasoning, parsed.text, parsed.tool_calls, parsed.logprobs, finish_reason)
 
 
-def _joined(one: ParsedDelta, other: ParsedDelta) -> ParsedDelta:
+def _joined(first: ParsedDelta, second: ParsedDelta) -> ParsedDelta:
     return ParsedDelta(
-        one.reasoning + other.reasoning,
-        one.text + other.text,
-        one.tool_calls + other.tool_calls,
-        one.logprobs + other.logprobs,
+        first.reasoning + second.reasoning,
+        first.text + second.text,
+        first.tool_calls + second.tool_calls,
+        first.logprobs + second.logprobs,
     )

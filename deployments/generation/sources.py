@@ -1,110 +1,150 @@
-"""Where a generation's tokens come from: the engines; or another router, as far as it came, and then the engines."""
+"""Where the tokens of a generation come from: this router's engines, or another router first and then the engines."""
 
+import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
 from deployments.cache.single_flight import FlightLease
+from deployments.common.errors import ApiError
 from deployments.common.messages import EngineRequest, TokenBatch
 from deployments.observability.tracing import current
 from deployments.routing.dispatcher import Dispatcher
-from deployments.routing.fair_queue import ANYONE, FairQueue, Slot, TokenCost
+from deployments.routing.fair_queue import FairQueue, Slot, TokenCost
+from deployments.routing.prefix_index import PrefixLocation
+from deployments.routing.queue_class import QueueClass
 
-_MOST_EXPECTED = 2048
-"""Tokens that a completion is thought to take at most, until it has: few take all that they may."""
+_MAX_EXPECTED = 2048
+"""A completion is expected to take at most this many tokens until it has: few take all that they may."""
 
 
 class TokenSource(Protocol):
-    """Gives the tokens of each choice of one generation, stage by stage: thinking apart, then the answer; or all."""
+    """Yields the tokens of each choice of one generation, stage by stage: the thinking apart and then the rest, or all
+    at once."""
 
     def tokens(self, choice: int, stage: int, request: EngineRequest) -> AsyncGenerator[TokenBatch, None]:
-        """Every token once, in order; the last message says why it ended. Closing it ends the work."""
+        """Every token once, in order; the last batch has a finish reason. Closing the generator cancels the work."""
 
     def done(self, choice: int) -> None:
-        """No more of this choice is wanted."""
-
-
-@dataclass(frozen=True, slots=True)
-class QueueClass:
-    """In whose turn tokens are made. batch: after those for people."""
-
-    team: str = ANYONE
-    weight: float = 1.0
-    batch: bool = False
+        """Ends the work on a choice that needs no more tokens."""
 
 
 class EngineSource:
-    """Made here, each choice when its turn has come. To be closed, which gives the turns back."""
+    """Generates tokens on this router's engines. Each choice waits for a slot; `close` releases the slots."""
 
     def __init__(
-        self, dispatcher: Dispatcher, queue: FairQueue, lane: QueueClass, waited: Callable[[float], object]
+        self,
+        dispatcher: Dispatcher,
+        queue: FairQueue,
+        queue_class: QueueClass,
+        observe_wait: Callable[[float], object],
     ) -> None:
-        """waited: told how long each choice had to wait for its turn, in seconds."""
-        self._waited = waited
+        """queue_class: of the request. observe_wait: called with the seconds that each choice waited for its slot."""
+        self.prefix = PrefixLocation()
+        """Where the start of the prompt is cached."""
+        self.refused = False
+        """Whether the queue was too full for all queue classes of this request."""
         self._dispatcher = dispatcher
         self._queue = queue
-        self._lane = lane
-        self._turns: dict[int, Slot] = {}
+        self._classes = [queue_class]
+        self._observe_wait = observe_wait
+        self._waiting: dict[int, TokenCost] = {}
+        self._slots: dict[int, Slot] = {}
         self._used: defaultdict[int, int] = defaultdict(int)
 
+    @property
+    def queue_class(self) -> QueueClass:
+        """The most urgent queue class of those who want these tokens."""
+        return min(self._classes, key=lambda queue_class: queue_class.urgency)
+
+    def lift(self, queue_class: QueueClass) -> None:
+        """Queues what has no slot yet by this queue class too, if that is better: somebody else wants the tokens."""
+        if queue_class not in self._classes:
+            self._classes.append(queue_class)
+        for choice in self._waiting:
+            self._waiting[choice] = self._queue.lift(self._waiting[choice], queue_class)
+
     async def tokens(
-        self, choice: int, stage: int, request: EngineRequest, made: Sequence[int] = ()
+        self, choice: int, stage: int, request: EngineRequest, generated: Sequence[int] = ()
     ) -> AsyncGenerator[TokenBatch, None]:
-        """made: what of it is there already; it goes on from there. Raises ApiError 503 where too many wait."""
-        if choice not in self._turns:
-            left = min(request.sampling.max_tokens - len(made), _MOST_EXPECTED)
-            work = TokenCost(len(request.prompt_ids) + len(made), left, self._lane.batch)
-            came = time.perf_counter()
-            with current.get().child("queue"):
-                self._turns[choice] = await self._queue.acquire(self._lane.team, self._lane.weight, work)
-            self._waited(time.perf_counter() - came)
+        """generated: the first tokens, where they exist already. Raises ApiError 503 when too many requests wait."""
+        if choice not in self._slots:
+            await self._acquire_slot(choice, request, len(generated))
             self._used[choice] += len(request.prompt_ids)
-        location = await self._dispatcher.locate_prefix(request.prompt_ids)
         request = msgspec.structs.replace(
             request,
             queued_tokens=self._queue.queued_tokens,
-            prefix_replica=location.replica,
-            prefix_tokens=location.tokens,
+            prefix_replica=self.prefix.replica,
+            prefix_tokens=self.prefix.tokens,
         )
-        async with aclosing(self._dispatcher.stream(request, made)) as stream:
-            async for tokens in stream:
-                self._turns[choice].prefill_done()
-                self._used[choice] += len(tokens.ids)
-                yield tokens
+        async with aclosing(self._dispatcher.stream(request, generated)) as stream:
+            async for batch in stream:
+                self._slots[choice].prefill_done()
+                self._used[choice] += len(batch.ids)
+                yield batch
 
     def done(self, choice: int) -> None:
-        if (turn := self._turns.pop(choice, None)) is not None:
-            turn.release(self._used[choice])
+        if (slot := self._slots.pop(choice, None)) is not None:
+            slot.release(self._used[choice])
 
     def close(self) -> None:
-        for choice in tuple(self._turns):
+        for choice in tuple(self._slots):
             self.done(choice)
+
+    async def _acquire_slot(self, choice: int, request: EngineRequest, generated: int) -> None:
+        left = min(request.sampling.max_tokens - generated, _MAX_EXPECTED)
+        started, tried = time.perf_counter(), 0
+        with current.get().child("queue"):
+            while choice not in self._slots:
+                # A team's full queue is no reason to refuse a request that another team wants too.
+                queue_class = self._classes[tried]
+                tried += 1
+                cost = TokenCost(len(request.prompt_ids) + generated, left, queue_class.batch)
+                self._waiting[choice] = cost
+                asyncio.get_running_loop().call_soon(self._lift_waiting, choice)
+                try:
+                    self._slots[choice] = await self._queue.acquire(queue_class.team, queue_class.weight, cost)
+                except ApiError:
+                    if tried == len(self._classes):
+                        self.refused = True
+                        raise
+                finally:
+                    del self._waiting[choice]
+        self._observe_wait(time.perf_counter() - started)
+
+    def _lift_waiting(self, choice: int) -> None:
+        """Called once the choice is in the queue."""
+        for queue_class in self._classes:
+            if choice in self._waiting:
+                self._waiting[choice] = self._queue.lift(self._waiting[choice], queue_class)
 
 
 class FlightSource:
-    """Followed while another router leads; what is missing is made here, and told to those who follow."""
+    """Follows another router while it leads the flight. Generates what is missing, and publishes that to the others."""
 
-    def __init__(self, flight: FlightLease, engines: EngineSource) -> None:
-        self._flight = flight
+    def __init__(self, lease: FlightLease, engines: EngineSource, charge: Callable[[], Awaitable[None]]) -> None:
+        """charge: called before the engines generate anything; may refuse by raising ApiError 429."""
+        self._lease = lease
         self._engines = engines
+        self._charge = charge
 
     async def tokens(self, choice: int, stage: int, request: EngineRequest) -> AsyncGenerator[TokenBatch, None]:
-        made: list[int] = []
-        async with aclosing(self._flight.follow(choice, stage)) as told:
-            async for tokens in told:
-                made += tokens.ids
-                yield tokens
-                if tokens.finish_reason:
+        generated: list[int] = []
+        async with aclosing(self._lease.follow(choice, stage)) as followed:
+            async for batch in followed:
+                generated += batch.ids
+                yield batch
+                if batch.finish_reason:
                     return
-        async with aclosing(self._engines.tokens(choice, stage, request, made)) as rest:
-            async for tokens in rest:
-                self._flight.record(choice, stage, tokens)
-                yield tokens
+        await self._charge()
+        async with aclosing(self._engines.tokens(choice, stage, request, generated)) as rest:
+            async for batch in rest:
+                self._lease.record(choice, stage, batch)
+                yield batch
 
     def done(self, choice: int) -> None:
         self._engines.done(choice)

@@ -26,12 +26,13 @@ from cluster.records.teams import Quota, Team
 from cluster.redis_client import RedisUrlError, check_url, connect, without_password
 from cluster.redis_server import find_server
 from cluster.settings import CacheSettings
-from deployments.cache.answers import AnswerCache, CacheControl, encode_result
-from deployments.cache.single_flight import FlightLease, SingleFlight
+from deployments.cache.answers import AnswerCache, CacheControl
+from deployments.cache.single_flight import FlightLease
 from deployments.tenancy.quotas import Quotas
 from tests.conftest import wait_for
 from tests.deployments.cache.test_answers import ANSWER, asked, store_at
-from tests.deployments.cache.test_single_flight import MADE, told
+from tests.deployments.cache.test_semantic import Router
+from tests.deployments.cache.test_single_flight import BATCHES, PERSON, followed, new_key
 
 
 @contextmanager
@@ -171,30 +172,34 @@ def with_cluster(folder: Path) -> Iterator[str]:
 
 async def use(url: str) -> None:
     """All that routers do with Redis."""
-    store, another = store_at(url), store_at(url)
-    answers_kept = AnswerCache(CacheSettings(), store)
-    keys = [answers_kept.key("m", "s", "n", asked(str(n))) for n in range(20)]
+    stores = [store_at(url) for _ in range(2)]
+    store = stores[0]
+    first, second = (AnswerCache(CacheSettings(), store) for store in stores)
+    keys = [first.key("m", "s", "n", asked(str(n))) for n in range(20)]
     for key in keys:
-        await answers_kept.put(key, ANSWER, CacheControl())
-    assert all([await answers_kept.get(key) == ANSWER for key in keys])
-    digest = secrets.token_hex(20)
-    leader, follower = [
-        await SingleFlight(one).acquire(cache.key_of("m", "n", digest), digest) for one in (store, another)
-    ]
+        await first.put(key, ANSWER, CacheControl())
+    assert all([await first.get(key) == ANSWER for key in keys])
+    key = new_key()
+    leader, follower = await first.lead(key, PERSON), await second.lead(key, PERSON)
     assert isinstance(leader, FlightLease) and isinstance(follower, FlightLease) and follower.joined
-    for made in MADE:
-        leader.record(0, 0, made)
-    reading = asyncio.create_task(told(follower))
-    await leader.complete(encode_result(ANSWER), 100)
-    assert [one for tokens in await reading for one in tokens.ids] == [1, 2, 3, 4, 5, 6, 7]
+    for batch in BATCHES:
+        leader.record(0, 0, batch)
+    reading = asyncio.create_task(followed(follower))
+    await first.put(key, ANSWER, CacheControl(), leader)
+    assert [token for batch in await reading for token in batch.ids] == [1, 2, 3, 4, 5, 6, 7]
+    assert await second.lead(key, PERSON) == await second.get(key) == ANSWER
+    router = Router(url, "n")
+    await router.add("What is 27 + 48?")
+    assert await router.find("What's 27 + 48?") == router.key("What is 27 + 48?")
+    await router.store.close()
     quotas = Quotas(store, 1)
     admission = await quotas.admit(Team("support", 0.0, quota=Quota(5, 1000, 2, 10_000)))
     await admission.reserve(100)
     await admission.settle(50)
     await admission.release()
     await store.transaction(lambda pipe: pipe.hincrby("dray:{teams}:usage:2000-01-01", "a|b|requests", 1))
-    await store.close()
-    await another.close()
+    for store in stores:
+        await store.close()
 
 
 def command(url: str) -> None:
@@ -209,7 +214,8 @@ def command(url: str) -> None:
         seen = cache.stats(client)
         assert seen.answers["m", "n"] >= 20 and seen.bytes > 0
         [one, *_] = client.scan_iter(match=cache.pattern("m"))
-        assert (cache.show(client, one.decode()) or {})["choices"]
+        shown = cache.show(client, one.decode())
+        assert shown is not None and shown["choices"]
         assert cache.clear(client, model="m") >= 20
         assert not cache.stats(client).answers
     finally:

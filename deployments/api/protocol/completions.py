@@ -22,7 +22,7 @@ from deployments.api.protocol.common import (
 )
 from deployments.api.protocol.parsing import parse
 from deployments.common.errors import ApiError, invalid_request, new_id, sse_event
-from deployments.common.types import Choice, Delta, GenerationRequest, GenerationResult, TokenLogprob, Usage
+from deployments.common.types import Delta, GenerationRequest, GenerationResult, TokenLogprob
 
 _DEFAULT_MAX_TOKENS = 16
 Prompt = str | list[str | int | list[int]]
@@ -222,16 +222,3 @@ class CompletionWriter:
 
 def _finish_reason(reason: str) -> Literal["stop", "length"] | None:
     return ("length" if reason == "length" else "stop") if reason else None
-
-
-def merge_results(results: list[GenerationResult]) -> GenerationResult:
-    """The results for several prompts as one: choices in the prompts' order, usage summed."""
-    choices: list[Choice] = [choice for result in results for choice in result.choices]
-    usages = [result.usage for result in results]
-    usage = Usage(
-        sum(usage.prompt_tokens for usage in usages),
-        sum(usage.completion_tokens for usage in usages),
-        sum(usage.reasoning_tokens for usage in usages),
-        sum(usage.cached_tokens for usage in usages),
-    )
-    return GenerationResult(tuple(choices), usage, max(result.created for result in results))

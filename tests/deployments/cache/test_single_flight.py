@@ -1,4 +1,4 @@
-"""Single flight over a real server: followers see all that the leader makes, and one goes on when it dies."""
+"""Single flight over a real server: followers get all that the leader generates, and continue when it dies."""
 
 import asyncio
 import secrets
@@ -13,12 +13,16 @@ import redis
 
 from cluster.records.cache import key_of
 from cluster.redis_server import OwnRedis
+from deployments.cache.flight_store import FlightStore
 from deployments.cache.single_flight import FlightLease, SingleFlight
+from deployments.common.errors import ApiError
 from deployments.common.messages import TokenBatch
+from deployments.routing.queue_class import QueueClass
 from tests.conftest import redis_server
 from tests.deployments.cache.test_answers import store_at
 
-MADE = [TokenBatch([1, 2], cached_tokens=3), TokenBatch([3]), TokenBatch([4, 5, 6]), TokenBatch([7], "stop")]
+BATCHES = [TokenBatch([1, 2], cached_tokens=3), TokenBatch([3]), TokenBatch([4, 5, 6]), TokenBatch([7], "stop")]
+PERSON, BATCH = QueueClass("support", 1.0, batch=False), QueueClass("nightly", 1.0, batch=True)
 
 
 @pytest.fixture(scope="module")
@@ -35,23 +39,28 @@ async def routers(server: OwnRedis, count: int) -> AsyncIterator[list[SingleFlig
         await store.close()
 
 
-async def join(router: SingleFlight, digest: str) -> FlightLease:
-    found = await router.acquire(key_of("m", "n", digest), digest)
-    assert isinstance(found, FlightLease)
-    return found
+def new_key() -> str:
+    return key_of("m", "n", secrets.token_hex(20))
 
 
-async def told(flight: FlightLease, most: int = 100) -> list[TokenBatch]:
-    seen: list[TokenBatch] = []
-    async for tokens in flight.follow(0, 0):
-        seen.append(tokens)
-        if len(seen) == most:
+async def join(router: SingleFlight, key: str, queue_class: QueueClass = PERSON) -> FlightLease:
+    acquired = await router.acquire(key, queue_class)
+    assert isinstance(acquired, FlightLease)
+    return acquired
+
+
+async def followed(lease: FlightLease, count: int = 100) -> list[TokenBatch]:
+    """The first batches of the first choice, at most so many."""
+    batches: list[TokenBatch] = []
+    async for batch in lease.follow(0, 0):
+        batches.append(batch)
+        if len(batches) == count:
             break
-    return seen
+    return batches
 
 
-def ids(several: list[TokenBatch]) -> list[int]:
-    return [one for tokens in several for one in tokens.ids]
+def ids(batches: list[TokenBatch]) -> list[int]:
+    return [token for batch in batches for token in batch.ids]
 
 
 def run(work: Callable[[], Coroutine[None, None, None]]) -> None:
@@ -67,62 +76,63 @@ async def until(fact: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_followers_see_all_as_it_comes_and_then_it_is_known(server: OwnRedis) -> None:
+def test_followers_get_all_as_it_arrives_and_then_it_is_stored(server: OwnRedis) -> None:
     async def work() -> None:
-        async with routers(server, 3) as (one, *others):
-            digest = secrets.token_hex(20)
-            leader = await join(one, digest)
+        async with routers(server, 3) as (first, *others):
+            key = new_key()
+            leader = await join(first, key)
             assert not leader.joined and leader.role == "lead"
-            leader.record(0, 0, MADE[0])
-            followers = [await join(other, digest) for other in others]
+            leader.record(0, 0, BATCHES[0])
+            followers = [await join(router, key) for router in others]
             assert all(follower.joined for follower in followers)
-            assert [await told(follower, 1) for follower in followers] == [MADE[:1], MADE[:1]], "while it is being made"
-            leader.record(0, 0, MADE[1])
-            leader.record(1, 2, MADE[3])
-            leader.record(0, 0, MADE[2])
-            leader.record(0, 0, MADE[3])
-            reading = [asyncio.create_task(told(follower)) for follower in followers]
+            while_generating = [await followed(follower, 1) for follower in followers]
+            assert while_generating == [BATCHES[:1], BATCHES[:1]]
+            leader.record(0, 0, BATCHES[1])
+            leader.record(1, 2, BATCHES[3])
+            leader.record(0, 0, BATCHES[2])
+            leader.record(0, 0, BATCHES[3])
+            reading = [asyncio.create_task(followed(follower)) for follower in followers]
             await leader.complete(b"answer", 100)
-            assert [await task for task in reading] == [MADE, MADE]
-            assert await one.acquire(key_of("m", "n", digest), digest) == b"answer"
+            assert [await task for task in reading] == [BATCHES, BATCHES]
+            assert await first.acquire(key, PERSON) == b"answer"
 
     run(work)
 
 
-def test_a_dead_leaders_follower_goes_on_within_two_seconds(server: OwnRedis) -> None:
+def test_a_dead_leaders_follower_continues_within_two_seconds(server: OwnRedis) -> None:
     async def work() -> None:
-        async with routers(server, 3) as (one, other, third):
-            digest = secrets.token_hex(20)
-            leader, follower, bystander = [await join(router, digest) for router in (one, other, third)]
-            leader.record(0, 0, MADE[0])
-            assert await told(follower, 1) == await told(bystander, 1) == MADE[:1]
+        async with routers(server, 3) as (first, second, third):
+            key = new_key()
+            leader, follower, bystander = [await join(router, key) for router in (first, second, third)]
+            leader.record(0, 0, BATCHES[0])
+            assert await followed(follower, 1) == await followed(bystander, 1) == BATCHES[:1]
             assert leader._task is not None
-            leader._task.cancel()  # as if its process had died: it renews nothing and says nothing
+            leader._task.cancel()  # as if its process had died: it renews and publishes nothing
             died = time.monotonic()
             await until(lambda: "lead" in (follower.role, bystander.role))
             assert time.monotonic() - died < 2
             new, old = (follower, bystander) if follower.role == "lead" else (bystander, follower)
-            assert await told(new) == MADE[:1], "what is missing is its own to make"
-            new.record(0, 0, MADE[1])
-            new.record(0, 0, MADE[3])
-            reading = asyncio.create_task(told(old))
-            await new.complete(b"", 1)
+            assert await followed(new) == BATCHES[:1], "it generates what is missing"
+            new.record(0, 0, BATCHES[1])
+            new.record(0, 0, BATCHES[3])
+            reading = asyncio.create_task(followed(old))
+            await new.complete()
             assert ids(await reading) == [1, 2, 3, 7]
-            leader.record(0, 0, MADE[2])
-            assert not await leader.has_followers() and leader.role == "alone", "it tells nothing without the lock"
+            leader.record(0, 0, BATCHES[2])
+            assert not await leader.has_followers() and leader.role == "alone", "it publishes nothing without the lock"
 
     run(work)
 
 
-def test_leader_knows_whether_anyone_follows_and_may_leave(server: OwnRedis) -> None:
+def test_a_leader_knows_whether_anyone_follows_and_may_leave(server: OwnRedis) -> None:
     async def work() -> None:
-        async with routers(server, 2) as (one, other):
-            digest = secrets.token_hex(20)
-            leader = await join(one, digest)
+        async with routers(server, 2) as (first, second):
+            key = new_key()
+            leader = await join(first, key)
             assert not await leader.has_followers()
-            follower = await join(other, digest)
-            leader.record(0, 0, MADE[0])
-            assert await told(follower, 1) == MADE[:1]
+            follower = await join(second, key)
+            leader.record(0, 0, BATCHES[0])
+            assert await followed(follower, 1) == BATCHES[:1]
             assert await leader.has_followers()
             left = time.monotonic()
             await leader.release()
@@ -133,43 +143,130 @@ def test_leader_knows_whether_anyone_follows_and_may_leave(server: OwnRedis) -> 
     run(work)
 
 
-def test_who_asks_again_soon_goes_on_where_the_last_one_left(server: OwnRedis) -> None:
+def test_a_leader_learns_the_queue_class_of_those_who_follow(server: OwnRedis) -> None:
     async def work() -> None:
-        async with routers(server, 2) as (one, other):
-            digest = secrets.token_hex(20)
-            first = await join(one, digest)
-            first.record(0, 0, MADE[0])
-            first.record(0, 0, MADE[1])
-            await first.release()
-            again = await join(other, digest)
-            assert not again.joined and again.name == first.name
-            assert await told(again) == MADE[:2]
+        async with routers(server, 2) as (first, second):
+            key, lifted = new_key(), list[QueueClass]()
+            leader = await join(first, key, BATCH)
+            leader.on_lift = lifted.append
+            follower = await join(second, key, BATCH)
+            await until(lambda: BATCH in lifted)
+            assert PERSON not in lifted
+            follower.lift(PERSON)
+            follower.lift(BATCH)
+            began = time.monotonic()
+            await until(lambda: PERSON in lifted)
+            assert time.monotonic() - began < 2
+            # The class that was lifted is forgotten as soon as a lock would be.
+            del lifted[:]
+            await until(lambda: lifted[-20:] == [PERSON] * 20)
+            await follower.release()
+            await until(lambda: not leader._followed)
+            await leader.release()
+
+    run(work)
+
+
+@pytest.mark.parametrize("choices", [1, 2])
+def test_an_error_of_the_question_itself_reaches_every_follower_and_ends_the_flight(
+    server: OwnRedis, choices: int
+) -> None:
+    async def work() -> None:
+        async with routers(server, 2) as (first, second):
+            key = new_key()
+            leader, follower = await join(first, key), await join(second, key)
+            for choice in range(choices):
+                leader.record(choice, 0, BATCHES[0])
+            await leader.fail(ApiError(400, "Refused.", code="invalid_value", param="messages"))
+            for choice in range(choices):
+                received = []
+                with pytest.raises(ApiError, match="Refused") as raised:
+                    async for batch in follower.follow(choice, 0):
+                        received.append(batch)
+                assert received == BATCHES[:1], "what was generated before comes first"
+                error = raised.value.body.error
+                assert (raised.value.status, error.code, error.param) == (400, "invalid_value", "messages")
+            await follower.release()
+            fresh = await join(second, key)
+            assert not fresh.joined and await followed(fresh) == [], "the next request tries again"
+            await fresh.release()
+
+    run(work)
+
+
+def test_a_flight_that_ends_without_a_finish_leaves_nobody_waiting(server: OwnRedis) -> None:
+    async def work() -> None:
+        async with routers(server, 2) as (first, second):
+            key = new_key()
+            leader, follower = await join(first, key), await join(second, key)
+            leader.record(0, 0, BATCHES[0])
+            reading = asyncio.create_task(followed(follower))
+            await leader.complete()
+            assert await reading == BATCHES[:1] and follower.role == "alone"
+
+    run(work)
+
+
+def test_an_unexpected_exception_is_logged_and_leaves_nobody_waiting(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work() -> None:
+        async with routers(server, 2) as (first, second):
+            key = new_key()
+            leader, follower = await join(first, key), await join(second, key)
+            reading = asyncio.create_task(followed(follower))
+            await until(lambda: leader._followed)
+
+            async def broken(self: FlightStore, *arguments: object) -> None:
+                raise ValueError("a fault of the program")
+
+            monkeypatch.setattr(FlightStore, "read", broken)
+            monkeypatch.setattr(FlightStore, "publish", broken)
+            assert await reading == []
+            await until(lambda: leader.role == follower.role == "alone")
+            assert not await leader.has_followers()
+            assert [record.levelname for record in caplog.records if record.exc_info] == ["ERROR", "ERROR"]
+
+    run(work)
+
+
+def test_who_asks_again_soon_continues_where_the_last_one_left(server: OwnRedis) -> None:
+    async def work() -> None:
+        async with routers(server, 2) as (first, second):
+            key = new_key()
+            lease = await join(first, key)
+            lease.record(0, 0, BATCHES[0])
+            lease.record(0, 0, BATCHES[1])
+            await lease.release()
+            again = await join(second, key)
+            assert not again.joined and again.name == lease.name and again.seed == lease.seed
+            assert await followed(again) == BATCHES[:2]
             assert again.role == "lead"
-            again.record(0, 0, MADE[3])
-            await again.complete(b"", 1)
-            # It ended and was not kept: the next begins anew.
-            fresh = await join(one, digest)
-            assert fresh.name != first.name and await told(fresh) == []
+            again.record(0, 0, BATCHES[3])
+            await again.complete()
+            # The flight ended and its answer was not stored: the next request starts anew.
+            fresh = await join(first, key)
+            assert fresh.name != lease.name and await followed(fresh) == []
             await fresh.release()
 
     run(work)
 
 
 @pytest.mark.parametrize("trouble", ["garbage", "gap", "another flight", "gone"])
-def test_what_does_not_fit_is_never_told(server: OwnRedis, trouble: str) -> None:
+def test_what_does_not_fit_is_never_passed_on(server: OwnRedis, trouble: str) -> None:
     async def work() -> None:
-        async with routers(server, 2) as (one, other):
-            digest = secrets.token_hex(20)
-            leader = await join(one, digest)
-            follower = await join(other, digest)
-            leader.record(0, 0, MADE[0])
-            assert await told(follower, 1) == MADE[:1]
-            stream = f"dray:tokens:{{{digest}}}"
+        async with routers(server, 2) as (first, second):
+            key = new_key()
+            leader = await join(first, key)
+            follower = await join(second, key)
+            leader.record(0, 0, BATCHES[0])
+            assert await followed(follower, 1) == BATCHES[:1]
+            stream = f"dray:tokens:{key.rpartition(':')[2]}"
             with redis.Redis.from_url(server.url) as raw:
                 if trouble == "gone":
                     raw.delete(stream)
-                    for one_made in MADE[1:]:
-                        leader.record(0, 0, one_made)
+                    for batch in BATCHES[1:]:
+                        leader.record(0, 0, batch)
                 else:
                     [*_, (_, fields)] = raw.xrange(stream)
                     name, records = fields[b"flight"], fields[b"records"]
@@ -179,7 +276,7 @@ def test_what_does_not_fit_is_never_told(server: OwnRedis, trouble: str) -> None
                         "another flight": (b"0" * 16, records),
                     }[trouble]
                     raw.xadd(stream, {"flight": odd[0], "records": odd[1]})
-            rest = await told(follower)
+            rest = await followed(follower)
             assert ids(rest) == ([1, 2, 3, 4, 5, 6, 7] if trouble == "gone" else [1, 2])
             assert follower.role == ("follow" if trouble == "gone" else "alone")
             await leader.release()
@@ -188,18 +285,31 @@ def test_what_does_not_fit_is_never_told(server: OwnRedis, trouble: str) -> None
     run(work)
 
 
-def test_without_redis_each_goes_on_alone() -> None:
+def test_a_follower_of_another_version_does_not_disturb_the_leader(server: OwnRedis) -> None:
+    async def work() -> None:
+        async with routers(server, 1) as [router]:
+            key = new_key()
+            leader = await join(router, key)
+            with redis.Redis.from_url(server.url) as raw:
+                raw.zadd(f"dray:followers:{key.rpartition(':')[2]}", {b"0123456789abcdef": 2**50})
+            assert not await leader.has_followers() and leader.role == "lead"
+            await leader.release()
+
+    run(work)
+
+
+def test_without_redis_each_continues_alone() -> None:
     async def work() -> None:
         with tempfile.TemporaryDirectory(prefix="dray-r-") as folder:
             own = OwnRedis(Path(folder), memory_mb=16)
             own.start()
-            async with routers(own, 2) as (one, other):
-                digest = secrets.token_hex(20)
-                leader, follower = await join(one, digest), await join(other, digest)
-                leader.record(0, 0, MADE[0])
-                assert await told(follower, 1) == MADE[:1]
+            async with routers(own, 2) as (first, second):
+                key = new_key()
+                leader, follower = await join(first, key), await join(second, key)
+                leader.record(0, 0, BATCHES[0])
+                assert await followed(follower, 1) == BATCHES[:1]
                 own.stop()
-                assert await told(follower) == MADE[:1] and follower.role == "alone"
+                assert await followed(follower) == BATCHES[:1] and follower.role == "alone"
                 assert not await leader.has_followers()
                 await leader.complete(b"answer", 10)
                 await follower.release()

@@ -1,0 +1,66 @@
+"""Several prompts of one request, generated together as one result."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+import msgspec
+
+from deployments.common.types import Choice, Delta, GenerationResult, Usage
+from deployments.generation.broadcast import Broadcast, Subscriber
+from deployments.generation.context import RequestContext
+from deployments.generation.generation import Generation, merge_streams
+from deployments.generation.job import GenerationServices
+from deployments.generation.sources import EngineSource
+
+
+async def broadcast_prompts(services: GenerationServices, contexts: Sequence[RequestContext]) -> Subscriber:
+    """Starts to answer all prompts, and subscribes to the result. Raises ApiError 400, 429.
+
+    contexts: one for each prompt; they differ in nothing but the prompt.
+    """
+    sources = [services.engine_source(context) for context in contexts]
+    generations = [await services.prepare(context, source) for context, source in zip(contexts, sources, strict=True)]
+    await asyncio.gather(*map(services.locate_prefix, generations, sources))
+    await contexts[0].grant.reserve(sum(map(services.expected_tokens, contexts, generations)))
+
+    async def complete() -> GenerationResult:
+        results = [generation.result for generation in generations if generation.result is not None]
+        for context, generation, result in zip(contexts, generations, results, strict=True):
+            services.accounting.count_generated(context, generation, result.usage, "bypass")
+        return _merged(results)
+
+    broadcast = Broadcast(_deltas(contexts[0], generations, sources), complete)
+    return broadcast.subscribe(contexts[0].deadline)
+
+
+async def _deltas(
+    context: RequestContext, generations: Sequence[Generation], sources: Sequence[EngineSource]
+) -> AsyncGenerator[Delta, None]:
+    choices_each = context.request.num_choices
+
+    async def renumbered(index: int) -> AsyncGenerator[Delta, None]:
+        async for delta in generations[index].deltas():
+            yield msgspec.structs.replace(delta, choice=index * choices_each + delta.choice)
+
+    try:
+        async with aclosing(merge_streams([renumbered(index) for index in range(len(generations))])) as merged:
+            async for delta in merged:
+                yield delta
+    finally:
+        for source in sources:
+            source.close()
+        await context.grant.settle(sum(generation.charged_tokens for generation in generations))
+
+
+def _merged(results: Sequence[GenerationResult]) -> GenerationResult:
+    """One result with the choices of all, in order."""
+    choices: list[Choice] = [choice for result in results for choice in result.choices]
+    usages = [result.usage for result in results]
+    usage = Usage(
+        sum(usage.prompt_tokens for usage in usages),
+        sum(usage.completion_tokens for usage in usages),
+        sum(usage.reasoning_tokens for usage in usages),
+        sum(usage.cached_tokens for usage in usages),
+    )
+    return GenerationResult(tuple(choices), usage, max(result.created for result in results))
