@@ -1,12 +1,14 @@
 """Bad input: OpenAI's error shape, with the field's name, and nothing spent."""
 
+import socket
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from tests.conftest import MODEL
+from cluster.client import metrics
+from tests.conftest import MODEL, Dray, wait_for
 
 HI = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
@@ -275,3 +277,18 @@ def test_an_idempotency_key_makes_one_answer_of_two_requests(http: httpx.Client)
     assert first.json()["choices"] == again.json()["choices"] != other.json()["choices"]
     assert again.headers["x-dray-cache"] == "hit"
     assert ask("x" * 256).status_code == 400
+
+
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/embeddings", "/tokenize", "/admin/teams"])
+@pytest.mark.parametrize("sent", [b"", b'{"model": "dray-demo", '])
+def test_a_client_that_leaves_in_its_upload_is_counted_as_499(dray: Dray, route: str, sent: bytes) -> None:
+    def counted(status: str) -> float:
+        samples = metrics(dray.url).get("dray_requests_total", [])
+        return sum(value for labels, value in samples if (labels["route"], labels["status"]) == (route, status))
+
+    before = {status: counted(status) for status in ("499", "500")}
+    head = f"POST {route} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", dray.port)) as client:
+        client.sendall(head.encode() + sent)
+    wait_for(lambda: counted("499") == before["499"] + 1)
+    assert counted("500") == before["500"]

@@ -1,0 +1,119 @@
+"""A client that disconnects is a 499 in metrics and logs, in every route and whenever it happens; never a 500."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cluster.redis_server import OwnRedis
+from tests.conftest import redis_server
+from tests.deployments.routers import Engines, RunningRouter, chat, running_router
+
+ROUTES = [
+    ("POST", "/v1/chat/completions", "/v1/chat/completions"),
+    ("POST", "/v1/completions", "/v1/completions"),
+    ("POST", "/v1/responses", "/v1/responses"),
+    ("POST", "/v1/messages", "/v1/messages"),
+    ("POST", "/v1/embeddings", "/v1/embeddings"),
+    ("POST", "/tokenize", "/tokenize"),
+    ("POST", "/detokenize", "/detokenize"),
+    ("POST", "/admin/teams", "/admin/teams"),
+    ("PATCH", "/admin/teams/{name}", "/admin/teams/x"),
+    ("POST", "/admin/keys", "/admin/keys"),
+    ("POST", "/admin/keys/{id}/rotate", "/admin/keys/x/rotate"),
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[OwnRedis]:
+    with redis_server(16) as own:
+        yield own
+
+
+@pytest.fixture(autouse=True)
+def logs(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "dray")
+    return caplog
+
+
+def head(method: str, path: str, length: int) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {length}"]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+async def until(fact: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not fact():
+            await asyncio.sleep(0.01)
+
+
+async def send_and_leave(router: RunningRouter, sent: bytes, after: Callable[[], object] | None = None) -> None:
+    """Sends these bytes and closes the connection; after: once this has come true."""
+    _, writer = await asyncio.open_connection("127.0.0.1", router.port)
+    writer.write(sent)
+    await writer.drain()
+    if after is not None:
+        await until(after)
+    else:
+        await asyncio.sleep(0.05)  # the request has reached the application
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("begun", [False, True])
+def test_leaving_in_the_upload(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, begun: bool, cached: bool
+) -> None:
+    async def work() -> None:
+        async with running_router(monkeypatch, server.url, cache={"enabled": cached}) as router:
+            monkeypatch.setattr(logging.getLogger("dray"), "propagate", True)  # the router has turned it off
+            for method, route, path in ROUTES:
+                caplog.clear()
+                body = b'{"model": "dray-demo", ' if begun else b""
+                await send_and_leave(router, head(method, path, 1000) + body)
+                await until(lambda route=route: (route, "499") in router.counted())
+                [record] = caplog.records
+                assert (record.getMessage(), record.levelno) == ("request not answered", logging.INFO)
+                assert (record.__dict__["route"], record.__dict__["status"]) == (route, 499)
+            assert router.counted() == {(route, "499"): 1 for _, route, _ in ROUTES}
+            assert router.engines.requests == 0
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("cached", [True, False])
+def test_leaving_before_the_answer(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stream: bool, cached: bool
+) -> None:
+    async def work() -> None:
+        engines = Engines(blocked=asyncio.Event())
+        async with running_router(monkeypatch, server.url, engines=engines, cache={"enabled": cached}) as router:
+            monkeypatch.setattr(logging.getLogger("dray"), "propagate", True)  # the router has turned it off
+            body = chat(f"hi {stream} {cached}", stream=stream)
+            sent = head("POST", "/v1/chat/completions", len(body)) + body
+            await send_and_leave(router, sent, after=lambda: engines.requests)
+            await until(router.counted)
+            assert router.counted() == {("/v1/chat/completions", "499"): 1}
+            await until(lambda: engines.cancelled)
+            assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+    asyncio.run(work())
+
+
+def test_a_client_that_stays_is_not_counted_as_gone(server: OwnRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        async with running_router(monkeypatch, server.url) as router:
+            for stream in (False, True, False, True):
+                reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+                body = chat("hello", stream=stream)
+                writer.write(head("POST", "/v1/chat/completions", len(body)) + body)
+                received = await reader.readuntil(b"[DONE]" if stream else b"}]")
+                assert received.startswith(b"HTTP/1.1 200")
+                writer.close()
+            await until(lambda: sum(router.counted().values()) == 4)
+            assert router.counted() == {("/v1/chat/completions", "200"): 4}
+
+    asyncio.run(work())
