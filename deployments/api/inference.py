@@ -136,14 +136,15 @@ class InferenceApi:
         authenticated.state.model = model.name
         self._log_prompt(model, caller, texts)
         tokens = await asyncio.to_thread(embedder.count, texts)
-        grant = await self._quotas.admit(caller.team)
+        grant, charged_tokens = await self._quotas.admit(caller.team), 0
         try:
             await grant.reserve(tokens)
             with current.get().child(f"embeddings {model.name}") as span:
                 span.note({"gen_ai.operation.name": "embeddings", "gen_ai.usage.input_tokens": tokens})
                 vectors = await embedder.embed(texts, self._limits.request_timeout_s)
+            charged_tokens = tokens
         finally:
-            self._release(grant)
+            self._release(grant, charged_tokens)
         if caller.team is not None:
             self._usage.record(caller.name, model.name, Usage(tokens, 0, 0, 0), made=True)
         return json_response(embeddings_response(request, vectors, tokens), headers=grant.headers)
@@ -247,10 +248,17 @@ class InferenceApi:
     async def _body(self, request: AuthenticatedRequest) -> bytes:
         return await read_json(request.http, request.headers, self._limits.body_bytes)
 
-    def _release(self, grant: QuotaGrant) -> None:
+    def _release(self, grant: QuotaGrant, charged_tokens: int | None = None) -> None:
+        """Ends a grant in the background. charged_tokens: settles its reservation; None: the generation does that."""
+
+        async def release() -> None:
+            if charged_tokens is not None:
+                await grant.settle(charged_tokens)
+            await grant.release()
+
         # Most requests have no quota, and a task for nothing would be a hundredth of a cache hit.
         if grant.is_limited:
-            self._tasks.spawn("release a request's quota", grant.release())
+            self._tasks.spawn("release a request's quota", release())
 
     def _log_context(self, context: RequestContext) -> None:
         if self._settings.log_prompts:

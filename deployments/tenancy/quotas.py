@@ -47,6 +47,17 @@ class QuotaGrant:
 
     async def reserve(self, tokens: int) -> None:
         """Reserves tokens before they are generated. Raises ApiError 429."""
+        reservation = asyncio.create_task(self._reserve(tokens))
+        try:
+            await asyncio.shield(reservation)
+        except asyncio.CancelledError:
+            # Redis may count the tokens all the same, and a cancelled request settles nothing: give them back.
+            with suppress(ApiError):
+                await reservation
+            await self.settle(0)
+            raise
+
+    async def _reserve(self, tokens: int) -> None:
         team = self._team
         if team is None or not (team.quota.tokens_per_minute or team.quota.tokens_per_month):
             return

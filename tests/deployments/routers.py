@@ -7,7 +7,8 @@ with one ASGI scope. Instead of engines there is a handle that answers as the te
 import asyncio
 import json
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from array import array
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -27,7 +28,7 @@ from tests.conftest import MODEL
 
 @dataclass
 class Engines:
-    """A handle on engines that answer every request with the same tokens.
+    """A handle on engines that answer every request with the same tokens, or with one vector.
 
     on_request: called when an engine is asked. tokens: of the answer. blocked: engines send nothing until this is set.
     error: raised in place of the first token.
@@ -48,6 +49,10 @@ class Engines:
         self.on_request()
         return Response(self)
 
+    @property
+    def embed(self) -> "Engines":
+        return self
+
 
 @dataclass
 class Response:
@@ -61,6 +66,16 @@ class Response:
         if self.engines.error is not None:
             raise self.engines.error
         yield encode(TokenBatch(list(self.engines.tokens), "stop"))
+
+    def __await__(self) -> Generator[Any, None, bytes]:
+        return self._vectors().__await__()
+
+    async def _vectors(self) -> bytes:
+        if self.engines.blocked is not None:
+            await self.engines.blocked.wait()
+        if self.engines.error is not None:
+            raise self.engines.error
+        return encode([array("f", [1.0]).tobytes()])
 
     def cancel(self) -> None:
         self.engines.cancelled += 1
@@ -93,15 +108,18 @@ async def running_router(
     answers_url: str,
     teams_url: str = "",
     engines: Engines | None = None,
-    **settings: object,
+    **settings: Any,
 ) -> AsyncIterator[RunningRouter]:
     """A router with these settings, until the context ends. Its Redis have two seconds for each call."""
     engines = engines or Engines()
     monkeypatch.setattr(router, "DeploymentHandle", lambda deployment, application: engines)
-    cache: Any = settings.pop("cache", {})
-    chosen = Settings(cache={"timeout_s": 2, **cache}, teams={"timeout_s": 2}, **settings)  # type: ignore[arg-type]
+    cache = {"timeout_s": 2, **settings.pop("cache", {})}
+    chosen = Settings(cache=cache, teams={"timeout_s": 2}, **settings)
     args = RouterArgs(
-        settings=chosen, redis_url=answers_url, teams_url=teams_url or answers_url, engines={MODEL: "engines"}
+        settings=chosen,
+        redis_url=answers_url,
+        teams_url=teams_url or answers_url,
+        engines={MODEL: "engines", **{model.name: "engines" for model in chosen.models}},
     )
     made = object.__new__(router.Router)
     # Serve awaits it: @serve.ingress makes it a coroutine.

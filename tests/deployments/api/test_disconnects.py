@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -61,6 +62,10 @@ async def send_and_leave(router: RunningRouter, sent: bytes, after: Callable[[],
     await writer.wait_closed()
 
 
+def counted(router: RunningRouter, route: str) -> bool:
+    return (route, "499") in router.counted()
+
+
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("begun", [False, True])
 def test_leaving_in_the_upload(
@@ -73,7 +78,7 @@ def test_leaving_in_the_upload(
                 caplog.clear()
                 body = b'{"model": "dray-demo", ' if begun else b""
                 await send_and_leave(router, head(method, path, 1000) + body)
-                await until(lambda route=route: (route, "499") in router.counted())
+                await until(partial(counted, router, route))
                 [record] = caplog.records
                 assert (record.getMessage(), record.levelno) == ("request not answered", logging.INFO)
                 assert (record.__dict__["route"], record.__dict__["status"]) == (route, 499)

@@ -1,6 +1,8 @@
 """Quotas against a real Redis: exact over several routers, settled by what was used, and never without a limit."""
 
 import asyncio
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 
@@ -116,6 +118,28 @@ def test_tokens_are_reserved_and_settled(server: OwnRedis) -> None:
         await third.reserve(100)
         assert await outcome(one.admit(support)) == "tokens"
         await third.settle(100)
+
+    run(work)
+
+
+def test_a_reservation_cancelled_midway_is_given_back(server: OwnRedis) -> None:
+    async def work() -> None:
+        quotas = Quotas(store_at(server.url, timeout_s=5), 1)
+        bounded = team(tokens_per_minute=1000, tokens_per_month=10_000)
+        grant = await quotas.admit(bounded)
+        await grant.reserve(100)
+        await grant.settle(100)
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        leaving = asyncio.create_task(grant.reserve(600))
+        await asyncio.sleep(0.1)  # the paused server has the command
+        leaving.cancel()
+        os.kill(server.pid, signal.SIGCONT)
+        await asyncio.wait({leaving})
+        assert leaving.cancelled()
+        again = await quotas.admit(bounded)
+        assert again.headers["x-ratelimit-remaining-tokens"] == "900"
+        await again.reserve(900)
 
     run(work)
 
