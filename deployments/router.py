@@ -4,7 +4,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -49,7 +48,7 @@ from deployments.tenancy.usage import UsageRecorder
 class Router:
     """One router replica: everything between the socket and the engines."""
 
-    def __init__(self, args: dict[str, Any]) -> None:
+    def __init__(self, args: dict[str, object]) -> None:
         """args: RouterArgs as JSON."""
         arguments = RouterArgs.model_validate(args).with_urls(os.environ)
         self._settings = settings = arguments.settings

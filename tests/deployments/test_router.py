@@ -1,30 +1,96 @@
-"""Where a router finds its Redis when its arguments do not say."""
+"""A router's start, its background work and its end."""
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any, cast
 
+import httpx
 import pytest
+import redis
 
+from cluster.records.teams import Team, add_team, create_key, end_key
+from cluster.redis_server import OwnRedis
 from cluster.serve_config import RouterArgs
 from cluster.settings import Settings
 from deployments import router
+from deployments.tenancy.auth import Authenticator
+from deployments.tenancy.usage import UsageRecorder
+from tests.conftest import MODEL, redis_server
+from tests.deployments.cache.test_answers import store_at
+from tests.deployments.routers import RunningRouter, chat, running_router
+
+
+@pytest.fixture
+def server() -> Iterator[OwnRedis]:
+    with redis_server(16) as own:
+        yield own
 
 
 class Reached(Exception):
-    """The router has come to its first Redis; the message is the URL."""
+    """The router opens its first Redis; the message is the URL."""
 
 
-@pytest.mark.parametrize(("given", "found"), [("", "rediss://:x@kept:1"), ("redis://told:1", "redis://told:1")])
+@pytest.mark.parametrize(
+    ("argument", "expected"), [("", "rediss://:x@environment:1"), ("redis://argument:1", "redis://argument:1")]
+)
 def test_a_url_that_is_not_in_the_arguments_comes_from_the_environment(
-    given: str, found: str, monkeypatch: pytest.MonkeyPatch
+    argument: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def store(name: str, url: str, *more: Any) -> None:
         raise Reached(f"{name} {url}")
 
     monkeypatch.setattr(router, "RedisStore", store)
-    monkeypatch.setenv("DRAY_TEAMS__URL", "rediss://:x@kept:1")
-    args = RouterArgs(settings=Settings(), redis_url="", teams_url=given, engines={})
+    monkeypatch.setenv("DRAY_TEAMS__URL", "rediss://:x@environment:1")
+    args = RouterArgs(settings=Settings(), redis_url="", teams_url=argument, engines={})
     made, start = object.__new__(router.Router), cast(Any, router.Router.__init__)
-    with pytest.raises(Reached, match=f"teams {found}"):
+    with pytest.raises(Reached, match=f"teams {expected}"):
         # Serve awaits it: @serve.ingress makes it a coroutine.
         asyncio.run(start(made, args.model_dump(mode="json")))
+
+
+async def ask(running: RunningRouter, key: str) -> httpx.Response:
+    async with httpx.AsyncClient(base_url=running.url, timeout=20) as client:
+        headers = {"Authorization": f"Bearer {key}"}
+        return await client.post("/v1/chat/completions", content=chat("hi"), headers=headers)
+
+
+def test_the_last_usage_is_written_when_a_router_ends(server: OwnRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.tenancy.usage._FLUSH_S", 60)
+
+    async def work() -> None:
+        with redis.Redis.from_url(server.url) as store:
+            add_team(store, Team("support", 0.0))
+            key = create_key(store, "support").secret
+        async with running_router(monkeypatch, server.url) as running:
+            usage = (await ask(running, key)).json()["usage"]
+        [row] = await UsageRecorder(store_at(server.url)).read(1, "support")
+        assert (row.requests, row.model, row.prompt) == (1, MODEL, usage["prompt_tokens"])
+
+    asyncio.run(work())
+
+
+def test_keys_are_still_revoked_after_an_unexpected_failure(server: OwnRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    refresh, failures = Authenticator.refresh, []
+
+    async def failing(authenticator: Authenticator) -> None:
+        if not failures and authenticator._registry is not None:
+            failures.append(1)
+            raise TypeError("unexpected")
+        await refresh(authenticator)
+
+    monkeypatch.setattr(Authenticator, "refresh", failing)
+
+    async def work() -> None:
+        with redis.Redis.from_url(server.url) as store:
+            add_team(store, Team("support", 0.0))
+            made = create_key(store, "support")
+            async with running_router(monkeypatch, server.url) as running:
+                assert (await ask(running, made.secret)).status_code == 200
+                async with asyncio.timeout(10):
+                    while not failures:
+                        await asyncio.sleep(0.02)
+                    end_key(store, made.key.id)
+                    while (await ask(running, made.secret)).status_code != 401:
+                        await asyncio.sleep(0.05)
+
+    asyncio.run(work())
