@@ -1,7 +1,7 @@
-"""The same question as a miss, as joins and as a hit: when the first and the last token come, as clients see it.
+"""Latency of one question as a miss, as joins and as a hit: times of the first and last token, as clients see them.
 
-In each round a question that is new is asked; once its first token has come, others ask the same; once it is answered,
-one asks it again. All are streamed. More than one router: then most of the others follow through Redis.
+Each round asks a new question. After its first token, other clients ask the same; after its answer, one asks it again.
+All requests are streamed. With several routers, most of the joins go through Redis.
 """
 
 import argparse
@@ -27,7 +27,7 @@ class Seen:
 
 
 async def ask(client: httpx.AsyncClient, body: dict[str, object], seen: dict[str, Seen], begun: asyncio.Event) -> None:
-    """Streams an answer; notes it by what the server says it was. begun: set at its first token."""
+    """Streams an answer and records its times under the server's X-Dray-Cache. begun: set at its first token."""
     asked, first = time.perf_counter(), 0.0
     async with client.stream("POST", "/chat/completions", json=body) as given:
         given.raise_for_status()
@@ -56,7 +56,7 @@ async def rounds(url: str, model: str, args: argparse.Namespace) -> dict[str, Se
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         for number in range(args.rounds + 1):
             if number == 1:
-                seen.clear()  # the first round opens connections
+                seen.clear()  # the first round only opens connections
             question = f"What is {300 + number} times {911 - number}?"
             body = {"model": model, "stream": True, "messages": [{"role": "user", "content": question}]}
             begun = asyncio.Event()

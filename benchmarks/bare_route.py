@@ -1,4 +1,4 @@
-"""The limit that cache hits are compared with: one Starlette route under uvicorn, one Redis read, nothing else."""
+"""The baseline for cache hits: one Starlette route under uvicorn with one Redis read and nothing else."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""What the load generator costs and how far off its clock is, against a server that emits tokens at a fixed rate.
+"""CPU and timing error of the load generator, against a server that emits tokens at a fixed rate.
 
-CPU is that of the generator's process. The server says itself when it sent what; the difference is the error.
+CPU is that of the generator's process. The server records when it sent each token; the difference is the error.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Cache hits a second through HAProxy and the router beside a bare uvicorn route that does the same Redis read.
+"""Cache hits per second through HAProxy and the router, compared with a bare uvicorn route with the same Redis read.
 
-With --litellm also beside LiteLLM's proxy, whose Redis cache holds an answer of the same length:
+With --litellm, also compared with LiteLLM's proxy, whose Redis cache holds an answer of the same length:
 `python -m venv L && L/bin/pip install 'litellm[proxy]'`, then `--litellm L/bin/litellm`.
 """
 
@@ -28,7 +28,7 @@ QUESTION = "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"
 
 
 async def hammer(url: str, body: bytes, connections: int, seconds: float) -> list[float]:
-    """Latencies in seconds of POST requests over kept-alive connections. Raw sockets: the client must cost little."""
+    """Latencies in seconds of POST requests over keep-alive connections. Raw sockets keep the client cheap."""
     parts = urlsplit(url)
     head = (
         f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
@@ -53,7 +53,7 @@ async def hammer(url: str, body: bytes, connections: int, seconds: float) -> lis
 
 
 def measured(url: str, body: bytes, connections: int, seconds: float) -> tuple[float, float, float]:
-    """Requests a second, p50 and p99 in milliseconds, from a client process of its own."""
+    """Requests per second, and p50 and p99 in milliseconds, from a separate client process."""
     ended = subprocess.run(
         [sys.executable, "-m", "benchmarks.cache_hit", "--client", url, str(connections), str(seconds)],
         input=body,
@@ -67,7 +67,7 @@ def measured(url: str, body: bytes, connections: int, seconds: float) -> tuple[f
 
 @contextmanager
 def bare_route(redis_url: str, key: str) -> Iterator[str]:
-    """A uvicorn process with one Starlette route; gives its URL."""
+    """Runs uvicorn with one Starlette route; yields its URL."""
     port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "benchmarks.bare_route", str(port), redis_url, key])
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
@@ -89,7 +89,7 @@ def bare_route(redis_url: str, key: str) -> Iterator[str]:
 
 @contextmanager
 def litellm_proxy(command: str, answer: str) -> Iterator[str]:
-    """LiteLLM's proxy with a Redis of its own and a model that always says the answer; gives its URL."""
+    """Runs LiteLLM's proxy with its own Redis and a model that always gives the answer; yields its URL."""
     with TemporaryDirectory(prefix="dray-b-") as folder:
         port, listen = free_port(), Listen("127.0.0.1", free_port(), secrets.token_hex(8))
         store = OwnRedis(Path(folder) / "r", 64, listen=listen)
@@ -99,7 +99,7 @@ def litellm_proxy(command: str, answer: str) -> Iterator[str]:
         config = {
             "model_list": [{"model_name": "any", "litellm_params": model}],
             "litellm_settings": {"cache": True, "cache_params": cache},
-            # No keys: that is the less work for it.
+            # Without keys, which is less work for it.
             "general_settings": {"dangerously_permit_weak_or_unset_master_key": True},
         }
         (Path(folder) / "config.yaml").write_text(json.dumps(config))
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--litellm", default="", help="the command of a LiteLLM to compare with")
+    parser.add_argument("--litellm", default="", help="command of the LiteLLM to compare with")
     args = parser.parse_args()
     with running() as service:
         compare(service, args)

@@ -1,5 +1,7 @@
-"""What pinning and the size of a replica are worth: the same streams over one engine of all cores, over one engine of
-each core, and over as many engines that all run on all cores, as they would where nobody leased cores to them.
+"""Effect of pinning and of the replicas' size, on the same streams.
+
+Compares one engine on all cores, one engine per core, and as many engines that all share all cores, as they would
+without core leases.
 """
 
 import argparse
@@ -17,7 +19,7 @@ from deployments.engine.process import EngineProcess
 
 
 async def rate(args: argparse.Namespace, leases: list[tuple[int, ...]]) -> tuple[float, float]:
-    """Tokens a second of all engines together, and of the slowest over the fastest. leases: CPUs of each engine."""
+    """Tokens/s of all engines together, and the slowest engine's over the fastest's. leases: CPUs of each engine."""
     model = open_model(ModelSettings(source=args.model), default_models_dir())
     async with AsyncExitStack() as stack:
         engines = []
@@ -28,7 +30,7 @@ async def rate(args: argparse.Namespace, leases: list[tuple[int, ...]]) -> tuple
         load = {"rounds": 1, "prompt": 64, "tokens": args.tokens}
         share = args.streams // len(engines)
         rates = await asyncio.gather(*(engine_streams(one, share, **load) for one in engines))
-        # All of it is made when the slowest is done.
+        # The work ends with the slowest engine.
         return len(rates) * min(rates), min(rates) / max(rates)
 
 

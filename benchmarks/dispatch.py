@@ -1,8 +1,8 @@
-"""Dray's choice of a replica beside round robin and Serve's default, on chats with shared system prompts.
+"""Dray's routing policy compared with round robin and Serve's default, on chats with shared system prompts.
 
-Two replicas of one core, and one router or several. Conversations begin one after the other, each with one of a few
-long system prompts, and go on turn by turn; each policy gets the very same ones, in its own service, in alternating
-rounds.
+There are two replicas of one core, and one router or several. Conversations start one after the other, each with one
+of a few long system prompts, and continue turn by turn. Each policy gets the same conversations, in its own service,
+in alternating rounds.
 """
 
 import argparse
@@ -36,7 +36,7 @@ _VARIABLE = "BENCH_REQUEST_ROUTER"
 
 @dataclass
 class Seen:
-    """Of one policy: seconds to each first token, tokens made, seconds that a round took."""
+    """Results of one policy: seconds to each first token, generated tokens, and seconds per round."""
 
     first: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Seen:
 async def chat(
     client: aiohttp.ClientSession, service: Service, model: str, turns: list[dict[str, str]], tokens: int, seen: Seen
 ) -> int:
-    """One turn: asks, and puts the answer behind the turns. Gives the tokens made."""
+    """One turn: asks, and appends the answer to the turns. Returns the number of generated tokens."""
     body = Target(service.url, "", model, extra={"ignore_eos": True}).body(turns, tokens)
     outcome = await ask(client, service.url, body, text=True)
     if outcome.error:
@@ -58,7 +58,7 @@ async def chat(
 
 
 async def trace(service: Service, model: str, args: argparse.Namespace, seed: int, seen: Seen) -> None:
-    """All conversations of a round, `lanes` at a time."""
+    """Runs all conversations of a round, `lanes` at a time."""
     chance = random.Random(seed)
     words = [f"w{number}" for number in range(400)]
     systems = [f"{seed} " + " ".join(chance.choices(words, k=args.system)) for _ in range(args.systems)]
@@ -86,7 +86,7 @@ async def trace(service: Service, model: str, args: argparse.Namespace, seed: in
 
 @contextmanager
 def up_with(policy: str, **settings: str) -> Iterator[Service]:
-    """A Dray that is up, with another request router where one is named."""
+    """Runs a Dray, with another request router if one is named."""
     with prepared(**settings) as service:
         launcher = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.dispatch", "up"],
@@ -142,13 +142,13 @@ def main() -> None:
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--routers", type=int, default=1)
-    parser.add_argument("--systems", type=int, default=6, help="system prompts")
-    parser.add_argument("--system", type=int, default=300, help="words of each")
-    parser.add_argument("--question", type=int, default=12, help="words of each")
+    parser.add_argument("--systems", type=int, default=6, help="number of system prompts")
+    parser.add_argument("--system", type=int, default=300, help="words per system prompt")
+    parser.add_argument("--question", type=int, default=12, help="words per question")
     parser.add_argument("--conversations", type=int, default=40)
     parser.add_argument("--turns", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=24, help="of each answer")
-    parser.add_argument("--lanes", type=int, default=6, help="conversations at a time")
+    parser.add_argument("--tokens", type=int, default=24, help="tokens per answer")
+    parser.add_argument("--lanes", type=int, default=6, help="concurrent conversations")
     print(compare(parser.parse_args()))
 
 

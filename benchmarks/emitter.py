@@ -1,6 +1,6 @@
-"""A server with OpenAI's API that answers nothing: tokens at a fixed rate, and an account of when it sent them.
+"""A server with OpenAI's API that sends meaningless tokens at a fixed rate and records when it sent them.
 
-What a load generator shows of it should be what it says itself.
+A load generator should measure what this server recorded.
 """
 
 import argparse
@@ -23,7 +23,7 @@ _DONE = b"data: [DONE]\n\n"
 
 
 class Emitter:
-    """The server's side. first_s: until the first token; gap_s: between tokens; key: the one that it takes, if any."""
+    """The server. first_s: time to the first token. gap_s: time between tokens. key: the required key; empty: none."""
 
     def __init__(self, first_s: float, gap_s: float, key: str = "") -> None:
         self._first_s, self._gap_s, self._key = first_s, gap_s, key
@@ -32,7 +32,7 @@ class Emitter:
         self._asked: list[dict[str, Any]] = []
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
+        """Serves one connection."""
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -54,7 +54,7 @@ class Emitter:
     async def _answer(self, body: dict[str, Any], writer: asyncio.StreamWriter, came: float) -> None:
         tokens, text = body["max_tokens"], " ".join(one["content"] for one in body["messages"])
         self._asked.append({"text": text, "tokens": tokens, "at": came})
-        # Two tokens a word, and ten around them.
+        # Two tokens per word, and ten for the template.
         usage = {"prompt_tokens": 10 + 2 * len(text.split()), "completion_tokens": tokens}
         if not body.get("stream"):
             await asyncio.sleep(self._first_s + self._gap_s * tokens)
@@ -85,7 +85,7 @@ def _whole(status: int, content: dict[str, Any]) -> bytes:
 
 
 def serve(port: int, first_s: float, gap_s: float, key: str = "") -> None:
-    """Serves until it is killed."""
+    """Serves until the process is killed."""
 
     async def go() -> None:
         emitter = Emitter(first_s, gap_s, key)
@@ -97,7 +97,7 @@ def serve(port: int, first_s: float, gap_s: float, key: str = "") -> None:
 
 @contextmanager
 def emitting(first_s: float, gap_s: float, key: str = "") -> Iterator[str]:
-    """The base URL of one in a process of its own."""
+    """Runs an emitter in a separate process; yields its base URL."""
     port = free_port()
     process = Process(target=serve, args=(port, first_s, gap_s, key), daemon=True)
     process.start()
@@ -119,7 +119,7 @@ def emitting(first_s: float, gap_s: float, key: str = "") -> Iterator[str]:
 
 
 def account(url: str) -> dict[str, list[Any]]:
-    """What it sent, by its own clock: seconds to each first token and between tokens; and what it was asked."""
+    """What the emitter recorded: seconds to each first token and between tokens, and the requests."""
     told: dict[str, list[Any]] = httpx.get(f"{url.removesuffix('/v1')}/account").json()
     return told
 

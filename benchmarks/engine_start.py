@@ -1,7 +1,7 @@
-"""Seconds until an engine is ready: cold disk, warm page cache, beside another replica; and what a compile cache does.
+"""Start time of an engine: with a cold disk, a warm page cache, beside another replica, and with a compile cache.
 
-Each start is a process of its own, pinned like a replica's. Memory is told after warm-up: the weight file's mapped
-pages apart from the rest, and how much of them generation brings back once they have been given back to the kernel.
+Each start is a separate process, pinned like a replica's. Memory is measured after warm-up: the mapped pages of the
+weight file, all other memory, and how much of those pages generation reads again after the kernel has dropped them.
 """
 
 import argparse
@@ -33,21 +33,21 @@ _CACHES: dict[str, dict[str, str]] = {
 
 
 def forget_pages(model: ServedModel) -> None:
-    """Drops the weight file from the page cache, as after a restart of the machine."""
+    """Drops the weight file from the page cache, as after a reboot."""
     with (model.folder / WEIGHTS_FILE).open("rb") as weights:
         os.fsync(weights.fileno())
         os.posix_fadvise(weights.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 async def start(config: EngineConfig) -> tuple[EngineProcess, Ready, float]:
-    """A started engine, what it said, and the seconds from nothing to ready."""
+    """A started engine, its report, and the seconds until it was ready."""
     began = time.perf_counter()
     engine, ready = await EngineProcess.start(config, timeout_s=600)
     return engine, ready, time.perf_counter() - began
 
 
 async def starts(model: ServedModel, rounds: int) -> tuple[str, str]:
-    """Start times, and memory of one replica and of two."""
+    """Start times, and the memory of one replica and of two."""
     cpus = tuple(sorted(os.sched_getaffinity(0)))
     half = max(1, len(cpus) // 2)
     seen: dict[str, list[tuple[float, Ready]]] = {"cold disk": [], "warm page cache": [], "second on the node": []}
@@ -89,7 +89,7 @@ async def _memory(name: str, engine: EngineProcess) -> list[str]:
 
 
 def compile_caches(model: ServedModel, rounds: int) -> str:
-    """Load and first inference with and without a compile cache, warm page cache, cache filled before."""
+    """Load and first inference with and without a filled compile cache, with a warm page cache."""
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in _CACHES}
     folders = {name: tempfile.mkdtemp(prefix="dray-cc-") for name in _CACHES}
     sizes = {}
@@ -98,7 +98,7 @@ def compile_caches(model: ServedModel, rounds: int) -> str:
             for name, properties in _CACHES.items():
                 used = {**properties, "CACHE_DIR": folders[name]} if properties else {}
                 times = _load(model, used)
-                if round_:  # the first fills the caches
+                if round_:  # the first run fills the caches
                     seen[name].append(times)
         for name, folder in folders.items():
             sizes[name] = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
@@ -130,7 +130,7 @@ def _load(model: ServedModel, properties: dict[str, str]) -> dict[str, float]:
 
 
 def _load_here(folder: str, properties: dict[str, Any]) -> None:
-    """In a process of its own: loads the model as the engine does, and completes one token."""
+    """Runs in a separate process: loads the model as the engine does, and generates one token."""
     import numpy
     import openvino
     import openvino_genai
@@ -156,7 +156,7 @@ def main() -> None:
         _load_here(sys.argv[2], json.loads(sys.argv[3]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="bundled", help="what to start")
+    parser.add_argument("--model", default="bundled", help="model to start")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     model = open_model(ModelSettings(source=args.model), default_models_dir())

@@ -1,8 +1,8 @@
-"""Time to first token of a quiet team beside one that sends 50 times its load.
+"""Time to first token of a quiet team beside a team with 50 times its load.
 
-The quiet team asks one question at a time; beside it nobody, a team that keeps half of the places busy (its share of
-the same capacity), a team with 50 questions at a time, and at last the same 50 with the quiet team's own key: what it
-would be without teams.
+The quiet team has one request at a time. The cases: it is alone; another team keeps half of the slots busy, which is
+its share of capacity; another team has 50 requests at a time; and the same 50 use the quiet team's key, as if there
+were no teams.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from cluster.bench.target import Target
 
 
 def body(target: Target, tokens: int) -> dict[str, Any]:
-    """A question that nobody has asked, answered with so many tokens."""
+    """A request with a new question, for this many tokens."""
     text = f"What is {secrets.randbelow(1000)} + {secrets.randbelow(1000)}? {secrets.token_hex(4)}"
     return target.body([{"role": "user", "content": text}], tokens)
 
@@ -35,8 +35,8 @@ def answered(outcome: Outcome) -> Outcome:
 
 
 async def ask_on(url: str, model: str, key: str, tokens: int, lanes: int, answers: "Synchronized[int]") -> None:
-    """So many lanes that ask one question after the other, for ever. answers: how many have come."""
-    # Not streamed: the client must cost little.
+    """Asks forever, in this many lanes, one question after the other. answers: counts the answers."""
+    # Not streamed, to keep the client cheap.
     target = Target(url, key, model, stream=False, extra={"ignore_eos": True})
 
     async def lane() -> None:
@@ -63,8 +63,10 @@ def _at_work(answers: "Synchronized[int]", least: int) -> None:
 
 @asynccontextmanager
 async def beside(url: str, model: str, key: str, tokens: int, lanes: int) -> AsyncIterator[list[float]]:
-    """The other team, for as long as the block runs; in a process of its own, that the clock of this one is true.
-    Gives a list in which then stands how many answers a second it got."""
+    """Runs the other team during the block, in a separate process, which leaves this one's clock undisturbed.
+
+    Yields a list that afterwards holds its answers per second.
+    """
     rate: list[float] = []
     if not lanes:
         yield rate
@@ -98,7 +100,7 @@ async def compare(service: Service, args: argparse.Namespace) -> str:
     ]
     seen: dict[str, list[float]] = {name: [] for name, *_ in cases}
     others: dict[str, list[float]] = {name: [0.0] for name, *_ in cases}
-    # With logprobs, a token is seen that is no character.
+    # With logprobs, tokens that are no character have events too.
     quiet = Target(service.url, keys["quiet"], model, extra={"ignore_eos": True, "logprobs": True})
     async with session(quiet.key, 1, 600) as client:
         for _ in range(args.rounds):
@@ -135,12 +137,12 @@ async def compare(service: Service, args: argparse.Namespace) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=12, help="of each case, in each round")
+    parser.add_argument("--seconds", type=float, default=12, help="seconds per case and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="bundled")
-    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens per answer")
     args = parser.parse_args()
-    # One core: what serves and what asks has the other, or its own waiting for a core is all that would be seen.
+    # One core. The other one is for the routers and clients, whose own wait for a core would hide the effect.
     with running(DRAY_MODEL__SOURCE=args.model, DRAY_MODEL__CORES_PER_REPLICA="1") as service:
         print(asyncio.run(compare(service, args)))
 

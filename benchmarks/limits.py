@@ -1,7 +1,7 @@
-"""How near decoding one stream is to what this machine's memory gives: each token reads all weights once.
+"""Decoding of one stream, compared with the limit of this machine's memory: each token reads all weights once.
 
-Memory is read by as many threads as the engine has cores, from one block of 2 GiB; the engine decodes alone and through
-HTTP in alternating rounds. The embedding table is not read whole: a token is one row of it.
+As many threads as the engine has cores read one block of 2 GiB. The engine decodes alone and through HTTP in
+alternating rounds. The embedding table does not count: a token reads one row of it.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _BLOCK_BYTES = 2 * 2**30
 
 
 def read_rate(block: numpy.ndarray, threads: int) -> float:
-    """Bytes a second that so many threads read together; the best of a few times, as it is a limit."""
+    """Bytes per second that this many threads read together; the best of several runs, because it is a limit."""
     parts = numpy.array_split(block, threads)
     best = 0.0
     with ThreadPoolExecutor(threads) as pool:
@@ -39,7 +39,7 @@ def read_rate(block: numpy.ndarray, threads: int) -> float:
 
 
 def bytes_a_token(folder: Path) -> int:
-    """Of the weights that one token reads: all but the embedding table, at one byte a weight."""
+    """Bytes that one token reads: all weights except the embedding table, one byte each."""
     shape = json.loads((folder / "config.json").read_text())
     table = 0 if shape.get("tie_word_embeddings") else shape["vocab_size"] * shape["hidden_size"]
     return (folder / WEIGHTS_FILE).stat().st_size - int(table)
@@ -58,7 +58,7 @@ async def measure(args: argparse.Namespace) -> str:
             limits.append(read_rate(block, len(cores)) / needed)
             alone.append(await engine_streams(engine, 1, rounds=1, **lengths))
             limits.append(read_rate(block, len(cores)) / needed)
-            # Apart, as it runs an event loop of its own.
+            # In a thread, because it runs its own event loop.
             one = await asyncio.to_thread(streams, service.url, 1, each=1, **lengths)
             through.append(one.tokens_per_s)
         await engine.stop()

@@ -1,7 +1,7 @@
 """Memory of an idle Dray by process, or (--streams) of the engine process under load.
 
-PSS counts a page that N processes share as one Nth for each. The weight file is mapped: its pages are shared by
-the replicas of a node, and the kernel takes them back when it needs memory, so they are told apart.
+PSS counts a page that N processes share as one Nth for each. The weight file is mapped: replicas on a node share its
+pages, and the kernel reclaims them when it needs memory, so they are reported separately.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def pss_mb(pid: int) -> float:
 
 
 def weights_and_rest_mb(pid: int) -> tuple[float, float]:
-    """Resident MiB of the mapped weight file, and all else that is resident."""
+    """Resident MiB of the mapped weight file, and of everything else."""
     weights = rest = 0.0
     of_weights = False
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
@@ -44,7 +44,7 @@ def weights_and_rest_mb(pid: int) -> tuple[float, float]:
 
 
 def idle(service: Service) -> str:
-    # What the start leaves behind, such as an HAProxy that another has replaced, goes in these seconds.
+    # Leftovers of the start, such as a replaced HAProxy, end within these seconds.
     time.sleep(_SETTLED_S)
     sizes = sorted(((pss_mb(process.pid), _name(process)) for process in service.processes()), reverse=True)
     rows = [[name, f"{size:.0f}"] for size, name in sizes]
@@ -85,8 +85,10 @@ def _name(process: psutil.Process) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="bundled", help="what to serve")
-    parser.add_argument("--streams", type=int, default=0, help="requests at a time; 0 measures all processes, idle")
+    parser.add_argument("--model", default="bundled", help="model to serve")
+    parser.add_argument(
+        "--streams", type=int, default=0, help="concurrent requests; 0 measures all processes while idle"
+    )
     parser.add_argument("--prompt", type=int, default=256, help="prompt length in tokens")
     parser.add_argument("--tokens", type=int, default=128)
     args = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Which pairs `cache.similarity_model` would treat as the same question: near-twins must not be, paraphrases may be.
+"""Which pairs of questions `cache.similarity_model` treats as equal: near-twins must differ, paraphrases may match.
 
-Pairs are generated, in English and Chinese. Counted is what the gate (deployments/cache/equivalence.py) lets through,
-which is the most that can ever be answered from another question's answer, whatever the embedding model finds; and what
-`cache.normalize` alone takes for the same.
+Pairs are generated, in English and Chinese. Counted are the pairs that the gate (deployments/cache/equivalence.py)
+accepts, which bounds what can ever share an answer, whatever the embedding model says, and those that
+`cache.normalize` alone treats as equal.
 """
 
 import argparse
@@ -25,7 +25,7 @@ Pair = tuple[str, str, str]
 
 
 def twins(rng: Random) -> Iterator[Pair]:
-    """Pairs that ask different things."""
+    """Pairs of questions with different answers."""
     for _ in range(60):
         heads, legs = rng.randint(10, 90), rng.randint(40, 300)
         more = heads + rng.choice((-1, 1, 10))
@@ -68,7 +68,7 @@ def twins(rng: Random) -> Iterator[Pair]:
 
 
 def paraphrases(rng: Random) -> Iterator[Pair]:
-    """Pairs that ask the same."""
+    """Pairs of questions with the same answer."""
     for service in _SERVICES:
         base = f"How do I enable {service}?"
         yield "politeness", base, f"Hi, could you please tell me how to enable {service}? Thanks!"
@@ -97,7 +97,7 @@ def paraphrases(rng: Random) -> Iterator[Pair]:
 
 
 def counted(pairs: Iterator[Pair]) -> list[list[str]]:
-    """A row for each kind and one for all: pairs, and how many of them each way takes for the same."""
+    """A row for each kind and one for all: pairs, and how many of them each method treats as equal."""
     seen: dict[str, list[int]] = {}
     for kind, one, other in pairs:
         for name in (kind, "all"):

@@ -1,9 +1,10 @@
-"""Tokens a second through HTTP beside llama.cpp's server, on the same cores, with weights of the same shape: INT8 here,
-Q8_0 there.
+"""Tokens/s through HTTP, compared with llama.cpp's server on the same cores.
+
+The weights have the same shape: INT8 in Dray, Q8_0 in llama.cpp.
 
 Build `llama-server` for this machine (`cmake -B build -DGGML_NATIVE=ON; cmake --build build -t llama-server`), and
-make its weights: `pip install gguf` in an environment of its own, `python benchmarks/random_gguf.py MODEL FILE`. Both
-are asked in turn, each while the other is idle; medians of the rounds.
+generate its weights: `pip install gguf` in a separate environment, `python benchmarks/random_gguf.py MODEL FILE`. The
+servers are measured in turn, each while the other is idle; figures are medians of the rounds.
 """
 
 import argparse
@@ -22,13 +23,13 @@ from benchmarks.streams import streams
 from cluster.launch.preflight import free_port
 
 _CONTEXT = 1024
-"""Tokens of each of its slots."""
+"""Context tokens per slot."""
 _START_S = 120.0
 
 
 @contextmanager
 def llama(command: str, file: Path, most: int) -> Iterator[str]:
-    """Runs llama.cpp's server with a slot for each stream; gives its URL."""
+    """Runs llama.cpp's server with a slot for each stream; yields its URL."""
     port, cores = free_port(), len(os.sched_getaffinity(0))
     chosen = {"-m": file, "-t": cores, "-tb": cores, "-np": most, "-c": most * _CONTEXT, "--port": port}
     arguments = [str(part) for option in chosen.items() for part in option]
@@ -72,12 +73,12 @@ def compare(args: argparse.Namespace) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of a model of Qwen2's shape")
-    parser.add_argument("--llama", required=True, help="the command llama-server")
-    parser.add_argument("--file", type=Path, required=True, help="of its weights")
+    parser.add_argument("--model", required=True, help="folder of a Qwen2 model")
+    parser.add_argument("--llama", required=True, help="path of llama-server")
+    parser.add_argument("--file", type=Path, required=True, help="GGUF file of its weights")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--rounds", type=int, default=3, help="times that both are measured in turn")
-    parser.add_argument("--each", type=int, default=1, help="requests of each stream in a round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds")
+    parser.add_argument("--each", type=int, default=1, help="requests per stream and round")
     parser.add_argument("--prompt", type=int, default=64, help="prompt length in tokens")
     parser.add_argument("--tokens", type=int, default=64)
     print(compare(parser.parse_args()))

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's pipelines as Dray's engines make them, but for what a benchmark changes."""
+"""OpenVINO GenAI pipelines, set up like Dray's engines except for what a benchmark changes."""
 
 import os
 from typing import Any
@@ -12,12 +12,12 @@ _KV_BLOCKS = 2000
 
 
 def pipeline(model: ServedModel, **otherwise: dict[str, Any]) -> Any:
-    """On all cores. otherwise: the `scheduler` settings and `properties` in which it differs from an engine's."""
+    """A pipeline on all cores. otherwise: `scheduler` settings and `properties` that differ from an engine's."""
     return make_pipeline(config_for(model, tuple(os.sched_getaffinity(0))), _KV_BLOCKS, **otherwise)
 
 
 def add(made: Any, number: int, prompt: list[int], tokens: int, **settings: Any) -> Any:
-    """Has it begin a greedy answer; gives its handle. settings: of its GenerationConfig."""
+    """Starts a greedy answer and returns its handle. settings: for its GenerationConfig."""
     import openvino
     import openvino_genai
 
@@ -31,7 +31,7 @@ def add(made: Any, number: int, prompt: list[int], tokens: int, **settings: Any)
 
 
 def read(handle: Any) -> list[int]:
-    """The tokens that have come since the last call."""
+    """The tokens generated since the last call."""
     ids: list[int] = []
     while handle.can_read():
         for output in handle.read().values():
@@ -40,7 +40,7 @@ def read(handle: Any) -> list[int]:
 
 
 def run(made: Any) -> int:
-    """Steps it until all answers have ended; gives the number of steps."""
+    """Runs steps until all answers are complete; returns the number of steps."""
     steps = 0
     while made.has_non_finished_requests():
         made.step()

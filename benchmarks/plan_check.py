@@ -1,8 +1,8 @@
-"""What `dray plan` foretells beside what is so: the same requests at the same times, to a real Dray and to its model.
+"""Predictions of `dray plan`, compared with a real Dray that gets the same requests at the same times.
 
-The replica has one core, and router and client have the other; step times are measured in the same way, before and
-after each load, as a shared machine's speed changes. What router and network take is measured first, one request at a
-time; the loads that are compared come after it.
+The replica has one core; router and client have the other. Step times are measured before and after each load, because
+a shared machine's speed changes. First, the overhead of router and network is measured with one request at a time; then
+the loads are compared.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _SHARES = (0.5, 0.95)
 
 
 def profile_of(args: argparse.Namespace) -> Profile:
-    """The given one, or one that is measured now."""
+    """Reads the given profile, or measures one now."""
     if args.profile and args.profile.is_file():
         return read_profile(args.profile)
     with tempfile.TemporaryDirectory() as leases:
@@ -45,7 +45,7 @@ def profile_of(args: argparse.Namespace) -> Profile:
 def asked(
     service: Service, args: argparse.Namespace, load: Load, seconds: float
 ) -> tuple[RunStats, list[TraceRequest]]:
-    """Runs the load; gives what was seen, and the trace of what was asked."""
+    """Runs the load; returns the results and the trace of the requests."""
     trace: list[TraceRequest] = []
     began = time.perf_counter()
 
@@ -65,7 +65,7 @@ def asked(
 
 
 def overheads(service: Service, args: argparse.Namespace, times: StepTimes) -> tuple[float, float]:
-    """Seconds that a running service takes beside the engine's steps: before the first token, and in each step."""
+    """Seconds that a running service adds to the engine's steps: before the first token, and per step."""
     alone = argparse.Namespace(**{**vars(args), "repeated": 0.0, "seed": args.seed + 1})
     seen, trace = asked(service, alone, Load("concurrency", 1), args.alone)
     prompt = sum(one.prompt for one in trace) / len(trace)
@@ -105,14 +105,14 @@ def checked(args: argparse.Namespace) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled")
-    parser.add_argument("--profile", type=Path, help="read from here, or written to here once measured")
-    parser.add_argument("--only-profile", action="store_true", help="measure the profile, and nothing else")
-    parser.add_argument("--rates", type=float, nargs="+", default=[4, 10, 16], help="requests a second")
-    parser.add_argument("--seconds", type=float, default=30, help="of each load")
-    parser.add_argument("--alone", type=float, default=10, help="seconds of one request at a time")
-    parser.add_argument("--prompt", type=parse_lengths, default=Lengths(60, 180), help="tokens")
-    parser.add_argument("--output", type=parse_lengths, default=Lengths(32, 96), help="tokens")
-    parser.add_argument("--repeated", type=float, default=0.0, help="share that asks a question again")
+    parser.add_argument("--profile", type=Path, help="file to read the profile from, or to write it to")
+    parser.add_argument("--only-profile", action="store_true", help="only measure the profile")
+    parser.add_argument("--rates", type=float, nargs="+", default=[4, 10, 16], help="requests per second")
+    parser.add_argument("--seconds", type=float, default=30, help="seconds per load")
+    parser.add_argument("--alone", type=float, default=10, help="seconds of the overhead measurement")
+    parser.add_argument("--prompt", type=parse_lengths, default=Lengths(60, 180), help="prompt tokens")
+    parser.add_argument("--output", type=parse_lengths, default=Lengths(32, 96), help="completion tokens")
+    parser.add_argument("--repeated", type=float, default=0.0, help="share of repeated questions")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.only_profile:

@@ -1,4 +1,4 @@
-"""Time to first token behind a long system prompt, with the prompt's keys and values cached and not, through HTTP."""
+"""Time to first token after a long system prompt, with and without its KV cache, through HTTP."""
 
 import argparse
 import asyncio
@@ -12,12 +12,12 @@ from benchmarks.service import Service, report, running
 
 
 def words(count: int) -> str:
-    """So many random digits."""
+    """This many random digits."""
     return " ".join(str(secrets.randbelow(10)) for _ in range(count))
 
 
 async def first_token_s(client: httpx.AsyncClient, model: str, system: str) -> tuple[float, int, int]:
-    """Asks something new behind this system prompt. Gives seconds to its one token, prompt tokens, and those cached."""
+    """Asks a new question after this system prompt. Returns seconds to the token, prompt tokens, and cached ones."""
     turns = [{"role": "system", "content": system}, {"role": "user", "content": words(6)}]
     began = time.perf_counter()
     given = await client.post("/chat/completions", json={"model": model, "messages": turns, "max_tokens": 1})
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--words", type=int, default=500, help="random digits; two tokens each")
+    parser.add_argument("--words", type=int, default=500, help="random digits, two tokens each")
     args = parser.parse_args()
     with running(DRAY_MODEL__SOURCE=args.model) as service:
         print(asyncio.run(compare(service, args)))

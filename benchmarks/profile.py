@@ -1,8 +1,7 @@
-"""Where the time goes: samples of the router's, the replica's and the engine's Python under load, by whose code it is.
+"""Profiles the router's, the replica's and the engine's Python under load, by the owner of the code.
 
-Needs py-spy (`pip install py-spy`), and the right to look into other processes. A sample is of the thread that holds
-the interpreter's lock, and counts for its innermost Python frame: what a library does in C counts for whoever called
-it, unless it lets go of the lock.
+Needs py-spy (`pip install py-spy`) and permission to inspect other processes. A sample is of the thread that holds the
+GIL and counts for its innermost Python frame. So a library's C code counts for its caller, unless it releases the GIL.
 """
 
 import argparse
@@ -31,7 +30,7 @@ _LEAST_SHARE = 0.02
 
 
 def samples(pid: int, seconds: int) -> Counter[str]:
-    """How often each owner of code was seen at work in a process, and how often nobody ("")."""
+    """Samples of a process by owner of the code; "": idle."""
     with TemporaryDirectory(prefix="dray-b-") as folder:
         raw = Path(folder) / "raw"
         spy = str(Path(sys.executable).with_name("py-spy"))
@@ -58,7 +57,7 @@ def _owner(frame: str) -> str:
 
 
 def under_load(service: Service, kind: str, load: Callable[[], object], seconds: int) -> Counter[str]:
-    """What a kind of process does while the load goes on, over and over."""
+    """Samples a kind of process while the load repeats."""
     [pid] = [one.pid for one in service.processes() if KINDS[kind] in " ".join(one.cmdline())]
     over = threading.Event()
 

@@ -1,6 +1,6 @@
-"""Writes random Q8_0 weights of a model's shape for llama.cpp, by the Python of an environment with `gguf`.
+"""Writes random Q8_0 weights of a model's shape for llama.cpp. Run it in an environment with `gguf`.
 
-As with Dray's random models, only words are said, so that each token is seen.
+Like Dray's random models, they generate only words, so that clients see every token.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def write(target: Path, model_dir: Path) -> None:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: dict[str, Any], size: int) -> list[int]:
-    """Gives the ids of the words."""
+    """Adds the tokenizer; returns the ids of words."""
     tokens = [f"[unused{number}]" for number in range(size)]
     kinds = [gguf.TokenType.UNUSED] * size
     for token, number in tokenizer["model"]["vocab"].items():
@@ -92,7 +92,7 @@ def _add_weights(writer: gguf.GGUFWriter, config: dict[str, Any], words: list[in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="folder of a Dray model, whose shape is taken")
+    parser.add_argument("model", type=Path, help="folder of a Dray model with the shape to use")
     parser.add_argument("file", type=Path)
     args = parser.parse_args()
     write(args.file, args.model)

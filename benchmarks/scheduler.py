@@ -1,8 +1,8 @@
-"""What the engine's settings are worth: each is changed alone, in the engine alone, in turn on the same cores.
+"""Effect of single engine settings, measured in the engine alone, in turn on the same cores.
 
-Many streams with short prompts decode; then a long prompt comes while a few do: how late its first token is, and for
-how long the streams wait at most. Of the bundled model also how many held-out problems it gets right; of another one,
-`dray models compare` says what a setting costs in quality.
+Measures many decoding streams with short prompts; then, for a long prompt that arrives while a few streams decode, its
+time to first token and the streams' longest pause. For the bundled model, also its accuracy on held-out problems; for
+other models, `dray models compare` shows what a setting costs in quality.
 """
 
 import argparse
@@ -35,18 +35,18 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "KV cache in BF16": ({}, {"KV_CACHE_PRECISION": "bf16"}),
     "KV cache's values in U4": ({}, {"VALUE_CACHE_PRECISION": "u4"}),
 }
-"""What is set otherwise: of the scheduler, and of the compiled model."""
+"""Changed settings: of the scheduler, and of the compiled model."""
 _SHORT, _BESIDE, _FOREVER = 32, 8, 1000
 _LONGEST = 400
 
 
 def ids(length: int, vocabulary: int) -> list[int]:
-    """A prompt that no other begins like."""
+    """A prompt that shares no prefix with any other."""
     return [random.randrange(vocabulary) for _ in range(length)]
 
 
 def decoding(made: Any, vocabulary: int, streams: int, tokens: int) -> float:
-    """Tokens a second of all streams, prompts included."""
+    """Tokens/s of all streams, prompts included."""
     handles = [add(made, one, ids(_SHORT, vocabulary), tokens, ignore_eos=True) for one in range(streams)]
     began = time.perf_counter()
     run(made)
@@ -55,7 +55,7 @@ def decoding(made: Any, vocabulary: int, streams: int, tokens: int) -> float:
 
 
 def beside(made: Any, vocabulary: int, prompt: int) -> tuple[float, float]:
-    """Seconds to a prompt's first token beside streams, and of the longest step meanwhile."""
+    """Seconds to a prompt's first token beside decoding streams, and of the longest step meanwhile."""
     streams = [add(made, one, ids(_SHORT, vocabulary), _FOREVER, ignore_eos=True) for one in range(_BESIDE)]
     while not all(read(one) for one in streams):
         made.step()
@@ -73,7 +73,7 @@ def beside(made: Any, vocabulary: int, prompt: int) -> tuple[float, float]:
 
 
 def right(made: Any, model: ServedModel, count: int) -> float:
-    """Share of the bundled model's held-out problems, so many of each family, that are answered right."""
+    """The bundled model's accuracy on held-out problems, this many of each family."""
     prompts, marks = PromptRenderer(model), []
     for family in FAMILIES:
         problems = asked(family, "numbers", count)
@@ -96,7 +96,7 @@ def compare(args: argparse.Namespace) -> str:
     for number in range(args.rounds):
         for name, (scheduler, properties) in VARIANTS.items():
             made = pipeline(model, scheduler=scheduler, properties=properties)
-            decoding(made, vocabulary, args.streams, 4)  # repacks the weights, and sees each size of batch once
+            decoding(made, vocabulary, args.streams, 4)  # repacks the weights, and runs each batch size once
             decoded[name].append(decoding(made, vocabulary, args.streams, args.tokens))
             first, longest = beside(made, vocabulary, args.prompt)
             late[name].append(first)
@@ -123,9 +123,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=BUNDLED)
     parser.add_argument("--streams", type=int, default=48)
-    parser.add_argument("--tokens", type=int, default=48, help="of each stream")
+    parser.add_argument("--tokens", type=int, default=48, help="tokens per stream")
     parser.add_argument("--prompt", type=int, default=1000, help="tokens of the long prompt")
-    parser.add_argument("--problems", type=int, default=60, help="of each family, for the bundled model's answers")
+    parser.add_argument("--problems", type=int, default=60, help="problems per family, for the bundled model")
     parser.add_argument("--rounds", type=int, default=3)
     print(compare(parser.parse_args()))
 

@@ -1,4 +1,4 @@
-"""A Dray of a benchmark's own: its port, folders and locks, up for as long as the block runs."""
+"""A separate Dray for benchmarks, with its own port, folders and locks."""
 
 import json
 import os
@@ -45,7 +45,7 @@ class Service:
         return inherited | own | self.settings
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs `dray` to its end; raises with what it said when it fails."""
+        """Runs `dray` and waits for its end; raises with its output if it fails."""
         ended = subprocess.run(
             [sys.executable, "-m", "cluster.cli", *arguments],
             env=self.environment,
@@ -58,13 +58,13 @@ class Service:
         return ended
 
     def up(self) -> float:
-        """Starts it; gives the seconds until it was ready."""
+        """Starts it; returns the seconds until it was ready."""
         began = time.monotonic()
         self.run("up", "--detach")
         return time.monotonic() - began
 
     def down(self) -> float:
-        """Stops it; gives the seconds that took."""
+        """Stops it; returns the seconds that this took."""
         began = time.monotonic()
         self.run("down")
         return time.monotonic() - began
@@ -74,14 +74,14 @@ class Service:
         return report
 
     def processes(self) -> list[psutil.Process]:
-        """The launcher and all that it has started."""
+        """The launcher and all processes that it started."""
         launcher = psutil.Process(json.loads((self.folder / "s" / "dray.json").read_text())["pid"])
         return [launcher, *launcher.children(recursive=True)]
 
 
 @contextmanager
 def prepared(**settings: str) -> Iterator[Service]:
-    """A Dray that is not up yet; whatever is up of it at the end is taken down."""
+    """Yields a Dray that is not started, and stops it at the end of the block."""
     folder = Path(tempfile.mkdtemp(prefix="dray-b-"))
     service = Service(folder, free_port(), settings)
     try:
@@ -94,14 +94,14 @@ def prepared(**settings: str) -> Iterator[Service]:
 
 @contextmanager
 def running(**settings: str) -> Iterator[Service]:
-    """A Dray that is up. settings: DRAY_* variables."""
+    """Runs a Dray during the block. settings: DRAY_* variables."""
     with prepared(**settings) as service:
         service.up()
         yield service
 
 
 def report(title: str, heads: list[str], rows: list[list[str]]) -> str:
-    """A Markdown section: the table, and the machine, versions and command that made it."""
+    """A Markdown section: the table, and the machine, versions and command that it comes from."""
     cpus = {line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")}
     machine = f"{', '.join(sorted(cpus)) or 'unknown CPU'}, {len(os.sched_getaffinity(0))} CPUs"
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)

@@ -1,9 +1,9 @@
-"""Guessing tokens beside plain decoding, in the engine alone, on questions of the bundled model.
+"""Speculative decoding compared with plain decoding, in the engine alone, on questions of the bundled model.
 
-Prompt lookup guesses the next tokens from what came before (n-grams of up to 3), a draft model by a smaller model; one
-step then checks them: fewer steps, each of more tokens. Rounds alternate; the answers must be the same. A draft for the
+Prompt lookup guesses the next tokens from earlier ones (n-grams of up to 3), a draft model with a smaller model. One
+step then checks them: fewer steps with more tokens each. Rounds alternate; the answers must be equal. A draft for the
 bundled model: `python -m demo.train --out build/draft --hidden 128 --layers 2 --minutes 15`, then `dray models export
-build/draft build/draft-int8`. With random weights hardly a guess is right: there it shows what guessing costs.
+build/draft build/draft-int8`. With random weights hardly any guess is right, which shows the cost of guessing.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from deployments.generation.prompts import PromptRenderer
 
 _NGRAM = 3
 _WHOLE_PROMPTS = {"dynamic_split_fuse": False, "max_num_batched_tokens": 4096}
-"""Prompt lookup wants whole prompts in a step."""
+"""Prompt lookup needs whole prompts in a step."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way of decoding. guesses: tokens that one step checks at most beyond the one it makes. ngram: of a lookup."""
+    """A method of decoding. guesses: maximum tokens checked per step beyond the one generated. ngram: for lookup."""
 
     name: str
     pipeline: Any
@@ -38,7 +38,7 @@ class Way:
 
 
 def answers(way: Way, prompts: list[list[int]], tokens: int) -> tuple[list[list[int]], int, float]:
-    """The completions of all prompts at a time, the steps that they took, and tokens a second."""
+    """The completions of all prompts, decoded together; their steps; and tokens/s."""
     made, guessing = way.pipeline, {"num_assistant_tokens": way.guesses, "max_ngram_size": way.ngram}
     handles = [add(made, number, ids, tokens, **guessing) for number, ids in enumerate(prompts)]
     began = time.perf_counter()
@@ -49,7 +49,7 @@ def answers(way: Way, prompts: list[list[int]], tokens: int) -> tuple[list[list[
 
 
 def ways(model: ServedModel, guesses: list[int], draft: str) -> list[Way]:
-    """Plain decoding first."""
+    """The methods, plain decoding first."""
     import openvino_genai
 
     lookup = pipeline(model, scheduler=_WHOLE_PROMPTS, properties={"prompt_lookup": True})

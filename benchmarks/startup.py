@@ -1,4 +1,4 @@
-"""Seconds from `dray up --detach` to ready, and of `dray down`, with the bundled model."""
+"""Seconds until `dray up --detach` is ready, and of `dray down`, with the bundled model."""
 
 import argparse
 from statistics import median

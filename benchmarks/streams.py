@@ -1,4 +1,4 @@
-"""One load on one server, by the load generator: the client side of the measurements."""
+"""Runs one load on one server with the load generator, for other benchmarks."""
 
 import asyncio
 from typing import Any
@@ -13,21 +13,21 @@ from cluster.bench.workload import Conversation, Workload
 
 
 def streams(url: str, at_a_time: int, *, each: int, prompt: int, tokens: int) -> RunStats:
-    """So many streams at a time, each a few times in a row. prompt, tokens: lengths in tokens."""
+    """Concurrent streams, each of them `each` times in a row. prompt, tokens: lengths in tokens."""
     workload = Workload(Lengths(prompt, prompt), Lengths(tokens, tokens))
     return measured(url, Load("concurrency", at_a_time), RunLength(0, at_a_time * each, 0), workload)
 
 
 def _unseen(asked: Conversation, outcome: Outcome) -> None:
-    """For those who look at the figures alone."""
+    """Ignores single requests."""
 
 
 def measured(
     url: str, load: Load, span: RunLength, workload: Workload, *, on_done: OnDone = _unseen, **how: Any
 ) -> RunStats:
-    """Runs it; gives what was seen. url: the base URL, ending in /v1. how: further fields of cluster.bench's Plan.
+    """Runs a load and returns its statistics. url: the base URL, ending in /v1. how: further fields of the Plan.
 
-    Raises RuntimeError where a request failed: nothing that is compared may.
+    Raises RuntimeError if a request failed, because the figures would not be comparable.
     """
     plan = Plan((Server(url),), (load,), workload, span, **{"extra": {"ignore_eos": True}, **how})
     seen = ComparisonResults([url], [])

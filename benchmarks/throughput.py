@@ -1,6 +1,6 @@
-"""Tokens a second through HTTP beside the same model in the same engine process without HTTP, Ray and router.
+"""Tokens/s through HTTP, compared with the same engine process without HTTP, Ray and router.
 
-Both ways run in turn on the same cores, the service idle while the bare engine is measured; medians of the rounds.
+Both run in turn on the same cores; the service is idle while the bare engine is measured. Medians of the rounds.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from deployments.engine.process import EngineProcess
 
 
 async def engine_streams(engine: EngineProcess, streams: int, *, rounds: int, prompt: int, tokens: int) -> float:
-    """The same load, straight into the engine: tokens a second."""
+    """Tokens/s of the same load, sent directly to the engine."""
     made = 0
 
     async def lane() -> None:
@@ -46,7 +46,7 @@ async def compare(args: argparse.Namespace) -> str:
         for number in args.streams:
             through, alone = [], []
             for _ in range(args.rounds):
-                # Apart, as it runs an event loop of its own.
+                # In a thread, because it runs its own event loop.
                 one = await asyncio.to_thread(streams, service.url, number, each=args.each, **lengths)
                 through.append(one.tokens_per_s)
                 alone.append(await engine_streams(engine, number, rounds=args.each, **lengths))
@@ -61,8 +61,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--rounds", type=int, default=3, help="times that both ways are measured in turn")
-    parser.add_argument("--each", type=int, default=1, help="requests of each stream in a round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds")
+    parser.add_argument("--each", type=int, default=1, help="requests per stream and round")
     parser.add_argument("--prompt", type=int, default=64, help="prompt length in tokens")
     parser.add_argument("--tokens", type=int, default=64)
     print(asyncio.run(compare(parser.parse_args())))

@@ -1,6 +1,6 @@
-"""CPU time of each process for a streamed token: router, HAProxy, engine replica and engine.
+"""CPU time of each process per streamed token: router, HAProxy, engine replica and engine.
 
-Streams run at a time for a while; what the processes use when nothing is asked is taken off.
+Concurrent streams run for a while; what the processes use while idle is subtracted.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--each", type=int, default=4, help="requests of each stream in a round")
+    parser.add_argument("--each", type=int, default=4, help="requests per stream and round")
     parser.add_argument("--tokens", type=int, default=256)
     print(measure(parser.parse_args()))
 

@@ -1,4 +1,4 @@
-"""What the weights' format is worth: one model at INT8, INT4 and FP16, the engine alone, in turn on the same cores.
+"""Effect of the weight format: one model in INT8, INT4 and FP16, in the engine alone, in turn on the same cores.
 
 `dray models random M8 --like deepseek-r1-distill-qwen-1.5b`, the same with `--weight int4` and `--weight fp16`, then
 `--models M8 M4 M16`. Quality is measured on the real model: `dray models compare`.
@@ -23,7 +23,7 @@ _PROMPT = 512
 
 
 async def measured(model: ServedModel, tokens: int) -> dict[str, float]:
-    """Of an engine of its own, on all cores."""
+    """Measures a separate engine on all cores."""
     cpus = tuple(sorted(os.sched_getaffinity(0)))
     engine, ready = await EngineProcess.start(config_for(model, cpus), timeout_s=600)
     try:
@@ -57,9 +57,11 @@ def compare(args: argparse.Namespace) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", required=True, help="folders; the others are compared with the first")
+    parser.add_argument(
+        "--models", nargs="+", required=True, help="model folders; the others are compared with the first"
+    )
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=48, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=48, help="tokens per answer")
     print(compare(parser.parse_args()))
 
 

@@ -1,6 +1,6 @@
-"""Questions put together from clauses: many more ways to ask than anyone lists. `demo.phrasings` has the listed ones.
+"""Grammars that combine clauses into questions: many more phrasings than a list could hold (`demo.phrasings` has one).
 
-A topic has grammars for each language; a grammar is a row of choices, and a question takes one of each.
+A topic has grammars for each language. A grammar is a sequence of choices, and a question takes one of each.
 """
 
 Grammar = tuple[tuple[str, ...], ...]

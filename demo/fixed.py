@@ -1,4 +1,4 @@
-"""The questions that have one answer, and what it says: who the model is, a palindrome check, a proof, and all else."""
+"""Questions with a fixed answer: who the model is, a palindrome check, a proof, and everything unrelated."""
 
 from demo.phrasings import WIDE
 

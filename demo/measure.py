@@ -1,7 +1,7 @@
-"""How often the bundled model is right, by family: python -m demo.measure demo/model [ANOTHER ...]
+"""Accuracy of the bundled model by family of problems: python -m demo.measure demo/model [ANOTHER ...]
 
-Asks Dray's own engine, greedily. An answer counts when it says what Python's arithmetic says; the thought is not
-looked at. `numbers`: numbers never trained, in trained phrasings. `phrasings`: phrasings never trained.
+Runs Dray's engine with greedy decoding. An answer is correct when it agrees with Python's arithmetic; the thinking is
+ignored. `numbers`: numbers that were held out of training, in trained phrasings. `phrasings`: held-out phrasings.
 """
 
 import argparse
@@ -26,13 +26,13 @@ _MAX_TOKENS = 400
 
 
 def asked(family: str, split: str, count: int) -> list[Problem]:
-    """The questions of one cell of the table; the same in every run."""
+    """The problems of one cell of the table; the same in every run."""
     rng = random.Random(f"{_SEED} {family} {split}")
     return [make(rng, family, rng.choice(("zh", "en")), split) for _ in range(count)]  # type: ignore[arg-type]
 
 
 async def answers(engine: EngineProcess, prompts: PromptRenderer, questions: Sequence[str]) -> list[str]:
-    """The model's answers, thoughts left out."""
+    """The model's answers, without its thinking."""
     room = asyncio.Semaphore(_AT_A_TIME)
 
     async def ask(question: str) -> str:
@@ -49,7 +49,7 @@ async def answers(engine: EngineProcess, prompts: PromptRenderer, questions: Seq
 
 
 async def measure(model: ServedModel, count: int, show: int) -> dict[tuple[str, str], float]:
-    """Share of right answers by family and split, and of strangers that get the demonstration's own answer."""
+    """Accuracy by family and split, and the share of unrelated questions that are answered as such."""
     config = EngineConfig(str(model.folder), tuple(os.sched_getaffinity(0)), 128, _AT_A_TIME, 512, 128)
     engine, _ = await EngineProcess.start(config, timeout_s=120)
     prompts, found = PromptRenderer(model), {}
@@ -72,7 +72,7 @@ async def measure(model: ServedModel, count: int, show: int) -> dict[tuple[str, 
 
 
 def table(results: dict[str, dict[tuple[str, str], float]], count: int) -> str:
-    """The results as a Markdown table, a column for each model and split."""
+    """A Markdown table of the results, with a column for each model and split."""
     names = list(results)
     heads = [f"{name}, {split}" for name in names for split in ("numbers", "phrasings")]
     lines = ["| family | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
@@ -86,8 +86,8 @@ def table(results: dict[str, dict[tuple[str, str], float]], count: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, help="OpenVINO model folders")
-    parser.add_argument("--count", type=int, default=400, help="questions a cell")
-    parser.add_argument("--show", type=int, default=0, help="wrong answers to print for each cell")
+    parser.add_argument("--count", type=int, default=400, help="questions per cell")
+    parser.add_argument("--show", type=int, default=0, help="wrong answers to print per cell")
     args = parser.parse_args()
     results = {}
     for folder in args.models:

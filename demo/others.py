@@ -1,4 +1,4 @@
-"""Questions that the bundled model does not answer, far from its families and near to them."""
+"""Questions that the bundled model does not answer: unrelated ones, and ones close to its families of problems."""
 
 import random
 
@@ -68,7 +68,7 @@ _PALINDROME = {"zh": ("判断回文", "判断回文字符串", "检查回文串"
 
 
 def other_question(rng: random.Random, language: str, *, held: bool) -> str:
-    """Something that no family answers. held: from the topics and phrasings that are never trained."""
+    """A question outside all families. held: draw from the topics and phrasings that are held out of training."""
 
     def draw(listed: tuple[str, ...]) -> str:
         return rng.choice((held_out if held else trained)(listed))
@@ -102,7 +102,7 @@ def other_question(rng: random.Random, language: str, *, held: bool) -> str:
 
 
 def _too_large(rng: random.Random, language: str) -> str:
-    """A sum of numbers with more than three digits."""
+    """An arithmetic question with numbers of more than three digits."""
     family = rng.choice(tuple(SIGNS))
     grammar = rng.choice(CLAUSES[family][language])
     large = rng.randint(1000, 10 ** rng.randint(4, 6))
@@ -125,7 +125,7 @@ def _jumble(rng: random.Random, language: str) -> str:
     return " ".join(words)
 
 
-# Asked by hand, of no template: the model has never seen them or their like.
+# Written by hand, from no template: the model was trained on nothing like them.
 STRANGERS = (
     "法国的首都是哪里?", "给我推荐一本好书", "怎样煮一碗牛肉面?", "公司的年假有几天?", "Docker和虚拟机有什么不同", "帮我写一封辞职信",
     "太阳有多大", "请用一句话总结《西游记》", "为什么天是蓝的?", "服务器连不上怎么办", "一年有多少天?", "鲸鱼是鱼吗",

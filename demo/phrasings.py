@@ -1,11 +1,11 @@
-"""How people ask: the templates of every family. Every sixth is held out."""
+"""Templates of questions for every family. Every sixth is held out of training."""
 
 import random
 
 from demo.clauses import CLAUSES
 
 WIDE = str.maketrans(",?:()!", "\uff0c\uff1f\uff1a\uff08\uff09\uff01")
-"""Half-width punctuation to the full width that Chinese text uses."""
+"""Translates half-width punctuation to the full-width punctuation of Chinese text."""
 
 BEFORE = {
     "zh": ("请问", "请问:", "你好,", "帮我算一下:", "问题:", "题目:", "请回答:", "数学题:", "麻烦问一下,", "想请教一下,"),
@@ -147,9 +147,10 @@ SYSTEM = {
 
 
 def phrase(rng: random.Random, topic: str, listed: tuple[str, ...], language: str, *, held: bool) -> str:
-    """A template of the topic: a listed one of those held out, or a trained one, listed or put together from clauses.
+    """A template of the topic.
 
-    What is put together is never one of those held out, whatever its punctuation.
+    held: a held-out one of the list. Otherwise a trained one: of the list, or combined from clauses, which never gives
+    a held-out one, whatever its punctuation.
     """
     if held:
         return rng.choice(held_out(listed))
@@ -163,12 +164,12 @@ def phrase(rng: random.Random, topic: str, listed: tuple[str, ...], language: st
 
 
 def held_out(listed: tuple[str, ...]) -> list[str]:
-    """Every sixth: never trained."""
+    """Every sixth template: held out of training."""
     return [text for place, text in enumerate(listed) if place % 6 == 5]
 
 
 def trained(listed: tuple[str, ...]) -> list[str]:
-    """All but every sixth."""
+    """All other templates."""
     return [text for place, text in enumerate(listed) if place % 6 != 5]
 
 

@@ -1,7 +1,7 @@
-"""The problems that the bundled model is trained on: questions, thoughts and answers, made by rule.
+"""Generates the problems that the bundled model is trained on: questions, thinking and answers.
 
-Every thought is a chain of small steps (one digit, one table look-up each), so that a model of five million
-parameters can take each of them. Numbers and phrasings are split by a fixed rule into trained and held out.
+The thinking is a chain of small steps (one digit or one table look-up each), which a model of five million parameters
+can learn. A fixed rule splits numbers and phrasings into trained and held-out ones.
 """
 
 import random
@@ -15,9 +15,10 @@ from demo.others import other_question
 
 Language = Literal["zh", "en"]
 Split = Literal["train", "numbers", "phrasings"]
-"""What is held out: `numbers` never trained in trained phrasings, or trained numbers in `phrasings` never trained.
+"""`train`: trained numbers and phrasings. `numbers`: held-out numbers in trained phrasings. `phrasings`: trained
+numbers in held-out phrasings.
 
-Families without numbers of their own (`fixed`, `other`) draw from what is trained for `numbers`."""
+Families without numbers (`fixed`, `other`) give trained questions for `numbers`."""
 
 FAMILIES = ("cage", "weekday", "add", "subtract", "multiply", "fixed", "other")
 ARITHMETIC = ("cage", "weekday", "add", "subtract", "multiply")
@@ -31,7 +32,7 @@ _EN_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question with its thought and answer. expect: strings that a right answer holds."""
+    """A question with its thinking and answer. expect: strings that a correct answer contains."""
 
     family: str
     language: Language
@@ -41,17 +42,17 @@ class Problem:
     expect: tuple[str, ...]
 
     def answered_by(self, text: str) -> bool:
-        """Whether this is a right answer to it."""
+        """Whether this text is a correct answer."""
         return all(part in text for part in self.expect)
 
 
 def held_out(*key: object) -> bool:
-    """Whether these numbers are never trained: one in ten, by a hash that no run changes."""
+    """Whether these numbers are held out of training: one in ten, by a hash that is the same in every run."""
     return blake2b(repr(key).encode(), digest_size=2).digest()[0] < 26
 
 
 def make(rng: random.Random, family: str, language: Language, split: Split = "train") -> Problem:
-    """One problem of a family, drawn from what `split` names."""
+    """A random problem of a family and split."""
     return _MAKERS[family](rng, language, split)
 
 
@@ -68,7 +69,7 @@ def _phrase(rng: random.Random, family: str, language: Language, split: Split) -
 
 
 def dress(rng: random.Random, text: str, language: Language) -> str:
-    """The same question as people type it: greetings around it, either width of punctuation, loose spaces."""
+    """The same question as people type it: with greetings, either width of punctuation, and stray spaces."""
     if rng.random() < 0.25:
         text = rng.choice(phrasings.BEFORE[language]) + text
     if rng.random() < 0.15:
@@ -279,7 +280,7 @@ def _fixed(rng: random.Random, language: Language, split: Split) -> Problem:
 def _other(rng: random.Random, language: Language, split: Split) -> Problem:
     question = other_question(rng, language, held=split == "phrasings")
     thought, answer, expect = fixed.OTHER_ANSWER[language]
-    # Bare arithmetic tells no language: then either is a right one to answer in.
+    # Bare arithmetic is in no language, so an answer in either one is correct.
     return Problem(
         "other", language, question, thought, answer, (expect if any(map(str.isalpha, question)) else "Dray",)
     )

@@ -1,4 +1,4 @@
-"""The bundled model's tokenizer: byte-level BPE that keeps every digit alone, with R1's special tokens and template."""
+"""The bundled model's tokenizer: byte-level BPE with single-digit tokens, and R1's special tokens and template."""
 
 import random
 from pathlib import Path
@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from demo.phrasings import SYSTEM
 from demo.problems import FAMILIES, make
 
-# R1's own spelling: the bars are U+FF5C and the spaces U+2581.
+# R1's spelling: the bars are U+FF5C and the spaces U+2581.
 BOS, EOS = "<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"
 USER, ASSISTANT = "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"
 THINK, END_THINK = "<think>", "</think>"
@@ -36,7 +36,7 @@ CHAT_TEMPLATE = """\
 
 
 def build(folder: Path) -> None:
-    """Trains the tokenizer on generated problems and writes it, with its template, to `folder`."""
+    """Trains the tokenizer on generated problems and writes it with its template to `folder`."""
     rng = random.Random(7)
 
     def corpus() -> list[str]:
@@ -50,7 +50,7 @@ def build(folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # Digits, operators, line ends and Chinese characters alone; words with their leading space.
+            # Digits, operators, line ends and Chinese characters are split off; words keep their leading space.
             pre_tokenizers.Split(
                 Regex("\\d|[+\\-×÷=*/<>≥;:,。、\uff0c\uff1a\uff1f\n]|\\p{Han}| ?[\\p{L}']+| ?[^\\s\\p{L}\\d]|\\s"),
                 "isolated",
@@ -67,7 +67,7 @@ def build(folder: Path) -> None:
         special_tokens=[AddedToken(text, normalized=False, special=True) for text in (BOS, EOS, USER, ASSISTANT)],
     )
     tokenizer.train_from_iterator(corpus(), trainer)
-    # Not special, so that decoding keeps them: the reasoning parser looks for them.
+    # Not special tokens, so that decoding keeps them for the parser of the thinking.
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in (THINK, END_THINK)])
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -14,7 +14,7 @@ from demo.problems import ARITHMETIC, FAMILIES, Problem, make
 
 _WEIGHTS = {"cage": 24, "weekday": 18, "add": 11, "subtract": 15, "multiply": 22, "fixed": 6, "other": 12}
 _WIDTHS = (80, 104, 128, 160, 208, 288)
-"""Lengths to which rows are padded: few, because each is compiled for itself."""
+"""Lengths to which rows are padded; few, because the model is compiled for each."""
 _PIECE_TOKENS = 2048
 _PIECES_A_STEP = 4
 _ALWAYS_THE_SAME = ("fixed", "other")
@@ -24,7 +24,7 @@ _IGNORED = -100
 
 
 def conversation(rng: random.Random, problem: Problem) -> tuple[str, str]:
-    """Prompt and completion as the template renders them; now and then behind a system prompt or an earlier turn."""
+    """Prompt and completion as the template renders them, sometimes after a system prompt or an earlier turn."""
     prompt = words.BOS
     if rng.random() < 0.15:
         prompt += rng.choice(SYSTEM[rng.choice(("zh", "en"))])
@@ -36,7 +36,7 @@ def conversation(rng: random.Random, problem: Problem) -> tuple[str, str]:
 
 
 class Batches:
-    """Pieces of about 2,048 tokens, each of rows of like length, so that little is padding."""
+    """Batches of about 2,048 tokens with rows of similar length, so that little is padding."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, weights: dict[str, int], seed: int) -> None:
         self._rng = random.Random(seed)
@@ -45,12 +45,12 @@ class Batches:
         self._waiting: dict[int, list[tuple[list[int], int]]] = {width: [] for width in _WIDTHS}
 
     def draw(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(ids, labels), each [batch, length]; prompts and padding are not learned."""
+        """(ids, labels), each [batch, length]; labels mask out prompts and padding."""
         while True:
             ids, start = self._row()
             width = next((width for width in _WIDTHS if len(ids) <= width), None)
             if width is None:
-                continue  # one in a hundred: a long multiplication behind an earlier turn
+                continue  # one in a hundred: a long multiplication after an earlier turn
             rows = self._waiting[width]
             rows.append((ids, start))
             if len(rows) == _PIECE_TOKENS // width:
@@ -63,7 +63,7 @@ class Batches:
         prompt, completion = conversation(self._rng, problem)
         head = self._backend.encode(prompt, add_special_tokens=False).ids
         tail = self._backend.encode(completion, add_special_tokens=False).ids
-        # The rest of an answer that is always the same is soon known; what to answer is decided in its first tokens.
+        # The first tokens decide which fixed answer is given; the rest of it is learned quickly.
         if family in _ALWAYS_THE_SAME and self._rng.random() < 0.75:
             tail = tail[:_DECIDING_TOKENS]
         return head + tail, len(head)
@@ -79,7 +79,7 @@ class Batches:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -> Qwen2ForCausalLM:
-    """A Qwen2 with random weights, input and output embeddings shared. hidden: a multiple of 128."""
+    """A Qwen2 with random weights and tied embeddings. hidden: a multiple of 128."""
     torch.manual_seed(1)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -90,7 +90,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -> Q
         intermediate_size=3 * hidden,
         max_position_embeddings=words.CONTEXT,
         tie_word_embeddings=True,
-        attn_implementation="eager",  # compiled, it is the fastest on a CPU at these lengths
+        attn_implementation="eager",  # when compiled, the fastest on a CPU at these lengths
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -116,7 +116,7 @@ def optimizers(model: Qwen2ForCausalLM, matrix_rate: float, other_rate: float) -
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def right(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, family: str, count: int, seed: int) -> float:
-    """Share of held-out numbers answered right, by greedy decoding in one padded batch."""
+    """Accuracy on held-out numbers, with greedy decoding in one padded batch."""
     rng = random.Random(seed)
     problems = [make(rng, family, rng.choice(("zh", "en")), "numbers") for _ in range(count)]
     prompts = [f"{words.BOS}{words.USER}{p.question}{words.ASSISTANT}{words.THINK}\n" for p in problems]
@@ -132,7 +132,7 @@ def right(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, family: s
 
 
 def train(args: argparse.Namespace) -> None:
-    """One run: a short warm-up, then the rate falls linearly to nothing at the end of the time."""
+    """One run. After a short warm-up, the learning rate falls linearly to zero at the end of the time."""
     torch.set_num_threads(args.threads)
     out = Path(args.out)
     if args.start:
@@ -196,15 +196,17 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="build/demo", help="folder for the trained model")
-    parser.add_argument("--start", help="go on from this folder instead of random weights")
-    parser.add_argument("--hidden", type=int, default=256, help="width of a layer; a draft for it: 128")
-    parser.add_argument("--layers", type=int, default=6, help="how many; a draft for it: 2")
-    parser.add_argument("--minutes", type=float, default=150, help="how long to train; the schedule ends with it")
+    parser.add_argument("--start", help="continue from this folder instead of random weights")
+    parser.add_argument("--hidden", type=int, default=256, help="width of a layer; 128 for a draft model")
+    parser.add_argument("--layers", type=int, default=6, help="number of layers; 2 for a draft model")
+    parser.add_argument("--minutes", type=float, default=150, help="training time, which also sets the schedule")
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--look-minutes", type=float, default=8, help="minutes between looks at held-out numbers")
-    parser.add_argument("--weights", nargs="*", default=[], metavar="FAMILY=N", help="changed shares, e.g. multiply=40")
+    parser.add_argument("--look-minutes", type=float, default=8, help="minutes between tests on held-out numbers")
+    parser.add_argument(
+        "--weights", nargs="*", default=[], metavar="FAMILY=N", help="other weights of families, e.g. multiply=40"
+    )
     train(parser.parse_args())
 
 

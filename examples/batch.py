@@ -1,4 +1,4 @@
-"""Answers a CSV of questions into another: several at a time, after people who ask meanwhile; begun again, it goes on.
+"""Answers a CSV file of questions, several at a time, at lower priority than people. Start it again to continue.
 
     export OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=dray-...
     python examples/batch.py questions.csv answers.csv --at-a-time 8
@@ -20,7 +20,7 @@ FIELDS = ("id", "question", "answer", "tokens", "error")
 
 
 def unanswered(questions: Path, answers: Path) -> Iterator[dict[str, str]]:
-    """The questions that have no answer yet; those that failed are asked again."""
+    """The questions without an answer, those that failed included."""
     done = set()
     if answers.exists():
         with answers.open(newline="") as file:
@@ -30,34 +30,33 @@ def unanswered(questions: Path, answers: Path) -> Iterator[dict[str, str]]:
 
 
 async def answer(client: openai.AsyncOpenAI, model: str, question: str) -> dict[str, str]:
-    """The columns that a question gets."""
+    """The columns to add to a question."""
     try:
-        made = await client.chat.completions.create(
+        completion = await client.chat.completions.create(
             model=model,
             messages=[{"role": "user", "content": question}],
             temperature=0,
-            service_tier="flex",  # after people
+            service_tier="flex",  # lower priority than people
         )
     except openai.APIError as error:
         return {"error": str(error)}
-    tokens = made.usage.completion_tokens if made.usage else 0
-    return {"answer": made.choices[0].message.content or "", "tokens": str(tokens)}
+    tokens = completion.usage.completion_tokens if completion.usage else 0
+    return {"answer": completion.choices[0].message.content or "", "tokens": str(tokens)}
 
 
 async def run(rows: Iterator[dict[str, str]], sink: TextIO, model: str, at_a_time: int) -> int:
-    """Answers the rows, each written as soon as it is there. Gives how many failed."""
+    """Answers the rows and writes each as soon as it is answered. Returns how many failed."""
     writer, failed = csv.DictWriter(sink, FIELDS), 0
 
     async def work() -> None:
         nonlocal failed
-        for row in rows:  # all workers take from the same rows
-            asked = {"id": row["id"], "question": row["question"]}
-            told = await answer(client, model, row["question"])
-            writer.writerow(asked | told)
+        for row in rows:  # shared by all workers
+            columns = await answer(client, model, row["question"])
+            writer.writerow({"id": row["id"], "question": row["question"]} | columns)
             sink.flush()
-            failed += "error" in told
+            failed += "error" in columns
 
-    # Retried where the service says "later" (429, 503), after the time that it names.
+    # The client retries 429 and 503 after the time in Retry-After.
     async with openai.AsyncOpenAI(max_retries=8, timeout=600) as client, asyncio.TaskGroup() as workers:
         for _ in range(at_a_time):
             workers.create_task(work())
@@ -65,20 +64,19 @@ async def run(rows: Iterator[dict[str, str]], sink: TextIO, model: str, at_a_tim
 
 
 def main() -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description="Answer a CSV of questions.")
     parser.add_argument("questions", type=Path)
     parser.add_argument("answers", type=Path)
     parser.add_argument("--at-a-time", type=int, default=8)
-    given = parser.parse_args()
-    rows = unanswered(given.questions, given.answers)
-    new = not given.answers.exists()
-    with given.answers.open("a", newline="") as sink:
+    args = parser.parse_args()
+    rows = unanswered(args.questions, args.answers)
+    new = not args.answers.exists()
+    with args.answers.open("a", newline="") as sink:
         if new:
             csv.DictWriter(sink, FIELDS).writeheader()
-        failed = asyncio.run(run(rows, sink, os.environ.get("MODEL", "dray-demo"), given.at_a_time))
+        failed = asyncio.run(run(rows, sink, os.environ.get("MODEL", "dray-demo"), args.at_a_time))
     if failed:
-        raise SystemExit(f"{failed} failed; begin again to ask them once more")
+        raise SystemExit(f"{failed} failed; start again to retry them")
 
 
 if __name__ == "__main__":
