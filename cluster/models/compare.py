@@ -128,12 +128,12 @@ def perplexity(folder: Path, text: str) -> float:
     loss, count = 0.0, 0
     for start in range(0, len(ids) - 1, _WINDOW_TOKENS):
         window = np.array([ids[start : start + _WINDOW_TOKENS + 1]], dtype=np.int64)
-        given, targets = window[:, :-1], window[0, 1:]
+        input_ids, targets = window[:, :-1], window[0, 1:]
         request.reset_state()
         inputs = {
-            "input_ids": given,
-            "attention_mask": np.ones_like(given),
-            "position_ids": np.arange(given.shape[1])[None],
+            "input_ids": input_ids,
+            "attention_mask": np.ones_like(input_ids),
+            "position_ids": np.arange(input_ids.shape[1])[None],
             "beam_idx": np.zeros(1, dtype=np.int32),
         }
         names = {port.any_name for port in request.model_inputs}

@@ -1,4 +1,4 @@
-"""`dray bench` from outside: against a server that says itself when it sent what, and against Dray."""
+"""`dray bench` from outside: against a server that records when it sent what, and against Dray."""
 
 import json
 import signal
@@ -40,25 +40,25 @@ def measured(*arguments: str) -> dict[str, Any]:
     return report
 
 
-def test_what_it_tells_is_what_the_server_did(emitter: str) -> None:
+def test_the_report_agrees_with_what_the_server_recorded(emitter: str) -> None:
     before = account(emitter)
     report = measured("--url", emitter, "--concurrency", "4", "--requests", "12", "--prompt", "100", "--output", "20")
-    told = account(emitter)
+    after = account(emitter)
     (load,) = report["loads"]
-    (seen,) = load["rounds"]
-    assert seen["requests"] == 12 and seen["failed"] == 0 and seen["output_tokens"] == 12 * 20
-    ttft = median(told["ttft"][len(before["ttft"]) + 2 :])
-    assert 0 <= seen["ttft_s"]["p50"] - ttft < 0.02
-    assert seen["tpot_s"]["p50"] == pytest.approx(median(told["tpot"][len(before["tpot"]) + 2 :]), rel=0.1)
-    assert seen["e2e_s"]["p50"] == pytest.approx(FIRST_S + 19 * GAP_S, rel=0.25)
+    (stats,) = load["rounds"]
+    assert stats["requests"] == 12 and stats["failed"] == 0 and stats["output_tokens"] == 12 * 20
+    ttft = median(after["ttft"][len(before["ttft"]) + 2 :])
+    assert 0 <= stats["ttft_s"]["p50"] - ttft < 0.02
+    assert stats["tpot_s"]["p50"] == pytest.approx(median(after["tpot"][len(before["tpot"]) + 2 :]), rel=0.1)
+    assert stats["e2e_s"]["p50"] == pytest.approx(FIRST_S + 19 * GAP_S, rel=0.25)
     # Three rows of four streams, each as long as one.
-    assert seen["tokens_per_s"] == pytest.approx(240 / (3 * (FIRST_S + 19 * GAP_S)), rel=0.25)
-    # The emitter counts ten tokens and two for each word.
-    assert seen["prompt_tokens"] == pytest.approx(12 * 100, rel=0.02)
+    assert stats["tokens_per_s"] == pytest.approx(240 / (3 * (FIRST_S + 19 * GAP_S)), rel=0.25)
+    # The emitter counts two tokens per word and ten for the template.
+    assert stats["prompt_tokens"] == pytest.approx(12 * 100, rel=0.02)
 
 
-def test_questions_come_by_rate_at_times_that_the_seed_fixes(emitter: str, tmp_path: Path) -> None:
-    def asked(seed: str) -> list[tuple[float, int]]:
+def test_the_seed_fixes_arrivals_and_lengths_of_a_rate(emitter: str, tmp_path: Path) -> None:
+    def requests(seed: str) -> list[tuple[float, int]]:
         log = tmp_path / "log.jsonl"
         measured(
             *("--url", emitter, "--rate", "40", "--seconds", "1", "--output", "2-30"), "--seed", seed, "--log", str(log)
@@ -67,14 +67,14 @@ def test_questions_come_by_rate_at_times_that_the_seed_fixes(emitter: str, tmp_p
         assert not any(line["error"] for line in lines)
         return [(line["at"] - lines[0]["at"], line["output"]) for line in lines]
 
-    first, again, other = asked("1"), asked("1"), asked("2")
+    first, again, other = requests("1"), requests("1"), requests("2")
     assert len(first) == pytest.approx(40, abs=20)
     assert [at for at, _ in first[:15]] == pytest.approx([at for at, _ in again[:15]], abs=0.1)
     assert [output for _, output in first[:15]] == [output for _, output in again[:15]]
     assert [output for _, output in first[:15]] != [output for _, output in other[:15]]
 
 
-def test_several_servers_are_told_as_ratios_in_alternating_rounds(emitter: str, tmp_path: Path) -> None:
+def test_several_servers_are_compared_as_ratios_in_alternating_rounds(emitter: str, tmp_path: Path) -> None:
     chart = tmp_path / "chart.svg"
     with emitting(FIRST_S, 2 * GAP_S) as slower:
         report = measured(
@@ -88,11 +88,11 @@ def test_several_servers_are_told_as_ratios_in_alternating_rounds(emitter: str, 
         slower_s, faster_s = FIRST_S + 14 * GAP_S, FIRST_S + 7 * GAP_S
         assert ratio["tokens/s"] == pytest.approx(faster_s / slower_s, rel=0.15)
     assert all(len(load["rounds"]) == 2 for load in report["loads"])
-    texts = [one.text for one in ElementTree.parse(chart).iter("{http://www.w3.org/2000/svg}text")]
+    texts = [element.text for element in ElementTree.parse(chart).iter("{http://www.w3.org/2000/svg}text")]
     assert f"B: {slower}" in texts and texts.count("4 at a time") == 4
 
 
-def test_whole_answers_and_a_picture_as_png(emitter: str, tmp_path: Path) -> None:
+def test_without_streams_and_with_a_png_chart(emitter: str, tmp_path: Path) -> None:
     chart = tmp_path / "chart.png"
     report = measured(
         *(
@@ -109,14 +109,14 @@ def test_whole_answers_and_a_picture_as_png(emitter: str, tmp_path: Path) -> Non
             str(chart),
         )
     )
-    (seen,) = report["loads"][0]["rounds"]
-    assert seen["requests"] == 2 and seen["output_tokens"] == 10 and seen["ttft_s"]["p50"] == 0
+    (stats,) = report["loads"][0]["rounds"]
+    assert stats["requests"] == 2 and stats["output_tokens"] == 10 and stats["ttft_s"]["p50"] == 0
     assert Image.open(chart).size == (760, 600)
 
 
-def test_what_cannot_be_measured_is_one_line() -> None:
+def test_what_cannot_be_measured_is_one_line_of_error() -> None:
     with emitting(FIRST_S, GAP_S, key="secret") as locked:
-        for arguments, said in (
+        for arguments, message in (
             (("--url", "http://127.0.0.1:1/v1"), "does not answer"),
             (("--url", "nonsense"), "does not answer"),
             (("--url", locked), "401"),
@@ -130,16 +130,16 @@ def test_what_cannot_be_measured_is_one_line() -> None:
             (("--cost", "--tokens-per-s", "40", "--assume", "gpu.colour=3"), "gpu.colour"),
         ):
             code, _, err = run(*arguments)
-            assert code == 1 and said in err and len(err.strip().splitlines()) == 1, (arguments, err)
+            assert code == 1 and message in err and len(err.strip().splitlines()) == 1, (arguments, err)
         report = measured("--url", locked, "--key", "secret", "--requests", "1", "--concurrency", "1", "--output", "3")
         assert report["loads"][0]["rounds"][0]["requests"] == 1
 
 
-def test_ctrl_c_tells_what_was_seen_until_then(emitter: str) -> None:
-    def asked() -> int:
+def test_ctrl_c_reports_the_results_so_far(emitter: str) -> None:
+    def request_count() -> int:
         return len(account(emitter)["asked"])
 
-    before, start = asked(), time.perf_counter()
+    before, start = request_count(), time.perf_counter()
     options = ("--url", emitter, "--concurrency", "2", "--output", "5", "--warmup", "0", "--seconds", "600")
     process = subprocess.Popen(
         [sys.executable, "-m", "cluster.cli", "bench", *options, "--json", "-"],
@@ -147,15 +147,16 @@ def test_ctrl_c_tells_what_was_seen_until_then(emitter: str) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    # Two of them calibrate; of the others all have ended but the two under way.
-    wait_for(lambda: process.poll() is not None or asked() >= before + 10, 60)
+    # Two of them calibrate; all others but the two in flight have ended.
+    wait_for(lambda: process.poll() is not None or request_count() >= before + 10, 60)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     elapsed = time.perf_counter() - start
     assert process.returncode == 130 and "stopped" in err, err
     (load,) = json.loads(out)["loads"]
-    (seen,) = load["rounds"]
-    assert not seen["whole"] and seen["requests"] >= 4 and 0 < seen["seconds"] < elapsed and seen["tokens_per_s"] > 0
+    (stats,) = load["rounds"]
+    assert not stats["whole"] and stats["requests"] >= 4
+    assert 0 < stats["seconds"] < elapsed and stats["tokens_per_s"] > 0
 
 
 def test_cost_without_measuring() -> None:
@@ -163,7 +164,7 @@ def test_cost_without_measuring() -> None:
     assert code == 0 and json.loads(out)["gpu_wins_beyond"]["pcs"] == 19
 
 
-def test_dray_is_measured_and_its_speed_is_what_cost_reckons_with(dray: Dray) -> None:
+def test_the_cost_uses_the_measured_speed_of_dray(dray: Dray) -> None:
     ended = dray.run(
         *("bench", "--concurrency", "1,4", "--requests", "8", "--prompt", "80", "--output", "24", "--warmup", "0"),
         *("--cost", "--json", "-"),
@@ -172,10 +173,10 @@ def test_dray_is_measured_and_its_speed_is_what_cost_reckons_with(dray: Dray) ->
     report = json.loads(ended.stdout)
     assert report["servers"] == [{"url": dray.url, "model": MODEL}]
     for load in report["loads"]:
-        (seen,) = load["rounds"]
-        assert seen["requests"] == 8 and seen["failed"] == 0 and seen["output_tokens"] == 8 * 24
-        assert seen["prompt_tokens"] == pytest.approx(8 * 80, rel=0.1)
-        assert 0 < seen["ttft_s"]["p50"] < seen["e2e_s"]["p50"]
+        (stats,) = load["rounds"]
+        assert stats["requests"] == 8 and stats["failed"] == 0 and stats["output_tokens"] == 8 * 24
+        assert stats["prompt_tokens"] == pytest.approx(8 * 80, rel=0.1)
+        assert 0 < stats["ttft_s"]["p50"] < stats["e2e_s"]["p50"]
     best = max(load["median"]["tokens/s"] for load in report["loads"])
     speed = report["cost"]["assumptions"]["pc.tokens_per_s"]
     assert speed["value"] == pytest.approx(best) and "measured" in speed["source"]

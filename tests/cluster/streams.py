@@ -1,4 +1,4 @@
-"""Streams as servers of all kinds send them, and a small HTTP server that sends them."""
+"""Streams as different OpenAI-compatible servers send them, and a small HTTP server that sends any."""
 
 import threading
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ DONE = event("[DONE]")
 
 @contextmanager
 def serving(*pieces: bytes, status: int = 200, break_off: bool = False) -> Iterator[str]:
-    """The base URL of a server that answers every request with these pieces, each in a chunk of its own."""
+    """Runs a server that answers every request with these pieces, one chunk each; yields its base URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -52,27 +52,27 @@ def serving(*pieces: bytes, status: int = 200, break_off: bool = False) -> Itera
 
 
 KINDS = {
-    # As Dray and SGLang stream: every field, null where it is not meant.
+    # Dray, SGLang: every field, null where it does not apply.
     "content null": [
         event(delta('{"role":"assistant","content":null,"reasoning_content":null,"tool_calls":null}')),
         event(delta('{"content":null,"reasoning_content":"hm"}')),
         event(delta('{"content":"so it","reasoning_content":null}')),
         END,
     ],
-    # As newer vLLM and Ollama do.
+    # Newer vLLM, Ollama.
     "reasoning": [
         event(delta('{"role":"assistant","content":""}')),
         event(delta('{"content":"","reasoning":"hm"}')),
         event(delta('{"content":"so it"}')),
         END,
     ],
-    # As Dray does with router.thinking_field: both.
+    # Dray with router.thinking_field: both.
     "both fields": [
         event(delta('{"reasoning_content":"hm","reasoning":"hm"}')),
         event(delta('{"content":"so it"}')),
         END,
     ],
-    # A first chunk of filters only, choices that are null or missing, a delta that is null.
+    # A first chunk without choices; choices or deltas that are null or missing.
     "no choices": [
         event('{"choices":[],"prompt_filter_results":[]}'),
         event('{"object":"chat.completion.chunk"}'),

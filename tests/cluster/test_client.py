@@ -1,4 +1,4 @@
-"""`dray chat` at servers of all kinds: what they stream, and what goes wrong in the middle of it."""
+"""`dray chat` with different servers: their streams, and failures in the middle of a stream."""
 
 import pytest
 from typer.testing import CliRunner
@@ -21,7 +21,7 @@ def answer(*pieces: bytes) -> tuple[str, str, int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_thinking_text_and_usage_of_servers_of_all_kinds(kind: str) -> None:
+def test_thinking_text_and_usage_of_different_servers(kind: str) -> None:
     end = [event(USAGE)] if kind == "without [DONE]" else [event(USAGE), DONE]
     assert answer(*KINDS[kind], *end) == ("hm", "so it", 5)
     whole = b"".join([*KINDS[kind], *end])
@@ -29,7 +29,7 @@ def test_thinking_text_and_usage_of_servers_of_all_kinds(kind: str) -> None:
         assert answer(*(whole[start : start + size] for start in range(0, len(whole), size))) == ("hm", "so it", 5)
 
 
-def test_usage_that_is_null_or_never_sent_is_no_error() -> None:
+def test_missing_usage_is_no_error() -> None:
     text = event(delta('{"content":"a"}'))
     assert answer(text, event('{"choices":[],"usage":null}'), DONE) == ("", "a", 0)
     assert answer(text, event('{"choices":[],"usage":{"completion_tokens":null}}'), DONE) == ("", "a", 0)
@@ -51,7 +51,7 @@ def test_usage_that_is_null_or_never_sent_is_no_error() -> None:
         ([b"data: " + b"x" * (1 << 16)] * 17, "an event of more than 1 MiB"),
     ],
 )
-def test_what_goes_wrong_in_the_middle_is_an_error_after_what_arrived(pieces: list[bytes], reason: str) -> None:
+def test_a_failure_in_mid_stream_is_an_error_after_the_text_so_far(pieces: list[bytes], reason: str) -> None:
     parts = []
     with serving(event(delta('{"content":"so"}')), *pieces) as url, pytest.raises(ServerError, match=reason):
         for part in stream_chat(url, "", "m", []):
@@ -59,7 +59,7 @@ def test_what_goes_wrong_in_the_middle_is_an_error_after_what_arrived(pieces: li
     assert "".join(parts) == "so"
 
 
-def test_a_connection_that_breaks_off_is_an_error_after_what_arrived() -> None:
+def test_a_lost_connection_is_an_error() -> None:
     with pytest.raises(ServerError, match="broke the stream off"):
         received(event(delta('{"content":"so"}')), break_off=True)
     with pytest.raises(ServerError, match="does not answer"):
@@ -76,13 +76,13 @@ def test_a_connection_that_breaks_off_is_an_error_after_what_arrived() -> None:
         (b"[]", "HTTP 503"),
     ],
 )
-def test_a_refusal_is_told_in_the_servers_words(body: bytes, message: str) -> None:
+def test_a_refusal_has_the_servers_message(body: bytes, message: str) -> None:
     with pytest.raises(ServerError) as refused:
         received(body, status=503)
     assert str(refused.value) == message
 
 
-def test_dray_chat_shows_thinking_and_answer_and_goes_on_after_an_error() -> None:
+def test_dray_chat_shows_thinking_and_answer_and_continues_after_an_error() -> None:
     good = [*KINDS["content null"], event(USAGE), DONE]
     with serving(*good) as url:
         shown = CliRunner().invoke(app, ["chat", "--url", url, "--model", "m"], input="hi\n\n")
@@ -93,7 +93,7 @@ def test_dray_chat_shows_thinking_and_answer_and_goes_on_after_an_error() -> Non
     assert shown.stderr == "error: engine failed\n" * 2
 
 
-def test_a_line_is_limited_however_it_arrives() -> None:
+def test_the_length_of_a_line_is_limited() -> None:
     line = b"data: " + b" " * (MAX_LINE_BYTES - 8) + b"{}"
     assert len(EventParser().feed(line + b"\n" + line + b"\n")) == 2
     for pieces in ([b" " + line + b"\n"], [line, b" "], [b"\n" + line, b" \n"]):

@@ -37,11 +37,11 @@ ACTING = {
     "teams remove",
     "keys revoke",
 }
-"""Commands that do something and have nothing to tell beyond that it is done."""
+"""Commands that act, and print nothing beyond the confirmation."""
 
 
 def commands(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every command below one, and itself, with the words that lead to it."""
+    """A command and every command below it, with their full names."""
     yield path, command
     for name, below in getattr(command, "commands", {}).items():
         yield from commands(below, f"{path} {name}".strip())
@@ -60,15 +60,15 @@ def test_help_has_an_example_that_would_work(path: str) -> None:
     words = shlex.split(examples[0].partition(" (")[0].partition(", then")[0])
     words = words[words.index("dray") + 1 :]
     assert " ".join(words).startswith(path)
-    found: Any = ALL[""]
-    while words and words[0] in getattr(found, "commands", {}):
-        found = found.commands[words.pop(0)]
-    known = {option for parameter in found.params for option in parameter.opts}
+    command: Any = ALL[""]
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    known = {option for parameter in command.params for option in parameter.opts}
     assert {word for word in words if word.startswith("-")} <= known
 
 
 @pytest.mark.parametrize("path", [path for path, command in ALL.items() if not hasattr(command, "commands")])
-def test_what_tells_something_tells_it_as_json(path: str) -> None:
+def test_commands_that_report_something_have_json(path: str) -> None:
     options = {option for parameter in ALL[path].params for option in parameter.opts}
     assert ("--json" in options) != (path in ACTING)
 
@@ -83,7 +83,7 @@ def dray(*arguments: str, folder: Path, **environment: str) -> subprocess.Comple
     )
 
 
-def test_exit_codes_are_those_that_help_tells(tmp_path: Path) -> None:
+def test_exit_codes_are_those_in_the_help(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["models", "show", "qwen3-0.6b"]).exit_code == 0
     assert CliRunner().invoke(app, ["status", "--jsn"]).exit_code == 2
     failed = dray("status", folder=tmp_path)
@@ -113,20 +113,20 @@ def test_a_shell_completes_commands_and_values(line: str, completed: set[str]) -
 
 
 @pytest.mark.slow
-def test_colour_is_for_terminals_alone(tmp_path: Path) -> None:
+def test_only_terminals_get_colour(tmp_path: Path) -> None:
     assert "\x1b" not in dray("models", "list", folder=tmp_path).stdout
 
     def on_terminal(**environment: str) -> bytes:
-        ours, theirs = pty.openpty()
+        controller, terminal = pty.openpty()
         with subprocess.Popen(
             [sys.executable, "-m", "cluster.cli", "status"],
             env=os.environ | {"DRAY_STATE_DIR": str(tmp_path / "s"), "TERM": "xterm"} | environment,
-            stderr=theirs,
+            stderr=terminal,
         ):
-            os.close(theirs)
-            said = os.read(ours, 4096)
-        os.close(ours)
-        return said
+            os.close(terminal)
+            output = os.read(controller, 4096)
+        os.close(controller)
+        return output
 
     assert b"\x1b[31merror:" in on_terminal()
     assert b"\x1b[31m" not in on_terminal(NO_COLOR="1")

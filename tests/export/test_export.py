@@ -1,4 +1,4 @@
-"""Export, with the real exporter: each architecture of the catalog, made on the spot, exported and served.
+"""Export with the real exporter: random models of each architecture in the catalog, exported and served.
 
 Needs the extra `export`: `make test-export`.
 """
@@ -47,21 +47,21 @@ LIKE = {
 @pytest.fixture
 def dray() -> Iterator[Dray]:
     folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
-    made = Dray(folder, free_port())
-    yield made
-    made.run("down")
+    dray = Dray(folder, free_port())
+    yield dray
+    dray.run("down")
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def answers(dray: Dray, *up: str, **extra: str) -> None:
-    """Serves a model and has it answer."""
+    """Serves a model and gets an answer from it."""
     started = dray.run("up", "--detach", *up, **extra)  # type: ignore[arg-type]
     assert started.returncode == 0, started.stderr
     model = httpx.get(f"{dray.url}/models").json()["data"][0]["id"]
     body = {"model": model, "messages": [{"role": "user", "content": "1+1=?"}], "max_tokens": 5, "temperature": 0}
-    made = httpx.post(f"{dray.url}/chat/completions", json=body, timeout=60)
-    assert made.status_code == 200, made.text
-    assert 1 <= made.json()["usage"]["completion_tokens"] <= 5
+    response = httpx.post(f"{dray.url}/chat/completions", json=body, timeout=60)
+    assert response.status_code == 200, response.text
+    assert 1 <= response.json()["usage"]["completion_tokens"] <= 5
 
 
 @pytest.mark.parametrize("architecture", LIKE)
@@ -76,7 +76,7 @@ def test_each_architecture_is_exported_and_served(dray: Dray, architecture: str)
 
 
 def weights(folder: Path) -> Path:
-    """Random weights of the bundled model's kind, in transformers' format."""
+    """A transformers model with random weights, of the bundled model's architecture."""
     from transformers import Qwen2Config
 
     torch.manual_seed(1)
@@ -92,9 +92,9 @@ def size(folder: Path) -> int:
     return (folder / "openvino_model.bin").stat().st_size
 
 
-def test_formats_and_their_options(tmp_path: Path) -> None:
+def test_weight_formats_and_their_options(tmp_path: Path) -> None:
     source = weights(tmp_path / "weights")
-    made = {}
+    sizes = {}
     for name, compression in {
         "fp16": Compression("fp16"),
         "int8": Compression("int8"),
@@ -102,15 +102,15 @@ def test_formats_and_their_options(tmp_path: Path) -> None:
         "half": Compression("int4", group_size=32, ratio=0.5),
     }.items():
         export_model(source, tmp_path / name, compression)
-        made[name] = size(tmp_path / name)
+        sizes[name] = size(tmp_path / name)
         assert "0.95" in (tmp_path / name / "generation_config.json").read_text()
         assert (tmp_path / name / "chat_template.jinja").is_file()
-    assert made["int4"] < made["half"] < made["int8"] < made["fp16"]
+    assert sizes["int4"] < sizes["half"] < sizes["int8"] < sizes["fp16"]
     manifest = json.loads((tmp_path / "half" / "dray-model.json").read_text())
     assert (manifest["weight"], manifest["group_size"], manifest["ratio"]) == ("int4", 32, 0.5)
 
 
-def test_a_target_that_exists_is_left_alone(tmp_path: Path) -> None:
+def test_an_existing_target_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(ExportError, match="already exists"):
         export_model(weights(tmp_path / "weights"), tmp_path / "there", Compression())
@@ -124,7 +124,7 @@ def test_broken_weights_leave_nothing(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["weights"]
 
 
-def test_a_models_own_code_runs_only_where_it_is_allowed(tmp_path: Path) -> None:
+def test_a_models_own_code_runs_only_if_allowed(tmp_path: Path) -> None:
     source = weights(tmp_path / "weights")
     config = json.loads((source / "config.json").read_text())
     config |= {"model_type": "theirs", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
@@ -139,7 +139,9 @@ def test_a_models_own_code_runs_only_where_it_is_allowed(tmp_path: Path) -> None
     with pytest.raises(ExportError, match="--trust-remote-code"):
         export_model(source, tmp_path / "out", Compression())
     assert not ran.exists()
-    with pytest.raises(ExportError, match="theirs"):  # the exporter knows no such architecture; but it read the code
+    with pytest.raises(
+        ExportError, match="theirs"
+    ):  # the exporter does not know this architecture, but it ran the code
         export_model(source, tmp_path / "out", Compression(), remote_code=True)
     assert ran.exists()
 
@@ -153,12 +155,12 @@ def test_up_by_name_fetches_weights_and_exports_them(dray: Dray, tmp_path: Path,
         extra = {variable: server.url, "DRAY_MODELS_DIR": str(store), "HOME": str(tmp_path)}
         answers(dray, "--model", "qwen3-0.6b", "--source", hub, **extra)
     assert [path.name for path in store.glob("[!.]*")] == ["qwen3-0.6b-int8"]
-    assert not list((store / ".partial").glob("*.weights")), "the weights are not needed any more"
+    assert not list((store / ".partial").glob("*.weights")), "the weights are no longer needed"
     manifest = json.loads((store / "qwen3-0.6b-int8" / "dray-model.json").read_text())
     assert (manifest["source"], manifest["hub"], manifest["weight"]) == ("Qwen/Qwen3-0.6B", hub, "int8")
 
 
-def test_the_command_makes_a_random_model(tmp_path: Path) -> None:
+def test_the_command_for_random_models_names_the_known_ones(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "cluster.cli", "models", "random", str(tmp_path / "out"), "--like", "nothing"],
         env=os.environ,

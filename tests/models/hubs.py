@@ -1,4 +1,4 @@
-"""Stand-ins for the two hubs' HTTP interfaces, as their own clients call them, with faults to order."""
+"""Stand-ins for the HTTP interfaces of the two hubs, as their own clients call them, with faults on demand."""
 
 import hashlib
 import json
@@ -18,9 +18,11 @@ TOKEN = "a-token-that-may-read"
 
 @dataclass
 class Repository:
-    """Files by path. gated: only with TOKEN. spoiled: paths served with a wrong byte, for so many requests.
-    dropped: paths whose connection closes after half the bytes, for so many requests. listed: other sizes to claim.
-    added: files that only listings after the first show.
+    """A repository: its files by path.
+
+    gated: readable only with TOKEN. spoiled: paths served with a wrong byte, with the number of requests. dropped:
+    paths whose connection closes after half the bytes, with the number of requests. listed: wrong sizes to list.
+    added: files that appear after the first listing.
     """
 
     files: dict[str, bytes]
@@ -37,14 +39,14 @@ class Repository:
 
 @dataclass
 class StandIn:
-    """A running stand-in. asked: every request as (method, path, first byte wanted)."""
+    """A running stand-in. asked: every request as (method, path, first byte requested)."""
 
     url: str
     repositories: dict[str, Repository] = field(default_factory=dict)
     asked: list[tuple[str, str, int]] = field(default_factory=list)
 
     def downloads(self, path: str) -> list[int]:
-        """The first bytes from which a file's content was asked for."""
+        """The first byte of each download of a file."""
         return [first for method, where, first in self.asked if method == "GET" and path in where]
 
 
@@ -158,14 +160,14 @@ class _ModelScope(_Handler):
 
 @contextmanager
 def stand_in(hub: str) -> Iterator[StandIn]:
-    """A hub on loopback, for as long as the block runs. hub: huggingface or modelscope."""
+    """Runs a hub on loopback during the block. hub: huggingface or modelscope."""
     kind = _HuggingFace if hub == "huggingface" else _ModelScope
     handler = type("Handler", (kind,), {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    made = StandIn(f"http://127.0.0.1:{server.server_address[1]}")
-    handler.stand_in = made  # type: ignore[attr-defined]
+    running = StandIn(f"http://127.0.0.1:{server.server_address[1]}")
+    handler.stand_in = running  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield made
+    yield running
     server.shutdown()
     server.server_close()

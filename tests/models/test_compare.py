@@ -1,4 +1,4 @@
-"""`dray models compare`: the bundled model beside a damaged copy of itself."""
+"""`dray models compare`: the bundled model and a damaged copy of it."""
 
 import json
 import os
@@ -16,15 +16,15 @@ from cluster.models.folder import BUNDLED_FOLDER
 from demo.problems import make
 
 KNOWN = "\n".join(make(Random(n), "cage", "zh").thinking for n in range(20))
-"""Text as the bundled model was trained to write it."""
+"""Text that the bundled model was trained on."""
 QUESTIONS = [{"question": f"What is {n} + {n + 7}?", "answer": str(2 * n + 7)} for n in range(20, 32)]
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    own = {"DRAY_LEASE_DIR": str(folder / "c"), "DRAY_MODEL__KV_CACHE_MB": "64"}
+    separate = {"DRAY_LEASE_DIR": str(folder / "c"), "DRAY_MODEL__KV_CACHE_MB": "64"}
     return subprocess.run(
         [sys.executable, "-m", "cluster.cli", "models", "compare", *arguments],
-        env=os.environ | own,
+        env=os.environ | separate,
         capture_output=True,
         text=True,
         check=False,
@@ -33,7 +33,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model with noise in a part of its weights."""
+    """The bundled model with noise in a quarter of its weights."""
     folder = tmp_path_factory.mktemp("damaged") / "model"
     shutil.copytree(BUNDLED_FOLDER, folder)
     weights = np.fromfile(folder / "openvino_model.bin", dtype=np.uint8)
@@ -45,19 +45,19 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_damaged_model_answers_otherwise(tmp_path: Path, damaged: Path) -> None:
+def test_a_damaged_model_answers_differently(tmp_path: Path, damaged: Path) -> None:
     file, text = tmp_path / "questions.jsonl", tmp_path / "text.txt"
     file.write_text("\n".join(map(json.dumps, QUESTIONS)))
     text.write_text(KNOWN)
     ended = run(tmp_path, str(BUNDLED_FOLDER), str(damaged), "--questions", str(file), "--text", str(text), "--json")
     assert ended.returncode == 0, ended.stderr
-    seen = json.loads(ended.stdout)
-    assert seen["questions"] == len(QUESTIONS)
-    assert seen["same_answer"] < 1 and seen["accuracy"][0] > seen["accuracy"][1]
-    assert 1 < seen["perplexity"][0] < seen["perplexity"][1]
+    result = json.loads(ended.stdout)
+    assert result["questions"] == len(QUESTIONS)
+    assert result["same_answer"] < 1 and result["accuracy"][0] > result["accuracy"][1]
+    assert 1 < result["perplexity"][0] < result["perplexity"][1]
 
 
-def test_perplexity_is_lower_on_text_that_the_model_knows() -> None:
+def test_perplexity_is_lower_on_text_from_training() -> None:
     unknown = (BUNDLED_FOLDER / "chat_template.jinja").read_text()
     assert 1 < perplexity(BUNDLED_FOLDER, KNOWN) < perplexity(BUNDLED_FOLDER, unknown)
     with pytest.raises(CompareError, match="two tokens"):
@@ -72,7 +72,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str) -> None:
         read_questions(file)
 
 
-def test_what_cannot_be_compared_is_one_line(tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_one_line_of_error(tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
     file.write_text('{"question": "a"}\n')
     for arguments in (

@@ -1,4 +1,4 @@
-"""Fetching models, by the `dray` command, from stand-ins of both hubs: whole, right and atomic, whatever breaks."""
+"""`dray models pull` from stand-ins of both hubs: complete, verified and atomic, whatever breaks."""
 
 import json
 import os
@@ -23,7 +23,7 @@ TOKENS = {"huggingface": "HF_TOKEN", "modelscope": "MODELSCOPE_API_TOKEN"}
 
 @dataclass
 class Machine:
-    """A user's machine: a home of its own, and a hub that it reaches."""
+    """A user's machine: a home folder, and the hub that it reaches."""
 
     home: Path
     hub: str
@@ -38,7 +38,7 @@ class Machine:
     ) -> subprocess.CompletedProcess[str]:
         """Runs `dray models ...`."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("DRAY_", "HF_"))}
-        own = {
+        user = {
             "HOME": str(self.home),
             "DRAY_STATE_DIR": str(self.home / "s"),
             "DRAY_MODELS_DIR": str(self.store),
@@ -48,7 +48,7 @@ class Machine:
         }
         return subprocess.run(
             [sys.executable, "-m", "cluster.cli", "models", *arguments],
-            env=clean | own | (extra or {}),
+            env=clean | user | (extra or {}),
             capture_output=True,
             text=True,
             check=False,
@@ -56,7 +56,7 @@ class Machine:
         )
 
     def refused(self, *arguments: str, extra: dict[str, str] | None = None) -> str:
-        """Runs a command that must fail with one error line, and leave no model; gives the line."""
+        """Runs a command that must fail with one line of error and leave no model; returns the line."""
         ended = self.dray(*arguments, extra=extra)
         assert ended.returncode == 1, ended.stdout
         errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
@@ -65,7 +65,7 @@ class Machine:
         return errors[0]
 
     def models(self) -> list[str]:
-        return sorted(one.name for one in self.store.glob("[!.]*")) if self.store.is_dir() else []
+        return sorted(folder.name for folder in self.store.glob("[!.]*")) if self.store.is_dir() else []
 
 
 @pytest.fixture(params=["huggingface", "modelscope"])
@@ -75,7 +75,7 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
 
 
 def same(folder: Path) -> bool:
-    """Whether a folder holds the bundled model, byte for byte."""
+    """Whether a folder holds an exact copy of the bundled model."""
     return all(
         (folder / file.name).read_bytes() == file.read_bytes()
         for file in BUNDLED_FOLDER.iterdir()
@@ -83,7 +83,7 @@ def same(folder: Path) -> bool:
     )
 
 
-def test_a_catalog_name_brings_the_ready_made_model(machine: Machine) -> None:
+def test_a_catalog_name_fetches_the_ready_made_model(machine: Machine) -> None:
     machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
     machine.server.repositories[R1_IR].files["README.md"] = b"not needed"
     ended = machine.dray("pull", R1)
@@ -95,10 +95,10 @@ def test_a_catalog_name_brings_the_ready_made_model(machine: Machine) -> None:
     assert (manifest["source"], manifest["hub"]) == (R1_IR, machine.hub)
     assert manifest["revision"] == (COMMIT if machine.hub == "huggingface" else "master")
     listed = json.loads(machine.dray("list", "--json").stdout)
-    assert [one["name"] for one in listed["installed"]] == [folder.name]
+    assert [model["name"] for model in listed["installed"]] == [folder.name]
     asked = len(machine.server.asked)
     assert machine.dray("pull", R1).returncode == 0
-    assert len(machine.server.asked) == asked, "what is here is not asked for again"
+    assert len(machine.server.asked) == asked, "what is installed is not requested again"
     assert machine.dray("remove", R1).returncode == 0
     assert machine.models() == []
 
@@ -109,9 +109,9 @@ def test_any_hub_id_works(machine: Machine) -> None:
     assert machine.models() == ["someone--their-model-int8"]
 
 
-def test_a_dropped_connection_is_taken_up_where_it_broke(machine: Machine) -> None:
+def test_an_interrupted_download_resumes(machine: Machine) -> None:
     repository = machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
-    repository.files[BIN] = os.urandom(48 * 2**20)  # the clients write in pieces of up to 10 MiB
+    repository.files[BIN] = os.urandom(48 * 2**20)  # the clients write up to 10 MiB at once
     repository.dropped[BIN] = 2
     ended = machine.dray("pull", R1)
     assert ended.returncode == 0, ended.stderr
@@ -120,7 +120,7 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(machine: Machine) -> No
     assert first == 0 and later and all(start > 0 for start in later)
 
 
-def test_one_wrong_download_is_mended(machine: Machine) -> None:
+def test_a_damaged_download_is_repeated_once(machine: Machine) -> None:
     repository = machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
     repository.spoiled[BIN] = 1
     ended = machine.dray("pull", R1)
@@ -128,7 +128,7 @@ def test_one_wrong_download_is_mended(machine: Machine) -> None:
     assert same(machine.store / f"{R1}-int8")
 
 
-def test_wrong_content_is_never_served(machine: Machine) -> None:
+def test_damaged_content_is_never_installed(machine: Machine) -> None:
     repository = machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
     repository.spoiled[BIN] = 100
     line = machine.refused("pull", R1)
@@ -138,13 +138,13 @@ def test_wrong_content_is_never_served(machine: Machine) -> None:
     assert same(machine.store / f"{R1}-int8")
 
 
-def test_small_files_are_checked_too(machine: Machine) -> None:
+def test_small_files_are_verified_too(machine: Machine) -> None:
     repository = machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
     repository.spoiled["tokenizer.json"] = 100
     assert "tokenizer.json" in machine.refused("pull", R1)
 
 
-def test_a_disk_too_small_is_said_before_anything_comes(machine: Machine) -> None:
+def test_too_small_a_disk_is_reported_before_the_download(machine: Machine) -> None:
     repository = machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
     repository.listed[BIN] = 10**15
     line = machine.refused("pull", R1)
@@ -152,13 +152,13 @@ def test_a_disk_too_small_is_said_before_anything_comes(machine: Machine) -> Non
     assert not machine.server.downloads(f"/{BIN}") and not machine.server.downloads(f"FilePath={BIN}")
 
 
-# The library of ModelScope tries five times, for half a minute.
+# ModelScope's client tries five times, for half a minute.
 @pytest.mark.parametrize("machine", ["huggingface", pytest.param("modelscope", marks=pytest.mark.slow)], indirect=True)
-def test_a_disk_that_fills_up_is_one_line_and_the_next_try_goes_on(machine: Machine) -> None:
+def test_a_full_disk_is_one_line_of_error_and_the_next_try_resumes(machine: Machine) -> None:
     machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
 
     def small_files_only() -> None:
-        # A file size limit fails a write as a full disk does.
+        # A limit on file sizes makes writes fail as a full disk does.
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 
     ended = machine.dray("pull", R1, before=small_files_only)
@@ -168,7 +168,7 @@ def test_a_disk_that_fills_up_is_one_line_and_the_next_try_goes_on(machine: Mach
     assert same(machine.store / f"{R1}-int8")
 
 
-def test_a_gated_model_wants_a_token(machine: Machine) -> None:
+def test_a_gated_model_needs_a_token(machine: Machine) -> None:
     machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
     machine.server.repositories[R1_IR].gated = True
     assert TOKENS[machine.hub] in machine.refused("pull", R1_IR)
@@ -176,7 +176,7 @@ def test_a_gated_model_wants_a_token(machine: Machine) -> None:
     assert machine.models() == ["openvino--deepseek-r1-distill-qwen-1.5b-int8-ov"]
 
 
-def test_what_is_not_there_is_said(machine: Machine) -> None:
+def test_missing_models_and_hubs_are_reported(machine: Machine) -> None:
     assert "does not exist" in machine.refused("pull", "OpenVINO/nothing-int8-ov")
     assert "no Hub id" in machine.refused("pull", "no-such-name")
     unreachable = {VARIABLES[machine.hub]: "http://127.0.0.1:9"}
@@ -184,7 +184,7 @@ def test_what_is_not_there_is_said(machine: Machine) -> None:
     assert "http://127.0.0.1:9" in line and "--source modelscope" in line and "HF_ENDPOINT" in line
 
 
-def test_up_with_a_name_that_cannot_be_had_leaves_nothing(machine: Machine) -> None:
+def test_up_with_a_model_that_cannot_be_fetched_leaves_nothing(machine: Machine) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "cluster.cli", "up", "--model", "OpenVINO/nothing-int8-ov", "--source", machine.hub],
         env=os.environ
@@ -201,7 +201,7 @@ def test_up_with_a_name_that_cannot_be_had_leaves_nothing(machine: Machine) -> N
     assert machine.models() == [] and not (machine.home / "s").exists()
 
 
-def test_show_and_remove_say_what_they_do_not_know(machine: Machine) -> None:
+def test_show_and_remove_refuse_unknown_models(machine: Machine) -> None:
     shown = machine.dray("show", R1).stdout
     assert "0.6" in shown and "0.95" in shown and "MIT" in shown and "no system prompt" in shown
     assert "not in the catalog" in machine.refused("show", "nothing")

@@ -1,4 +1,4 @@
-"""Names that try to lead out of the store: from a user, from a link, from a hub. Nothing outside it changes."""
+"""Attacks on the store by names that lead out of it: a user's, a link's, a hub's. Nothing outside it may change."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def install(folder: Path) -> Path:
 
 
 def snapshot(folder: Path) -> dict[Path, bytes | Path]:
-    """Every file and link below a folder, but what the store keeps of downloads."""
+    """Every file and link below a folder, except the store's unfinished downloads."""
     paths = (path for path in sorted(folder.rglob("*")) if ".partial" not in path.parts)
     return {
         path: path.readlink() if path.is_symlink() else path.read_bytes()
@@ -43,7 +43,7 @@ def snapshot(folder: Path) -> dict[Path, bytes | Path]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    """A store with a model, in a folder with a neighbour that must survive everything."""
+    """A store with one model. The folder above it holds a neighbour that must survive everything."""
     install(tmp_path / "home" / "models" / FOLDER)
     install(tmp_path / "home" / "neighbour")
     return tmp_path / "home" / "models"
@@ -55,7 +55,7 @@ def dray_remove(store: Path, name: str) -> Result:
 
 
 @pytest.mark.parametrize("name", [*ESCAPES, ".partial", "neighbour", "someone--model-int8/", f"x/../{FOLDER}"])
-def test_no_name_removes_anything_but_a_model_of_the_store(store: Path, name: str) -> None:
+def test_only_models_in_the_store_can_be_removed(store: Path, name: str) -> None:
     (store / ".partial").mkdir()
     (store / "notes").mkdir()
     before = snapshot(store.parent)
@@ -65,7 +65,7 @@ def test_no_name_removes_anything_but_a_model_of_the_store(store: Path, name: st
     assert snapshot(store.parent) == before and (store / ".partial").is_dir()
 
 
-def test_no_path_removes_anything(store: Path) -> None:
+def test_paths_are_refused(store: Path) -> None:
     before = snapshot(store.parent)
     for path in (store, store / FOLDER, store.parent / "neighbour", store / ".." / "neighbour", store / "notes"):
         result = dray_remove(store, str(path))
@@ -74,7 +74,7 @@ def test_no_path_removes_anything(store: Path) -> None:
     assert snapshot(store.parent) == before
 
 
-def test_a_folder_that_is_no_model_is_left_alone(store: Path) -> None:
+def test_a_folder_without_a_model_is_left_alone(store: Path) -> None:
     (store / "notes").mkdir()
     (store / "notes" / "text").write_text("mine")
     assert dray_remove(store, "notes").exit_code == 1
@@ -82,7 +82,7 @@ def test_a_folder_that_is_no_model_is_left_alone(store: Path) -> None:
 
 
 @pytest.mark.parametrize("where", [FOLDER, f".partial/{FOLDER}", f".partial/{FOLDER}.weights", ".partial"])
-def test_a_link_is_refused_and_nothing_behind_it_is_touched(store: Path, where: str) -> None:
+def test_a_link_is_refused_and_its_target_is_untouched(store: Path, where: str) -> None:
     neighbour = store.parent / "neighbour"
     link = store / where
     link.parent.mkdir(exist_ok=True)
@@ -97,7 +97,7 @@ def test_a_link_is_refused_and_nothing_behind_it_is_touched(store: Path, where: 
     assert snapshot(store.parent) == before and link.is_symlink()
 
 
-def test_a_link_that_leads_nowhere_is_refused(store: Path) -> None:
+def test_a_broken_link_is_refused(store: Path) -> None:
     for target in ("nowhere", "loop"):
         (store / "loop").symlink_to(target)
         result = dray_remove(store, "loop")
@@ -105,14 +105,14 @@ def test_a_link_that_leads_nowhere_is_refused(store: Path) -> None:
         (store / "loop").unlink()
 
 
-def test_links_inside_a_model_are_removed_and_not_followed(store: Path) -> None:
+def test_links_inside_a_model_are_removed_but_not_followed(store: Path) -> None:
     neighbour = store.parent / "neighbour"
     (store / FOLDER / "linked").symlink_to(neighbour)
     assert dray_remove(store, NAME).exit_code == 0
     assert not (store / FOLDER).exists() and (neighbour / "openvino_model.bin").is_file()
 
 
-def test_a_store_that_is_a_link_itself_works(store: Path) -> None:
+def test_the_store_itself_may_be_a_link(store: Path) -> None:
     linked = store.parent / "linked"
     linked.symlink_to(store)
     result = dray_remove(linked, FOLDER)
@@ -120,7 +120,7 @@ def test_a_store_that_is_a_link_itself_works(store: Path) -> None:
     assert not (store / FOLDER).exists()
 
 
-def test_a_model_goes_by_either_name_and_with_its_interrupted_download(store: Path) -> None:
+def test_either_name_removes_the_model_and_its_interrupted_download(store: Path) -> None:
     for name in (NAME, FOLDER, "Someone/Model"):
         (store / FOLDER).mkdir(exist_ok=True)
         (store / FOLDER / "openvino_model.bin").touch()
@@ -135,13 +135,13 @@ def test_a_model_goes_by_either_name_and_with_its_interrupted_download(store: Pa
 
 
 @pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="needs Linux")
-def test_what_cannot_be_deleted_is_not_called_removed(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_deletion_is_not_reported_as_removed(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = store / FOLDER
 
     def refuse(path: str, *, dir_fd: int | None = None) -> None:
         raise PermissionError(13, "Permission denied", path)
 
-    # The tests may run as root, who may delete everything: the kernel's refusal is all that is replaced.
+    # Tests may run as root, which may delete everything, so only the kernel's refusal is simulated.
     monkeypatch.setattr(os, "unlink", refuse)
     result = dray_remove(store, NAME)
     monkeypatch.undo()
@@ -166,15 +166,15 @@ def test_no_source_names_a_folder_outside_the_store(store: Path, source: str) ->
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "/", "/etc", "a/b", "../a", "a\\b", "a\0"])
-def test_a_name_is_one_entry_of_its_folder(tmp_path: Path, name: str) -> None:
+def test_a_name_is_one_entry_in_its_folder(tmp_path: Path, name: str) -> None:
     for make in (child, owned_child):
         with pytest.raises(UnsafeNameError):
             make(tmp_path, name)
     assert child(tmp_path, "..json") == tmp_path / "..json"
 
 
-class Silent:
-    """Takes the progress of a download, and shows none."""
+class NoProgress:
+    """Ignores the progress of a download."""
 
     def begin(self, files: object) -> None: ...
 
@@ -185,7 +185,7 @@ class Silent:
 
 @pytest.fixture(scope="module", params=list(HUBS))
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, StandIn]]:
-    """A hub: its name, and the stand-in for it. One for all, as ModelScope's client reads its address once."""
+    """A hub's name and its stand-in. Shared by all tests, because ModelScope's client reads its address once."""
     with stand_in(request.param) as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("user")))
         patch.setenv(HUBS[request.param], server.url)
@@ -201,7 +201,7 @@ def hub(server: tuple[str, StandIn]) -> tuple[str, Repository]:
 
 
 def pull(hub: str, store: Path) -> Path:
-    return obtain(NAME, Compression(), store, open_hub(hub), Silent(), lambda stage: None)  # type: ignore[arg-type]
+    return obtain(NAME, Compression(), store, open_hub(hub), NoProgress(), lambda stage: None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("path", ["../evil.json", "/tmp/evil.json", "a/../../evil.json", "a//evil.json", "evil\0.json"])
@@ -216,8 +216,8 @@ def test_a_hub_that_lists_a_path_out_of_the_folder_is_refused(
     assert not list(tmp_path.rglob("*evil*")) and not list(store.glob("[!.]*"))
 
 
-def test_a_name_with_wildcards_brings_no_other_file(hub: tuple[str, Repository], tmp_path: Path) -> None:
-    """ModelScope's client lists once more, checks no path, and takes the names that it is given for patterns."""
+def test_a_file_name_with_wildcards_fetches_no_other_file(hub: tuple[str, Repository], tmp_path: Path) -> None:
+    """ModelScope's client lists the repository again, checks no path, and treats the names as patterns."""
     name, repository = hub
     repository.files["*.json"] = b"{}"
     repository.added = {"../../../evil.json": b"{}", "sub/evil.json": b"{}"}
@@ -236,7 +236,7 @@ def test_nothing_is_fetched_through_a_link(hub: tuple[str, Repository], tmp_path
     assert not outside.exists()
 
 
-def test_a_model_that_is_fetched_is_listed_with_where_it_came_from(hub: tuple[str, Repository], tmp_path: Path) -> None:
+def test_a_fetched_model_is_listed_with_its_source(hub: tuple[str, Repository], tmp_path: Path) -> None:
     store = tmp_path / "home" / "models"
     folder = pull(hub[0], store)
     (model,) = installed(store)

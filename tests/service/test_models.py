@@ -1,4 +1,4 @@
-"""Several models at once: each on its own cores, chosen by the name in the request."""
+"""Several models at once: each on its own cores, selected by the name in the request."""
 
 import json
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Dray]:
-    """A Dray that serves the bundled model, and a copy of it with a context of 64 tokens."""
+    """A Dray that serves the bundled model and a copy of it with a context of 64 tokens."""
     folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
     shutil.copytree(BUNDLED_FOLDER, folder / "other")
     dray = Dray(folder, free_port())
@@ -35,17 +35,17 @@ def pair() -> Iterator[Dray]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_each_is_asked_by_name_and_alias(pair: Dray) -> None:
+def test_models_answer_by_name_and_alias(pair: Dray) -> None:
     with openai.OpenAI(base_url=pair.url, api_key="none", max_retries=0) as client:
         listed = {model.id: model.model_dump() for model in client.models.list()}
         assert list(listed) == ["first", "second"]
         assert listed["first"]["aliases"] == ["default", "team/first"]
         assert client.models.retrieve("team/first").id == "first"
         for name in ("first", "default", "team/first"):
-            made = client.chat.completions.create(
+            completion = client.chat.completions.create(
                 model=name, messages=[{"role": "user", "content": RABBITS}], temperature=0
             )
-            assert "23" in str(made.choices[0].message.content)
+            assert "23" in str(completion.choices[0].message.content)
         short = client.chat.completions.create(
             model="second", messages=[{"role": "user", "content": "1+1=?"}], temperature=0
         )
@@ -54,20 +54,20 @@ def test_each_is_asked_by_name_and_alias(pair: Dray) -> None:
             client.chat.completions.create(model="third", messages=[{"role": "user", "content": "hi"}])
 
 
-def test_each_has_cores_of_its_own(pair: Dray) -> None:
+def test_each_model_has_its_own_cores(pair: Dray) -> None:
     report = pair.status()
     assert report["models"] == ["first", "second"]
-    cpus = {one["model"]: set(one["cpus"].split(",")) for one in report["replicas"]}
+    cpus = {replica["model"]: set(replica["cpus"].split(",")) for replica in report["replicas"]}
     assert set(cpus) == {"first", "second"} and not cpus["first"] & cpus["second"]
     shown = pair.run("status").stdout
     assert "first" in shown and "second" in shown
 
 
-def test_ready_counts_every_model(pair: Dray) -> None:
+def test_ready_requires_every_model(pair: Dray) -> None:
     assert httpx.get(f"{pair.root}/health/ready").status_code == 200
 
 
-def test_too_many_for_the_machine_are_refused_with_the_sums(another: Dray) -> None:
+def test_models_that_do_not_fit_are_refused_with_the_sums(another: Dray) -> None:
     models = [{"name": "a", "cores_per_replica": 4000}, {"name": "b", "cores_per_replica": 5, "replicas": 2}]
     ended = another.run("up", DRAY_MODELS=json.dumps(models))
     assert ended.returncode == 1
@@ -77,6 +77,6 @@ def test_too_many_for_the_machine_are_refused_with_the_sums(another: Dray) -> No
     assert ended.returncode == 1 and "a 488" in ended.stderr and "GiB" in ended.stderr
 
 
-def test_two_of_one_name_are_refused(another: Dray) -> None:
+def test_two_models_of_one_name_are_refused(another: Dray) -> None:
     ended = another.run("up", DRAY_MODELS=json.dumps([{"name": "a"}, {"name": "b", "aliases": ["a"]}]))
     assert ended.returncode == 1 and "two models go by the name 'a'" in ended.stderr

@@ -1,4 +1,4 @@
-"""`dray warm`: questions of a file are answered before anyone asks, and what is there already is left alone."""
+"""`dray warm`: answers the questions of a file in advance, and skips those that are cached."""
 
 import json
 from typing import Any
@@ -17,7 +17,7 @@ def warmed(dray: Dray, lines: list[Any], *arguments: str) -> tuple[int, dict[str
     return ended.returncode, report
 
 
-def test_what_was_warmed_is_a_hit_and_is_not_made_again(dray: Dray, http: httpx.Client) -> None:
+def test_warmed_questions_are_hits_and_not_generated_again(dray: Dray, http: httpx.Client) -> None:
     questions = [new_question() for _ in range(3)]
     lines: list[Any] = [
         questions[0],
@@ -29,7 +29,7 @@ def test_what_was_warmed_is_a_hit_and_is_not_made_again(dray: Dray, http: httpx.
     assert warmed(dray, [*lines, new_question()]) == (0, {"already_there": 3, "warmed": 1, "left": 0, "lines": []})
 
 
-def test_the_report_says_what_did_not_work_and_why(dray: Dray) -> None:
+def test_the_report_names_the_failed_lines_and_why(dray: Dray) -> None:
     lines = [
         new_question(),
         {"no": "question"},
@@ -48,6 +48,6 @@ def test_the_report_says_what_did_not_work_and_why(dray: Dray) -> None:
     assert "top_p" in report["lines"][2]["why"] and "nobody" in report["lines"][3]["why"]
 
 
-def test_a_file_that_is_none_is_one_line(dray: Dray) -> None:
+def test_a_missing_file_is_one_line_of_error(dray: Dray) -> None:
     ended = dray.run("warm", str(dray.folder / "nothing.jsonl"))
     assert ended.returncode == 1 and "nothing.jsonl" in ended.stderr and len(ended.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""The chat page's client at a real HTTP server: how the answer grows, and what breaks it off."""
+"""The chat page's client with a real HTTP server: growing answers, and failures."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ USAGE = event('{"choices":[],"usage":{"completion_tokens":5,"completion_tokens_d
 START = event(delta('{"content":"so"}'))
 
 
-def asked(*pieces: bytes, status: int = 200) -> Progress:
+def answer(*pieces: bytes, status: int = 200) -> Progress:
     """The last progress of an answer."""
 
     async def last(url: str) -> Progress:
@@ -22,31 +22,31 @@ def asked(*pieces: bytes, status: int = 200) -> Progress:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_answer_is_read_however_its_fields_are_written(kind: str) -> None:
-    progress = asked(*KINDS[kind], USAGE, DONE)
+def test_streams_of_different_servers_are_read(kind: str) -> None:
+    progress = answer(*KINDS[kind], USAGE, DONE)
     assert (progress.thinking, progress.text, progress.finish) == ("hm", "so it", "stop")
     assert (progress.tokens, progress.reasoning_tokens) == (5, 2)
     assert 0 < progress.first_s <= progress.thought_s <= progress.took_s
 
 
 def test_the_replica_is_named() -> None:
-    assert asked(event('{"choices":[],"replica":"r1"}'), START, END, DONE).replica == "r1"
+    assert answer(event('{"choices":[],"replica":"r1"}'), START, END, DONE).replica == "r1"
 
 
 @pytest.mark.parametrize(
     "pieces", [[], [DONE], [event("no json")], [b"data: " + b"x" * (1 << 16)] * 17], ids=["end", "done", "json", "long"]
 )
-def test_an_answer_that_breaks_off_is_told_as_such(pieces: list[bytes]) -> None:
+def test_a_stream_that_ends_early_is_an_error(pieces: list[bytes]) -> None:
     with pytest.raises(ServerUnreachable) as broken:
-        asked(START, *pieces)
+        answer(START, *pieces)
     assert broken.value.begun
 
 
-def test_errors_keep_the_apis_words() -> None:
+def test_errors_have_the_apis_message() -> None:
     with pytest.raises(ApiRefused, match="engine failed"):
-        asked(START, event('{"error":{"message":"engine failed"}}'))
+        answer(START, event('{"error":{"message":"engine failed"}}'))
     with pytest.raises(ApiRefused, match="too long") as refused:
-        asked(b'{"error":{"message":"too long"}}', status=400)
+        answer(b'{"error":{"message":"too long"}}', status=400)
     assert refused.value.status == 400
     with pytest.raises(ServerUnreachable):
-        asked(b"<html>bad gateway</html>", status=502)
+        answer(b"<html>bad gateway</html>", status=502)
