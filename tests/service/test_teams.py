@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,15 @@ def test_rotated_and_expiring_keys(guarded: Dray, key: str) -> None:
     new = run_json(guarded, "keys", "rotate", old["id"], "--grace", "1s")
     assert (new["team"], new["label"], new["ends"]) == ("support", "bot", old["ends"]) and new["ends"] > 0
     wait_for(lambda: ask(guarded, new["key"]).status_code == 200, 3)
-    wait_for(lambda: ask(guarded, old["key"]).status_code == 401, 4)
     short = run_json(guarded, "keys", "create", "support", "--expires-in", "2s")
-    wait_for(lambda: ask(guarded, short["key"]).status_code == 401, 4)
+
+    def expired(key: str) -> bool:
+        # By the message: a router that does not know a new key yet answers 401 too.
+        answer = ask(guarded, key)
+        return answer.status_code == 401 and "expired" in answer.text
+
     for ended in (old, short):
+        wait_for(partial(expired, ended["key"]), 6)
         refused = guarded.run("keys", "rotate", ended["id"])
         assert refused.returncode == 1 and "create a new key" in refused.stderr
     listed = {entry["id"]: entry for entry in run_json(guarded, "keys", "list")}
