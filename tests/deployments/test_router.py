@@ -70,7 +70,7 @@ def test_the_last_usage_is_written_when_a_router_ends(server: OwnRedis, monkeypa
 
 
 def test_keys_are_still_revoked_after_an_unexpected_failure(server: OwnRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    refresh, failures = Authenticator.refresh, []
+    refresh, failures = Authenticator.refresh, list[int]()
 
     async def failing(authenticator: Authenticator) -> None:
         if not failures and authenticator._registry is not None:
