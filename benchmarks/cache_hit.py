@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from benchmarks.service import Service, report, running
-from cluster.launch.preflight import free_port
+from cluster.ports import free_port
 from cluster.redis_server import Listen, OwnRedis
 
 QUESTION = "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"

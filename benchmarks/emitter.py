@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from cluster.launch.preflight import free_port
+from cluster.ports import free_port
 
 MODEL = "emitter"
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -20,7 +20,7 @@ import httpx
 
 from benchmarks.service import report, running
 from benchmarks.streams import streams
-from cluster.launch.preflight import free_port
+from cluster.ports import free_port
 
 _CONTEXT = 1024
 """Context tokens per slot."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from cluster.launch.preflight import free_port
+from cluster.ports import free_port
 
 PACKAGES = ("ray", "openvino-genai", "starlette", "redis")
 

@@ -33,7 +33,6 @@ from cluster.launch.preflight import (
     check_memory,
     check_port,
     check_processor,
-    check_readable,
     check_state_dir,
     engines_of,
     find_engines,
@@ -44,6 +43,7 @@ from cluster.launch.state import Record, read_record
 from cluster.models.folder import (
     KnownModel,
     ModelFolderError,
+    check_readable,
     is_to_be_fetched,
     memory_needed,
     open_model,
@@ -146,7 +146,7 @@ def _models(settings: Settings) -> Iterator[tuple[Finding, KnownModel | None]]:
                 continue
             opened = open_model(model, settings.models_dir)
             check_readable(opened)
-        except (ModelFolderError, LaunchError) as error:
+        except ModelFolderError as error:
             yield Finding("model", "fail", str(error)), None
             continue
         size = f"{_gb(opened.weights_bytes)}, {opened.context_tokens} tokens of context"

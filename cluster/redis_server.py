@@ -11,7 +11,7 @@ from pathlib import Path
 import redis
 from redis.exceptions import RedisError
 
-from cluster.launch.child import dies_with_parent
+from cluster.child import dies_with_parent
 
 _START_S = 10.0
 _STOP_S = 5.0

@@ -19,8 +19,8 @@ import openai
 import psutil
 import pytest
 
-from cluster.launch.preflight import free_port
 from cluster.models.folder import BUNDLED_FOLDER, ServedModel, open_model
+from cluster.ports import free_port
 from cluster.redis_server import OwnRedis
 from cluster.settings import ModelSettings, default_models_dir
 

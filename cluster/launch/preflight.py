@@ -4,14 +4,14 @@ import errno
 import random
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from cluster.cores import NotEnoughCores, UsableCores, count_free, held_cores, usable_cores
-from cluster.models.folder import KnownModel, ModelFolderError, ServedModel, memory_needed, open_models
+from cluster.models.folder import KnownModel, ModelFolderError, check_readable, memory_needed, open_models
 from cluster.redis_client import RedisUrlError, check_url
 from cluster.serve_config import Engine, has_page
 from cluster.settings import Settings, is_loopback
@@ -22,7 +22,6 @@ RUNTIME_BYTES = 900 * 2**20
 _PAGE_BYTES = 170 * 2**20
 _LONGEST_STATE_DIR = 40
 _BLOCKS = range(20_000, 30_000, 100)
-_SINGLE_PORTS = range(30_000, 32_000)
 _CGROUP_MEMORY = Path("/sys/fs/cgroup")
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -109,10 +108,10 @@ def find_engines(settings: Settings, usable: UsableCores) -> PreflightResult:
     """The engines of the settings' models, each model checked. Raises LaunchError."""
     try:
         models = open_models(settings)
+        for model in models:
+            check_readable(model)
     except ModelFolderError as error:
         raise LaunchError(str(error)) from None
-    for model in models:
-        check_readable(model)
     similar = settings.cache.similarity_model
     if similar and not any(similar in model.names and model.settings.task == "embed" for model in models):
         raise LaunchError(f"cache.similarity_model is {similar!r}, but no served model of that name has task: embed.")
@@ -138,19 +137,6 @@ def check_port(host: str, port: int) -> None:
             raise LaunchError(f"cannot listen on {host}:{port}: {error.strerror}") from None
 
 
-def free_port() -> int:
-    """A TCP port on which nothing listens, on any address.
-
-    Drawn from below the range from which the kernel gives ports to clients: there, another connection could take it
-    before it is used.
-    """
-    while True:
-        port = random.choice(_SINGLE_PORTS)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("0.0.0.0", port))
-            return port
-
-
 @contextmanager
 def port_block() -> Iterator[range]:
     """Ports that no other Dray on this machine has, for as long as the block runs.
@@ -171,16 +157,6 @@ def port_block() -> Iterator[range]:
             yield range(start + 1, start + _BLOCKS.step)
             return
     raise LaunchError(f"no {_BLOCKS.step} ports in a row are free between {_BLOCKS.start} and {_BLOCKS.stop}")
-
-
-def check_readable(model: ServedModel) -> None:
-    """Raises LaunchError where OpenVINO cannot read the model."""
-    import openvino
-
-    try:
-        openvino.Core().read_model(str(model.folder / "openvino_model.xml"))
-    except RuntimeError as error:
-        raise LaunchError(f"model folder {model.folder} is broken: {str(error).strip().splitlines()[-1]}") from None
 
 
 def _cores_each(models: Sequence[KnownModel], usable: int) -> dict[str, int]:

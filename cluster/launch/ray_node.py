@@ -16,8 +16,8 @@ from types import FrameType
 
 import psutil
 
+from cluster.child import dies_with_parent
 from cluster.launch import haproxy
-from cluster.launch.child import dies_with_parent
 from cluster.launch.environment import HAPROXY_FOLDER, METRICS_FOLDER, OBJECT_STORE_BYTES, serve_environment
 from cluster.launch.import_guard import leave_out_pandas
 from cluster.launch.preflight import LaunchError

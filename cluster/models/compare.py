@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from cluster.launch.preflight import free_port
 from cluster.models.folder import ModelFolderError, open_model
+from cluster.ports import free_port
 from cluster.settings import ModelSettings
 
 _CONCURRENCY = 16

@@ -203,6 +203,18 @@ def open_models(settings: Settings, models_dir: Path | None = None) -> list[Serv
     return models
 
 
+def check_readable(model: ServedModel) -> None:
+    """Raises ModelFolderError where OpenVINO cannot read the model."""
+    import openvino
+
+    try:
+        openvino.Core().read_model(str(model.folder / "openvino_model.xml"))
+    except RuntimeError as error:
+        raise ModelFolderError(
+            f"model folder {model.folder} is broken: {str(error).strip().splitlines()[-1]}"
+        ) from None
+
+
 def private_memory(model: KnownModel) -> int:
     """Bytes that one replica needs for itself: its repacked weights, KV cache and runtime.
 

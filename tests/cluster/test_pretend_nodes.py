@@ -26,8 +26,9 @@ import psutil
 import pytest
 
 from cluster.kubernetes.render import routers_of, serve_config_of
-from cluster.launch.preflight import free_port, port_block
+from cluster.launch.preflight import port_block
 from cluster.launch.ray_node import clear, prepared
+from cluster.ports import free_port
 from cluster.settings import CacheSettings, ModelSettings, Settings, TeamSettings
 from tests.conftest import MODEL, redis_server, wait_for
 from tests.slowly import slowed

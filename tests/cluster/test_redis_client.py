@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from cluster.launch.preflight import free_port
+from cluster.ports import free_port
 from cluster.records import cache, teams
 from cluster.records.teams import Quota, Team
 from cluster.redis_client import RedisUrlError, check_url, connect, without_password

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cluster.launch.preflight import free_port
+from cluster.ports import free_port
 from tests.conftest import Dray, wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -15,9 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cluster.launch.preflight import free_port
 from cluster.models.export import Compression, ExportError, export_model
 from cluster.models.folder import BUNDLED_FOLDER
+from cluster.ports import free_port
 from tests.conftest import Dray
 from tests.models.hubs import Repository, stand_in
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from cluster.charts import Chart, Line, draw
-from cluster.launch.preflight import free_port
+from cluster.ports import free_port
 from tests.conftest import MODEL, Dray, wait_for
 from tests.k8s.test_monitoring import MONITORING, dashboard
 from tests.service.test_cache import new_question

@@ -12,7 +12,7 @@ from cryptography import x509
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from cluster.launch.preflight import free_port
+from cluster.ports import free_port
 from cluster.redis_server import find_server
 from tests.conftest import wait_for
 from tests.k8s.manifests import K8S, Document, kustomize, of_kind

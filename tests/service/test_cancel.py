@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from cluster.client import metrics
-from cluster.launch.preflight import free_port
 from cluster.models.folder import BUNDLED_FOLDER
+from cluster.ports import free_port
 from tests.conftest import Dray, wait_for
 
 BODY = {"model": "endless", "messages": [{"role": "user", "content": "What is 1 + 1?"}], "temperature": 0}

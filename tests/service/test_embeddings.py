@@ -16,8 +16,8 @@ import openvino
 import openvino.opset15 as operations
 import pytest
 
-from cluster.launch.preflight import free_port
 from cluster.models.folder import BUNDLED_FOLDER
+from cluster.ports import free_port
 from tests.conftest import RABBITS, Dray
 
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs a core for each of two models")

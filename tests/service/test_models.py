@@ -11,8 +11,8 @@ import httpx
 import openai
 import pytest
 
-from cluster.launch.preflight import free_port
 from cluster.models.folder import BUNDLED_FOLDER
+from cluster.ports import free_port
 from tests.conftest import RABBITS, Dray
 
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs a core for each of two models")

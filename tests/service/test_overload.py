@@ -18,7 +18,7 @@ from statistics import median, quantiles
 import httpx
 import pytest
 
-from cluster.launch.preflight import free_port
+from cluster.ports import free_port
 from tests.conftest import MODEL, Dray
 from tests.slowly import slowed
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cluster.launch.preflight import free_port
+from cluster.ports import free_port
 from tests.conftest import MODEL, Dray, wait_for
 from tests.service.test_single_flight import routers
 

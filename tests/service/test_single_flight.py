@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from cluster.client import metrics
-from cluster.launch.preflight import free_port
+from cluster.ports import free_port
 from tests.conftest import MODEL, Dray, wait_for
 from tests.service.test_faults import redis_process
 

@@ -15,7 +15,7 @@ import openai
 import pytest
 import schemathesis
 
-from cluster.launch.preflight import free_port
+from cluster.ports import free_port
 from deployments.api.protocol.openapi import OPERATIONS, Operation
 from tests.conftest import MODEL, Dray, wait_for
 from tests.service.test_cache import new_question

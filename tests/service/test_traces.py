@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cluster.launch.preflight import free_port
+from cluster.ports import free_port
 from tests.collector import Collector, Seen, collector
 from tests.conftest import MODEL, Dray, wait_for
 from tests.service.test_cache import new_question

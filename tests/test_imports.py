@@ -1,0 +1,143 @@
+"""Which package imports which. Each allowed edge is in a table below; an edge that nothing uses fails too."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+# From the bottom up. CLUSTER: package or top-level module, and what it imports of `cluster`; nothing of `deployments`,
+# which `cluster` starts by import strings. DEPLOYMENTS: also what it imports of `cluster`.
+CLUSTER = {
+    "settings": "",
+    "child": "",
+    "ports": "",
+    "charts": "",
+    "sse": "",
+    "units": "",
+    "client": "sse",
+    "redis_client": "",
+    "scaling_metrics": "",
+    "records": "",
+    "warm": "sse",
+    "cores": "",
+    "configuration": "settings",
+    "node": "configuration settings",
+    "redis_server": "child",
+    "autoscaling": "scaling_metrics settings",
+    "models": "ports settings units",
+    "serve_config": "configuration models settings",
+    "launch": "child configuration cores models node records redis_client redis_server serve_config settings",
+    "kubernetes": "configuration launch models redis_client serve_config settings",
+    "doctor": "cores kubernetes launch models redis_client redis_server serve_config settings",
+    "bench": "charts sse",
+    "plan": "autoscaling bench charts cores models settings",
+    "commands": (
+        "bench charts client configuration cores doctor kubernetes launch models plan records redis_client "
+        "scaling_metrics serve_config settings units warm"
+    ),
+    "cli": "commands",
+}
+DEPLOYMENTS = {
+    "common": ("", "records redis_client"),
+    # Metrics count errors and messages of `common`, which therefore logs and counts nothing itself.
+    "observability": ("common", "launch"),
+    "routing": ("common observability", "models plan records settings"),
+    # The semantic cache asks the embedding replicas.
+    "cache": ("common routing", "records settings"),
+    # A caller's team is the fair queue's team.
+    "tenancy": ("common routing", "records settings"),
+    "generation": ("cache common observability routing tenancy", "models records settings"),
+    "api": (
+        "cache common generation observability routing tenancy",
+        "models records redis_client serve_config settings",
+    ),
+    # Their routes answer JSON and refuse as the API does.
+    "pages": ("api observability", "cores launch models serve_config sse"),
+    "engine": ("common observability", "autoscaling cores models node plan serve_config settings"),
+    "router": (
+        "api cache common generation observability pages routing tenancy",
+        "models node serve_config",
+    ),
+    "app": ("engine router", "serve_config"),
+}
+# Packages that are slow to import, or not installed everywhere: only these import them.
+RESTRICTED = {
+    # The models' folder and their comparison read a model; the engine runs it.
+    "openvino": "cluster.models deployments.engine",
+    "openvino_genai": "deployments.engine",
+    # Export is the extra `export`; optimum and nncf run as commands of its virtual environment.
+    "torch": "cluster.models",
+    "optimum": "",
+    "nncf": "",
+    "transformers": "cluster.models deployments.generation",
+    "gradio": "deployments.pages",
+    "ray": (
+        "cluster.launch deployments.api deployments.app deployments.engine deployments.pages deployments.router "
+        "deployments.routing"
+    ),
+    "typer": "cluster.cli cluster.commands",
+}
+
+
+def imports() -> Iterator[tuple[str, str, str]]:
+    """Of each import: the importing package, the imported one (or another's top package), and where it is written."""
+    for top in ("cluster", "deployments"):
+        for file in (ROOT / top).rglob("*.py"):
+            path = file.relative_to(ROOT)
+            importer = _package(".".join(path.with_suffix("").parts))
+            for node in ast.walk(ast.parse(file.read_text())):
+                for name in _names(node):
+                    yield importer, _package(name), f"{path}:{node.lineno}"  # type: ignore[attr-defined]
+
+
+def _names(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0 and node.module is not None, "imports are absolute"
+        # `from cluster import node` imports cluster.node.
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def _package(name: str) -> str:
+    """cluster.models for cluster.models.folder.open_model; ray for ray.serve."""
+    top, *rest = name.split(".")
+    return f"{top}.{rest[0]}" if top in ("cluster", "deployments") and rest else top
+
+
+def test_packages_import_only_what_the_tables_allow() -> None:
+    allowed = {(f"cluster.{name}", f"cluster.{imported}") for name, row in CLUSTER.items() for imported in row.split()}
+    for name, (own, of_cluster) in DEPLOYMENTS.items():
+        allowed |= {(f"deployments.{name}", f"deployments.{imported}") for imported in own.split()}
+        allowed |= {(f"deployments.{name}", f"cluster.{imported}") for imported in of_cluster.split()}
+    # Before anything else, `cluster` turns off OpenVINO's telemetry.
+    allowed.add(("deployments.__init__", "cluster"))
+    found = defaultdict(set)
+    for importer, imported, where in imports():
+        if imported.startswith(("cluster", "deployments")) and importer != imported:
+            found[importer, imported].add(where)
+    forbidden = [
+        f"{importer} imports {imported}: {found[importer, imported]}" for importer, imported in found.keys() - allowed
+    ]
+    unused = [f"{importer} does not import {imported}" for importer, imported in allowed - found.keys()]
+    assert not forbidden and not unused, "\n".join(sorted(forbidden + unused))
+
+
+def test_packages_import_only_those_listed_before_them() -> None:
+    """So there is no cycle."""
+    for table in (CLUSTER, {name: own for name, (own, _) in DEPLOYMENTS.items()}):
+        listed: set[str] = set()
+        for name, row in table.items():
+            assert set(row.split()) <= listed, name
+            listed.add(name)
+
+
+def test_heavy_packages_are_imported_only_where_they_are_used() -> None:
+    found = defaultdict(set)
+    for importer, imported, _ in imports():
+        if imported in RESTRICTED:
+            found[imported].add(importer)
+    assert {name: found[name] for name in RESTRICTED} == {name: set(row.split()) for name, row in RESTRICTED.items()}
