@@ -3,6 +3,7 @@
 import os
 import tempfile
 from datetime import datetime, time
+from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -252,7 +253,7 @@ class TeamSettings(Group):
 class KubernetesSettings(Group):
     """What `dray k8s render` needs to know of a cluster beyond the service itself."""
 
-    image: str = Field("dray:0.1.0", description="Container image of every pod that runs Dray.")
+    image: str = Field(f"dray:{version('dray')}", description="Container image of every pod that runs Dray.")
     threads_per_core: Annotated[int, Field(ge=1, le=2)] = Field(
         2, description="Hardware threads of a core on the nodes that run engines; a pod gets whole cores."
     )

@@ -1,4 +1,4 @@
-"""Accuracy of the bundled model by family of problems: python -m demo.measure demo/model [ANOTHER ...]
+"""Accuracy of the bundled model by family of problems: python -m demo.measure cluster/models/bundled [ANOTHER ...]
 
 Runs Dray's engine with greedy decoding. An answer is correct when it agrees with Python's arithmetic; the thinking is
 ignored. `numbers`: numbers that were held out of training, in trained phrasings. `phrasings`: held-out phrasings.

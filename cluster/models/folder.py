@@ -11,7 +11,7 @@ from cluster.models.catalog import CATALOG
 from cluster.models.paths import UnsafeNameError, child
 from cluster.settings import BUNDLED, ModelSettings, Settings
 
-BUNDLED_FOLDER = Path(__file__).parents[2] / "demo" / "model"
+BUNDLED_FOLDER = Path(__file__).with_name("bundled")
 WEIGHTS_FILE = "openvino_model.bin"
 MANIFEST = "dray-model.json"
 _REQUIRED = ("openvino_model.xml", WEIGHTS_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
