@@ -1,4 +1,4 @@
-"""A collector of traces: takes OTLP over HTTP as any other does, and keeps the spans for a test to look at."""
+"""A trace collector: receives OTLP over HTTP and keeps the spans for a test to read."""
 
 import threading
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A span that was sent. Times in seconds; parent: its span's id, empty without one; links: traces of others."""
+class ReceivedSpan:
+    """A span as it was exported. Times in Unix seconds. parent: a span id, or empty. links: trace ids."""
 
     service: str
     process: str
@@ -21,8 +21,8 @@ class Seen:
     parent: str
     name: str
     kind: int
-    began: float
-    ended: float
+    start: float
+    end: float
     failed: bool
     attributes: dict[str, Any]
     events: tuple[str, ...]
@@ -31,20 +31,21 @@ class Seen:
 
 @dataclass
 class Collector:
-    """What has come. url: where it listens."""
+    """What was received. url: where the collector listens."""
 
     url: str
-    spans: list[Seen] = field(default_factory=list)
+    spans: list[ReceivedSpan] = field(default_factory=list)
 
-    def of(self, trace: str) -> dict[str, Seen]:
-        """A trace's spans by name."""
-        return {one.name: one for one in self.spans if one.trace == trace}
+    def of(self, trace: str) -> dict[str, ReceivedSpan]:
+        """The spans of a trace, by name."""
+        return {span.name: span for span in self.spans if span.trace == trace}
 
     def take(self, body: bytes) -> None:
+        """Adds the spans of an export request."""
         for group in ExportTraceServiceRequest.FromString(body).resource_spans:
             resource = _values(group.resource.attributes)
             self.spans += [
-                Seen(
+                ReceivedSpan(
                     resource["service.name"],
                     resource["service.instance.id"],
                     span.trace_id.hex(),
@@ -66,11 +67,11 @@ class Collector:
 
 @contextmanager
 def collector() -> Iterator[tuple[Collector, ThreadingHTTPServer]]:
-    """One that listens, and its server, for a test to shut."""
+    """A listening collector, and its HTTP server so that a test can shut it down."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            found.take(self.rfile.read(int(self.headers["Content-Length"])))
+            received.take(self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(200 if self.path == "/v1/traces" else 404)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -79,11 +80,11 @@ def collector() -> Iterator[tuple[Collector, ThreadingHTTPServer]]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found = Collector(f"http://127.0.0.1:{server.server_address[1]}")
+    received = Collector(f"http://127.0.0.1:{server.server_address[1]}")
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield found, server
+        yield received, server
     finally:
         server.shutdown()
         thread.join()
@@ -91,9 +92,9 @@ def collector() -> Iterator[tuple[Collector, ThreadingHTTPServer]]:
 
 
 def _values(attributes: Any) -> dict[str, Any]:
-    return {one.key: _value(one.value) for one in attributes}
+    return {attribute.key: _value(attribute.value) for attribute in attributes}
 
 
 def _value(value: Any) -> Any:
     kind = value.WhichOneof("value")
-    return [_value(one) for one in value.array_value.values] if kind == "array_value" else getattr(value, kind)
+    return [_value(item) for item in value.array_value.values] if kind == "array_value" else getattr(value, kind)

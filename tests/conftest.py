@@ -1,4 +1,4 @@
-"""One real Dray for the whole session: its own ports, folders and locks, so that it runs beside another."""
+"""What tests share: a running Dray, on ports and in folders of its own, so that several can run side by side."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import openai
 import psutil
 import pytest
 
-from cluster.models.folder import BUNDLED_FOLDER, ServedModel, open_model
+from cluster.models.folder import ServedModel, open_model
 from cluster.ports import free_port
 from cluster.redis_server import OwnRedis
 from cluster.settings import ModelSettings, default_models_dir
@@ -36,17 +36,17 @@ def pytest_configure() -> None:
 
 
 def wait_for(fact: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """Looks until the fact holds, and gives it; fails the test when it does not come true in time."""
+    """Polls until the fact is true and returns its value; fails the test if that takes longer."""
     deadline = time.monotonic() + seconds
-    while not (found := fact()):
+    while not (value := fact()):
         assert time.monotonic() < deadline, f"not true within {seconds} s"
         time.sleep(0.05)
-    return found
+    return value
 
 
 @contextmanager
 def redis_server(memory_mb: int) -> Iterator[OwnRedis]:
-    """A Redis server of the test's own."""
+    """A Redis server for one test or module."""
     with tempfile.TemporaryDirectory(prefix="dray-r-") as folder:
         own = OwnRedis(Path(folder) / "s", memory_mb)
         own.start()
@@ -56,7 +56,7 @@ def redis_server(memory_mb: int) -> Iterator[OwnRedis]:
 
 @dataclass(frozen=True)
 class Dray:
-    """A Dray of the tests' own: its folder, and how to run the `dray` command on it."""
+    """A Dray that belongs to the tests: its folder and port, and the `dray` command run on it."""
 
     folder: Path
     port: int
@@ -80,15 +80,15 @@ class Dray:
             "DRAY_MODEL__KV_CACHE_MB": "64",
             "DRAY_MODEL__STALL_TIMEOUT_S": "5",
             "DRAY_CACHE__MEMORY_MB": "32",
-            # Started where it is looked at: tests/browser.
+            # Only tests/browser needs the chat page.
             "DRAY_PAGE": "false",
-            # The tests keep both cores busy, and a late answer is not what they are about.
+            # The tests keep all cores busy: a slow Redis must not turn into a cache miss.
             "DRAY_CACHE__TIMEOUT_S": "2",
             "COLUMNS": "200",
         }
 
     def run(self, *arguments: str, timeout: float = 120, **extra: str) -> subprocess.CompletedProcess[str]:
-        """Runs `dray` with these arguments to its end."""
+        """Runs `dray` with these arguments and waits for it. extra: environment variables."""
         return subprocess.run(
             self.command(*arguments),
             env=self.environment | extra,
@@ -102,21 +102,47 @@ class Dray:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "cluster.cli", *arguments]
 
-    def processes(self, what: str) -> list[psutil.Process]:
-        """Those that its launcher has started, itself or by others, and that have this in their command line."""
+    def processes(self, text: str) -> list[psutil.Process]:
+        """Descendants of its launcher whose command line contains the text."""
         launcher = psutil.Process(json.loads((self.folder / "s" / "dray.json").read_text())["pid"])
-        found = []
-        for one in launcher.children(recursive=True):
+        processes = []
+        for process in launcher.children(recursive=True):
             with suppress(psutil.Error):
-                if what in " ".join(one.cmdline()):
-                    found.append(one)
-        return found
+                if text in " ".join(process.cmdline()):
+                    processes.append(process)
+        return processes
 
     def status(self) -> dict[str, Any]:
-        ended = self.run("status", "--json")
-        assert ended.returncode == 0, ended.stderr
-        report: dict[str, Any] = json.loads(ended.stdout)
+        done = self.run("status", "--json")
+        assert done.returncode == 0, done.stderr
+        report: dict[str, Any] = json.loads(done.stdout)
         return report
+
+
+def logged(dray: Dray) -> list[str]:
+    """All lines that its processes have logged."""
+    files = [file for file in (dray.folder / "s").rglob("*") if file.suffix in (".log", ".err", ".out")]
+    return [line for file in files for line in file.read_text(errors="replace").splitlines()]
+
+
+@contextmanager
+def started_dray(
+    *arguments: str, settings: Mapping[str, str] | None = None, folder: Path | None = None
+) -> Iterator[Dray]:
+    """A Dray that runs while the block does. arguments: of `dray up`. settings: environment variables.
+
+    folder: deleted afterwards; a new one by default.
+    """
+    dray = Dray(folder or Path(tempfile.mkdtemp(prefix="dray-t-")), free_port())
+    try:
+        started = dray.run("up", "--detach", *arguments, **(settings or {}))  # type: ignore[arg-type]
+        assert started.returncode == 0, started.stdout + started.stderr
+        yield dray
+    finally:
+        # A test may have stopped it already: then its state folder is gone.
+        stopped = dray.run("down") if (dray.folder / "s").exists() else None
+        shutil.rmtree(dray.folder, ignore_errors=True)
+    assert stopped is None or stopped.returncode == 0, stopped.stderr
 
 
 @pytest.fixture
@@ -132,29 +158,23 @@ def another() -> Iterator[Dray]:
 @pytest.fixture(scope="session")
 def dray() -> Iterator[Dray]:
     """The running Dray that most tests share, serving the bundled model."""
-    folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
-    running = Dray(folder, free_port())
-    started = running.run("up", "--detach")
-    assert started.returncode == 0, started.stdout + started.stderr
-    yield running
-    stopped = running.run("down")
-    shutil.rmtree(folder, ignore_errors=True)
-    assert stopped.returncode == 0, stopped.stderr
+    with started_dray() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
 def client(dray: Dray) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=dray.url, api_key="none", max_retries=0, timeout=120) as made:
-        yield made
+    with openai.OpenAI(base_url=dray.url, api_key="none", max_retries=0, timeout=120) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")
 def http(dray: Dray) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=dray.root, timeout=120) as made:
-        yield made
+    with httpx.Client(base_url=dray.root, timeout=120) as http:
+        yield http
 
 
 @pytest.fixture(scope="session")
 def bundled() -> ServedModel:
-    assert BUNDLED_FOLDER.is_dir()
+    """The bundled model, checked."""
     return open_model(ModelSettings(), default_models_dir())

@@ -1,4 +1,4 @@
-"""Lets a process run only for a share of the time, so that what takes it moments takes as long as on a slow machine."""
+"""Slows a process down: it runs for a share of the time only, as on a slow machine."""
 
 import os
 import select
@@ -14,20 +14,20 @@ _PERIOD_S = 0.25
 
 @contextmanager
 def slowed(pid: int, share: float = 0.008) -> Iterator[None]:
-    """The process runs for this share of the time while the block runs, or until it ends."""
+    """While the block runs, the process runs for this share of the time."""
     command = [sys.executable, "-m", "tests.slowly", str(pid), str(share)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as brake:
         assert brake.stdout is not None
-        assert brake.stdout.readline() == b"begun\n"
+        assert brake.stdout.readline() == b"started\n"
         yield
 
 
 def brake(pid: int, share: float) -> None:
-    """Until its own standard input ends."""
-    # Where it may, before all others: what holds it up lets the other one run on.
+    """Stops and continues the process in turn, until standard input closes."""
+    # With priority where that is allowed: whenever this process is late, the slowed one runs for too long.
     with suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, -15)
-    print("begun", flush=True)
+    print("started", flush=True)
     with suppress(ProcessLookupError):
         try:
             while True:

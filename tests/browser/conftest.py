@@ -1,4 +1,4 @@
-"""A Dray with its pages, and a browser that looks at them as a user does."""
+"""A Dray with its pages, and a browser that opens them."""
 
 import shutil
 import tempfile
@@ -21,7 +21,7 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="package")
 def shown() -> Iterator[Dray]:
-    """The Dray that all tests of this folder share, with its chat page."""
+    """The Dray with a chat page that all tests of this folder share."""
     if find_spec("gradio") is None:
         pytest.skip("the chat page needs the extra `page`")
     folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
@@ -41,21 +41,21 @@ def browser() -> Iterator[Browser]:
         pytest.skip("no Chromium on the PATH (apt-get install chromium)")
     expect.set_options(timeout=15_000)
     with sync_playwright() as play:
-        started = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
 def visit(shown: Dray, browser: Browser) -> Iterator[Open]:
-    """Opens a page of Dray in a window of its own; afterwards, nothing may have been asked of another host, and no
-    script may have failed."""
-    asked: list[str] = []
+    """Opens a page of Dray in a new window. Afterwards checks that the pages requested nothing from other hosts, and
+    that no script failed."""
+    requests: list[str] = []
     errors: list[str] = []
     contexts = []
 
-    def heard(message: ConsoleMessage) -> None:
-        # What cannot be reached is told there too; that is a matter of the test.
+    def log_error(message: ConsoleMessage) -> None:
+        # The console also lists failed requests, which some tests cause.
         if message.type == "error" and "Failed to load resource" not in message.text and "ERR_" not in message.text:
             errors.append(message.text)
 
@@ -68,8 +68,8 @@ def visit(shown: Dray, browser: Browser) -> Iterator[Open]:
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(15_000)
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", heard)
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", log_error)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(shown.root + path)
         return page
@@ -77,6 +77,6 @@ def visit(shown: Dray, browser: Browser) -> Iterator[Open]:
     yield open_page
     for context in contexts:
         context.close()
-    hosts = {urlsplit(url).netloc for url in asked if not url.startswith(("data:", "blob:"))}
+    hosts = {urlsplit(url).netloc for url in requests if not url.startswith(("data:", "blob:"))}
     assert hosts == {f"127.0.0.1:{shown.port}"}
     assert errors == []

@@ -1,4 +1,4 @@
-"""The chat page in a real browser: what a newcomer does with it, and what goes wrong meanwhile."""
+"""The chat page in a real browser: how a newcomer uses it, and what happens when something fails meanwhile."""
 
 import json
 import random
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.slow
 
 
 def new_sum() -> tuple[str, str]:
-    """A question that nobody has asked, and its answer."""
-    one, other = random.randint(100, 999), random.randint(100, 999)
-    return f"What is {one} + {other}?", str(one + other)
+    """A question that no test has asked before, and its answer."""
+    first, second = random.randint(100, 999), random.randint(100, 999)
+    return f"What is {first} + {second}?", str(first + second)
 
 
 def field(page: Page) -> Locator:
@@ -35,7 +35,7 @@ def ask(page: Page, question: str) -> None:
 
 
 def last(page: Page) -> Locator:
-    """All that was said to the last question."""
+    """The whole answer to the last question."""
     return page.locator(".bot.message").last
 
 
@@ -52,8 +52,8 @@ def running(dray: Dray) -> float:
     return sum(value for _, value in metrics(dray.url)["dray_engine_running"])
 
 
-def left(dray: Dray) -> float:
-    """Requests whose client went before its answer was complete."""
+def disconnects(dray: Dray) -> float:
+    """Requests whose client disconnected before the answer was complete."""
     counted = metrics(dray.url).get("dray_requests_total", [])
     return sum(value for labels, value in counted if labels["status"] == "499")
 
@@ -67,14 +67,14 @@ def kill(dray: Dray, deployment: str) -> None:
 
 @contextmanager
 def thinking(page: Page, shown: Dray, question: str) -> Iterator[None]:
-    """Asks, with an engine that is slow enough for its thinking to be watched, and waits until it can be."""
+    """Asks an engine that is slowed down, so that the block runs while the model is thinking."""
     with slowed(engine_pid(shown)):
         ask(page, question)
         expect(page.get_by_text("Thinking", exact=True)).to_be_visible()
         yield
 
 
-def test_an_example_is_asked_thinks_aloud_and_is_answered(visit: Open, shown: Dray) -> None:
+def test_an_example_shows_thinking_and_then_the_answer(visit: Open, shown: Dray) -> None:
     page = visit("/chat", locale="zh-CN")
     expect(field(page)).to_have_attribute("placeholder", "请输入问题")
     expect(page.get_by_label("模型")).to_have_value(MODEL)
@@ -90,15 +90,15 @@ def test_an_example_is_asked_thinks_aloud_and_is_answered(visit: Open, shown: Dr
     expect(thoughts).not_to_be_visible()
     expect(last(page)).to_contain_text("23")
     expect(last(page)).to_contain_text("12")
-    made = (
+    stats = (
         rf"\d+ 个 token（思考 \d+ 个） · \d+ token/秒 · 首个 token 用时 [\d.]+ 秒 · 新生成 · 副本 {replica['replica']}"
     )
-    expect(line(page)).to_have_text(re.compile(made))
+    expect(line(page)).to_have_text(re.compile(stats))
     page.get_by_text("思考过程").click()
     expect(thoughts).to_be_visible()
 
 
-def test_stopping_ends_the_work_and_a_retry_answers(visit: Open, shown: Dray) -> None:
+def test_stop_ends_the_generation_and_retry_answers(visit: Open, shown: Dray) -> None:
     page = visit("/chat")
     question, answer = new_sum()
     with thinking(page, shown, question):
@@ -115,15 +115,15 @@ def test_stopping_ends_the_work_and_a_retry_answers(visit: Open, shown: Dray) ->
     expect(page.locator(".user.message")).to_have_count(1)
 
 
-def test_a_page_that_is_closed_ends_its_work(visit: Open, shown: Dray) -> None:
-    page, before = visit("/chat"), left(shown)
+def test_closing_the_page_ends_the_generation(visit: Open, shown: Dray) -> None:
+    page, before = visit("/chat"), disconnects(shown)
     with thinking(page, shown, new_sum()[0]):
         page.close()
-        wait_for(lambda: left(shown) == before + 1, 10)
+        wait_for(lambda: disconnects(shown) == before + 1, 10)
     wait_for(lambda: running(shown) == 0, 5)
 
 
-def test_code_and_mathematics_are_shown_as_such(visit: Open) -> None:
+def test_code_and_formulas_are_rendered(visit: Open) -> None:
     page = visit("/chat")
     ask(page, "写一个Python函数判断回文字符串")
     expect(last(page).locator("pre code .keyword", has_text="def")).to_be_visible()
@@ -132,7 +132,7 @@ def test_code_and_mathematics_are_shown_as_such(visit: Open) -> None:
     assert page.evaluate("document.fonts.ready.then(() => document.fonts.check('16px KaTeX_Main'))")
 
 
-def test_the_keyboard_is_enough(visit: Open) -> None:
+def test_the_page_works_with_the_keyboard_alone(visit: Open) -> None:
     page = visit("/chat")
     expect(field(page)).to_be_focused()
     question, answer = new_sum()
@@ -149,7 +149,7 @@ def test_the_keyboard_is_enough(visit: Open) -> None:
     raise AssertionError(f"Tab reaches only {reached}")
 
 
-def test_the_settings_are_what_is_asked_for(visit: Open) -> None:
+def test_the_settings_are_used(visit: Open) -> None:
     page = visit("/chat")
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Maximum tokens").fill("8")
@@ -179,7 +179,7 @@ def test_it_fits_every_window(visit: Open, tmp_path: Path, width: int, scheme: s
     assert ground != (light if scheme == "dark" else dark)
 
 
-def test_an_api_that_goes_and_comes_back(visit: Open, shown: Dray) -> None:
+def test_a_router_that_dies_and_comes_back(visit: Open, shown: Dray) -> None:
     page = visit("/chat")
     question, answer = new_sum()
     with thinking(page, shown, question):
@@ -189,7 +189,7 @@ def test_an_api_that_goes_and_comes_back(visit: Open, shown: Dray) -> None:
     expect(last(page)).to_contain_text(answer, timeout=30_000)
 
 
-def test_a_page_that_goes_and_comes_back(visit: Open, shown: Dray) -> None:
+def test_a_chat_page_that_dies_and_comes_back(visit: Open, shown: Dray) -> None:
     page = visit("/chat")
     expect(page.get_by_label("Model")).to_have_value(MODEL)
     kill(shown, "page:page")
@@ -198,7 +198,7 @@ def test_a_page_that_goes_and_comes_back(visit: Open, shown: Dray) -> None:
     expect(last(page)).to_contain_text(answer, timeout=30_000)
 
 
-def test_where_there_are_keys_one_is_asked_for(visit: Open, shown: Dray) -> None:
+def test_with_keys_the_page_requires_one(visit: Open, shown: Dray) -> None:
     before = visit("/chat")
     expect(before.get_by_label("Model")).to_have_value(MODEL)
     expect(before.get_by_label("API key", exact=True)).not_to_be_visible()

@@ -1,5 +1,6 @@
 """The status page in a real browser."""
 
+import re
 from pathlib import Path
 
 import httpx
@@ -13,7 +14,7 @@ from tests.slowly import slowed
 pytestmark = pytest.mark.slow
 
 
-def test_it_shows_what_runs_and_how_fast(visit: Open, shown: Dray) -> None:
+def test_it_shows_replicas_and_speed(visit: Open, shown: Dray) -> None:
     [replica] = shown.status()["replicas"]
     page = visit("/status")
     row = page.locator("#replicas tr").nth(1)
@@ -25,13 +26,14 @@ def test_it_shows_what_runs_and_how_fast(visit: Open, shown: Dray) -> None:
     with slowed(replica["engine_pid"], share=0.05):
         answer = httpx.post(f"{shown.url}/chat/completions", json=question, timeout=60)
     assert answer.is_success
-    expect(page.locator("#max")).not_to_have_text("1")
-    assert len(page.locator("polyline").get_attribute("points") or "") > 10
+    expect(page.locator("#max")).to_have_text(re.compile(r"^([2-9]|\d\d+)$"))
+    expect(page.locator("polyline")).to_have_attribute("points", re.compile(r"[\d.]+,[\d.]+ [\d.]+,[\d.]+"))
     httpx.post(f"{shown.url}/chat/completions", json=question, timeout=60)
-    expect(page.locator("#figures div", has_text="answered from cache")).not_to_contain_text("0 %")
+    share = page.locator("#figures div", has_text="answered from cache").locator("b")
+    expect(share).to_have_text(re.compile(r"^[1-9]\d* %$"))
 
 
-def test_it_says_when_nothing_answers(visit: Open) -> None:
+def test_it_says_when_dray_cannot_be_reached(visit: Open) -> None:
     page = visit("/status", locale="zh-CN")
     expect(page.get_by_role("status")).to_contain_text("更新于")
     page.context.set_offline(True)

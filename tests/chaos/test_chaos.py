@@ -1,6 +1,6 @@
-"""A steady mixed load while engines, replicas, routers, Redis and machines are killed by a seeded schedule.
+"""A steady mixed load, while a seeded schedule kills engines, replicas, routers, Redis and machines.
 
-`make chaos` runs it and writes chaos-report.md. CHAOS_SECONDS and CHAOS_SEED choose another length and schedule.
+`make chaos` runs it and writes chaos-report.md. CHAOS_SECONDS and CHAOS_SEED set another length and schedule.
 """
 
 import os
@@ -34,14 +34,14 @@ pytestmark = [
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "300"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
-LANES = 6
+CLIENTS = 6
 QUESTIONS = [f"What is {number} times {number + 321}?" for number in range(612, 652)]
 REPORT = Path("chaos-report.md")
 
 
 @dataclass
 class Tally:
-    """What the clients saw. retries: requests that had to be sent again, by why."""
+    """What the clients saw. retries: requests that they sent again, by reason."""
 
     answered: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -51,63 +51,64 @@ class Tally:
 
 
 class Load:
-    """Lanes of clients, each of which asks one thing after the other until it is told to stop."""
+    """Clients that each send one request after the other while the block runs."""
 
-    def __init__(self, made: Cluster, whole: dict[str, str]) -> None:
-        self._made = made
-        self._whole = whole
-        self._over = threading.Event()
+    def __init__(self, drays: Cluster, answers: dict[str, str]) -> None:
+        """answers: the right one to each question."""
+        self._drays = drays
+        self._answers = answers
+        self._stop = threading.Event()
         self.tally = Tally()
-        self._lanes = [threading.Thread(target=self._lane, args=(random.Random(SEED + n),)) for n in range(LANES)]
+        self._threads = [threading.Thread(target=self._client, args=(random.Random(SEED + n),)) for n in range(CLIENTS)]
 
     def __enter__(self) -> "Load":
-        for lane in self._lanes:
-            lane.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._over.set()
-        for lane in self._lanes:
-            lane.join(120)
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(120)
 
-    def _lane(self, chance: random.Random) -> None:
-        while not self._over.is_set():
+    def _client(self, chance: random.Random) -> None:
+        while not self._stop.is_set():
             kind = chance.choice(("stream", "stream", "cached", "cancelled"))
-            self._one(kind, chance.choice(QUESTIONS), chance)
+            self._request(kind, chance.choice(QUESTIONS), chance)
 
-    def _one(self, kind: str, question: str, chance: random.Random) -> None:
+    def _request(self, kind: str, question: str, chance: random.Random) -> None:
         once = "" if kind == "cached" else secrets.token_hex(8)
-        began = time.monotonic()
-        while time.monotonic() - began < 90:
+        start = time.monotonic()
+        while time.monotonic() - start < 90:
             try:
                 text, pieces = "", chance.randrange(1, 30)
-                for piece in self._made.pieces(question, once, cached=kind == "cached"):
+                for piece in self._drays.pieces(question, once, cached=kind == "cached"):
                     text += piece
                     pieces -= 1
                     if kind == "cancelled" and not pieces:
                         self.tally.answered[kind] += 1
                         return
             except (httpx.HTTPError, AssertionError) as error:
-                # Its router has gone, or there is no place now: a client asks again, by the same key.
+                # The router died, or all queues are full. Clients retry, with the same idempotency key.
                 status = isinstance(error, httpx.HTTPStatusError) and f"status {error.response.status_code}"
                 self.tally.retries[status or f"{type(error).__name__} {error}"[:120]] += 1
                 time.sleep(0.5)
                 continue
             self.tally.answered[kind] += 1
-            self.tally.seconds.append(time.monotonic() - began)
-            if text != self._whole[question]:
+            self.tally.seconds.append(time.monotonic() - start)
+            if text != self._answers[question]:
                 self.tally.wrong.append((question, text))
             return
         self.tally.lost.append(question)
 
 
-class Mischief:
-    """What can go wrong, each by its name."""
+class Faults:
+    """The faults that are injected, by name."""
 
-    def __init__(self, made: Cluster, chance: random.Random) -> None:
-        self._made = made
+    def __init__(self, drays: Cluster, chance: random.Random) -> None:
+        self._drays = drays
         self._chance = chance
-        self.done: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self._kinds: dict[str, Callable[[], bool]] = {
             "engine killed": lambda: self._kill("deployments.engine.core"),
             "replica killed": lambda: self._kill("ServeReplica:engine"),
@@ -115,28 +116,29 @@ class Mischief:
             "Redis killed": lambda: self._redis(signal.SIGKILL),
             "Redis stopped for two seconds": self._pause_redis,
             "machine killed, and back": self._lose_machine,
-            "network parted for five seconds": self._part,
+            "machine offline for five seconds": self._unplug,
         }
 
-    def one(self) -> None:
-        """One of them."""
+    def inject(self) -> None:
+        """Injects a random one."""
         name = self._chance.choice(list(self._kinds))
         if self._kinds[name]():
-            self.done[name] += 1
+            self.counts[name] += 1
 
-    def _kill(self, what: str) -> bool:
-        found = [one for machine in (self._made.head, *self._made.others) for one in processes(machine, what)]
-        if len(found) < 2:  # the last one of its kind is left alone: that is another test
+    def _kill(self, text: str) -> bool:
+        machines = (self._drays.head, *self._drays.others)
+        candidates = [process for machine in machines for process in processes(machine, text)]
+        if len(candidates) < 2:  # the last one of its kind is left alone: tests/service/test_faults.py kills that
             return False
         with suppress(psutil.NoSuchProcess):
-            self._chance.choice(found).kill()
+            self._chance.choice(candidates).kill()
         return True
 
     def _redis(self, number: int) -> bool:
-        found = [one for one in processes(self._made.head, "server") if "/s/redis" in one.cwd()]
-        for one in found:
-            one.send_signal(number)
-        return bool(found)
+        servers = [process for process in processes(self._drays.head, "server") if "/s/redis" in process.cwd()]
+        for server in servers:
+            server.send_signal(number)
+        return bool(servers)
 
     def _pause_redis(self) -> bool:
         self._redis(signal.SIGSTOP)
@@ -144,92 +146,92 @@ class Mischief:
         return self._redis(signal.SIGCONT)
 
     def _lose_machine(self) -> bool:
-        machine = self._chance.choice(self._made.others)
+        machine = self._chance.choice(self._drays.others)
         machine.host.kill()
         time.sleep(3)
         machine.host.plug()
-        self._made.join(machine)
+        self._drays.join(machine)
         return True
 
-    def _part(self) -> bool:
-        machine = self._chance.choice(self._made.others)
+    def _unplug(self) -> bool:
+        machine = self._chance.choice(self._drays.others)
         machine.host.unplug()
         time.sleep(5)
         machine.host.plug()
         return True
 
 
-def processes(machine: Machine, what: str) -> list[psutil.Process]:
-    """Those on a machine that have this in their command line."""
-    found = []
+def processes(machine: Machine, text: str) -> list[psutil.Process]:
+    """Processes on a machine whose command line contains the text."""
+    matching = []
     for pid in machine.host.pids:
         with suppress(psutil.Error):
-            one = psutil.Process(pid)
-            if what in " ".join(one.cmdline()):
-                found.append(one)
-    return found
+            process = psutil.Process(pid)
+            if text in " ".join(process.cmdline()):
+                matching.append(process)
+    return matching
 
 
 def test_nothing_is_lost_and_nothing_leaks() -> None:
     chance = random.Random(SEED)
-    with cluster(3, DRAY_MODEL__REPLICAS="3", DRAY_ROUTER__REPLICAS="3") as made:
-        everywhere = (made.head, *made.others)
-        wait_for(lambda: all(one.engines for one in everywhere), 60)
-        whole = {question: "".join(made.pieces(question)) for question in QUESTIONS}
-        mischief, began = Mischief(made, chance), time.monotonic()
-        with Load(made, whole) as load:
-            while time.monotonic() - began < SECONDS:
+    with cluster(3, DRAY_MODEL__REPLICAS="3", DRAY_ROUTER__REPLICAS="3") as drays:
+        machines = (drays.head, *drays.others)
+        wait_for(lambda: all(machine.engines for machine in machines), 60)
+        answers = {question: "".join(drays.pieces(question)) for question in QUESTIONS}
+        faults, start = Faults(drays, chance), time.monotonic()
+        with Load(drays, answers) as load:
+            while time.monotonic() - start < SECONDS:
                 time.sleep(chance.uniform(2, 6))
-                mischief.one()
+                faults.inject()
         tally = load.tally
-        write_report(tally, mischief.done)
+        write_report(tally, faults.counts)
+        assert faults.counts
         assert not tally.wrong, tally.wrong[0]
         assert not tally.lost
         assert tally.answered["stream"] > SECONDS / 5
 
-        wait_for(lambda: sum(len(one.engines) for one in everywhere) == 3, 120)
-        wait_for(lambda: at_rest(made), 60)
-        for one in everywhere:
-            assert len(held_cores(one.folder / "c")) == len(one.engines), one.host
-        wait_for(lambda: not left_in_redis(made), 90)
-        for one in reversed(everywhere):
-            assert one.stop() == 0, (one.folder / "out").read_text()
-            wait_for(lambda one=one: not one.host.pids, 20)  # type: ignore[misc]
-            assert not (one.folder / "s").exists()
+        wait_for(lambda: sum(len(machine.engines) for machine in machines) == 3, 120)
+        wait_for(lambda: at_rest(drays), 60)
+        for machine in machines:
+            assert len(held_cores(machine.folder / "c")) == len(machine.engines), machine.host
+        wait_for(lambda: not left_in_redis(drays), 90)
+        for machine in reversed(machines):
+            assert machine.stop() == 0, (machine.folder / "out").read_text()
+            wait_for(lambda machine=machine: not machine.host.pids, 20)  # type: ignore[misc]
+            assert not (machine.folder / "s").exists()
 
 
-def at_rest(made: Cluster) -> bool:
-    """Whether no engine has anything under way, or holds KV blocks for it."""
-    said = httpx.get(f"{made.url}/metrics", headers=made.headers).text
-    values = [line.rpartition(" ")[2] for line in said.splitlines() if line.startswith("dray_engine_running{")]
+def at_rest(drays: Cluster) -> bool:
+    """Whether no engine runs a sequence."""
+    text = httpx.get(f"{drays.url}/metrics", headers=drays.headers).text
+    values = [line.rpartition(" ")[2] for line in text.splitlines() if line.startswith("dray_engine_running{")]
     return bool(values) and all(float(value) == 0 for value in values)
 
 
-def left_in_redis(made: Cluster) -> list[str]:
-    """Keys in the Redis of answers that are no answers, and do not say where a prompt's beginning is cached."""
-    url = made.head.record["redis"]
-    inside = made.head.host.address
-    assert inside in url
+def left_in_redis(drays: Cluster) -> list[str]:
+    """Keys in the Redis of answers other than answers, and the index of cached prompt prefixes."""
+    url = drays.head.record["redis"]
+    assert drays.head.host.address in url
     with redis.Redis.from_url(url) as client:
         return [key.decode() for key in client.scan_iter() if not key.startswith((b"dray:answer:", b"dray:kv:"))]
 
 
-def write_report(tally: Tally, done: Counter[str]) -> None:
-    """One page."""
+def write_report(tally: Tally, faults: Counter[str]) -> None:
+    """Writes chaos-report.md, and prints it."""
     cuts = quantiles(tally.seconds, n=100)
     lines = [
         "# Chaos report",
         "",
-        f"{SECONDS:.0f} s, seed {SEED}, {LANES} clients, three machines with an engine and a router each.",
+        f"{SECONDS:.0f} s, seed {SEED}, {CLIENTS} clients, three machines with an engine and a router each.",
         "",
-        "| what happened | times |",
+        "| fault | times |",
         "|---|---|",
-        *(f"| {name} | {times} |" for name, times in sorted(done.items())),
+        *(f"| {name} | {times} |" for name, times in sorted(faults.items())),
         "",
         "| what clients saw | |",
         "|---|---|",
         *(f"| {kind} | {times} |" for kind, times in sorted(tally.answered.items())),
-        *(f"| sent again after {why} | {times} |" for why, times in sorted(tally.retries.items())),
+        *(f"| sent again after {reason} | {times} |" for reason, times in sorted(tally.retries.items())),
         f"| answers that differ from an undisturbed run | {len(tally.wrong)} |",
         f"| requests without an answer within 90 s | {len(tally.lost)} |",
         f"| seconds to an answer, p50 / p95 / p99 | {median(tally.seconds):.1f} / {cuts[94]:.1f} / {cuts[98]:.1f} |",

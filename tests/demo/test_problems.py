@@ -1,4 +1,4 @@
-"""The bundled model's problems: every equation in every thought is true, and held out means held out."""
+"""The problems that the bundled model was trained on: their equations are true, and held-out ones are never trained."""
 
 import random
 import re
@@ -18,12 +18,13 @@ def problems(family: str, split: str, count: int = 400) -> list[Problem]:
 
 
 def value(left: str) -> int:
-    total, product, sign = 0, 1, 1
+    """The value of a sum of products, such as 12-3×4."""
+    total, product, sign = 0, 0, 1
     for operator, digits in re.findall(r"([+\-×]?)(\d+)", left):
         if operator == "×":
             product *= int(digits)
         else:
-            total += sign * product if left and total is not None and operator else 0
+            total += sign * product
             product, sign = int(digits), -1 if operator == "-" else 1
     return total + sign * product
 
@@ -31,31 +32,31 @@ def value(left: str) -> int:
 @pytest.mark.parametrize("family", ARITHMETIC)
 @pytest.mark.parametrize("split", ["train", "numbers", "phrasings"])
 def test_every_equation_in_a_thought_is_true(family: str, split: str) -> None:
-    seen = 0
+    checked = 0
     for problem in problems(family, split):
         for left, right, rest_zh, rest_en in _EQUATION.findall(problem.thinking):
-            seen += 1
+            checked += 1
             if "÷" in left:
                 number, by = map(int, left.split("÷"))
                 assert divmod(number, by) == (int(right), int(rest_zh or rest_en or 0)), problem
             else:
                 assert value(left) == int(right), (left, right, problem)
-    assert seen > 400
+    assert checked > 400
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_answer_holds_what_is_expected(family: str) -> None:
+def test_the_answer_contains_what_is_expected(family: str) -> None:
     for problem in problems(family, "train"):
         assert all(part in problem.answer for part in problem.expect), problem
         assert problem.question.strip() and problem.thinking and "</think>" not in problem.thinking
 
 
 def test_held_out_numbers_are_never_trained() -> None:
-    for family in ARITHMETIC:
-        trained = {p.expect for p in problems(family, "train", 2000)}
-        held = {p.expect for p in problems(family, "numbers", 300)}
-        if family in ("add", "subtract", "multiply"):
-            assert not trained & held
+    # The other families have few different answers, so those of held-out numbers are trained with other numbers.
+    for family in ("add", "subtract", "multiply"):
+        trained = {problem.expect for problem in problems(family, "train", 2000)}
+        held = {problem.expect for problem in problems(family, "numbers", 300)}
+        assert not trained & held
     share = sum(held_out("add", a, b) for a in range(100) for b in range(100)) / 10_000
     assert 0.08 < share < 0.13
 
@@ -73,16 +74,10 @@ def test_held_out_phrasings_are_never_trained() -> None:
             assert not held & trained, (family, language)
 
 
-@pytest.mark.parametrize(
-    ("family", "question", "expected"),
-    [
-        ("cage", r"(\d+)\D+(\d+)", "cage"),
-        ("multiply", r"(\d+)\D+(\d+)", "multiply"),
-    ],
-)
-def test_answers_are_right_by_independent_arithmetic(family: str, question: str, expected: str) -> None:
+@pytest.mark.parametrize("family", ["cage", "multiply"])
+def test_answers_are_right_by_independent_arithmetic(family: str) -> None:
     for problem in problems(family, "numbers"):
-        a, b = map(int, re.search(question, problem.question).groups())  # type: ignore[union-attr]
+        a, b = map(int, re.search(r"(\d+)\D+(\d+)", problem.question).groups())  # type: ignore[union-attr]
         if family == "multiply":
             assert f"={a * b}" in problem.answer
         elif "无解" not in problem.answer and "No solution" not in problem.answer:

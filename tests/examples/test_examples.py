@@ -1,4 +1,4 @@
-"""The examples as their readers run them, against the running service."""
+"""The examples, run as their readers do, against the running service."""
 
 import csv
 import json
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -35,7 +36,7 @@ def run(dray: Dray, name: str, *arguments: str) -> subprocess.CompletedProcess[s
 
 @contextmanager
 def bot(dray: Dray, key: str) -> Iterator[str]:
-    """The bot's backend, running; gives its URL."""
+    """Runs the bot's backend, and yields its URL."""
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLES), "bot:app", "--port", str(port)]
     with subprocess.Popen(command, env=environment(dray, key), stderr=subprocess.DEVNULL) as process:
@@ -56,16 +57,16 @@ def bot(dray: Dray, key: str) -> Iterator[str]:
 
 @pytest.fixture
 def key(dray: Dray, http: httpx.Client) -> Iterator[str]:
-    """A key of a team of the running Dray, which afterwards needs none again."""
+    """A team's key. Afterwards the shared Dray needs no key again."""
     assert dray.run("teams", "add", "bots").returncode == 0
-    made = json.loads(dray.run("keys", "create", "bots", "--json").stdout)["key"]
+    key = json.loads(dray.run("keys", "create", "bots", "--json").stdout)["key"]
     wait_for(lambda: http.get("/v1/models").status_code == 401)
-    yield made
+    yield key
     assert dray.run("teams", "remove", "bots").returncode == 0
     wait_for(lambda: http.get("/v1/models").status_code == 200)
 
 
-def test_the_bot_streams_answers_with_its_key_and_has_them_kept(dray: Dray, key: str) -> None:
+def test_the_bot_streams_answers_and_caches_them(dray: Dray, key: str) -> None:
     question = {"question": "What is 61 + 17?"}
     with bot(dray, key) as url:
         with httpx.stream("POST", url, json=question, timeout=60) as first:
@@ -75,30 +76,29 @@ def test_the_bot_streams_answers_with_its_key_and_has_them_kept(dray: Dray, key:
         again = httpx.post(url, json=question, timeout=60)
         assert (again.headers["X-Cache"], again.text) == ("hit", "".join(pieces))
         assert httpx.post(url, json={"question": " "}).status_code == 400
-        used = json.loads(wait_for(lambda: usage(dray)))
-        assert used[0]["team"] == "bots" and used[0]["requests"] == 2 and used[0]["hits"] == 1
+        [row] = wait_for(lambda: usage(dray))
+        assert (row["team"], row["requests"], row["hits"]) == ("bots", 2, 1)
     with bot(dray, "dray-wrong") as url:
         refused = httpx.post(url, json=question, timeout=60)
         assert (refused.status_code, refused.json()) == (503, {"error": "no answers at the moment"})
 
 
-def usage(dray: Dray) -> str:
-    """What the bots have used, once routers have told of both requests."""
-    said = dray.run("keys", "usage", "--team", "bots", "--json").stdout
-    rows = json.loads(said)
-    return said if rows and rows[0]["requests"] == 2 else ""
+def usage(dray: Dray) -> list[dict[str, Any]]:
+    """The bots' usage, once the routers have reported both requests; empty before."""
+    rows: list[dict[str, Any]] = json.loads(dray.run("keys", "usage", "--team", "bots", "--json").stdout)
+    return rows if rows and rows[0]["requests"] == 2 else []
 
 
 @pytest.mark.slow
-def test_the_chain_streams_and_answers_several(dray: Dray) -> None:
-    ended = run(dray, "chain.py", "27 + 48", "20 + 22")
-    assert ended.returncode == 0, ended.stderr
-    streamed, _, batch = ended.stdout.partition("\n--\n")
+def test_the_chain_streams_and_answers_a_batch(dray: Dray) -> None:
+    done = run(dray, "chain.py", "27 + 48", "20 + 22")
+    assert done.returncode == 0, done.stderr
+    streamed, _, batch = done.stdout.partition("\n--\n")
     assert "75" in streamed
     assert "75" in batch and "42" in batch
 
 
-def test_the_batch_answers_all_and_goes_on_where_it_was(dray: Dray, tmp_path: Path) -> None:
+def test_the_batch_answers_all_and_resumes(dray: Dray, tmp_path: Path) -> None:
     questions, answers = tmp_path / "questions.csv", tmp_path / "answers.csv"
     sums = [(f"q{number}", f"What is {number + 20} + {number + 30}?", 2 * number + 50) for number in range(6)]
     questions.write_text("id,question\n" + "".join(f"{name},{text}\n" for name, text, _ in sums[:3]))
@@ -117,11 +117,11 @@ def test_the_batch_answers_all_and_goes_on_where_it_was(dray: Dray, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_batch_that_fails_says_so_and_keeps_the_reason(dray: Dray, tmp_path: Path) -> None:
+def test_a_failed_batch_says_so_and_writes_the_reason(dray: Dray, tmp_path: Path) -> None:
     questions, answers = tmp_path / "questions.csv", tmp_path / "answers.csv"
     questions.write_text(f'id,question\nlong,"{"word " * 3000}"\n')
-    ended = run(dray, "batch.py", str(questions), str(answers))
-    assert ended.returncode == 1 and "1 failed" in ended.stderr
+    done = run(dray, "batch.py", str(questions), str(answers))
+    assert done.returncode == 1 and "1 failed" in done.stderr
     with answers.open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert "the messages alone are 3008" in row["error"]

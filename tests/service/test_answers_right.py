@@ -1,4 +1,4 @@
-"""The official OpenAI client against a running Dray: right answers, the same streamed and whole."""
+"""Answers to the official OpenAI client: right ones, and the same whether streamed or whole."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ QUESTIONS = [
 
 
 @pytest.mark.parametrize(("question", "expected"), QUESTIONS, ids=[question[:24] for question, _ in QUESTIONS])
-def test_answers_right_streamed_and_whole(client: Any, question: str, expected: tuple[str, ...]) -> None:
-    asked = [{"role": "user", "content": question}]
-    # Another limit makes another key, so that the second request is no cache hit.
-    whole = client.chat.completions.create(model=MODEL, messages=asked, max_tokens=400)
+def test_answers_are_right_streamed_and_whole(client: Any, question: str, expected: tuple[str, ...]) -> None:
+    messages = [{"role": "user", "content": question}]
+    # Another limit makes another cache key, so that the second request is a miss too.
+    whole = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=400)
     stream = client.chat.completions.create(
-        model=MODEL, messages=asked, max_tokens=401, stream=True, stream_options={"include_usage": True}
+        model=MODEL, messages=messages, max_tokens=401, stream=True, stream_options={"include_usage": True}
     )
     reasoning, text, usage, finish = "", "", None, None
     for chunk in stream:
@@ -48,21 +48,21 @@ def test_answers_right_streamed_and_whole(client: Any, question: str, expected: 
     assert usage.prompt_tokens == whole.usage.prompt_tokens > 0
 
 
-def test_a_conversation_goes_on(client: Any) -> None:
-    turns = [
+def test_the_last_message_of_a_conversation_is_answered(client: Any) -> None:
+    messages = [
         {"role": "system", "content": "You are a helpful assistant."},
         {"role": "user", "content": "What is 2 + 3?"},
         {"role": "assistant", "content": "2+3=5."},
         {"role": "user", "content": "What is 40 + 2?"},
     ]
-    answer = client.chat.completions.create(model=MODEL, messages=turns, max_tokens=300)
+    answer = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=300)
     assert "42" in answer.choices[0].message.content
 
 
-def test_prefix_of_the_prompt_is_computed_once(client: Any) -> None:
+def test_a_shared_prefix_of_two_prompts_is_computed_once(client: Any) -> None:
     system = "You are the company's internal question bot. " * 12
     for n in (61, 62):
-        turns = [{"role": "system", "content": system}, {"role": "user", "content": f"What is {n} + 7?"}]
-        answer = client.chat.completions.create(model=MODEL, messages=turns, max_tokens=8)
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": f"What is {n} + 7?"}]
+        answer = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=8)
     usage = answer.usage
     assert usage.prompt_tokens > usage.prompt_tokens_details.cached_tokens >= 32

@@ -1,4 +1,4 @@
-"""A client that goes away stops the work. The model here never ends by itself, so only a cancel can end it."""
+"""A client that disconnects stops the work. The model never stops by itself here, so only cancelling can end it."""
 
 import json
 import os
@@ -14,34 +14,29 @@ import pytest
 
 from cluster.client import metrics
 from cluster.models.folder import BUNDLED_FOLDER
-from cluster.ports import free_port
-from tests.conftest import Dray, wait_for
+from tests.conftest import Dray, logged, started_dray, wait_for
 
 BODY = {"model": "endless", "messages": [{"role": "user", "content": "What is 1 + 1?"}], "temperature": 0}
 
 
 @pytest.fixture(scope="module")
-def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dray]:
-    """A Dray whose model takes a token that it never makes for its end."""
+def endless() -> Iterator[Dray]:
+    """A Dray whose model never generates the token that would end its answer."""
     folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
     model = folder / "endless"
     shutil.copytree(BUNDLED_FOLDER, model)
     defaults = json.loads((model / "generation_config.json").read_text())
     defaults["eos_token_id"] = json.loads((model / "config.json").read_text())["bos_token_id"]
     (model / "generation_config.json").write_text(json.dumps(defaults))
-    dray = Dray(folder, free_port())
-    limits = {
+    settings = {
         "DRAY_LIMITS__REQUEST_TIMEOUT_S": "5",
         "DRAY_MODEL__STALL_TIMEOUT_S": "60",
         "DRAY_ROUTER__KEEP_ALIVE_S": "0.5",
-        # With it, each test would go on from where the one before it left the same answer.
+        # With a cache, each test would continue the answer that the test before it left unfinished.
         "DRAY_CACHE__ENABLED": "false",
     }
-    started = dray.run("up", "--detach", "--model", str(model), "--replicas", "1", **limits)  # type: ignore[arg-type]
-    assert started.returncode == 0, started.stderr
-    yield dray
-    dray.run("down")
-    shutil.rmtree(folder, ignore_errors=True)
+    with started_dray("--model", str(model), settings=settings, folder=folder) as dray:
+        yield dray
 
 
 def running(dray: Dray) -> int:
@@ -51,13 +46,13 @@ def running(dray: Dray) -> int:
 
 
 def finished(dray: Dray) -> float:
-    """Answers that were made to their end."""
+    """How many answers were generated to their end."""
     return sum(value for _, value in metrics(dray.url).get("dray_answer_cache_total", []))
 
 
 @pytest.fixture
 def unfinished(endless: Dray) -> Iterator[None]:
-    """What the test asks must not run to its end by itself, which takes the engine some seconds."""
+    """The test's requests must not run to their own end, which takes some seconds."""
     before = finished(endless)
     yield
     assert finished(endless) == before
@@ -76,7 +71,7 @@ def test_closing_a_stream_frees_the_engine(endless: Dray) -> None:
 
 
 @pytest.mark.usefixtures("unfinished")
-def test_leaving_an_unstreamed_request_frees_the_engine(endless: Dray) -> None:
+def test_disconnecting_from_a_whole_answer_frees_the_engine(endless: Dray) -> None:
     for _ in range(4):
         with httpx.Client(base_url=endless.url) as http, pytest.raises(httpx.ReadTimeout):
             http.post("/chat/completions", json=BODY, timeout=0.3)
@@ -84,19 +79,19 @@ def test_leaving_an_unstreamed_request_frees_the_engine(endless: Dray) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_request_beyond_its_time_is_refused(endless: Dray, stream: bool) -> None:
+def test_a_request_beyond_its_timeout_is_refused(endless: Dray, stream: bool) -> None:
     [replica] = endless.status()["replicas"]
     os.kill(replica["engine_pid"], signal.SIGSTOP)
     try:
-        answer = httpx.post(f"{endless.url}/chat/completions", json=BODY | {"stream": stream}, timeout=60)
+        response = httpx.post(f"{endless.url}/chat/completions", json=BODY | {"stream": stream}, timeout=60)
     finally:
         os.kill(replica["engine_pid"], signal.SIGCONT)
-    if stream:  # it was open already
-        assert answer.status_code == 200
-        error = json.loads(answer.text.rpartition("data: ")[2])["error"]
+    if stream:  # its headers were sent already
+        assert response.status_code == 200
+        error = json.loads(response.text.rpartition("data: ")[2])["error"]
     else:
-        assert answer.status_code == 408
-        error = answer.json()["error"]
+        assert response.status_code == 408
+        error = response.json()["error"]
     assert (error["code"], error["type"]) == ("request_timeout", "timeout_error")
     wait_for(lambda: running(endless) == 0, 10)
 
@@ -105,8 +100,8 @@ def test_a_silent_stream_is_kept_alive(endless: Dray) -> None:
     [replica] = endless.status()["replicas"]
     os.kill(replica["engine_pid"], signal.SIGSTOP)
     try:
-        with httpx.stream("POST", f"{endless.url}/chat/completions", json=BODY | {"stream": True}) as answer:
-            lines = answer.iter_lines()
+        with httpx.stream("POST", f"{endless.url}/chat/completions", json=BODY | {"stream": True}) as response:
+            lines = response.iter_lines()
             assert "assistant" in next(lines)
             assert [next(line for line in lines if line) for _ in range(2)] == [": keep-alive"] * 2
     finally:
@@ -114,45 +109,47 @@ def test_a_silent_stream_is_kept_alive(endless: Dray) -> None:
     wait_for(lambda: running(endless) == 0, 10)
 
 
-def test_a_slow_client_gets_all_of_it(endless: Dray) -> None:
+def test_a_slow_client_gets_the_whole_answer(endless: Dray) -> None:
     body = BODY | {"stream": True, "max_tokens": 400, "stream_options": {"include_usage": True}}
-    with httpx.stream("POST", f"{endless.url}/chat/completions", json=body, timeout=60) as answer:
-        lines = []
-        for line in answer.iter_lines():
+    with httpx.stream("POST", f"{endless.url}/chat/completions", json=body, timeout=60) as response:
+        events = []
+        for line in response.iter_lines():
             if line.startswith("data: {"):
-                lines.append(json.loads(line[6:]))
-                time.sleep(0.01)
-    assert lines[-1]["usage"]["completion_tokens"] == 400
-    text = "".join(c["delta"].get("reasoning_content", "") for e in lines for c in e["choices"])
+                events.append(json.loads(line[6:]))
+                time.sleep(0.01)  # reads more slowly than the engine generates
+    assert events[-1]["usage"]["completion_tokens"] == 400
+    text = "".join(choice["delta"].get("reasoning_content", "") for event in events for choice in event["choices"])
     whole = httpx.post(f"{endless.url}/chat/completions", json=BODY | {"max_tokens": 400}, timeout=60).json()
-    assert text == whole["choices"][0]["message"].get("reasoning_content", "")
+    assert text == whole["choices"][0]["message"]["reasoning_content"] != ""
 
 
-def test_the_limit_on_output_holds(endless: Dray) -> None:
+def test_max_tokens_is_kept(endless: Dray) -> None:
+    before = finished(endless)
     answer = httpx.post(f"{endless.url}/chat/completions", json=BODY | {"max_tokens": 20}, timeout=60).json()
+    assert finished(endless) == before + 1
     assert answer["usage"]["completion_tokens"] == 20
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
-def test_a_wish_beyond_the_context_is_cut_to_it(endless: Dray) -> None:
-    # A long prompt, so that what is left of the context takes little time.
-    long = [{"role": "user", "content": "What is 1 + 2? " * 150}]
-    body = BODY | {"messages": long, "max_tokens": 10**6}
+def test_max_tokens_beyond_the_context_is_cut_to_it(endless: Dray) -> None:
+    # A long prompt leaves few tokens of the context to generate.
+    messages = [{"role": "user", "content": "What is 1 + 2? " * 150}]
+    body = BODY | {"messages": messages, "max_tokens": 10**6}
     answer = httpx.post(f"{endless.url}/chat/completions", json=body, timeout=120).json()
     assert answer["usage"]["total_tokens"] == 2048 > 2 * answer["usage"]["completion_tokens"] > 0
     assert answer["choices"][0]["finish_reason"] == "length"
 
 
-def test_who_left_is_counted_and_logged_as_499(endless: Dray) -> None:
-    given = {"x-request-id": "left-midway"}
-    with httpx.stream("POST", f"{endless.url}/chat/completions", json=BODY | {"stream": True}, headers=given) as answer:
-        next(answer.iter_lines())
-
-    def counted() -> bool:
+def test_a_disconnect_is_counted_and_logged_as_499(endless: Dray) -> None:
+    def counted() -> float:
         samples = metrics(endless.url).get("dray_requests_total", [])
-        return any(labels["status"] == "499" and labels["route"] == "/v1/chat/completions" for labels, _ in samples)
+        route = {"status": "499", "route": "/v1/chat/completions"}
+        return sum(value for labels, value in samples if route.items() <= labels.items())
 
-    wait_for(counted)
-    logs = (endless.folder / "s" / "ray" / "session_latest" / "logs").glob("worker*.err")
-    lines = [line for file in logs for line in file.read_text().splitlines() if "left-midway" in line]
-    assert any(json.loads(line)["status"] == 499 for line in lines if line.startswith("{"))
+    before = counted()
+    url, headers = f"{endless.url}/chat/completions", {"x-request-id": "left-midway"}
+    with httpx.stream("POST", url, json=BODY | {"stream": True}, headers=headers) as response:
+        next(response.iter_lines())
+    wait_for(lambda: counted() == before + 1)
+    [line] = wait_for(lambda: [line for line in logged(endless) if "left-midway" in line])
+    assert json.loads(line)["status"] == 499

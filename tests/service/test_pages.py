@@ -1,18 +1,18 @@
-"""The pages without a browser: the status page, and a Dray that has no chat page."""
+"""The pages without a browser: the status page, and the address of a chat page that is turned off."""
 
 import httpx
 
 from tests.conftest import MODEL, Dray
 
 
-def test_the_status_page_is_sent_once(http: httpx.Client) -> None:
+def test_an_unchanged_status_page_is_sent_once(http: httpx.Client) -> None:
     page = http.get("/status")
     assert page.headers["content-type"].startswith("text/html") and "<title>Dray" in page.text
     again = http.get("/status", headers={"If-None-Match": page.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
 
 
-def test_the_machine_is_described_for_it(dray: Dray, http: httpx.Client) -> None:
+def test_the_status_page_gets_the_machines_cores(dray: Dray, http: httpx.Client) -> None:
     machine = http.get("/status/machine").json()
     assert machine["models"] == [MODEL]
     usable = {cpu for core in machine["cores"] if core["usable"] for cpu in core["cpus"]}
@@ -20,7 +20,7 @@ def test_the_machine_is_described_for_it(dray: Dray, http: httpx.Client) -> None
     assert {int(cpu) for cpu in replica["cpus"].split(",")} <= usable
 
 
-def test_without_a_chat_page_its_address_says_so(http: httpx.Client) -> None:
+def test_a_chat_page_that_is_off_is_a_404_that_says_so(http: httpx.Client) -> None:
     for path in ("/chat", "/chat/"):
         answer = http.get(path, follow_redirects=True)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_chat_page")
