@@ -111,7 +111,8 @@ def test_without_streams_and_with_a_png_chart(emitter: str, tmp_path: Path) -> N
     )
     (stats,) = report["loads"][0]["rounds"]
     assert stats["requests"] == 2 and stats["output_tokens"] == 10 and stats["ttft_s"]["p50"] == 0
-    assert Image.open(chart).size == (760, 600)
+    with Image.open(chart) as image:
+        assert image.size == (760, 600)
 
 
 def test_what_cannot_be_measured_is_one_line_of_error() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
@@ -19,12 +20,12 @@ def outcome_of(*pieces: bytes, stream: bool = True, timeout_s: float = 5.0) -> O
     """The outcome with a server that sends these pieces one after the other and then closes."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        for piece in pieces:
-            writer.write(piece)
-            await writer.drain()
-            await asyncio.sleep(0.01)
-        writer.close()
+        with closing(writer):
+            await reader.readuntil(b"\r\n\r\n")
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.01)
 
     async def go() -> Outcome:
         server = await asyncio.start_server(handle, "127.0.0.1", 0)

@@ -114,6 +114,16 @@ def tls_in_front_of(port: int, certificate_file: Path, key_file: Path) -> Iterat
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
 
+    async def close() -> None:
+        made.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    loop.run_until_complete(close())
+    loop.close()
+
 
 @contextmanager
 def with_tls_and_users(folder: Path) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -29,6 +29,7 @@ from deployments.common.types import (
 )
 from tests.conftest import redis_server
 
+T = TypeVar("T")
 CHOICE = Choice("想" * 500, "23 and 12", "stop", (ToolCall("c", "f", "{}"),), (TokenLogprob((228, 184), -0.5),))
 ANSWER = GenerationResult((CHOICE, CHOICE), Usage(10, 20, 5, 0), 1.5)
 
@@ -40,7 +41,21 @@ def server() -> Iterator[OwnRedis]:
 
 
 def store_at(url: str, on_fault: Callable[[], None] = lambda: None, timeout_s: float = 1.0) -> RedisStore:
-    return RedisStore("answers", url, timeout_s, RedisCallbacks(on_fault, lambda is_open: None))
+    store = RedisStore("answers", url, timeout_s, RedisCallbacks(on_fault, lambda is_open: None))
+    _OPEN.append(store)
+    return store
+
+
+_OPEN: list[RedisStore] = []
+
+
+async def closing(work: Coroutine[None, None, T]) -> T:
+    """Awaits the work, and closes the stores that it opened."""
+    try:
+        return await work
+    finally:
+        while _OPEN:
+            await _OPEN.pop().close()
 
 
 def cache(server: OwnRedis, on_fault: Callable[[], None] = lambda: None, **settings: object) -> AnswerCache:
@@ -59,7 +74,7 @@ def test_stored_is_given_again(server: OwnRedis) -> None:
         await one.put(key, ANSWER, CacheControl())
         assert await one.get(key) == ANSWER
 
-    asyncio.run(work())
+    asyncio.run(closing(work()))
     with redis.Redis.from_url(server.url) as raw:
         [key] = raw.keys("dray:answer:*")
         assert raw.strlen(key) < 500, "long answers are compressed"
@@ -101,7 +116,7 @@ def test_the_key_covers_all_that_the_answer_depends_on(server: OwnRedis) -> None
 def test_garbage_is_a_miss(server: OwnRedis, garbage: bytes) -> None:
     with redis.Redis.from_url(server.url) as raw:
         raw.set("dray:answer:garbage", garbage)
-    assert asyncio.run(cache(server).get("dray:answer:garbage")) is None
+    assert asyncio.run(closing(cache(server).get("dray:answer:garbage"))) is None
 
 
 def test_policy(server: OwnRedis) -> None:
@@ -127,7 +142,7 @@ def test_a_full_server_drops_the_least_used_and_goes_on(server: OwnRedis) -> Non
         assert not faults
         assert await one.get("dray:answer:399") == big
 
-    asyncio.run(work())
+    asyncio.run(closing(work()))
     with redis.Redis.from_url(server.url) as raw:
         info = raw.info()
         assert info["evicted_keys"] > 0 and info["used_memory"] <= 9 * 2**20
@@ -144,7 +159,7 @@ def test_no_server_is_a_miss_and_quick() -> None:
         assert time.monotonic() - began < 1
         assert len(faults) == 3, "then the circuit is open, and no call is made"
 
-    asyncio.run(work())
+    asyncio.run(closing(work()))
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_a_collector_that_hangs_holds_up_neither_work_nor_the_end(quiet: pytest.
         quiet.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "16")
         traces = Traces("dray-router", "x")
         traces.begin("first", "", {}).end()
-        wait_for(lambda: silent.accept())  # the exporter is in its call
+        connection, _ = wait_for(lambda: silent.accept())  # the exporter is in its call
         began = time.monotonic()
         for _ in range(1000):
             traces.begin("a", "", {}).end()
@@ -87,3 +87,4 @@ def test_a_collector_that_hangs_holds_up_neither_work_nor_the_end(quiet: pytest.
         began = time.monotonic()
         traces.close()
         assert time.monotonic() - began < 3
+        connection.close()

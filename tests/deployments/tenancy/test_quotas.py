@@ -16,7 +16,7 @@ from deployments.tenancy.local_use import SlidingWindow
 from deployments.tenancy.quota_counters import current_month, quota_keys
 from deployments.tenancy.quotas import QuotaGrant, Quotas, quota_exceeded
 from tests.conftest import redis_server
-from tests.deployments.cache.test_answers import store_at
+from tests.deployments.cache.test_answers import closing, store_at
 from tests.deployments.routing.clock import Clock
 from tests.deployments.waiting import until
 
@@ -30,7 +30,7 @@ def server() -> Iterator[OwnRedis]:
 def run(work: Callable[[], Coroutine[None, None, None]]) -> None:
     async def bounded() -> None:
         async with asyncio.timeout(20):
-            await work()
+            await closing(work())
 
     asyncio.run(bounded())
 
