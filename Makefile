@@ -1,4 +1,4 @@
-# `make up` starts Dray on this machine; `make test` runs every test. Both install what they need into .venv.
+# `make up` starts Dray on this machine; `make test` runs the tests. Both install what they need into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,67 +7,89 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 EXPORT_VENV := .venv-export
 
-.PHONY: up down bench docs test test-slow chaos test-export lint clean
+# After a pip command: its output is shown only if it fails.
+QUIETLY := > .pip.log 2>&1 && rm .pip.log || { cat .pip.log; rm .pip.log; exit 1; }
+
+.PHONY: up down bench docs test test-slow chaos test-export lint constraints clean
 
 up: $(VENV)/.serving
+	@echo "== starting Dray"
 	$(BIN)/dray up --detach
 
 down:
+	@echo "== stopping Dray"
 	$(BIN)/dray down
 
-# Measures the Dray that runs here.
 bench: $(VENV)/.serving
+	@echo "== measuring the Dray that runs on this machine"
 	$(BIN)/dray bench
 
-# Into build/site.
 docs: $(VENV)/.documenting
+	@echo "== building the documentation into build/site"
 	$(BIN)/python -m mkdocs build --strict
 
 test: $(VENV)/.testing
+	@echo "== running the tests, against a Dray that they start (10 to 20 minutes)"
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.testing
+	@echo "== running the tests that take minutes each"
 	$(BIN)/python -m pytest -m slow
 
-# Needs root, for network namespaces. Writes chaos-report.md.
 chaos: $(VENV)/.testing
+	@echo "== killing what can be killed, for five minutes (needs root); the report goes to chaos-report.md"
 	$(BIN)/python -m pytest -m chaos -s
 
 test-export: $(EXPORT_VENV)/.testing
+	@echo "== running the tests of model export"
 	$(EXPORT_VENV)/bin/python -m pytest tests/export
 
 lint: $(VENV)/.testing
+	@echo "== checking style"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@echo "== checking types (two minutes)"
 	$(BIN)/mypy
 
+# The image installs exactly these versions; pyproject.toml says which are possible.
+constraints:
+	@echo "== choosing the newest versions that pyproject.toml allows, into constraints.txt"
+	$(PYTHON) -m venv build/uv
+	@build/uv/bin/pip install uv $(QUIETLY)
+	build/uv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --upgrade --quiet \
+		--custom-compile-command "make constraints" --output-file constraints.txt
+
 clean:
+	@echo "== deleting environments, caches and what was built"
 	rm -rf $(VENV) $(EXPORT_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
+	@echo "== creating $(VENV)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
+	@$(BIN)/pip install --upgrade pip $(QUIETLY)
 
 $(VENV)/.serving: $(BIN)/python pyproject.toml
-	@echo "installing what serving needs into $(VENV) (once; a minute or two)"
-	$(BIN)/pip install --quiet --editable '.[page]'
-	touch $@
+	@echo "== installing what serving needs into $(VENV) (once; a minute or two)"
+	@$(BIN)/pip install --editable '.[page]' $(QUIETLY)
+	@touch $@
 
 $(VENV)/.documenting: $(VENV)/.serving
-	$(BIN)/pip install --quiet --editable '.[docs]'
-	touch $@
+	@echo "== installing what the documentation needs into $(VENV) (once)"
+	@$(BIN)/pip install --editable '.[docs]' $(QUIETLY)
+	@touch $@
 
 $(VENV)/.testing: $(VENV)/.serving
-	@echo "installing what the tests need into $(VENV) (once)"
-	$(BIN)/pip install --quiet --editable '.[plan,test]'
-	touch $@
+	@echo "== installing what the tests need into $(VENV) (once)"
+	@$(BIN)/pip install --editable '.[plan,test]' $(QUIETLY)
+	@touch $@
 
 # Apart from .venv: serving and its tests must do without torch. torchvision comes with optimum-intel, is not needed
 # for text, and breaks the import where its version does not match torch's.
 $(EXPORT_VENV)/.testing: pyproject.toml
+	@echo "== installing what export needs into $(EXPORT_VENV) (once; torch alone is 200 MB)"
 	$(PYTHON) -m venv $(EXPORT_VENV)
-	$(EXPORT_VENV)/bin/pip install --quiet $(TORCH)
-	$(EXPORT_VENV)/bin/pip install --quiet --editable '.[export,test]' $(TORCH)
+	@$(EXPORT_VENV)/bin/pip install $(TORCH) $(QUIETLY)
+	@$(EXPORT_VENV)/bin/pip install --editable '.[export,test]' $(TORCH) $(QUIETLY)
 	$(EXPORT_VENV)/bin/pip uninstall --quiet --yes torchvision
-	touch $@
+	@touch $@

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from cluster.models.folder import BUNDLED_FOLDER
 from cluster.settings import Settings
@@ -27,7 +28,18 @@ def test_the_version_is_that_of_pyproject() -> None:
     tags = {(file, tag) for file in files for tag in re.findall(r"\bdray:(\d+\.\d+\.\d+)", file.read_text())}
     assert len(tags) > 5
     assert {(file, tag) for file, tag in tags if tag != written} == set()
-    assert f"\n## {written} " in (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## .*\b{re.escape(written)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+def test_the_images_constraints_fit_pyproject() -> None:
+    text = (ROOT / "constraints.txt").read_text()
+    locked = re.findall(r"^([a-z0-9.-]+)==(\S+)", text, re.MULTILINE)
+    assert len(locked) > 100 and text.count("--hash=sha256:") > len(locked)
+    versions = dict(locked)
+    for line in PROJECT["project"]["dependencies"]:
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(versions[requirement.name]), f"{line}: make constraints"
+    assert not versions.keys() & {"torch", "gradio", "pytest"}
 
 
 @pytest.fixture(scope="module")

@@ -127,7 +127,7 @@ def test_what_the_image_installs_serves_without_torch(tmp_path: Path) -> None:
             for name in line.split()[1:-1]:
                 copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
                 copy(ROOT / name, source / name)
-    (steps,) = (line.removeprefix("RUN ") for line in stages()["build"] if line.startswith("RUN "))
+    steps = "\n".join(line.removeprefix("RUN ") for line in stages()["build"] if line.startswith("RUN "))
     steps = steps.replace(ENVIRONMENT, str(target)).replace("python -m venv", f"{sys.executable} -m venv")
     subprocess.run(["bash", "-euc", steps], cwd=source, check=True)
     python = target / "bin" / "python"
