@@ -56,7 +56,10 @@ class _Writer:
         return "\n".join([*first, *(f"{name} ::= {body}" for name, body in self.rules.items())]) + BASE_RULES
 
     def refuse(self, where: str, message: str) -> ApiError:
-        return invalid_request(self.param, f"Schema at {where or '#'}: {message}.", code="invalid_json_schema")
+        """The error for the part of the schema at this path."""
+        return invalid_request(
+            self.param, f"Schema at {_cut(where, 120) or '#'}: {message}.", code="invalid_json_schema"
+        )
 
     def rule(self, body: str) -> str:
         """Adds a rule and returns its name."""
@@ -106,7 +109,7 @@ class _Writer:
             while body in self.rules:
                 body = self.rules[body]
                 if body == name:
-                    raise self.refuse(where, f"$ref {target!r} refers to nothing but itself")
+                    raise self.refuse(where, f"$ref {_shown(target)} refers to nothing but itself")
         return self.references[target]
 
     def _find(self, target: str, where: str) -> object:
@@ -114,7 +117,7 @@ class _Writer:
         for part in target.split("/")[1:]:
             key = part.replace("~1", "/").replace("~0", "~")
             if not isinstance(schema, dict) or key not in schema:
-                raise self.refuse(where, f"$ref {target!r} points to nothing")
+                raise self.refuse(where, f"$ref {_shown(target)} points to nothing")
             schema = schema[key]
         return schema
 
@@ -187,8 +190,8 @@ class _Writer:
         if not properties:
             return '"{" ws "}"' if extra is False else self._map(extra, f"{where}/additionalProperties")
         pairs = [
-            (f'{literal(name)} ws ":" ws {self.value(schema, f"{where}/properties/{name}")}', name in required)
-            for name, schema in properties.items()
+            (f'{literal(name)} ws ":" ws {self.value(member, f"{where}/properties/{name}")}', name in required)
+            for name, member in properties.items()
         ]
         return self.rule(f'"{{" ws {self._in_order(pairs)} ws "}}"')
 
@@ -288,6 +291,9 @@ def ebnf_of_calls(
 
 
 def _shown(value: object) -> str:
-    """A value of the client's for an error message: as JSON, cut to 60 characters."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+    """A part of the schema in an error message."""
+    return _cut(json.dumps(value, ensure_ascii=False), 60)
+
+
+def _cut(text: str, max_chars: int) -> str:
+    return text if len(text) <= max_chars else f"{text[:max_chars]}…"

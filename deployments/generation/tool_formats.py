@@ -12,7 +12,7 @@ from deployments.common.types import Tool, ToolCall, ToolChoice
 from deployments.generation.grammar import ebnf, ebnf_of_calls
 
 _MAX_CALLS = 16
-"""In one answer that must call tools."""
+"""Maximum calls in an answer that must call tools."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,8 +101,8 @@ class ChatPage:
     ) -> AsyncGenerator[tuple[list[Message], Any], None]:
         """The answer to a question while it arrives, and an update of the field for the key."""
         texts, key = _texts_for(request), (key or "").strip()
-        asked = (*conversation(history), {"role": "user", "content": question})
-        query = ChatQuery(model or "", asked, temperature, int(max_tokens) if max_tokens else None)
+        turns = (*conversation(history), {"role": "user", "content": question})
+        query = ChatQuery(model or "", turns, temperature, int(max_tokens) if max_tokens else None)
         progress = Progress()
         try:
             async with aclosing(self._api.ask(query, key)) as updates:

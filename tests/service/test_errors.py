@@ -1,4 +1,4 @@
-"""Bad input: OpenAI's error shape, with the field's name, and nothing spent."""
+"""Invalid requests: errors in OpenAI's shape that name the field."""
 
 import socket
 from typing import Any
@@ -109,7 +109,7 @@ def test_refused_by_name(http: httpx.Client, body: dict[str, Any], status: int, 
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"model": NaN}', b"[" * 100_000])
-def test_what_is_no_request_is_refused(http: httpx.Client, body: bytes) -> None:
+def test_a_body_that_is_not_a_request_is_refused(http: httpx.Client, body: bytes) -> None:
     answer = http.post("/v1/chat/completions", content=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
@@ -157,7 +157,7 @@ def test_an_integer_beyond_64_bits_is_refused_by_name(
     assert "between -2^63 and 2^64 - 1" in error["message"]
 
 
-def test_an_integer_of_64_bits_is_taken(http: httpx.Client) -> None:
+def test_an_integer_of_64_bits_is_accepted(http: httpx.Client) -> None:
     body = {"model": MODEL, "messages": HI, "temperature": 1.0, "max_tokens": 2**64 - 1, "top_k": 2**64 - 1}
     answer = http.post("/v1/chat/completions", json=body | {"seed": -(2**63), "n": 2, "max_thinking_tokens": 2**63})
     assert answer.status_code == 200, answer.text
@@ -172,11 +172,11 @@ WRONG_SCHEMAS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("wrong", WRONG_SCHEMAS, ids=str)
 def test_a_schema_with_values_of_wrong_types_is_refused_by_every_api(http: httpx.Client, wrong: dict[str, Any]) -> None:
     function = {"name": "f", "parameters": wrong, "strict": True}
-    asked = {"messages": HI} | {"model": MODEL}
+    chat = {"messages": HI, "model": MODEL}
     chat_tools = {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
     for path, body, param in (
-        ("/v1/chat/completions", asked | {"response_format": schema(wrong)}, "response_format"),
-        ("/v1/chat/completions", asked | chat_tools, "tools"),
+        ("/v1/chat/completions", chat | {"response_format": schema(wrong)}, "response_format"),
+        ("/v1/chat/completions", chat | chat_tools, "tools"),
         (
             "/v1/responses",
             {"input": "hi", "text": {"format": {"type": "json_schema", "name": "s", "schema": wrong}}},
@@ -189,7 +189,7 @@ def test_a_schema_with_values_of_wrong_types_is_refused_by_every_api(http: httpx
             error = answer.json()["error"]
             assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_json_schema", param), path
     tools = {"tools": [{"name": "f", "input_schema": wrong}], "tool_choice": {"type": "any"}}
-    answer = http.post("/v1/messages", json=asked | {"max_tokens": 9} | tools)
+    answer = http.post("/v1/messages", json=chat | {"max_tokens": 9} | tools)
     assert answer.status_code == 400
     assert (
         answer.json()["error"]["type"] == "invalid_request_error" and "Schema at" in answer.json()["error"]["message"]
@@ -203,8 +203,8 @@ def test_a_schema_with_values_of_wrong_types_is_refused_by_every_api(http: httpx
 )
 def test_a_calls_arguments_may_be_any_text(http: httpx.Client, arguments: str, status: int) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
-    said = [*HI, {"role": "assistant", "content": None, "tool_calls": [call]}]
-    answer = http.post("/v1/chat/completions", json={"model": MODEL, "messages": said, "max_tokens": 1})
+    messages = [*HI, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    answer = http.post("/v1/chat/completions", json={"model": MODEL, "messages": messages, "max_tokens": 1})
     assert answer.status_code == status, answer.text
     assert status == 200 or answer.json()["error"]["code"] == "context_length_exceeded"
 
@@ -257,7 +257,7 @@ def test_models_and_health(http: httpx.Client, client: openai.OpenAI) -> None:
     assert "dray_engine_info{" in metrics and "dray_requests_total{" in metrics
 
 
-def test_a_request_bounds_its_own_time(http: httpx.Client) -> None:
+def test_a_request_can_limit_its_time(http: httpx.Client) -> None:
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "ignore_eos": True, "max_tokens": 1900}
     cut = http.post("/v1/chat/completions", json=body, headers={"x-request-timeout-seconds": "0.2"})
     assert (cut.status_code, cut.json()["error"]["code"]) == (408, "request_timeout")
@@ -266,16 +266,16 @@ def test_a_request_bounds_its_own_time(http: httpx.Client) -> None:
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-request-timeout-seconds")
 
 
-def test_an_idempotency_key_makes_one_answer_of_two_requests(http: httpx.Client) -> None:
+def test_requests_with_the_same_idempotency_key_get_the_same_answer(http: httpx.Client) -> None:
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "temperature": 2.0, "max_tokens": 300}
     body |= {"ignore_eos": True}
 
     def ask(key: str) -> httpx.Response:
         return http.post("/v1/chat/completions", json=body, headers={"Idempotency-Key": key})
 
-    first, again, other = ask("a"), ask("a"), ask("b")
-    assert first.json()["choices"] == again.json()["choices"] != other.json()["choices"]
-    assert again.headers["x-dray-cache"] == "hit"
+    first, repeated, different = ask("a"), ask("a"), ask("b")
+    assert first.json()["choices"] == repeated.json()["choices"] != different.json()["choices"]
+    assert repeated.headers["x-dray-cache"] == "hit"
     assert ask("x" * 256).status_code == 400
 
 

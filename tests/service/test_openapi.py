@@ -1,4 +1,4 @@
-"""The service against its own description: no request makes it fail, no answer is outside the document."""
+"""The service against its own OpenAPI document: no request makes it fail, and every response is as documented."""
 
 from typing import Any
 
@@ -21,36 +21,36 @@ CHECKS = [
     response_schema_conformance,
     status_code_conformance,
 ]
-# What administers is looked at where keys are: tests/service/test_teams.py.
-LOOKS = [operation for operation in OPERATIONS if not operation.path.startswith(("/health", "/admin"))]
+# The admin API is tested where there are keys: tests/service/test_teams.py.
+CHECKED = [operation for operation in OPERATIONS if not operation.path.startswith(("/health", "/admin"))]
 
 
 @pytest.fixture(scope="module")
-def described(dray: Dray) -> Any:
+def document(dray: Dray) -> Any:
     return schemathesis.openapi.from_url(f"{dray.root}/openapi.json")
 
 
-@pytest.mark.parametrize("operation", LOOKS, ids=[operation.path for operation in LOOKS])
-def test_no_request_makes_it_fail(described: Any, dray: Dray, operation: Operation) -> None:
-    look_for_failures(described, dray, operation)
+@pytest.mark.parametrize("operation", CHECKED, ids=[operation.path for operation in CHECKED])
+def test_no_request_makes_it_fail(document: Any, dray: Dray, operation: Operation) -> None:
+    look_for_failures(document, dray, operation)
 
 
-def look_for_failures(described: Any, dray: Dray, operation: Operation, examples: int = 40, **more: Any) -> None:
-    """Sends what the document allows and what it does not. more: to send with each request."""
-    asked = described[operation.path][operation.method.upper()]
+def look_for_failures(document: Any, dray: Dray, operation: Operation, examples: int = 40, **more: Any) -> None:
+    """Sends requests that the document allows, and some that it does not. more: arguments of each request."""
+    schema = document[operation.path][operation.method.upper()]
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-    @given(case=asked.as_strategy())
+    @given(case=schema.as_strategy())
     def check(case: Any) -> None:
         if isinstance(case.body, dict) and "model" in case.body:
-            case.body["model"] = MODEL  # else every request ends at a model that is not there
+            case.body["model"] = MODEL  # otherwise every request ends at an unknown model
         response = case.call(base_url=dray.root, timeout=60, **more)
         case.validate_response(response, checks=CHECKS)
 
     check()
 
 
-def test_the_page_shows_every_route_and_needs_nothing_from_elsewhere(http: httpx.Client) -> None:
+def test_the_page_shows_every_route_and_loads_nothing_else(http: httpx.Client) -> None:
     page = http.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     for path in http.get("/openapi.json").json()["paths"]:

@@ -1,4 +1,4 @@
-"""Each parameter of chat completions does what it says."""
+"""Each parameter of chat completions and completions has its effect."""
 
 import json
 import math
@@ -25,12 +25,12 @@ def message(body: dict[str, Any]) -> dict[str, Any]:
     return first
 
 
-def test_n_makes_several_choices_each_drawn_by_itself(http: httpx.Client) -> None:
+def test_n_choices_are_drawn_independently(http: httpx.Client) -> None:
     body = ask(http, n=4, temperature=2.0, top_p=1.0, seed=7, max_tokens=60)
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
-    one = ask(http, temperature=2.0, top_p=1.0, seed=7, max_tokens=60)
-    assert body["usage"]["completion_tokens"] > 3 * one["usage"]["completion_tokens"] / 2
-    assert message(body) == message(one), "the first is drawn as if it were alone"
+    single = ask(http, temperature=2.0, top_p=1.0, seed=7, max_tokens=60)
+    assert body["usage"]["completion_tokens"] > 3 * single["usage"]["completion_tokens"] / 2
+    assert message(body) == message(single), "the first choice is the same as that of n=1"
     streamed = http.post("/v1/chat/completions", json=ASKED | {"n": 2, "stream": True})
     events = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
     finished = sorted(c["index"] for e in events for c in e["choices"] if c["finish_reason"])
@@ -40,20 +40,20 @@ def test_n_makes_several_choices_each_drawn_by_itself(http: httpx.Client) -> Non
 def test_logprobs_are_those_of_the_answers_tokens(http: httpx.Client) -> None:
     body = ask(http, logprobs=True, top_logprobs=1)
     content = body["choices"][0]["logprobs"]["content"]
-    assert "".join(one["token"] for one in content) == message(body)["content"]
-    assert bytes(byte for one in content for byte in one["bytes"]).decode() == message(body)["content"]
-    assert all(-20 < one["logprob"] <= 0 for one in content)
-    assert all(one["top_logprobs"][0]["token"] == one["token"] for one in content)
-    assert math.exp(sum(one["logprob"] for one in content)) > 0.5, "it is sure of what it learned"
+    assert "".join(token["token"] for token in content) == message(body)["content"]
+    assert bytes(byte for token in content for byte in token["bytes"]).decode() == message(body)["content"]
+    assert all(-20 < token["logprob"] <= 0 for token in content)
+    assert all(token["top_logprobs"][0]["token"] == token["token"] for token in content)
+    assert math.exp(sum(token["logprob"] for token in content)) > 0.5, "the model was trained on it"
     assert ask(http)["choices"][0]["logprobs"] is None
 
 
-def test_thinking_can_be_bounded_and_left_out(http: httpx.Client) -> None:
+def test_thinking_can_be_limited_and_left_out(http: httpx.Client) -> None:
     free = ask(http)
-    bounded = ask(http, max_thinking_tokens=4)
-    assert bounded["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 4 + 4
+    limited = ask(http, max_thinking_tokens=4)
+    assert limited["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 4 + 4
     assert free["usage"]["completion_tokens_details"]["reasoning_tokens"] > 8
-    assert message(bounded)["content"] and "think>" not in message(bounded)["content"]
+    assert message(limited)["content"] and "think>" not in message(limited)["content"]
     none = ask(http, reasoning_effort="none")
     assert "reasoning_content" not in message(none) and message(none)["content"]
     left_out = ask(http, include_reasoning=False)
@@ -62,7 +62,7 @@ def test_thinking_can_be_bounded_and_left_out(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_schema_holds_the_answer_and_not_the_thinking(http: httpx.Client, stream: bool) -> None:
+def test_a_schema_constrains_the_answer_and_not_the_thinking(http: httpx.Client, stream: bool) -> None:
     schema = {
         "type": "object",
         "properties": {"sum": {"type": "integer", "maximum": 99, "minimum": 10}},
@@ -78,14 +78,14 @@ def test_a_schema_holds_the_answer_and_not_the_thinking(http: httpx.Client, stre
     assert "27+48" in reasoning and 10 <= json.loads(text)["sum"] <= 99
 
 
-def test_json_object_is_one(http: httpx.Client) -> None:
+def test_json_object_is_an_object(http: httpx.Client) -> None:
     body = ask(http, response_format={"type": "json_object"}, max_tokens=300)
     if body["choices"][0]["finish_reason"] == "stop":
         assert isinstance(json.loads(message(body)["content"]), dict)
 
 
 def test_penalties_and_sampling_change_the_answer(http: httpx.Client) -> None:
-    # Beyond its end the model repeats itself, so there is something to be penalized.
+    # Beyond its end the model repeats itself, which penalties change.
     long: dict[str, Any] = {"max_tokens": 300, "ignore_eos": True}
     repeating = message(ask(http, **long))
     for change in ({"repetition_penalty": 2.0}, {"frequency_penalty": 2.0}, {"presence_penalty": 2.0}):
@@ -95,20 +95,20 @@ def test_penalties_and_sampling_change_the_answer(http: httpx.Client) -> None:
     assert message(ask(http, **hot, top_k=1)) == message(ask(http, **hot, min_p=0.999)) == plain
 
 
-def test_ends_can_be_moved(http: httpx.Client) -> None:
+def test_the_end_can_be_moved(http: httpx.Client) -> None:
     assert ask(http, ignore_eos=True, max_tokens=80)["usage"]["completion_tokens"] == 80
-    ended = ask(http)["usage"]["completion_tokens"]
-    assert ask(http, min_tokens=ended + 5, max_tokens=ended + 30)["usage"]["completion_tokens"] >= ended + 5
+    tokens = ask(http)["usage"]["completion_tokens"]
+    assert ask(http, min_tokens=tokens + 5, max_tokens=tokens + 30)["usage"]["completion_tokens"] >= tokens + 5
 
 
 def test_template_arguments_reach_the_template(http: httpx.Client) -> None:
-    """The bundled model's template takes none that matter, so it answers the same; what is Dray's to set is refused."""
+    """The bundled model's template uses none, so the answer is the same; reserved ones are refused."""
     assert message(ask(http, chat_template_kwargs={"unknown": 1})) == message(ask(http))
     refused = http.post("/v1/chat/completions", json=ASKED | {"chat_template_kwargs": {"tokenize": True}})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "chat_template_kwargs")
 
 
-def test_content_parts_and_the_developers_role(http: httpx.Client) -> None:
+def test_content_parts_and_the_developer_role(http: httpx.Client) -> None:
     parts = [{"type": "text", "text": "What is 27"}, {"type": "text", "text": " + 48?"}]
     assert message(ask(http, messages=[{"role": "user", "content": parts}])) == message(ask(http))
     system = [{"role": "system", "content": "Be brief."}, *ASKED["messages"]]
@@ -116,25 +116,29 @@ def test_content_parts_and_the_developers_role(http: httpx.Client) -> None:
     assert message(ask(http, messages=system)) == message(ask(http, messages=developer))
 
 
-def test_completions_go_on_from_text_and_ids(http: httpx.Client) -> None:
-    # What the template makes of a question is what the model is sure of; beside it, another batch may tip the scales.
-    ids, more = (
+def test_completions_continue_texts_and_ids(http: httpx.Client) -> None:
+    # The model is sure about rendered questions. About other prompts it is not, and other batches change the result.
+    ids, other_ids = (
         http.post("/tokenize", json={"model": MODEL, "messages": [{"role": "user", "content": text}]}).json()["tokens"]
         for text in ("What is 27 + 48?", "What is 12 + 13?")
     )
-    text, other = (
-        http.post("/detokenize", json={"model": MODEL, "tokens": one}).json()["prompt"] for one in (ids, more)
+    text, other_text = (
+        http.post("/detokenize", json={"model": MODEL, "tokens": tokens}).json()["prompt"]
+        for tokens in (ids, other_ids)
     )
-    asked = {"model": MODEL, "max_tokens": 8}
-    made = [http.post("/v1/completions", json=asked | {"prompt": prompt}).json() for prompt in (text, ids, [text, ids])]
-    first = made[0]["choices"][0]["text"]
-    assert first == made[1]["choices"][0]["text"] and [c["text"] for c in made[2]["choices"]] == [first, first]
-    assert [c["index"] for c in made[2]["choices"]] == [0, 1]
-    echoed = http.post("/v1/completions", json=asked | {"prompt": ids, "echo": True, "logprobs": None}).json()
+    body = {"model": MODEL, "max_tokens": 8}
+    of_text, of_ids, of_both = (
+        http.post("/v1/completions", json=body | {"prompt": prompt}).json()["choices"]
+        for prompt in (text, ids, [text, ids])
+    )
+    first = of_text[0]["text"]
+    assert first == of_ids[0]["text"] and [choice["text"] for choice in of_both] == [first, first]
+    assert [choice["index"] for choice in of_both] == [0, 1]
+    echoed = http.post("/v1/completions", json=body | {"prompt": ids, "echo": True, "logprobs": None}).json()
     assert echoed["choices"][0]["text"] == text + first
-    told = http.post("/v1/completions", json=asked | {"prompt": text, "logprobs": 1}).json()["choices"][0]
-    assert "".join(told["logprobs"]["tokens"]) == first and len(told["logprobs"]["text_offset"]) == 8
-    events = http.post("/v1/completions", json=asked | {"prompt": [text, other], "stream": True}).text
+    choice = http.post("/v1/completions", json=body | {"prompt": text, "logprobs": 1}).json()["choices"][0]
+    assert "".join(choice["logprobs"]["tokens"]) == first and len(choice["logprobs"]["text_offset"]) == 8
+    events = http.post("/v1/completions", json=body | {"prompt": [text, other_text], "stream": True}).text
     lines = [json.loads(line[6:]) for line in events.splitlines() if line.startswith("data: {")]
     texts = ["".join(c["text"] for e in lines for c in e["choices"] if c["index"] == n) for n in (0, 1)]
     assert texts[0] == first and events.rstrip().endswith("[DONE]")
@@ -143,11 +147,11 @@ def test_completions_go_on_from_text_and_ids(http: httpx.Client) -> None:
 @pytest.mark.parametrize("more", [{}, {"n": 2, "temperature": 1.0, "seed": 5}], ids=["one", "two"])
 def test_the_chunks_of_a_completion_put_together_are_the_whole(http: httpx.Client, more: dict[str, Any]) -> None:
     rendered = http.post("/tokenize", json={"model": MODEL, "messages": ASKED["messages"]}).json()["tokens"]
-    asked = {"model": MODEL, "max_tokens": 24, "logprobs": 1, "prompt": rendered} | more
+    body = {"model": MODEL, "max_tokens": 24, "logprobs": 1, "prompt": rendered} | more
     stored = {"Idempotency-Key": f"chunks-{len(more)}"}
-    whole = http.post("/v1/completions", json=asked, headers=stored).json()["choices"]
+    whole = http.post("/v1/completions", json=body, headers=stored).json()["choices"]
     for result, headers in (("hit", stored), ("bypass", {"Cache-Control": "no-cache, no-store"})):
-        streamed = http.post("/v1/completions", json=asked | {"stream": True}, headers=headers)
+        streamed = http.post("/v1/completions", json=body | {"stream": True}, headers=headers)
         assert streamed.headers["x-dray-cache"] == result
         lines = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
         for choice in whole:
@@ -162,25 +166,25 @@ def test_the_chunks_of_a_completion_put_together_are_the_whole(http: httpx.Clien
 
 
 def test_tokens_and_back(http: httpx.Client) -> None:
-    asked = {"model": MODEL, "prompt": "鸡兔同笼 23", "add_special_tokens": False, "return_token_strs": True}
-    body = http.post("/tokenize", json=asked).json()
-    assert body["count"] == len(body["tokens"]) == len(body["token_strs"]) and body["max_model_len"] == 2048
-    back = http.post("/detokenize", json={"model": MODEL, "tokens": body["tokens"]}).json()
-    assert back == {"prompt": "鸡兔同笼 23"}
+    body = {"model": MODEL, "prompt": "鸡兔同笼 23", "add_special_tokens": False, "return_token_strs": True}
+    tokens = http.post("/tokenize", json=body).json()
+    assert tokens["count"] == len(tokens["tokens"]) == len(tokens["token_strs"]) and tokens["max_model_len"] == 2048
+    text = http.post("/detokenize", json={"model": MODEL, "tokens": tokens["tokens"]}).json()
+    assert text == {"prompt": "鸡兔同笼 23"}
     chat = http.post("/tokenize", json={"model": MODEL, "messages": ASKED["messages"]}).json()
     assert chat["count"] == ask(http)["usage"]["prompt_tokens"]
     outside = http.post("/detokenize", json={"model": MODEL, "tokens": [10**6]})
     assert (outside.status_code, outside.json()["error"]["param"]) == (400, "tokens")
 
 
-def test_request_ids_go_in_and_out(http: httpx.Client) -> None:
-    given = http.get("/v1/models", headers={"x-request-id": "my-id-1"})
-    made = http.get("/v1/nothing")
-    assert given.headers["x-request-id"] == "my-id-1"
-    assert len(made.headers["x-request-id"]) > 16 and made.headers["x-request-id"] != "my-id-1"
+def test_responses_have_the_clients_request_id_or_a_new_one(http: httpx.Client) -> None:
+    with_id = http.get("/v1/models", headers={"x-request-id": "my-id-1"})
+    without_id = http.get("/v1/nothing")
+    assert with_id.headers["x-request-id"] == "my-id-1"
+    assert len(without_id.headers["x-request-id"]) > 16 and without_id.headers["x-request-id"] != "my-id-1"
 
 
-def test_the_first_event_comes_at_once_and_says_the_role(http: httpx.Client) -> None:
+def test_the_first_event_has_the_role(http: httpx.Client) -> None:
     body = ASKED | {"stream": True, "messages": [{"role": "user", "content": new_question()}]}
     with http.stream("POST", "/v1/chat/completions", json=body) as answer:
         first = next(answer.iter_lines())

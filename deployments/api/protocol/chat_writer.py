@@ -159,7 +159,7 @@ class ChatWriter:
         """fingerprint: identifies the exact model. fields: names of the fields that carry the thinking."""
         self._head = (new_id("chatcmpl-"), int(time.time()), request.model, fingerprint)
         self._fields = () if request.include_reasoning is False else fields
-        # OpenAI's chunks have a null usage if the last one is going to report it, and else none at all.
+        # As in OpenAI's chunks: null if the last chunk will report the usage, otherwise absent.
         self._usage = (
             None if request.stream_options is not None and request.stream_options.include_usage else msgspec.UNSET
         )

@@ -65,7 +65,7 @@ def sampling_for(
     if temperature is None:
         temperature = float(recommended.get("temperature", 1.0)) if recommended.get("do_sample", False) else 0.0
     max_tokens = min(max_tokens or limits.output_tokens, limits.output_tokens)
-    greedy = Sampling(
+    base = Sampling(
         max_tokens,
         repetition_penalty=value("repetition_penalty", 1.0),
         frequency_penalty=value("frequency_penalty", 0.0),
@@ -74,9 +74,9 @@ def sampling_for(
         ignore_eos=bool(getattr(request, "ignore_eos", None)),
     )
     if temperature == 0:
-        return greedy  # without the other parameters, which have no effect and would split the cache
+        return base  # greedy: the other parameters have no effect, and would split the cache
     return msgspec.structs.replace(
-        greedy,
+        base,
         temperature=temperature,
         top_p=value("top_p", 1.0),
         top_k=max(0, int(number("top_k", 0))),

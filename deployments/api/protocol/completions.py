@@ -169,7 +169,7 @@ class CompletionWriter:
     def __init__(self, request: CompletionRequest, fingerprint: str, echo: list[str]) -> None:
         """fingerprint: identifies the exact model. echo: for each prompt the text that its choices begin with."""
         self._head = (new_id("cmpl-"), int(time.time()), request.model, fingerprint)
-        # OpenAI's chunks have a null usage if the last one is going to report it, and else none at all.
+        # As in OpenAI's chunks: null if the last chunk will report the usage, otherwise absent.
         self._usage = (
             None if request.stream_options is not None and request.stream_options.include_usage else msgspec.UNSET
         )

@@ -13,7 +13,7 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
 _MISSING = re.compile(r"missing required field `(.*)`")
 
 _MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
-"""What MessagePack can hold, in which requests travel to engines and are hashed into cache keys."""
+"""The range of integers in MessagePack, as which requests are sent to engines and hashed into cache keys."""
 _LONG_NUMBER = b"0" * 19
 """An integer of fewer digits always fits."""
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
@@ -52,27 +52,27 @@ def depth_of(value: Any, max_depth: int) -> int:
 
 
 def _check_integers(body: bytes) -> None:
-    """Raises ApiError 400 for an integer beyond 64 bits, in whichever field it is; RecursionError for deep nesting."""
+    """Raises ApiError 400 for an integer beyond 64 bits in any field, and RecursionError for deep nesting."""
     if _LONG_NUMBER not in body.translate(_DIGITS_TO_ZERO):
         return  # almost every body; a microsecond for 1 kB
     try:
         value = json.loads(body, parse_int=_integer)
     except ValueError:
-        return  # the decoder says what is wrong with the JSON
+        return  # the decoder reports invalid JSON
     if (path := _path_to_large_integer(value)) is not None:
         raise _invalid(path, "integers must be between -2^63 and 2^64 - 1", "invalid_value")
 
 
 def _integer(digits: str) -> object:
-    # The length first: Python refuses to read thousands of digits.
+    # Length first: Python refuses to parse thousands of digits.
     if len(digits) <= 20 and _MIN_INTEGER <= (number := int(digits)) <= _MAX_INTEGER:
         return number
     return _TOO_LARGE
 
 
 def _path_to_large_integer(value: object) -> str | None:
-    """The path of the first one that is found, as in `messages[0].content`."""
-    # A trail is the key, and the trail of the value around it: paths as texts would take memory for every member.
+    """The path to an integer out of range, such as `messages[0].content`; None: there is none."""
+    # A trail is (key, trail of the containing value): a text for every path could take gigabytes for hostile bodies.
     pending: list[tuple[object, tuple[Any, ...]]] = [(value, ())]
     while pending:
         member, trail = pending.pop()
@@ -94,9 +94,9 @@ def _path(trail: tuple[Any, ...]) -> str:
 
 
 def _refusal(reason: str) -> ApiError:
-    """The error for what msgspec says of a body, such as "Expected `int`, got `str` - at `$.n`"."""
+    """The error for msgspec's message about a body, such as "Expected `int`, got `str` - at `$.n`"."""
     field = _FIELD.search(reason)
-    # A mapping's values have no names in msgspec's path: `metadata[...]`.
+    # msgspec's path does not name the keys of a mapping: `metadata[...]`.
     path = field.group(1).partition("[...]")[0] if field else ""
     message = _FIELD.sub("", reason)
     if unknown := _UNKNOWN.search(message):

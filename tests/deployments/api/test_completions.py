@@ -51,22 +51,22 @@ def assembled(events: bytes, count: int) -> list[dict[str, Any]]:
 
 @given(st.lists(text, min_size=1, max_size=2), st.integers(1, 2), st.data(), st.integers(1, 4), st.randoms())
 def test_chunks_put_together_are_the_whole(prompts: list[str], n: int, data: Any, cut: int, order: Any) -> None:
-    made = data.draw(st.lists(choices(), min_size=n * len(prompts), max_size=n * len(prompts)))
-    result = GenerationResult(tuple(made), USAGE, 0.0)
+    drawn = data.draw(st.lists(choices(), min_size=n * len(prompts), max_size=n * len(prompts)))
+    result = GenerationResult(tuple(drawn), USAGE, 0.0)
     request = CompletionRequest("m", "x", n=n, logprobs=1, echo=True, stream=True, stream_options=StreamOptions())
     body = msgspec.to_builtins(CompletionWriter(request, "fp", prompts).complete(result))
     whole = [{"text": choice["text"], "logprobs": choice["logprobs"]} for choice in body["choices"]]
 
-    queues = [deltas_of(index, choice, cut) for index, choice in enumerate(made)]
+    queues = [deltas_of(index, choice, cut) for index, choice in enumerate(drawn)]
     streamed: list[Delta] = []
     while any(queues):
         streamed.append(order.choice([queue for queue in queues if queue]).pop(0))
     for deltas in (streamed, merge_deltas(streamed), result.deltas()):
         writer = CompletionWriter(request, "fp", prompts)
         events = b"".join([writer.start(), *map(writer.delta, deltas), writer.end(result)])
-        assert assembled(events, len(made)) == whole
+        assert assembled(events, len(drawn)) == whole
 
-    for index, (choice, written) in enumerate(zip(made, whole, strict=True)):
+    for index, (choice, written) in enumerate(zip(drawn, whole, strict=True)):
         assert written["text"] == prompts[index // n] + choice.text
         for token, offset in zip(choice.logprobs, written["logprobs"]["text_offset"], strict=True):
             if "\ufffd" not in token.text:

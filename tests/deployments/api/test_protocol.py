@@ -1,4 +1,4 @@
-"""Request bodies of every API: whatever JSON a client sends, it is taken, or refused by the name of its field."""
+"""Request bodies of every API: whatever JSON a client sends is accepted, or refused with the name of its field."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -211,8 +211,8 @@ def named(path: tuple[Any, ...]) -> str:
 
 
 def refusal(api: Api, model: ServedModel, body: bytes) -> ApiError | None:
-    """The error that the API answers with; None where it takes the request, which then can be sent to an engine and
-    hashed. Any other exception fails the test."""
+    """The API's error; None if it accepts the request, which then can be sent to an engine and hashed. Any other
+    exception fails the test."""
     try:
         for request in api.read(body, model):
             msgspec.msgpack.encode(request)
@@ -237,12 +237,12 @@ json_values = st.recursive(
 
 
 @each_api
-def test_its_own_body_is_taken(api: Api, bundled: ServedModel) -> None:
+def test_a_valid_body_is_accepted(api: Api, bundled: ServedModel) -> None:
     assert refusal(api, bundled, json.dumps(api.body).encode()) is None
 
 
 @each_api
-def test_any_json_in_any_field_is_taken_or_refused(api: Api, bundled: ServedModel) -> None:
+def test_any_json_in_any_field_is_accepted_or_refused(api: Api, bundled: ServedModel) -> None:
     paths = list(paths_of(api.body))
 
     @settings(max_examples=150, deadline=None)
@@ -257,9 +257,9 @@ def test_any_json_in_any_field_is_taken_or_refused(api: Api, bundled: ServedMode
 @pytest.mark.parametrize("number", [str(2**64), str(-(2**63) - 1), "1" * 30, "1" * 5000, "-" + "1" * 5000], ids=len)
 def test_an_integer_beyond_64_bits_is_refused_by_its_field(api: Api, bundled: ServedModel, number: str) -> None:
     for path in paths_of(api.body):
-        for place, text in ((path, number), ((*path, "x", 1), f'{{"x": [0, {number}]}}')):
+        for where, text in ((path, number), ((*path, "x", 1), f'{{"x": [0, {number}]}}')):
             error = refusal(api, bundled, with_text(api.body, path, text.encode()))
-            assert error is not None and error.body.error.param == named(place), place
+            assert error is not None and error.body.error.param == named(where), where
             assert "between -2^63 and 2^64 - 1" in error.message
 
 

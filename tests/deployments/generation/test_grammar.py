@@ -1,4 +1,4 @@
-"""Schemas as grammars: what a real engine writes under them is what they allow; what cannot be held to is refused."""
+"""Schemas as grammars: a real engine's output is what they allow, and what cannot be enforced is refused."""
 
 import json
 import re
@@ -69,14 +69,14 @@ def prompts(bundled: ServedModel) -> PromptRenderer:
 def write(
     engine: Engine, prompts: PromptRenderer, grammar: Grammar, seed: int, max_tokens: int = 400
 ) -> tuple[str, str]:
-    """What the engine writes under a grammar, and why it ended. Hot, so that it tries every way that is open."""
+    """The engine's output under a grammar, and its finish reason. A high temperature makes it explore the grammar."""
     ids: list[int] = []
     finish = ""
     sampling = Sampling(max_tokens, temperature=1.5, seed=seed, grammar=grammar)
     engine.add(Add(seed, EngineRequest(prompts.encode("What is 3 + 4?"), sampling)))
     while engine.busy:
-        for made in engine.step().streams.values():
-            ids, finish = ids + made.ids, made.finish_reason or finish
+        for batch in engine.step().streams.values():
+            ids, finish = ids + batch.ids, batch.finish_reason or finish
     return prompts.decode(ids), finish
 
 
@@ -85,13 +85,13 @@ def test_what_the_engine_writes_is_what_the_schema_allows(
     engine: Engine, prompts: PromptRenderer, schema: dict[str, Any]
 ) -> None:
     grammar = Grammar(ebnf(json.dumps(schema), "response_format", MAX_NODES))
-    ended = 0
+    completed = 0
     for seed in range(1, 9):
         text, finish = write(engine, prompts, grammar, seed)
         if finish == "stop":
-            ended += 1
+            completed += 1
             jsonschema.validate(json.loads(text), schema)
-    assert ended >= 4
+    assert completed >= 4
 
 
 def test_any_object(engine: Engine, prompts: PromptRenderer) -> None:
@@ -99,20 +99,20 @@ def test_any_object(engine: Engine, prompts: PromptRenderer) -> None:
         write(engine, prompts, Grammar(ebnf('{"type": "object"}', "x", MAX_NODES)), seed) for seed in range(20, 26)
     ]
     whole = [json.loads(text) for text, finish in texts if finish == "stop"]
-    assert whole and all(isinstance(one, dict) for one in whole)
+    assert whole and all(isinstance(value, dict) for value in whole)
 
 
 NUMBER = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
 CALLS = [('<call>{"f": ', NUMBER, "}</call>")]
 
 
-def test_calls_are_held_to_their_schemas(engine: Engine, prompts: PromptRenderer) -> None:
+def test_calls_are_constrained_to_their_schemas(engine: Engine, prompts: PromptRenderer) -> None:
     grammar = Grammar(ebnf_of_calls(CALLS * 2, ("[", ";", "]"), 2, "tools", MAX_NODES))
     text, finish = write(engine, prompts, grammar, 40)
     assert finish == "stop" and re.fullmatch(r'\[(<call>\{"f": \{ ?"n" ?: ?-?\d+ ?\}\}</call>;?){1,2}\]', text), text
 
 
-def test_a_tag_in_free_text_is_held_to_its_grammar(engine: Engine, prompts: PromptRenderer) -> None:
+def test_a_tag_in_free_text_is_constrained_to_its_grammar(engine: Engine, prompts: PromptRenderer) -> None:
     inner = ebnf(NUMBER, "tools", MAX_NODES)
     grammar = Grammar(trigger="7", tags=(GrammarTag("7", inner, "!"),))
     text, _ = write(engine, prompts, grammar, 50, max_tokens=60)
@@ -196,7 +196,7 @@ POSITIONS: list[Callable[[Any], Any]] = [
 
 
 def grammar_or_refusal(schema: Any) -> str | None:
-    """The grammar; None where the schema is refused as the API refuses. Any other exception fails the test."""
+    """The grammar; None if the schema is refused with the API's error. Any other exception fails the test."""
     try:
         return ebnf(json.dumps(schema), "response_format", MAX_NODES)
     except ApiError as refused:
@@ -246,6 +246,13 @@ schemas = st.recursive(
 )
 
 
+def test_an_error_does_not_repeat_a_long_schema() -> None:
+    for schema in ({"properties": {"a" * 10_000: 3}}, {"$ref": "#/" + "a" * 10_000}, {"type": "a" * 10_000}):
+        with pytest.raises(ApiError) as refused:
+            ebnf(json.dumps(schema), "tools", MAX_NODES)
+        assert len(refused.value.message) < 400
+
+
 @settings(max_examples=400, deadline=None)
 @given(schemas)
 def test_any_json_as_a_schema_is_enforced_or_refused(schema: Any) -> None:
@@ -254,12 +261,12 @@ def test_any_json_as_a_schema_is_enforced_or_refused(schema: Any) -> None:
 
 
 def matches(expression: str, text: str) -> bool:
-    """Whether an expression of terminals, classes, counts and groups stands for the text: read as a regex."""
+    """Whether an expression of terminals, classes, counts and groups matches the text: it is evaluated as a regex."""
     return re.fullmatch(expression.replace('"', "").replace(" ", ""), text) is not None
 
 
 @given(st.integers(-1200, 1200), st.integers(0, 900), st.integers(-2500, 2500))
-def test_integers_are_all_those_between(low: int, width: int, number: int) -> None:
+def test_integers_are_those_in_the_range(low: int, width: int, number: int) -> None:
     assert matches(integers(low, low + width), str(number)) == (low <= number <= low + width)
     assert matches(integers(low, None), str(number)) == (number >= low)
     assert matches(integers(None, low), str(number)) == (number <= low)

@@ -1,4 +1,4 @@
-"""Text to ids and back: the template's words, whole characters, thinking apart from the answer, stop strings."""
+"""Text to ids and back: chat templates, whole characters, thinking, stop strings, logprobs."""
 
 import dataclasses
 import json
@@ -32,51 +32,51 @@ def encode(bundled: ServedModel) -> Encode:
     return lambda text: tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def asked(*turns: Message, stop: tuple[str, ...] = (), **more: Any) -> GenerationRequest:
-    return GenerationRequest(turns or (Message("user", "hi"),), Sampling(9), stop=stop, **more)
+def request_of(*messages: Message, stop: tuple[str, ...] = (), **fields: Any) -> GenerationRequest:
+    return GenerationRequest(messages or (Message("user", "hi"),), Sampling(9), stop=stop, **fields)
 
 
-def reader_of(prompts: PromptRenderer, question: GenerationRequest) -> OutputParser:
-    return prompts.parser(question, prompts.render(question))
+def parser_for(prompts: PromptRenderer, request: GenerationRequest) -> OutputParser:
+    return prompts.parser(request, prompts.render(request))
 
 
 def read(prompts: PromptRenderer, ids: list[int], stop: list[str] | None = None, cut: int = 10**6) -> OutputParser:
-    """Reads a completion whose ids come in pieces of `cut`."""
-    reader = reader_of(prompts, asked(stop=tuple(stop or ())))
-    pieces = [reader.feed(ids[start : start + cut]) for start in range(0, len(ids), cut)]
-    pieces.append(reader.finish())
-    assert "".join(piece.reasoning for piece in pieces) == reader.reasoning
-    assert "".join(piece.text for piece in pieces) == reader.text
-    return reader
+    """Parses a completion whose ids arrive in pieces of `cut`."""
+    parser = parser_for(prompts, request_of(stop=tuple(stop or ())))
+    pieces = [parser.feed(ids[start : start + cut]) for start in range(0, len(ids), cut)]
+    pieces.append(parser.finish())
+    assert "".join(piece.reasoning for piece in pieces) == parser.reasoning
+    assert "".join(piece.text for piece in pieces) == parser.text
+    return parser
 
 
-def test_render_is_the_models_own_template(prompts: PromptRenderer, bundled: ServedModel) -> None:
+def test_prompts_follow_the_models_own_template(prompts: PromptRenderer, bundled: ServedModel) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(bundled.folder))
-    turns = (
+    messages = (
         Message("system", "Be brief."),
         Message("user", "1+1?"),
         Message("assistant", "<think>\nx\n</think>\n\n2", "x"),
         Message("user", "你好"),
     )
-    prompt = prompts.render(asked(*turns))
+    prompt = prompts.render(request_of(*messages))
     text = tokenizer.decode(prompt.ids)
     assert prompt.starts_in_thinking and text.endswith("<think>\n")
     assert "Be brief." in text and "x" not in text.replace("<think>", "")
     assert text.count(tokenizer.bos_token) == 1
 
 
-def test_too_long_a_prompt_is_refused(prompts: PromptRenderer) -> None:
+def test_a_prompt_that_fills_the_context_is_refused(prompts: PromptRenderer) -> None:
     with pytest.raises(ApiError) as refused:
-        prompts.render(asked(Message("user", "1 " * 5000)))
+        prompts.render(request_of(Message("user", "1 " * 5000)))
     assert refused.value.body.error.code == "context_length_exceeded"
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(thought=st.text(max_size=40), answer=st.text(max_size=40), cut=st.integers(1, 9))
-def test_any_text_is_read_the_same_in_any_pieces(
-    prompts: PromptRenderer, encode: Encode, thought: str, answer: str, cut: int
+@given(thinking=st.text(max_size=40), answer=st.text(max_size=40), cut=st.integers(1, 9))
+def test_any_text_is_parsed_the_same_in_any_pieces(
+    prompts: PromptRenderer, encode: Encode, thinking: str, answer: str, cut: int
 ) -> None:
-    ids = encode(thought + "</think>" + answer)
+    ids = encode(thinking + "</think>" + answer)
     whole, pieces = read(prompts, ids), read(prompts, ids, cut=cut)
     assert (whole.reasoning, whole.text) == (pieces.reasoning, pieces.text)
     assert whole.tokens == pieces.tokens == len(ids)
@@ -84,24 +84,24 @@ def test_any_text_is_read_the_same_in_any_pieces(
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=st.text(alphabet="鸡兔23只😀🐰 abé\n", min_size=1, max_size=30))
-def test_characters_come_whole(prompts: PromptRenderer, encode: Encode, answer: str) -> None:
-    reader = reader_of(prompts, asked())
+def test_characters_are_whole(prompts: PromptRenderer, encode: Encode, answer: str) -> None:
+    parser = parser_for(prompts, request_of())
     ids = encode("</think>" + answer)
-    pieces = [reader.feed([token]).text for token in ids]
+    pieces = [parser.feed([token]).text for token in ids]
     assert all("\ufffd" not in piece for piece in pieces)
     assert "".join(pieces) == answer.lstrip()
 
 
-def test_thinking_is_apart_from_the_answer_and_counted(prompts: PromptRenderer, encode: Encode) -> None:
+def test_thinking_is_separated_from_the_answer_and_counted(prompts: PromptRenderer, encode: Encode) -> None:
     ids = encode("想一想。\n</think>\n\n答案是42。")
-    reader = read(prompts, ids, cut=1)
-    assert (reader.reasoning, reader.text) == ("想一想。", "答案是42。")
-    assert 0 < reader.reasoning_tokens < reader.tokens
+    parser = read(prompts, ids, cut=1)
+    assert (parser.reasoning, parser.text) == ("想一想。", "答案是42。")
+    assert 0 < parser.reasoning_tokens < parser.tokens
 
 
 def test_a_completion_cut_in_its_thinking_has_no_answer(prompts: PromptRenderer, encode: Encode) -> None:
-    reader = read(prompts, encode("still thinking "))
-    assert (reader.reasoning, reader.text) == ("still thinking", "")
+    parser = read(prompts, encode("still thinking "))
+    assert (parser.reasoning, parser.text) == ("still thinking", "")
 
 
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -113,44 +113,44 @@ def test_a_completion_cut_in_its_thinking_has_no_answer(prompts: PromptRenderer,
 def test_stop_strings_cut_where_the_first_begins(
     prompts: PromptRenderer, encode: Encode, answer: str, stop: list[str], cut: int
 ) -> None:
-    reader = read(prompts, encode("cab abc bca\n</think>\n\n") + encode(answer), stop, cut)
-    places = [place for text in stop if (place := answer.find(text)) >= 0]
-    # A stop string that comes in with a later piece may begin before one that was whole already.
-    assert reader.stopped == bool(places)
-    if not places:
-        assert reader.text == answer
+    parser = read(prompts, encode("cab abc bca\n</think>\n\n") + encode(answer), stop, cut)
+    indexes = [index for text in stop if (index := answer.find(text)) >= 0]
+    # A stop string that a later piece completes may begin before one that was complete already.
+    assert parser.stopped == bool(indexes)
+    if not indexes:
+        assert parser.text == answer
     else:
-        assert answer.startswith(reader.text)
-        assert all(text not in reader.text for text in stop)
-    assert reader.reasoning == "cab abc bca"
+        assert answer.startswith(parser.text)
+        assert all(text not in parser.text for text in stop)
+    assert parser.reasoning == "cab abc bca"
 
 
-def test_a_raw_prompt_goes_in_and_comes_out_as_it_is(prompts: PromptRenderer, encode: Encode) -> None:
+def test_a_raw_prompt_and_its_completion_are_not_changed(prompts: PromptRenderer, encode: Encode) -> None:
     for raw in ("1+1=", tuple(encode("1+1="))):
-        question = GenerationRequest((), Sampling(9), raw)
-        prompt = prompts.render(question)
+        request = GenerationRequest((), Sampling(9), raw)
+        prompt = prompts.render(request)
         assert prompt.ids == encode("1+1=") and not prompt.starts_in_thinking
-        reader = prompts.parser(question, prompt)
-        reader.feed(encode(" 2\n</think>\n"))
-        reader.finish()
-        assert (reader.reasoning, reader.text) == ("", " 2\n</think>\n")
+        parser = prompts.parser(request, prompt)
+        parser.feed(encode(" 2\n</think>\n"))
+        parser.finish()
+        assert (parser.reasoning, parser.text) == ("", " 2\n</think>\n")
     for outside in ((-1,), (10**6,)):
         with pytest.raises(ApiError, match="vocabulary"):
             prompts.render(GenerationRequest((), Sampling(9), outside))
 
 
-def test_tools_are_told_where_the_template_knows_of_none(prompts: PromptRenderer) -> None:
+def test_tools_are_described_in_the_system_prompt_if_the_template_has_none(prompts: PromptRenderer) -> None:
     tools = (Tool("天气", "What the weather is", '{"type": "object"}'),)
-    turns = (
+    messages = (
         Message("system", "Be brief."),
         Message("user", "Is it raining?"),
         Message("assistant", "", tool_calls=(ToolCall("call_1", "天气", '{"city": "北京"}'),)),
         Message("tool", "sunny", tool_call_id="call_1"),
     )
-    text = prompts.text(asked(*turns, tools=tools))
+    text = prompts.text(request_of(*messages, tools=tools))
     assert text.count("Be brief.") == 1 and "What the weather is" in text and "sunny" in text
     assert '<tool_call>\n{"name": "天气", "arguments": {"city": "北京"}}\n</tool_call>' in text
-    without = prompts.text(asked(*turns, tools=tools, tool_choice=ToolChoice("none")))
+    without = prompts.text(request_of(*messages, tools=tools, tool_choice=ToolChoice("none")))
     assert "What the weather is" not in without
 
 
@@ -160,7 +160,7 @@ CALLS_TEMPLATE = """{% for message in messages %}{{ message.content }}{% for cal
 
 @pytest.fixture(scope="module")
 def calling(bundled: ServedModel, tmp_path_factory: pytest.TempPathFactory) -> PromptRenderer:
-    """The bundled tokenizer with a chat template that writes calls, and counts with an argument."""
+    """The bundled tokenizer with a chat template that writes calls, and divides by an argument."""
     folder = tmp_path_factory.mktemp("model")
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         shutil.copy(bundled.folder / name, folder)
@@ -173,10 +173,10 @@ def calling(bundled: ServedModel, tmp_path_factory: pytest.TempPathFactory) -> P
     ['{"a": "北京"}', "{", "", '"\\ud800"', '{"a": "\\udc00"}', "NaN", "1" * 5000, "[" * 900 + "]" * 900, "[" * 10**5],
     ids=["json", "open", "empty", "string", "surrogate", "nan", "digits", "deep", "deeper"],
 )
-def test_any_text_may_stand_for_a_calls_arguments(calling: PromptRenderer, arguments: str) -> None:
-    turns = (Message("user", "hi"), Message("assistant", "", tool_calls=(ToolCall("c", "f", arguments),)))
+def test_a_calls_arguments_may_be_any_text(calling: PromptRenderer, arguments: str) -> None:
+    messages = (Message("user", "hi"), Message("assistant", "", tool_calls=(ToolCall("c", "f", arguments),)))
     try:
-        prompt = calling.render(asked(*turns, template_args='{"size": 100}'))
+        prompt = calling.render(request_of(*messages, template_args='{"size": 100}'))
     except ApiError as error:
         assert error.status == 400 and error.body.error.param == "messages"
         assert len(arguments) > 1000, "only what is too long or too deep is refused"
@@ -188,18 +188,18 @@ def test_any_text_may_stand_for_a_calls_arguments(calling: PromptRenderer, argum
 @pytest.mark.parametrize("size", ["0", "null", '"a"', "[]", "{}"])
 def test_what_the_template_cannot_use_is_refused(calling: PromptRenderer, size: str) -> None:
     with pytest.raises(ApiError, match="chat template") as refused:
-        calling.render(asked(template_args=f'{{"size": {size}}}'))
+        calling.render(request_of(template_args=f'{{"size": {size}}}'))
     assert refused.value.status == 400
 
 
-def test_logprobs_go_with_the_answers_tokens(prompts: PromptRenderer, encode: Encode) -> None:
-    reader = reader_of(prompts, asked())
+def test_logprobs_are_those_of_the_answers_tokens(prompts: PromptRenderer, encode: Encode) -> None:
+    parser = parser_for(prompts, request_of())
     ids = encode("3</think>") + encode("鸡😀a")
-    pieces = [reader.feed([token], [-float(n)]) for n, token in enumerate(ids)]
-    told = [one for piece in pieces for one in piece.logprobs]
-    assert bytes(b for one in told for b in one.bytes).decode() == "鸡😀a"
-    assert [one.logprob for one in told] == [-float(n) for n in range(len(ids) - len(told), len(ids))]
-    assert reader.choice("stop").logprobs == tuple(told)
+    pieces = [parser.feed([token], [-float(n)]) for n, token in enumerate(ids)]
+    tokens = [token for piece in pieces for token in piece.logprobs]
+    assert bytes(byte for token in tokens for byte in token.bytes).decode() == "鸡😀a"
+    assert [token.logprob for token in tokens] == [-float(n) for n in range(len(ids) - len(tokens), len(ids))]
+    assert parser.choice("stop").logprobs == tuple(tokens)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 99])
@@ -209,8 +209,8 @@ def test_no_token_of_the_answer_lacks_its_logprob(
 ) -> None:
     raw = GenerationRequest((), Sampling(9), "x")
     for parser, ids in (
-        (reader_of(prompts, asked()), encode("3</think>\n\n") + encode(answer)),
-        (reader_of(prompts, asked(stop=("🐰!", "abc"))), encode("3</think>\n\n") + encode(answer)),
+        (parser_for(prompts, request_of()), encode("3</think>\n\n") + encode(answer)),
+        (parser_for(prompts, request_of(stop=("🐰!", "abc"))), encode("3</think>\n\n") + encode(answer)),
         (prompts.parser(raw, prompts.render(raw)), encode(answer)),
     ):
         deltas = [parser.feed(ids[at : at + cut], [-1.0] * cut) for at in range(0, len(ids), cut)]

@@ -1,4 +1,4 @@
-"""Tool calls read out of streams, in each family's way of writing them, however the text is cut."""
+"""Tool calls in streamed text: each family's format, however the text is cut."""
 
 import msgspec
 import pytest
@@ -14,26 +14,26 @@ ARGUMENTS = ['{"city": "北京", "days": [1, {"x": "}\\"{"}]}', "{}", '{"a": "</
 
 
 def read(family: ToolFormat, text: str, cut: int) -> tuple[str, list[tuple[str, str]]]:
-    """Text and calls (name, arguments), from what came in pieces of `cut` characters; checks the pieces told."""
-    reader = ToolCallParser(family)
-    parts = [reader.feed(text[start : start + cut]) for start in range(0, len(text), cut)]
-    parts.append(reader.feed("", last=True))
-    told: dict[int, list[str]] = {}
+    """Text and calls (name, arguments) of an answer that arrives in pieces of `cut` characters; checks the deltas."""
+    parser = ToolCallParser(family)
+    parts = [parser.feed(text[start : start + cut]) for start in range(0, len(text), cut)]
+    parts.append(parser.feed("", last=True))
+    streamed: dict[int, list[str]] = {}
     for _, deltas in parts:
         for delta in deltas:
             if delta.id:
-                assert delta.index == len(told) and delta.id.startswith("call_") and delta.name
-                told[delta.index] = [delta.name, ""]
-            told[delta.index][1] += delta.arguments
-    calls = [(call.name, call.arguments) for call in reader.calls]
-    assert [tuple(one) for one in told.values()] == calls
-    assert len({call.id for call in reader.calls}) == len(calls)
-    return "".join(said for said, _ in parts), calls
+                assert delta.index == len(streamed) and delta.id.startswith("call_") and delta.name
+                streamed[delta.index] = [delta.name, ""]
+            streamed[delta.index][1] += delta.arguments
+    calls = [(call.name, call.arguments) for call in parser.calls]
+    assert [tuple(call) for call in streamed.values()] == calls
+    assert len({call.id for call in parser.calls}) == len(calls)
+    return "".join(text for text, _ in parts), calls
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 7, 10**6])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_what_a_family_writes_is_read_back(family: ToolFormat, cut: int) -> None:
+def test_what_a_family_writes_is_parsed_back(family: ToolFormat, cut: int) -> None:
     calls = [ToolCall("x", f"tool_{n}", arguments) for n, arguments in enumerate(ARGUMENTS)]
     text, read_calls = read(family, family.write(calls), cut)
     assert (text.strip(), read_calls) == ("", [(call.name, call.arguments) for call in calls])
@@ -64,12 +64,12 @@ def test_text_around_calls_stays(family: ToolFormat, cut: int) -> None:
         " \n",
     ],
 )
-def test_what_is_no_call_comes_out_as_it_is(family: ToolFormat, text: str, cut: int) -> None:
+def test_text_that_is_not_a_call_stays_text(family: ToolFormat, text: str, cut: int) -> None:
     assert read(family, text, cut) == (text, [])
 
 
 @pytest.mark.parametrize("cut", [1, 3, 10**6])
-def test_other_ways_of_writing_the_same(cut: int) -> None:
+def test_variants_of_the_same_call(cut: int) -> None:
     for text, expected in (
         ('<tool_call>{"arguments": {"n": 1}, "name": "f"}</tool_call>', [("f", '{"n": 1}')]),
         ('<tool_call>\n{"name":"f","arguments":"{\\"n\\": 1}"}\n</tool_call>', [("f", '{"n": 1}')]),
@@ -79,19 +79,19 @@ def test_other_ways_of_writing_the_same(cut: int) -> None:
             [("f", "{}"), ("g", "{}")],
         ),
     ):
-        said, calls = read(HERMES, text, cut)
-        assert calls == expected and not said.strip()
+        rest, calls = read(HERMES, text, cut)
+        assert calls == expected and not rest.strip()
     assert read(LLAMA, '<|python_tag|>{"name": "f", "parameters": {"n": 1}}', cut) == ("", [("f", '{"n": 1}')])
 
 
-def test_a_call_that_is_cut_off_keeps_what_came() -> None:
-    said, calls = read(HERMES, '<tool_call>\n{"name": "f", "arguments": {"city": "Bei', 4)
-    assert (said, calls) == ("", [("f", '{"city": "Bei')])
-    said, calls = read(HERMES, '<tool_call>\n{"name": "f', 4)
-    assert calls == [] and '{"name": "f' in said
+def test_a_call_that_is_cut_off_keeps_its_beginning() -> None:
+    rest, calls = read(HERMES, '<tool_call>\n{"name": "f", "arguments": {"city": "Bei', 4)
+    assert (rest, calls) == ("", [("f", '{"city": "Bei')])
+    rest, calls = read(HERMES, '<tool_call>\n{"name": "f', 4)
+    assert calls == [] and '{"name": "f' in rest
 
 
-def test_families_are_known_by_their_templates() -> None:
+def test_families_are_recognized_by_their_templates() -> None:
     assert tool_format_of("{{ '<tool_call>' }}") is HERMES
     assert tool_format_of("... <｜tool▁calls▁begin｜> ...") is R1
     assert tool_format_of("{% if 'ipython' %}") is LLAMA
@@ -99,12 +99,12 @@ def test_families_are_known_by_their_templates() -> None:
     assert tool_format_of("{{ messages }}") is HERMES
 
 
-def test_instructions_say_what_is_then_read() -> None:
+def test_a_call_that_follows_the_instruction_is_parsed() -> None:
     tools = (Tool("weather", "What the weather is", '{"type": "object"}'),)
     for family in FAMILIES:
-        told = family.instruct(tools)
-        assert "weather" in told and "What the weather is" in told
-        pattern = told.split("nothing but\n")[1].split("\nwhere ARGUMENTS")[0]
+        instruction = family.instruct(tools)
+        assert "weather" in instruction and "What the weather is" in instruction
+        pattern = instruction.split("nothing but\n")[1].split("\nwhere ARGUMENTS")[0]
         written = pattern.replace("NAME", "weather").replace("ARGUMENTS", '{"city": 1}')
         assert read(family, written, 5) == ("", [("weather", '{"city": 1}')])
 
@@ -141,13 +141,13 @@ def test_whatever_a_model_writes_can_be_sent(family: ToolFormat, text: str, cut:
 
 @pytest.mark.parametrize("name", ['"\\ud800"', '"a\nb"', '"\\x"'])
 @pytest.mark.parametrize("family", [HERMES, LLAMA, PHI], ids=lambda family: family.name)
-def test_a_name_that_is_no_json_string_makes_no_call(family: ToolFormat, name: str) -> None:
+def test_an_invalid_name_makes_no_call(family: ToolFormat, name: str) -> None:
     text = family.write([ToolCall("x", "f", '{"n": 1}')]).replace('"f"', name)
     rest, calls = read(family, text, 3)
     assert calls == [] and name in rest
 
 
-def test_arguments_that_no_answer_can_hold_stay_text() -> None:
+def test_arguments_that_cannot_be_sent_stay_text() -> None:
     for arguments in ('"\\ud800"', '{"a": "\\ud800"}', "[" * 2000 + "]" * 2000):
         call = f'{{"arguments": {arguments}, "name": "f"}}'
         rest, calls = read(HERMES, f"<tool_call>{call}</tool_call>", 10**6)
