@@ -1,9 +1,9 @@
-"""When two questions are one: for sure, after their spelling has been brought into one form; never by likeness alone.
+"""Decides whether two questions are surely the same, by their words; similarity alone is never enough.
 
-No measure of likeness tells `enable 2FA` / `turn on 2FA` from `enable 2FA` / `disable 2FA`. So `same` asks that nothing
-that carries meaning differs: the same words in the same order, with the same numbers, units, negations and names. What
-it lets differ is listed here: width, spacing, closing marks, greetings, politeness, articles, contractions, a few
-phrases that mean the same anywhere.
+No measure of similarity separates `enable 2FA` / `turn on 2FA` from `enable 2FA` / `disable 2FA`. So nothing that
+carries meaning may differ: the words and their order, numbers, units, negations and names. These may differ: width,
+spacing, closing punctuation, greetings, politeness, articles, contractions, and a few phrases that mean the same in any
+context.
 """
 
 import re
@@ -62,16 +62,16 @@ _HAN_PHRASES = ((re.compile("如何|怎样|怎么样才能"), "怎么"), (re.com
 
 
 def normalize(text: str) -> str:
-    """The text with width, spacing and closing marks in one form. What may be code keeps its spacing."""
+    """The text with width, spacing and closing punctuation in one form. What may be code keeps its spacing."""
     text = text.translate(_WIDE).translate(_MARKS)
     if not _CODE.search(text):
         text = _BESIDE_HAN.sub("", " ".join(text.split()))
     return _END.sub("", text.strip())
 
 
-def equivalent(one: str, other: str) -> bool:
-    """Whether both surely ask the same."""
-    first, second = normalize(one), normalize(other)
+def equivalent(first: str, second: str) -> bool:
+    """Whether both questions surely ask the same."""
+    first, second = normalize(first), normalize(second)
     if first == second:
         return True
     if _CODE.search(first) or _CODE.search(second):
@@ -81,9 +81,8 @@ def equivalent(one: str, other: str) -> bool:
 
 
 def _words(text: str) -> Sequence[str]:
-    """What carries meaning in a text, in its order."""
-    # Capitals tell US from us, and a name from a word, except at the start and in no-one's habit: kept where a word
-    # has several.
+    """The words that carry meaning, in their order."""
+    # A word with several capitals, such as US, keeps them; a single one only starts a sentence or a name.
     text = re.sub(r"\b([A-Z])([a-z']*)\b", lambda word: word[0].lower(), text)
     for short, long in _CONTRACTED.items():
         text = re.sub(rf"\b{short}\b", long, text)

@@ -30,7 +30,7 @@ from deployments.cache.answers import AnswerCache, CacheControl
 from deployments.cache.single_flight import FlightLease
 from deployments.tenancy.quotas import Quotas
 from tests.conftest import wait_for
-from tests.deployments.cache.test_answers import ANSWER, asked, store_at
+from tests.deployments.cache.test_answers import ANSWER, request_for, store_at
 from tests.deployments.cache.test_semantic import Router
 from tests.deployments.cache.test_single_flight import BATCHES, PERSON, followed, new_key
 
@@ -185,7 +185,7 @@ async def use(url: str) -> None:
     stores = [store_at(url) for _ in range(2)]
     store = stores[0]
     first, second = (AnswerCache(CacheSettings(), store) for store in stores)
-    keys = [first.key("m", "s", "n", asked(str(n))) for n in range(20)]
+    keys = [first.key("m", "s", "n", request_for(str(n))) for n in range(20)]
     for key in keys:
         await first.put(key, ANSWER, CacheControl())
     assert all([await first.get(key) == ANSWER for key in keys])

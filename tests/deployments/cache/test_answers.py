@@ -1,4 +1,4 @@
-"""The answer cache against a real server: what is stored comes back, and nothing else ever does."""
+"""The answer cache against a real server: it returns what was stored, and never anything else."""
 
 import asyncio
 import time
@@ -62,17 +62,17 @@ def cache(server: OwnRedis, on_fault: Callable[[], None] = lambda: None, **setti
     return AnswerCache(CacheSettings(**settings), store_at(server.url, on_fault))
 
 
-def asked(text: str = "a", sampling: Sampling | None = None, **more: Any) -> GenerationRequest:
+def request_for(text: str = "a", sampling: Sampling | None = None, **more: Any) -> GenerationRequest:
     return GenerationRequest((Message("user", text),), sampling or Sampling(5), **more)
 
 
-def test_stored_is_given_again(server: OwnRedis) -> None:
+def test_a_stored_answer_is_returned(server: OwnRedis) -> None:
     async def work() -> None:
-        one = cache(server)
-        key = one.key("m", "s", "n", asked())
-        assert await one.get(key) is None
-        await one.put(key, ANSWER, CacheControl())
-        assert await one.get(key) == ANSWER
+        answers = cache(server)
+        key = answers.key("m", "s", "n", request_for())
+        assert await answers.get(key) is None
+        await answers.put(key, ANSWER, CacheControl())
+        assert await answers.get(key) == ANSWER
 
     asyncio.run(closing(work()))
     with redis.Redis.from_url(server.url) as raw:
@@ -82,31 +82,32 @@ def test_stored_is_given_again(server: OwnRedis) -> None:
 
 
 def test_the_key_covers_all_that_the_answer_depends_on(server: OwnRedis) -> None:
-    one = cache(server)
+    answers = cache(server)
     questions = [
-        asked(),
-        asked("b"),
-        asked(sampling=Sampling(6)),
-        asked(sampling=Sampling(5, 0.5)),
-        asked(sampling=Sampling(5, 0.5, 0.9)),
-        asked(sampling=Sampling(5, 0.5, 0.9, 1)),
-        asked(sampling=Sampling(5, repetition_penalty=1.1)),
-        asked(stop=("x",)),
-        asked(tools=(Tool("f", "", "{}"),)),
-        asked(tool_choice=ToolChoice("required")),
-        asked(schema='{"type":"object"}'),
-        asked(template_args='{"enable_thinking":false}'),
-        asked(num_choices=2),
-        asked(max_thinking_tokens=0),
+        request_for(),
+        request_for("b"),
+        request_for(sampling=Sampling(6)),
+        request_for(sampling=Sampling(5, 0.5)),
+        request_for(sampling=Sampling(5, 0.5, 0.9)),
+        request_for(sampling=Sampling(5, 0.5, 0.9, 1)),
+        request_for(sampling=Sampling(5, repetition_penalty=1.1)),
+        request_for(stop=("x",)),
+        request_for(tools=(Tool("f", "", "{}"),)),
+        request_for(tool_choice=ToolChoice("required")),
+        request_for(schema='{"type":"object"}'),
+        request_for(template_args='{"enable_thinking":false}'),
+        request_for(num_choices=2),
+        request_for(max_thinking_tokens=0),
         GenerationRequest((Message("system", "a"),), Sampling(5)),
         GenerationRequest((Message("user", "a"), Message("user", "")), Sampling(5)),
         GenerationRequest((), Sampling(5), "a"),
         GenerationRequest((), Sampling(5), (1, 2)),
     ]
-    keys = {one.key("m", "s", "n", question) for question in questions}
-    keys |= {one.key("m", "s2", "n", asked()), one.key("m", "s", "other", asked()), one.key("m2", "s", "n", asked())}
+    keys = {answers.key("m", "s", "n", question) for question in questions}
+    others = [("m", "s2", "n"), ("m", "s", "other"), ("m2", "s", "n")]
+    keys |= {answers.key(*subject, request_for()) for subject in others}
     assert len(keys) == len(questions) + 3
-    assert one.key("m", "s", "n", asked()) == one.key("m", "s", "n", asked())
+    assert answers.key("m", "s", "n", request_for()) == answers.key("m", "s", "n", request_for())
 
 
 @pytest.mark.parametrize(
@@ -120,27 +121,29 @@ def test_garbage_is_a_miss(server: OwnRedis, garbage: bytes) -> None:
 
 
 def test_policy(server: OwnRedis) -> None:
-    keeps, keeps_all = cache(server).should_store, cache(server, store="all").should_store
+    stores, stores_all = cache(server).should_store, cache(server, store="all").should_store
 
     def answer(*finishes: FinishReason) -> GenerationResult:
         return GenerationResult(tuple(Choice("", "", finish) for finish in finishes), Usage(1, 1, 0, 0), 0)
 
-    greedy, seeded, drawn = asked(), asked(sampling=Sampling(5, 0.7, seed=3)), asked(sampling=Sampling(5, 0.7))
-    assert keeps(greedy, answer("stop")) and keeps(seeded, answer("stop", "tool_calls"))
-    assert not keeps(drawn, answer("stop")) and keeps_all(drawn, answer("stop"))
-    assert not keeps(greedy, answer("stop", "length")) and not keeps_all(greedy, answer("length"))
+    greedy, seeded, drawn = (
+        request_for(sampling=sampling) for sampling in (Sampling(5), Sampling(5, 0.7, seed=3), Sampling(5, 0.7))
+    )
+    assert stores(greedy, answer("stop")) and stores(seeded, answer("stop", "tool_calls"))
+    assert not stores(drawn, answer("stop")) and stores_all(drawn, answer("stop"))
+    assert not stores(greedy, answer("stop", "length")) and not stores_all(greedy, answer("length"))
 
 
-def test_a_full_server_drops_the_least_used_and_goes_on(server: OwnRedis) -> None:
+def test_a_full_server_evicts_the_least_used_answers_and_stores_new_ones(server: OwnRedis) -> None:
     async def work() -> None:
         faults: list[None] = []
-        one = cache(server, lambda: faults.append(None))
+        answers = cache(server, lambda: faults.append(None))
         long = "".join(chr(0x4E00 + n * 7919 % 20_000) for n in range(20_000))
         big = GenerationResult((msgspec.structs.replace(CHOICE, text=long),), ANSWER.usage, 0)
         for n in range(400):
-            await one.put(f"dray:answer:{n}", big, CacheControl())
+            await answers.put(f"dray:answer:{n}", big, CacheControl())
         assert not faults
-        assert await one.get("dray:answer:399") == big
+        assert await answers.get("dray:answer:399") == big
 
     asyncio.run(closing(work()))
     with redis.Redis.from_url(server.url) as raw:
@@ -148,7 +151,7 @@ def test_a_full_server_drops_the_least_used_and_goes_on(server: OwnRedis) -> Non
         assert info["evicted_keys"] > 0 and info["used_memory"] <= 9 * 2**20
 
 
-def test_no_server_is_a_miss_and_quick() -> None:
+def test_without_a_server_every_lookup_is_a_quick_miss() -> None:
     async def work() -> None:
         faults: list[None] = []
         gone = AnswerCache(CacheSettings(), store_at("redis://127.0.0.1:1", lambda: faults.append(None), 0.2))
@@ -174,7 +177,7 @@ def test_no_server_is_a_miss_and_quick() -> None:
         ({"x-dray-cache-ttl": "10"}, CacheControl(ttl_s=10)),
     ],
 )
-def test_what_requests_say_about_the_cache(headers: dict[str, str], control: CacheControl) -> None:
+def test_cache_control_is_read_from_headers(headers: dict[str, str], control: CacheControl) -> None:
     assert CacheControl.from_headers(headers, 100) == control
 
 
@@ -187,7 +190,7 @@ def test_what_requests_say_about_the_cache(headers: dict[str, str], control: Cac
         {"x-dray-cache-ttl": "²"},
     ],
 )
-def test_what_is_no_number_of_seconds_is_refused(headers: dict[str, str]) -> None:
+def test_a_header_that_is_no_number_of_seconds_is_refused(headers: dict[str, str]) -> None:
     with pytest.raises(ApiError) as refused:
         CacheControl.from_headers(headers, 100)
     assert refused.value.status == 400 and refused.value.body.error.param == next(iter(headers))

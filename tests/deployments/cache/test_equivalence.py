@@ -1,4 +1,4 @@
-"""When two questions are one: what may differ, and what never."""
+"""Which questions are the same: what may differ between them, and what never may."""
 
 import pytest
 
@@ -38,19 +38,19 @@ TWINS = [
 ]
 
 
-@pytest.mark.parametrize(("one", "other"), ALIKE)
-def test_what_means_the_same_is_the_same(one: str, other: str) -> None:
-    assert equivalent(one, other) and equivalent(other, one)
+@pytest.mark.parametrize(("first", "second"), ALIKE)
+def test_questions_with_the_same_meaning_are_equivalent(first: str, second: str) -> None:
+    assert equivalent(first, second) and equivalent(second, first)
 
 
-@pytest.mark.parametrize(("one", "other"), TWINS)
-def test_what_differs_in_meaning_is_not(one: str, other: str) -> None:
-    assert not equivalent(one, other) and not equivalent(other, one)
+@pytest.mark.parametrize(("first", "second"), TWINS)
+def test_questions_with_different_meanings_are_not(first: str, second: str) -> None:
+    assert not equivalent(first, second) and not equivalent(second, first)
 
 
-def test_normalized_changes_no_meaning() -> None:
+def test_normalizing_changes_no_meaning() -> None:
     assert normalize(" 请问  １＋１ 等于 几？ ") == normalize("请问1+1等于几?")
     for text in ("5!", "x²", "  if a:\n    b", "a  `b  c`"):
         assert normalize(text) == text.strip()
-    for one, other in TWINS:
-        assert normalize(one) != normalize(other)
+    for first, second in TWINS:
+        assert normalize(first) != normalize(second)

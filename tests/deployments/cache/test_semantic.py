@@ -15,7 +15,7 @@ from deployments.cache import semantic
 from deployments.cache.answers import AnswerCache
 from deployments.cache.semantic import SemanticCache, SemanticQuery
 from tests.conftest import redis_server
-from tests.deployments.cache.test_answers import asked, store_at
+from tests.deployments.cache.test_answers import request_for, store_at
 
 SIZE = 8
 
@@ -43,12 +43,12 @@ class Router:
         self._namespace = namespace
 
     async def query(self, text: str) -> SemanticQuery:
-        query = await self.semantic.query("s", self._namespace, asked(text))
+        query = await self.semantic.query("s", self._namespace, request_for(text))
         assert query is not None
         return query
 
     def key(self, text: str) -> str:
-        return self.answers.key("m", "s", self._namespace, asked(text))
+        return self.answers.key("m", "s", self._namespace, request_for(text))
 
     async def add(self, text: str) -> None:
         await self.semantic.add(await self.query(text), self.key(text))
