@@ -148,6 +148,26 @@ def test_links_lead_to_files_that_exist(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page}: {target}"
 
 
+CONTRIBUTORS_PAGES = [
+    ROOT / "CONTRIBUTING.md",
+    *(page for page in PAGES if page.parent.name in ("concepts", "contributing")),
+]
+
+
+@pytest.mark.parametrize("page", CONTRIBUTORS_PAGES, ids=lambda page: page.name)
+def test_names_in_pages_for_contributors_exist(page: Path) -> None:
+    """Files and folders, also by the end of their path, and names in the code."""
+    files = [path for path in ROOT.rglob("*") if not path.relative_to(ROOT).parts[0].startswith((".", "build"))]
+    paths = "\n".join(f"/{path.relative_to(ROOT)}" + "/" * path.is_dir() for path in files) + "\n"
+    code = "\n".join(path.read_text() for path in files if path.suffix == ".py" and path != Path(__file__))
+    words = set(re.findall(r"\w+", code))
+    for name in re.findall(r"`([^`\n]+)`", page.read_text()):
+        if re.fullmatch(r"\w[\w/.-]*(/|\.(py|json|html|yaml|svg))", name):
+            assert f"/{name}\n" in paths, name
+        elif re.fullmatch(r"[A-Za-z_][\w.]*(\([\w, ]*\))?", name) and re.search(r"[A-Z_]", name):
+            assert set(re.findall(r"\w+", name)) <= words, name
+
+
 READMES = [(ROOT / name).read_text() for name in ("README.md", "README.zh.md")]
 
 
