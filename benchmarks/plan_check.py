@@ -23,7 +23,7 @@ from cluster.bench.workload import Conversation, Workload
 from cluster.plan.load import TraceRequest
 from cluster.plan.measure import measure as measure_steps
 from cluster.plan.profile import Profile, StepTimes, fit, read_profile
-from cluster.plan.service import ServiceModel, Window, simulate
+from cluster.plan.service import Measurements, ServiceModel, simulate
 from cluster.settings import ModelSettings, default_models_dir
 
 _SHARES = (0.5, 0.95)
@@ -86,7 +86,7 @@ def checked(args: argparse.Namespace) -> str:
             earlier, profile = profile, profile_of(args)
             times = fit([*earlier.points, *profile.points])
             errors.append(times.error)
-            window = Window()
+            window = Measurements()
             terms = ServiceModel(overhead_s=before, step_overhead_s=per_step)
             simulate(trace, profile.engine, times, 1, terms, lambda at, window=window: window)  # type: ignore[misc]
             cells = []

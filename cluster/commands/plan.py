@@ -100,7 +100,7 @@ def plan(
         status.update("simulating the day")
         slices, share, stored = day(planner, peak_trial.replicas, Scaling(min_replicas) if min_replicas else None)
     rate = demand.peak[2]
-    tokens_per_s = rate * peak_trial.seen.tokens / max(peak_trial.seen.requests, 1)
+    tokens_per_s = rate * peak_trial.measured.tokens / max(peak_trial.measured.requests, 1)
     node = Node(node_cores, node_memory_mb, spare_cores)
     try:
         capacity = capacity_for(measured.engine, peak_trial.replicas, node, tokens_per_s, router_tokens_per_s)
@@ -120,7 +120,7 @@ def _read_profile(path: Path) -> "Profile":
 
 def _fewest_replicas(planner: "Planner", target: "Target", status: Status) -> "Trial":
     """The simulation with the fewest replicas that meet the target; ends the command if no number does."""
-    alone = planner.times.step(1, 1) + planner.terms.step_overhead_s
+    alone = planner.times.step(1, 1) + planner.service.step_overhead_s
     if alone > target.tpot_s:
         raise fail(
             f"no number of replicas meets a TPOT of {target.tpot_s:g} s: even a single stream takes {alone:.3f} s "
@@ -128,12 +128,12 @@ def _fewest_replicas(planner: "Planner", target: "Target", status: Status) -> "T
         )
 
     def on_trial(trial: "Trial") -> None:
-        status.update(f"simulated {trial.replicas} replicas: TTFT p95 {trial.seen.ttft.at(0.95):.2f} s")
+        status.update(f"simulated {trial.replicas} replicas: TTFT p95 {trial.measured.ttft.at(0.95):.2f} s")
 
-    replicas = planner.least(target, on_trial)
+    replicas = planner.fewest_replicas(target, on_trial)
     if replicas is None:
         limit = max(planner.tried)
-        best = planner.tried[limit].seen
+        best = planner.tried[limit].measured
         raise fail(
             f"no number of replicas meets the targets: with {limit} of them, p95 is {best.ttft.at(0.95):.2f} s to the "
             f"first token and {best.tpot.at(0.95):.3f} s per further token"
@@ -214,7 +214,7 @@ def _demand(
     prefix: int,
     seed: int,
 ) -> "Demand":
-    from cluster.plan.load import SHAPES, Described, LoadError, read_trace
+    from cluster.plan.load import SHAPES, LoadError, UserLoad, read_trace
     from cluster.plan.search import TraceDemand, UserDemand
 
     if (trace is None) == (not users):
@@ -228,4 +228,4 @@ def _demand(
         lengths = parse_lengths(prompt), parse_lengths(output)
     except (LoadError, ValueError, OSError) as error:
         raise fail(str(error)) from None
-    return UserDemand(Described(users, per_hour, *lengths, repeated, peak, hours, prefix), seed)
+    return UserDemand(UserLoad(users, per_hour, *lengths, repeated, peak, hours, prefix), seed)

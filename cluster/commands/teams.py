@@ -26,7 +26,7 @@ from cluster.commands.console import (
 from cluster.records import teams as registry
 from cluster.records import usage as usage_records
 from cluster.records.client import BlockingRedis
-from cluster.records.teams import ADMIN, KeyMade, Quota, Team, TeamsError
+from cluster.records.teams import ADMIN, CreatedKey, Quota, Team, TeamsError
 
 teams = typer.Typer(
     help="Manage teams: quotas, models and shares of capacity.", no_args_is_help=True, epilog="Example: dray teams list"
@@ -121,7 +121,7 @@ def list_teams(as_json: AsJson = False, state_dir: StateDir = None, config: Conf
         "team", "keys", "models", "weight", "answers", "requests/min", "tokens/min", "concurrent", "tokens/month"
     )
     for team in known.teams.values():
-        count = sum(key.team == team.name and key.holds(time.time()) for key in known.keys.values())
+        count = sum(key.team == team.name and key.is_valid(time.time()) for key in known.keys.values())
         quota = (str(limit or "-") for limit in msgspec.structs.astuple(team.quota))
         answers = "shared" if team.shares_answers else "own"
         table.add_row(
@@ -164,11 +164,11 @@ def list_keys(as_json: AsJson = False, state_dir: StateDir = None, config: Confi
     with _redis(config, state_dir) as client:
         listed = sorted(registry.read_registry(client).keys.values(), key=lambda key: (key.team, key.created))
     if as_json:
-        out.print_json(data=[key.shown() for key in listed])
+        out.print_json(data=[key.public_fields() for key in listed])
         return
     table = Table("id", "team", "label", "created", "expires")
     for key in listed:
-        ends = "never" if not key.ends else _time(key.ends) if key.holds(time.time()) else "expired or revoked"
+        ends = "never" if not key.ends else _time(key.ends) if key.is_valid(time.time()) else "expired or revoked"
         table.add_row(key.id, key.team or "(admin)", escape(key.label), _time(key.created), ends)
     out.print(table)
 
@@ -205,7 +205,7 @@ def usage(
 ) -> None:
     """Show usage by day, team and model, and what the answer cache saved."""
     with _redis(config, state_dir) as client, client.pipeline() as pipe:
-        names = usage_records.ask(pipe, days)
+        names = usage_records.queue_reads(pipe, days)
         rows = usage_records.rows(dict(zip(names, pipe.execute(), strict=True)), team)
     if as_json:
         out.print_json(data=[msgspec.to_builtins(row) for row in rows])
@@ -229,9 +229,9 @@ def _changes(models: list[str] | None, weight: float | None, shares: bool | None
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _print_created(created: KeyMade, as_json: bool) -> None:
+def _print_created(created: CreatedKey, as_json: bool) -> None:
     if as_json:
-        out.print_json(data=created.key.shown() | {"key": created.secret})
+        out.print_json(data=created.key.public_fields() | {"key": created.secret})
         return
     out.print(created.secret, highlight=False, soft_wrap=True)
     err.print(f"id {created.key.id}; the key is not shown again", style="dim", highlight=False)

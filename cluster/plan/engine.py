@@ -12,7 +12,7 @@ from typing import Any
 import simpy
 
 from cluster.plan.load import TraceRequest
-from cluster.plan.profile import Header, StepTimes
+from cluster.plan.profile import ProfiledEngine, StepTimes
 
 _WELL_LOADED_DIVISOR = 4
 """An engine is well loaded from a quarter of its sequences on (deployments/engine/replica.py)."""
@@ -31,16 +31,16 @@ class SimulatedSequence:
     last: float = 0.0
     computed: int = 0
     """Prompt tokens that are computed, or were found in the prefix cache."""
-    made: int = 0
+    generated: int = 0
     """Output tokens generated."""
 
     @property
     def left(self) -> int:
         """Output tokens still to be generated."""
-        return self.request.output - self.made
+        return self.request.output - self.generated
 
     @property
-    def waiting(self) -> int:
+    def pending_tokens(self) -> int:
         """Tokens still to be computed: prompt and output."""
         return self.request.prompt - self.computed + self.left
 
@@ -52,11 +52,11 @@ class SimulatedPrefixCache:
     most: its size in tokens. held: cached tokens by name.
     """
 
-    most: int
+    max_tokens: int
     held: OrderedDict[str, int] = field(default_factory=OrderedDict)
     _tokens: int = 0
 
-    def found(self, request: TraceRequest) -> int:
+    def cached_tokens(self, request: TraceRequest) -> int:
         """Cached tokens at the start of a prompt, in whole blocks. The last token is always computed."""
         cached = max((min(limit, self.held.get(name, 0)) for name, limit in _prefixes(request)), default=0)
         return min(cached, request.prompt - 1) // _BLOCK_TOKENS * _BLOCK_TOKENS
@@ -67,7 +67,7 @@ class SimulatedPrefixCache:
             self._tokens += min(tokens, limit) - self.held.get(name, 0)
             self.held[name] = min(tokens, limit)
             self.held.move_to_end(name)
-        while self._tokens > self.most and self.held:
+        while self._tokens > self.max_tokens and self.held:
             self._tokens -= self.held.popitem(last=False)[1]
 
 
@@ -86,7 +86,9 @@ def _prefixes(request: TraceRequest) -> list[tuple[str, int]]:
 class SimulatedReplica:
     """One engine. loaded_s, loaded_tokens: seconds of steps while it was well loaded, and tokens computed in them."""
 
-    def __init__(self, world: simpy.Environment, engine: Header, times: StepTimes, step_overhead_s: float) -> None:
+    def __init__(
+        self, world: simpy.Environment, engine: ProfiledEngine, times: StepTimes, step_overhead_s: float
+    ) -> None:
         """step_overhead_s: between steps, in addition to what was measured on the engine alone."""
         self._world, self._engine, self._times, self._overhead_s = world, engine, times, step_overhead_s
         self._prompts: deque[SimulatedSequence] = deque()
@@ -105,16 +107,16 @@ class SimulatedReplica:
         return len(self._decoding) + len(self._prompts)
 
     @property
-    def waiting(self) -> int:
+    def pending_tokens(self) -> int:
         """Tokens still to be computed. Of decode steps simulated together, the steps that are over count as done."""
         start, seconds, tokens = self._decode_run
         generated = tokens * min(1.0, (self._world.now - start) / seconds) if seconds else 0.0
-        prompts = sum(sequence.waiting for sequence in self._prompts)
+        prompts = sum(sequence.pending_tokens for sequence in self._prompts)
         return prompts + sum(sequence.left for sequence in self._decoding) - int(generated)
 
     def add(self, work: SimulatedSequence) -> None:
         """Adds a request."""
-        work.computed = self.prefixes.found(work.request)
+        work.computed = self.prefixes.cached_tokens(work.request)
         self._prompts.append(work)
         if not self._woken.triggered:
             self._woken.succeed()
@@ -198,14 +200,14 @@ class SimulatedReplica:
 
     @property
     def _context(self) -> int:
-        return sum(sequence.request.prompt + sequence.made for sequence in self._decoding)
+        return sum(sequence.request.prompt + sequence.generated for sequence in self._decoding)
 
     def _generate(self, sequences: list[SimulatedSequence], tokens: int) -> None:
         """Adds tokens to each sequence; ends those that are complete."""
         for sequence in sequences:
-            sequence.made += tokens
+            sequence.generated += tokens
             if sequence.left <= 0:
                 sequence.last = self._world.now
                 self._decoding.remove(sequence)
-                self.prefixes.add(sequence.request, sequence.request.prompt + sequence.made)
+                self.prefixes.add(sequence.request, sequence.request.prompt + sequence.generated)
                 sequence.done.succeed()

@@ -78,7 +78,7 @@ def read_trace(path: Path) -> list[TraceRequest]:
     return sorted(requests, key=lambda request: request.at)
 
 
-def thinned(requests: Iterable[TraceRequest], share: float) -> Iterator[TraceRequest]:
+def sample_trace(requests: Iterable[TraceRequest], share: float) -> Iterator[TraceRequest]:
     """A share of a trace: all requests of a question or a conversation are kept, or none."""
     sessions: dict[int | str, str] = {}
     for number, request in enumerate(requests):
@@ -90,7 +90,7 @@ def thinned(requests: Iterable[TraceRequest], share: float) -> Iterator[TraceReq
             yield request
 
 
-def busiest(requests: Sequence[TraceRequest], seconds: float) -> tuple[float, float]:
+def busiest_stretch(requests: Sequence[TraceRequest], seconds: float) -> tuple[float, float]:
     """Start and end of the stretch of this length with the most tokens. requests: sorted by time."""
     most, bounds, first, tokens = 0, (0.0, seconds), 0, 0
     for request in requests:
@@ -104,7 +104,7 @@ def busiest(requests: Sequence[TraceRequest], seconds: float) -> tuple[float, fl
 
 
 @dataclass(frozen=True)
-class Described:
+class UserLoad:
     """Users and their questions. an_hour: requests of each user, averaged over the day. peak: load of the busiest hour
     over that average. repeated: share of requests that ask a recent question again. prefix: tokens of the system prompt
     that all share, in addition to `prompt`."""

@@ -10,13 +10,13 @@ import msgspec
 
 from cluster.cores import lease_cores
 from cluster.models.folder import open_model
-from cluster.plan.profile import Header, Point, Profile, ProfileError, ProfileRequest
+from cluster.plan.profile import MeasuredStep, Profile, ProfiledEngine, ProfileError, ProfileRequest
 from cluster.settings import ModelSettings
 
 _STEPPER = "deployments.engine.steps"
 
 
-def measure(model: ModelSettings, models_dir: Path, cores: int, lease_dir: Path) -> Iterator[Point | Profile]:
+def measure(model: ModelSettings, models_dir: Path, cores: int, lease_dir: Path) -> Iterator[MeasuredStep | Profile]:
     """Yields each kind of step once it has been measured, and in the end the profile.
 
     Raises ModelFolderError, NotEnoughCores, ProfileError.
@@ -34,9 +34,9 @@ def measure(model: ModelSettings, models_dir: Path, cores: int, lease_dir: Path)
             header, points = None, []
             for line in process.stdout:
                 if header is None:
-                    header = msgspec.json.decode(line, type=Header)
+                    header = msgspec.json.decode(line, type=ProfiledEngine)
                     continue
-                points.append(msgspec.json.decode(line, type=Point))
+                points.append(msgspec.json.decode(line, type=MeasuredStep))
                 yield points[-1]
             status = process.wait()
         finally:

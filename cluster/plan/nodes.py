@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from cluster.models.folder import private_memory
-from cluster.plan.profile import Header
+from cluster.plan.profile import ProfiledEngine
 from cluster.settings import ModelSettings
 
 _SERVICE_MB = 1200
@@ -42,7 +42,7 @@ class _Model:
 
 
 def capacity_for(
-    engine: Header, replicas: int, node: Node, tokens_per_s: float, router_tokens_per_s: float
+    engine: ProfiledEngine, replicas: int, node: Node, tokens_per_s: float, router_tokens_per_s: float
 ) -> Capacity:
     """Fills nodes with replicas, by cores and by memory.
 

@@ -35,7 +35,7 @@ class ProfileRequest(msgspec.Struct, frozen=True):
     cpus: tuple[int, ...]
 
 
-class Header(msgspec.Struct, frozen=True):
+class ProfiledEngine(msgspec.Struct, frozen=True):
     """The engine that was measured."""
 
     model: str
@@ -47,7 +47,7 @@ class Header(msgspec.Struct, frozen=True):
     max_num_batched_tokens: int
 
 
-class Point(msgspec.Struct, frozen=True):
+class MeasuredStep(msgspec.Struct, frozen=True):
     """A kind of step. decoding: streams. context: tokens of all these streams so far. prefill: prompt tokens. behind:
     for each prompt token the tokens before it in its prompt, added up."""
 
@@ -61,8 +61,8 @@ class Point(msgspec.Struct, frozen=True):
 class Profile(msgspec.Struct, frozen=True):
     """The content of a profile file. machine: the names of its CPUs. measured: when."""
 
-    engine: Header
-    points: list[Point]
+    engine: ProfiledEngine
+    points: list[MeasuredStep]
     machine: str = ""
     measured: str = ""
     format: int = _FORMAT
@@ -115,7 +115,7 @@ class StepTimes:
         return steps * self.step(decoding, context) + self.context_s * added_context
 
 
-def fit(points: Sequence[Point]) -> StepTimes:
+def fit(points: Sequence[MeasuredStep]) -> StepTimes:
     """Fits step times by least squares over relative errors; a linear part that would be negative is left out.
 
     Raises ProfileError where the points are too few.
@@ -144,7 +144,7 @@ def fit(points: Sequence[Point]) -> StepTimes:
     return StepTimes(tuple(map(float, knots)), tuple(map(float, row_s)), parts[0], parts[1], parts[2], error)
 
 
-def _equations(points: Sequence[Point], knots: list[int]) -> Iterator[list[float]]:
+def _equations(points: Sequence[MeasuredStep], knots: list[int]) -> Iterator[list[float]]:
     """The coefficients of each point: its rows as shares of the two knots around them, then the linear parts."""
     for point in points:
         rows = [0.0] * len(knots)

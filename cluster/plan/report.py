@@ -28,7 +28,7 @@ class Plan:
 
 def table(plan: Plan) -> Table:
     """The plan as a table, one figure a line."""
-    need, seen, target = plan.needed, plan.peak.seen, plan.target
+    need, seen, target = plan.needed, plan.peak.measured, plan.target
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -54,7 +54,7 @@ def table(plan: Plan) -> Table:
 
 def as_dict(plan: Plan) -> dict[str, Any]:
     """The plan as JSON; times in seconds."""
-    seen = plan.peak.seen
+    seen = plan.peak.measured
     return {
         "target": asdict(plan.target),
         "needed": asdict(plan.needed),
@@ -76,8 +76,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
                     "at": stretch.at,
                     "requests_per_s": stretch.requests_per_s,
                     "replicas": stretch.replicas,
-                    "ttft_s": stretch.seen.ttft.as_dict(),
-                    "tpot_s": stretch.seen.tpot.as_dict(),
+                    "ttft_s": stretch.measured.ttft.as_dict(),
+                    "tpot_s": stretch.measured.tpot.as_dict(),
                 }
                 for stretch in plan.day
             ],
@@ -92,8 +92,8 @@ def charts(plan: Plan) -> list[Chart]:
     def line(name: str, values: Sequence[float]) -> Line:
         return Line(name, list(zip(hours, values, strict=True)))
 
-    ttft = [line(f"p{at}", [stretch.seen.ttft.at(at / 100) for stretch in plan.day]) for at in (95, 50)]
-    tpot = [line(f"p{at}", [1000 * stretch.seen.tpot.at(at / 100) for stretch in plan.day]) for at in (95, 50)]
+    ttft = [line(f"p{at}", [stretch.measured.ttft.at(at / 100) for stretch in plan.day]) for at in (95, 50)]
+    tpot = [line(f"p{at}", [1000 * stretch.measured.tpot.at(at / 100) for stretch in plan.day]) for at in (95, 50)]
     return [
         Chart("Load", "hour", "requests/s", [line("load", [stretch.requests_per_s for stretch in plan.day])]),
         Chart("Replicas", "hour", "replicas", [line("replicas", [stretch.replicas for stretch in plan.day])]),

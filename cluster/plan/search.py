@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from cluster.plan.load import DAY_S, HOUR_S, Described, TraceRequest, busiest, thinned
-from cluster.plan.profile import Header, StepTimes
-from cluster.plan.service import Scaling, ServiceModel, Window, simulate
+from cluster.plan.load import DAY_S, HOUR_S, TraceRequest, UserLoad, busiest_stretch, sample_trace
+from cluster.plan.profile import ProfiledEngine, StepTimes
+from cluster.plan.service import Measurements, Scaling, ServiceModel, simulate
 
 SAMPLE = 16
 """Maximum number of replicas that are simulated."""
@@ -39,7 +39,7 @@ class Target:
     ttft_s: float
     tpot_s: float
 
-    def is_met(self, seen: Window) -> bool:
+    def is_met(self, seen: Measurements) -> bool:
         """Whether the times are within the target and at most one request in a thousand is refused."""
         if seen.refused > _MAX_REFUSED * seen.requests:
             return False
@@ -68,7 +68,7 @@ class Demand(Protocol):
 class UserDemand:
     """A day of users."""
 
-    def __init__(self, described: Described, seed: int) -> None:
+    def __init__(self, described: UserLoad, seed: int) -> None:
         self._described, self._seed = described, seed
 
     @property
@@ -109,13 +109,13 @@ class TraceDemand:
     def peak(self) -> tuple[float, float, float]:
         begin, end = self.span
         if end - begin > _MAX_PEAK_S:
-            begin, end = busiest(self._trace, _MAX_PEAK_S)
+            begin, end = busiest_stretch(self._trace, _MAX_PEAK_S)
         inside = sum(begin <= request.at <= end for request in self._trace)
         return begin, end, inside / max(end - begin, 1.0)
 
     def requests(self, begin: float, end: float, share: float) -> Iterator[TraceRequest]:
         inside = (request for request in self._trace if begin <= request.at <= end)
-        return inside if share >= 1 else thinned(inside, share)
+        return inside if share >= 1 else sample_trace(inside, share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Trial:
 
     replicas: int
     share: float
-    seen: Window
+    measured: Measurements
 
 
 @dataclass(slots=True)
@@ -135,9 +135,9 @@ class Planner:
     """
 
     demand: Demand
-    engine: Header
+    engine: ProfiledEngine
     times: StepTimes
-    terms: ServiceModel
+    service: ServiceModel
     tried: dict[int, Trial] = field(default_factory=dict)
     sample: int = SAMPLE
     requests: int = _REQUESTS
@@ -152,20 +152,20 @@ class Planner:
         length = min(end - begin, max(_MIN_PEAK_S, min(_MAX_PEAK_S, self.requests / max(rate * share, 1e-9))))
         start = (begin + end - length) / 2
         warm_up_start = max(self.demand.span[0], start - _WARM_UP * length)
-        seen, warm_up = Window(), Window()
+        seen, warm_up = Measurements(), Measurements()
         requests = self.demand.requests(warm_up_start, start + length, share)
         count = max(1, round(replicas * share))
-        simulate(requests, self.engine, self.times, count, self.terms, lambda at: seen if at >= start else warm_up)
+        simulate(requests, self.engine, self.times, count, self.service, lambda at: seen if at >= start else warm_up)
         self.tried[replicas] = Trial(replicas, share, seen)
         return self.tried[replicas]
 
-    def least(self, target: Target, on_try: Callable[[Trial], None]) -> int | None:
+    def fewest_replicas(self, target: Target, on_try: Callable[[Trial], None]) -> int | None:
         """The fewest replicas that meet the target; None where no number does. on_try: called with each trial."""
 
         def meets_target(replicas: int) -> bool:
             trial = self.peak(replicas)
             on_try(trial)
-            return target.is_met(trial.seen)
+            return target.is_met(trial.measured)
 
         low, high = 0, max(1, self._lower_bound())
         limit = _MAX_FACTOR * high
@@ -203,7 +203,7 @@ class Slice:
     at: float
     requests_per_s: float
     replicas: float
-    seen: Window
+    measured: Measurements
 
 
 def day(
@@ -218,15 +218,15 @@ def day(
     affordable = math.floor(replicas * factor * planner.requests / max(planner.demand.count, 1))
     share = min(1.0, min(planner.sample, max(min_replicas, affordable)) / replicas)
     length = max((end - begin) / slices, 1.0)
-    windows = [Window() for _ in range(slices)]
+    windows = [Measurements() for _ in range(slices)]
 
-    def window(at: float) -> Window:
+    def window(at: float) -> Measurements:
         return windows[min(slices - 1, int((at - begin) / length))]
 
     requests = planner.demand.requests(begin, end, share)
     count = max(1, round(replicas * share))
     scaled = replace(scaling, min_replicas=max(1, round(scaling.min_replicas * share))) if scaling else None
-    service = simulate(requests, planner.engine, planner.times, count, planner.terms, window, scaled)
+    service = simulate(requests, planner.engine, planner.times, count, planner.service, window, scaled)
     stretches = [
         Slice(begin + (index + 0.5) * length, seen.requests / length / share, (seen.up or count) / share, seen)
         for index, seen in enumerate(windows)

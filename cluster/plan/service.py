@@ -13,7 +13,7 @@ from cluster.autoscaling import LoadSample, desired_replicas
 from cluster.bench.results import Distribution
 from cluster.plan.engine import SimulatedReplica, SimulatedSequence
 from cluster.plan.load import TraceRequest
-from cluster.plan.profile import Header, StepTimes
+from cluster.plan.profile import ProfiledEngine, StepTimes
 
 DRAY = "deployments.routing.simulated:SimulatedPolicy"
 """The policy of the real routers, by its import path: cluster never imports deployments."""
@@ -41,7 +41,9 @@ class LeastWaiting:
 
     def choose(self, request: TraceRequest, replicas: Sequence[SimulatedReplica], up: Sequence[int]) -> int:
         """The first of the replicas with the fewest tokens."""
-        return min(up, key=lambda index: replicas[index].waiting - replicas[index].prefixes.found(request))
+        return min(
+            up, key=lambda index: replicas[index].pending_tokens - replicas[index].prefixes.cached_tokens(request)
+        )
 
     def sent(self, number: int, request: TraceRequest, replica: int) -> None:
         """Does nothing: `choose` reads the state of the replicas."""
@@ -53,7 +55,7 @@ class LeastWaiting:
         """Does nothing."""
 
 
-def policy(name: str, replicas: int, engine: Header, speed: float) -> Policy:
+def policy(name: str, replicas: int, engine: ProfiledEngine, speed: float) -> Policy:
     """The policy of this name: `dray` or `least-waiting`. speed: prompt tokens a second of a replica."""
     if name != "dray":
         return LeastWaiting()
@@ -69,7 +71,7 @@ class ServiceModel:
     step in a running service, in addition to the engine's own time. ttl_s: how long answers are cached; 0: no cache."""
 
     policy: str = "dray"
-    waiting: int = 256
+    max_queued: int = 256
     hit_s: float = 0.004
     overhead_s: float = 0.01
     step_overhead_s: float = 0.0
@@ -90,7 +92,7 @@ class Scaling:
 
 
 @dataclass(slots=True)
-class Window:
+class Measurements:
     """Measurements of the requests that arrived in a stretch of time. tokens: generated for them, without hits."""
 
     ttft: Distribution = field(default_factory=Distribution)
@@ -110,11 +112,11 @@ class Service:
     def __init__(
         self,
         world: simpy.Environment,
-        engine: Header,
+        engine: ProfiledEngine,
         times: StepTimes,
         replicas: int,
         terms: ServiceModel,
-        window: Callable[[float], Window],
+        window: Callable[[float], Measurements],
         scaling: Scaling | None = None,
     ) -> None:
         """replicas: their number; with scaling, the maximum. window: the one for requests that arrive at this time."""
@@ -139,7 +141,7 @@ class Service:
         """Cached answers."""
         return len(self._stored)
 
-    def ask(self, requests: Iterable[TraceRequest]) -> Generator[simpy.Event, Any, None]:
+    def send_all(self, requests: Iterable[TraceRequest]) -> Generator[simpy.Event, Any, None]:
         """Sends all requests, each at its time."""
         for request in requests:
             yield self._world.timeout(max(0.0, request.at - self._world.now))
@@ -161,7 +163,7 @@ class Service:
             # The tokens so far arrive at once, the others as they are generated.
             self._count(seen, request, arrived, self._world.now, (yield from _last(leader)))
             return
-        if self._running >= self._slots and len(self._waiting) >= len(self._up) * self._terms.waiting:
+        if self._running >= self._slots and len(self._waiting) >= len(self._up) * self._terms.max_queued:
             seen.refused += 1
             return
         work = SimulatedSequence(request, self._world.event(), self._world.event())
@@ -180,7 +182,7 @@ class Service:
         if question != "":
             del self._flights[question]
             self._store(question)
-        seen.tokens += work.made
+        seen.tokens += work.generated
         self._count(seen, request, arrived, work.first, work.last)
 
     @property
@@ -211,7 +213,7 @@ class Service:
             yield self._world.timeout(_SCALING_INTERVAL_S)
             now = self._world.now
             queued = sum(request.prompt + request.output for _, request in self._waiting)
-            tokens = queued + sum(replica.waiting for replica in self.replicas)
+            tokens = queued + sum(replica.pending_tokens for replica in self.replicas)
             sample = LoadSample(tokens, self._tokens_per_s(), len(self._up))
             desired = desired_replicas(sample, target, scaling.target_wait_s)
             desired = min(max(desired, scaling.min_replicas), len(self.replicas))
@@ -245,7 +247,7 @@ class Service:
         while self._stored and next(iter(self._stored.values())) <= now:
             self._stored.popitem(last=False)
 
-    def _count(self, seen: Window, request: TraceRequest, arrived: float, first: float, last: float) -> None:
+    def _count(self, seen: Measurements, request: TraceRequest, arrived: float, first: float, last: float) -> None:
         seen.ttft.add(first - arrived + self._terms.overhead_s)
         if request.output > 1:
             seen.tpot.add((last - first) / (request.output - 1))
@@ -259,16 +261,16 @@ def _last(leader: SimulatedSequence) -> Generator[simpy.Event, Any, float]:
 
 def simulate(
     requests: Iterable[TraceRequest],
-    engine: Header,
+    engine: ProfiledEngine,
     times: StepTimes,
     replicas: int,
     terms: ServiceModel,
-    window: Callable[[float], Window],
+    window: Callable[[float], Measurements],
     scaling: Scaling | None = None,
 ) -> Service:
     """Sends all requests to a service, and runs until all are answered. Arguments as Service takes them."""
     world = simpy.Environment()
     service = Service(world, engine, times, replicas, terms, window, scaling)
-    world.process(service.ask(requests))
+    world.process(service.send_all(requests))
     world.run()
     return service

@@ -35,11 +35,11 @@ class TeamsError(ValueError):
     """The change is not possible with the present teams and keys; the message says why."""
 
 
-class NotThere(TeamsError):
+class NotFound(TeamsError):
     """No such team or key."""
 
 
-class AlreadyThere(TeamsError):
+class AlreadyExists(TeamsError):
     """A team of this name exists."""
 
 
@@ -94,16 +94,16 @@ class Key(msgspec.Struct, frozen=True):
     ends: float = 0.0
     replaced_by: str = ""
 
-    def holds(self, now: float) -> bool:
+    def is_valid(self, now: float) -> bool:
         """Whether it is valid at this Unix time: neither expired nor revoked."""
         return not self.ends or now < self.ends
 
-    def shown(self) -> dict[str, Any]:
+    def public_fields(self) -> dict[str, Any]:
         """Its public fields."""
         return {name: value for name, value in msgspec.structs.asdict(self).items() if name != "digest"}
 
 
-class KeyMade(msgspec.Struct, frozen=True):
+class CreatedKey(msgspec.Struct, frozen=True):
     """A new key. secret: the whole key, to be shown this once."""
 
     secret: str
@@ -132,7 +132,7 @@ class Registry:
         same = hmac.compare_digest(_digest(presented), key.digest if key else _NO_DIGEST)
         if key is None or not same:
             raise UnknownKey("Incorrect API key provided.")
-        if not key.holds(now):
+        if not key.is_valid(now):
             raise UnknownKey("This API key has expired or was revoked.")
         if key.team == ADMIN:
             return key, None
@@ -168,7 +168,7 @@ def registry_of(version: bytes | None, teams: dict[bytes, bytes], keys: dict[byt
 def add_team(client: BlockingRedis, team: Team) -> None:
     """Raises AlreadyThere where a team of this name exists."""
     if not client.hsetnx(TEAMS, team.name, _encode(team)):
-        raise AlreadyThere(f"team {team.name} already exists")
+        raise AlreadyExists(f"team {team.name} already exists")
     client.incr(VERSION)
 
 
@@ -193,7 +193,7 @@ def remove_team(client: BlockingRedis, name: str) -> int:
     return len(keys)
 
 
-def create_key(client: BlockingRedis, team: str, label: str = "", expires_in_s: float = 0.0) -> KeyMade:
+def create_key(client: BlockingRedis, team: str, label: str = "", expires_in_s: float = 0.0) -> CreatedKey:
     """Creates a key of a team, or (ADMIN) an admin key. expires_in_s: 0: never. Raises NotThere."""
     if team != ADMIN:
         read_team(client, team)
@@ -202,14 +202,14 @@ def create_key(client: BlockingRedis, team: str, label: str = "", expires_in_s: 
     return created
 
 
-def rotate_key(client: BlockingRedis, key_id: str, grace_s: float) -> KeyMade:
+def rotate_key(client: BlockingRedis, key_id: str, grace_s: float) -> CreatedKey:
     """Replaces a key. The new key has the same team, label and expiry; the old one ends after grace_s, unless it
     expires before.
 
     Raises TeamsError where there is no such key, or it has ended, or a rotation has replaced it already.
     """
     old, now = read_key(client, key_id), time.time()
-    if not old.holds(now):
+    if not old.is_valid(now):
         raise TeamsError(f"key {key_id} has expired or was revoked: create a new key instead")
     if old.replaced_by:
         # Its end is that of its grace, and the new key's would be too.
@@ -232,7 +232,7 @@ def read_team(client: BlockingRedis, name: str) -> Team:
     """Raises NotThere where no team has this name."""
     record = client.hget(TEAMS, name)
     if record is None:
-        raise NotThere(f"no team is named {name}")
+        raise NotFound(f"no team is named {name}")
     return _decode_team(record)
 
 
@@ -240,14 +240,14 @@ def read_key(client: BlockingRedis, key_id: str) -> Key:
     """Raises NotThere where no key has this id."""
     record = client.hget(KEYS, key_id)
     if record is None:
-        raise NotThere(f"no key has the id {key_id}")
+        raise NotFound(f"no key has the id {key_id}")
     return _decode_key(record)
 
 
-def _new_key(team: str, label: str, ends: float) -> KeyMade:
+def _new_key(team: str, label: str, ends: float) -> CreatedKey:
     key_id = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
     secret = f"dray-{key_id}-{secrets.token_urlsafe(32)}"
-    return KeyMade(secret, Key(key_id, team, _digest(secret), time.time(), label, ends))
+    return CreatedKey(secret, Key(key_id, team, _digest(secret), time.time(), label, ends))
 
 
 def _earlier(ends: float, limit: float) -> float:

@@ -54,7 +54,7 @@ def days_until_today(count: int) -> list[str]:
     return [(end - datetime.timedelta(days=back)).isoformat() for back in reversed(range(count))]
 
 
-def ask(pipe: Pipeline, count: int) -> list[str]:
+def queue_reads(pipe: Pipeline, count: int) -> list[str]:
     """Queues the commands that read the last `count` days; returns the days in that order. `rows` takes both."""
     days = days_until_today(count)
     for day in days:

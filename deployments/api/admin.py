@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from cluster.records import teams
 from cluster.records.client import BlockingRedis
-from cluster.records.teams import AlreadyThere, NotThere, Team, TeamsError
+from cluster.records.teams import AlreadyExists, NotFound, Team, TeamsError
 from cluster.redis_client import connect
 from deployments.api.http import json_response, read_json
 from deployments.api.protocol.admin import (
@@ -145,7 +145,7 @@ class AdminApi:
         try:
             return await asyncio.to_thread(connect_and_work)
         except TeamsError as error:
-            status = 404 if isinstance(error, NotThere) else 409 if isinstance(error, AlreadyThere) else 400
+            status = 404 if isinstance(error, NotFound) else 409 if isinstance(error, AlreadyExists) else 400
             raise ApiError(status, f"{str(error).capitalize()}.", code="teams_error") from None
         except REDIS_ERRORS:
             raise _teams_unreachable() from None

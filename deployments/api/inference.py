@@ -146,7 +146,7 @@ class InferenceApi:
         finally:
             self._release(grant, charged_tokens)
         if caller.team is not None:
-            self._usage.record(caller.name, model.name, Usage(tokens, 0, 0, 0), made=True)
+            self._usage.record(caller.name, model.name, Usage(tokens, 0, 0, 0), generated=True)
         return json_response(embeddings_response(request, vectors, tokens), headers=grant.headers)
 
     async def tokenize(self, http: HttpRequest) -> Response:

@@ -16,7 +16,7 @@ from statistics import median
 import msgspec
 
 from cluster.models.folder import open_model
-from cluster.plan.profile import Header, Point, ProfileRequest
+from cluster.plan.profile import MeasuredStep, ProfiledEngine, ProfileRequest
 from cluster.settings import ModelSettings
 from deployments.common.messages import Add, Cancel, EngineRequest, Sampling
 from deployments.engine.core import Engine
@@ -46,7 +46,7 @@ class Stepper:
         self._last_number = 0
         self._contexts: dict[int, int] = {}
 
-    def points(self, batches: tuple[int, ...]) -> Iterator[Point]:
+    def points(self, batches: tuple[int, ...]) -> Iterator[MeasuredStep]:
         """Measures every kind of step several times."""
         for size in (size for size in _PREFILLS if size <= self._max_step_tokens):
             yield self._prefill(size)
@@ -93,14 +93,14 @@ class Stepper:
             self._engine.cancel(Cancel(number))
         self._contexts.clear()
 
-    def _decode(self) -> Point:
+    def _decode(self) -> MeasuredStep:
         context_before, times = sum(self._contexts.values()), list[float]()
         while len(times) < _MIN_STEPS or sum(times) < _MIN_SECONDS:
             times.append(self._step()[0])
         context = (context_before + sum(self._contexts.values())) // 2
-        return Point(len(self._contexts), context, 0, 0, median(times))
+        return MeasuredStep(len(self._contexts), context, 0, 0, median(times))
 
-    def _prefill(self, size: int) -> Point:
+    def _prefill(self, size: int) -> MeasuredStep:
         """A prompt of this size, beside the sequences that decode now."""
         context_before, times = sum(self._contexts.values()), list[float]()
         while len(times) < _MIN_PROMPTS or sum(times) < _MIN_SECONDS:
@@ -109,16 +109,16 @@ class Stepper:
             assert number in streams
             times.append(seconds)
         context = (context_before + sum(self._contexts.values())) // 2
-        return Point(len(self._contexts), context, size, size * (size - 1) // 2, median(times))
+        return MeasuredStep(len(self._contexts), context, size, size * (size - 1) // 2, median(times))
 
-    def _long_prompt(self) -> Iterator[Point]:
+    def _long_prompt(self) -> Iterator[MeasuredStep]:
         """A prompt that takes several steps, each with more context before it."""
         size = min(self._max_step_tokens, _LONG_CONTEXT)
         number, behind = self._add(3 * size, 1), 0
         streams: set[int] = set()
         while number not in streams:
             seconds, streams = self._step()
-            yield Point(0, 0, size, size * behind + size * (size - 1) // 2, seconds)
+            yield MeasuredStep(0, 0, size, size * behind + size * (size - 1) // 2, seconds)
             behind += size
 
 
@@ -133,7 +133,7 @@ def main() -> None:
     release_weights(config.model_dir)
     batches = tuple(batch for batch in _BATCHES if batch <= config.max_num_seqs)
     encode = msgspec.json.encode
-    header = Header(
+    header = ProfiledEngine(
         model.name,
         len(request.cpus),
         model.weights_bytes,

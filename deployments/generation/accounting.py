@@ -44,4 +44,4 @@ class AnswerAccounting:
 
     def _record(self, context: RequestContext, usage: Usage, *, generated: bool) -> None:
         if context.caller.team is not None:
-            self._usage.record(context.caller.name, context.endpoint.model.name, usage, made=generated)
+            self._usage.record(context.caller.name, context.endpoint.model.name, usage, generated=generated)

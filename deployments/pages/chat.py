@@ -112,7 +112,7 @@ class ChatPage:
             shown = [*messages(progress, texts, ended=True), _note(_reason(refusal, key, texts))]
             yield shown, gr.update(visible=True) if refusal.status == 401 else gr.skip()
         except ServerUnreachable as error:
-            reason = texts.lost if error.begun else texts.unreachable
+            reason = texts.lost if error.mid_answer else texts.unreachable
             yield [*messages(progress, texts, ended=True), _note(reason)], gr.skip()
 
     async def models(self, model: str | None, key: str | None) -> tuple[Any, Any]:

@@ -27,9 +27,9 @@ class ApiRefused(Exception):
 class ServerUnreachable(Exception):
     """The API cannot be reached. begun: the connection was lost in the middle of an answer."""
 
-    def __init__(self, *, begun: bool) -> None:
+    def __init__(self, *, mid_answer: bool) -> None:
         super().__init__("no connection to the API")
-        self.begun = begun
+        self.mid_answer = mid_answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class ChatClient:
         try:
             response = await self._http.get(f"{self._url}/models", headers=_headers(key))
         except httpx.HTTPError:
-            raise ServerUnreachable(begun=False) from None
+            raise ServerUnreachable(mid_answer=False) from None
         if response.status_code != httpx.codes.OK:
             raise _error(response)
         return [model["id"] for model in response.json()["data"] if model["task"] == "generate"]
@@ -120,9 +120,9 @@ class ChatClient:
                             updated_s = now
                             yield replace(progress, finish="")
         except (httpx.HTTPError, StreamError):
-            raise ServerUnreachable(begun=bool(progress.first_s)) from None
+            raise ServerUnreachable(mid_answer=bool(progress.first_s)) from None
         if not progress.finish:
-            raise ServerUnreachable(begun=True)
+            raise ServerUnreachable(mid_answer=True)
         yield progress
 
 
@@ -161,4 +161,4 @@ def _after(progress: Progress, event: Event, now: float) -> Progress:
 def _error(response: httpx.Response) -> ApiRefused | ServerUnreachable:
     message = refusal(response.content)
     # Without one, a proxy answered: Dray is not behind it now.
-    return ServerUnreachable(begun=False) if message is None else ApiRefused(response.status_code, message)
+    return ServerUnreachable(mid_answer=False) if message is None else ApiRefused(response.status_code, message)

@@ -131,7 +131,7 @@ class FairQueue:
         self._grant()
 
     @property
-    def waiting(self) -> int:
+    def queued(self) -> int:
         """Requests that wait."""
         return sum(team.waiting for team in self._teams.values())
 
@@ -283,7 +283,7 @@ class FairQueue:
         self._running_batches -= batch
         self._forget_inactive()
         self._measure_rate(used)
-        if not self._running and not self.waiting:
+        if not self._running and not self.queued:
             # Nobody waited for what was used until now, so no team owes another anything.
             self._teams.clear()
             self._virtual_time = 0.0
@@ -299,7 +299,7 @@ class FairQueue:
 
     def _make_room(self, team: str) -> None:
         """Where too many wait, refuses the last request of the team with the most: this one, if that is the team."""
-        if self.waiting < self._max_queued:
+        if self.queued < self._max_queued:
             return
         largest = max(self._teams, key=lambda name: self._teams[name].waiting)
         refusal = overloaded("Too many requests are waiting. Try again later.", self.wait_s())

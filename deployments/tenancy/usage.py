@@ -6,7 +6,7 @@ import secrets
 from collections import Counter
 from contextlib import suppress
 
-from cluster.records.usage import KEPT_S, UsageRow, ask, field_of, key_of, rows, today
+from cluster.records.usage import KEPT_S, UsageRow, field_of, key_of, queue_reads, rows, today
 from deployments.common.redis import RedisStore, RedisUnavailable
 from deployments.common.types import Usage
 
@@ -40,12 +40,12 @@ class UsageRecorder:
         self._batch_number = 0
         self._writing = asyncio.Lock()
 
-    def record(self, team: str, model: str, usage: Usage, *, made: bool) -> None:
+    def record(self, team: str, model: str, usage: Usage, *, generated: bool) -> None:
         """Counts an answered request.
 
         made: its answer was generated for it; otherwise it was cached, or joined from another request.
         """
-        if made:
+        if generated:
             counts = {
                 "prompt": usage.prompt_tokens,
                 "completion": usage.completion_tokens,
@@ -95,5 +95,5 @@ class UsageRecorder:
         """The usage of the last days (UTC), of one team or of all. Raises RedisUnavailable."""
         await self.flush()
         names: list[str] = []
-        results = await self._store.transaction(lambda pipe: names.extend(ask(pipe, days)))
+        results = await self._store.transaction(lambda pipe: names.extend(queue_reads(pipe, days)))
         return rows(dict(zip(names, results, strict=True)), team)

@@ -1,10 +1,10 @@
 """An imaginary machine: its step times follow a formula, so tests know the right results."""
 
-from cluster.plan.profile import Header, Point, Profile
+from cluster.plan.profile import MeasuredStep, Profile, ProfiledEngine
 
 ROW_S, BASE_S = 0.002, 0.02
 STREAM_S, CONTEXT_S, BEHIND_S = 0.001, 1e-6, 2e-8
-ENGINE = Header("pretend", 1, 1_800_000_000, 512, 36_000, 32, 512)
+ENGINE = ProfiledEngine("pretend", 1, 1_800_000_000, 512, 36_000, 32, 512)
 
 
 def seconds(decoding: int, context: int, prefill: int, behind: int) -> float:
@@ -12,8 +12,8 @@ def seconds(decoding: int, context: int, prefill: int, behind: int) -> float:
     return rows + STREAM_S * decoding + CONTEXT_S * context + BEHIND_S * behind
 
 
-def point(decoding: int, context: int, prefill: int = 0, behind: int = 0) -> Point:
-    return Point(decoding, context, prefill, behind, seconds(decoding, context, prefill, behind))
+def point(decoding: int, context: int, prefill: int = 0, behind: int = 0) -> MeasuredStep:
+    return MeasuredStep(decoding, context, prefill, behind, seconds(decoding, context, prefill, behind))
 
 
 def profile() -> Profile:

@@ -12,19 +12,19 @@ from typer.testing import CliRunner
 
 from cluster.bench.lengths import Lengths
 from cluster.cli import app
-from cluster.plan.load import DAY_S, HOUR_S, SHAPES, Described, LoadError, TraceRequest, read_trace, thinned
+from cluster.plan.load import DAY_S, HOUR_S, SHAPES, LoadError, TraceRequest, UserLoad, read_trace, sample_trace
 from cluster.plan.nodes import Node, capacity_for
 from cluster.plan.profile import fit
 from cluster.plan.search import SAMPLE, Planner, Target, TraceDemand, UserDemand
-from cluster.plan.service import ServiceModel, Window
+from cluster.plan.service import Measurements, ServiceModel
 from tests.plan.profiles import ENGINE, profile
 
 TIMES = fit(profile().points)
 TERMS = ServiceModel(policy="least-waiting")
 
 
-def described(users: float, repeated: float = 0.0) -> Described:
-    return Described(users, 4, Lengths(50, 350), Lengths(50, 150), repeated, 2.5, SHAPES["office"])
+def described(users: float, repeated: float = 0.0) -> UserLoad:
+    return UserLoad(users, 4, Lengths(50, 350), Lengths(50, 150), repeated, 2.5, SHAPES["office"])
 
 
 def planner(users: float, repeated: float = 0.0, sample: int = SAMPLE) -> Planner:
@@ -48,7 +48,7 @@ def test_a_day_of_users_has_the_load_the_peak_and_the_repetition_that_were_descr
 def test_a_thinned_trace_keeps_conversations_and_repetition_whole() -> None:
     trace = [TraceRequest(number, 10, 5, f"q{number % 300}") for number in range(3000)]
     trace += [TraceRequest(number, 10, 5, session=f"s{number % 200}") for number in range(1000)]
-    kept = list(thinned(trace, 0.3))
+    kept = list(sample_trace(trace, 0.3))
     assert len(kept) == pytest.approx(1200, rel=0.25)
     counts = Counter(f"{request.question}{request.session}" for request in kept)
     assert set(counts.values()) == {10, 5}
@@ -56,42 +56,42 @@ def test_a_thinned_trace_keeps_conversations_and_repetition_whole() -> None:
 
 def test_the_fewest_replicas_meet_the_target_and_one_less_does_not() -> None:
     target, plan = Target(ttft_s=3.0, tpot_s=0.1), planner(1500)
-    fewest = plan.least(target, lambda trial: None)
+    fewest = plan.fewest_replicas(target, lambda trial: None)
     assert fewest is not None and 2 < fewest < 16
-    assert target.is_met(plan.peak(fewest).seen) and not target.is_met(plan.peak(fewest - 1).seen)
+    assert target.is_met(plan.peak(fewest).measured) and not target.is_met(plan.peak(fewest - 1).measured)
 
 
 def test_repeated_questions_need_fewer_replicas() -> None:
     target = Target(ttft_s=3.0, tpot_s=0.1)
-    without, often = (planner(1500, share).least(target, lambda trial: None) for share in (0.0, 0.6))
+    without, often = (planner(1500, share).fewest_replicas(target, lambda trial: None) for share in (0.0, 0.6))
     assert without is not None and often is not None and often <= 0.6 * without
 
 
 def test_a_hundred_times_the_users_need_about_a_hundred_times_the_replicas_and_no_more_simulation() -> None:
     target = Target(ttft_s=3.0, tpot_s=0.1)
     few, many = planner(2000), planner(200_000)
-    one, hundred = few.least(target, lambda trial: None), many.least(target, lambda trial: None)
+    one, hundred = few.fewest_replicas(target, lambda trial: None), many.fewest_replicas(target, lambda trial: None)
     assert one is not None and hundred is not None
     assert hundred == pytest.approx(100 * one, rel=0.2)
     # No trial has simulated more than the sample.
     assert all(round(trial.replicas * trial.share) <= SAMPLE for trial in many.tried.values())
-    assert max(trial.seen.requests for trial in many.tried.values()) < 2500
+    assert max(trial.measured.requests for trial in many.tried.values()) < 2500
 
 
 def test_a_sample_of_the_replicas_shows_the_times_of_all() -> None:
     sampled, whole = planner(20_000).peak(64), planner(20_000, sample=64).peak(64)
     assert (sampled.share, whole.share) == (0.25, 1.0)
-    for estimate, true in ((sampled.seen.ttft, whole.seen.ttft), (sampled.seen.tpot, whole.seen.tpot)):
+    for estimate, true in ((sampled.measured.ttft, whole.measured.ttft), (sampled.measured.tpot, whole.measured.tpot)):
         assert estimate.at(0.5) == pytest.approx(true.at(0.5), rel=0.1)
         assert estimate.at(0.95) == pytest.approx(true.at(0.95), rel=0.15)
 
 
 def test_no_number_of_replicas_makes_a_prompt_faster() -> None:
-    assert planner(50).least(Target(ttft_s=0.01, tpot_s=0.1), lambda trial: None) is None
+    assert planner(50).fewest_replicas(Target(ttft_s=0.01, tpot_s=0.1), lambda trial: None) is None
 
 
 def test_a_target_bounds_what_is_refused() -> None:
-    seen = Window(requests=1000, refused=2)
+    seen = Measurements(requests=1000, refused=2)
     assert not Target(1, 1).is_met(seen)
     seen.refused = 1
     assert Target(1, 1).is_met(seen)

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.plan.load import TraceRequest
 from cluster.plan.profile import fit
-from cluster.plan.service import Scaling, Service, ServiceModel, Window, simulate
+from cluster.plan.service import Measurements, Scaling, Service, ServiceModel, simulate
 from tests.plan.profiles import ENGINE, profile
 
 TIMES = fit(profile().points)
@@ -17,14 +17,14 @@ BARE = ServiceModel(policy="least-waiting", overhead_s=0.0)
 
 def run(
     requests: Sequence[TraceRequest], replicas: int = 1, terms: ServiceModel = BARE, scaling: Scaling | None = None
-) -> Window:
+) -> Measurements:
     return ran(requests, replicas, terms, scaling)[0]
 
 
 def ran(
     requests: Sequence[TraceRequest], replicas: int, terms: ServiceModel, scaling: Scaling | None = None
-) -> tuple[Window, Service]:
-    window = Window()
+) -> tuple[Measurements, Service]:
+    window = Measurements()
     return window, simulate(requests, ENGINE, TIMES, replicas, terms, lambda at: window, scaling)
 
 
@@ -98,7 +98,7 @@ def test_a_cached_answer_is_a_hit_and_one_in_progress_is_joined() -> None:
 
 def test_requests_beyond_the_slots_wait_and_beyond_the_queue_are_refused() -> None:
     flood = [TraceRequest(0.0, 10, 20, number) for number in range(ENGINE.max_num_seqs + 10)]
-    seen = run(flood, terms=ServiceModel(policy="least-waiting", waiting=4))
+    seen = run(flood, terms=ServiceModel(policy="least-waiting", max_queued=4))
     assert seen.refused == 6 and seen.ttft.count == ENGINE.max_num_seqs + 4
     # The waiting requests start when the first ones end.
     assert seen.ttft.at(0.99) > TIMES.decode(ENGINE.max_num_seqs, 320, 19) > seen.ttft.at(0.5)
@@ -136,12 +136,12 @@ def test_more_replicas_share_the_load(policy: str) -> None:
 def test_replicas_follow_the_load() -> None:
     busy = [TraceRequest(100 + number * 0.2, 300, 100, number) for number in range(600)]
     late = [TraceRequest(1500.0, 10, 2, "late")]
-    windows: dict[int, Window] = {}
+    windows: dict[int, Measurements] = {}
     scaling = Scaling(min_replicas=1, target_wait_s=10, downscale_delay_s=120, start_s=15)
     simulate(
         [TraceRequest(0, 10, 2, "early"), *busy, *late],
         *(ENGINE, TIMES, 8, BARE),
-        lambda at: windows.setdefault(int(at // 50), Window()),
+        lambda at: windows.setdefault(int(at // 50), Measurements()),
         scaling,
     )
     ups = [(index * 50, window.up) for index, window in sorted(windows.items())]

@@ -59,7 +59,7 @@ class KeyResponse(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, key: Key, secret: str | msgspec.UnsetType = msgspec.UNSET) -> "KeyResponse":
-        return cls(**key.shown(), key=secret)
+        return cls(**key.public_fields(), key=secret)
 
 
 class TeamsResponse(msgspec.Struct, frozen=True):

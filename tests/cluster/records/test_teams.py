@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from cluster.records import teams
-from cluster.records.teams import ADMIN, AlreadyThere, NotThere, Team, TeamsError, UnknownKey
+from cluster.records.teams import ADMIN, AlreadyExists, NotFound, Team, TeamsError, UnknownKey
 from cluster.redis_client import connect
 from tests.conftest import redis_server
 
@@ -57,7 +57,7 @@ def test_keys_that_have_ended_are_not_rotated(client: Any) -> None:
     for created in (expired, revoked):
         with pytest.raises(TeamsError, match="create a new key"):
             teams.rotate_key(client, created.key.id, DAY_S)
-    with pytest.raises(NotThere, match="no key"):
+    with pytest.raises(NotFound, match="no key"):
         teams.rotate_key(client, "nothing", DAY_S)
     assert len(teams.read_registry(client).keys) == before
 
@@ -83,11 +83,11 @@ def test_a_record_of_another_format_locks_nobody_out(client: Any) -> None:
 
 def test_a_team_is_added_once_and_leaves_with_its_keys(client: Any) -> None:
     teams.add_team(client, Team("brief", 0.0))
-    with pytest.raises(AlreadyThere, match="brief already exists"):
+    with pytest.raises(AlreadyExists, match="brief already exists"):
         teams.add_team(client, Team("brief", 0.0))
     created = teams.create_key(client, "brief")
     assert teams.remove_team(client, "brief") == 1
     with pytest.raises(UnknownKey, match="Incorrect"):
         owner(client, created.secret)
-    with pytest.raises(NotThere, match="no team is named brief"):
+    with pytest.raises(NotFound, match="no team is named brief"):
         teams.create_key(client, "brief")

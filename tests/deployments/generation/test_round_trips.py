@@ -119,7 +119,7 @@ def test_a_miss_makes_two_round_trips(
             async def asked(question: str) -> None:
                 assert await router.service.lookup(await context(question)) is None
                 await result_of(await router.service.answer(await context(question)))
-                assert not router.queue.waiting
+                assert not router.queue.queued
 
             await asked(new_question())  # opens connections, loads scripts, starts the engine
             blocks = block_keys(engine.requests[-1].prompt_ids[:-1])

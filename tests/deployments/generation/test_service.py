@@ -181,10 +181,10 @@ def test_a_person_who_joins_a_waiting_batch_request_lifts_it(world: World, count
             slot, question = await leading.occupied(), new_question()
             batch = await leading.context(question, nightly, batch=True, choices=choices)
             tasks = [asking(leading, batch)]
-            await until(lambda: leading.queue.waiting == choices)
+            await until(lambda: leading.queue.queued == choices)
             for _ in range(4):
                 tasks.append(asking(leading, await leading.context(new_question(), waiting)))
-            await until(lambda: leading.queue.waiting == choices + 4)
+            await until(lambda: leading.queue.queued == choices + 4)
             found = await joining.service.answer(await joining.context(question, support, choices=choices))
             assert found.result == "join"
             await until(lambda: not any(waiter.batch for waiter in leading.queue._heap))
@@ -253,14 +253,14 @@ def test_a_joiner_does_not_get_the_refusal_of_the_leaders_queue(world: World, ch
             slot = await router.occupied()
             router.queue.resize(1, 4, 10**6)
             flood = [asking(router, await router.context(new_question(), flooding)) for _ in range(4)]
-            await until(lambda: router.queue.waiting == 4)
+            await until(lambda: router.queue.queued == 4)
             # Alone, the leader is refused.
             with pytest.raises(ApiError, match="waiting"):
                 await asked(router, await router.context(question, flooding, choices=choices))
             contexts = [await router.context(question, one, choices=choices) for one in (flooding, quiet)]
             leader, joiner = await asyncio.gather(*map(router.service.answer, contexts))
             assert (leader.result, joiner.result) == ("miss", "join")
-            await until(lambda: router.queue.waiting == 4 and sum(task.done() for task in flood) == choices)
+            await until(lambda: router.queue.queued == 4 and sum(task.done() for task in flood) == choices)
             slot.release(1)
             assert len((await result_of(joiner)).choices) == choices
             assert await result_of(leader) == await result_of(joiner)
@@ -278,7 +278,7 @@ def test_a_joiner_outlasts_the_leaders_deadline_and_its_client(world: World, cou
             slot = await leading.occupied()
             timeout_s = 0.5 if end == "deadline" else 60
             leader = asking(leading, await leading.context(question, hasty, timeout_s=timeout_s))
-            await until(lambda: leading.queue.waiting == 1)
+            await until(lambda: leading.queue.queued == 1)
             joiner = await joining.service.answer(await joining.context(question, patient))
             assert joiner.result == "join"
             if end == "deadline":

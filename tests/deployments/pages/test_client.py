@@ -39,7 +39,7 @@ def test_the_replica_is_named() -> None:
 def test_a_stream_that_ends_early_is_an_error(pieces: list[bytes]) -> None:
     with pytest.raises(ServerUnreachable) as broken:
         answer(START, *pieces)
-    assert broken.value.begun
+    assert broken.value.mid_answer
 
 
 def test_errors_have_the_apis_message() -> None:

@@ -185,13 +185,13 @@ def test_a_cancelled_request_frees_its_slot_and_costs_nothing() -> None:
         await teams.ask("one", 3)
         teams.tasks[1].cancel()
         await asyncio.wait(teams.tasks[1:2])
-        assert (queue.running, queue.waiting) == (1, 1)
+        assert (queue.running, queue.queued) == (1, 1)
         # Granted and cancelled at the same moment: the slot must not be lost.
         slot, _ = teams.slots.pop()
         slot.release(100)
         teams.tasks[2].cancel()
         await asyncio.wait(teams.tasks[2:])
-        assert (queue.running, queue.waiting) == (0, 0)
+        assert (queue.running, queue.queued) == (0, 0)
         await teams.ask("two", 1)
         assert teams.order[-1] == "two"
 
@@ -229,7 +229,7 @@ def test_a_cancellation_at_the_moment_of_the_last_release_or_of_a_refusal_breaks
         for slot, _ in teams.slots:
             slot.release(1)
         assert isinstance((await asyncio.gather(*teams.tasks, return_exceptions=True))[2], asyncio.CancelledError)
-        assert (queue.running, queue.waiting) == (0, 0)
+        assert (queue.running, queue.queued) == (0, 0)
 
         again = Teams(queue)
         await again.ask("a", 4)
@@ -237,12 +237,12 @@ def test_a_cancellation_at_the_moment_of_the_last_release_or_of_a_refusal_breaks
         await asyncio.sleep(0)  # it makes room: the last of the larger team is refused, and its task has not run since
         again.tasks[3].cancel()
         await asyncio.wait([again.tasks[3]])
-        assert (queue.running, queue.waiting) == (2, 2)
+        assert (queue.running, queue.queued) == (2, 2)
         for _ in range(2):
             await again.release()
         await again.release()
         (await late).release(1)
         await settle()
-        assert (queue.running, queue.waiting) == (0, 0)
+        assert (queue.running, queue.queued) == (0, 0)
 
     run(work)

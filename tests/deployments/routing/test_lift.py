@@ -36,7 +36,7 @@ class Waiters:
         """The order in which all get the place, once it is released."""
         slot.release(1)
         await asyncio.gather(*self.tasks)
-        assert (self.queue.running, self.queue.waiting, self.queue.queued_tokens) == (0, 0, 0)
+        assert (self.queue.running, self.queue.queued, self.queue.queued_tokens) == (0, 0, 0)
         return self.order
 
 
@@ -144,6 +144,6 @@ def test_a_lifted_batch_request_does_not_count_as_a_batch() -> None:
         assert not waiting[1].done()
         (await waiting[0]).release(1)
         (await waiting[1]).release(1)
-        assert (queue.running, queue.waiting, queue._running_batches) == (0, 0, 0)
+        assert (queue.running, queue.queued, queue._running_batches) == (0, 0, 0)
 
     asyncio.run(asyncio.wait_for(work(), 10))

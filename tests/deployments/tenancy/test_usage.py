@@ -45,7 +45,7 @@ def resume(server: OwnRedis) -> None:
 
 def count(usage: UsageRecorder, requests: int) -> None:
     for _ in range(requests):
-        usage.record("support", "m", Usage(10, 3, 0, 4), made=True)
+        usage.record("support", "m", Usage(10, 3, 0, 4), generated=True)
 
 
 async def assert_counted(server: OwnRedis, requests: int) -> None:
