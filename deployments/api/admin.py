@@ -14,7 +14,7 @@ from cluster.records import teams
 from cluster.records.client import BlockingRedis
 from cluster.records.teams import AlreadyExists, NotFound, Team, TeamsError
 from cluster.redis_client import connect
-from deployments.api.http import json_response, read_json
+from deployments.api.http import json_response, read_body
 from deployments.api.protocol.admin import (
     CreateKeyRequest,
     CreateTeamRequest,
@@ -152,7 +152,7 @@ class AdminApi:
 
 
 async def _body(http: HttpRequest) -> bytes:
-    return await read_json(http, http.headers, _MAX_BODY_BYTES)
+    return await read_body(http, http.headers, _MAX_BODY_BYTES)
 
 
 def _teams_unreachable() -> ApiError:

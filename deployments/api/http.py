@@ -36,7 +36,7 @@ def headers_of(http: HttpRequest) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(http.scope["headers"])}
 
 
-async def read_json(http: HttpRequest, headers: Mapping[str, str], max_bytes: int) -> bytes:
+async def read_body(http: HttpRequest, headers: Mapping[str, str], max_bytes: int) -> bytes:
     """The request's body, not parsed.
 
     Raises ApiError 415 if it is not JSON, 413 as soon as it exceeds max_bytes; ClientDisconnect if it ends early.

@@ -22,7 +22,7 @@ from deployments.api.http import (
     headers_of,
     idempotency_key,
     json_response,
-    read_json,
+    read_body,
     request_timeout_s,
 )
 from deployments.api.middleware import REQUEST_STATE, RequestState
@@ -246,7 +246,7 @@ class InferenceApi:
         return AuthenticatedRequest(http, headers, caller, state)
 
     async def _body(self, request: AuthenticatedRequest) -> bytes:
-        return await read_json(request.http, request.headers, self._limits.body_bytes)
+        return await read_body(request.http, request.headers, self._limits.body_bytes)
 
     def _release(self, grant: QuotaGrant, charged_tokens: int | None = None) -> None:
         """Ends a grant in the background. charged_tokens: settles its reservation; None: the generation does that."""

@@ -4,10 +4,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import pytest
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from cluster.redis_server import OwnRedis
+from deployments.api.middleware import RequestRecorder
+from deployments.observability.metrics import RouterMetrics
+from deployments.observability.tracing import Traces
 from tests.conftest import redis_server
 from tests.deployments.routers import Engines, RunningRouter, chat, running_router
 
@@ -106,6 +112,34 @@ def test_leaving_before_the_answer(
             assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize(("complete", "status"), [(False, "499"), (True, "200")])
+def test_a_request_that_serve_cancels_is_a_499_unless_its_response_was_complete(complete: bool, status: str) -> None:
+    """Serve cancels the handlers that do not watch their client themselves, such as that of embeddings."""
+    metrics = RouterMetrics()
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": []}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if complete:
+            await Response(b"[]")(scope, receive, send)
+        await asyncio.Event().wait()
+
+    async def ignore(message: Message) -> None:
+        pass
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def work() -> None:
+        recorder = RequestRecorder(metrics, Traces("dray-router", "x"))
+        request = asyncio.create_task(recorder.record(app, scope, receive, ignore))
+        await asyncio.sleep(0)
+        request.cancel()
+        await asyncio.wait({request})
+
+    asyncio.run(work())
+    assert [labels[1] for labels in metrics.requests] == [status]
 
 
 def test_a_client_that_stays_is_not_counted_as_gone(server: OwnRedis, monkeypatch: pytest.MonkeyPatch) -> None:

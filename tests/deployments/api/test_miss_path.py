@@ -94,7 +94,7 @@ def test_a_miss_costs_one_authentication_one_parse_and_two_trips_to_redis(
     answers: OwnRedis, teams: OwnRedis, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     authentications = count_calls(monkeypatch, Authenticator, "authenticate")
-    reads = count_calls(monkeypatch, inference, "read_json")
+    reads = count_calls(monkeypatch, inference, "read_body")
     parses = count_calls(monkeypatch, parser, "read_chat")
 
     async def work() -> None:
