@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Prints the Secrets that the manifests refer to, with fresh passwords and certificates, as YAML:
+# Prints the Secrets that the manifests use as YAML, with new passwords and certificates:
 #   k8s/secrets.sh | kubectl apply -f -
-# Once: a second run makes other passwords. cert-manager or a secret store takes its place where there is one.
+# Run it once: each run creates other passwords. Use cert-manager or a secret store instead if you have one.
 set -euo pipefail
 namespace=${1:-dray}
 folder=$(mktemp -d)
@@ -14,14 +14,14 @@ secret() {
 
 names=""
 for server in answers teams gcs; do
-  # Letters and digits only: it is a part of a URL.
+  # Letters and digits only, because it becomes part of a URL.
   openssl rand -hex 32 | tr -d '\n' > "$folder/password"
   secret "dray-$server" --from-file=password="$folder/password"
   names+="DNS:dray-$server,DNS:dray-$server.$namespace,DNS:dray-$server.$namespace.svc,"
   names+="DNS:dray-$server.$namespace.svc.cluster.local,"
 done
 
-# The probes of the servers themselves come to them as localhost.
+# The servers' own probes connect to localhost.
 names+="DNS:localhost,IP:127.0.0.1"
 openssl req -x509 -newkey rsa:3072 -nodes -days 3650 -subj "/CN=dray-redis-ca" \
   -keyout "$folder/ca.key" -out "$folder/ca.crt" 2> "$folder/log"

@@ -1,7 +1,7 @@
-"""Manifests that follow from the settings: the RayService of k8s/base with its numbers filled in, and what it needs.
+"""Renders manifests from the settings: the RayService of k8s/base with its numbers filled in, and what it needs.
 
-The shape of the pods is in k8s/base, where who runs the cluster reads and changes it; nothing that follows from a
-setting is written there by hand.
+k8s/base has the shape of the pods, where platform engineers can read and change it. Values that follow from a setting
+are never written there by hand.
 """
 
 import json
@@ -15,7 +15,7 @@ import yaml
 
 from cluster.configuration import variable
 from cluster.kubernetes.sizes import (
-    NOTICED_S,
+    NOTICE_S,
     ROUTER_UNIT,
     KubernetesError,
     ModelInCluster,
@@ -23,9 +23,9 @@ from cluster.kubernetes.sizes import (
     drain_s,
     engine_pods,
     fetch_memory,
-    leaving_s,
     router_pods,
     storage,
+    termination_s,
 )
 from cluster.launch.environment import METRICS_PORT, OBJECT_STORE_BYTES, serve_environment
 from cluster.models.folder import UnknownModel, folder_of, is_folder
@@ -34,23 +34,28 @@ from cluster.serve_config import ROUTERS, Engine, Routers, serve_config
 from cluster.settings import BUNDLED, Settings
 
 STATE_DIR, MODELS_DIR = PurePosixPath("/run/dray"), PurePosixPath("/models")
-"""Where a pod's volumes are mounted."""
+"""Mount points of a pod's volumes."""
 HAPROXY = PurePosixPath("/opt/dray/bin/dray-haproxy")
-"""The image's."""
+"""Its path in the image."""
 _RAYSERVICE, _MODELS = "rayservice.yaml", "models.yaml"
 _PART, _COMPONENT, _MODEL = "app.kubernetes.io/part-of", "app.kubernetes.io/component", "dray/model"
 _ENGINES = "dray/engines"
 
 
 def in_cluster(settings: Settings) -> Settings:
-    """The settings as pods have them: folders of the pod, all addresses; passwords are left to the environment."""
+    """The settings of a pod: its folders, and all its addresses. Passwords come from the environment.
+
+    Raises KubernetesError.
+    """
     for url in (settings.cache.url, settings.teams.url):
         if url != without_password(url):
             raise KubernetesError(
-                f"{without_password(url)} holds a password: that URL belongs in the routers' environment, from a Secret"
+                f"{without_password(url)} contains a password: set that URL in the routers' environment, from a Secret"
             )
     if not all(model.cores_per_replica for model in settings.served):
-        raise KubernetesError("each model needs model.cores_per_replica: a pod has as many whole cores, and one more")
+        raise KubernetesError(
+            "set model.cores_per_replica for each model: a pod has that number of whole cores, and one more"
+        )
     return settings.model_copy(
         update={
             "host": "0.0.0.0",
@@ -58,29 +63,29 @@ def in_cluster(settings: Settings) -> Settings:
             "lease_dir": Path(STATE_DIR / "cores"),
             "models_dir": Path(MODELS_DIR),
             "data_dir": Path(STATE_DIR / "data"),
-            # The image has no chat page; and what is rendered is not to depend on where.
+            # The image has no chat page, and the result must not depend on this machine.
             "page": False,
         }
     )
 
 
 def routers_of(settings: Settings) -> Routers:
-    """What is to run. settings: as pods have them."""
-    models = [ModelInCluster(one) for one in settings.served]
+    """The routers and engines to run. settings: as `in_cluster` returns them. Raises KubernetesError."""
+    models = [ModelInCluster(model) for model in settings.served]
     for model in models:
         try:
             folder_of(model.settings.source, model.settings.weight, settings.models_dir)
         except UnknownModel as error:
             raise KubernetesError(str(error)) from None
     names = [name for model in models for name in (model.name, *model.settings.aliases)]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise KubernetesError(f"two models go by the name {twice[0]!r}; give each a `name` of its own")
-    engines = (Engine(settings, one, one.settings.cores_per_replica, one.settings.replicas) for one in models)
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise KubernetesError(f"two models have the name {repeated[0]!r}; give each its own `name`")
+    engines = (Engine(settings, model, model.settings.cores_per_replica, model.settings.replicas) for model in models)
     return Routers(settings, settings.cache.url, settings.teams.url, tuple(engines))
 
 
 def serve_config_of(routers: Routers) -> dict[str, Any]:
-    """The Serve config of a RayService: that of one machine, each replica bound to a pod of its kind."""
+    """The Serve config of a RayService: like that of one machine, with each replica bound to a pod of its kind."""
     config = serve_config(routers)
     settings = routers.settings
     units = {ROUTERS: ROUTER_UNIT} | {engine.application: engine_pods(engine).unit for engine in routers.engines}
@@ -91,20 +96,20 @@ def serve_config_of(routers: Routers) -> dict[str, Any]:
 
 
 def pod_environment(settings: Settings) -> dict[str, str]:
-    """What Ray and Serve read in every pod. A pod's ports are its own, so Serve's defaults hold."""
+    """Ray's and Serve's environment variables in every pod. A pod has its own ports, so Serve's defaults apply."""
     return serve_environment(settings, Path(HAPROXY)) | {
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_s(settings)),
-        # A process of HAProxy's that was replaced serves its streams to their end.
+        # An HAProxy process that was replaced still serves its streams to their end.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(drain_s(settings)),
     }
 
 
 def render(settings: Settings, base: Path) -> dict[str, str]:
-    """An overlay's files by their names. base: the folder k8s/base. Raises KubernetesError."""
+    """An overlay's files by name. base: the folder k8s/base. Raises KubernetesError."""
     inside = in_cluster(settings)
     routers = routers_of(inside)
     files = {_RAYSERVICE: _dump(_rayservice(_template(base, _RAYSERVICE)[0], routers))}
-    if budgets := [_budget(pods, labels) for pods, labels in _groups(routers) if pods.least > 1]:
+    if budgets := [_budget(pods, labels) for pods, labels in _groups(routers) if pods.min_replicas > 1]:
         files["budgets.yaml"] = _dump(*budgets)
     if settings.kubernetes.models_claim:
         files[_MODELS] = _dump(*_store(_template(base, _MODELS), inside))
@@ -112,7 +117,7 @@ def render(settings: Settings, base: Path) -> dict[str, str]:
 
 
 def kustomization(files: Mapping[str, str], base: str) -> str:
-    """A kustomization of rendered files. base: the path from there to k8s/base."""
+    """The kustomization.yaml for rendered files. base: the path from there to k8s/base."""
     return _dump(
         {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -133,13 +138,13 @@ def _template(base: Path, name: str) -> list[dict[str, Any]]:
 
 
 def _copy(document: dict[str, Any]) -> dict[str, Any]:
-    # Through JSON: what an anchor names twice in YAML is one object, and a change to one would be a change to both.
+    # Through JSON, because a YAML anchor that is used twice is one object, and a change would affect both uses.
     copied: dict[str, Any] = json.loads(json.dumps(document))
     return copied
 
 
 class _Block(yaml.SafeDumper):
-    """Writes a text of several lines as it reads."""
+    """Writes multi-line text as a literal block."""
 
 
 _Block.add_representer(
@@ -153,22 +158,22 @@ def _dump(*documents: dict[str, Any]) -> str:
 
 
 def _groups(routers: Routers) -> list[tuple[Pods, dict[str, str]]]:
-    """Every kind of worker pod, with the labels that tell it from the others."""
-    found = [(router_pods(routers.settings), {_COMPONENT: "router"})]
+    """Every kind of worker pod, with the labels that identify it."""
+    groups = [(router_pods(routers.settings), {_COMPONENT: "router"})]
     for engine in routers.engines:
         pods = engine_pods(engine)
-        found.append((pods, {_COMPONENT: "engine", _MODEL: pods.group}))
-    groups = [pods.group for pods, _ in found]
-    if twice := sorted({group for group in groups if groups.count(group) > 1}):
-        raise KubernetesError(f"two worker groups would be called {twice[0]!r}; give one model another `name`")
-    return found
+        groups.append((pods, {_COMPONENT: "engine", _MODEL: pods.group}))
+    names = [pods.group for pods, _ in groups]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise KubernetesError(f"two worker groups would be called {repeated[0]!r}; give one model another `name`")
+    return groups
 
 
 def _rayservice(template: dict[str, Any], routers: Routers) -> dict[str, Any]:
-    """A patch with what follows from the settings, and no more, so that an overlay may change the rest."""
+    """A patch with the values that follow from the settings, and no others, so that overlays can change the rest."""
     settings, cluster = routers.settings, template["spec"]["rayClusterConfig"]
-    # Serve changes routers in place without a failed request, but it would take engines away from under the old ones:
-    # other engines are another RayCluster, to which KubeRay goes over.
+    # Serve can replace routers in place without a failed request, but it would remove engines that old routers still
+    # use. So different engines mean a new RayCluster, and KubeRay switches over to it.
     engines = sorted(engine.application for engine in routers.engines)
     version = f"v{blake2b(' '.join(engines).encode(), digest_size=5).hexdigest()}"
     head = cluster["headGroupSpec"]
@@ -181,7 +186,7 @@ def _rayservice(template: dict[str, Any], routers: Routers) -> dict[str, Any]:
         prototype = routers_group if _MODEL not in labels else engines_group
         group = _copy(prototype)
         group["groupName"] = pods.group
-        group |= {"replicas": pods.least, "minReplicas": pods.least, "maxReplicas": pods.most}
+        group |= {"replicas": pods.min_replicas, "minReplicas": pods.min_replicas, "maxReplicas": pods.max_replicas}
         group["rayStartParams"]["object-store-memory"] = str(OBJECT_STORE_BYTES)
         group["resources"] = {"CPU": str(pods.cores), pods.unit: "1"}
         group["template"]["metadata"]["labels"] |= labels
@@ -191,7 +196,7 @@ def _rayservice(template: dict[str, Any], routers: Routers) -> dict[str, Any]:
     return {
         **{key: template[key] for key in ("apiVersion", "kind", "metadata")},
         "spec": {
-            # An old cluster is kept while its last streams end.
+            # The old cluster is kept until its last streams end.
             "rayClusterDeletionDelaySeconds": drain_s(settings),
             "serveConfigV2": _dump(serve_config_of(routers)),
             "rayClusterConfig": {"headGroupSpec": head, "workerGroupSpecs": groups},
@@ -200,10 +205,10 @@ def _rayservice(template: dict[str, Any], routers: Routers) -> dict[str, Any]:
 
 
 def _fill_pod(pod: dict[str, Any], settings: Settings) -> None:
-    chosen, main = settings.kubernetes, pod["containers"][0]
-    pod["terminationGracePeriodSeconds"] = leaving_s(settings)
+    kubernetes, main = settings.kubernetes, pod["containers"][0]
+    pod["terminationGracePeriodSeconds"] = termination_s(settings)
     for container in (*pod.get("initContainers", ()), *pod["containers"]):
-        container["image"] = chosen.image
+        container["image"] = kubernetes.image
         for port in container.get("ports", ()):
             if port["name"] in ("serve", "dray-metrics"):
                 port["containerPort"] = settings.port if port["name"] == "serve" else METRICS_PORT
@@ -214,7 +219,7 @@ def _fill_pod(pod: dict[str, Any], settings: Settings) -> None:
             name = "PROMETHEUS_MULTIPROC_DIR"
             _set_environment(container, {name: environment[name]})
     if "lifecycle" in main:
-        main["lifecycle"]["preStop"]["exec"]["command"] = ["sleep", str(NOTICED_S)]
+        main["lifecycle"]["preStop"]["exec"]["command"] = ["sleep", str(NOTICE_S)]
     for volume in pod["volumes"]:
         if volume["name"] == "models":
             volume.clear()
@@ -227,61 +232,61 @@ def _set_environment(container: dict[str, Any], values: Mapping[str, str]) -> No
 
 
 def _models_volume(settings: Settings) -> dict[str, Any]:
-    chosen = settings.kubernetes
-    if chosen.models_claim and chosen.models_image:
-        raise KubernetesError("models come from kubernetes.models_claim or from kubernetes.models_image, not from both")
-    if chosen.models_claim:
-        return {"persistentVolumeClaim": {"claimName": chosen.models_claim, "readOnly": True}}
-    if chosen.models_image:
-        return {"image": {"reference": chosen.models_image, "pullPolicy": "IfNotPresent"}}
+    kubernetes = settings.kubernetes
+    if kubernetes.models_claim and kubernetes.models_image:
+        raise KubernetesError("set either kubernetes.models_claim or kubernetes.models_image, not both")
+    if kubernetes.models_claim:
+        return {"persistentVolumeClaim": {"claimName": kubernetes.models_claim, "readOnly": True}}
+    if kubernetes.models_image:
+        return {"image": {"reference": kubernetes.models_image, "pullPolicy": "IfNotPresent"}}
     if any(model.source != BUNDLED for model in settings.served):
-        raise KubernetesError("a model other than the bundled one needs kubernetes.models_claim or .models_image")
+        raise KubernetesError("serving other than the bundled model needs kubernetes.models_claim or .models_image")
     return {"emptyDir": {}}
 
 
 def _budget(pods: Pods, labels: Mapping[str, str]) -> dict[str, Any]:
-    # A RayCluster has no scale subresource, so that only a number of pods can be asked for.
+    # A RayCluster has no scale subresource, so only an absolute number of pods is allowed here.
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": {"name": f"dray-{pods.group}"},
         "spec": {
-            "minAvailable": pods.least - 1,
+            "minAvailable": pods.min_replicas - 1,
             "selector": {"matchLabels": {_PART: "dray", **labels}},
         },
     }
 
 
 def _store(templates: list[dict[str, Any]], settings: Settings) -> list[dict[str, Any]]:
-    """The claim that holds the models, and the Job that fetches into it those that have a name."""
+    """The claim that holds the models, and the Job that downloads or exports the named ones into it."""
     claim, job = templates
-    chosen, models = settings.kubernetes, [ModelInCluster(one) for one in settings.served]
-    exports = bool(chosen.fetch_image)
-    size = chosen.storage_mb * 2**20 or storage(models, exports=exports)
-    claim["metadata"]["name"] = chosen.models_claim
+    kubernetes, models = settings.kubernetes, [ModelInCluster(model) for model in settings.served]
+    exports = bool(kubernetes.fetch_image)
+    size = kubernetes.storage_mb * 2**20 or storage(models, exports=exports)
+    claim["metadata"]["name"] = kubernetes.models_claim
     claim["spec"]["resources"]["requests"]["storage"] = f"{ceil(size / 2**30)}Gi"
     pod = job["spec"]["template"]["spec"]
     prototype = pod["initContainers"].pop()
     named = {
-        folder_of(one.settings.source, one.settings.weight, settings.models_dir).name: one
-        for one in models
-        if one.settings.source != BUNDLED and not is_folder(one.settings.source)
+        folder_of(model.settings.source, model.settings.weight, settings.models_dir).name: model
+        for model in models
+        if model.settings.source != BUNDLED and not is_folder(model.settings.source)
     }
     for folder, model in sorted(named.items()):
         container = _copy(prototype)
         container["name"] = folder.replace(".", "-")[:63]
-        container["image"] = chosen.fetch_image or chosen.image
+        container["image"] = kubernetes.fetch_image or kubernetes.image
         container["command"] += [model.settings.source, "--weight", model.settings.weight]
         _set_environment(container, {variable("models_dir"): str(settings.models_dir), variable("hub"): settings.hub})
         memory = f"{fetch_memory(model, exports=exports) >> 20}Mi"
         for kind in ("requests", "limits"):
             container["resources"][kind]["memory"] = memory
         pod["initContainers"].append(container)
-    pod["containers"][0]["image"] = chosen.image
+    pod["containers"][0]["image"] = kubernetes.image
     for volume in pod["volumes"]:
         if volume["name"] == "models":
-            volume["persistentVolumeClaim"]["claimName"] = chosen.models_claim
-    # A Job does not change: what it is to fetch names it.
+            volume["persistentVolumeClaim"]["claimName"] = kubernetes.models_claim
+    # A Job is immutable, so its name contains a hash of what it fetches.
     version = blake2b(json.dumps(pod, sort_keys=True).encode(), digest_size=4).hexdigest()
     job["metadata"]["name"] = f"dray-models-{version}"
     return [claim, job] if named else [claim]

@@ -1,8 +1,7 @@
-"""What a cluster's pods hold, how large they are and how long they take to go: all of it from the settings.
+"""Contents, sizes and shutdown times of a cluster's pods, derived from the settings.
 
-One pod holds one replica: a pod of a model's worker group offers one unit of a resource that only this model's engine
-asks for, and a router's pod the same for routers. So the cores of a pod are its engine's lease and one core more, for
-Ray, HAProxy and the replica's own Python.
+A pod holds one replica: it offers one unit of a Ray resource that only replicas of its kind request. A pod has its
+engine's cores and one more, for Ray, HAProxy and the replica's own Python.
 """
 
 from collections.abc import Iterable
@@ -18,10 +17,10 @@ from cluster.models.folder import BUNDLED_FOLDER, WEIGHTS_FILE, known_as, privat
 from cluster.serve_config import Engine
 from cluster.settings import BUNDLED, ModelSettings, Settings
 
-NOTICED_S = 15
-"""How long a pod that goes still takes requests: by then every proxy has heard of it."""
+NOTICE_S = 15
+"""Seconds that a terminating pod still accepts requests, until every proxy has noticed."""
 RAY_DRAIN_S = 30
-"""What Ray's own drain takes beyond the last stream."""
+"""Seconds that Ray's own drain takes after the last stream."""
 ROUTER_UNIT = "dray-router"
 _CORES_BESIDE_ENGINE, _ROUTER_CPUS = 1, 2
 _ROUTER_WORK_BYTES = 512 * 2**20
@@ -29,18 +28,18 @@ _CONNECTION_BYTES = 64 * 2**10
 """HAProxy's two buffers of 16 KiB for each side of a connection."""
 _MEMORY_STEP = 256 * 2**20
 _EXPORT_RATIO = 1.5
-"""Memory that an export takes, by the size of the weights that it reads: 5.3 GB for the 3.56 GB of the 1.5B."""
+"""Memory of an export relative to the weights that it reads: 5.3 GB for the 3.56 GB of the 1.5B."""
 
 
 class KubernetesError(Exception):
-    """The settings cannot be served in a cluster, and why."""
+    """The settings cannot be served in a cluster. The message says why."""
 
 
 @dataclass(frozen=True)
 class ModelInCluster:
-    """A model that a cluster will hold; it need not be on this machine, so its exact content is not known here.
+    """A model for a cluster. It may not be on this machine, so its exact content is unknown here.
 
-    Another content under the same name is another source: a new folder in the claim, or a new image.
+    Changed content needs a new source: a new folder in the claim, or a new image.
     """
 
     settings: ModelSettings
@@ -55,93 +54,96 @@ class ModelInCluster:
 
     @cached_property
     def weights_bytes(self) -> int:
-        """Of the file where there is one here; else by the catalog. Raises KubernetesError."""
+        """Size of the weight file if it is here, else from the catalog. Raises KubernetesError."""
         source = self.settings.source
         if source == BUNDLED:
             return (BUNDLED_FOLDER / WEIGHTS_FILE).stat().st_size
         if entry := CATALOG.get(source):
             return entry.disk_bytes(self.settings.weight)
-        known = next((one for one in CATALOG.values() if one.name == self.settings.name), None)
-        if known:
-            return known.disk_bytes(self.settings.weight)
+        entry = next((model for model in CATALOG.values() if model.name == self.settings.name), None)
+        if entry:
+            return entry.disk_bytes(self.settings.weight)
         raise KubernetesError(
-            f"how large {source} is cannot be known here: serve a model of the catalog (`dray models list`), or give "
-            "this one the `name` of one of its size"
+            f"the size of {source} is unknown here: serve a model of the catalog (`dray models list`), or set `name` "
+            "to that of a catalog model of the same size"
         )
 
     @property
     def original_bytes(self) -> int:
-        """Of the weights as their makers give them, in 16 bits."""
+        """Size of the original 16-bit weights."""
         return int(self.weights_bytes * WEIGHT_BITS["fp16"] / WEIGHT_BITS[self.settings.weight])
 
 
 @dataclass(frozen=True)
 class Pods:
-    """Worker pods of one kind. unit: Ray's resource, of which each has one. cores: whole ones that Ray may give out."""
+    """Worker pods of one kind.
+
+    unit: the Ray resource of which each pod has one. cores: CPUs that Ray may assign. memory: in bytes.
+    """
 
     group: str
     unit: str
     cores: int
     cpus: int
     memory: int
-    least: int
-    most: int
+    min_replicas: int
+    max_replicas: int
 
     @property
     def resources(self) -> dict[str, Any]:
-        """Requests and limits, alike, so that the pod is Guaranteed and has its CPUs to itself."""
+        """Equal requests and limits, so that the pod is Guaranteed and its CPUs are exclusive."""
         size = {"cpu": str(self.cpus), "memory": f"{self.memory >> 20}Mi"}
         return {"requests": size, "limits": dict(size)}
 
 
 def engine_memory(engine: Engine) -> int:
-    """Bytes of an engine's pod: Ray and Python, the mapped weight file, repacked weights, KV cache and runtime."""
+    """Memory of an engine's pod in bytes: Ray, Python, mapped weight file, repacked weights, KV cache and runtime."""
     needed = RUNTIME_BYTES + OBJECT_STORE_BYTES + engine.model.weights_bytes + private_memory(engine.model)
     return _rounded(needed)
 
 
 def router_memory(settings: Settings) -> int:
-    """Bytes of a router's pod: Ray and Python, HAProxy's connections, and requests at work."""
+    """Memory of a router's pod in bytes: Ray, Python, HAProxy's connections and running requests."""
     connections = settings.router.max_connections * _CONNECTION_BYTES
     needed = RUNTIME_BYTES + OBJECT_STORE_BYTES + connections + _ROUTER_WORK_BYTES
     return _rounded(needed)
 
 
 def engine_pods(engine: Engine) -> Pods:
-    """The pods of a model's engines. One more than there are engines, so that one can move before its node goes."""
+    """The pods of a model's engines. One spare pod allows an engine to move before its node leaves."""
     deployment = engine.describe()["deployments"][0]
     scale = deployment.get("autoscaling_config", {})
-    least = scale.get("min_replicas", deployment.get("num_replicas"))
-    most = scale.get("max_replicas", deployment.get("num_replicas"))
+    min_replicas = scale.get("min_replicas", deployment.get("num_replicas"))
+    max_replicas = scale.get("max_replicas", deployment.get("num_replicas"))
     slug = engine.application.removeprefix("engine-").rpartition("-")[0].replace(".", "-")
     cpus = (engine.cores + _CORES_BESIDE_ENGINE) * engine.settings.kubernetes.threads_per_core
-    return Pods(slug, f"dray-engine-{slug}", engine.cores, cpus, engine_memory(engine), least, most + 1)
+    return Pods(slug, f"dray-engine-{slug}", engine.cores, cpus, engine_memory(engine), min_replicas, max_replicas + 1)
 
 
 def router_pods(settings: Settings) -> Pods:
-    """The routers' pods. Twice as many at most, since new ones start before the old ones go."""
-    threads, chosen = settings.kubernetes.threads_per_core, settings.router
+    """The routers' pods. Up to twice as many as routers, because new ones start before the old ones stop."""
+    threads, router = settings.kubernetes.threads_per_core, settings.router
     cpus = ceil(_ROUTER_CPUS / threads) * threads
-    return Pods("routers", ROUTER_UNIT, 0, cpus, router_memory(settings), chosen.replicas, 2 * chosen.replica_limit)
+    return Pods("routers", ROUTER_UNIT, 0, cpus, router_memory(settings), router.replicas, 2 * router.replica_limit)
 
 
 def fetch_memory(model: ModelInCluster, *, exports: bool) -> int:
-    """Bytes of the container that fetches a model. exports: it may have to make it from weights."""
+    """Memory of the container that fetches a model, in bytes. exports: it may have to export the model."""
     return _rounded(RUNTIME_BYTES + (_EXPORT_RATIO * model.original_bytes if exports else 0))
 
 
 def storage(models: Iterable[ModelInCluster], *, exports: bool) -> int:
-    """Bytes of the claim: each model twice, a new version beside the old one, and the weights that exports read."""
+    """Size of the claim in bytes: each model twice, for a new version beside the old one, and weights to export."""
     return sum(2 * model.weights_bytes + (model.original_bytes if exports else 0) for model in models)
 
 
-def leaving_s(settings: Settings) -> int:
-    """How long a pod may take to go: noticed, the longest stream, Ray's own drain, and the end of its processes."""
-    return NOTICED_S + drain_s(settings) + RAY_DRAIN_S
+def termination_s(settings: Settings) -> int:
+    """Seconds that a pod may take to stop: notice, the longest stream, Ray's drain, the end of its processes."""
+    return NOTICE_S + drain_s(settings) + RAY_DRAIN_S
 
 
 def drain_s(settings: Settings) -> int:
-    """How long a node drains: its replicas' last streams end, and the replicas are made anew elsewhere."""
+    """Seconds that a node may drain: until its replicas' last streams end and new replicas run elsewhere."""
     return ceil(settings.limits.request_timeout_s) + RAY_DRAIN_S
 
 

@@ -67,7 +67,7 @@ def pods(documents: list[Document], settings: Settings) -> Iterator[str]:
             yield f"{name} is ready before it serves"
         if main.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command") != [
             "sleep",
-            str(sizes.NOTICED_S),
+            str(sizes.NOTICE_S),
         ]:
             yield f"{name} goes before proxies know"
         if not main["resources"]["limits"]["cpu"].isdigit():

@@ -76,7 +76,7 @@ def test_the_manual_sizes_as_the_code_does() -> None:
     (engine,) = routers_of(in_cluster(settings)).engines
     manual = (ROOT / "docs" / "operations.md").read_text()
     assert f"| the pod | | **{sizes.engine_memory(engine) / 2**30:.2f} GiB** |" in manual
-    assert f"for {sizes.NOTICED_S} s more" in " ".join(manual.split())
+    assert f"for {sizes.NOTICE_S} s more" in " ".join(manual.split())
 
 
 def test_other_engines_are_another_cluster_and_other_routers_are_not(tmp_path: Path) -> None:
@@ -133,13 +133,13 @@ def test_the_store_has_room_for_what_is_fetched_or_exported(tmp_path: Path) -> N
         ("model:\n  source: deepseek-r1-distill-qwen-1.5b\n" + CLAIM, "cores_per_replica"),
         ("model:\n  source: nothing-known\n  cores_per_replica: 1\n" + CLAIM, "no folder, not in the catalog"),
         ("model:\n  source: org/unknown-9b\n  cores_per_replica: 1\n" + CLAIM, "how large org/unknown-9b is"),
-        (NAMED + "cache:\n  url: rediss://:secret@redis:6379/0\n" + CLAIM, "holds a password"),
+        (NAMED + "cache:\n  url: rediss://:secret@redis:6379/0\n" + CLAIM, "contains a password"),
         (NAMED + "kubernetes:\n  threads_per_core: 3\n", "kubernetes.threads_per_core"),
         (
             "models:\n"
             "- {source: qwen3-0.6b, cores_per_replica: 1, name: a}\n"
             "- {source: qwen3-4b, cores_per_replica: 1, aliases: [a]}\n" + CLAIM,
-            "two models go by the name 'a'",
+            "two models have the name 'a'",
         ),
         (
             "models:\n"

@@ -79,4 +79,4 @@ def test_models_that_do_not_fit_are_refused_with_the_sums(another: Dray) -> None
 
 def test_two_models_of_one_name_are_refused(another: Dray) -> None:
     ended = another.run("up", DRAY_MODELS=json.dumps([{"name": "a"}, {"name": "b", "aliases": ["a"]}]))
-    assert ended.returncode == 1 and "two models go by the name 'a'" in ended.stderr
+    assert ended.returncode == 1 and "two models have the name 'a'" in ended.stderr
