@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from cluster.extras import install_command
+
 COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a")
 _WIDTH, _HEIGHT = 760, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 36, 46
@@ -138,7 +140,7 @@ def _png(marks: Sequence[_Mark], height: int, path: Path) -> None:
     try:
         from PIL import Image, ImageDraw, ImageFont
     except ImportError:
-        raise ChartError("a .png needs Pillow (pip install 'dray[plan]'); an .svg needs nothing") from None
+        raise ChartError(f"a .png needs Pillow; install it with: {install_command('plan')}; or choose .svg") from None
     image = Image.new("RGB", (_WIDTH, height), "white")
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(_SIZE)
     anchors = {"start": "ls", "middle": "ms", "end": "rs"}

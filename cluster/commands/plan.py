@@ -10,6 +10,7 @@ from rich.status import Status
 
 from cluster.bench.lengths import parse_lengths
 from cluster.commands.console import Config, err, fail, load_settings, out
+from cluster.extras import install_command
 
 if TYPE_CHECKING:
     from cluster.plan.profile import Profile
@@ -74,7 +75,7 @@ def plan(
     try:
         import simpy  # noqa: F401
     except ImportError:
-        raise fail("`dray plan` needs simpy: pip install 'dray[plan]'") from None
+        raise fail(f"`dray plan` needs simpy; install it with: {install_command('plan')}") from None
     from cluster.plan.load import DAY_S
     from cluster.plan.nodes import Node, capacity_for
     from cluster.plan.profile import fit

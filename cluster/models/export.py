@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cluster.extras import install_command
 from cluster.models.folder import MANIFEST, WEIGHTS_FILE
 
 WEIGHTS = ("int8", "int4", "fp16", "fp32")
@@ -59,7 +60,7 @@ def check_export_extra() -> None:
     """Raises ExportError where the extra `export` is not installed."""
     missing = [package for module, package in _PACKAGES.items() if not _installed(module)]
     if missing:
-        raise ExportError(f"export needs {', '.join(missing)}: pip install 'dray[export]'")
+        raise ExportError(f"export needs {', '.join(missing)}; install with: {install_command('export')}")
 
 
 def export_model(

@@ -70,7 +70,7 @@ class InfoApi:
 
     async def chat(self, http: HttpRequest) -> Response:
         """GET /chat, if Serve runs no application with that prefix."""
-        message = "There is no chat page here: it needs the extra `page` (pip install 'dray[page]') and page: true."
+        message = "No chat page is served here: it needs page: true and gradio; `dray doctor` says how to install it."
         raise ApiError(404, message, code="no_chat_page")
 
     async def live(self, http: HttpRequest) -> Response:

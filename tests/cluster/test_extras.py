@@ -1,0 +1,31 @@
+"""The command that installs an extra: it must work where Dray is on no package index."""
+
+import shlex
+import sys
+import tomllib
+from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from cluster.extras import install_command
+
+CHECKOUT = Path(__file__).parents[2]
+EXTRAS = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+@pytest.mark.parametrize("extra", ["page", "plan", "export"])
+def test_from_a_checkout_it_names_the_folder(extra: str) -> None:
+    *pip, editable, target = shlex.split(install_command(extra))
+    assert pip == [sys.executable, "-m", "pip", "install"] and editable == "--editable"
+    folder, _, chosen = target.rstrip("]").partition("[")
+    assert (Path(folder) / "pyproject.toml").samefile(CHECKOUT / "pyproject.toml")
+    assert chosen in EXTRAS
+
+
+@pytest.mark.parametrize("extra", ["page", "plan"])
+def test_from_a_wheel_it_names_packages(extra: str, tmp_path: Path) -> None:
+    assert requires("dray")
+    command = shlex.split(install_command(extra, tmp_path))
+    assert {Requirement(one).name for one in command[4:]} == {Requirement(one).name for one in EXTRAS[extra]}
