@@ -1,6 +1,7 @@
-"""Sizes as people read them."""
+"""How sizes are written for people."""
 
 
-def gib(size_bytes: int) -> str:
-    """A size in GiB with one decimal: `0.7 GiB`."""
-    return f"{size_bytes / 2**30:.1f} GiB"
+def format_bytes(size: int) -> str:
+    """A number of bytes with its unit: 18.2 GiB, or 17 MiB for less than 0.1 GiB."""
+    gib = size / 2**30
+    return f"{gib:.1f} GiB" if gib >= 0.1 else f"{size / 2**20:.0f} MiB"

@@ -11,7 +11,7 @@ from cluster.commands.console import AsJson, Config, StateDir, err, load_setting
 from cluster.commands.lifecycle import Cores, Model, Replicas, Source, Weight
 from cluster.doctor import Finding, examine
 
-_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+_COLOURS = {"passed": "green", "warning": "yellow", "failed": "red"}
 
 
 def doctor(
@@ -20,14 +20,14 @@ def doctor(
     source: Source = None,
     replicas: Replicas = None,
     cores: Cores = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Do not contact the model hub.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not contact model hubs.")] = False,
     as_json: AsJson = False,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
     """Check whether `dray up` would work here with these options, and suggest fixes. Changes nothing.
 
-    Exit code 1: a check failed. Warnings alone do not count.
+    Exit code 1: a check failed. Warnings do not count.
     """
     settings = load_settings(
         config,
@@ -42,19 +42,19 @@ def doctor(
     with err.status("checking") as status:
         for finding in examine(settings, offline=offline):
             findings.append(finding)
-            status.update(f"checking; last: {finding.check}")
+            status.update(f"checking: {finding.check} done")
             if not as_json:
                 _print(finding)
     counts = Counter(finding.level for finding in findings)
     if as_json:
-        out.print_json(data={"ok": not counts["fail"], "checks": [asdict(finding) for finding in findings]})
+        out.print_json(data={"ok": not counts["failed"], "checks": [asdict(finding) for finding in findings]})
     else:
-        warnings = "1 warning" if counts["warn"] == 1 else f"{counts['warn']} warnings"
-        out.print(f"{counts['ok']} passed, {warnings}, {counts['fail']} failed", highlight=False)
-    if counts["fail"]:
+        warnings = "1 warning" if counts["warning"] == 1 else f"{counts['warning']} warnings"
+        out.print(f"{counts['passed']} passed, {warnings}, {counts['failed']} failed", highlight=False)
+    if counts["failed"]:
         raise typer.Exit(1)
 
 
 def _print(finding: Finding) -> None:
-    level = f"[{_COLOURS[finding.level]}]{finding.level:4}[/]"
+    level = f"[{_COLOURS[finding.level]}]{finding.level:7}[/]"
     out.print(f"{level} {finding.check:13} {escape(finding.message)}", highlight=False, soft_wrap=True)

@@ -39,7 +39,7 @@ from cluster.models.folder import ModelFolderError, folder_of, is_folder, is_to_
 from cluster.models.hubs import HubError, RemoteFile, open_hub
 from cluster.models.paths import UnsafeNameError
 from cluster.settings import BUNDLED, Settings
-from cluster.units import gib
+from cluster.units import format_bytes
 
 app = typer.Typer(
     help="Manage models: the catalog, and the models on this machine.",
@@ -159,7 +159,7 @@ def list_models(as_json: AsJson = False, config: Config = None) -> None:
         catalog.add_row(
             entry.name,
             f"{entry.parameters / 1e9:.2f} B",
-            gib(entry.disk_bytes("int8")),
+            format_bytes(entry.disk_bytes("int8")),
             str(entry.context_tokens),
             entry.licence,
             "no" if entry.thinking == "none" else "yes",
@@ -167,7 +167,7 @@ def list_models(as_json: AsJson = False, config: Config = None) -> None:
     out.print(catalog)
     disk = Table("model", "size", "source", title=f"In {settings.models_dir}", title_justify="left")
     for model in installed:
-        disk.add_row(model.name, gib(model.bytes), str(model.manifest.get("source", "")))
+        disk.add_row(model.name, format_bytes(model.bytes), str(model.manifest.get("source", "")))
     out.print(disk)
     out.print(f"Served now: {', '.join(served) if served else 'none'}", highlight=False)
 
@@ -187,7 +187,10 @@ def show(name: CatalogName, as_json: AsJson = False) -> None:
         ("ready-made", ", ".join(entry.ready_made("huggingface", weight) for weight in ("int8", "int4"))),
         ("licence", entry.licence),
         ("parameters", f"{entry.parameters / 1e9:.2f} B ({entry.architecture})"),
-        ("on disk", ", ".join(f"{weight} {gib(entry.disk_bytes(weight))}" for weight in ("int4", "int8", "fp16"))),
+        (
+            "on disk",
+            ", ".join(f"{weight} {format_bytes(entry.disk_bytes(weight))}" for weight in ("int4", "int8", "fp16")),
+        ),
         ("context", f"{entry.context_tokens} tokens"),
         ("thinking", entry.thinking),
         ("tool calls", entry.tools),

@@ -1,4 +1,4 @@
-"""What must hold before anything is started, each refusal one line that says what to do."""
+"""Checks before anything is started. Each refusal is one line that says what to do."""
 
 import errno
 import random
@@ -15,39 +15,40 @@ from cluster.models.folder import KnownModel, ModelFolderError, check_readable, 
 from cluster.redis_client import RedisUrlError, check_url
 from cluster.serve_config import Engine, has_page
 from cluster.settings import Settings, is_loopback
+from cluster.units import format_bytes
 
-_MOST_CORES = 8
+_MAX_DEFAULT_CORES = 8
 RUNTIME_BYTES = 900 * 2**20
-"""Ray with Serve, HAProxy, one router and a replica's own Python."""
+"""Memory of Ray with Serve, HAProxy, one router and a replica's own Python."""
 _PAGE_BYTES = 170 * 2**20
-_LONGEST_STATE_DIR = 40
+_MAX_STATE_DIR_CHARS = 40
 _BLOCKS = range(20_000, 30_000, 100)
 _CGROUP_MEMORY = Path("/sys/fs/cgroup")
 _CPUINFO = Path("/proc/cpuinfo")
 
 
 class LaunchError(Exception):
-    """Dray cannot start here, and why."""
+    """Dray cannot start here or apply a change; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreflightResult:
-    """What the checks found: the engines to run, and the cores that may be leased in all."""
+    """The engines to run, and the number of cores that may be leased in all."""
 
     engines: tuple[Engine, ...]
     usable: int
 
     @property
     def leased(self) -> int:
-        """Cores that all replicas lease together."""
+        """Cores that all replicas together lease."""
         return sum(engine.leased for engine in self.engines)
 
 
 def check(settings: Settings) -> PreflightResult:
-    """Holds the settings against the machine. Raises LaunchError with the first thing that does not fit."""
+    """Checks the settings against this machine. Raises LaunchError for the first one that does not fit."""
     check_state_dir(settings.state_dir)
     if settings.cluster.head and is_loopback(settings.host):
-        raise LaunchError(f"host {settings.host} is reached from this machine only; with --head, choose --host 0.0.0.0")
+        raise LaunchError(f"host {settings.host} is reachable from this machine only; with --head, use --host 0.0.0.0")
     check_port(settings.host, settings.port)
     for url in filter(None, (settings.cache.url, settings.teams.url)):
         try:
@@ -63,92 +64,92 @@ def check(settings: Settings) -> PreflightResult:
 
 
 def check_change(settings: Settings, running: Sequence[Engine]) -> tuple[PreflightResult, int, bool]:
-    """Holds changed settings against the machine on which these engines run.
+    """Checks changed settings against this machine, on which these engines run.
 
-    Gives what was found, how many cores nobody leases now, and whether there is memory for all new engines beside
-    those that run. Raises LaunchError where the new ones would not fit even alone.
+    Returns the new engines, the number of cores that nobody leases now, and whether memory allows all new engines
+    beside the running ones. Raises LaunchError where the new ones would not even fit alone.
     """
     usable = usable_cores()
     found = find_engines(settings, usable)
     free = count_free(settings.core_lock_dir, usable=usable)
     check_cores(settings, found, usable, free + sum(engine.leased for engine in running))
-    there = available_memory()
-    check_memory(found.engines, 0, there + sum(memory_needed(engine.model) for engine in running))
+    available = available_memory()
+    check_memory(found.engines, 0, available + sum(memory_needed(engine.model) for engine in running))
     names = {engine.application for engine in running}
     added = sum(memory_needed(engine.model) for engine in found.engines if engine.application not in names)
-    return found, free, added <= there
+    return found, free, added <= available
 
 
 def check_processor(cpuinfo: Path = _CPUINFO) -> str:
-    """What the processor offers to INT8, the fastest first. Raises LaunchError where that is too little.
+    """Names the processor's INT8 instructions, fastest first. Raises LaunchError without AVX2.
 
-    cpuinfo: as /proc/cpuinfo is. Arm's has no `flags`, and nothing is asked of it.
+    cpuinfo: in the format of /proc/cpuinfo. On Arm it has no `flags` line, and nothing is required.
     """
     line = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
     flags = set(line.partition(":")[2].split())
     if line and "avx2" not in flags:
         raise LaunchError(
-            "this processor has no AVX2, without which INT8 models are far too slow; in a virtual machine, let the "
-            "hypervisor pass the host's processor through"
+            "this processor has no AVX2, without which INT8 models are far too slow; in a virtual machine, "
+            "configure the hypervisor to pass the host's CPU model through"
         )
     fast = [name for name in ("amx_int8", "avx512_vnni", "avx_vnni", "avx2") if name in flags]
-    return f"INT8 by {', '.join(fast)}" if fast else "no x86, nothing to check"
+    return f"INT8 with {', '.join(fast)}" if fast else "not x86, nothing to check"
 
 
 def check_state_dir(folder: Path) -> None:
-    """Raises LaunchError where sockets below the folder would have too long a path."""
-    if len(str(folder)) > _LONGEST_STATE_DIR:
+    """Raises LaunchError if the paths of sockets below the folder would be too long."""
+    if len(str(folder)) > _MAX_STATE_DIR_CHARS:
         raise LaunchError(
-            f"state_dir {folder} is longer than {_LONGEST_STATE_DIR} characters: "
-            "the paths of the sockets below it would not fit"
+            f"state_dir {folder} is longer than {_MAX_STATE_DIR_CHARS} characters: "
+            "the paths of sockets below it would exceed the kernel's limit"
         )
 
 
 def find_engines(settings: Settings, usable: UsableCores) -> PreflightResult:
-    """The engines of the settings' models, each model checked. Raises LaunchError."""
+    """Checks each model of the settings and returns their engines. Raises LaunchError."""
     try:
         models = open_models(settings)
         for model in models:
             check_readable(model)
     except ModelFolderError as error:
         raise LaunchError(str(error)) from None
-    similar = settings.cache.similarity_model
-    if similar and not any(similar in model.names and model.settings.task == "embed" for model in models):
-        raise LaunchError(f"cache.similarity_model is {similar!r}, but no served model of that name has task: embed.")
+    embedder = settings.cache.similarity_model
+    if embedder and not any(embedder in model.names and model.settings.task == "embed" for model in models):
+        raise LaunchError(f"cache.similarity_model is {embedder!r}, but no served model of that name has task: embed")
     return PreflightResult(engines_of(settings, models, usable), usable.count)
 
 
 def engines_of(settings: Settings, models: Sequence[KnownModel], usable: UsableCores) -> tuple[Engine, ...]:
-    """The engines of models, on this machine or not, each replica with its share of the cores."""
-    cores = _cores_each(models, usable.count)
+    """The engines of models, present on this machine or not, with the cores of each replica."""
+    cores = _cores_per_replica(models, usable.count)
     return tuple(Engine(settings, model, cores[model.name], model.settings.replicas) for model in models)
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises LaunchError where something listens there already, or nothing may."""
-    # Without SO_REUSEPORT: HAProxy sets it, so a second one would share the port in silence.
+    """Raises LaunchError if the port is in use, or this process may not listen there."""
+    # Without SO_REUSEPORT: HAProxy sets it, so a second one would silently share the port.
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise LaunchError(f"port {port} on {host} is in use; choose another with --port") from None
+                raise LaunchError(f"port {port} on {host} is in use; choose another one with --port") from None
             raise LaunchError(f"cannot listen on {host}:{port}: {error.strerror}") from None
 
 
 @contextmanager
 def port_block() -> Iterator[range]:
-    """Ports that no other Dray on this machine has, for as long as the block runs.
+    """Reserves ports that no other Dray on this machine uses, for as long as the block runs.
 
-    HAProxy and Serve's replicas bind theirs with SO_REUSEPORT: two Drays that chose one would share its connections.
+    HAProxy and Serve's replicas bind theirs with SO_REUSEPORT: two Drays on one port would share its connections.
     """
     starts = list(_BLOCKS)
     random.shuffle(starts)
     for start in starts:
-        with socket.socket() as mark:
+        with socket.socket() as reservation:
             try:
-                mark.bind(("127.0.0.1", start))
+                reservation.bind(("127.0.0.1", start))
                 for port in range(start + 1, start + _BLOCKS.step):
                     with socket.socket() as probe:
                         probe.bind(("0.0.0.0", port))
@@ -156,52 +157,57 @@ def port_block() -> Iterator[range]:
                 continue
             yield range(start + 1, start + _BLOCKS.step)
             return
-    raise LaunchError(f"no {_BLOCKS.step} ports in a row are free between {_BLOCKS.start} and {_BLOCKS.stop}")
+    raise LaunchError(f"no {_BLOCKS.step} consecutive ports are free between {_BLOCKS.start} and {_BLOCKS.stop}")
 
 
-def _cores_each(models: Sequence[KnownModel], usable: int) -> dict[str, int]:
-    """Whole cores of each model's replicas: what was wished, and equal shares of the rest."""
-    wished = [(model, model.settings.cores_per_replica, model.settings.replicas) for model in models]
-    left = usable - sum(cores * replicas for _, cores, replicas in wished)
-    sharing = sum(replicas for _, cores, replicas in wished if not cores)
-    share = max(1, min(left // sharing, _MOST_CORES)) if sharing else 0
-    return {model.name: cores or share for model, cores, _ in wished}
+def _cores_per_replica(models: Sequence[KnownModel], usable: int) -> dict[str, int]:
+    """Whole cores for each replica by the model's name: as set, or an equal share of the remaining cores."""
+    chosen = [(model, model.settings.cores_per_replica, model.settings.replicas) for model in models]
+    remaining = usable - sum(cores * replicas for _, cores, replicas in chosen)
+    sharing = sum(replicas for _, cores, replicas in chosen if not cores)
+    share = max(1, min(remaining // sharing, _MAX_DEFAULT_CORES)) if sharing else 0
+    return {model.name: cores or share for model, cores, _ in chosen}
 
 
 def check_cores(settings: Settings, found: PreflightResult, usable: UsableCores, free: int) -> None:
-    """Raises LaunchError where the engines want more cores than are free."""
-    # What has no place here may have one on a machine that joins; one replica of each model must begin.
-    needed = sum(one.cores for one in found.engines) if settings.cluster.head else found.leased
+    """Raises LaunchError if the engines need more cores than are free."""
+    # With a head, further replicas may run on machines that join; one replica of each model must start here.
+    needed = sum(engine.cores for engine in found.engines) if settings.cluster.head else found.leased
     if needed > free:
-        short = str(NotEnoughCores(needed, free, usable, tuple(held_cores(settings.core_lock_dir))))
-        sums = (f"{one.model.name}: {one.replicas} x {one.cores}" for one in found.engines)
-        raise LaunchError(f"{short} ({', '.join(sums)})" if len(found.engines) > 1 else short)
+        shortage = str(NotEnoughCores(needed, free, usable, tuple(held_cores(settings.core_lock_dir))))
+        sums = (f"{engine.model.name}: {engine.replicas} x {engine.cores}" for engine in found.engines)
+        raise LaunchError(f"{shortage} ({', '.join(sums)})" if len(found.engines) > 1 else shortage)
 
 
 def base_memory(settings: Settings) -> int:
-    """Bytes of all that is no engine: Redis, Ray, the routers, the chat page."""
+    """Bytes needed besides the engines: by Redis, Ray, the routers and the chat page."""
     return settings.cache.memory_mb * 2**20 + RUNTIME_BYTES + (_PAGE_BYTES if has_page(settings) else 0)
 
 
-def check_memory(engines: Sequence[Engine], base: int, there: int) -> str:
-    """Says what is needed and what is there. Raises LaunchError where it is too little."""
+def check_memory(engines: Sequence[Engine], base: int, available: int) -> str:
+    """Returns what is needed and what is available, in words. Raises LaunchError if it does not suffice.
+
+    base: bytes needed besides the engines. available: bytes.
+    """
     needs = {engine.model.name: memory_needed(engine.model) for engine in engines}
-    parts = [f"{name} {_gib(size)}" for name, size in needs.items()] + ([f"Redis and Ray {_gib(base)}"] if base else [])
-    said = f"{' + '.join(parts)} need {_gib(base + sum(needs.values()))} of memory and {_gib(there)} is available"
-    if base + sum(needs.values()) > there:
-        raise LaunchError(f"{said}; use fewer replicas or a smaller model.kv_cache_mb")
-    return said
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
+    needs |= {"Redis and Ray": base} if base else {}
+    total = sum(needs.values())
+    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in needs.items())
+    if len(needs) == 1:
+        balance = f"{next(iter(needs))} needs {format_bytes(total)} of memory"
+    else:
+        balance = f"{format_bytes(total)} of memory needed ({parts})"
+    balance += f"; {format_bytes(available)} is available"
+    if total > available:
+        raise LaunchError(f"{balance}; use fewer replicas or a smaller model.kv_cache_mb")
+    return balance
 
 
 def available_memory() -> int:
-    """Bytes that may still be used: the machine's, or less where a cgroup says so."""
-    there = int(psutil.virtual_memory().available)
+    """Bytes that may still be used: the machine's, or fewer where a cgroup limits them."""
+    available = int(psutil.virtual_memory().available)
     limit = memory_limit()
-    return there if limit is None else min(there, limit - int((_CGROUP_MEMORY / "memory.current").read_text()))
+    return available if limit is None else min(available, limit - int((_CGROUP_MEMORY / "memory.current").read_text()))
 
 
 def memory_limit() -> int | None:

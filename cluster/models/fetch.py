@@ -12,7 +12,7 @@ from typing import Protocol
 
 from cluster.models.hubs import Listing, ModelHub, RemoteFile
 from cluster.models.paths import UnsafeNameError, child, owned_child
-from cluster.units import gib
+from cluster.units import format_bytes
 
 _ATTEMPTS = 2
 _SPARE_BYTES = 64 * 2**20
@@ -75,8 +75,8 @@ def fetch(
     free = shutil.disk_usage(folder).free
     if missing_bytes + _SPARE_BYTES > free:
         raise FetchError(
-            f"{listing.repository} needs {gib(missing_bytes)} more, and {folder} has {gib(free)} free; "
-            "free some space or set models_dir to another disk"
+            f"{listing.repository} needs {format_bytes(missing_bytes)} more, and {folder} has "
+            f"{format_bytes(free)} free; free some space or set models_dir to another disk"
         )
     progress.begin(files)
     remaining = list(files)

@@ -36,10 +36,10 @@ def looked(check: str, *, cpu_manager: Path = Path("/nowhere"), **overrides: Any
 def test_all_is_well_here(another: Dray) -> None:
     code, checks = found("--offline", by=another)
     assert code == 0
-    assert {one.level for name in checks if name != "shared memory" for one in checks[name]} == {"ok"}
+    assert {one.level for name in checks if name != "shared memory" for one in checks[name]} == {"passed"}
     wanted = {"processor", "NUMA", "limits", "model", "cores", "memory", "disk", "ports", "Redis", "packages", "Ray"}
     assert wanted <= set(checks) and "hub" not in checks
-    assert "INT8 by" in checks["processor"][0].message or "no x86" in checks["processor"][0].message
+    assert "INT8 with" in checks["processor"][0].message or "not x86" in checks["processor"][0].message
     assert not (another.folder / "s").exists() and not (another.folder / "d").exists()
 
 
@@ -63,7 +63,7 @@ def test_everything_that_fails_is_told_at_once_and_as_up_tells_it(another: Dray)
             ),
         )
         assert code == 1
-        failed = {name: one.message for name, every in checks.items() for one in every if one.level == "fail"}
+        failed = {name: one.message for name, every in checks.items() for one in every if one.level == "failed"}
         assert set(failed) == {"model", "cores", "memory", "ports", "Redis"}
         assert another.run("up").stderr == f"error: {failed['ports']}\n"
     assert "lacks openvino_model.bin" in failed["model"]
@@ -77,11 +77,11 @@ def test_everything_that_fails_is_told_at_once_and_as_up_tells_it(another: Dray)
 def test_a_model_that_is_to_be_fetched_is_sized_before(tmp_path: Path) -> None:
     overrides: dict[str, Any] = {"models_dir": tmp_path, "model__source": "deepseek-r1-distill-qwen-7b"}
     (model,) = looked("model", **overrides)
-    assert model.level == "warn" and "7.62 GB" in model.message and "dray models pull" in model.message
+    assert model.level == "warning" and "7.1 GiB" in model.message and "dray models pull" in model.message
     (memory,) = looked("memory", **overrides, model__kv_cache_mb=4096)
     assert "deepseek-r1-distill-qwen-7b 18.8 GiB" in memory.message
     (unknown,) = looked("model", models_dir=tmp_path, model__source="some/model")
-    assert unknown.level == "warn" and "will be known then" in unknown.message
+    assert unknown.level == "warning" and "size unknown" in unknown.message
 
 
 @pytest.mark.slow
@@ -91,9 +91,9 @@ def test_hubs_are_asked_and_one_that_is_silent_fails_nothing(another: Dray) -> N
         code, checks = found(by=another, HF_ENDPOINT=hub.url, MODELSCOPE_ENDPOINT=scope.url, **proxy)
         assert code == 0
         assert {one.message.split()[0]: one.level for one in checks["hub"]} == {
-            hub.url: "ok",
-            "https://hf-mirror.com": "warn",
-            scope.url: "ok",
+            hub.url: "passed",
+            "https://hf-mirror.com": "warning",
+            scope.url: "passed",
         }
         assert hub.asked and scope.asked
 
@@ -102,7 +102,7 @@ def test_the_cores_of_the_dray_that_runs_here_count_as_free(dray: Dray) -> None:
     code, checks = found("--offline", by=dray)
     assert code == 0
     assert dray.url in checks["ports"][0].message
-    assert checks["cores"][0].level == "ok" and "those of the Dray that runs here" in checks["cores"][0].message
+    assert checks["cores"][0].level == "passed" and "those of the Dray that runs here" in checks["cores"][0].message
     assert "Redis and Ray" not in checks["memory"][0].message
     ours = {str(one.pid) for one in dray.processes("raylet/raylet")}
     assert ours and not ours & set(re.findall(r"\d+", checks["Ray"][0].message))
@@ -111,17 +111,17 @@ def test_the_cores_of_the_dray_that_runs_here_count_as_free(dray: Dray) -> None:
 def test_a_redis_that_evicts_is_none_for_teams() -> None:
     with redis_server(16) as own:
         teams, _ = looked("Redis", teams__url=own.url)
-        assert teams.level == "warn" and "noeviction" in teams.message
+        assert teams.level == "warning" and "noeviction" in teams.message
         answers, _ = looked("Redis", cache__url=own.url)
-        assert answers.level == "ok"
+        assert answers.level == "passed"
 
 
 def test_a_state_folder_with_too_long_a_path_is_told(tmp_path: Path) -> None:
     (path, *_) = looked("disk", state_dir=tmp_path / ("x" * 60))
-    assert path.level == "fail" and "characters" in path.message
+    assert path.level == "failed" and "characters" in path.message
 
 
-@pytest.mark.parametrize(("policy", "level"), [("static", "ok"), ("none", "warn")])
+@pytest.mark.parametrize(("policy", "level"), [("static", "passed"), ("none", "warning")])
 def test_a_node_tells_its_cpu_managers_policy(tmp_path: Path, policy: str, level: str) -> None:
     state = tmp_path / "cpu_manager_state"
     state.write_text(json.dumps({"policyName": policy, "defaultCpuSet": "0-1", "checksum": 1}))
@@ -133,7 +133,7 @@ def test_a_pod_that_sees_the_whole_node_is_told(monkeypatch: pytest.MonkeyPatch)
     assert looked("Kubernetes") == []
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     (finding,) = looked("Kubernetes")
-    assert finding.level == "warn" and "cpuManagerPolicy: static" in finding.message
+    assert finding.level == "warning" and "cpuManagerPolicy: static" in finding.message
     assert looked("cores") == looked("ports") == []  # the settings are the whole cluster's
     if len(os.sched_getaffinity(0)) > 1:
         before = os.sched_getaffinity(0)
@@ -142,4 +142,4 @@ def test_a_pod_that_sees_the_whole_node_is_told(monkeypatch: pytest.MonkeyPatch)
             (finding,) = looked("Kubernetes")
         finally:
             os.sched_setaffinity(0, before)
-        assert (finding.level, finding.message) == ("ok", f"this pod is held to the CPUs {min(before)}")
+        assert (finding.level, finding.message) == ("passed", f"this pod is pinned to CPUs {min(before)}")
