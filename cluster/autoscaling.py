@@ -1,9 +1,9 @@
-"""How many replicas a model needs: as many as compute what waits within the target, by the pace that they have shown.
+"""Autoscaling of a model: enough replicas to compute all waiting tokens within a target time, at their measured pace.
 
-Serve calls `PredictedWait` in its controller every moment, and holds its answer against the delays that the settings
-name: up at once, down only after it has wanted fewer for a while. So a load that comes and goes within that while keeps
-its replicas. What it reads are the numbers that replicas report (`record_autoscaling_stats`); a router tells how much
-waits in it with each request that it sends.
+Serve's controller calls `PredictedWait` periodically and applies the delays of the settings to its result: it adds
+replicas at once, and removes them only after the policy has asked for fewer for a while. Load that fluctuates faster
+than that keeps its replicas. The policy reads the metrics that replicas report (`record_autoscaling_stats`). Routers
+report the tokens waiting in them with each request that they send to a replica.
 """
 
 import math
@@ -16,22 +16,23 @@ from cluster.scaling_metrics import Decision, Reason, publish
 from cluster.settings import OfficeHours
 
 TOKENS = "tokens"
-"""Tokens that a replica has still to compute."""
+"""Metric: tokens that a replica still has to compute."""
 PACE = "pace"
-"""Tokens a second that it computes under load."""
+"""Metric: tokens per second that a replica computes under load."""
 QUEUED, HEARD = "queued.", "heard."
-"""With a router's name behind them: tokens that wait in it, and the Unix time at which it said so."""
+"""Metric prefixes, followed by a router's name: tokens that wait in it, and the Unix time of its report."""
 QUEUE_HOLDS_S = 10.0
-"""What a router said is taken for true so long: a queue in which anything waits is heard of often."""
-_SPARE = 0.8
-"""Fewer replicas are wanted only where they would have no more than this share of the target to do."""
+"""Lifetime of a router's report, in seconds. A router with a nonempty queue reports more often than that."""
+_MAX_SHARE_TO_SHRINK = 0.8
+"""Replicas are removed only if the rest would need at most this share of the target time."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadSample:
-    """What replicas have reported. tokens: to be computed, queued ones included. pace: tokens a second of one replica.
+    """The load that replicas have reported.
 
-    replicas: that have reported.
+    tokens: still to be computed, those queued in routers included. pace: tokens per second of a replica, on average.
+    replicas: number of replicas that have reported a pace.
     """
 
     tokens: float
@@ -40,76 +41,76 @@ class LoadSample:
 
 
 class PredictedWait:
-    """The policy of one model's engines."""
+    """Serve's autoscaling policy for the engines of a model."""
 
     def __init__(self, model: str, target_wait_s: float, office_hours: Sequence[Mapping[str, Any]] = ()) -> None:
-        """model: its name, for metrics. office_hours: as the settings have them."""
+        """model: name for the metrics. office_hours: as in the settings, as JSON objects."""
         self._model = model
         self._target_wait_s = target_wait_s
-        self._hours = [OfficeHours.model_validate(one) for one in office_hours]
+        self._office_hours = [OfficeHours.model_validate(hours) for hours in office_hours]
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
-        """Replicas wanted now. context: Serve's AutoscalingContext."""
+        """The desired number of replicas, and an empty policy state. context: Serve's AutoscalingContext."""
         current = context.target_num_replicas
-        seen = sample_of({name: latest(series) for name, series in (context.raw_metrics or {}).items()})
-        least = max((one.replicas for one in self._hours if one.covers(datetime.now())), default=0)
-        by_load = desired_replicas(seen, current, self._target_wait_s)
-        always, most = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
-        wanted = min(max(by_load, least, always), most)
+        sample = sample_of({name: latest(series) for name, series in (context.raw_metrics or {}).items()})
+        scheduled = max((hours.replicas for hours in self._office_hours if hours.covers(datetime.now())), default=0)
+        by_load = desired_replicas(sample, current, self._target_wait_s)
+        minimum, maximum = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
+        desired = min(max(by_load, scheduled, minimum), maximum)
         publish(
             Decision(
                 self._model,
-                waiting_tokens=seen.tokens,
-                predicted_wait_s=predicted_wait_s(seen),
+                waiting_tokens=sample.tokens,
+                predicted_wait_s=predicted_wait_s(sample),
                 target_wait_s=self._target_wait_s,
                 replicas=current,
-                desired=wanted,
-                min_replicas=always,
-                max_replicas=most,
-                office_hours=least,
-                reason=_reason(by_load, least, always, most) if seen.pace else "unknown",
+                desired=desired,
+                min_replicas=minimum,
+                max_replicas=maximum,
+                office_hours=scheduled,
+                reason=_reason(by_load, scheduled, minimum, maximum) if sample.pace else "unknown",
             )
         )
-        return wanted, {}
+        return desired, {}
 
 
-def _reason(by_load: int, scheduled: int, least: int, most: int) -> Reason:
-    """Which of them decides."""
-    if max(by_load, scheduled, least) > most:
+def _reason(by_load: int, scheduled: int, minimum: int, maximum: int) -> Reason:
+    """Which of these numbers of replicas determines the result."""
+    if max(by_load, scheduled, minimum) > maximum:
         return "max"
-    if by_load > max(scheduled, least):
+    if by_load > max(scheduled, minimum):
         return "load"
-    return "office_hours" if scheduled > least else "min"
+    return "office_hours" if scheduled > minimum else "min"
 
 
-def predicted_wait_s(seen: LoadSample) -> float:
-    """Seconds until the replicas will have computed all that waits."""
-    return seen.tokens / (seen.pace * seen.replicas) if seen.pace and seen.replicas else 0.0
+def predicted_wait_s(sample: LoadSample) -> float:
+    """Seconds that the replicas need for all waiting tokens. 0 while no pace is known."""
+    return sample.tokens / (sample.pace * sample.replicas) if sample.pace and sample.replicas else 0.0
 
 
-def desired_replicas(seen: LoadSample, current: int, target_wait_s: float) -> int:
-    """Replicas that compute what waits within the target."""
-    if not seen.pace:
+def desired_replicas(sample: LoadSample, current: int, target_wait_s: float) -> int:
+    """Replicas needed to compute all waiting tokens within the target; the current ones while no pace is known."""
+    if not sample.pace:
         return current
-    needed = math.ceil(seen.tokens / (seen.pace * target_wait_s))
+    needed = math.ceil(sample.tokens / (sample.pace * target_wait_s))
     if needed >= current:
         return max(needed, 0)
-    return min(current, math.ceil(seen.tokens / (seen.pace * target_wait_s * _SPARE)))
+    return min(current, math.ceil(sample.tokens / (sample.pace * target_wait_s * _MAX_SHARE_TO_SHRINK)))
 
 
 def sample_of(metrics: Mapping[str, Mapping[Any, float]]) -> LoadSample:
-    """What the numbers say, each by its name and by the replica that reported it."""
+    """The load in the metrics. metrics: value by metric name, then by the replica that reported it."""
     paces = [pace for pace in metrics.get(PACE, {}).values() if pace > 0]
     queued: dict[str, tuple[float, float]] = {}
     for name, by_replica in metrics.items():
         if not name.startswith(QUEUED):
             continue
         router = name.removeprefix(QUEUED)
-        heard = metrics.get(f"{HEARD}{router}", {})
-        # Each replica knows what the router said to it; the latest holds.
-        queued[router] = max((heard.get(replica, 0.0), tokens) for replica, tokens in by_replica.items())
-    newest = max((heard for heard, _ in queued.values()), default=0.0)
-    waiting = sum(tokens for heard, tokens in queued.values() if newest - heard < QUEUE_HOLDS_S)
+        times = metrics.get(f"{HEARD}{router}", {})
+        # A router reports to each replica that it sends a request to; only its latest report counts.
+        queued[router] = max((times.get(replica, 0.0), tokens) for replica, tokens in by_replica.items())
+    newest = max((reported for reported, _ in queued.values()), default=0.0)
+    waiting = sum(tokens for reported, tokens in queued.values() if newest - reported < QUEUE_HOLDS_S)
     tokens = sum(metrics.get(TOKENS, {}).values()) + waiting
     return LoadSample(tokens, sum(paces) / len(paces) if paces else 0.0, len(paces))
 

@@ -1,4 +1,4 @@
-"""Child processes of a launcher that must not outlive it."""
+"""Child processes that must not outlive their launcher."""
 
 import ctypes
 import os
@@ -8,14 +8,14 @@ from collections.abc import Callable
 _PR_SET_PDEATHSIG = 1
 
 
-def dies_with_parent(how: signal.Signals) -> Callable[[], None]:
-    """What a child does before exec (`preexec_fn`): it gets this signal when its parent dies, however that dies.
+def dies_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
+    """A `preexec_fn`: the kernel sends the child this signal when its parent dies, for whatever reason.
 
-    A group of its own keeps a terminal's Ctrl-C away from it: the launcher ends it in its own time.
+    The child also gets its own process group, so that Ctrl-C in a terminal does not reach it: the launcher stops it.
     """
 
-    def begin() -> None:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how)
+    def prepare() -> None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, death_signal)
         os.setpgrp()
 
-    return begin
+    return prepare

@@ -1,4 +1,4 @@
-"""The `dray` command: a function for each subcommand, in `cluster.commands`."""
+"""The `dray` command. Its subcommands are functions in `cluster.commands`."""
 
 import typer
 
@@ -20,8 +20,8 @@ from cluster.commands import (
 app = typer.Typer(
     help="Serve small reasoning language models on CPUs.",
     epilog="Example: dray up --detach, then dray chat\n\n"
-    "Exit codes: 0 done; 1 it failed, and one line on standard error says why; 2 an unknown option or argument; "
-    "3 (status) Dray is still starting. Colour goes to terminals alone, and NO_COLOR turns it off.",
+    "Exit codes: 0 success; 1 failure, with the reason in one line on standard error; 2 unknown option or argument; "
+    "3 (status) Dray is still starting. Output is coloured only on terminals; NO_COLOR turns colour off.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -1,4 +1,4 @@
-"""Loads the settings from dray.yaml, DRAY_* and the command line, checks them, and remembers where each came from."""
+"""Loads the settings from dray.yaml, DRAY_* and the command line, checks them, and records the source of each."""
 
 import json
 import os
@@ -30,11 +30,11 @@ FIXED = (
     "cluster.port",
     "cluster.redis_port",
 )
-"""Settings of what lies below the service: they cannot change while Dray runs."""
+"""Settings of the processes below Serve. They cannot change while Dray runs."""
 
 
 class SettingsError(Exception):
-    """A setting that is unknown, of the wrong type or out of range. The message names it and its source."""
+    """A setting that is unknown, of the wrong type or out of range. The message gives its name and source."""
 
 
 def changed_fixed_settings(new: Settings, old: Settings) -> list[str]:
@@ -45,7 +45,7 @@ def changed_fixed_settings(new: Settings, old: Settings) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The settings in force, and for each dotted name the source that set it."""
+    """The settings, and the source of each by its dotted name."""
 
     settings: Settings
     origins: dict[str, str]
@@ -80,7 +80,7 @@ def variable(name: str) -> str:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The variables that give another process exactly these settings."""
+    """Environment variables that give another process exactly these settings."""
     values = leaves(settings.model_dump(mode="json"))
     return {
         variable(name): value if isinstance(value, str) else json.dumps(value)
@@ -90,16 +90,16 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def load(overrides: Mapping[str, Any] | None = None, config: Path | None = None) -> Loaded:
-    """Reads every source and checks the result.
+    """Read every source and check the result.
 
     overrides: dotted names from the command line, e.g. {"model.replicas": 2}; None values are ignored.
     config: the YAML file. None: the file named by DRAY_CONFIG, or else ./dray.yaml if it exists.
     Raises SettingsError for a missing file, an unknown name or a wrong value.
     """
-    named = config or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
-    if named is not None and not named.exists():
-        raise SettingsError(f"settings file {named} does not exist")
-    path = named or Path("dray.yaml")
+    explicit = config or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
+    if explicit is not None and not explicit.exists():
+        raise SettingsError(f"settings file {explicit} does not exist")
+    path = explicit or Path("dray.yaml")
     known = describe()
     unknown = sorted(
         name
@@ -124,7 +124,7 @@ def load(overrides: Mapping[str, Any] | None = None, config: Path | None = None)
 
 
 def parse(values: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> Settings:
-    """Checks nested values. origins: the source of each dotted name, for the message. Raises SettingsError."""
+    """Check nested values. origins: the source of each dotted name, for error messages. Raises SettingsError."""
     try:
         return Settings(**values)
     except ValidationError as error:
@@ -132,12 +132,12 @@ def parse(values: Mapping[str, Any], origins: Mapping[str, str] | None = None) -
         name = ".".join(str(part) for part in first["loc"])
         origins = origins or {}
         origin = origins.get(name) or origins.get(str(first["loc"][0]))
-        what = "unknown setting" if first["type"] == "extra_forbidden" else f"{first['msg']}, got {first['input']!r}"
-        raise SettingsError(f"{name} ({origin}): {what}" if origin else f"{name}: {what}") from None
+        problem = "unknown setting" if first["type"] == "extra_forbidden" else f"{first['msg']}, got {first['input']!r}"
+        raise SettingsError(f"{name} ({origin}): {problem}" if origin else f"{name}: {problem}") from None
 
 
 def keep_fixed_settings(loaded: Loaded, running: Mapping[str, Any]) -> Settings:
-    """The loaded settings, but with the running Dray's value for each fixed one that no source sets."""
+    """The loaded settings, but fixed settings that no source sets keep the values of the running Dray."""
     values, current = leaves(loaded.settings.model_dump(mode="json")), leaves(running)
     for name in FIXED:
         if loaded.origins[name] == "default":
@@ -148,7 +148,7 @@ def keep_fixed_settings(loaded: Loaded, running: Mapping[str, Any]) -> Settings:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         return leaves(YamlConfigSettingsSource(Settings, yaml_file=path)())
-    except Exception as error:  # noqa: BLE001 - the YAML library's errors have no common type; each becomes one line
+    except Exception as error:  # noqa: BLE001 - the YAML library's errors share no type; each becomes one line
         raise SettingsError(f"{path} is not a YAML mapping: {error}") from None
 
 

@@ -1,6 +1,7 @@
-"""What belongs to a machine and not to the service: where its models lie, and the locks of its cores.
+"""Settings of a machine rather than of the service: the folders of its models and of its core locks.
 
-Ray starts replicas on any node. Each reads here what the launcher of its own node has put into the environment.
+Ray may start a replica on any node. The launcher of each node puts that node's folders into the environment, and the
+replica reads them here.
 """
 
 import os
@@ -22,12 +23,12 @@ class Node:
 
     @classmethod
     def here(cls) -> "Node":
-        """As the environment says; the defaults where it says nothing."""
-        usual = Settings()
+        """The folders from the environment, with the defaults for unset variables."""
+        defaults = Settings()
         models, locks = os.environ.get(_MODELS), os.environ.get(_LOCKS)
-        return cls(Path(models) if models else usual.models_dir, Path(locks) if locks else usual.core_lock_dir)
+        return cls(Path(models) if models else defaults.models_dir, Path(locks) if locks else defaults.core_lock_dir)
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The variables by which replicas on this machine find its folders."""
+    """Environment variables that tell replicas on this machine its folders."""
     return {_MODELS: str(settings.models_dir), _LOCKS: str(settings.core_lock_dir)}

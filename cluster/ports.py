@@ -1,4 +1,4 @@
-"""TCP ports that are free on this machine."""
+"""Free TCP ports of this machine."""
 
 import random
 import socket
@@ -8,10 +8,9 @@ _CANDIDATES = range(30_000, 32_000)
 
 
 def free_port() -> int:
-    """A TCP port on which nothing listens, on any address.
+    """A random TCP port on which nothing listens, at any address.
 
-    Drawn from below the range from which the kernel gives ports to clients: there, another connection could take it
-    before it is used.
+    The port is below the kernel's range for client ports, where another connection could take it before its use.
     """
     while True:
         port = random.choice(_CANDIDATES)

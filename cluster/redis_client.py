@@ -1,12 +1,12 @@
-"""Clients for every form of Redis URL: a server, its Unix socket, TLS, Sentinel, Cluster.
+"""Clients for every form of Redis URL: TCP, Unix socket, TLS, Sentinel, Cluster.
 
     redis://[user:password@]host:port/db          rediss:// with TLS
     unix:///path/to/socket
     redis+sentinel://[user:password@]host:port,host:port/service[/db]
-    redis+cluster://[user:password@]host:port,host:port        rediss+... of both with TLS
+    redis+cluster://[user:password@]host:port,host:port        rediss+... for both with TLS
 
-Certificates are named in the query: ?ssl_ca_certs=PATH&ssl_certfile=PATH&ssl_keyfile=PATH. A Sentinel's own user and
-password too: ?sentinel_username=NAME&sentinel_password=SECRET.
+The query holds the paths of certificates: ?ssl_ca_certs=PATH&ssl_certfile=PATH&ssl_keyfile=PATH. It also holds the
+user and password of the sentinels themselves: ?sentinel_username=NAME&sentinel_password=SECRET.
 """
 
 from dataclasses import dataclass, field
@@ -29,12 +29,16 @@ _SIMPLE = ("redis", "rediss", "unix")
 
 
 class RedisUrlError(ValueError):
-    """The URL is none that a client can be made for. The message does not hold its password."""
+    """An invalid or unsupported Redis URL. The message omits its password."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Several:
-    """A URL of several hosts. kind: "sentinel" or "cluster"."""
+class _MultiHostUrl:
+    """A parsed URL with several hosts.
+
+    kind: "sentinel" or "cluster". service: the sentinels' name for the master. options: for the connection to Redis.
+    sentinel: for the connection to the sentinels.
+    """
 
     kind: str
     hosts: list[tuple[str, int]]
@@ -44,7 +48,7 @@ class _Several:
 
 
 def check_url(url: str) -> None:
-    """Raises RedisUrlError for a URL of another form."""
+    """Raises RedisUrlError if no client can be created for the URL."""
     scheme = url.partition("://")[0]
     if scheme in _SIMPLE:
         try:
@@ -52,85 +56,87 @@ def check_url(url: str) -> None:
         except (ValueError, TypeError) as error:
             raise RedisUrlError(f"{without_password(url)}: {error}") from None
         return
-    _several(url)
+    _parse_multi_host(url)
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown."""
+    """The URL with its passwords masked, for messages and logs."""
     parts = urlsplit(url)
-    who, at, where = parts.netloc.rpartition("@")
-    shown = f"{who.partition(':')[0]}:***{at}" if ":" in who else who + at
+    credentials, at, hosts = parts.netloc.rpartition("@")
+    masked = f"{credentials.partition(':')[0]}:***{at}" if ":" in credentials else credentials + at
     query = "&".join(
         f"{name}={'***' if 'password' in name else value}"
         for name, value in parse_qsl(parts.query, keep_blank_values=True)
     )
-    return urlunsplit((parts.scheme, shown + where, parts.path, query, ""))
+    return urlunsplit((parts.scheme, masked + hosts, parts.path, query, ""))
 
 
 def connect(url: str, *, timeout_s: float = 2.0) -> Any:
-    """A client that blocks, for commands; close it. Raises RedisUrlError."""
+    """A blocking client, for the commands; the caller closes it. Raises RedisUrlError."""
     options: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "protocol": 3}
     if url.partition("://")[0] in _SIMPLE:
         return redis.Redis.from_url(url, retry=redis.retry.Retry(redis.backoff.NoBackoff(), 1), **options)
-    found = _several(url)
-    if found.kind == "cluster":
-        nodes = [redis.cluster.ClusterNode(*one) for one in found.hosts]  # type: ignore[no-untyped-call]
-        return redis.cluster.RedisCluster(startup_nodes=nodes, **options, **found.options)
+    target = _parse_multi_host(url)
+    if target.kind == "cluster":
+        nodes = [redis.cluster.ClusterNode(*host) for host in target.hosts]  # type: ignore[no-untyped-call]
+        return redis.cluster.RedisCluster(startup_nodes=nodes, **options, **target.options)
     sentinel: Any = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
-        found.hosts, sentinel_kwargs=_towards_sentinels(found, options)
+        target.hosts, sentinel_kwargs=_sentinel_options(target, options)
     )
-    return sentinel.master_for(found.service, **options, **found.options)
+    return sentinel.master_for(target.service, **options, **target.options)
 
 
 def connect_async(url: str, *, most_connections: int) -> Any:
-    """A client for an event loop; close it. Who calls bounds the time of a call. Raises RedisUrlError."""
+    """A client for an event loop. The caller closes it and sets timeouts on calls. Raises RedisUrlError."""
     options: dict[str, Any] = {
         "socket_timeout": None,
         "socket_connect_timeout": None,
         "protocol": 3,
-        # Once more and at once: a connection in the pool may be of a server that has gone since. The default would
-        # try for seconds.
+        # One immediate retry: a pooled connection may belong to a server that has stopped since. The default would
+        # retry for seconds.
         "retry": redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 1),
         "max_connections": most_connections,
     }
     if url.partition("://")[0] in _SIMPLE:
         return redis.asyncio.Redis.from_url(url, **options)
-    found = _several(url)
-    if found.kind == "cluster":
-        cluster_nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in found.hosts]
-        return redis.asyncio.cluster.RedisCluster(startup_nodes=cluster_nodes, **options, **found.options)
+    target = _parse_multi_host(url)
+    if target.kind == "cluster":
+        cluster_nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in target.hosts]
+        return redis.asyncio.cluster.RedisCluster(startup_nodes=cluster_nodes, **options, **target.options)
     sentinel: Any = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
-        found.hosts, sentinel_kwargs=_towards_sentinels(found, options)
+        target.hosts, sentinel_kwargs=_sentinel_options(target, options)
     )
-    return sentinel.master_for(found.service, **options, **found.options)
+    return sentinel.master_for(target.service, **options, **target.options)
 
 
-def _towards_sentinels(found: _Several, options: dict[str, Any]) -> dict[str, Any]:
-    # One sentinel that is gone must not cost the time of asking the next.
-    times = {name: options[name] or _SENTINEL_S for name in ("socket_timeout", "socket_connect_timeout")}
-    tls = {name: value for name, value in found.options.items() if name.startswith("ssl")}
-    return times | tls | found.sentinel
+def _sentinel_options(target: _MultiHostUrl, options: dict[str, Any]) -> dict[str, Any]:
+    # An unreachable sentinel must not use up the time for asking the next one.
+    timeouts = {name: options[name] or _SENTINEL_S for name in ("socket_timeout", "socket_connect_timeout")}
+    tls = {name: value for name, value in target.options.items() if name.startswith("ssl")}
+    return timeouts | tls | target.sentinel
 
 
-def _several(url: str) -> _Several:
+def _parse_multi_host(url: str) -> _MultiHostUrl:
     parts = urlsplit(url)
     scheme, plus, kind = parts.scheme.partition("+")
     if scheme not in ("redis", "rediss") or not plus or kind not in _PORTS:
         raise RedisUrlError(
-            f"{without_password(url)}: a Redis URL begins with redis://, rediss://, unix://, redis+sentinel://, "
-            "rediss+sentinel://, redis+cluster:// or rediss+cluster://"
+            f"{without_password(url)}: a Redis URL must start with redis://, rediss://, unix://, "
+            "redis+sentinel://, rediss+sentinel://, redis+cluster:// or rediss+cluster://"
         )
-    who, _, where = parts.netloc.rpartition("@")
-    user, _, password = who.partition(":")
+    credentials, _, locations = parts.netloc.rpartition("@")
+    user, _, password = credentials.partition(":")
     try:
-        hosts = [_host(one, _PORTS[kind]) for one in where.split(",")]
+        hosts = [_parse_host(location, _PORTS[kind]) for location in locations.split(",")]
         service, _, db = parts.path.strip("/").partition("/")
         options: dict[str, Any] = {"db": int(db)} if db else {}
     except ValueError:
-        raise RedisUrlError(f"{without_password(url)}: hosts are host:port,host:port, a database a number") from None
+        raise RedisUrlError(
+            f"{without_password(url)}: write hosts as host:port,host:port and the database as a number"
+        ) from None
     if (kind == "sentinel") != bool(service):
-        need = "the service's name behind the hosts" if kind == "sentinel" else "no path"
-        raise RedisUrlError(f"{without_password(url)}: such a URL has {need}")
+        rule = "needs the service's name after the hosts" if kind == "sentinel" else "must have no path"
+        raise RedisUrlError(f"{without_password(url)}: a URL of this kind {rule}")
     options |= {"username": unquote(user)} if user else {}
     options |= {"password": unquote(password)} if password else {}
     options |= {"ssl": True} if scheme == "rediss" else {}
@@ -138,14 +144,14 @@ def _several(url: str) -> _Several:
     sentinel = {
         name.removeprefix("sentinel_"): query.pop(name) for name in tuple(query) if name.startswith("sentinel_")
     }
-    if strange := [name for name in query if not name.startswith("ssl_")]:
-        raise RedisUrlError(f"{without_password(url)}: unknown option {strange[0]}")
-    return _Several(kind, hosts, service, options | query, sentinel)
+    if unknown := [name for name in query if not name.startswith("ssl_")]:
+        raise RedisUrlError(f"{without_password(url)}: unknown option {unknown[0]}")
+    return _MultiHostUrl(kind, hosts, service, options | query, sentinel)
 
 
-def _host(text: str, port: int) -> tuple[str, int]:
-    host, colon, number = text.rpartition(":")
-    found = (host, int(number)) if colon else (text, port)
-    if not found[0]:
+def _parse_host(text: str, default_port: int) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    address = (host, int(port)) if colon else (text, default_port)
+    if not address[0]:
         raise ValueError(text)
-    return found
+    return address

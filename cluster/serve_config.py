@@ -1,7 +1,8 @@
-"""What Serve runs, as a Serve config: an application for the routers, one for each exact engine, one for the chat page.
+"""The Serve config: one application for the routers, one for each engine version, one for the chat page.
 
-An engine's application is named by all that its answers depend on. So a new version of a model is another application:
-it starts beside the old one, the routers go over to it, and none ever sends it what was meant for the other.
+The name of an engine's application contains a hash of everything that its answers depend on. A new version of a model
+is therefore a new application: it starts beside the old one, the routers switch to it, and no request for one version
+reaches the other.
 """
 
 import json
@@ -18,23 +19,23 @@ from cluster.models.folder import KnownModel
 from cluster.settings import Group, ModelSettings, Settings
 
 ROUTERS = "dray"
-"""Name of the routers' application."""
+"""Name of the routers' Serve application."""
 ROUTER, ENGINE, PAGE = "router", "engine", "page"
-"""Names of the deployments in the kinds of application."""
+"""Names of the deployment in each kind of application."""
 PAGE_PREFIX = "/chat"
 
-# Import paths of the applications. Named, not imported: `cluster` knows nothing of requests.
+# Import paths of the applications. Strings, because `cluster` must not import `deployments`.
 _ROUTER_IMPORT, _ENGINE_IMPORT = "deployments.app:router", "deployments.app:engine"
 _PAGE_IMPORT = "deployments.pages.service:page"
 REQUEST_ROUTER = "deployments.routing.serve_router:PrefixAwareRouter"
-"""Import path of what chooses replicas."""
+"""Import path of the class that picks replicas."""
 _POLICY = "cluster.autoscaling:PredictedWait"
-_LEAST_LOOK_BACK_S = 10.5
-"""Serve wants to look back for longer than the 10 s between two reports."""
+_MIN_LOOK_BACK_S = 10.5
+"""Serve's look-back period must exceed the 10 s between two reports."""
 
 
 class EngineArgs(Group):
-    """What an engine replica is told. Whatever changes here makes another application."""
+    """Arguments of an engine application. Any change in them creates a new application."""
 
     model: ModelSettings
     cores: int
@@ -42,10 +43,10 @@ class EngineArgs(Group):
 
 
 class RouterArgs(Group):
-    """What a router is told. engines: the engine application of each model, by the model's name.
+    """Arguments of the routers. engines: the name of each model's engine application, by model name.
 
-    A Redis URL that is empty here is in the router's environment, under its setting's variable: in a cluster it holds
-    a password, and whoever may read a Serve config need not know that.
+    An empty Redis URL is read from the router's environment, from the variable of its setting: in a cluster the URL
+    contains a password, which readers of the Serve config must not see.
     """
 
     settings: Settings
@@ -54,7 +55,7 @@ class RouterArgs(Group):
     engines: dict[str, str]
 
     def with_urls(self, environment: Mapping[str, str]) -> "RouterArgs":
-        """The same with the URLs that only the environment has."""
+        """A copy with empty URLs filled in from the environment."""
         return self.model_copy(
             update={
                 "redis_url": self.redis_url or environment.get(variable("cache.url"), ""),
@@ -64,7 +65,7 @@ class RouterArgs(Group):
 
 
 class PageArgs(Group):
-    """What the chat page is told. api_url: base URL of the API that it asks, ending in /v1."""
+    """Arguments of the chat page. api_url: base URL of the API that it calls, ending in /v1."""
 
     api_url: str
     body_bytes: int
@@ -73,7 +74,7 @@ class PageArgs(Group):
 
 @dataclass(frozen=True)
 class Engine:
-    """An exact engine: a model, the whole cores of a replica, and how many replicas."""
+    """An engine version: a model, the number of whole cores per replica, and the number of replicas."""
 
     settings: Settings
     model: KnownModel
@@ -82,33 +83,33 @@ class Engine:
 
     @cached_property
     def args(self) -> EngineArgs:
-        # What changes no answer and no process is left out: it may change while the replicas run on.
-        of_no_weight = {"aliases": (), "replicas": 1, "sleep_after_s": 0.0, "max_replicas": 0}
-        of_no_weight |= {"target_wait_s": 20.0, "downscale_delay_s": 300.0, "office_hours": ()}
+        # Settings that affect neither answers nor the process are reset, so that changing them keeps the replicas.
+        neutral = {"aliases": (), "replicas": 1, "sleep_after_s": 0.0, "max_replicas": 0}
+        neutral |= {"target_wait_s": 20.0, "downscale_delay_s": 300.0, "office_hours": ()}
         return EngineArgs(
-            model=self.model.settings.model_copy(update=of_no_weight),
+            model=self.model.settings.model_copy(update=neutral),
             cores=self.cores,
             log_level=self.settings.log_level,
         )
 
     @cached_property
     def application(self) -> str:
-        """The name of its application."""
-        said = json.dumps([self.model.fingerprint, self.args.model_dump(mode="json")], sort_keys=True)
+        """Name of the Serve application: the model's name and a hash of its fingerprint and the arguments."""
+        identity = json.dumps([self.model.fingerprint, self.args.model_dump(mode="json")], sort_keys=True)
         slug = re.sub(r"[^a-z0-9.-]+", "-", self.model.name.lower())
-        return f"engine-{slug}-{blake2b(said.encode(), digest_size=5).hexdigest()}"
+        return f"engine-{slug}-{blake2b(identity.encode(), digest_size=5).hexdigest()}"
 
     def with_replicas(self, replicas: int) -> "Engine":
-        """The same engine with another number of replicas."""
+        """A copy with a different number of replicas."""
         return replace(self, replicas=replicas)
 
     @property
     def leased(self) -> int:
-        """Cores that all its replicas lease together, as many as there are at least."""
+        """Cores that the minimum number of replicas lease together."""
         return self.replicas * self.cores
 
     def describe(self) -> dict[str, Any]:
-        """Its application, as a Serve config has it."""
+        """The application's entry in the Serve config."""
         limits = self.settings.limits
         deployment = {
             "name": ENGINE,
@@ -134,18 +135,21 @@ class Engine:
         }
 
     def _scale(self) -> dict[str, Any]:
-        chosen = self.model.settings
-        sleep_after_s = chosen.sleep_after_s
-        if chosen.max_replicas > self.replicas:
-            hours = [one.model_dump(mode="json") for one in chosen.office_hours]
-            told = {"model": self.model.name, "target_wait_s": chosen.target_wait_s, "office_hours": hours}
+        settings = self.model.settings
+        sleep_after_s = settings.sleep_after_s
+        if settings.max_replicas > self.replicas:
+            policy_args = {
+                "model": self.model.name,
+                "target_wait_s": settings.target_wait_s,
+                "office_hours": [hours.model_dump(mode="json") for hours in settings.office_hours],
+            }
             return {
                 "autoscaling_config": {
                     "min_replicas": self.replicas,
-                    "max_replicas": chosen.max_replicas,
+                    "max_replicas": settings.max_replicas,
                     "upscale_delay_s": 0,
-                    "downscale_delay_s": chosen.downscale_delay_s,
-                    "policy": {"policy_function": _POLICY, "policy_kwargs": told},
+                    "downscale_delay_s": settings.downscale_delay_s,
+                    "policy": {"policy_function": _POLICY, "policy_kwargs": policy_args},
                 }
             }
         if not sleep_after_s:
@@ -155,18 +159,18 @@ class Engine:
                 "min_replicas": 0,
                 "initial_replicas": self.replicas,
                 "max_replicas": self.replicas,
-                # All or none: a model that is awake has all its replicas.
+                # All or none: any request wakes all replicas.
                 "target_ongoing_requests": 1e-3,
                 "upscale_delay_s": 0,
                 "downscale_delay_s": sleep_after_s,
-                "look_back_period_s": max(_LEAST_LOOK_BACK_S, min(30.0, sleep_after_s)),
+                "look_back_period_s": max(_MIN_LOOK_BACK_S, min(30.0, sleep_after_s)),
             }
         }
 
 
 @dataclass(frozen=True)
 class Routers:
-    """The routers, and the engines that they send requests to."""
+    """The routers and the engines that they send requests to."""
 
     settings: Settings
     redis_url: str
@@ -174,7 +178,7 @@ class Routers:
     engines: tuple[Engine, ...]
 
     def describe(self) -> dict[str, Any]:
-        """Their application, as a Serve config has it."""
+        """The application's entry in the Serve config."""
         engines = {engine.model.name: engine.application for engine in self.engines}
         args = RouterArgs(settings=self.settings, redis_url=self.redis_url, teams_url=self.teams_url, engines=engines)
         deployment = {
@@ -183,51 +187,51 @@ class Routers:
             "max_ongoing_requests": self.settings.router.max_connections,
             "health_check_period_s": 5,
             "graceful_shutdown_timeout_s": self.settings.limits.request_timeout_s,
-            # Their work is light; a whole core of Ray's would be one fewer for the engines.
+            # Routers need little CPU; a core that Ray reserved for them would be lost to the engines.
             "ray_actor_options": {"num_cpus": 0},
         }
         if self.settings.cluster.head and self.settings.router.replica_limit > 1:
-            # One on each machine, so that no machine takes all with it; in a rollout they go one by one.
+            # At most one per machine, so that no machine takes all down with it; a rollout replaces them one by one.
             deployment["max_replicas_per_node"] = 1
         else:
-            # New routers answer before the old ones go, and those let their streams finish.
+            # New routers serve before the old ones stop, and the old ones let their streams finish.
             deployment["max_surge_percent"] = 100
         return {
             "name": ROUTERS,
             "route_prefix": "/",
             "import_path": _ROUTER_IMPORT,
-            # Dray logs what did not go well, and counts all. Serve makes a line for each request, a twentieth of a hit,
-            # also where its access log is off (ray 2.60), unless the level leaves it out.
+            # Dray logs failures and counts every request itself. Serve formats a line for each request, which costs a
+            # twentieth of a cache hit, even with its access log off (ray 2.60), unless the log level excludes it.
             "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
             "args": args.model_dump(mode="json"),
             "deployments": [deployment],
         }
 
     def _scale(self) -> dict[str, Any]:
-        chosen = self.settings.router
-        if chosen.replica_limit == chosen.replicas:
-            return {"num_replicas": chosen.replicas}
+        router = self.settings.router
+        if router.replica_limit == router.replicas:
+            return {"num_replicas": router.replicas}
         return {
             "autoscaling_config": {
-                "min_replicas": chosen.replicas,
-                "max_replicas": chosen.replica_limit,
-                "target_ongoing_requests": chosen.target_streams,
+                "min_replicas": router.replicas,
+                "max_replicas": router.replica_limit,
+                "target_ongoing_requests": router.target_streams,
                 "upscale_delay_s": 5,
-                "downscale_delay_s": chosen.downscale_delay_s,
-                "look_back_period_s": _LEAST_LOOK_BACK_S,
+                "downscale_delay_s": router.downscale_delay_s,
+                "look_back_period_s": _MIN_LOOK_BACK_S,
             }
         }
 
 
 def serve_config(routers: Routers, engines: Iterable[Engine] | None = None) -> dict[str, Any]:
-    """The whole config. engines: those that run; the routers' own if not given."""
+    """The whole Serve config. engines: the engines to run. None: those that the routers send requests to."""
     running = routers.engines if engines is None else engines
     page = [_page(routers.settings)] if has_page(routers.settings) else []
     return {"applications": [routers.describe(), *(engine.describe() for engine in running), *page]}
 
 
 def has_page(settings: Settings) -> bool:
-    """Whether there is a chat page: it is wanted, and what it needs is installed."""
+    """Whether the chat page is served: it is enabled, and gradio is installed."""
     return settings.page and find_spec("gradio") is not None
 
 
@@ -235,10 +239,10 @@ def _page(settings: Settings) -> dict[str, Any]:
     args = PageArgs(api_url=settings.url, body_bytes=settings.limits.body_bytes, log_level=settings.log_level)
     deployment = {
         "name": PAGE,
-        # gradio keeps a conversation in the process that began it.
+        # gradio keeps a conversation in the process that started it.
         "num_replicas": 1,
         "max_ongoing_requests": settings.router.max_connections,
-        # An open page holds a connection for as long as it is open.
+        # An open page keeps its connection open; do not wait for it.
         "graceful_shutdown_timeout_s": 2,
         "ray_actor_options": {"num_cpus": 0},
     }

@@ -1,4 +1,8 @@
-"""Every setting of Dray, once: typed, described, and strict about what it does not know."""
+"""Every setting of Dray, with its type, default, bounds and description. Unknown names are errors.
+
+One long module on purpose: a reader looks up any setting in one place, and the reference page and `dray settings` are
+generated from it.
+"""
 
 import os
 import tempfile
@@ -24,7 +28,7 @@ Weight = Literal["int4", "int8", "fp16"]
 
 
 def default_state_dir() -> Path:
-    """A short private path for this user: Ray's sockets live below it, and Unix socket paths end at 107 bytes."""
+    """A short private path for this user: it holds Ray's sockets, and a Unix socket's path has at most 107 bytes."""
     return Path(tempfile.gettempdir()) / f"dray-{os.getuid()}"
 
 
@@ -35,29 +39,31 @@ def default_models_dir() -> Path:
 
 
 def default_data_dir() -> Path:
-    """The user's folder for what must last."""
+    """The user's folder for persistent data."""
     data = os.environ.get("XDG_DATA_HOME", "")
     return (Path(data) if data else Path.home() / ".local" / "share") / "dray"
 
 
 class Group(BaseModel):
-    """A section of the settings; a name it does not know is an error."""
+    """A section of the settings. An unknown name is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class OfficeHours(Group):
-    """A time of the week at which a model has at least so many replicas, by the controller's clock."""
+    """Weekly hours during which a model has a higher minimum of replicas, in the local time of Serve's controller."""
 
     days: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = Field(
-        ("mon", "tue", "wed", "thu", "fri"), description="Days of the week."
+        ("mon", "tue", "wed", "thu", "fri"), description="Days of the week on which the hours start."
     )
-    start: time = Field(time(8), description="From this time of the day.")
-    end: time = Field(time(18), description="To this time of the day; earlier than `start`: of the next day.")
-    replicas: Positive = Field(description="Replicas that there are at least.")
+    start: time = Field(time(8), description="Time of day at which the hours start.")
+    end: time = Field(
+        time(18), description="Time of day at which the hours end; if earlier than `start`, on the next day."
+    )
+    replicas: Positive = Field(description="Minimum number of replicas during these hours.")
 
     def covers(self, now: datetime) -> bool:
-        """Whether it is that time."""
+        """Whether `now` is within these hours."""
         days = [_DAYS.index(day) for day in self.days]
         if self.start <= self.end:
             return now.weekday() in days and self.start <= now.time() < self.end
@@ -69,224 +75,252 @@ _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 class ModelSettings(Group):
-    """A model that is served, and the replicas that serve it."""
+    """A served model and its replicas."""
 
     source: str = Field(
         BUNDLED,
-        description="What to serve: `bundled`, a name of the catalog, a Hub id (org/name), or a folder.",
+        description="Model to serve: `bundled`, a catalog name, a Hub id (org/name), or a folder.",
     )
-    weight: Weight = Field("int8", description="Weight format in which a model that is named is fetched or exported.")
-    name: str = Field("", description="Name that clients ask for. Empty: the model's own name.")
-    aliases: tuple[str, ...] = Field((), description="Further names that clients may ask for.")
+    weight: Weight = Field(
+        "int8", description="Weight format in which a catalog or Hub model is downloaded or exported."
+    )
+    name: str = Field("", description="Model name in the API. Empty: the model's own name.")
+    aliases: tuple[str, ...] = Field((), description="Additional model names in the API.")
     task: Literal["generate", "embed"] = Field(
-        "generate", description="What the model is for: answers, or embeddings (/v1/embeddings)."
+        "generate", description="Use of the model: `generate` answers, or `embed` texts (/v1/embeddings)."
     )
     pooling: Literal["auto", "mean", "cls", "last"] = Field(
         "auto",
-        description="How an embedding model's tokens become one vector. auto: by its 1_Pooling/config.json, or mean.",
+        description="Pooling of an embedding model. auto: taken from its 1_Pooling/config.json, mean without one.",
     )
-    replicas: Positive = Field(1, description="Engine replicas, each with its own cores and its own engine process.")
+    replicas: Positive = Field(
+        1,
+        description="Engine replicas, each with its own cores and process; the minimum if max_replicas is set.",
+    )
     cores_per_replica: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="Whole cores for each replica. 0: the cores that are left, divided by the replicas, at most 8.",
+        description="Whole cores per replica. 0: the remaining cores, divided among the replicas, at most 8 each.",
     )
-    kv_cache_mb: Positive = Field(512, description="Upper bound of a replica's KV cache, in MiB.")
-    max_num_seqs: Positive = Field(32, description="Sequences that a replica decodes at a time; the rest wait.")
+    kv_cache_mb: Positive = Field(512, description="Maximum size of a replica's KV cache, in MiB.")
+    max_num_seqs: Positive = Field(
+        32, description="Maximum number of sequences that a replica decodes at a time; further ones wait."
+    )
     max_num_batched_tokens: Positive = Field(
-        512, description="Tokens in one engine step; longer prompts are prefilled in pieces of this size."
+        512,
+        description="Maximum number of tokens in one engine step; longer prompts are prefilled in chunks of this size.",
     )
     dynamic_quantization_group_size: Annotated[int, Field(ge=0)] = Field(
-        128, description="Group size of the activations' INT8 quantization; 0 turns it off."
+        128, description="Group size for INT8 quantization of the activations; 0 turns it off."
     )
     context_tokens: Annotated[int, Field(ge=0)] = Field(
-        0, description="Longest prompt and completion together, in tokens. 0: what the model was made for."
+        0, description="Maximum length of prompt and completion together, in tokens. 0: the model's own maximum."
     )
     stall_timeout_s: Seconds = Field(
         60,
-        description="An engine process with work and no finished step for this long is killed and restarted.",
+        description="Seconds without a finished step, despite work, after which an engine is killed and restarted.",
     )
     max_replicas: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="With more load there are more replicas than `replicas`, up to so many, where nodes have cores for "
-        "them. 0: no more.",
+        description="Maximum number of replicas under load, as far as nodes have free cores; 0 turns autoscaling off.",
     )
     target_wait_s: Seconds = Field(
         20,
-        description="Where the replicas need longer than this for what waits, by their pace, there are to be more.",
+        description="Replicas are added when the predicted time to process all waiting work exceeds this, in seconds.",
     )
-    downscale_delay_s: Seconds = Field(
-        300, description="A replica goes once fewer have been enough for this long, in seconds."
-    )
+    downscale_delay_s: Seconds = Field(300, description="Seconds of low load before a replica is removed.")
     office_hours: tuple[OfficeHours, ...] = Field(
-        (), description="Times of the week at which there are more replicas, whatever the load; up to max_replicas."
+        (), description="Weekly hours with a higher minimum of replicas, whatever the load; capped at max_replicas."
     )
     sleep_after_s: Annotated[float, Field(ge=0)] = Field(
         0,
-        description="Without a request for this long, the replicas end and free their cores; the next request starts "
-        "them and waits. 0: never.",
+        description="Seconds without a request after which all replicas stop and free their cores; the next request "
+        "waits until they have started again. 0: never.",
     )
-    start_timeout_s: Seconds = Field(300, description="An engine process must be ready within this time.")
+    start_timeout_s: Seconds = Field(300, description="Maximum time for an engine process to start, in seconds.")
 
     @model_validator(mode="after")
     def _bounds_agree(self) -> Self:
         if self.max_replicas and self.max_replicas < self.replicas:
-            raise ValueError(f"max_replicas {self.max_replicas} is less than replicas {self.replicas}")
+            raise ValueError(
+                f"max_replicas ({self.max_replicas}) is less than replicas ({self.replicas}); raise it, or set it to 0"
+            )
         if self.max_replicas and self.sleep_after_s:
-            raise ValueError("a model that sleeps has all its replicas or none: sleep_after_s excludes max_replicas")
+            raise ValueError(
+                "sleep_after_s excludes max_replicas: a sleeping model has all its replicas or none; set only one"
+            )
         if self.office_hours and not self.max_replicas:
-            raise ValueError("office_hours need max_replicas")
+            raise ValueError("office_hours need max_replicas: set it to the largest number of replicas")
         return self
 
 
 class RouterSettings(Group):
-    """The ingress: HTTP in front of the engines."""
+    """The routers: the HTTP service in front of the engines."""
 
     replicas: Positive = Field(
-        1, description="Router replicas, with several machines at most one on each; HAProxy spreads over them."
+        1,
+        description="Minimum number of router replicas, behind HAProxy. With several machines, each runs at most one.",
     )
     max_replicas: Annotated[int, Field(ge=0)] = Field(
-        0, description="Up to so many of them as streams come, where it is more than replicas; 0: always as many."
+        0, description="Maximum number of router replicas; 0 turns autoscaling off."
     )
     target_streams: Positive = Field(
-        256, description="Where their number follows the load: requests under way in each, on average."
+        256, description="Requests in progress per router that autoscaling aims at, on average."
     )
-    downscale_delay_s: Seconds = Field(300, description="So long fewer must have been enough before one goes.")
-    max_connections: Positive = Field(4096, description="Connections that HAProxy takes at a time.")
+    downscale_delay_s: Seconds = Field(300, description="Seconds of low load before a router is removed.")
+    max_connections: Positive = Field(4096, description="Maximum number of concurrent connections through HAProxy.")
     thinking_field: Literal["reasoning_content", "reasoning", "both"] = Field(
         "reasoning_content",
-        description="Where chat completions tell the thinking: DeepSeek's name, vLLM's newer one, or both.",
+        description="Field of chat completions that holds the thinking: DeepSeek's name, vLLM's newer name, or both.",
     )
     keep_alive_s: Seconds = Field(
-        10, description="A stream that has nothing to say for this long gets a comment, so that no proxy cuts it."
+        10, description="Seconds of silence after which a stream sends a comment, so that proxies keep it open."
     )
 
     @property
     def replica_limit(self) -> int:
-        """Replicas that there may be."""
+        """Maximum number of router replicas."""
         return self.replicas if self.replicas > self.max_replicas else self.max_replicas
 
 
 class LimitSettings(Group):
-    """What a request may cost. Beyond each limit there is an error that names it."""
+    """Limits of a request. A request beyond a limit gets an error that names the limit."""
 
-    body_bytes: Positive = Field(2_000_000, description="Largest request body, in bytes (413 beyond it).")
-    messages: Positive = Field(1024, description="Most messages in one request.")
-    stop_strings: Positive = Field(4, description="Most stop strings in one request.")
-    stop_string_chars: Positive = Field(256, description="Longest stop string, in characters.")
-    choices: Positive = Field(8, description="Most choices (`n`, or prompts) of one request.")
-    tools: Positive = Field(128, description="Most tools in one request.")
-    json_depth: Positive = Field(64, description="Deepest nesting of a schema, or of a chat template's arguments.")
-    schema_parts: Positive = Field(
-        1000, description="Most parts of the schemas that an answer is held to: each is work in the engine's steps."
+    body_bytes: Positive = Field(
+        2_000_000, description="Maximum size of a request body, in bytes; larger ones get 413."
     )
-    embedding_inputs: Positive = Field(512, description="Most texts in one request for embeddings.")
+    messages: Positive = Field(1024, description="Maximum number of messages in a request.")
+    stop_strings: Positive = Field(4, description="Maximum number of stop strings in a request.")
+    stop_string_chars: Positive = Field(256, description="Maximum length of a stop string, in characters.")
+    choices: Positive = Field(8, description="Maximum number of choices (`n`, or prompts) of a request.")
+    tools: Positive = Field(128, description="Maximum number of tools in a request.")
+    json_depth: Positive = Field(64, description="Maximum nesting depth of a schema or of chat template arguments.")
+    schema_parts: Positive = Field(
+        1000,
+        description="Maximum number of parts in the schemas that constrain an answer; each slows the engine's steps.",
+    )
+    embedding_inputs: Positive = Field(512, description="Maximum number of texts in an embeddings request.")
     output_tokens: Positive = Field(
         8192,
-        description="Most completion tokens of one request, thinking included; larger wishes are cut to it.",
+        description="Maximum number of completion tokens, thinking included; larger values are reduced to it.",
     )
     max_queued: Positive = Field(
-        256, description="Requests that each replica holds beyond those it decodes; further ones get 503."
+        256,
+        description="Maximum number of requests that wait per replica, beyond those it decodes; further ones get 503.",
     )
     reserved_tokens: Positive = Field(
         1024,
-        description="Completion tokens that a request's team is charged before it is answered, where the request sets "
-        "no max_tokens; settled by what was made.",
+        description="Completion tokens charged to a team's quota in advance for a request without max_tokens; "
+        "corrected to the actual number afterwards.",
     )
-    request_timeout_s: Seconds = Field(600, description="Longest time for one request, in seconds (408 beyond it).")
+    request_timeout_s: Seconds = Field(
+        600, description="Maximum duration of a request, in seconds; longer ones get 408."
+    )
     client_stall_s: Seconds = Field(
-        60, description="A client that does not read its stream for this long, in seconds, is cut off."
+        60, description="Seconds without reading its stream after which a client is disconnected."
     )
 
 
 class CacheSettings(Group):
     """The answer cache."""
 
-    enabled: bool = Field(True, description="Keep answers and give them again for the same question.")
+    enabled: bool = Field(True, description="Store answers and return them when the same question is asked again.")
     url: str = Field(
         "",
-        description="URL of a Redis: redis://, rediss://, unix://, redis+sentinel://, redis+cluster://. Empty: a "
-        "server of Dray's own on this machine.",
+        description="URL of the Redis for answers: redis://, rediss://, unix://, redis+sentinel://, redis+cluster://. "
+        "Empty: Dray starts its own server on this machine.",
     )
-    memory_mb: Positive = Field(256, description="Memory of Dray's own server, in MiB; least used answers go first.")
-    ttl_s: Positive = Field(86_400, description="How long an answer is kept, in seconds (shortened by up to a tenth).")
+    memory_mb: Positive = Field(
+        256, description="Maximum memory of Dray's own Redis server, in MiB; the least used answers are evicted first."
+    )
+    ttl_s: Positive = Field(86_400, description="Lifetime of a cached answer, in seconds (shortened by up to a tenth).")
     max_ttl_s: Positive = Field(
         2_592_000,
-        description="Longest that a request's X-Dray-Cache-TTL may ask to keep its answer, in seconds.",
+        description="Maximum lifetime that a request may set with the X-Dray-Cache-TTL header, in seconds.",
     )
     store: Literal["deterministic", "all"] = Field(
-        "deterministic", description="Which complete answers are kept: greedy or seeded ones, or all."
+        "deterministic",
+        description="Which complete answers are stored: `deterministic` ones (greedy or seeded), or all.",
     )
-    timeout_s: Seconds = Field(0.05, description="A slower Redis is treated as absent for that request.")
+    timeout_s: Seconds = Field(
+        0.05, description="Seconds to wait for this Redis; if it is slower, the request proceeds without the cache."
+    )
     normalize: bool = Field(
         False,
-        description="Take questions that differ in width, spacing and closing marks alone for the same question.",
+        description="Treat questions that differ only in character width, spacing or closing punctuation as the same.",
     )
     similarity_model: str = Field(
         "",
-        description="Name of a served embedding model that finds questions in other words; their answer is given where "
-        "every word that carries meaning is the same too. Empty: no such thing.",
+        description="Name of a served embedding model that finds similar questions; their answer is returned only if "
+        "every word that carries meaning is the same too. Empty turns this off.",
     )
     similarity_threshold: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.9, description="Least cosine of two questions' vectors for which they are compared further."
+        0.9, description="Minimum cosine similarity of two questions for their words to be compared."
     )
-    namespace: str = Field("default", description="Answers are shared within a namespace, never across.")
+    namespace: str = Field(
+        "default", description="Namespace of the cached answers; answers are never shared across namespaces."
+    )
 
 
 class TeamSettings(Group):
-    """Teams, their keys, quotas and usage."""
+    """Teams with their keys, quotas and usage."""
 
     url: str = Field(
         "",
-        description="URL of the Redis that keeps them, as cache.url has it; one that never evicts them. Empty: a "
-        "server of Dray's own on this machine, which keeps them in data_dir.",
+        description="URL of the Redis for teams, in the forms of cache.url; it must not evict data. Empty: Dray starts "
+        "its own server on this machine, which stores the teams in data_dir.",
     )
     timeout_s: Seconds = Field(
-        0.25, description="While this Redis is slower, quotas hold by each router's own counting."
+        0.25,
+        description="Seconds to wait for this Redis; while it is slower, routers enforce quotas by their own counts.",
     )
     metrics_teams: tuple[str, ...] = Field(
         (),
-        description="Teams that have series of their own in the metrics; all others together are `other`. Empty: the "
-        "20 oldest teams.",
+        description="Teams that have their own label in the metrics; all others share the label `other`. Empty: the 20 "
+        "oldest teams.",
     )
 
 
 class KubernetesSettings(Group):
-    """What `dray k8s render` needs to know of a cluster beyond the service itself."""
+    """What `dray k8s render` needs to know about a Kubernetes cluster."""
 
     image: str = Field(f"dray:{version('dray')}", description="Container image of every pod that runs Dray.")
     threads_per_core: Annotated[int, Field(ge=1, le=2)] = Field(
-        2, description="Hardware threads of a core on the nodes that run engines; a pod gets whole cores."
+        2, description="Hardware threads per core on the engines' nodes; pods get whole cores."
     )
     models_claim: str = Field(
-        "", description="PersistentVolumeClaim that holds the models; a Job fetches those that are named into it."
+        "",
+        description="PersistentVolumeClaim for the models; a Job downloads named models into it. Empty: no claim.",
     )
     models_image: str = Field(
-        "", description="OCI image whose root holds the models' folders, mounted in place of a claim."
+        "", description="OCI image with the model folders at its root, mounted instead of a claim. Empty: no image."
     )
     fetch_image: str = Field(
         "",
-        description="Image of the Job that fetches models. Empty: `image`; one with the export extra can export too.",
+        description="Image of the Job that downloads models; exporting needs the `export` extra. Empty: `image`.",
     )
     storage_mb: Annotated[int, Field(ge=0)] = Field(
-        0, description="Size of the claim, in MiB. 0: what the models need, a new version beside the old one."
+        0, description="Size of the claim, in MiB. 0: enough for the models, with a new version beside the old one."
     )
 
 
 class ClusterSettings(Group):
-    """Several machines as one, without Kubernetes: `dray up --head` on one, `dray join` on the others."""
+    """A cluster of machines without Kubernetes: `dray up --head` on one, `dray join` on the others."""
 
-    head: bool = Field(False, description="Take other machines in.")
+    head: bool = Field(False, description="Let other machines join this one with `dray join`.")
     address: str = Field(
-        "", description="IP address at which the other machines reach this one. Empty: where it sends packets from."
+        "",
+        description="IP address at which other machines reach this one. Empty: the address it sends packets from.",
     )
-    port: Annotated[int, Field(gt=0, lt=65536)] = Field(6379, description="Port at which a head takes machines in.")
+    port: Annotated[int, Field(gt=0, lt=65536)] = Field(
+        6379, description="Port on which the head accepts other machines."
+    )
     redis_port: Annotated[int, Field(gt=0, lt=65536)] = Field(
-        6380, description="Port of a head's own Redis of answers; that of teams has the next one."
+        6380, description="Port of the head's own Redis for answers; its Redis for teams uses the next port."
     )
 
 
 class Settings(BaseSettings):
-    """All of it. Sources, strongest first: command line, DRAY_* environment, dray.yaml, defaults."""
+    """All settings. Sources in order of precedence: command line, DRAY_* environment, dray.yaml, defaults."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -300,29 +334,34 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(gt=0, lt=65536)] = Field(8000, description="Port to listen on.")
     state_dir: Path = Field(
         default_factory=default_state_dir,
-        description="Private folder for sockets, logs and the record of what runs. One Dray for each. Keep it short.",
+        description="Private folder for sockets, logs and the run record; one per Dray. Keep its path short.",
     )
     lease_dir: Path | None = Field(
         None,
-        description="Folder of the core locks, shared by every Dray that shares these cores. Empty: one for this user.",
+        description="Folder of the core locks, shared by every Dray on these cores. Empty: a folder of this user.",
     )
     models_dir: Path = Field(
-        default_factory=default_models_dir, description="Where models that were fetched or exported are kept."
+        default_factory=default_models_dir, description="Folder of downloaded and exported models."
     )
     data_dir: Path = Field(
-        default_factory=default_data_dir, description="Where teams, keys and usage are kept. One Dray for each."
+        default_factory=default_data_dir, description="Folder of the teams, keys and usage; one per Dray."
     )
     hub: Literal["huggingface", "modelscope"] = Field(
-        "huggingface", description="Where models are fetched from; HF_ENDPOINT names a mirror of the first."
+        "huggingface",
+        description="Hub that models are downloaded from. For a mirror of Hugging Face, set the variable HF_ENDPOINT.",
     )
-    page: bool = Field(True, description="Serve the chat page at /chat, where the extra `page` is installed.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least serious log line kept.")
+    page: bool = Field(True, description="Serve the chat page at /chat, if the `page` extra is installed.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Minimum level of logged lines."
+    )
     log_prompts: bool = Field(
-        False, description="Log the text of every question, for those who may see it; answers and keys never are."
+        False,
+        description="Log the text of every question; the log's readers see it. Answers and keys are never logged.",
     )
     model: ModelSettings = ModelSettings()
     models: tuple[ModelSettings, ...] = Field(
-        (), description="Several models at once. Each takes from `model` what it does not say. Empty: `model` alone."
+        (),
+        description="Several served models; each inherits its unset values from `model`. Empty: only `model`.",
     )
     router: RouterSettings = RouterSettings()
     limits: LimitSettings = LimitSettings()
@@ -333,11 +372,12 @@ class Settings(BaseSettings):
 
     @property
     def core_lock_dir(self) -> Path:
+        """Folder of the core locks: `lease_dir`, or a folder of this user."""
         return self.lease_dir or default_state_dir() / "cores"
 
     @property
     def url(self) -> str:
-        """Where clients connect: the base URL, ending in /v1."""
+        """Base URL of the API, ending in /v1."""
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
         return f"http://{host}:{self.port}/v1"
 
@@ -348,13 +388,13 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _models_take_from_model(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or not isinstance(given.get("models"), list | tuple):
-            return given
-        shared = given.get("model")
+    def _models_inherit_from_model(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("models"), list | tuple):
+            return values
+        shared = values.get("model")
         if not isinstance(shared, dict):
-            return given
-        return given | {"models": [shared | one if isinstance(one, dict) else one for one in given["models"]]}
+            return values
+        return values | {"models": [shared | model if isinstance(model, dict) else model for model in values["models"]]}
 
     @classmethod
     def settings_customise_sources(
@@ -365,12 +405,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what is handed over: load() reads the sources itself, to remember where each value came from."""
+        """Only the arguments: `load` reads the other sources itself, to record where each value came from."""
         return (init_settings,)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens there."""
+    """Whether a server that listens on `host` can be reached only from this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""Warming the answer cache: questions from a file are asked at low priority before people ask them."""
+"""Warms the answer cache: sends questions from a file at low priority, before people ask them."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ _backoff = wait_exponential(multiplier=0.5, max=_MAX_PAUSE_S)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the file. body: the request that it holds; None where it holds none, and then `problem` says why."""
+    """A line of the file. body: its request, or None if the line holds none; `problem` then gives the reason."""
 
     number: int
     body: dict[str, Any] | None
@@ -38,7 +38,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class WarmResult:
-    """What became of a line. reason: why it failed or was not kept."""
+    """The outcome of a line. reason: why the request failed or its answer was not stored."""
 
     line: int
     outcome: WarmOutcome
@@ -46,7 +46,7 @@ class WarmResult:
 
 
 class _Busy(Exception):
-    """The server is unreachable or overloaded. retry_after_s: when to try again, if it says so."""
+    """The server is unreachable or overloaded. retry_after_s: seconds until a retry, if the server sent them."""
 
     def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
         super().__init__(reason)
@@ -56,7 +56,7 @@ class _Busy(Exception):
 def read_lines(path: Path, model: str) -> Iterator[Line]:
     """The requests in a file of JSON Lines: each a question as a string, {"question": ...}, or a whole chat request.
 
-    model: for lines that name none.
+    model: the model for lines without one.
     """
     with path.open(encoding="utf-8") as file:
         for number, text in enumerate(file, 1):
@@ -75,18 +75,18 @@ def _parse_line(number: int, text: str, model: str) -> Line:
         question = content.pop("question")
         content = {"messages": [{"role": "user", "content": question}], **content}
     if not isinstance(content, dict) or "messages" not in content:
-        return Line(number, None, "neither a question nor a request with messages")
-    # Not streamed, and behind the people who ask meanwhile.
+        return Line(number, None, "expected a question or a request with messages")
+    # Not streamed, and at lower priority than people's requests.
     return Line(number, {"model": model, **content, "stream": False, "service_tier": "flex"})
 
 
 async def warm(
     url: str, key: str, lines: Iterator[Line], concurrency: int, on_result: Callable[[WarmResult], None]
 ) -> None:
-    """Sends the requests of all lines and reports what became of each.
+    """Send the requests of all lines and report the outcome of each to `on_result`.
 
-    What is cached already costs next to nothing, so an interrupted run is simply started again.
-    url: the base URL, ending in /v1. concurrency: requests at a time.
+    Cached questions cost next to nothing, so an interrupted run can simply be started again.
+    url: base URL of the API, ending in /v1. concurrency: maximum number of requests at a time.
     """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_connections=concurrency)
@@ -114,7 +114,7 @@ async def _warm_line(client: httpx.AsyncClient, line: Line) -> WarmResult:
         return WarmResult(line.number, "failed", _error_text(answer))
     if answer.headers.get("x-dray-cache") == "hit":
         return WarmResult(line.number, "already there")
-    # Whether the answer was kept depends on the server's policy, so ask for a cached one.
+    # Whether the answer was stored depends on the server's policy, so ask for the cached answer.
     try:
         cached = await _post(client, line.body, {"Cache-Control": "only-if-cached"})
     except _Busy as error:

@@ -1,4 +1,4 @@
-"""The policy: so many replicas as compute what waits within the target; a square wave does not make it flap."""
+"""The autoscaling policy: enough replicas to meet the target wait, and no flapping under a square wave."""
 
 import os
 import subprocess
@@ -26,20 +26,20 @@ from cluster.scaling_metrics import Decision, read_decisions
 from cluster.settings import ModelSettings, OfficeHours
 
 
-def test_as_many_as_compute_what_waits_within_the_target() -> None:
+def test_enough_replicas_meet_the_target_wait() -> None:
     assert desired_replicas(LoadSample(0, 200, 1), 1, 20) == 0
     assert desired_replicas(LoadSample(3_900, 200, 1), 1, 20) == 1
     assert desired_replicas(LoadSample(4_100, 200, 1), 1, 20) == 2
     assert desired_replicas(LoadSample(40_000, 200, 2), 2, 20) == 10
-    assert desired_replicas(LoadSample(40_000, 0, 0), 3, 20) == 3, "nothing is known yet"
+    assert desired_replicas(LoadSample(40_000, 0, 0), 3, 20) == 3, "no pace is known yet"
 
 
-def test_fewer_only_where_they_would_be_well_within_it() -> None:
+def test_replicas_are_removed_only_if_the_rest_stay_well_within_the_target() -> None:
     assert desired_replicas(LoadSample(3_900, 200, 2), 2, 20) == 2
     assert desired_replicas(LoadSample(3_100, 200, 2), 2, 20) == 1
 
 
-def test_what_waits_in_routers_counts_once_as_of_its_last_word() -> None:
+def test_a_routers_queue_counts_once_by_its_latest_report() -> None:
     metrics = {
         TOKENS: {"a": 100.0, "b": 50.0},
         PACE: {"a": 300.0, "b": 100.0},
@@ -50,9 +50,9 @@ def test_what_waits_in_routers_counts_once_as_of_its_last_word() -> None:
         f"{QUEUED}gone": {"b": 5000.0},
         f"{HEARD}gone": {"b": 1.0},
     }
-    seen = sample_of(metrics)
-    assert seen == LoadSample(187.0, 200.0, 2)
-    assert predicted_wait_s(seen) == pytest.approx(187 / 400)
+    sample = sample_of(metrics)
+    assert sample == LoadSample(187.0, 200.0, 2)
+    assert predicted_wait_s(sample) == pytest.approx(187 / 400)
     assert predicted_wait_s(sample_of({})) == 0
 
 
@@ -73,29 +73,29 @@ def context(tokens: float, current: int, at: float, state: dict[str, Any] | None
     )
 
 
-def test_a_square_wave_keeps_its_replicas_and_a_lasting_calm_lets_them_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray.serve import autoscaling_policy as serves
+def test_replicas_survive_a_square_wave_and_are_removed_after_a_lasting_calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve import autoscaling_policy as serve_policy
 
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(serves, "time", SimpleNamespace(time=lambda: clock.now))
-    # As Serve calls it, with its own delays around.
-    policy = serves._apply_autoscaling_config(PredictedWait("m", 20))
+    monkeypatch.setattr(serve_policy, "time", SimpleNamespace(time=lambda: clock.now))
+    # Wrapped in Serve's own delays, as in the controller.
+    policy = serve_policy._apply_autoscaling_config(PredictedWait("m", 20))
     replicas, changes = 1, []
     state: dict[str, Any] = {}
     for second in range(2400):
         clock.now = float(second)
         loaded = second < 1200 and second % 120 < 60
-        wanted, state = policy(context(16_500 if loaded else 0, replicas, clock.now, state))
-        if wanted != replicas:
-            changes.append((second, wanted))
-            replicas = wanted
+        desired, state = policy(context(16_500 if loaded else 0, replicas, clock.now, state))
+        if desired != replicas:
+            changes.append((second, desired))
+            replicas = desired
     assert changes[0] == (0, 5)
     assert len(changes) == 2, changes
     assert changes[1][1] == 1
     assert 1140 + 300 <= changes[1][0] <= 1140 + 310
 
 
-def test_office_hours_hold_through_the_night_too() -> None:
+def test_office_hours_may_span_midnight() -> None:
     week = OfficeHours(replicas=3)
     assert week.covers(datetime(2026, 11, 24, 9))
     assert not week.covers(datetime(2026, 11, 24, 18))
@@ -106,22 +106,22 @@ def test_office_hours_hold_through_the_night_too() -> None:
     assert not night.covers(datetime(2026, 11, 27, 5))
 
 
-def test_office_hours_ask_for_replicas_without_load() -> None:
+def test_office_hours_raise_the_minimum_without_load() -> None:
     hours = OfficeHours(days=("mon", "tue", "wed", "thu", "fri", "sat", "sun"), start=time(0), end=time(0), replicas=4)
     always = hours.model_copy(update={"end": time(23, 59, 59, 999999)}).model_dump(mode="json")
     assert PredictedWait("m", 20, [always])(context(0, 1, 0.0))[0] == 4
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"replicas": 3, "max_replicas": 2}, "less than replicas"),
         ({"max_replicas": 2, "sleep_after_s": 60}, "excludes max_replicas"),
         ({"office_hours": [{"replicas": 2}]}, "need max_replicas"),
     ],
 )
-def test_bounds_that_do_not_agree_are_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_contradictory_bounds_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         ModelSettings(**settings)
 
 
@@ -140,8 +140,8 @@ PredictedWait("e", 20)(Of(target_num_replicas=2, raw_metrics={}, **bounds))
 """
 
 
-def test_decisions_are_told_with_their_reasons(tmp_path: Path) -> None:
-    # In a process of its own, as the controller is: its metrics go into the folder.
+def test_decisions_are_exported_with_their_reasons(tmp_path: Path) -> None:
+    # In its own process, like Serve's controller: it writes its metrics into the folder.
     environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", DECIDE], env=environment, check=True, timeout=60)
     assert read_decisions(tmp_path) == [

@@ -37,12 +37,12 @@ from tests.deployments.cache.test_single_flight import BATCHES, PERSON, followed
 
 @contextmanager
 def server(*options: str, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A server on a port of its own."""
+    """A Redis server on its own port."""
     port = free_port()
-    where = folder / str(port)
-    where.mkdir()
+    data_dir = folder / str(port)
+    data_dir.mkdir()
     process = subprocess.Popen(
-        [find_server(), *options, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(where), "--save", ""],
+        [find_server(), *options, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(data_dir), "--save", ""],
         stdout=subprocess.DEVNULL,
     )
     try:
@@ -62,11 +62,11 @@ def answers(port: int) -> bool:
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that is its own authority, and its key."""
+    """The paths of a self-signed certificate for 127.0.0.1 and of its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "dray test")])
     now = datetime.datetime.now(datetime.UTC)
-    made = (
+    signed = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -79,7 +79,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
         .sign(key, hashes.SHA256())
     )
     paths = folder / "cert.pem", folder / "key.pem"
-    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    paths[0].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     paths[1].write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
@@ -88,7 +88,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def tls_in_front_of(port: int, certificate_file: Path, key_file: Path) -> Iterator[int]:
-    """A port that speaks TLS and passes on to the other one, as the bundled server has no TLS of its own."""
+    """A TLS port that forwards to `port`, because the bundled server does not support TLS."""
     loop = asyncio.new_event_loop()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate_file, key_file)
@@ -103,19 +103,19 @@ def tls_in_front_of(port: int, certificate_file: Path, key_file: Path) -> Iterat
         finally:
             writer.close()
 
-    async def passed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        their_reader, their_writer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(pump(reader, their_writer), pump(their_reader, writer))
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        redis_reader, redis_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pump(reader, redis_writer), pump(redis_reader, writer))
 
-    made = loop.run_until_complete(asyncio.start_server(passed, "127.0.0.1", 0, ssl=context))
+    tls_server = loop.run_until_complete(asyncio.start_server(forward, "127.0.0.1", 0, ssl=context))
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    yield made.sockets[0].getsockname()[1]
+    yield tls_server.sockets[0].getsockname()[1]
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
 
     async def close() -> None:
-        made.close()
+        tls_server.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
@@ -154,7 +154,7 @@ def with_sentinel(folder: Path) -> Iterator[str]:
             wait_for(lambda: master.info("replication")["connected_slaves"] == 1)
         wait_for(lambda: answers(port))
         with redis.Redis(port=port) as sentinel:
-            # It asks the master every ten seconds who its replicas are; without one it could not fail over.
+            # The sentinel asks the master for its replicas every ten seconds, and cannot fail over without one.
             wait_for(lambda: sentinel.execute_command("SENTINEL", "REPLICAS", "answers"), 20)
         yield f"redis+sentinel://127.0.0.1:{port}/answers"
 
@@ -168,20 +168,20 @@ def with_cluster(folder: Path) -> Iterator[str]:
             ]
             for _ in range(2)
         ]
-        one, other = (stack.enter_context(redis.Redis(port=port, decode_responses=True)) for port in ports)
-        one.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
-        other.execute_command("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
-        bus = other.execute_command("CONFIG", "GET", "cluster-port")
+        first, second = (stack.enter_context(redis.Redis(port=port, decode_responses=True)) for port in ports)
+        first.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
+        second.execute_command("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
+        bus = second.execute_command("CONFIG", "GET", "cluster-port")
         number = bus["cluster-port"] if isinstance(bus, dict) else bus[1]
-        one.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[1], number)
+        first.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[1], number)
         wait_for(
-            lambda: all("cluster_state:ok" in str(node.execute_command("CLUSTER", "INFO")) for node in (one, other))
+            lambda: all("cluster_state:ok" in str(node.execute_command("CLUSTER", "INFO")) for node in (first, second))
         )
         yield f"redis+cluster://127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}"
 
 
 async def use(url: str) -> None:
-    """All that routers do with Redis."""
+    """Everything that routers do with Redis."""
     stores = [store_at(url) for _ in range(2)]
     store = stores[0]
     first, second = (AnswerCache(CacheSettings(), store) for store in stores)
@@ -213,19 +213,19 @@ async def use(url: str) -> None:
 
 
 def command(url: str) -> None:
-    """All that commands do with Redis."""
+    """Everything that commands do with Redis."""
     client = connect(url)
     try:
         name = f"team-{secrets.token_hex(4)}"
         teams.add_team(client, Team(name, 0.0))
-        made = teams.create_key(client, name)
-        assert teams.read_registry(client).owner(made.secret, time.time())[1] is not None
+        key = teams.create_key(client, name)
+        assert teams.read_registry(client).owner(key.secret, time.time())[1] is not None
         assert teams.remove_team(client, name) == 1
-        seen = cache.stats(client)
-        assert seen.answers["m", "n"] >= 20 and seen.bytes > 0
-        [one, *_] = client.scan_iter(match=cache.pattern("m"))
-        shown = cache.show(client, one.decode())
-        assert shown is not None and shown["choices"]
+        stats = cache.stats(client)
+        assert stats.answers["m", "n"] >= 20 and stats.bytes > 0
+        [entry_key, *_] = client.scan_iter(match=cache.pattern("m"))
+        entry = cache.show(client, entry_key.decode())
+        assert entry is not None and entry["choices"]
         assert cache.clear(client, model="m") >= 20
         assert not cache.stats(client).answers
     finally:
@@ -240,25 +240,25 @@ def test_everything_works_with_every_form(kind: Any) -> None:
         command(url)
 
 
-def test_a_failover_is_gone_through() -> None:
+def test_the_cache_survives_a_failover() -> None:
     async def work(url: str) -> None:
         store = store_at(url, timeout_s=0.3)
-        kept = AnswerCache(CacheSettings(), store)
-        await kept.put("dray:answer:m:n:{1}", ANSWER, CacheControl())
-        assert await kept.get("dray:answer:m:n:{1}") == ANSWER
+        answer_cache = AnswerCache(CacheSettings(), store)
+        await answer_cache.put("dray:answer:m:n:{1}", ANSWER, CacheControl())
+        assert await answer_cache.get("dray:answer:m:n:{1}") == ANSWER
         with redis.Redis(port=int(url.rpartition(":")[2].partition("/")[0])) as sentinel:
             _, port = sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "answers")
         with redis.Redis(port=int(port)) as master:
             assert wait_for(lambda: master.execute_command("WAIT", 1, 500) == 1)
             master.shutdown(nosave=True)
-        began = time.monotonic()
+        started = time.monotonic()
         while True:
-            await kept.put("dray:answer:m:n:{2}", ANSWER, CacheControl())
-            if await kept.get("dray:answer:m:n:{2}") == ANSWER:
+            await answer_cache.put("dray:answer:m:n:{2}", ANSWER, CacheControl())
+            if await answer_cache.get("dray:answer:m:n:{2}") == ANSWER:
                 break
-            assert time.monotonic() - began < 20
+            assert time.monotonic() - started < 20
             await asyncio.sleep(0.1)
-        assert await kept.get("dray:answer:m:n:{1}") == ANSWER, "the replica had it"
+        assert await answer_cache.get("dray:answer:m:n:{1}") == ANSWER, "the replica held the answer"
         await store.close()
 
     with tempfile.TemporaryDirectory(prefix="dray-r-") as folder, with_sentinel(Path(folder)) as url:
@@ -266,9 +266,9 @@ def test_a_failover_is_gone_through() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
-        ("http://localhost", "begins with redis://"),
+        ("http://localhost", "must start with redis://"),
         ("redis+sentinel://h:1", "service's name"),
         ("redis+cluster://h:1/x", "no path"),
         ("redis+cluster://h:x", "host:port"),
@@ -276,12 +276,12 @@ def test_a_failover_is_gone_through() -> None:
         ("redis://h/?socket_timeout=x", "socket_timeout"),
     ],
 )
-def test_other_urls_are_refused_in_a_line(url: str, said: str) -> None:
-    with pytest.raises(RedisUrlError, match=said):
+def test_unsupported_urls_are_refused_with_a_reason(url: str, message: str) -> None:
+    with pytest.raises(RedisUrlError, match=message):
         check_url(url)
 
 
-def test_a_shown_url_has_no_password() -> None:
+def test_a_masked_url_has_no_password() -> None:
     shown = without_password("rediss+sentinel://bot:secret@h:1,h:2/s?sentinel_password=other&ssl_ca_certs=/ca")
     assert "secret" not in shown and "other" not in shown
     assert shown == "rediss+sentinel://bot:***@h:1,h:2/s?sentinel_password=***&ssl_ca_certs=/ca"

@@ -1,4 +1,4 @@
-"""Settings: every source, strictly, and where each value came from."""
+"""Settings: every source, its strictness, and the recorded source of each value."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from cluster.settings import Settings
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No dray.yaml and no DRAY_* variable but the test's own."""
+def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No dray.yaml and no DRAY_* variable from outside the test."""
     import os
 
     for name in [name for name in os.environ if name.startswith("DRAY_")]:
@@ -33,7 +33,7 @@ def test_the_strongest_source_wins_and_is_named(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize(
-    ("yaml", "said"),
+    ("yaml", "message"),
     [
         ("prot: 1", "prot"),
         ("model:\n  replica: 2", "model.replica"),
@@ -45,9 +45,9 @@ def test_the_strongest_source_wins_and_is_named(monkeypatch: pytest.MonkeyPatch,
         ("a: [", "mapping"),
     ],
 )
-def test_a_wrong_file_is_refused_by_the_settings_name(tmp_path: Path, yaml: str, said: str) -> None:
+def test_a_wrong_file_is_refused_with_the_settings_name(tmp_path: Path, yaml: str, message: str) -> None:
     (tmp_path / "dray.yaml").write_text(yaml)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         load()
 
 
@@ -60,9 +60,9 @@ def test_unknown_variables_and_missing_files_are_refused(monkeypatch: pytest.Mon
 
 
 def test_every_setting_is_described_and_reachable_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    described = describe()
-    assert set(described) == set(leaves(Settings().model_dump(mode="json")))
-    assert all(described.values())
+    descriptions = describe()
+    assert set(descriptions) == set(leaves(Settings().model_dump(mode="json")))
+    assert all(descriptions.values())
     for name, value in environment(Settings()).items():
         monkeypatch.setenv(name, value)
     assert load().settings == Settings()
@@ -74,13 +74,13 @@ def test_settings_travel_as_json() -> None:
     assert Settings.model_validate_json(settings.model_dump_json()) == settings
 
 
-def test_several_models_take_from_the_one_what_they_do_not_say(tmp_path: Path) -> None:
+def test_several_models_inherit_unset_values_from_model(tmp_path: Path) -> None:
     (tmp_path / "dray.yaml").write_text(
         "model:\n  kv_cache_mb: 100\n  replicas: 2\nmodels:\n- name: a\n  aliases: [x, y]\n- name: b\n  replicas: 1\n"
     )
     settings = load().settings
-    seen = [(one.name, one.kv_cache_mb, one.replicas, one.aliases) for one in settings.served]
-    assert seen == [("a", 100, 2, ("x", "y")), ("b", 100, 1, ())]
+    served = [(model.name, model.kv_cache_mb, model.replicas, model.aliases) for model in settings.served]
+    assert served == [("a", 100, 2, ("x", "y")), ("b", 100, 1, ())]
     assert Settings.model_validate_json(settings.model_dump_json()) == settings
     assert load({"model.replicas": 3}).settings.served[0].replicas == 3
     assert Settings().served == (Settings().model,)
