@@ -38,7 +38,11 @@ class JsonLines(logging.Formatter):
             line["request_id"] = identity
         if trace := trace_id(current.get()):
             line["trace_id"] = trace
-        line |= {name: value for name, value in record.__dict__.items() if name not in _RECORD_FIELDS}
+        # Ray adds a private field to every record.
+        extra = {
+            name: value for name, value in record.__dict__.items() if name not in _RECORD_FIELDS and name[0] != "_"
+        }
+        line |= extra
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)

@@ -1,13 +1,11 @@
-"""Streams over real connections: clients that do not read, or go away; and news that is joined on its way."""
+"""Streams over real connections: clients that do not read, or disconnect; and deltas that are merged on their way."""
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,22 +19,23 @@ from deployments.common.deadlines import Deadline
 from deployments.common.errors import ApiError
 from deployments.common.types import Choice, Delta, GenerationResult, ToolDelta, Usage
 from deployments.generation.broadcast import Broadcast
+from tests.deployments.routers import listening
 
-ANSWER = GenerationResult((Choice("", "end", "stop"),), Usage(1, 1, 0, 0), 0)
+RESULT = GenerationResult((Choice("", "end", "stop"),), Usage(1, 1, 0, 0), 0)
 
 
-class Made:
-    """A flight of so many deltas of so many characters; notes how it went."""
+class Source:
+    """The deltas of a generation: `count` of them, each of `size` characters; records how far it got."""
 
     def __init__(self, count: int, size: int, *, ends: bool = True) -> None:
-        self.made = 0
+        self.sent = 0
         self.closed = False
         self._count, self._size, self._ends = count, size, ends
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         try:
             for _ in range(self._count):
-                self.made += 1
+                self.sent += 1
                 yield Delta(text="x" * self._size)
                 await asyncio.sleep(0)
             if not self._ends:
@@ -44,28 +43,21 @@ class Made:
         finally:
             self.closed = True
 
-    async def landed(self) -> GenerationResult:
-        return ANSWER
+    async def result(self) -> GenerationResult:
+        return RESULT
 
 
 @asynccontextmanager
-async def serving(made: Made, patience: StreamTimeouts) -> AsyncIterator[int]:
-    """A real server whose every answer is this flight; gives its port."""
+async def serving(source: Source, timeouts: StreamTimeouts) -> AsyncIterator[int]:
+    """A real server whose every response streams this source; gives its port."""
 
     async def answer(http: Request) -> Response:
-        flight = Broadcast(made.deltas(), made.landed)
+        broadcast = Broadcast(source.deltas(), source.result)
         writer = ChatWriter(ChatRequest("m", [UserMessage("hi")]), "fp", ("reasoning_content",))
-        return await stream_response(flight.subscribe(), writer, {}, patience)
+        return await stream_response(broadcast.subscribe(), writer, {}, timeouts)
 
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(Starlette(routes=[Route("/", answer)]), log_level="error"))
-        task = asyncio.create_task(server.serve(sockets=[listening]))
-        while not server.started:
-            await asyncio.sleep(0.01)
-        yield listening.getsockname()[1]
-        server.should_exit = True
-        await task
+    async with listening(Starlette(routes=[Route("/", answer)])) as port:
+        yield port
 
 
 async def until(fact: Callable[[], bool]) -> None:
@@ -83,36 +75,36 @@ async def ask(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
 
 def test_a_client_that_does_not_read_is_cut_off_and_holds_nothing_up() -> None:
     async def work() -> None:
-        made = Made(64, 1_000_000)
-        async with serving(made, StreamTimeouts(10, 0.5)) as port:
+        source = Source(64, 1_000_000)
+        async with serving(source, StreamTimeouts(10, 0.5)) as port:
             reader, writer = await ask(port)
-            await until(lambda: made.closed)
-            assert made.made == 64, "what is made waits for no reader"
+            await until(lambda: source.closed)
+            assert source.sent == 64, "the generation waits for no reader"
             await asyncio.sleep(1)
-            got = await reader.read(-1)
-            assert got.startswith(b"HTTP/1.1 200") and len(got) < 60_000_000 and b"[DONE]" not in got
+            received = await reader.read(-1)
+            assert received.startswith(b"HTTP/1.1 200") and len(received) < 60_000_000 and b"[DONE]" not in received
             writer.close()
 
     asyncio.run(work())
 
 
-def test_a_client_that_goes_away_ends_what_nobody_else_follows() -> None:
+def test_a_disconnect_ends_a_generation_that_nobody_else_follows() -> None:
     async def work() -> None:
-        made = Made(1, 10, ends=False)
-        async with serving(made, StreamTimeouts(10, 10)) as port:
+        source = Source(1, 10, ends=False)
+        async with serving(source, StreamTimeouts(10, 10)) as port:
             _, writer = await ask(port)
-            await until(lambda: made.made == 1)
-            assert not made.closed
+            await until(lambda: source.sent == 1)
+            assert not source.closed
             writer.close()
-            await until(lambda: made.closed)
+            await until(lambda: source.closed)
 
     asyncio.run(work())
 
 
 def test_silence_is_filled_with_comments() -> None:
     async def work() -> None:
-        made = Made(1, 10, ends=False)
-        async with serving(made, StreamTimeouts(0.1, 10)) as port:
+        source = Source(1, 10, ends=False)
+        async with serving(source, StreamTimeouts(0.1, 10)) as port:
             reader, writer = await ask(port)
             async with asyncio.timeout(10):
                 while (await reader.readline()).strip() != b": keep-alive":
@@ -122,7 +114,7 @@ def test_silence_is_filled_with_comments() -> None:
     asyncio.run(work())
 
 
-def test_what_fails_at_once_is_plain_and_later_an_event() -> None:
+def test_an_early_failure_is_a_plain_error_and_a_late_one_an_event() -> None:
     async def fails(after: float) -> AsyncGenerator[Delta, None]:
         await asyncio.sleep(after)
         raise ApiError(503, "busy", code="overloaded")
@@ -130,7 +122,7 @@ def test_what_fails_at_once_is_plain_and_later_an_event() -> None:
 
     async def work() -> None:
         writer = ChatWriter(ChatRequest("m", [UserMessage("hi")]), "fp", ())
-        never = Made(0, 0).landed
+        never = Source(0, 0).result
         with pytest.raises(ApiError, match="busy"):
             await stream_response(Broadcast(fails(0), never).subscribe(), writer, {}, StreamTimeouts(1, 1))
         response = await stream_response(Broadcast(fails(0.6), never).subscribe(), writer, {}, StreamTimeouts(1, 1))
@@ -151,26 +143,26 @@ def test_what_fails_at_once_is_plain_and_later_an_event() -> None:
     asyncio.run(work())
 
 
-def test_several_follow_one_flight_each_from_its_first_token() -> None:
+def test_each_subscriber_receives_a_broadcast_from_its_first_token() -> None:
     async def work() -> None:
-        made = Made(5, 1)
-        flight = Broadcast(made.deltas(), made.landed)
+        source = Source(5, 1)
+        broadcast = Broadcast(source.deltas(), source.result)
         texts = []
-        for wait in (False, True):
-            with flight.subscribe() as follower:
-                if wait:
-                    await flight.task
-                text, watchdog = "", Deadline()
-                while follower.result is None:
-                    text += "".join(delta.text for delta in await follower.next_batch(watchdog))
+        for late in (False, True):
+            with broadcast.subscribe() as subscriber:
+                if late:
+                    await broadcast.task
+                text, deadline = "", Deadline()
+                while subscriber.result is None:
+                    text += "".join(delta.text for delta in await subscriber.next_batch(deadline))
                 texts.append(text)
         assert texts == ["xxxxx", "xxxxx"]
 
     asyncio.run(work())
 
 
-def test_news_is_joined_in_order() -> None:
-    news = [
+def test_deltas_are_merged_in_order() -> None:
+    deltas = [
         Delta(reasoning="a"),
         Delta(reasoning="b", text="c"),
         Delta(text="d"),
@@ -180,7 +172,7 @@ def test_news_is_joined_in_order() -> None:
         Delta(text="g"),
         Delta(text="h", finish_reason="stop"),
     ]
-    assert merge_deltas(news) == [
+    assert merge_deltas(deltas) == [
         Delta(reasoning="ab", text="cd"),
         Delta(reasoning="e"),
         Delta(1, text="f"),

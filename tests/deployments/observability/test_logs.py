@@ -9,6 +9,7 @@ from deployments.observability.logs import JsonLines, request_id
 def test_a_line_is_one_json_object_with_the_request_and_the_extra_fields() -> None:
     record = logging.makeLogRecord({"name": "dray.x", "levelname": "WARNING", "msg": "line\nbreak %s", "args": ("é",)})
     record.model = "m"
+    record._ray_timestamp_ns = 1
     token = request_id.set("r-1")
     try:
         text = JsonLines().format(record)
