@@ -102,6 +102,20 @@ class RunningRouter:
         return counts
 
 
+class InProcessRouter(router.Router):
+    """Serve awaits a replica's destructor, which @serve.ingress makes a coroutine; Python only calls it."""
+
+    def __del__(self) -> None:
+        pass
+
+
+async def start_router(args: RouterArgs) -> Any:
+    """A router as Serve constructs it: @serve.ingress makes its constructor a coroutine."""
+    made = object.__new__(InProcessRouter)
+    await cast(Any, router.Router.__init__)(made, args.model_dump(mode="json"))
+    return made
+
+
 @asynccontextmanager
 async def running_router(
     monkeypatch: pytest.MonkeyPatch,
@@ -121,10 +135,8 @@ async def running_router(
         teams_url=teams_url or answers_url,
         engines={MODEL: "engines", **{model.name: "engines" for model in chosen.models}},
     )
-    made = object.__new__(router.Router)
-    # Serve awaits it: @serve.ingress makes it a coroutine.
-    await cast(Any, router.Router.__init__)(made, args.model_dump(mode="json"))
-    app = cast(Any, made).__serve_build_asgi_app__()
+    made = await start_router(args)
+    app = made.__serve_build_asgi_app__()
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         await app(scope, receive, send)
@@ -133,7 +145,7 @@ async def running_router(
     running = RunningRouter(made, app, engines)
     try:
         async with app.router.lifespan_context(app):
-            while cast(Any, made)._authenticator._registry is None:
+            while made._authenticator._registry is None:
                 await asyncio.sleep(0.01)
             async with listening(front) as running.port:
                 yield running

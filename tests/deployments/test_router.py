@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +17,7 @@ from deployments.tenancy.auth import Authenticator
 from deployments.tenancy.usage import UsageRecorder
 from tests.conftest import MODEL, redis_server
 from tests.deployments.cache.test_answers import store_at
-from tests.deployments.routers import RunningRouter, chat, running_router
+from tests.deployments.routers import RunningRouter, chat, running_router, start_router
 
 
 @pytest.fixture
@@ -42,10 +42,8 @@ def test_a_url_that_is_not_in_the_arguments_comes_from_the_environment(
     monkeypatch.setattr(router, "RedisStore", store)
     monkeypatch.setenv("DRAY_TEAMS__URL", "rediss://:x@environment:1")
     args = RouterArgs(settings=Settings(), redis_url="", teams_url=argument, engines={})
-    made, start = object.__new__(router.Router), cast(Any, router.Router.__init__)
     with pytest.raises(Reached, match=f"teams {expected}"):
-        # Serve awaits it: @serve.ingress makes it a coroutine.
-        asyncio.run(start(made, args.model_dump(mode="json")))
+        asyncio.run(start_router(args))
 
 
 async def ask(running: RunningRouter, key: str) -> httpx.Response:
@@ -63,7 +61,9 @@ def test_the_last_usage_is_written_when_a_router_ends(server: OwnRedis, monkeypa
             key = create_key(store, "support").secret
         async with running_router(monkeypatch, server.url) as running:
             usage = (await ask(running, key)).json()["usage"]
-        [row] = await UsageRecorder(store_at(server.url)).read(1, "support")
+        store_after = store_at(server.url)
+        [row] = await UsageRecorder(store_after).read(1, "support")
+        await store_after.close()
         assert (row.requests, row.model, row.prompt) == (1, MODEL, usage["prompt_tokens"])
 
     asyncio.run(work())
