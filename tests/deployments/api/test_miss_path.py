@@ -2,7 +2,10 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -12,11 +15,15 @@ import redis
 
 from cluster.redis_server import OwnRedis
 from deployments.api import inference, parser
+from deployments.common.messages import ReplicaStats
+from deployments.routing.registry import registry
 from deployments.tenancy.auth import Authenticator
 from tests.conftest import redis_server
 from tests.deployments.routers import Engines, RunningRouter, chat, running_router
 
 FENCE = "engine-asked"
+REPLY_DELAY_S = 0.3
+"""Between a command of the router and Redis' reply, in the test that counts trips."""
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +43,8 @@ class Monitor:
 
     def __init__(self, url: str) -> None:
         self.commands: list[str] = []
+        self.times: list[float] = []
+        """When the server received each, in seconds."""
         self._url = url
         self._client = redis.Redis.from_url(url)
         self._thread = Thread(target=self._listen, daemon=True)
@@ -61,6 +70,11 @@ class Monitor:
         """The commands before the fence."""
         return self.commands[: self.commands.index(f"ECHO {FENCE}")]
 
+    def trips_before_fence(self) -> int:
+        """Trips that take one after the other: commands that did not wait for each other's reply share one."""
+        times = self.times[: len(self.before_fence())]
+        return len(times[:1]) + sum(later - earlier > REPLY_DELAY_S / 2 for earlier, later in pairwise(times))
+
     def _listen(self) -> None:
         with redis.Redis.from_url(self._url) as client, client.monitor() as monitor:
             for entry in monitor.listen():
@@ -70,6 +84,28 @@ class Monitor:
                     return
                 if entry["client_type"] != "lua" and not re.match("ECHO begin|CLIENT|HELLO", command):
                     self.commands.append(command)
+                    self.times.append(entry["time"])
+
+
+@asynccontextmanager
+async def slow(url: str, folder: Path) -> AsyncIterator[str]:
+    """The URL of the same Redis, whose replies take longer."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
+        while data := await reader.read(65_536):
+            await asyncio.sleep(delay_s)
+            writer.write(data)
+        writer.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        redis_reader, redis_writer = await asyncio.open_unix_connection(url.removeprefix("unix://"))
+        for copying in (copy(reader, redis_writer, 0), copy(redis_reader, writer, REPLY_DELAY_S)):
+            tasks.add(asyncio.create_task(copying))
+
+    async with await asyncio.start_unix_server(connected, folder / "slow.sock"):
+        yield f"unix://{folder}/slow.sock"
+    await asyncio.wait(tasks)
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[object]:
@@ -120,6 +156,38 @@ def test_a_miss_costs_one_authentication_one_parse_and_two_trips_to_redis(
             assert router.counted() == {("/v1/chat/completions", "200"): 3}
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_miss_takes_two_trips_to_redis_however_many_replicas_there_are(
+    answers: OwnRedis, teams: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, replicas: int
+) -> None:
+    """With several replicas it is also looked up which of them caches the prompt, while the flight is acquired."""
+    engines, replica_set = Engines(), registry().replicas_of("engines")
+    replica_set.update({f"replica-{number}": ReplicaStats() for number in range(replicas)})
+    long = "What is 1 + 1? " * 20  # more than one block of the prefix cache
+
+    async def work() -> None:
+        async with (
+            slow(answers.url, tmp_path) as url,
+            running_router(monkeypatch, url, teams.url, engines) as router,
+            client_of(router) as client,
+        ):
+            # Connections are open and scripts are loaded after these.
+            await asyncio.gather(
+                *(client.post("/v1/chat/completions", content=chat(f"{replicas} {n} {long}")) for n in range(3))
+            )
+            with Monitor(answers.url) as monitor:
+                engines.on_request = monitor.fence
+                response = await client.post("/v1/chat/completions", content=chat(f"{replicas} {long}"))
+                assert response.headers["x-dray-cache"] == "miss"
+            assert len(monitor.before_fence()) == (3 if replicas > 1 else 2), monitor.before_fence()
+            assert monitor.trips_before_fence() == 2, list(zip(monitor.times, monitor.commands, strict=True))
+
+    try:
+        asyncio.run(work())
+    finally:
+        replica_set.update({})
 
 
 def test_several_prompts_are_parsed_once_and_read_nothing_from_redis(
