@@ -62,11 +62,11 @@ class EngineSource:
         return min(self._classes, key=lambda queue_class: queue_class.urgency)
 
     def lift(self, queue_class: QueueClass) -> None:
-        """Queues what has no slot yet by this queue class too, if that is better: somebody else wants the tokens."""
+        """Somebody with this queue class wants the tokens too: what has no slot yet gets the better class."""
         if queue_class not in self._classes:
             self._classes.append(queue_class)
-        for choice in self._waiting:
-            self._waiting[choice] = self._queue.lift(self._waiting[choice], queue_class)
+            for choice in tuple(self._waiting):
+                self._lift_waiting(choice, queue_class)
 
     async def tokens(
         self, choice: int, stage: int, request: EngineRequest, generated: Sequence[int] = ()
@@ -105,7 +105,9 @@ class EngineSource:
                 tried += 1
                 cost = TokenCost(len(request.prompt_ids) + generated, left, queue_class.batch)
                 self._waiting[choice] = cost
-                asyncio.get_running_loop().call_soon(self._lift_waiting, choice)
+                for other in self._classes:
+                    if other is not queue_class:  # once the choice is in the queue
+                        asyncio.get_running_loop().call_soon(self._lift_waiting, choice, other)
                 try:
                     self._slots[choice] = await self._queue.acquire(queue_class.team, queue_class.weight, cost)
                 except ApiError:
@@ -116,11 +118,9 @@ class EngineSource:
                     del self._waiting[choice]
         self._observe_wait(time.perf_counter() - started)
 
-    def _lift_waiting(self, choice: int) -> None:
-        """Called once the choice is in the queue."""
-        for queue_class in self._classes:
-            if choice in self._waiting:
-                self._waiting[choice] = self._queue.lift(self._waiting[choice], queue_class)
+    def _lift_waiting(self, choice: int, queue_class: QueueClass) -> None:
+        if (cost := self._waiting.get(choice)) is not None:
+            self._waiting[choice] = self._queue.lift(cost, queue_class)
 
 
 class FlightSource:
