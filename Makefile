@@ -7,10 +7,14 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 EXPORT_VENV := .venv-export
 
+# Those that `make coverage` measures: all but the tests of a running service.
+UNIT_TESTS := tests/bench tests/cluster tests/demo tests/deployments tests/k8s tests/models tests/plan \
+	tests/test_docs.py tests/test_imports.py tests/test_package.py
+
 # After a pip command: its output is shown only if it fails.
 QUIETLY := > .pip.log 2>&1 && rm .pip.log || { cat .pip.log; rm .pip.log; exit 1; }
 
-.PHONY: up down bench docs test test-slow chaos test-export lint constraints clean
+.PHONY: up down bench docs test coverage test-slow chaos test-export lint constraints clean
 
 up: $(VENV)/.serving
 	@echo "== starting Dray"
@@ -31,6 +35,11 @@ docs: $(VENV)/.documenting
 test: $(VENV)/.testing
 	@echo "== running the tests, against a Dray that they start (10 to 20 minutes)"
 	$(BIN)/python -m pytest
+
+# The floor is in pyproject.toml.
+coverage: $(VENV)/.testing
+	@echo "== running the unit tests, and measuring which lines they reach"
+	$(BIN)/python -m pytest $(UNIT_TESTS) --cov --cov-report=term:skip-covered
 
 test-slow: $(VENV)/.testing
 	@echo "== running the tests that take minutes each"
@@ -61,7 +70,7 @@ constraints:
 
 clean:
 	@echo "== deleting environments, caches and what was built"
-	rm -rf $(VENV) $(EXPORT_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(EXPORT_VENV) build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
