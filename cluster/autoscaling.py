@@ -19,9 +19,9 @@ TOKENS = "tokens"
 """Metric: tokens that a replica still has to compute."""
 PACE = "pace"
 """Metric: tokens per second that a replica computes under load."""
-QUEUED, HEARD = "queued.", "heard."
+QUEUED, REPORTED_AT = "queued.", "heard."
 """Metric prefixes, followed by a router's name: tokens that wait in it, and the Unix time of its report."""
-QUEUE_HOLDS_S = 10.0
+QUEUE_REPORT_TTL_S = 10.0
 """Lifetime of a router's report, in seconds. A router with a nonempty queue reports more often than that."""
 _MAX_SHARE_TO_SHRINK = 0.8
 """Replicas are removed only if the rest would need at most this share of the target time."""
@@ -106,11 +106,11 @@ def sample_of(metrics: Mapping[str, Mapping[Any, float]]) -> LoadSample:
         if not name.startswith(QUEUED):
             continue
         router = name.removeprefix(QUEUED)
-        times = metrics.get(f"{HEARD}{router}", {})
+        times = metrics.get(f"{REPORTED_AT}{router}", {})
         # A router reports to each replica that it sends a request to; only its latest report counts.
         queued[router] = max((times.get(replica, 0.0), tokens) for replica, tokens in by_replica.items())
     newest = max((reported for reported, _ in queued.values()), default=0.0)
-    waiting = sum(tokens for reported, tokens in queued.values() if newest - reported < QUEUE_HOLDS_S)
+    waiting = sum(tokens for reported, tokens in queued.values() if newest - reported < QUEUE_REPORT_TTL_S)
     tokens = sum(metrics.get(TOKENS, {}).values()) + waiting
     return LoadSample(tokens, sum(paces) / len(paces) if paces else 0.0, len(paces))
 

@@ -39,7 +39,7 @@ class SettingsError(Exception):
 
 def changed_fixed_settings(new: Settings, old: Settings) -> list[str]:
     """Names of the fixed settings that differ."""
-    new_values, old_values = leaves(new.model_dump(mode="json")), leaves(old.model_dump(mode="json"))
+    new_values, old_values = flatten(new.model_dump(mode="json")), flatten(old.model_dump(mode="json"))
     return [name for name in FIXED if new_values[name] != old_values[name]]
 
 
@@ -51,24 +51,24 @@ class Loaded:
     origins: dict[str, str]
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The leaves of a nested mapping by their dotted names: {"a": {"b": 1}} gives {"a.b": 1}."""
     values: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            values.update(leaves(value, f"{prefix}{name}."))
+            values.update(flatten(value, f"{prefix}{name}."))
         else:
             values[prefix + name] = value
     return values
 
 
-def describe(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, str]:
+def setting_descriptions(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, str]:
     """The description of every setting by its dotted name."""
     descriptions: dict[str, str] = {}
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Group):
-            descriptions.update(describe(kind, f"{prefix}{name}."))
+            descriptions.update(setting_descriptions(kind, f"{prefix}{name}."))
         else:
             descriptions[prefix + name] = field.description or ""
     return descriptions
@@ -81,7 +81,7 @@ def variable(name: str) -> str:
 
 def environment(settings: Settings) -> dict[str, str]:
     """Environment variables that give another process exactly these settings."""
-    values = leaves(settings.model_dump(mode="json"))
+    values = flatten(settings.model_dump(mode="json"))
     return {
         variable(name): value if isinstance(value, str) else json.dumps(value)
         for name, value in values.items()
@@ -100,7 +100,7 @@ def load(overrides: Mapping[str, Any] | None = None, config: Path | None = None)
     if explicit is not None and not explicit.exists():
         raise SettingsError(f"settings file {explicit} does not exist")
     path = explicit or Path("dray.yaml")
-    known = describe()
+    known = setting_descriptions()
     unknown = sorted(
         name
         for name in os.environ
@@ -111,7 +111,7 @@ def load(overrides: Mapping[str, Any] | None = None, config: Path | None = None)
 
     layers: list[tuple[str, dict[str, Any]]] = [
         (str(path), _read_yaml(path) if path.is_file() else {}),
-        ("environment", leaves(EnvSettingsSource(Settings)())),
+        ("environment", flatten(EnvSettingsSource(Settings)())),
         ("command line", {name: value for name, value in (overrides or {}).items() if value is not None}),
     ]
     values: dict[str, Any] = {}
@@ -138,7 +138,7 @@ def parse(values: Mapping[str, Any], origins: Mapping[str, str] | None = None) -
 
 def keep_fixed_settings(loaded: Loaded, running: Mapping[str, Any]) -> Settings:
     """The loaded settings, but fixed settings that no source sets keep the values of the running Dray."""
-    values, current = leaves(loaded.settings.model_dump(mode="json")), leaves(running)
+    values, current = flatten(loaded.settings.model_dump(mode="json")), flatten(running)
     for name in FIXED:
         if loaded.origins[name] == "default":
             values[name] = current[name]
@@ -147,7 +147,7 @@ def keep_fixed_settings(loaded: Loaded, running: Mapping[str, Any]) -> Settings:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        return leaves(YamlConfigSettingsSource(Settings, yaml_file=path)())
+        return flatten(YamlConfigSettingsSource(Settings, yaml_file=path)())
     except Exception as error:  # noqa: BLE001 - the YAML library's errors share no type; each becomes one line
         raise SettingsError(f"{path} is not a YAML mapping: {error}") from None
 

@@ -86,7 +86,7 @@ def connect(url: str, *, timeout_s: float = 2.0) -> Any:
     return sentinel.master_for(target.service, **options, **target.options)
 
 
-def connect_async(url: str, *, most_connections: int) -> Any:
+def connect_async(url: str, *, max_connections: int) -> Any:
     """A client for an event loop. The caller closes it and sets timeouts on calls. Raises RedisUrlError."""
     options: dict[str, Any] = {
         "socket_timeout": None,
@@ -95,7 +95,7 @@ def connect_async(url: str, *, most_connections: int) -> Any:
         # One immediate retry: a pooled connection may belong to a server that has stopped since. The default would
         # retry for seconds.
         "retry": redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 1),
-        "max_connections": most_connections,
+        "max_connections": max_connections,
     }
     if url.partition("://")[0] in _SIMPLE:
         return redis.asyncio.Redis.from_url(url, **options)

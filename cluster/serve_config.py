@@ -104,11 +104,11 @@ class Engine:
         return replace(self, replicas=replicas)
 
     @property
-    def leased(self) -> int:
+    def leased_cores(self) -> int:
         """Cores that the minimum number of replicas lease together."""
         return self.replicas * self.cores
 
-    def describe(self) -> dict[str, Any]:
+    def application_config(self) -> dict[str, Any]:
         """The application's entry in the Serve config."""
         limits = self.settings.limits
         deployment = {
@@ -177,7 +177,7 @@ class Routers:
     teams_url: str
     engines: tuple[Engine, ...]
 
-    def describe(self) -> dict[str, Any]:
+    def application_config(self) -> dict[str, Any]:
         """The application's entry in the Serve config."""
         engines = {engine.model.name: engine.application for engine in self.engines}
         args = RouterArgs(settings=self.settings, redis_url=self.redis_url, teams_url=self.teams_url, engines=engines)
@@ -227,7 +227,7 @@ def serve_config(routers: Routers, engines: Iterable[Engine] | None = None) -> d
     """The whole Serve config. engines: the engines to run. None: those that the routers send requests to."""
     running = routers.engines if engines is None else engines
     page = [_page(routers.settings)] if has_page(routers.settings) else []
-    return {"applications": [routers.describe(), *(engine.describe() for engine in running), *page]}
+    return {"applications": [routers.application_config(), *(engine.application_config() for engine in running), *page]}
 
 
 def has_page(settings: Settings) -> bool:

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from cluster import scaling_metrics
 from cluster.cli import app
-from cluster.configuration import describe, leaves
+from cluster.configuration import flatten, setting_descriptions
 from cluster.settings import OfficeHours, Settings
 from deployments.observability import metrics as service_metrics
 
@@ -41,7 +41,11 @@ def settings() -> str:
         "value and its source. An unknown name is an error.",
     ]
     group = None
-    schema, defaults, texts = Settings.model_json_schema(), leaves(Settings().model_dump(mode="json")), describe()
+    schema, defaults, texts = (
+        Settings.model_json_schema(),
+        flatten(Settings().model_dump(mode="json")),
+        setting_descriptions(),
+    )
     for name, text in sorted(texts.items(), key=lambda item: "." in item[0]):
         if (section := name.rpartition(".")[0]) != group:
             group = section

@@ -14,7 +14,7 @@ import pytest
 from typer.main import get_command
 
 from cluster.cli import app
-from cluster.configuration import describe, variable
+from cluster.configuration import setting_descriptions, variable
 from deployments.api.protocol.chat import ChatRequest
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +78,7 @@ def test_the_reference_lists_every_setting_metric_and_command(site: Path) -> Non
     def page(name: str) -> str:
         return (site / "reference" / name / "index.html").read_text()
 
-    assert all(f"<code>{name}</code>" in page("settings") for name in describe())
+    assert all(f"<code>{name}</code>" in page("settings") for name in setting_descriptions())
     dashboard = (ROOT / "k8s" / "monitoring" / "dray.json").read_text()  # tests/k8s checks that every metric is there
     metrics = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"\bdray_[a-z_]+\w", dashboard)}
     assert len(metrics) > 20
@@ -130,7 +130,7 @@ def test_commands_in_the_documentation_exist() -> None:
 
 
 def test_settings_in_the_documentation_exist() -> None:
-    names = describe()
+    names = setting_descriptions()
     variables = {variable(name) for name in names} | {"DRAY_CONFIG"}
     groups = "|".join({name.partition(".")[0] for name in names if "." in name})
     for page in PAGES:

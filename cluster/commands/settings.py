@@ -4,13 +4,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.commands.console import AsJson, Config, load_settings, out
-from cluster.configuration import describe, leaves, variable
+from cluster.configuration import flatten, setting_descriptions, variable
 
 
 def show_settings(as_json: AsJson = False, config: Config = None) -> None:
     """Print every setting with its value, where the value comes from, and what it does."""
     loaded = load_settings(config)
-    values, descriptions = leaves(loaded.settings.model_dump(mode="json")), describe()
+    values, descriptions = flatten(loaded.settings.model_dump(mode="json")), setting_descriptions()
     if as_json:
         out.print_json(
             data={

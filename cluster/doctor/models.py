@@ -66,12 +66,12 @@ def check_room(
     """Cores and memory. Those of a Dray that runs on this state folder count as free: `dray deploy` reuses them."""
     engines = engines_of(settings, models, usable)
     running = _running(record, usable)
-    free = count_free(settings.core_lock_dir, usable=usable) + sum(engine.leased for engine in running)
+    free = count_free(settings.core_lock_dir, usable=usable) + sum(engine.leased_cores for engine in running)
 
     def cores() -> str:
         check_cores(settings, PreflightResult(engines, usable.count), usable, free)
         included = ", including those of the Dray that runs here" if running else ""
-        return f"{usable.describe()}; {sum(engine.leased for engine in engines)} needed, {free} free{included}"
+        return f"{usable.describe()}; {sum(engine.leased_cores for engine in engines)} needed, {free} free{included}"
 
     yield attempt("cores", cores)
     available = available_memory() + sum(memory_needed(engine.model) for engine in running)

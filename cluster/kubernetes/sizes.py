@@ -111,7 +111,7 @@ def router_memory(settings: Settings) -> int:
 
 def engine_pods(engine: Engine) -> Pods:
     """The pods of a model's engines. One spare pod allows an engine to move before its node leaves."""
-    deployment = engine.describe()["deployments"][0]
+    deployment = engine.application_config()["deployments"][0]
     scale = deployment.get("autoscaling_config", {})
     min_replicas = scale.get("min_replicas", deployment.get("num_replicas"))
     max_replicas = scale.get("max_replicas", deployment.get("num_replicas"))

@@ -41,7 +41,7 @@ class PreflightResult:
     @property
     def leased(self) -> int:
         """Cores that all replicas together lease."""
-        return sum(engine.leased for engine in self.engines)
+        return sum(engine.leased_cores for engine in self.engines)
 
 
 def check(settings: Settings) -> PreflightResult:
@@ -72,7 +72,7 @@ def check_change(settings: Settings, running: Sequence[Engine]) -> tuple[Preflig
     usable = usable_cores()
     found = find_engines(settings, usable)
     free = count_free(settings.core_lock_dir, usable=usable)
-    check_cores(settings, found, usable, free + sum(engine.leased for engine in running))
+    check_cores(settings, found, usable, free + sum(engine.leased_cores for engine in running))
     available = available_memory()
     check_memory(found.engines, 0, available + sum(memory_needed(engine.model) for engine in running))
     names = {engine.application for engine in running}

@@ -122,7 +122,7 @@ class Supervisor:
             raise LaunchError(f"{', '.join(changed)} cannot change while Dray runs; use dray down, then dray up")
         found, free, beside = check_change(settings, self._routers.engines)
         target = replace(self._routers, settings=settings, engines=found.engines)
-        leased = sum(engine.leased for engine in self._routers.engines)
+        leased = sum(engine.leased_cores for engine in self._routers.engines)
         return target, roll(self._routers, target, min(free, self._usable - leased), beside=beside)
 
     def _finish_rollout(self) -> None:

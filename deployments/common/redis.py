@@ -72,8 +72,8 @@ class RedisStore:
         self._name = name
         self._timeout_s = timeout_s
         self._callbacks = callbacks
-        self._client: _Client = connect_async(url, most_connections=_MAX_CALLS)
-        self._blocking_client: _Client = connect_async(url, most_connections=_MAX_BLOCKING_READS)
+        self._client: _Client = connect_async(url, max_connections=_MAX_CALLS)
+        self._blocking_client: _Client = connect_async(url, max_connections=_MAX_BLOCKING_READS)
         self._breaker = CircuitBreaker(_FAILURES_TO_OPEN, _OPEN_S, REDIS_ERRORS, name)
         self._calls = asyncio.Semaphore(_MAX_CALLS)
         self._blocking_reads = asyncio.Semaphore(_MAX_BLOCKING_READS)

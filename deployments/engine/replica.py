@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from ray import serve
 
-from cluster.autoscaling import HEARD, PACE, QUEUE_HOLDS_S, QUEUED, TOKENS
+from cluster.autoscaling import PACE, QUEUE_REPORT_TTL_S, QUEUED, REPORTED_AT, TOKENS
 from cluster.cores import check_affinity, repin
 from cluster.models.folder import open_model
 from cluster.node import Node
@@ -112,8 +112,8 @@ class EngineReplica:
         engine = self._engine
         pending = engine.pending.values() if engine else ()
         stats = {TOKENS: float(sum(work.prompt_tokens + work.completion_tokens for work in pending)), PACE: self._pace}
-        for router, (tokens, at) in (engine.queues_since(time.time() - QUEUE_HOLDS_S) if engine else {}).items():
-            stats |= {f"{QUEUED}{router}": float(tokens), f"{HEARD}{router}": at}
+        for router, (tokens, at) in (engine.queues_since(time.time() - QUEUE_REPORT_TTL_S) if engine else {}).items():
+            stats |= {f"{QUEUED}{router}": float(tokens), f"{REPORTED_AT}{router}": at}
         return stats
 
     def record_routing_stats(self) -> dict[str, Any]:

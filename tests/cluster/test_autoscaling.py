@@ -12,9 +12,9 @@ import pytest
 from pydantic import ValidationError
 
 from cluster.autoscaling import (
-    HEARD,
     PACE,
     QUEUED,
+    REPORTED_AT,
     TOKENS,
     LoadSample,
     PredictedWait,
@@ -44,11 +44,11 @@ def test_a_routers_queue_counts_once_by_its_latest_report() -> None:
         TOKENS: {"a": 100.0, "b": 50.0},
         PACE: {"a": 300.0, "b": 100.0},
         f"{QUEUED}x": {"a": 7.0, "b": 1000.0},
-        f"{HEARD}x": {"a": 20.0, "b": 18.0},
+        f"{REPORTED_AT}x": {"a": 20.0, "b": 18.0},
         f"{QUEUED}y": {"b": 30.0},
-        f"{HEARD}y": {"b": 19.0},
+        f"{REPORTED_AT}y": {"b": 19.0},
         f"{QUEUED}gone": {"b": 5000.0},
-        f"{HEARD}gone": {"b": 1.0},
+        f"{REPORTED_AT}gone": {"b": 1.0},
     }
     sample = sample_of(metrics)
     assert sample == LoadSample(187.0, 200.0, 2)

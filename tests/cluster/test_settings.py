@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.configuration import SettingsError, describe, environment, leaves, load
+from cluster.configuration import SettingsError, environment, flatten, load, setting_descriptions
 from cluster.settings import Settings
 
 
@@ -60,8 +60,8 @@ def test_unknown_variables_and_missing_files_are_refused(monkeypatch: pytest.Mon
 
 
 def test_every_setting_is_described_and_reachable_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    descriptions = describe()
-    assert set(descriptions) == set(leaves(Settings().model_dump(mode="json")))
+    descriptions = setting_descriptions()
+    assert set(descriptions) == set(flatten(Settings().model_dump(mode="json")))
     assert all(descriptions.values())
     for name, value in environment(Settings()).items():
         monkeypatch.setenv(name, value)
