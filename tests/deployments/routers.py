@@ -111,9 +111,9 @@ class InProcessRouter(router.Router):
 
 async def start_router(args: RouterArgs) -> Any:
     """A router as Serve constructs it: @serve.ingress makes its constructor a coroutine."""
-    made = object.__new__(InProcessRouter)
-    await cast(Any, router.Router.__init__)(made, args.model_dump(mode="json"))
-    return made
+    instance = object.__new__(InProcessRouter)
+    await cast(Any, router.Router.__init__)(instance, args.model_dump(mode="json"))
+    return instance
 
 
 @asynccontextmanager
