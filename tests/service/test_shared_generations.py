@@ -8,6 +8,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +65,12 @@ def narrow() -> Iterator[Narrow]:
         assert added.returncode == 0, added.stderr
         keys[team] = json.loads(dray.run("keys", "create", team, "--json").stdout)["key"]
     urls = [url_of(router) for router in routers(dray)]
-    for url in urls:
-        for key in keys.values():
-            wait_for(lambda url=url, key=key: httpx.get(f"{url}/v1/models", headers={"x-api-key": key}).is_success, 5)
+
+    def accepts(url: str, key: str) -> bool:
+        return httpx.get(f"{url}/v1/models", headers={"x-api-key": key}).is_success
+
+    for url, key in product(urls, keys.values()):
+        wait_for(partial(accepts, url, key), 5)
     yield Narrow(dray, urls, keys)
     dray.run("down")
     shutil.rmtree(dray.folder, ignore_errors=True)
