@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not can_make_hosts(), reason=
 
 @pytest.fixture(scope="module")
 def three() -> Iterator[Cluster]:
-    """A head and two that have joined it, an engine on each, and routers."""
+    """A head and two machines that joined it, with an engine and a router on each."""
     with cluster(3, DRAY_MODEL__REPLICAS="3", DRAY_ROUTER__REPLICAS="3") as made:
         wait_for(lambda: all(one.engines for one in (made.head, *made.others)), 60)
         yield made
@@ -34,36 +34,38 @@ QUESTIONS = [f"What is {number} times {number + 321}?" for number in range(612, 
 
 
 def pauses_while(made: Cluster, disturb: Callable[[], None]) -> list[float]:
-    """Streams on all machines, in whose middle something happens: each is whole. Gives the longest pause of each."""
-    whole = {question: "".join(made.pieces(question)) for question in QUESTIONS}
-    told: dict[str, str] = {}
+    """Runs streams on all machines and disturbs them midway. Each must be complete; returns each one's longest pause."""
+    expected = {question: "".join(made.pieces(question)) for question in QUESTIONS}
+    texts: dict[str, str] = {}
+    started: set[str] = set()
     pauses: list[float] = []
 
     def follow(question: str) -> None:
         once, last, longest = secrets.token_hex(8), time.monotonic(), 0.0
-        while question not in told:
+        while question not in texts:
             text = ""
-            # A stream of which the router itself has gone is cut; the client asks again, by the same key.
+            # A stream whose router dies is cut off; the client retries with the same idempotency key.
             with suppress(httpx.HTTPError):
                 for piece in made.pieces(question, once):
+                    started.add(question)
                     now = time.monotonic()
                     text, longest, last = text + piece, max(longest, now - last), now
-                told[question] = text
+                texts[question] = text
         pauses.append(longest)
 
     threads = [threading.Thread(target=follow, args=(question,)) for question in QUESTIONS]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
+    wait_for(lambda: len(started) == len(QUESTIONS), 60)
     disturb()
     for thread in threads:
         thread.join(100)
-    assert told == whole
+    assert texts == expected
     return pauses
 
 
 def takes_work(made: Cluster, machine: Machine) -> bool:
-    """Whether routers know of its engine: it computes some of the questions, each of which is another's by its hash."""
+    """Whether routers use this machine's engine: hashing spreads the questions, so it computes some of them."""
     engines = [psutil.Process(pid) for pid in machine.engines]
     before = [one.cpu_times().user for one in engines]
     for question in QUESTIONS:
@@ -172,12 +174,15 @@ def test_replicas_come_with_the_load_and_go_with_it() -> None:
     with cluster(2, **{f"DRAY_MODEL__{name}": value for name, value in scaling.items()}) as made:
         [other] = made.others
         assert not other.engines
+        answered: list[str] = []
         failed: list[str] = []
         over = threading.Event()
 
         def lane() -> None:
             while not over.is_set():
-                if not answers(made, tokens=200):
+                if answers(made, tokens=200):
+                    answered.append(time.strftime("%X"))
+                else:
                     failed.append(time.strftime("%X"))
 
         lanes = [threading.Thread(target=lane) for _ in range(24)]
@@ -186,7 +191,8 @@ def test_replicas_come_with_the_load_and_go_with_it() -> None:
         try:
             wait_for(lambda: other.engines, 60)
             wait_for(lambda: wanted(made) == 2, 10)
-            time.sleep(10)
+            enough = len(answered) + 4 * len(lanes)
+            wait_for(lambda: len(answered) >= enough, 60)
         finally:
             over.set()
             for one in lanes:
