@@ -34,7 +34,7 @@ QUESTIONS = [f"What is {number} times {number + 321}?" for number in range(612, 
 
 
 def pauses_while(made: Cluster, disturb: Callable[[], None]) -> list[float]:
-    """Runs streams on all machines and disturbs them midway. Each must be complete; returns each one's longest pause."""
+    """Runs streams on all machines and disturbs them midway. Each must be complete. Returns their longest pauses."""
     expected = {question: "".join(made.pieces(question)) for question in QUESTIONS}
     texts: dict[str, str] = {}
     started: set[str] = set()
