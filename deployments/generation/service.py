@@ -70,12 +70,9 @@ class AnswerService:
         cache = self._cache
         if cache is None or not context.control.reads or (key := self._key(cache, context)) in self._jobs:
             return None
-        span = current.get().child("cache")
-        stored = await self._read(cache, key)
-        if stored is None or not context.control.accepts(stored):
-            return None  # the span is not ended, so it is not exported
-        span.end()
-        return key, stored
+        with current.get().child("cache"):
+            stored = await self._read(cache, key)
+        return (key, stored) if stored is not None and context.control.accepts(stored) else None
 
     async def answer(self, context: RequestContext) -> CacheLookup:
         """The answer to a request that `lookup` has found no stored answer for. Its subscriber must be closed.
