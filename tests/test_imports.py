@@ -13,7 +13,8 @@ CLUSTER = {
     "settings": "",
     "child": "",
     "ports": "",
-    "charts": "",
+    "extras": "",
+    "charts": "extras",
     "sse": "",
     "units": "",
     "client": "sse",
@@ -26,15 +27,15 @@ CLUSTER = {
     "node": "configuration settings",
     "redis_server": "child",
     "autoscaling": "scaling_metrics settings",
-    "models": "ports settings units",
+    "models": "extras ports settings units",
     "serve_config": "configuration models settings",
-    "launch": "child configuration cores models node records redis_client redis_server serve_config settings",
+    "launch": "child configuration cores models node records redis_client redis_server serve_config settings units",
     "kubernetes": "configuration launch models redis_client serve_config settings",
-    "doctor": "cores kubernetes launch models redis_client redis_server serve_config settings",
+    "doctor": "cores extras kubernetes launch models redis_client redis_server serve_config settings units",
     "bench": "charts sse",
     "plan": "autoscaling bench charts cores models settings",
     "commands": (
-        "bench charts client configuration cores doctor kubernetes launch models plan records redis_client "
+        "bench charts client configuration cores doctor extras kubernetes launch models plan records redis_client "
         "scaling_metrics serve_config settings units warm"
     ),
     "cli": "commands",

@@ -146,7 +146,8 @@ class AdminApi:
             return await asyncio.to_thread(connect_and_work)
         except TeamsError as error:
             status = 404 if isinstance(error, NotFound) else 409 if isinstance(error, AlreadyExists) else 400
-            raise ApiError(status, f"{str(error).capitalize()}.", code="teams_error") from None
+            message = str(error)  # not capitalize(): it would lower the letters of names
+            raise ApiError(status, f"{message[:1].upper()}{message[1:]}.", code="teams_error") from None
         except REDIS_ERRORS:
             raise _teams_unreachable() from None
 
