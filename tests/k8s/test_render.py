@@ -132,7 +132,7 @@ def test_the_store_has_room_for_what_is_fetched_or_exported(tmp_path: Path) -> N
         (NAMED + "kubernetes:\n  models_claim: a\n  models_image: b\n", ", not both"),
         ("model:\n  source: deepseek-r1-distill-qwen-1.5b\n" + CLAIM, "cores_per_replica"),
         ("model:\n  source: nothing-known\n  cores_per_replica: 1\n" + CLAIM, "no folder, not in the catalog"),
-        ("model:\n  source: org/unknown-9b\n  cores_per_replica: 1\n" + CLAIM, "the size of org/unknown-9b is unknown here"),
+        ("model:\n  source: org/unknown-9b\n  cores_per_replica: 1\n" + CLAIM, "the size of org/unknown-9b is unknown"),
         (NAMED + "cache:\n  url: rediss://:secret@redis:6379/0\n" + CLAIM, "contains a password"),
         (NAMED + "kubernetes:\n  threads_per_core: 3\n", "kubernetes.threads_per_core"),
         (
