@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import hypothesis
 import openai
 import psutil
 import pytest
@@ -33,6 +34,9 @@ def pytest_configure() -> None:
     every child inherits that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A busy machine makes any example slow; that is no failure.
+    hypothesis.settings.register_profile("dray", deadline=None)
+    hypothesis.settings.load_profile("dray")
 
 
 def wait_for(fact: Callable[[], Any], seconds: float = 30.0) -> Any:
