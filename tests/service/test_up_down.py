@@ -103,12 +103,13 @@ def test_down_without_up(another: Dray) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_nothing(another: Dray, how: signal.Signals) -> None:
-    process = subprocess.Popen(another.command("up"), env=another.environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert "Dray is ready" in process.stdout.readline()
-    # A terminal's Ctrl-C reaches the whole foreground group; the supervisor alone is the harder case.
-    process.send_signal(how)
-    assert process.wait(60) == 0
+    command = another.command("up")
+    with subprocess.Popen(command, env=another.environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "Dray is ready" in process.stdout.readline()
+        # A terminal's Ctrl-C reaches the whole foreground group; the supervisor alone is the harder case.
+        process.send_signal(how)
+        assert process.wait(60) == 0
     assert left_over(another) == []
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", another.port))
