@@ -16,6 +16,8 @@ from cluster.commands import (
     teams,
     warm,
 )
+from cluster.commands.console import fail
+from cluster.private_files import NotPrivate
 
 app = typer.Typer(
     help="Serve small reasoning language models on CPUs.",
@@ -43,5 +45,14 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(teams.teams, name="teams")
 app.add_typer(teams.keys, name="keys")
 
+
+def main() -> None:
+    """Runs the command. A folder that another user could have prepared ends every command, with the mend."""
+    try:
+        app()
+    except NotPrivate as error:
+        raise SystemExit(fail(str(error)).exit_code) from None
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -12,6 +12,7 @@ import redis
 from redis.exceptions import RedisError
 
 from cluster.child import dies_with_parent
+from cluster.private_files import private_folder
 
 _START_S = 10.0
 _STOP_S = 5.0
@@ -127,7 +128,7 @@ class OwnRedis:
     def _launch(self) -> subprocess.Popen[bytes]:
         for folder in (self._folder, self._data_dir):
             if folder is not None:
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                private_folder(folder)
         process = subprocess.Popen(
             [find_server(), "-"],
             stdout=subprocess.DEVNULL,

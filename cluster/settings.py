@@ -28,7 +28,13 @@ Weight = Literal["int4", "int8", "fp16"]
 
 
 def default_state_dir() -> Path:
-    """A short private path for this user: it holds Ray's sockets, and a Unix socket's path has at most 107 bytes."""
+    """A short private path for this user: it holds Ray's sockets, and a Unix socket's path has at most 107 bytes.
+
+    Below XDG_RUNTIME_DIR, which no other user can enter, or else below the folder for temporary files.
+    """
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or "/nonexistent")
+    if runtime.is_dir() and runtime.stat().st_uid == os.getuid():
+        return runtime / "dray"
     return Path(tempfile.gettempdir()) / f"dray-{os.getuid()}"
 
 

@@ -13,6 +13,7 @@ CLUSTER = {
     "settings": "",
     "child": "",
     "ports": "",
+    "private_files": "",
     "extras": "",
     "charts": "extras",
     "sse": "",
@@ -22,23 +23,26 @@ CLUSTER = {
     "scaling_metrics": "",
     "records": "",
     "warm": "sse",
-    "cores": "",
+    "cores": "private_files",
     "configuration": "settings",
     "node": "configuration settings",
-    "redis_server": "child",
+    "redis_server": "child private_files",
     "autoscaling": "scaling_metrics settings",
     "models": "extras ports settings units",
     "serve_config": "configuration models settings",
-    "launch": "child configuration cores models node records redis_client redis_server serve_config settings units",
+    "launch": (
+        "child configuration cores models node private_files records redis_client redis_server serve_config settings "
+        "units"
+    ),
     "kubernetes": "configuration launch models redis_client serve_config settings",
     "doctor": "cores extras kubernetes launch models redis_client redis_server serve_config settings units",
     "bench": "charts sse",
     "plan": "autoscaling bench charts cores models settings",
     "commands": (
-        "bench charts client configuration cores doctor extras kubernetes launch models plan records redis_client "
-        "scaling_metrics serve_config settings units warm"
+        "bench charts client configuration cores doctor extras kubernetes launch models plan private_files records "
+        "redis_client scaling_metrics serve_config settings units warm"
     ),
-    "cli": "commands",
+    "cli": "commands private_files",
 }
 DEPLOYMENTS = {
     "common": ("", "records redis_client"),

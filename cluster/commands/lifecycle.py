@@ -44,6 +44,7 @@ from cluster.launch.state import (
     remove_folder_if_empty,
     write_deploy_request,
 )
+from cluster.private_files import private_folder
 from cluster.serve_config import PAGE_PREFIX, has_page
 from cluster.settings import Settings, is_loopback
 
@@ -118,7 +119,7 @@ def up(
 def _detach(settings: Settings) -> None:
     """Starts `dray up` in its own session and waits until its record says that it is ready."""
     folder = settings.state_dir
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(folder)
     log = folder / "dray.log"
     # The child gets the settings in force here as variables, so that it reads no file or flag of its own.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DRAY_")}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.cores.topology import Core
+from cluster.private_files import private_folder
 
 _POLL_S = 0.002
 ALLOCATION_WAIT_S = 10.0
@@ -49,7 +50,7 @@ def allocating(directory: Path, wait_s: float, *, create: bool) -> Iterator[None
             while True:
                 try:
                     if create:
-                        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                        private_folder(directory)
                     fd = stack.enter_context(_opened(path))
                 except FileNotFoundError:
                     if create:

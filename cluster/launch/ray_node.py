@@ -21,6 +21,7 @@ from cluster.launch import haproxy
 from cluster.launch.environment import HAPROXY_FOLDER, METRICS_FOLDER, OBJECT_STORE_BYTES, serve_environment
 from cluster.launch.import_guard import leave_out_pandas
 from cluster.launch.preflight import LaunchError
+from cluster.private_files import check_private_folder, private_folder, read_private, write_private
 from cluster.redis_server import Listen
 from cluster.settings import ClusterSettings, Settings
 
@@ -152,9 +153,8 @@ def prepared(settings: Settings, ports: range, token: str) -> Iterator[None]:
     folder = settings.state_dir
     os.environ.update(_environment(settings, ports))
     file = folder / _TOKEN_FILE
-    file.touch(mode=0o600)
-    file.write_text(token)
-    (folder / METRICS_FOLDER).mkdir(exist_ok=True)
+    write_private(file, token)
+    private_folder(folder / METRICS_FOLDER)
     try:
         yield
     finally:
@@ -168,12 +168,11 @@ def token_of(settings: Settings) -> str:
     if not settings.cluster.head:
         return secrets.token_hex(32)
     file = settings.data_dir / "cluster-token"
+    private_folder(file.parent)
     with suppress(FileNotFoundError):
-        return file.read_text()
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file.touch(mode=0o600)
-    file.write_text(secrets.token_hex(32))
-    return file.read_text()
+        return read_private(file)
+    write_private(file, secrets.token_hex(32))
+    return read_private(file)
 
 
 def address_of(chosen: ClusterSettings) -> str:
@@ -207,10 +206,11 @@ def _environment(settings: Settings, ports: range) -> dict[str, str]:
 
 
 def clear(folder: Path) -> None:
-    """Ends what a killed launcher left running on this state folder, and deletes its files.
+    """Ends what a killed launcher left running on this state folder, and deletes its files. Raises NotPrivate.
 
     Ray's processes end by themselves after a while; HAProxy runs on when its manager has gone.
     """
+    check_private_folder(folder)
     _end(list(_started_with_token(folder)), timeout_s=0)
     for name in _ALL_FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)

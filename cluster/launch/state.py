@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from cluster.private_files import check_private_folder, private_folder, write_private
+
 RECORD_FILE, DEPLOY_REQUEST_FILE, LOCK_FILE = "dray.json", "deploy-request.json", "up.lock"
 
 
@@ -84,18 +86,13 @@ def take_deploy_request(folder: Path) -> DeployRequest | None:
 
 
 def _replace(path: Path, content: dict[str, Any]) -> None:
-    # In one step, so that no reader sees half of it.
-    new = path.with_suffix(".new")
-    try:
-        new.touch(mode=0o600)
-        new.write_text(json.dumps(content, default=str))
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    write_private(path, json.dumps(content, default=str))
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record of the Dray that runs here; None when none does."""
+    """The record of the Dray that runs here; None when none does. Raises NotPrivate."""
+    # Another user could have made the folder, with a record that names a process to stop.
+    check_private_folder(folder)
     try:
         record = msgspec.json.decode((folder / RECORD_FILE).read_bytes(), type=Record)
     except FileNotFoundError:
@@ -117,8 +114,10 @@ def is_held(folder: Path) -> bool:
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Holds the state folder for one Dray. The kernel releases it when the process dies. Raises AlreadyRunning."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Holds the state folder for one Dray. The kernel releases it when the process dies. Raises
+    AlreadyRunning, NotPrivate.
+    """
+    private_folder(folder)
     path = folder / LOCK_FILE
     with path.open("a") as lock:
         try:

@@ -89,7 +89,7 @@ def test_exit_codes_are_those_in_the_help(tmp_path: Path) -> None:
     failed = dray("status", folder=tmp_path)
     assert failed.returncode == 1
     assert failed.stderr == "error: Dray is not running; start it with `dray up`\n"
-    (tmp_path / "s").mkdir()
+    (tmp_path / "s").mkdir(mode=0o700)
     with (tmp_path / "s" / "up.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         write_record(tmp_path / "s", Record(os.getpid(), "starting Ray"))

@@ -29,7 +29,7 @@ def test_a_revival_that_fails_is_tried_again_and_keeps_the_data(tmp_path: Path) 
     folder.rename(tmp_path / "away")
     folder.touch()
     for _ in range(2):
-        with pytest.raises(RedisStartError, match="File exists"):
+        with pytest.raises(RedisStartError, match="is not a folder"):
             server.revive()
     folder.unlink()
     assert server.revive() and not server.revive()

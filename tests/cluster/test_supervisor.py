@@ -19,6 +19,7 @@ from cluster.launch.preflight import find_engines
 from cluster.launch.ray_node import RayEndedError
 from cluster.launch.state import (
     DEPLOY_REQUEST_FILE,
+    RECORD_FILE,
     DeployRequest,
     Record,
     hold,
@@ -148,14 +149,17 @@ def test_a_record_that_cannot_be_written_is_written_later(caplog: pytest.LogCapt
     with supervised() as (supervisor, folder):
         away = folder.with_name("away")
         (folder / DEPLOY_REQUEST_FILE).write_text("{")
-        (folder / "dray.new").mkdir()  # where the next record is written first
+        record, earlier = folder / RECORD_FILE, folder / "earlier.json"
+        record.rename(earlier)
+        record.mkdir()  # nothing can be written there
         supervisor.reconcile()
-        assert record_of(folder).refused == ""
         assert "cannot write the record" in caplog.text
+        record.rmdir()
+        earlier.rename(record)
+        assert record_of(folder).refused == ""
         folder.rename(away)
         supervisor.reconcile()
         away.rename(folder)
-        (folder / "dray.new").rmdir()
 
         def written() -> str:
             supervisor.reconcile()

@@ -1,0 +1,72 @@
+"""Another user of the machine prepares the state folder, whose name can be guessed; every command refuses it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.security.test_private_files import NOBODY, as_nobody, as_root, shared
+
+__all__ = ["shared"]  # a fixture
+
+COMMANDS = (
+    ["up"],
+    ["up", "--detach"],
+    ["join", "127.0.0.1:1"],
+    ["deploy"],
+    ["down"],
+    ["status"],
+    ["doctor", "--offline"],
+)
+
+
+def dray(*arguments: str, state_dir: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cluster.cli", *arguments, "--state-dir", str(state_dir)]
+    environment = os.environ | {"RAY_AUTH_TOKEN": "0" * 64}  # or `join` asks for it
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that a forged record names as Dray's launcher."""
+    with subprocess.Popen(["sleep", "300"]) as process:
+        yield process
+        process.kill()
+
+
+@as_root
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_state_folder_of_another_user_is_refused(
+    shared: Path, bystander: subprocess.Popen[bytes], command: list[str]
+) -> None:
+    folder = shared / "state"
+    record = json.dumps({"pid": bystander.pid, "stage": "ready", "url": "http://127.0.0.1:1/v1"})
+
+    def prepare() -> None:
+        folder.mkdir()
+        (folder / "dray.json").write_text(record)
+        (folder / "up.lock").touch()
+        (folder / "ray-token").write_text("known to the attacker")
+
+    as_nobody(prepare)
+    ended = dray(*command, state_dir=folder)
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert f"belongs to user {NOBODY}" in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert bystander.poll() is None
+    assert (folder / "ray-token").read_text() == "known to the attacker"
+
+
+@pytest.mark.parametrize("command", [["up"], ["down"]], ids=" ".join)
+def test_a_link_in_place_of_the_state_folder_leads_nowhere(tmp_path: Path, command: list[str]) -> None:
+    for name in ("ray", "redis", "teams", "haproxy"):
+        (tmp_path / "home" / name).mkdir(parents=True)
+        (tmp_path / "home" / name / "precious").write_text("precious")
+    (tmp_path / "state").symlink_to(tmp_path / "home")
+    ended = dray(*command, state_dir=tmp_path / "state")
+    assert ended.returncode == 1 and "is a link" in ended.stderr
+    assert len(list((tmp_path / "home").glob("*/precious"))) == 4
