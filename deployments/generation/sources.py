@@ -14,9 +14,9 @@ from deployments.common.errors import ApiError
 from deployments.common.messages import EngineRequest, TokenBatch
 from deployments.observability.tracing import current
 from deployments.routing.dispatcher import Dispatcher
-from deployments.routing.fair_queue import FairQueue, Slot, TokenCost
+from deployments.routing.fair_queue import FairQueue, Slot
 from deployments.routing.prefix_index import PrefixLocation
-from deployments.routing.queue_class import QueueClass
+from deployments.routing.queue_class import QueueClass, TokenCost
 
 _MAX_EXPECTED = 2048
 """A completion is expected to take at most this many tokens until it has: few take all that they may."""

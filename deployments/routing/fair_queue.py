@@ -20,7 +20,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from deployments.common.errors import overloaded
-from deployments.routing.queue_class import QueueClass
+from deployments.routing.active_teams import ActiveTeams
+from deployments.routing.queue_class import QueueClass, TokenCost
 
 ANYONE = ""
 """The team of requests without a key."""
@@ -28,26 +29,10 @@ _RESERVED_DIVISOR = 8
 """One slot in 8 is reserved for teams that have nothing running."""
 _MAX_TEAM_SHARE = 5 / 8
 """Share of the slots that one team may have while others ask too, unless its weight entitles it to more."""
-_ACTIVE_S = 60.0
-"""A team counts as asking for this long after its last request."""
 _BATCH_DIVISOR = 2
 """Batches take at most one slot in 2."""
 _RATE_SMOOTHING_S = 10.0
 _MAX_WAIT_S = 60
-
-
-@dataclass(frozen=True, slots=True)
-class TokenCost:
-    """The expected cost of a request, in tokens. batch: it goes after those of people."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    batch: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """Prompt and completion together."""
-        return self.prompt_tokens + self.completion_tokens
 
 
 @dataclass(slots=True)
@@ -111,8 +96,7 @@ class FairQueue:
         self._clock = clock
         self._teams: dict[str, _Team] = {}
         """Teams with a request here, or charged beyond the present virtual time."""
-        self._active: dict[str, tuple[float, float]] = {}
-        """By team that asked lately: when, and its weight; the latest last."""
+        self._active = ActiveTeams(clock)
         self._heap: list[_Waiting] = []
         """Waiting requests. Those cancelled or refused stay until they come up."""
         self._arrivals = itertools.count()
@@ -149,7 +133,7 @@ class FairQueue:
         """Waits for a slot. Raises ApiError 503 when too many requests wait."""
         state = self._teams.setdefault(team, _Team())
         if not cost.batch:
-            self._note_active(team, weight)
+            self._active.note(team, weight)
         start_tag, virtual_cost = max(self._virtual_time, state.paid_until), cost.tokens / weight
         if not self._heap and self._may_start(team, cost):
             self._start(state, start_tag, virtual_cost, cost)
@@ -186,7 +170,7 @@ class FairQueue:
         request.batch = request.batch and queue_class.batch
         request.cost = replace(cost, batch=request.batch)
         if not queue_class.batch:
-            self._note_active(queue_class.team, queue_class.weight)
+            self._active.note(queue_class.team, queue_class.weight)
         state = self._teams.setdefault(queue_class.team, _Team())
         start_tag = max(self._virtual_time, state.paid_until)
         if start_tag < request.start_tag and queue_class.team != request.team:
@@ -226,22 +210,7 @@ class FairQueue:
             return free > 0
         if free <= self._slots // _RESERVED_DIVISOR:
             return False
-        return running < self._slots * max(_MAX_TEAM_SHARE, self._share_of(team))
-
-    def _share_of(self, team: str) -> float:
-        """The share that its weight gives the team among those that asked lately."""
-        _, own = self._active.get(team, (0.0, 0.0))
-        others = sum(weight for _, weight in self._active.values()) - own
-        return own / (own + others) if others else 1.0
-
-    def _note_active(self, team: str, weight: float) -> None:
-        self._active.pop(team, None)
-        self._active[team] = (self._clock(), weight)
-
-    def _forget_inactive(self) -> None:
-        earliest = self._clock() - _ACTIVE_S
-        while self._active and self._active[team := next(iter(self._active))][0] < earliest:
-            del self._active[team]
+        return running < self._slots * max(_MAX_TEAM_SHARE, self._active.share_of(team))
 
     def _start(self, state: _Team, start_tag: float, virtual_cost: float, cost: TokenCost) -> None:
         state.paid_until = max(state.paid_until, start_tag + virtual_cost)
@@ -281,7 +250,7 @@ class FairQueue:
         state.paid_until += correction
         self._running -= 1
         self._running_batches -= batch
-        self._forget_inactive()
+        self._active.forget_inactive()
         self._measure_rate(used)
         if not self._running and not self.queued:
             # Nobody waited for what was used until now, so no team owes another anything.

@@ -1,4 +1,6 @@
-"""The queue class of a request: which team's share of the engines it uses, and whether people go first."""
+"""How a request queues: which team's share of the engines it uses, whether people go first, and what it costs."""
+
+from dataclasses import dataclass
 
 import msgspec
 
@@ -17,3 +19,17 @@ class QueueClass(msgspec.Struct, frozen=True, array_like=True):
     def urgency(self) -> tuple[bool, float]:
         """Sorts queue classes, the most urgent first."""
         return self.batch, -self.weight
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCost:
+    """The expected cost of a request, in tokens. batch: it goes after those of people."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    batch: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens

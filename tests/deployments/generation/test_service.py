@@ -28,7 +28,8 @@ from deployments.generation.prompts import PromptRenderer
 from deployments.generation.service import AnswerService, CacheLookup
 from deployments.observability.metrics import RouterMetrics
 from deployments.routing.dispatcher import Dispatcher
-from deployments.routing.fair_queue import FairQueue, Slot, TokenCost
+from deployments.routing.fair_queue import FairQueue, Slot
+from deployments.routing.queue_class import TokenCost
 from deployments.routing.registry import EngineReplicas
 from deployments.tenancy.auth import Caller
 from deployments.tenancy.quota_counters import current_month, quota_keys

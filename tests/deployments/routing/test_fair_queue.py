@@ -7,7 +7,8 @@ from collections.abc import Callable, Coroutine
 import pytest
 
 from deployments.common.errors import ApiError
-from deployments.routing.fair_queue import ANYONE, FairQueue, Slot, TokenCost
+from deployments.routing.fair_queue import ANYONE, FairQueue, Slot
+from deployments.routing.queue_class import TokenCost
 from tests.deployments.routing.clock import Clock
 
 

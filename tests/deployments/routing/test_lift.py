@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 
-from deployments.routing.fair_queue import FairQueue, Slot, TokenCost
-from deployments.routing.queue_class import QueueClass
+from deployments.routing.fair_queue import FairQueue, Slot
+from deployments.routing.queue_class import QueueClass, TokenCost
 
 
 class Waiters:
