@@ -25,7 +25,7 @@ from cluster.commands.console import (
     running_record,
     weight_formats,
 )
-from cluster.commands.models import obtain_all
+from cluster.commands.downloads import obtain_all
 from cluster.configuration import CONFIG_VARIABLE, environment, keep_fixed_settings
 from cluster.cores import sweep
 from cluster.launch.join import joined_cluster

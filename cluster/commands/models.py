@@ -1,22 +1,11 @@
-"""`dray models`, and the fetching of missing models that `dray up` and `dray deploy` begin with."""
+"""`dray models`: the catalog, and the models on this machine."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 
 from cluster.commands.console import (
@@ -30,15 +19,14 @@ from cluster.commands.console import (
     out,
     weight_formats,
 )
+from cluster.commands.downloads import failures, obtain
 from cluster.launch.state import read_record
 from cluster.models import store
 from cluster.models.catalog import CATALOG
-from cluster.models.export import Compression, ExportError, export_model
+from cluster.models.export import Compression, export_model
 from cluster.models.fetch import FetchError
-from cluster.models.folder import ModelFolderError, folder_of, is_folder, is_to_be_fetched
-from cluster.models.hubs import HubError, RemoteFile, open_hub
-from cluster.models.paths import UnsafeNameError
-from cluster.settings import BUNDLED, Settings
+from cluster.models.folder import folder_of, is_folder
+from cluster.settings import BUNDLED
 from cluster.units import format_bytes
 
 app = typer.Typer(
@@ -59,75 +47,6 @@ RemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Allow Python code that comes with the weights to run during the export."),
 ]
-
-
-class ProgressBars:
-    """Shows a download: a bar for each file, and one for the total."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._files: dict[str, TaskID] = {}
-        self._total = progress.add_task("total", start=False, visible=False)
-
-    def begin(self, files: Sequence[RemoteFile]) -> None:
-        self._progress.update(self._total, total=sum(file.size for file in files), visible=True)
-        self._progress.start_task(self._total)
-        for file in sorted(files, key=lambda file: -file.size):
-            self._files[file.path] = self._progress.add_task(escape(file.path), total=file.size)
-
-    def advance(self, path: str, size: int) -> None:
-        self._progress.advance(self._files[path], size)
-        self._progress.advance(self._total, size)
-
-    def check(self, path: str) -> None:
-        self._progress.update(self._files[path], description=f"{escape(path)} (checking)")
-
-
-@contextmanager
-def _progress_bars() -> Iterator[ProgressBars]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as progress:
-        yield ProgressBars(progress)
-
-
-@contextmanager
-def _failures() -> Iterator[None]:
-    """Ends the command with one line where a model cannot be fetched, exported, read or removed."""
-    try:
-        yield
-    except (HubError, FetchError, ExportError, ModelFolderError, UnsafeNameError, OSError) as error:
-        raise fail(str(error)) from None
-    except KeyboardInterrupt:
-        raise fail("stopped; files that arrived are kept, and the same command continues from there") from None
-
-
-def obtain_all(settings: Settings) -> None:
-    """Fetches every served model that is given by name and missing here. Ends the command if one cannot be fetched."""
-    for model in settings.served:
-        with _failures():
-            if is_to_be_fetched(model, settings.models_dir):
-                _obtain(settings, model.source, Compression(model.weight))
-
-
-def _obtain(
-    settings: Settings,
-    source: str,
-    compression: Compression,
-    *,
-    revision: str | None = None,
-    remote_code: bool = False,
-) -> Path:
-    with _progress_bars() as bars:
-        return store.obtain(
-            source,
-            compression,
-            settings.models_dir,
-            open_hub(settings.hub),
-            bars,
-            lambda stage: err.print(escape(stage), highlight=False, style="dim"),
-            revision=revision,
-            remote_code=remote_code,
-        )
 
 
 @app.command("list", epilog="Example: dray models list --json")
@@ -214,11 +133,11 @@ def pull(
 ) -> None:
     """Fetch a model: the ready-made OpenVINO model if the hub has one, else the original weights, then export them."""
     settings = load_settings(config, model__weight=weight, hub=source).settings
-    with _failures():
+    with failures():
         if name == BUNDLED or is_folder(name):
             raise FetchError(f"{name} is already on this machine")
         compression = Compression(settings.model.weight, group_size, ratio)
-        folder = _obtain(settings, name, compression, revision=revision, remote_code=trust_remote_code)
+        folder = obtain(settings, name, compression, revision=revision, remote_code=trust_remote_code)
     out.print(f"{folder} is ready: dray up --model {name}", highlight=False, soft_wrap=True)
 
 
@@ -232,7 +151,7 @@ def export(
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Export a transformers model to OpenVINO, ready to serve."""
-    with _failures(), err.status(f"exporting {source} to {weight}"):
+    with failures(), err.status(f"exporting {source} to {weight}"):
         export_model(source, target, Compression(weight, group_size, ratio), remote_code=trust_remote_code)
     out.print(f"{target} is ready: dray up --model {target}", highlight=False, soft_wrap=True)
 
@@ -247,7 +166,7 @@ def remove(
 ) -> None:
     """Delete a fetched model, and what an interrupted download left of it."""
     settings = load_settings(config, model__weight=weight).settings
-    with _failures():
+    with failures():
         out.print(f"removed {store.remove(name, settings.model.weight, settings.models_dir)}", soft_wrap=True)
 
 
@@ -265,7 +184,7 @@ def random(
     """
     from cluster.models.shapes import make_random
 
-    with _failures(), err.status(f"creating and exporting a random model like {like}"):
+    with failures(), err.status(f"creating and exporting a random model like {like}"):
         make_random(target, like, Compression(weight))
     out.print(f"{target} is ready: dray up --model {target}", highlight=False, soft_wrap=True)
 
@@ -285,7 +204,7 @@ def compare(
 
     settings = load_settings(config).settings
     try:
-        with _failures(), err.status(f"asking {first}, then {second}"):
+        with failures(), err.status(f"asking {first}, then {second}"):
             folders = [str(folder_of(name, settings.model.weight, settings.models_dir)) for name in (first, second)]
             result = compare(folders, read_questions(questions), text.read_text() if text else "", max_tokens)
     except (CompareError, OSError) as error:
