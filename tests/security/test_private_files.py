@@ -63,7 +63,12 @@ def test_a_new_folder_and_its_files_are_for_this_user_alone(tmp_path: Path) -> N
 @pytest.mark.parametrize("taken", [0o700, 0o755, 0o777])
 def test_a_folder_that_another_user_made_first_is_refused(shared: Path, taken: int) -> None:
     folder = shared / "dray-0"
-    as_nobody(lambda: (folder.mkdir(), folder.chmod(taken)))
+
+    def take() -> None:
+        folder.mkdir()
+        folder.chmod(taken)
+
+    as_nobody(take)
     for make in (private_folder, writable_folder):
         with pytest.raises(NotPrivate, match="belongs to user 65534"):
             make(folder)
