@@ -1,6 +1,7 @@
 """`dray up`, `dray join`, `dray deploy` and `dray down`."""
 
 import json
+import math
 import os
 import secrets
 import signal
@@ -31,7 +32,7 @@ from cluster.cores import sweep
 from cluster.launch.join import joined_cluster
 from cluster.launch.membership import JoinError
 from cluster.launch.preflight import LaunchError
-from cluster.launch.ray_node import address_of, clear, token_of
+from cluster.launch.ray_node import RayEndedError, address_of, clear, token_of
 from cluster.launch.startup import running
 from cluster.launch.state import (
     DEPLOY_REQUEST_FILE,
@@ -50,6 +51,8 @@ from cluster.settings import Settings, is_loopback
 
 _RECONCILE_S = 0.5
 _DOWN_TIMEOUT_S = 60.0
+_MIN_UPTIME_S = 10.0
+"""A Ray that ends sooner after the start would end again: Dray is not restarted then."""
 
 Model = Annotated[
     str | None,
@@ -98,6 +101,8 @@ def up(
     if detach:
         _detach(settings)
         return
+    inherited = dict(os.environ)  # the start adds Ray's variables
+    ready_at = math.inf
     try:
         with (
             err.status("starting") as status,
@@ -105,9 +110,16 @@ def up(
         ):
             status.stop()
             _greet(settings, "Ctrl-C")
+            ready_at = time.monotonic()
             while True:
                 dray.reconcile()
                 time.sleep(_RECONCILE_S)
+    except RayEndedError as error:
+        if time.monotonic() - ready_at < _MIN_UPTIME_S:
+            raise fail(f"{error}; Dray stops") from None
+        err.print(f"{error}; Dray starts again", highlight=False, markup=False)
+        # In a new process, under the same number: Ray cannot be started twice in one.
+        os.execve(sys.executable, [sys.executable, "-m", "cluster.cli", *sys.argv[1:]], inherited)
     except (LaunchError, AlreadyRunning) as error:
         raise fail(str(error)) from None
     except KeyboardInterrupt:

@@ -36,7 +36,7 @@ _ESSENTIAL = ("gcs_server", "raylet")
 
 
 class RayEndedError(LaunchError):
-    """Ray itself has ended on this machine, so Dray cannot continue."""
+    """Ray itself has ended on this machine. Only a new process can start it again."""
 
 
 def interrupt_on_sigterm() -> None:
@@ -88,7 +88,7 @@ def first_node(
             def check() -> None:
                 for name, process in essential:
                     if _has_ended(process):
-                        raise RayEndedError(f"Ray has ended: its {name} (process {process.pid}) died; Dray stops")
+                        raise RayEndedError(f"Ray has ended: its {name} (process {process.pid}) died")
 
             yield check
         except RayEndedError:

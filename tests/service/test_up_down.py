@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 
 import httpx
 import psutil
@@ -192,13 +193,44 @@ def test_without_its_redis_it_serves_uncached_until_that_starts_again(dray: Dray
     wait_for(lambda: ask(http, question).headers["x-dray-cache"] == "hit")
 
 
-def test_when_ray_itself_ends_dray_ends_with_one_line_and_leaves_nothing(another: Dray) -> None:
+def test_when_ray_ends_at_once_dray_ends_with_one_line_and_leaves_nothing(another: Dray) -> None:
     assert another.run("up", "--detach").returncode == 0
-    launcher = psutil.Process(json.loads((another.folder / "s" / "dray.json").read_text())["pid"])
-    [raylet] = [process for process in launcher.children() if process.name() == "raylet"]
+    launcher = launcher_of(another)
+    raylet = part_of_ray(launcher, "raylet")
     raylet.kill()
     launcher.wait(60)
     log = (another.folder / "s" / "dray.log").read_text()
     assert log.splitlines()[-1] == f"error: Ray has ended: its raylet (process {raylet.pid}) died; Dray stops"
     (another.folder / "s" / "dray.log").unlink()
     assert left_over(another) == []
+
+
+@pytest.mark.slow
+def test_when_ray_ends_later_dray_starts_again(another: Dray) -> None:
+    assert another.run("up", "--detach").returncode == 0
+    launcher = launcher_of(another)
+    for name in ("gcs_server", "raylet"):
+        ready_at = time.monotonic()
+        wait_for(lambda ready_at=ready_at: time.monotonic() - ready_at > 11)  # type: ignore[misc]  # an end at once is another test
+        process = part_of_ray(launcher, name)
+        process.kill()
+        ended = f"Ray has ended: its {name} (process {process.pid}) died; Dray starts again"
+        wait_for(lambda ended=ended: ended in (another.folder / "s" / "dray.log").read_text())  # type: ignore[misc]
+        wait_for(lambda: another.run("status").returncode == 0, 90)
+        assert launcher_of(another) == launcher
+        with httpx.Client(base_url=another.root, timeout=60) as client:
+            assert ask(client, new_question()).status_code == 200
+    assert another.run("down").returncode == 0
+    (another.folder / "s" / "dray.log").unlink(missing_ok=True)
+    assert left_over(another) == []
+
+
+def launcher_of(dray: Dray) -> psutil.Process:
+    """The process that started this Dray and looks after it."""
+    return psutil.Process(json.loads((dray.folder / "s" / "dray.json").read_text())["pid"])
+
+
+def part_of_ray(launcher: psutil.Process, name: str) -> psutil.Process:
+    """The launcher's `raylet` or `gcs_server`."""
+    [process] = [process for process in launcher.children() if process.name() == name]
+    return process
