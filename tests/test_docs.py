@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from textwrap import dedent, indent
 from typing import Any
@@ -154,13 +155,21 @@ CONTRIBUTORS_PAGES = [
 ]
 
 
+@cache
+def paths_and_words() -> tuple[str, frozenset[str]]:
+    """The paths of the project's files and folders, one a line, and all words of its code."""
+    # Not ROOT.rglob: it would walk through the virtual environment.
+    tops = [top for top in ROOT.iterdir() if not top.name.startswith((".", "build"))]
+    files = [path for top in tops for path in (top, *top.rglob("*"))]
+    paths = "\n".join(f"/{path.relative_to(ROOT)}" + "/" * path.is_dir() for path in files) + "\n"
+    code = "\n".join(path.read_text() for path in files if path.suffix == ".py" and path != Path(__file__))
+    return paths, frozenset(re.findall(r"\w+", code))
+
+
 @pytest.mark.parametrize("page", CONTRIBUTORS_PAGES, ids=lambda page: page.name)
 def test_names_in_pages_for_contributors_exist(page: Path) -> None:
     """Files and folders, also by the end of their path, and names in the code."""
-    files = [path for path in ROOT.rglob("*") if not path.relative_to(ROOT).parts[0].startswith((".", "build"))]
-    paths = "\n".join(f"/{path.relative_to(ROOT)}" + "/" * path.is_dir() for path in files) + "\n"
-    code = "\n".join(path.read_text() for path in files if path.suffix == ".py" and path != Path(__file__))
-    words = set(re.findall(r"\w+", code))
+    paths, words = paths_and_words()
     for name in re.findall(r"`([^`\n]+)`", page.read_text()):
         if re.fullmatch(r"\w[\w/.-]*(/|\.(py|json|html|yaml|svg))", name):
             assert f"/{name}\n" in paths, name

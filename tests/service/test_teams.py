@@ -203,7 +203,7 @@ def test_no_request_makes_the_admin_api_fail(guarded: Dray, key: str, operation:
     headers = {"Authorization": f"Bearer {admin}"}
     wait_for(lambda: all(httpx.get(f"{guarded.root}/admin/teams", headers=headers).is_success for _ in range(4)), 3)
     described = schemathesis.openapi.from_url(f"{guarded.root}/openapi.json")
-    look_for_failures(described, guarded, operation, 20, headers=headers)
+    look_for_failures(described, guarded, operation, 8, headers=headers)
 
 
 def test_usage_counts_what_was_generated_and_what_the_cache_saved(guarded: Dray, key: str) -> None:
