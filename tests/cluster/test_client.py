@@ -51,7 +51,7 @@ def test_missing_usage_is_no_error() -> None:
         ([b"data: " + b"x" * (1 << 16)] * 17, "an event of more than 1 MiB"),
     ],
 )
-def test_a_failure_in_mid_stream_is_an_error_after_the_text_so_far(pieces: list[bytes], reason: str) -> None:
+def test_a_failure_in_midstream_is_an_error_after_the_text_so_far(pieces: list[bytes], reason: str) -> None:
     parts = []
     with serving(event(delta('{"content":"so"}')), *pieces) as url, pytest.raises(ServerError, match=reason):
         for part in stream_chat(url, "", "m", []):

@@ -37,7 +37,7 @@ ACTING = {
     "teams remove",
     "keys revoke",
 }
-"""Commands that act, and print nothing beyond the confirmation."""
+"""Commands that act and print only a confirmation."""
 
 
 def commands(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:

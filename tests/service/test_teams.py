@@ -24,7 +24,7 @@ from tests.service.test_openapi import look_for_failures
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Dray]:
-    """A Dray with two routers; the tests create its keys."""
+    """A Dray with two routers, whose keys the tests create."""
     folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
     dray = Dray(folder, free_port())
     started = dray.run("up", "--detach", DRAY_ROUTER__REPLICAS="2")
@@ -49,7 +49,7 @@ def run(dray: Dray, *arguments: str) -> None:
 def ask(dray: Dray, key: str, question: str = "", **more: Any) -> httpx.Response:
     body = {"model": MODEL, "messages": [{"role": "user", "content": question or new_question()}], **more}
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    # A new connection each time, so that both routers are asked.
+    # A new connection for each request, so that both routers get some.
     return httpx.post(f"{dray.url}/chat/completions", json=body, headers=headers, timeout=60)
 
 
@@ -61,7 +61,7 @@ def error(answer: httpx.Response) -> tuple[int, str | None]:
 
 @pytest.fixture(scope="module")
 def key(guarded: Dray) -> str:
-    """The first key: from now on every request needs one."""
+    """The first key. Once it exists, every request needs a key."""
     assert ask(guarded, "").status_code == 200
     run(guarded, "teams", "add", "support")
     created = run_json(guarded, "keys", "create", "support", "--label", "bot")
@@ -119,7 +119,7 @@ def test_rotated_and_expiring_keys(guarded: Dray, key: str) -> None:
     short = run_json(guarded, "keys", "create", "support", "--expires-in", "2s")
 
     def expired(key: str) -> bool:
-        # By the message: a router that does not know a new key yet answers 401 too.
+        # The status is not enough: a router that does not know a new key yet answers 401 too.
         answer = ask(guarded, key)
         return answer.status_code == 401 and "expired" in answer.text
 
