@@ -85,12 +85,12 @@ def test_a_refusal_has_the_servers_message(body: bytes, message: str) -> None:
 def test_dray_chat_shows_thinking_and_answer_and_continues_after_an_error() -> None:
     good = [*KINDS["content null"], event(USAGE), DONE]
     with serving(*good) as url:
-        shown = CliRunner().invoke(app, ["chat", "--url", url, "--model", "m"], input="hi\n\n")
-    assert shown.exit_code == 0 and "hm\nso it\n(5 tokens" in shown.stdout
+        result = CliRunner().invoke(app, ["chat", "--url", url, "--model", "m"], input="hi\n\n")
+    assert result.exit_code == 0 and "hm\nso it\n(5 tokens" in result.stdout
     with serving(event(delta('{"content":"so"}')), event('{"error":{"message":"engine failed"}}')) as url:
-        shown = CliRunner().invoke(app, ["chat", "--url", url, "--model", "m"], input="hi\nagain\n\n")
-    assert shown.exit_code == 0 and shown.stdout.count("so\n") == 2
-    assert shown.stderr == "error: engine failed\n" * 2
+        result = CliRunner().invoke(app, ["chat", "--url", url, "--model", "m"], input="hi\nagain\n\n")
+    assert result.exit_code == 0 and result.stdout.count("so\n") == 2
+    assert result.stderr == "error: engine failed\n" * 2
 
 
 def test_the_length_of_a_line_is_limited() -> None:

@@ -125,8 +125,12 @@ def slow_engines(settings: Settings) -> Iterator[None]:
             while not over.wait(0.5):
                 for process in psutil.process_iter():
                     with suppress(psutil.Error):
-                        ours = process.environ().get("RAY_AUTH_TOKEN_PATH") == token
-                        if ours and process.pid not in slowed_pids and "deployments.engine.core" in process.cmdline():
+                        is_ours = process.environ().get("RAY_AUTH_TOKEN_PATH") == token
+                        if (
+                            is_ours
+                            and process.pid not in slowed_pids
+                            and "deployments.engine.core" in process.cmdline()
+                        ):
                             slowed_pids.add(process.pid)
                             brakes.enter_context(slowed(process.pid, SHARE))
 

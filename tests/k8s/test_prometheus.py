@@ -81,11 +81,11 @@ def ask(dray: Dray, key: str, question: str) -> httpx.Response:
 @contextmanager
 def load(dray: Dray) -> Iterator[None]:
     """Sends requests while the block runs: cache hits, misses, and requests beyond a quota."""
-    ended = threading.Event()
+    load_over = threading.Event()
     keys = create_keys(dray)
 
     def send_requests() -> None:
-        while not ended.is_set():
+        while not load_over.is_set():
             for key in keys:
                 ask(dray, key, new_question())
                 ask(dray, key, "What is 1 + 2?")
@@ -96,7 +96,7 @@ def load(dray: Dray) -> Iterator[None]:
     try:
         yield
     finally:
-        ended.set()
+        load_over.set()
         for thread in threads:
             thread.join()
 

@@ -116,8 +116,8 @@ def test_commands_show_and_clear_the_cache(dray: Dray, http: httpx.Client) -> No
     assert answer.json()["replica"] == dray.status()["replicas"][0]["replica"]
     key = answer.headers["x-dray-cache-key"]
     assert text in dray.run("cache", "show", key).stdout
-    shown = json.loads(dray.run("cache", "show", key, "--json").stdout)
-    assert (shown["model"], shown["namespace"], shown["choices"][0]["text"]) == (MODEL, "default", text)
+    entry = json.loads(dray.run("cache", "show", key, "--json").stdout)
+    assert (entry["model"], entry["namespace"], entry["choices"][0]["text"]) == (MODEL, "default", text)
     report = json.loads(dray.run("cache", "stats", "--json").stdout)
     [row] = [row for row in report["answers"] if row["namespace"] == "default" and row["model"] == MODEL]
     assert row["answers"] >= 1 and report["requests"]["miss"] >= 1

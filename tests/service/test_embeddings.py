@@ -95,8 +95,8 @@ def test_vectors_are_those_of_the_model(embedding_client: openai.OpenAI) -> None
 def test_many_texts_come_back_in_order(embedding_client: openai.OpenAI) -> None:
     texts = [f"{n} + {n}" for n in range(40)]
     together = embedding_client.embeddings.create(model="vectors", input=texts)
-    alone = embedding_client.embeddings.create(model="vectors", input=texts[33])
-    assert together.data[33].embedding == pytest.approx(alone.data[0].embedding, abs=1e-5)
+    single = embedding_client.embeddings.create(model="vectors", input=texts[33])
+    assert together.data[33].embedding == pytest.approx(single.data[0].embedding, abs=1e-5)
 
 
 def test_langchain_embeds(both_models: Dray) -> None:
@@ -165,6 +165,6 @@ def test_a_rephrased_question_is_a_hit_and_a_similar_one_with_other_numbers_is_n
         assert rephrased.json()["choices"] == first.json()["choices"]
     normalized = ask("What is  ２７ + 48")
     assert normalized.headers["x-dray-cache"] == "hit" and "x-dray-cache-match" not in normalized.headers
-    for other in ("What is 27 + 49?", "What is 48 + 27?", "What is 27 - 48?"):
-        assert ask(other).headers["x-dray-cache"] == "miss", other
+    for other_question in ("What is 27 + 49?", "What is 48 + 27?", "What is 27 - 48?"):
+        assert ask(other_question).headers["x-dray-cache"] == "miss", other_question
     assert ask("What's 27 + 48?", before="What is 1 + 1?").headers["x-dray-cache"] == "miss"

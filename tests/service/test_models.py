@@ -59,8 +59,8 @@ def test_each_model_has_its_own_cores(pair: Dray) -> None:
     assert report["models"] == ["first", "second"]
     cpus = {replica["model"]: set(replica["cpus"].split(",")) for replica in report["replicas"]}
     assert set(cpus) == {"first", "second"} and not cpus["first"] & cpus["second"]
-    shown = pair.run("status").stdout
-    assert "first" in shown and "second" in shown
+    output = pair.run("status").stdout
+    assert "first" in output and "second" in output
 
 
 def test_ready_requires_every_model(pair: Dray) -> None:

@@ -151,16 +151,16 @@ def test_the_first_client_of_a_shared_generation_may_leave(several: Dray) -> Non
                 return tasks
 
             [leaving] = await start(first)
-            staying = await start(*others)
+            staying = await start(*followers)
             leaving.cancel()
             await asyncio.gather(*staying)
 
-    first, others = Received(), [Received() for _ in range(9)]
+    first, followers = Received(), [Received() for _ in range(9)]
     body, before = long_request(1900), counts(several)
     asyncio.run(work())
     assert first.result == "miss" and not first.complete
-    assert all(answer.complete and answer.result == "join" for answer in others)
-    [(reasoning, text)] = {(answer.reasoning, answer.text) for answer in others}
+    assert all(answer.complete and answer.result == "join" for answer in followers)
+    [(reasoning, text)] = {(answer.reasoning, answer.text) for answer in followers}
     assert (reasoning + text).startswith(first.reasoning + first.text)
     assert counts(several)["tokens"] - before["tokens"] == 1900
 
@@ -182,8 +182,8 @@ def url_of(router: psutil.Process) -> str:
 def test_followers_continue_the_flight_of_a_killed_router(several: Dray) -> None:
     wait_for(lambda: len(routers(several)) == ROUTERS, 60)
     body, leader = long_request(1900), Received()
-    victim, *others = secrets.SystemRandom().sample(routers(several), ROUTERS)
-    urls, victims_url = [url_of(router) for router in others], url_of(victim)
+    victim, *survivors = secrets.SystemRandom().sample(routers(several), ROUTERS)
+    urls, victims_url = [url_of(router) for router in survivors], url_of(victim)
 
     async def work() -> list[Received]:
         limits = httpx.Limits(max_keepalive_connections=0)

@@ -123,9 +123,9 @@ def test_rotated_and_expiring_keys(guarded: Dray, key: str) -> None:
         answer = ask(guarded, key)
         return answer.status_code == 401 and "expired" in answer.text
 
-    for ended in (old, short):
-        wait_for(partial(expired, ended["key"]), 6)
-        refused = guarded.run("keys", "rotate", ended["id"])
+    for ended_key in (old, short):
+        wait_for(partial(expired, ended_key["key"]), 6)
+        refused = guarded.run("keys", "rotate", ended_key["id"])
         assert refused.returncode == 1 and "create a new key" in refused.stderr
     listed = {entry["id"]: entry for entry in run_json(guarded, "keys", "list")}
     assert listed[old["id"]]["ends"] < time.time() + 1 and listed[new["id"]]["ends"] == old["ends"]
@@ -152,9 +152,9 @@ def test_each_team_has_its_own_answers_unless_it_shares(guarded: Dray, key: str)
     for name, flag in flags.items():
         run(guarded, "teams", "add", name, flag)
         keys[name] = run_json(guarded, "keys", "create", name)["key"]
-    wait_for(lambda: all(ask(guarded, each).status_code == 200 for each in keys.values() for _ in range(4)), 5)
+    wait_for(lambda: all(ask(guarded, team_key).status_code == 200 for team_key in keys.values() for _ in range(4)), 5)
     question = new_question()
-    results = [ask(guarded, each, question).headers["x-dray-cache"] for each in (key, *keys.values(), key)]
+    results = [ask(guarded, team_key, question).headers["x-dray-cache"] for team_key in (key, *keys.values(), key)]
     assert results == ["miss", "miss", "miss", "hit", "hit"]
     report = run_json(guarded, "cache", "stats")
     assert {"team.support", "team.one", "shared"} <= {row["namespace"] for row in report["answers"]}

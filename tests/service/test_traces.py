@@ -172,8 +172,8 @@ def test_status_gives_the_reason_for_the_number_of_replicas(traced: TracedDray) 
     assert (scaling["replicas"], scaling["desired"], scaling["max_replicas"]) == (1, 1, 2)
     assert scaling["reason"] == "min"
     assert scaling["predicted_wait_s"] < scaling["target_wait_s"] == 20
-    shown = traced.dray.run("status").stdout
-    assert "1 replicas (1 to 2); target 1: the minimum in the settings" in shown, shown
+    output = traced.dray.run("status").stdout
+    assert "1 replicas (1 to 2); target 1: the minimum in the settings" in output, output
 
 
 def test_nothing_waits_for_a_collector_that_is_gone(traced: TracedDray) -> None:

@@ -130,8 +130,8 @@ def test_status_chat_and_settings(dray: Dray) -> None:
     [replica] = report["replicas"]
     assert set(os.sched_getaffinity(replica["engine_pid"])) <= {int(cpu) for cpu in replica["cpus"].split(",")}
     assert "answers" in report["redis"]
-    shown = dray.run("status").stdout
-    assert replica["replica"] in shown and "Redis" in shown
+    output = dray.run("status").stdout
+    assert replica["replica"] in output and "Redis" in output
     chat = subprocess.run(
         dray.command("chat"),
         input="What is 20 + 22?\n\n",

@@ -16,14 +16,14 @@ from tests.cluster.cores.machines import Sysfs, epyc, hybrid, ids, two_sockets
 
 def test_small_leases_fill_one_cache_before_the_next(sysfs: Sysfs) -> None:
     free = list(epyc(sysfs).cores)
-    taken = []
+    leased = []
     for count in (3, 4, 8, 1, 16):
         chosen = choose_cores(free, count)
-        taken.append(format_cpus(ids(chosen)))
+        leased.append(format_cpus(ids(chosen)))
         free = [core for core in free if core not in chosen]
     # 3 and 4 fill 7 of the 8 cores of the first cache; 8 take the other cache of that node, 1 the core that is left in
     # the first cache, and 16 a whole node.
-    assert taken == ["0-2", "3-6", "8-15", "7", "16-31"]
+    assert leased == ["0-2", "3-6", "8-15", "7", "16-31"]
 
 
 def test_a_lease_takes_the_smallest_cache_with_enough_cores(sysfs: Sysfs) -> None:

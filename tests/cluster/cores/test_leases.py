@@ -156,15 +156,15 @@ def test_a_lease_is_of_whole_cores_with_one_thread_each(directory: Path) -> None
 
 def test_by_default_a_lease_is_of_cores_that_this_process_may_use(directory: Path) -> None:
     before = count_free(directory)
-    with lease_cores(1, directory, owner="test") as taken:
-        assert set(taken.cpus) <= os.sched_getaffinity(0)
+    with lease_cores(1, directory, owner="test") as granted:
+        assert set(granted.cpus) <= os.sched_getaffinity(0)
         assert count_free(directory) == before - 1
 
 
 def test_a_lease_pins_to_threads_that_are_allowed(directory: Path) -> None:
     usable = UsableCores(USABLE.topology, frozenset({3, 16, 21, 5}))
-    with lease(3, directory, usable) as taken:
-        assert taken.cpus == (3, 5, 16)
+    with lease(3, directory, usable) as granted:
+        assert granted.cpus == (3, 5, 16)
 
 
 def test_two_views_of_one_core_are_one_core(directory: Path) -> None:
@@ -178,18 +178,18 @@ def test_two_views_of_one_core_are_one_core(directory: Path) -> None:
 
 
 def test_cores_to_avoid_are_not_taken(directory: Path) -> None:
-    with lease_cores(2, directory, owner="test", usable=USABLE, avoid=(0, 17)) as taken:
-        assert taken.cpus == (2, 3)
+    with lease_cores(2, directory, owner="test", usable=USABLE, avoid=(0, 17)) as granted:
+        assert granted.cpus == (2, 3)
     assert count_free(directory, usable=USABLE, avoid=range(12)) == 4
     with pytest.raises(NotEnoughCores, match=r"CPUs to be avoided: 0-14\."):
         lease_cores(2, directory, owner="test", usable=USABLE, avoid=range(15))
 
 
 def test_released_cores_are_free_at_once_and_release_may_be_repeated(directory: Path) -> None:
-    taken = lease(16, directory)
-    taken.release()
-    taken.release()
-    assert taken.pass_fds == ()
+    granted = lease(16, directory)
+    granted.release()
+    granted.release()
+    assert granted.pass_fds == ()
     assert held_cores(directory) == []
     lease(16, directory).release()
 
@@ -301,8 +301,8 @@ def test_the_content_of_a_file_counts_only_while_it_is_locked(directory: Path) -
         assert held_cores(directory) == []
         fcntl.flock(other, fcntl.LOCK_EX)
         assert held_cores(directory) == [HeldCore((0,), "unknown", 0, 0.0)]
-        with lease(1, directory) as taken:
-            assert taken.cpus == (1,)
+        with lease(1, directory) as granted:
+            assert granted.cpus == (1,)
 
 
 def test_reading_leases_creates_no_files(directory: Path) -> None:
@@ -371,10 +371,10 @@ def test_fifty_processes_never_share_a_core_and_all_get_theirs(tmp_path: Path, d
 def test_sweep_deletes_files_of_free_cores(directory: Path) -> None:
     sweep(directory)
     assert not directory.exists()
-    with lease(3, directory) as kept:
+    with lease(3, directory) as granted:
         lease(2, directory).release()
         sweep(directory)
         assert len(list(directory.glob("core-*.lock"))) == 3
-        assert [core.cpus for core in held_cores(directory)] == [core.cpus for core in kept.cores]
+        assert [core.cpus for core in held_cores(directory)] == [core.cpus for core in granted.cores]
     sweep(directory)
     assert not directory.exists()
