@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 @dataclass(frozen=True)
 class ReceivedSpan:
-    """A span as it was exported. Times in Unix seconds. parent: a span id, or empty. links: trace ids."""
+    """An exported span. start, end: Unix seconds. parent: a span id, or empty. links: trace ids."""
 
     service: str
     process: str
@@ -31,7 +31,7 @@ class ReceivedSpan:
 
 @dataclass
 class Collector:
-    """What was received. url: where the collector listens."""
+    """The received spans. url: the address on which the collector listens."""
 
     url: str
     spans: list[ReceivedSpan] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Collector:
 
 @contextmanager
 def collector() -> Iterator[tuple[Collector, ThreadingHTTPServer]]:
-    """A listening collector, and its HTTP server so that a test can shut it down."""
+    """A collector that listens, and its HTTP server, so that a test can shut it down."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

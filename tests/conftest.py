@@ -1,4 +1,4 @@
-"""What tests share: a running Dray, on ports and in folders of its own, so that several can run side by side."""
+"""Fixtures for all tests: a running Dray with its own ports and folders, so that several can run side by side."""
 
 import json
 import os
@@ -30,11 +30,11 @@ RABBITS = "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"
 
 
 def pytest_configure() -> None:
-    """Lets Ctrl-C reach what the tests start. A shell without job control starts `pytest &` with SIGINT ignored, and
-    every child inherits that."""
+    """Lets Ctrl-C reach the processes that tests start: a shell without job control starts `pytest &` with SIGINT
+    ignored, and every child inherits that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # A busy machine makes any example slow; that is no failure.
+    # On a busy machine any example can be slow, which is no failure.
     hypothesis.settings.register_profile("dray", deadline=None)
     hypothesis.settings.load_profile("dray")
 
@@ -60,7 +60,7 @@ def redis_server(memory_mb: int) -> Iterator[OwnRedis]:
 
 @dataclass(frozen=True)
 class Dray:
-    """A Dray that belongs to the tests: its folder and port, and the `dray` command run on it."""
+    """A Dray of the tests: its folder and port, and a way to run `dray` commands on it."""
 
     folder: Path
     port: int
@@ -92,7 +92,7 @@ class Dray:
         }
 
     def run(self, *arguments: str, timeout: float = 120, **extra: str) -> subprocess.CompletedProcess[str]:
-        """Runs `dray` with these arguments and waits for it. extra: environment variables."""
+        """Runs `dray` with these arguments and waits until it ends. extra: environment variables."""
         return subprocess.run(
             self.command(*arguments),
             env=self.environment | extra,
@@ -124,7 +124,7 @@ class Dray:
 
 
 def logged(dray: Dray) -> list[str]:
-    """All lines that its processes have logged."""
+    """All lines that the processes of a Dray have logged."""
     files = [file for file in (dray.folder / "s").rglob("*") if file.suffix in (".log", ".err", ".out")]
     return [line for file in files for line in file.read_text(errors="replace").splitlines()]
 
@@ -133,9 +133,9 @@ def logged(dray: Dray) -> list[str]:
 def started_dray(
     *arguments: str, settings: Mapping[str, str] | None = None, folder: Path | None = None
 ) -> Iterator[Dray]:
-    """A Dray that runs while the block does. arguments: of `dray up`. settings: environment variables.
+    """A Dray that runs while the block does.
 
-    folder: deleted afterwards; a new one by default.
+    arguments: for `dray up`. settings: environment variables. folder: deleted afterwards; a new folder by default.
     """
     dray = Dray(folder or Path(tempfile.mkdtemp(prefix="dray-t-")), free_port())
     try:
@@ -143,7 +143,7 @@ def started_dray(
         assert started.returncode == 0, started.stdout + started.stderr
         yield dray
     finally:
-        # A test may have stopped it already: then its state folder is gone.
+        # If a test has stopped it already, its state folder is gone.
         stopped = dray.run("down") if (dray.folder / "s").exists() else None
         shutil.rmtree(dray.folder, ignore_errors=True)
     assert stopped is None or stopped.returncode == 0, stopped.stderr
@@ -151,7 +151,7 @@ def started_dray(
 
 @pytest.fixture
 def another() -> Iterator[Dray]:
-    """A Dray that is not started: for tests of starting and stopping."""
+    """A Dray that is not running, for tests that start it themselves."""
     folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
     dray = Dray(folder, free_port())
     yield dray
@@ -180,5 +180,5 @@ def http(dray: Dray) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def bundled() -> ServedModel:
-    """The bundled model, checked."""
+    """The bundled model, opened and checked."""
     return open_model(ModelSettings(), default_models_dir())

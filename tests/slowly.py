@@ -1,4 +1,4 @@
-"""Slows a process down: it runs for a share of the time only, as on a slow machine."""
+"""Slows a process down: lets it run for only a share of the time, as on a slow machine."""
 
 import os
 import select
@@ -24,7 +24,7 @@ def slowed(pid: int, share: float = 0.008) -> Iterator[None]:
 
 def brake(pid: int, share: float) -> None:
     """Stops and continues the process in turn, until standard input closes."""
-    # With priority where that is allowed: whenever this process is late, the slowed one runs for too long.
+    # With priority where that is allowed: if this process is late, the slowed process runs for too long.
     with suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, -15)
     print("started", flush=True)

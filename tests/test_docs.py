@@ -44,7 +44,7 @@ def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The documentation, built."""
+    """The folder with the built documentation."""
     folder = tmp_path_factory.mktemp("site")
     result = build(ROOT, folder)
     assert result.returncode == 0, result.stderr
@@ -142,7 +142,7 @@ def test_settings_in_the_documentation_exist() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_that_exist(page: Path) -> None:
-    """Links in pages outside docs/ too, which MkDocs does not check."""
+    """Also in pages outside docs/, which MkDocs does not check."""
     for link in re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", page.read_text()):
         target = (link[0] or link[1]).partition("#")[0]
         if target and "://" not in target and not target.startswith(("reference/", "../reference/")):

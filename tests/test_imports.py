@@ -1,4 +1,4 @@
-"""Which package imports which. Each allowed edge is in a table below; an edge that nothing uses fails too."""
+"""The imports between packages. Each allowed import is in a table below; an entry that no code uses fails too."""
 
 import ast
 from collections import defaultdict
@@ -87,7 +87,10 @@ RESTRICTED = {
 
 
 def imports() -> Iterator[tuple[str, str, str]]:
-    """Of each import: the importing package, the imported one (or another's top package), and where it is written."""
+    """The importing package, the imported package and the place of each import.
+
+    Of packages other than Dray's, only the top package.
+    """
     for top in ("cluster", "deployments"):
         for file in (ROOT / top).rglob("*.py"):
             path = file.relative_to(ROOT)
@@ -120,19 +123,19 @@ def test_packages_import_only_what_the_tables_allow() -> None:
         allowed |= {(f"deployments.{name}", f"cluster.{imported}") for imported in of_cluster.split()}
     # Before anything else, `cluster` turns off OpenVINO's telemetry.
     allowed.add(("deployments.__init__", "cluster"))
-    found = defaultdict(set)
+    places = defaultdict(set)
     for importer, imported, where in imports():
         if imported.startswith(("cluster", "deployments")) and importer != imported:
-            found[importer, imported].add(where)
+            places[importer, imported].add(where)
     forbidden = [
-        f"{importer} imports {imported}: {found[importer, imported]}" for importer, imported in found.keys() - allowed
+        f"{importer} imports {imported}: {places[importer, imported]}" for importer, imported in places.keys() - allowed
     ]
-    unused = [f"{importer} does not import {imported}" for importer, imported in allowed - found.keys()]
+    unused = [f"{importer} does not import {imported}" for importer, imported in allowed - places.keys()]
     assert not forbidden and not unused, "\n".join(sorted(forbidden + unused))
 
 
 def test_packages_import_only_those_listed_before_them() -> None:
-    """So there is no cycle."""
+    """This rules out cycles."""
     for table in (CLUSTER, {name: own for name, (own, _) in DEPLOYMENTS.items()}):
         listed: set[str] = set()
         for name, row in table.items():
@@ -141,8 +144,10 @@ def test_packages_import_only_those_listed_before_them() -> None:
 
 
 def test_heavy_packages_are_imported_only_where_they_are_used() -> None:
-    found = defaultdict(set)
+    importers = defaultdict(set)
     for importer, imported, _ in imports():
         if imported in RESTRICTED:
-            found[imported].add(importer)
-    assert {name: found[name] for name in RESTRICTED} == {name: set(row.split()) for name, row in RESTRICTED.items()}
+            importers[imported].add(importer)
+    assert {name: importers[name] for name in RESTRICTED} == {
+        name: set(row.split()) for name, row in RESTRICTED.items()
+    }

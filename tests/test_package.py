@@ -1,4 +1,4 @@
-"""The package: one version everywhere, and (slow) a wheel that needs nothing of the checkout."""
+"""The package: one version everywhere, and (slow) a wheel that works without the checkout."""
 
 import re
 import shutil
@@ -44,7 +44,7 @@ def test_the_images_constraints_fit_pyproject() -> None:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment with a wheel of Dray, and this environment's packages for all that it depends on."""
+    """The Python of an environment with a wheel of Dray, whose dependencies come from this environment."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()

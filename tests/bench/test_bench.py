@@ -1,4 +1,4 @@
-"""`dray bench` from outside: against a server that records when it sent what, and against Dray."""
+"""The `dray bench` command, against a server that records the time of each token, and against Dray."""
 
 import json
 import signal
@@ -33,7 +33,8 @@ def run(*arguments: str) -> tuple[int, str, str]:
     return done.exit_code, done.stdout, done.stderr
 
 
-def measured(*arguments: str) -> dict[str, Any]:
+def measure(*arguments: str) -> dict[str, Any]:
+    """Runs `dray bench` with these arguments and returns its report."""
     code, out, err = run(*arguments, "--warmup", "0", "--json", "-")
     assert code == 0, err
     report: dict[str, Any] = json.loads(out)
@@ -42,7 +43,7 @@ def measured(*arguments: str) -> dict[str, Any]:
 
 def test_the_report_agrees_with_what_the_server_recorded(emitter: str) -> None:
     before = account(emitter)
-    report = measured("--url", emitter, "--concurrency", "4", "--requests", "12", "--prompt", "100", "--output", "20")
+    report = measure("--url", emitter, "--concurrency", "4", "--requests", "12", "--prompt", "100", "--output", "20")
     after = account(emitter)
     (load,) = report["loads"]
     (stats,) = load["rounds"]
@@ -51,7 +52,7 @@ def test_the_report_agrees_with_what_the_server_recorded(emitter: str) -> None:
     assert 0 <= stats["ttft_s"]["p50"] - ttft < 0.02
     assert stats["tpot_s"]["p50"] == pytest.approx(median(after["tpot"][len(before["tpot"]) + 2 :]), rel=0.1)
     assert stats["e2e_s"]["p50"] == pytest.approx(FIRST_S + 19 * GAP_S, rel=0.25)
-    # Three rows of four streams, each as long as one.
+    # Three rounds of four parallel streams, each as long as a single stream.
     assert stats["tokens_per_s"] == pytest.approx(240 / (3 * (FIRST_S + 19 * GAP_S)), rel=0.25)
     # The emitter counts two tokens per word and ten for the template.
     assert stats["prompt_tokens"] == pytest.approx(12 * 100, rel=0.02)
@@ -60,7 +61,7 @@ def test_the_report_agrees_with_what_the_server_recorded(emitter: str) -> None:
 def test_the_seed_fixes_arrivals_and_lengths_of_a_rate(emitter: str, tmp_path: Path) -> None:
     def requests(seed: str) -> list[tuple[float, int]]:
         log = tmp_path / "log.jsonl"
-        measured(
+        measure(
             *("--url", emitter, "--rate", "40", "--seconds", "1", "--output", "2-30"), "--seed", seed, "--log", str(log)
         )
         lines = sorted((json.loads(line) for line in log.read_text().splitlines()), key=lambda line: line["at"])
@@ -77,7 +78,7 @@ def test_the_seed_fixes_arrivals_and_lengths_of_a_rate(emitter: str, tmp_path: P
 def test_several_servers_are_compared_as_ratios_in_alternating_rounds(emitter: str, tmp_path: Path) -> None:
     chart = tmp_path / "chart.svg"
     with emitting(FIRST_S, 2 * GAP_S) as slower:
-        report = measured(
+        report = measure(
             *("--url", emitter, "--url", slower, "--rounds", "2", "--concurrency", "1,4", "--requests", "4"),
             *("--output", "8", "--chart", str(chart)),
         )
@@ -94,7 +95,7 @@ def test_several_servers_are_compared_as_ratios_in_alternating_rounds(emitter: s
 
 def test_without_streams_and_with_a_png_chart(emitter: str, tmp_path: Path) -> None:
     chart = tmp_path / "chart.png"
-    report = measured(
+    report = measure(
         *(
             "--url",
             emitter,
@@ -115,7 +116,7 @@ def test_without_streams_and_with_a_png_chart(emitter: str, tmp_path: Path) -> N
         assert image.size == (760, 600)
 
 
-def test_what_cannot_be_measured_is_one_line_of_error() -> None:
+def test_a_failed_measurement_is_one_line_of_error() -> None:
     with emitting(FIRST_S, GAP_S, key="secret") as locked:
         for arguments, message in (
             (("--url", "http://127.0.0.1:1/v1"), "does not answer"),
@@ -132,7 +133,7 @@ def test_what_cannot_be_measured_is_one_line_of_error() -> None:
         ):
             code, _, err = run(*arguments)
             assert code == 1 and message in err and len(err.strip().splitlines()) == 1, (arguments, err)
-        report = measured("--url", locked, "--key", "secret", "--requests", "1", "--concurrency", "1", "--output", "3")
+        report = measure("--url", locked, "--key", "secret", "--requests", "1", "--concurrency", "1", "--output", "3")
         assert report["loads"][0]["rounds"][0]["requests"] == 1
 
 
@@ -148,7 +149,7 @@ def test_ctrl_c_reports_the_results_so_far(emitter: str) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    # Two of them calibrate; all others but the two in flight have ended.
+    # Two requests calibrate; of the others, all but the two in flight have ended.
     wait_for(lambda: process.poll() is not None or request_count() >= before + 10, 60)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -166,12 +167,12 @@ def test_cost_without_measuring() -> None:
 
 
 def test_the_cost_uses_the_measured_speed_of_dray(dray: Dray) -> None:
-    ended = dray.run(
+    done = dray.run(
         *("bench", "--concurrency", "1,4", "--requests", "8", "--prompt", "80", "--output", "24", "--warmup", "0"),
         *("--cost", "--json", "-"),
     )
-    assert ended.returncode == 0, ended.stderr
-    report = json.loads(ended.stdout)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
     assert report["servers"] == [{"url": dray.url, "model": MODEL}]
     for load in report["loads"]:
         (stats,) = load["rounds"]

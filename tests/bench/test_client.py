@@ -17,7 +17,7 @@ def event(text: str) -> bytes:
 
 
 def outcome_of(*pieces: bytes, stream: bool = True, timeout_s: float = 5.0) -> Outcome:
-    """The outcome with a server that sends these pieces one after the other and then closes."""
+    """The outcome of a request to a server that sends these pieces in turn and then closes the connection."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with closing(writer):
@@ -27,13 +27,13 @@ def outcome_of(*pieces: bytes, stream: bool = True, timeout_s: float = 5.0) -> O
                 await writer.drain()
                 await asyncio.sleep(0.01)
 
-    async def go() -> Outcome:
+    async def send() -> Outcome:
         server = await asyncio.start_server(handle, "127.0.0.1", 0)
         async with server, session("", 0, timeout_s) as http:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
             return await ask(http, url, {"stream": stream}, text=True)
 
-    return asyncio.run(go())
+    return asyncio.run(send())
 
 
 USAGE = event(
@@ -98,13 +98,13 @@ def test_a_connection_closed_between_two_requests_is_no_failure() -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.close()
 
-    async def go() -> list[Outcome]:
+    async def send() -> list[Outcome]:
         server = await asyncio.start_server(handle, "127.0.0.1", 0)
         async with server, session("", 0, 5.0) as http:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
             return [await ask(http, url, {}, text=True) for _ in range(2)]
 
-    assert [outcome.error for outcome in asyncio.run(go())] == ["", ""] and connections == 2
+    assert [outcome.error for outcome in asyncio.run(send())] == ["", ""] and connections == 2
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_the_break_even_is_the_lowest_load_at_which_the_server_is_cheaper(
     at = break_even(pc, gpu)
     until = at.pcs if at is not None else 300
     for pcs in range(1, min(until, 300)):
-        # With this many PCs fully used, one token before another one is needed.
+        # This number of PCs at full use, one token before another PC is needed.
         assert side(gpu, pcs * pc.tokens).month >= pcs * pc.month - 1e-6
     if at is not None:
         beyond = at.tokens + min(pc.tokens, gpu.tokens) * 1e-3

@@ -1,4 +1,4 @@
-"""Distributions in bounded memory, and which tokens and requests count."""
+"""Distributions in bounded memory, and the tokens and requests that count for a load."""
 
 import random
 from statistics import quantiles
@@ -35,7 +35,7 @@ def test_a_percentile_of_few_values_is_one_of_them() -> None:
 
 def test_tokens_count_when_they_arrive_and_requests_when_they_begin() -> None:
     stats = RunStats(Load("concurrency", 1), began=10, until=20)
-    stats.add(outcome(8, 9, 11, 20))  # began before; half of its tokens arrived in time
+    stats.add(outcome(8, 9, 11, 20))  # began before the load; half of its tokens arrived in time
     stats.add(outcome(12, 13, 15, 10))
     stats.add(outcome(18, 19, 23, 40))  # a quarter of its tokens arrived in time
     stats.add(outcome(21, 22, 23, 99))

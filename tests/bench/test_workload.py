@@ -33,10 +33,10 @@ def test_wrong_lengths_are_refused(text: str) -> None:
 
 def test_servers_get_the_same_lengths_in_different_words() -> None:
     workload = Workload(Lengths(10, 90), Lengths(5, 50), repeated=0.3)
-    here, there, other = (
+    first, same_seed, other_seed = (
         WorkloadSampler(workload, seed, words, PLAIN) for seed, words in ((1, "a"), (1, "b"), (2, "a"))
     )
-    requests = [(here.next(), there.next(), other.next()) for _ in range(50)]
+    requests = [(first.next(), same_seed.next(), other_seed.next()) for _ in range(50)]
     assert [(a.prompt, a.output, a.question) for a, _, _ in requests] == [
         (b.prompt, b.output, b.question) for _, b, _ in requests
     ]

@@ -1,4 +1,4 @@
-"""A Dray with its pages, and a browser that opens them."""
+"""A Dray with its pages, and a browser to open them."""
 
 import shutil
 import tempfile
@@ -48,8 +48,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(shown: Dray, browser: Browser) -> Iterator[Open]:
-    """Opens a page of Dray in a new window. Afterwards checks that the pages requested nothing from other hosts, and
-    that no script failed."""
+    """Opens a page of Dray in a new window. Checks at the end that pages requested nothing from other hosts, and that
+    no script failed."""
     requests: list[str] = []
     errors: list[str] = []
     contexts = []

@@ -1,4 +1,4 @@
-"""The chat page in a real browser: how a newcomer uses it, and what happens when something fails meanwhile."""
+"""The chat page in a real browser: its use by a newcomer, and failures during an answer."""
 
 import json
 import random
@@ -53,9 +53,9 @@ def running(dray: Dray) -> float:
 
 
 def disconnects(dray: Dray) -> float:
-    """Requests whose client disconnected before the answer was complete."""
-    counted = metrics(dray.url).get("dray_requests_total", [])
-    return sum(value for labels, value in counted if labels["status"] == "499")
+    """The number of requests whose client disconnected before the answer was complete."""
+    samples = metrics(dray.url).get("dray_requests_total", [])
+    return sum(value for labels, value in samples if labels["status"] == "499")
 
 
 def kill(dray: Dray, deployment: str) -> None:

@@ -1,6 +1,6 @@
 """A steady mixed load, while a seeded schedule kills engines, replicas, routers, Redis and machines.
 
-`make chaos` runs it and writes chaos-report.md. CHAOS_SECONDS and CHAOS_SEED set another length and schedule.
+`make chaos` runs it and writes chaos-report.md. CHAOS_SECONDS sets its length, CHAOS_SEED its schedule.
 """
 
 import os
@@ -23,7 +23,7 @@ import redis
 
 from cluster.cores import held_cores
 from tests.cluster.hosts import can_make_hosts
-from tests.cluster.machines import Cluster, Machine, cluster
+from tests.cluster.machines import Cluster, Machine, running_cluster
 from tests.conftest import wait_for
 
 pytestmark = [
@@ -41,7 +41,7 @@ REPORT = Path("chaos-report.md")
 
 @dataclass
 class Tally:
-    """What the clients saw. retries: requests that they sent again, by reason."""
+    """What the clients saw. retries: number of requests that they sent again, by reason."""
 
     answered: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -51,11 +51,11 @@ class Tally:
 
 
 class Load:
-    """Clients that each send one request after the other while the block runs."""
+    """Clients that send requests while the block runs, each client one at a time."""
 
-    def __init__(self, drays: Cluster, answers: dict[str, str]) -> None:
-        """answers: the right one to each question."""
-        self._drays = drays
+    def __init__(self, cluster: Cluster, answers: dict[str, str]) -> None:
+        """answers: the right answer to each question."""
+        self._cluster = cluster
         self._answers = answers
         self._stop = threading.Event()
         self.tally = Tally()
@@ -77,12 +77,12 @@ class Load:
             self._request(kind, chance.choice(QUESTIONS), chance)
 
     def _request(self, kind: str, question: str, chance: random.Random) -> None:
-        once = "" if kind == "cached" else secrets.token_hex(8)
+        idempotency_key = "" if kind == "cached" else secrets.token_hex(8)
         start = time.monotonic()
         while time.monotonic() - start < 90:
             try:
                 text, pieces = "", chance.randrange(1, 30)
-                for piece in self._drays.pieces(question, once, cached=kind == "cached"):
+                for piece in self._cluster.pieces(question, idempotency_key, cached=kind == "cached"):
                     text += piece
                     pieces -= 1
                     if kind == "cancelled" and not pieces:
@@ -105,56 +105,57 @@ class Load:
 class Faults:
     """The faults that are injected, by name."""
 
-    def __init__(self, drays: Cluster, chance: random.Random) -> None:
-        self._drays = drays
+    def __init__(self, cluster: Cluster, chance: random.Random) -> None:
+        self._cluster = cluster
         self._chance = chance
         self.counts: Counter[str] = Counter()
         self._kinds: dict[str, Callable[[], bool]] = {
             "engine killed": lambda: self._kill("deployments.engine.core"),
             "replica killed": lambda: self._kill("ServeReplica:engine"),
             "router killed": lambda: self._kill("ServeReplica:dray:router"),
-            "Redis killed": lambda: self._redis(signal.SIGKILL),
+            "Redis killed": lambda: self._signal_redis(signal.SIGKILL),
             "Redis stopped for two seconds": self._pause_redis,
-            "machine killed, and back": self._lose_machine,
-            "machine offline for five seconds": self._unplug,
+            "machine killed, and back": self._kill_machine,
+            "machine offline for five seconds": self._unplug_machine,
         }
 
     def inject(self) -> None:
-        """Injects a random one."""
+        """Injects a random fault."""
         name = self._chance.choice(list(self._kinds))
         if self._kinds[name]():
             self.counts[name] += 1
 
     def _kill(self, text: str) -> bool:
-        machines = (self._drays.head, *self._drays.others)
+        machines = (self._cluster.head, *self._cluster.others)
         candidates = [process for machine in machines for process in processes(machine, text)]
-        if len(candidates) < 2:  # the last one of its kind is left alone: tests/service/test_faults.py kills that
+        if len(candidates) < 2:
+            # The last process of its kind stays alive; tests/service/test_faults.py kills that.
             return False
         with suppress(psutil.NoSuchProcess):
             self._chance.choice(candidates).kill()
         return True
 
-    def _redis(self, number: int) -> bool:
-        servers = [process for process in processes(self._drays.head, "server") if "/s/redis" in process.cwd()]
+    def _signal_redis(self, number: int) -> bool:
+        servers = [process for process in processes(self._cluster.head, "server") if "/s/redis" in process.cwd()]
         for server in servers:
             server.send_signal(number)
         return bool(servers)
 
     def _pause_redis(self) -> bool:
-        self._redis(signal.SIGSTOP)
+        self._signal_redis(signal.SIGSTOP)
         time.sleep(2)
-        return self._redis(signal.SIGCONT)
+        return self._signal_redis(signal.SIGCONT)
 
-    def _lose_machine(self) -> bool:
-        machine = self._chance.choice(self._drays.others)
+    def _kill_machine(self) -> bool:
+        machine = self._chance.choice(self._cluster.others)
         machine.host.kill()
         time.sleep(3)
         machine.host.plug()
-        self._drays.join(machine)
+        self._cluster.join(machine)
         return True
 
-    def _unplug(self) -> bool:
-        machine = self._chance.choice(self._drays.others)
+    def _unplug_machine(self) -> bool:
+        machine = self._chance.choice(self._cluster.others)
         machine.host.unplug()
         time.sleep(5)
         machine.host.plug()
@@ -174,12 +175,12 @@ def processes(machine: Machine, text: str) -> list[psutil.Process]:
 
 def test_nothing_is_lost_and_nothing_leaks() -> None:
     chance = random.Random(SEED)
-    with cluster(3, DRAY_MODEL__REPLICAS="3", DRAY_ROUTER__REPLICAS="3") as drays:
-        machines = (drays.head, *drays.others)
+    with running_cluster(3, DRAY_MODEL__REPLICAS="3", DRAY_ROUTER__REPLICAS="3") as cluster:
+        machines = (cluster.head, *cluster.others)
         wait_for(lambda: all(machine.engines for machine in machines), 60)
-        answers = {question: "".join(drays.pieces(question)) for question in QUESTIONS}
-        faults, start = Faults(drays, chance), time.monotonic()
-        with Load(drays, answers) as load:
+        answers = {question: "".join(cluster.pieces(question)) for question in QUESTIONS}
+        faults, start = Faults(cluster, chance), time.monotonic()
+        with Load(cluster, answers) as load:
             while time.monotonic() - start < SECONDS:
                 time.sleep(chance.uniform(2, 6))
                 faults.inject()
@@ -191,34 +192,34 @@ def test_nothing_is_lost_and_nothing_leaks() -> None:
         assert tally.answered["stream"] > SECONDS / 5
 
         wait_for(lambda: sum(len(machine.engines) for machine in machines) == 3, 120)
-        wait_for(lambda: at_rest(drays), 60)
+        wait_for(lambda: at_rest(cluster), 60)
         for machine in machines:
             assert len(held_cores(machine.folder / "c")) == len(machine.engines), machine.host
-        wait_for(lambda: not left_in_redis(drays), 90)
+        wait_for(lambda: not leftover_keys(cluster), 90)
         for machine in reversed(machines):
             assert machine.stop() == 0, (machine.folder / "out").read_text()
             wait_for(lambda machine=machine: not machine.host.pids, 20)  # type: ignore[misc]
             assert not (machine.folder / "s").exists()
 
 
-def at_rest(drays: Cluster) -> bool:
+def at_rest(cluster: Cluster) -> bool:
     """Whether no engine runs a sequence."""
-    text = httpx.get(f"{drays.url}/metrics", headers=drays.headers).text
+    text = httpx.get(f"{cluster.url}/metrics", headers=cluster.headers).text
     values = [line.rpartition(" ")[2] for line in text.splitlines() if line.startswith("dray_engine_running{")]
     return bool(values) and all(float(value) == 0 for value in values)
 
 
-def left_in_redis(drays: Cluster) -> list[str]:
-    """Keys in the Redis of answers other than answers, and the index of cached prompt prefixes."""
-    url = drays.head.record["redis"]
-    assert drays.head.host.address in url
+def leftover_keys(cluster: Cluster) -> list[str]:
+    """Keys in the answers' Redis, except answers and the index of cached prompt prefixes."""
+    url = cluster.head.record["redis"]
+    assert cluster.head.host.address in url
     with redis.Redis.from_url(url) as client:
         return [key.decode() for key in client.scan_iter() if not key.startswith((b"dray:answer:", b"dray:kv:"))]
 
 
 def write_report(tally: Tally, faults: Counter[str]) -> None:
     """Writes chaos-report.md, and prints it."""
-    cuts = quantiles(tally.seconds, n=100)
+    percentiles = quantiles(tally.seconds, n=100)
     lines = [
         "# Chaos report",
         "",
@@ -234,7 +235,8 @@ def write_report(tally: Tally, faults: Counter[str]) -> None:
         *(f"| sent again after {reason} | {times} |" for reason, times in sorted(tally.retries.items())),
         f"| answers that differ from an undisturbed run | {len(tally.wrong)} |",
         f"| requests without an answer within 90 s | {len(tally.lost)} |",
-        f"| seconds to an answer, p50 / p95 / p99 | {median(tally.seconds):.1f} / {cuts[94]:.1f} / {cuts[98]:.1f} |",
+        f"| seconds to an answer, p50 / p95 / p99 | {median(tally.seconds):.1f} / {percentiles[94]:.1f} / "
+        f"{percentiles[98]:.1f} |",
         "",
     ]
     REPORT.write_text("\n".join(lines))

@@ -1,4 +1,4 @@
-"""Dray over several machines, each with its own folders: a head, and those that have joined it."""
+"""Dray on several machines, each with its own folders: a head, and the machines that have joined it."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.conftest import MODEL, wait_for
 
 @dataclass
 class Machine:
-    """A host on which `dray` is run. extra: environment beyond its folders."""
+    """A host that runs `dray`. extra: environment variables beside those of its folders and sizes."""
 
     host: Host
     folder: Path
@@ -45,12 +45,12 @@ class Machine:
         }
 
     def command(self, *arguments: str) -> list[str]:
-        """`dray` there, on one CPU."""
+        """The command line that runs `dray` with these arguments on this machine, on one CPU."""
         cpu = str(int(self.host.name[-1]) % 2)
         return self.host.command(["taskset", "-c", cpu, sys.executable, "-m", "cluster.cli", *arguments])
 
     def start(self, *arguments: str) -> None:
-        """Runs `dray` there until it is stopped."""
+        """Starts `dray` on this machine, and does not wait for it."""
         self.launcher = subprocess.Popen(
             self.command(*arguments),
             env=self.environment,
@@ -60,13 +60,13 @@ class Machine:
         )
 
     def stop(self) -> int:
-        """Asks it to end, and waits; gives its exit code."""
+        """Asks the started `dray` to end, waits, and returns its exit code."""
         assert self.launcher is not None
         self.launcher.terminate()
         return self.launcher.wait(90)
 
     def run(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        """Runs `dray` there to its end."""
+        """Runs `dray` on this machine and waits until it ends. extra: environment variables."""
         return subprocess.run(
             self.command(*arguments),
             env=self.environment | extra,
@@ -78,13 +78,13 @@ class Machine:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What its launcher has written of itself."""
-        found: dict[str, Any] = json.loads((self.folder / "s" / "dray.json").read_text())
-        return found
+        """The record that its launcher has written."""
+        record: dict[str, Any] = json.loads((self.folder / "s" / "dray.json").read_text())
+        return record
 
     @property
     def ready(self) -> bool:
-        """Whether it is up, or has joined. Fails where it has ended."""
+        """Whether its `dray` is up or has joined. Fails the test if it has ended."""
         assert self.launcher is not None
         assert self.launcher.poll() is None, (self.folder / "out").read_text()
         try:
@@ -98,28 +98,28 @@ class Machine:
 
     @property
     def engines(self) -> list[int]:
-        """Process ids of the engines that run there."""
+        """Process ids of the engines on this machine."""
         return [pid for pid in self.host.pids if "deployments.engine.core" in _command_line(pid)]
 
 
 @contextmanager
 def machines(count: int, **extra: str) -> Iterator[list[Machine]]:
-    """So many, on which nothing runs yet."""
-    with hosts(count) as there:
-        made = [Machine(host, Path(tempfile.mkdtemp(prefix="dray-t-")), dict(extra)) for host in there]
+    """Machines on which nothing runs yet. extra: environment variables of each."""
+    with hosts(count) as created:
+        machines = [Machine(host, Path(tempfile.mkdtemp(prefix="dray-t-")), dict(extra)) for host in created]
         try:
-            yield made
+            yield machines
         finally:
-            for one in made:
-                one.host.kill()
-                if one.launcher is not None:
-                    one.launcher.wait()
-                shutil.rmtree(one.folder, ignore_errors=True)
+            for machine in machines:
+                machine.host.kill()
+                if machine.launcher is not None:
+                    machine.launcher.wait()
+                shutil.rmtree(machine.folder, ignore_errors=True)
 
 
 @dataclass
 class Cluster:
-    """A head and those that have joined it. key: a team's."""
+    """A head and the machines that have joined it. key: the API key of a team."""
 
     head: Machine
     others: list[Machine]
@@ -134,19 +134,23 @@ class Cluster:
         return {"Authorization": f"Bearer {self.key}", "Cache-Control": "no-store, no-cache"}
 
     def ask(self, tokens: int = 4) -> httpx.Response:
-        """The beginning of an answer, uncached."""
+        """Sends an uncached request for the first tokens of an answer."""
         body = _body("What is 12 times 13?", stream=False) | {"max_tokens": tokens, "ignore_eos": True}
-        return httpx.post(self._asked_at, json=body, headers=self.headers, timeout=90)
+        return httpx.post(self._chat_url, json=body, headers=self.headers, timeout=90)
 
-    def pieces(self, question: str, once: str = "", *, cached: bool = False) -> Iterator[str]:
-        """Of an answer, as they come, thinking and text. once: an idempotency key. cached: a known answer will do."""
+    def pieces(self, question: str, idempotency_key: str = "", *, cached: bool = False) -> Iterator[str]:
+        """Streams an answer and yields its pieces, thinking and text, as they arrive.
+
+        cached: whether the answer may come from the cache; a request with an idempotency key always may.
+        """
         body = _body(question, stream=True)
         headers = self.headers
-        if once or cached:
-            headers = {"Authorization": f"Bearer {self.key}"} | ({"Idempotency-Key": once} if once else {})
-        with httpx.stream("POST", self._asked_at, json=body, headers=headers, timeout=90) as given:
-            given.raise_for_status()
-            for line in given.iter_lines():
+        if idempotency_key or cached:
+            headers = {"Authorization": f"Bearer {self.key}"}
+            headers |= {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        with httpx.stream("POST", self._chat_url, json=body, headers=headers, timeout=90) as response:
+            response.raise_for_status()
+            for line in response.iter_lines():
                 if line.startswith("data: {"):
                     chunk = json.loads(line.removeprefix("data: "))
                     assert "error" not in chunk, chunk
@@ -154,29 +158,29 @@ class Cluster:
                         yield (choice["delta"].get("reasoning_content") or "") + (choice["delta"].get("content") or "")
 
     @property
-    def _asked_at(self) -> str:
+    def _chat_url(self) -> str:
         return f"{self.url}/v1/chat/completions"
 
-    def join(self, one: Machine) -> None:
-        """Has a machine join, and waits until it has."""
-        one.extra["RAY_AUTH_TOKEN"] = self.head.token
-        one.start("join", f"{self.head.host.address}:6379")
-        wait_for(lambda: one.ready, 60)
+    def join(self, machine: Machine) -> None:
+        """Makes a machine join, and waits until it has joined."""
+        machine.extra["RAY_AUTH_TOKEN"] = self.head.token
+        machine.start("join", f"{self.head.host.address}:6379")
+        wait_for(lambda: machine.ready, 60)
 
 
 @contextmanager
-def cluster(count: int, **extra: str) -> Iterator[Cluster]:
-    """A head that is ready, and machines that have joined it."""
+def running_cluster(count: int, **extra: str) -> Iterator[Cluster]:
+    """A head that is ready, and `count` - 1 machines that have joined it. extra: environment variables of each."""
     with machines(count, **extra) as [head, *others]:
         head.start("up", "--head")
         wait_for(lambda: head.ready, 90)
-        made = Cluster(head, others)
-        for one in others:
-            made.join(one)
+        cluster = Cluster(head, others)
+        for machine in others:
+            cluster.join(machine)
         assert head.run("teams", "add", "testers").returncode == 0
-        made.key = json.loads(head.run("keys", "create", "testers", "--json").stdout)["key"]
-        wait_for(lambda: made.ask().status_code == 200, 30)
-        yield made
+        cluster.key = json.loads(head.run("keys", "create", "testers", "--json").stdout)["key"]
+        wait_for(lambda: cluster.ask().status_code == 200, 30)
+        yield cluster
 
 
 def _body(question: str, *, stream: bool) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def test_missing_usage_is_no_error() -> None:
         ([b"data: " + b"x" * (1 << 16)] * 17, "an event of more than 1 MiB"),
     ],
 )
-def test_a_failure_in_mid_stream_is_an_error_after_the_text_so_far(pieces: list[bytes], reason: str) -> None:
+def test_a_failure_in_midstream_is_an_error_after_the_text_so_far(pieces: list[bytes], reason: str) -> None:
     parts = []
     with serving(event(delta('{"content":"so"}')), *pieces) as url, pytest.raises(ServerError, match=reason):
         for part in stream_chat(url, "", "m", []):
@@ -85,12 +85,12 @@ def test_a_refusal_has_the_servers_message(body: bytes, message: str) -> None:
 def test_dray_chat_shows_thinking_and_answer_and_continues_after_an_error() -> None:
     good = [*KINDS["content null"], event(USAGE), DONE]
     with serving(*good) as url:
-        shown = CliRunner().invoke(app, ["chat", "--url", url, "--model", "m"], input="hi\n\n")
-    assert shown.exit_code == 0 and "hm\nso it\n(5 tokens" in shown.stdout
+        result = CliRunner().invoke(app, ["chat", "--url", url, "--model", "m"], input="hi\n\n")
+    assert result.exit_code == 0 and "hm\nso it\n(5 tokens" in result.stdout
     with serving(event(delta('{"content":"so"}')), event('{"error":{"message":"engine failed"}}')) as url:
-        shown = CliRunner().invoke(app, ["chat", "--url", url, "--model", "m"], input="hi\nagain\n\n")
-    assert shown.exit_code == 0 and shown.stdout.count("so\n") == 2
-    assert shown.stderr == "error: engine failed\n" * 2
+        result = CliRunner().invoke(app, ["chat", "--url", url, "--model", "m"], input="hi\nagain\n\n")
+    assert result.exit_code == 0 and result.stdout.count("so\n") == 2
+    assert result.stderr == "error: engine failed\n" * 2
 
 
 def test_the_length_of_a_line_is_limited() -> None:

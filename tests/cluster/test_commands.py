@@ -37,7 +37,7 @@ ACTING = {
     "teams remove",
     "keys revoke",
 }
-"""Commands that act, and print nothing beyond the confirmation."""
+"""Commands that act and print only a confirmation."""
 
 
 def commands(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -52,11 +52,11 @@ ALL = dict(commands(typer.main.get_command(app)))
 
 @pytest.mark.parametrize("path", ALL)
 def test_help_has_an_example_that_would_work(path: str) -> None:
-    shown = CliRunner().invoke(app, [*path.split(), "--help"], env={"COLUMNS": "300"})
-    assert shown.exit_code == 0
-    examples = [line.partition("Example: ")[2] for line in shown.output.splitlines() if "Example: dray" in line]
-    examples += [line.partition("Example: ")[2] for line in shown.output.splitlines() if "Example: DRAY_" in line]
-    assert len(examples) == 1, shown.output
+    result = CliRunner().invoke(app, [*path.split(), "--help"], env={"COLUMNS": "300"})
+    assert result.exit_code == 0
+    examples = [line.partition("Example: ")[2] for line in result.output.splitlines() if "Example: dray" in line]
+    examples += [line.partition("Example: ")[2] for line in result.output.splitlines() if "Example: DRAY_" in line]
+    assert len(examples) == 1, result.output
     words = shlex.split(examples[0].partition(" (")[0].partition(", then")[0])
     words = words[words.index("dray") + 1 :]
     assert " ".join(words).startswith(path)

@@ -1,4 +1,4 @@
-"""`dray doctor`: what it says of this machine as it is, and of one that cannot run Dray."""
+"""`dray doctor`: its findings on this machine as it is, and on machines that cannot run Dray."""
 
 import json
 import os
@@ -17,42 +17,44 @@ from tests.conftest import Dray, redis_server
 from tests.models.hubs import stand_in
 
 
-def found(*arguments: str, by: Dray, **environment: str) -> tuple[int, dict[str, list[Finding]]]:
-    """The exit code, and the findings by what was checked."""
-    ended = by.run("doctor", "--json", *arguments, **environment)  # type: ignore[arg-type]
-    report = json.loads(ended.stdout)
-    assert report["ok"] == (ended.returncode == 0)
+def run_doctor(dray: Dray, *arguments: str, **environment: str) -> tuple[int, dict[str, list[Finding]]]:
+    """The exit code, and the findings of each check."""
+    done = dray.run("doctor", "--json", *arguments, **environment)  # type: ignore[arg-type]
+    report = json.loads(done.stdout)
+    assert report["ok"] == (done.returncode == 0)
     checks: dict[str, list[Finding]] = {}
-    for one in report["checks"]:
-        checks.setdefault(one["check"], []).append(Finding(**one))
-    return ended.returncode, checks
+    for fields in report["checks"]:
+        checks.setdefault(fields["check"], []).append(Finding(**fields))
+    return done.returncode, checks
 
 
-def looked(check: str, *, cpu_manager: Path = Path("/nowhere"), **overrides: Any) -> list[Finding]:
+def findings_of(check: str, *, cpu_manager: Path = Path("/nowhere"), **overrides: Any) -> list[Finding]:
+    """The findings of one check, with these settings."""
     settings = load({name.replace("__", "."): value for name, value in overrides.items()}).settings
-    return [one for one in examine(settings, offline=True, cpu_manager=cpu_manager) if one.check == check]
+    findings = examine(settings, offline=True, cpu_manager=cpu_manager)
+    return [finding for finding in findings if finding.check == check]
 
 
-def test_all_is_well_here(another: Dray) -> None:
-    code, checks = found("--offline", by=another)
+def test_all_checks_pass_on_this_machine(another: Dray) -> None:
+    code, checks = run_doctor(another, "--offline")
     assert code == 0
-    assert {one.level for name in checks if name != "shared memory" for one in checks[name]} == {"passed"}
-    wanted = {"processor", "NUMA", "limits", "model", "cores", "memory", "disk", "ports", "Redis", "packages", "Ray"}
-    assert wanted <= set(checks) and "hub" not in checks
+    assert {finding.level for name in checks if name != "shared memory" for finding in checks[name]} == {"passed"}
+    required = {"processor", "NUMA", "limits", "model", "cores", "memory", "disk", "ports", "Redis", "packages", "Ray"}
+    assert required <= set(checks) and "hub" not in checks
     assert "INT8 with" in checks["processor"][0].message or "not x86" in checks["processor"][0].message
     assert not (another.folder / "s").exists() and not (another.folder / "d").exists()
 
 
-def test_everything_that_fails_is_told_at_once_and_as_up_tells_it(another: Dray) -> None:
+def test_all_failures_are_reported_at_once_with_the_messages_of_up(another: Dray) -> None:
     model = another.folder / "half"
     shutil.copytree(BUNDLED_FOLDER, model)
     (model / "openvino_model.bin").unlink()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", another.port))
         taken.listen()
-        code, checks = found(
+        code, checks = run_doctor(
+            another,
             "--offline",
-            by=another,
             DRAY_CACHE__URL="redis://127.0.0.1:1/0",
             DRAY_MODELS=json.dumps(
                 [
@@ -63,34 +65,39 @@ def test_everything_that_fails_is_told_at_once_and_as_up_tells_it(another: Dray)
             ),
         )
         assert code == 1
-        failed = {name: one.message for name, every in checks.items() for one in every if one.level == "failed"}
+        failed = {
+            name: finding.message
+            for name, findings in checks.items()
+            for finding in findings
+            if finding.level == "failed"
+        }
         assert set(failed) == {"model", "cores", "memory", "ports", "Redis"}
         assert another.run("up").stderr == f"error: {failed['ports']}\n"
     assert "lacks openvino_model.bin" in failed["model"]
     assert "Run fewer replicas" in failed["cores"]
     assert "use fewer replicas" in failed["memory"]
     assert "does not answer" in failed["Redis"]
-    shown = another.run("doctor", "--offline", "--cores", "4096")
-    assert shown.returncode == 1 and "1 failed" in shown.stdout
+    done = another.run("doctor", "--offline", "--cores", "4096")
+    assert done.returncode == 1 and "1 failed" in done.stdout
 
 
-def test_a_model_that_is_to_be_fetched_is_sized_before(tmp_path: Path) -> None:
+def test_a_missing_model_is_sized_before_it_is_fetched(tmp_path: Path) -> None:
     overrides: dict[str, Any] = {"models_dir": tmp_path, "model__source": "deepseek-r1-distill-qwen-7b"}
-    (model,) = looked("model", **overrides)
+    (model,) = findings_of("model", **overrides)
     assert model.level == "warning" and "7.1 GiB" in model.message and "dray models pull" in model.message
-    (memory,) = looked("memory", **overrides, model__kv_cache_mb=4096)
+    (memory,) = findings_of("memory", **overrides, model__kv_cache_mb=4096)
     assert "deepseek-r1-distill-qwen-7b 18.8 GiB" in memory.message
-    (unknown,) = looked("model", models_dir=tmp_path, model__source="some/model")
+    (unknown,) = findings_of("model", models_dir=tmp_path, model__source="some/model")
     assert unknown.level == "warning" and "size unknown" in unknown.message
 
 
 @pytest.mark.slow
-def test_hubs_are_asked_and_one_that_is_silent_fails_nothing(another: Dray) -> None:
+def test_hubs_are_asked_and_a_silent_hub_is_only_a_warning(another: Dray) -> None:
     with stand_in("huggingface") as hub, stand_in("modelscope") as scope:
         proxy = {"ALL_PROXY": "http://127.0.0.1:1", "NO_PROXY": "127.0.0.1"}  # so that the mirror is out of reach
-        code, checks = found(by=another, HF_ENDPOINT=hub.url, MODELSCOPE_ENDPOINT=scope.url, **proxy)
+        code, checks = run_doctor(another, HF_ENDPOINT=hub.url, MODELSCOPE_ENDPOINT=scope.url, **proxy)
         assert code == 0
-        assert {one.message.split()[0]: one.level for one in checks["hub"]} == {
+        assert {finding.message.split()[0]: finding.level for finding in checks["hub"]} == {
             hub.url: "passed",
             "https://hf-mirror.com": "warning",
             scope.url: "passed",
@@ -98,48 +105,48 @@ def test_hubs_are_asked_and_one_that_is_silent_fails_nothing(another: Dray) -> N
         assert hub.asked and scope.asked
 
 
-def test_the_cores_of_the_dray_that_runs_here_count_as_free(dray: Dray) -> None:
-    code, checks = found("--offline", by=dray)
+def test_the_cores_of_the_running_dray_count_as_free(dray: Dray) -> None:
+    code, checks = run_doctor(dray, "--offline")
     assert code == 0
     assert dray.url in checks["ports"][0].message
     assert checks["cores"][0].level == "passed" and "those of the Dray that runs here" in checks["cores"][0].message
     assert "Redis and Ray" not in checks["memory"][0].message
-    ours = {str(one.pid) for one in dray.processes("raylet/raylet")}
-    assert ours and not ours & set(re.findall(r"\d+", checks["Ray"][0].message))
+    own_pids = {str(process.pid) for process in dray.processes("raylet/raylet")}
+    assert own_pids and not own_pids & set(re.findall(r"\d+", checks["Ray"][0].message))
 
 
-def test_a_redis_that_evicts_is_none_for_teams() -> None:
+def test_a_redis_that_evicts_is_a_warning_for_teams() -> None:
     with redis_server(16) as own:
-        teams, _ = looked("Redis", teams__url=own.url)
+        teams, _ = findings_of("Redis", teams__url=own.url)
         assert teams.level == "warning" and "noeviction" in teams.message
-        answers, _ = looked("Redis", cache__url=own.url)
+        answers, _ = findings_of("Redis", cache__url=own.url)
         assert answers.level == "passed"
 
 
-def test_a_state_folder_with_too_long_a_path_is_told(tmp_path: Path) -> None:
-    (path, *_) = looked("disk", state_dir=tmp_path / ("x" * 60))
+def test_a_state_folder_with_too_long_a_path_fails(tmp_path: Path) -> None:
+    (path, *_) = findings_of("disk", state_dir=tmp_path / ("x" * 60))
     assert path.level == "failed" and "characters" in path.message
 
 
 @pytest.mark.parametrize(("policy", "level"), [("static", "passed"), ("none", "warning")])
-def test_a_node_tells_its_cpu_managers_policy(tmp_path: Path, policy: str, level: str) -> None:
+def test_the_policy_of_a_nodes_cpu_manager_is_reported(tmp_path: Path, policy: str, level: str) -> None:
     state = tmp_path / "cpu_manager_state"
     state.write_text(json.dumps({"policyName": policy, "defaultCpuSet": "0-1", "checksum": 1}))
-    (finding,) = looked("Kubernetes", cpu_manager=state)
+    (finding,) = findings_of("Kubernetes", cpu_manager=state)
     assert finding.level == level and policy in finding.message
 
 
-def test_a_pod_that_sees_the_whole_node_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert looked("Kubernetes") == []
+def test_a_pod_that_sees_the_whole_node_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert findings_of("Kubernetes") == []
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    (finding,) = looked("Kubernetes")
+    (finding,) = findings_of("Kubernetes")
     assert finding.level == "warning" and "cpuManagerPolicy: static" in finding.message
-    assert looked("cores") == looked("ports") == []  # the settings are the whole cluster's
+    assert findings_of("cores") == findings_of("ports") == []  # the settings are the whole cluster's
     if len(os.sched_getaffinity(0)) > 1:
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(before)})
         try:
-            (finding,) = looked("Kubernetes")
+            (finding,) = findings_of("Kubernetes")
         finally:
             os.sched_setaffinity(0, before)
         assert (finding.level, finding.message) == ("passed", f"this pod is pinned to CPUs {min(before)}")

@@ -1,4 +1,4 @@
-"""The command that installs an extra: it must work where Dray is on no package index."""
+"""The command that installs an extra: it must also work if Dray is on no package index."""
 
 import shlex
 import sys
@@ -19,13 +19,13 @@ EXTRAS = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["op
 def test_from_a_checkout_it_names_the_folder(extra: str) -> None:
     *pip, editable, target = shlex.split(install_command(extra))
     assert pip == [sys.executable, "-m", "pip", "install"] and editable == "--editable"
-    folder, _, chosen = target.rstrip("]").partition("[")
+    folder, _, name = target.rstrip("]").partition("[")
     assert (Path(folder) / "pyproject.toml").samefile(CHECKOUT / "pyproject.toml")
-    assert chosen in EXTRAS
+    assert name in EXTRAS
 
 
 @pytest.mark.parametrize("extra", ["page", "plan"])
 def test_from_a_wheel_it_names_packages(extra: str, tmp_path: Path) -> None:
     assert requires("dray")
     command = shlex.split(install_command(extra, tmp_path))
-    assert {Requirement(one).name for one in command[4:]} == {Requirement(one).name for one in EXTRAS[extra]}
+    assert {Requirement(text).name for text in command[4:]} == {Requirement(text).name for text in EXTRAS[extra]}

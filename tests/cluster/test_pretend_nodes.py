@@ -1,7 +1,7 @@
-"""Ray's own autoscaler beneath Dray's policy: nodes come with the load and go with it, and no request fails.
+"""Ray's autoscaler below Dray's policy: nodes come and go with the load, and no request fails.
 
-The Serve config is the one of a RayService, sent as KubeRay sends it. The nodes are Ray's pretend ones: all on this
-machine, each with room for one engine replica.
+The Serve config is that of a RayService, sent as KubeRay sends it. The nodes are Ray's fake nodes: all on this machine,
+each with room for one engine replica.
 """
 
 import asyncio
@@ -41,42 +41,43 @@ _EMPTY = (
     *("setup_commands", "head_setup_commands", "worker_setup_commands"),
     *("head_start_ray_commands", "worker_start_ray_commands"),
 )
-"""What the autoscaler's config must have, and pretend nodes do without."""
+"""Keys that the autoscaler's config must have, and that fake nodes do not need."""
 SHARE = 0.3
-"""Of the time in which an engine may run: two of them, routers and the client would else want more than two cores."""
+"""Share of the time in which an engine may run: else two engines, routers and the client need more than two cores."""
 HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A head and its autoscaler. api: of Ray's dashboard."""
+    """A head and its autoscaler. api: a client of Ray's dashboard."""
 
     settings: Settings
     api: httpx.Client
 
     def workers(self) -> int:
-        """Nodes beside the head that are alive."""
+        """Number of nodes that are alive, without the head."""
         nodes = self.api.get("/nodes", params={"view": "summary"}).json()["data"]["summary"]
-        return [one["raylet"]["state"] for one in nodes].count("ALIVE") - 1
+        return [node["raylet"]["state"] for node in nodes].count("ALIVE") - 1
 
     def replicas(self) -> list[str]:
         """States of the engine's replicas."""
-        found = self.api.get("/api/serve/applications/").json()["applications"]
+        applications = self.api.get("/api/serve/applications/").json()["applications"]
         return [
             replica["state"]
-            for name, application in found.items()
+            for name, application in applications.items()
             if name.startswith("engine-")
             for replica in application["deployments"]["engine"]["replicas"]
         ]
 
     def metric(self, name: str) -> float:
-        """A metric of the one model's policy."""
-        shown = httpx.get(f"http://127.0.0.1:{self.settings.port}/metrics").text
-        return next((float(line.split()[-1]) for line in shown.splitlines() if line.startswith(name + "{")), 0.0)
+        """The value of a metric that only one model has; 0 if it is missing."""
+        metrics = httpx.get(f"http://127.0.0.1:{self.settings.port}/metrics").text
+        return next((float(line.split()[-1]) for line in metrics.splitlines() if line.startswith(name + "{")), 0.0)
 
 
 @pytest.fixture
-def pretend() -> Iterator[Cluster]:
+def fake_cluster() -> Iterator[Cluster]:
+    """A Dray on a head with a router, and on fake nodes that its autoscaler adds."""
     folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -105,31 +106,35 @@ def pretend() -> Iterator[Cluster]:
         bearer = {"Authorization": f"Bearer {TOKEN}"}
         api = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{dashboard}", headers=bearer, timeout=30))
         config = serve_config_of(routers_of(settings)) | {"proxy_location": "HeadOnly"}
-        wait_for(lambda: answers_at(lambda: api.get("/api/serve/applications/")), 60)
+        wait_for(lambda: succeeds(lambda: api.get("/api/serve/applications/")), 60)
         api.put("/api/serve/applications/", json=config).raise_for_status()
         ready = f"http://127.0.0.1:{settings.port}/health/ready"
-        wait_for(lambda: answers_at(lambda: httpx.get(ready)), 120)
+        wait_for(lambda: succeeds(lambda: httpx.get(ready)), 120)
         stack.enter_context(slow_engines(settings))
         yield Cluster(settings, api)
 
 
 @contextmanager
 def slow_engines(settings: Settings) -> Iterator[None]:
-    """All of its engines, those too that come later."""
+    """Slows down all engines of this Dray, also those that start while the block runs."""
     over, token = threading.Event(), str(settings.state_dir / "ray-token")
 
-    def look() -> None:
+    def slow_new_engines() -> None:
         with ExitStack() as brakes:
-            seen = set()
+            slowed_pids = set()
             while not over.wait(0.5):
                 for process in psutil.process_iter():
                     with suppress(psutil.Error):
-                        here = process.environ().get("RAY_AUTH_TOKEN_PATH") == token
-                        if here and process.pid not in seen and "deployments.engine.core" in process.cmdline():
-                            seen.add(process.pid)
+                        is_ours = process.environ().get("RAY_AUTH_TOKEN_PATH") == token
+                        if (
+                            is_ours
+                            and process.pid not in slowed_pids
+                            and "deployments.engine.core" in process.cmdline()
+                        ):
+                            slowed_pids.add(process.pid)
                             brakes.enter_context(slowed(process.pid, SHARE))
 
-    watcher = threading.Thread(target=look)
+    watcher = threading.Thread(target=slow_new_engines)
     watcher.start()
     try:
         yield
@@ -138,19 +143,22 @@ def slow_engines(settings: Settings) -> Iterator[None]:
         watcher.join()
 
 
-def answers_at(ask: Callable[[], httpx.Response]) -> bool:
+def succeeds(request: Callable[[], httpx.Response]) -> bool:
+    """Whether the request is answered with status 200."""
     try:
-        return ask().status_code == 200
+        return request().status_code == 200
     except httpx.TransportError:
         return False
 
 
 @contextmanager
 def head(settings: Settings, folder: Path) -> Iterator[int]:
-    """A head that runs routers, with an autoscaler that may add two nodes of one engine replica each. Gives the port
-    of its dashboard."""
+    """A head that runs routers, and an autoscaler that may add two nodes of one engine replica each.
+
+    Yields the port of its dashboard.
+    """
     port, dashboard = free_port(), free_port()
-    kinds = {
+    node_types = {
         "ray.head.default": {"resources": {"CPU": 0, "dray-router": 1}, "node_config": {}, "max_workers": 0},
         "engine": {
             "resources": {"CPU": 1, f"dray-engine-{MODEL}": 1, "object_store_memory": 80 * 2**20},
@@ -160,7 +168,7 @@ def head(settings: Settings, folder: Path) -> Iterator[int]:
         },
     }
     provider = {
-        # Not by its name: Ray would look for an example of its own that its wheel does not hold.
+        # Not by its name: Ray would then read an example config that its wheel lacks.
         "type": "external",
         "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
         "gcs_address": f"127.0.0.1:{port}",
@@ -173,7 +181,7 @@ def head(settings: Settings, folder: Path) -> Iterator[int]:
         "idle_timeout_minutes": 0.1,
         "upscaling_speed": 1,
         "provider": provider,
-        "available_node_types": kinds,
+        "available_node_types": node_types,
         "head_node_type": "ray.head.default",
         **{name: {} for name in ("auth", "docker", "file_mounts")},
         **{name: [] for name in _EMPTY},
@@ -186,7 +194,7 @@ def head(settings: Settings, folder: Path) -> Iterator[int]:
         *("--include-dashboard=true", f"--dashboard-port={dashboard}", f"--autoscaling-config={file}"),
         *(f"--temp-dir={settings.state_dir / 'ray'}", f"--object-store-memory={80 * 2**20}"),
     ]
-    pretending = {
+    environment = {
         "RAY_FAKE_CLUSTER": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_enable_autoscaler_v2": "1",
@@ -194,7 +202,7 @@ def head(settings: Settings, folder: Path) -> Iterator[int]:
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD,
     }
     with (folder / "head.log").open("wb") as log:
-        process = subprocess.Popen(command, env=os.environ | pretending, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
         try:
             yield dashboard
         finally:
@@ -205,7 +213,7 @@ def head(settings: Settings, folder: Path) -> Iterator[int]:
 
 @dataclass
 class Load:
-    """Questions that nobody has asked, so many a second, until it is told to end. Every answer's status is kept."""
+    """Sends new questions until `over` is set, and keeps the status of each answer. rate: questions per second."""
 
     url: str
     rate: float
@@ -219,60 +227,66 @@ class Load:
             "max_tokens": TOKENS,
             "ignore_eos": True,
         }
-        given = await client.post(self.url, json=body)
-        self.statuses.append(given.status_code)
+        response = await client.post(self.url, json=body)
+        self.statuses.append(response.status_code)
 
     async def run(self, client: httpx.AsyncClient) -> None:
         tasks: set[asyncio.Task[None]] = set()
-        began, number = time.monotonic(), 0
+        start, sent = time.monotonic(), 0
         while not self.over:
-            while number < (time.monotonic() - began) * self.rate:
-                number += 1
+            while sent < (time.monotonic() - start) * self.rate:
+                sent += 1
                 tasks.add(asyncio.create_task(self.ask(client)))
             await asyncio.sleep(0.02)
         await asyncio.gather(*tasks)
 
 
 @pytest.mark.timeout(400)
-def test_nodes_come_with_the_load_and_go_with_it(pretend: Cluster) -> None:
-    url = f"http://127.0.0.1:{pretend.settings.port}/v1/chat/completions"
+def test_nodes_come_and_go_with_the_load(fake_cluster: Cluster) -> None:
+    url = f"http://127.0.0.1:{fake_cluster.settings.port}/v1/chat/completions"
     wait_s = "dray_autoscaling_predicted_wait_seconds"
-    assert pretend.workers() == 1 and pretend.replicas() == ["RUNNING"]
+    assert fake_cluster.workers() == 1 and fake_cluster.replicas() == ["RUNNING"]
 
-    async def true(fact: Callable[[], Any], seconds: float) -> None:
+    async def wait_until(fact: Callable[[], Any], seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while not await asyncio.to_thread(fact):
-            assert time.monotonic() < deadline, (pretend.workers(), pretend.replicas(), pretend.metric(wait_s))
+            assert time.monotonic() < deadline, (
+                fake_cluster.workers(),
+                fake_cluster.replicas(),
+                fake_cluster.metric(wait_s),
+            )
             await asyncio.sleep(0.2)
 
-    async def go() -> None:
+    async def vary_load() -> None:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(timeout=120, limits=limits) as client:
-            alone = Load(url, 0)
-            began = time.monotonic()
-            while time.monotonic() - began < 8:
-                await asyncio.gather(alone.ask(client), alone.ask(client))
-            capacity = len(alone.statuses) / (time.monotonic() - began)
-            load = Load(url, 1.4 * capacity)
-            running = asyncio.create_task(load.run(client))
+            measured = Load(url, 0)
+            start = time.monotonic()
+            while time.monotonic() - start < 8:
+                await asyncio.gather(measured.ask(client), measured.ask(client))
+            capacity = len(measured.statuses) / (time.monotonic() - start)
+            heavy = Load(url, 1.4 * capacity)
+            running = asyncio.create_task(heavy.run(client))
             try:
-                await true(lambda: pretend.metric(wait_s) > TARGET_S, 60)
-                await true(lambda: pretend.workers() == 2, 60)
-                await true(lambda: pretend.replicas() == ["RUNNING"] * 2, 60)
-                await true(lambda: pretend.metric(wait_s) < TARGET_S, 60)
+                await wait_until(lambda: fake_cluster.metric(wait_s) > TARGET_S, 60)
+                await wait_until(lambda: fake_cluster.workers() == 2, 60)
+                await wait_until(lambda: fake_cluster.replicas() == ["RUNNING"] * 2, 60)
+                await wait_until(lambda: fake_cluster.metric(wait_s) < TARGET_S, 60)
             finally:
-                load.over = True
+                heavy.over = True
                 await running
-            few = Load(url, 4)
-            running = asyncio.create_task(few.run(client))
+            light = Load(url, 4)
+            running = asyncio.create_task(light.run(client))
             try:
-                await true(lambda: pretend.replicas() == ["RUNNING"], 60)
-                await true(lambda: pretend.workers() == 1, 60)
-                await asyncio.sleep(2)
+                await wait_until(lambda: fake_cluster.replicas() == ["RUNNING"], 60)
+                await wait_until(lambda: fake_cluster.workers() == 1, 60)
+                # Two seconds of requests that reach Dray without the node.
+                answered = len(light.statuses)
+                await wait_until(lambda: len(light.statuses) >= answered + 2 * light.rate, 60)
             finally:
-                few.over = True
+                light.over = True
                 await running
-            assert set(alone.statuses + load.statuses + few.statuses) == {200}
-            print(f"capacity {capacity:.1f}/s, {len(load.statuses)} and {len(few.statuses)} requests")
+            assert set(measured.statuses + heavy.statuses + light.statuses) == {200}
+            print(f"capacity {capacity:.1f}/s, {len(heavy.statuses)} and {len(light.statuses)} requests")
 
-    asyncio.run(go())
+    asyncio.run(vary_load())

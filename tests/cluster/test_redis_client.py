@@ -147,9 +147,9 @@ def with_sentinel(folder: Path) -> Iterator[str]:
             f"port {port}\nbind 127.0.0.1\nsentinel monitor answers 127.0.0.1 {first} 1\n"
             "sentinel down-after-milliseconds answers 500\nsentinel failover-timeout answers 3000\n"
         )
-        watch = subprocess.Popen([find_server(), str(config), "--sentinel"], stdout=subprocess.DEVNULL)
-        stack.callback(watch.wait)
-        stack.callback(watch.kill)
+        process = subprocess.Popen([find_server(), str(config), "--sentinel"], stdout=subprocess.DEVNULL)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
         with redis.Redis(port=first) as master:
             wait_for(lambda: master.info("replication")["connected_slaves"] == 1)
         wait_for(lambda: answers(port))
@@ -180,7 +180,7 @@ def with_cluster(folder: Path) -> Iterator[str]:
         yield f"redis+cluster://127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}"
 
 
-async def use(url: str) -> None:
+async def use_as_router(url: str) -> None:
     """Everything that routers do with Redis."""
     stores = [store_at(url) for _ in range(2)]
     store = stores[0]
@@ -212,7 +212,7 @@ async def use(url: str) -> None:
         await store.close()
 
 
-def command(url: str) -> None:
+def use_as_command(url: str) -> None:
     """Everything that commands do with Redis."""
     client = connect(url)
     try:
@@ -233,11 +233,11 @@ def command(url: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [with_tls_and_users, with_sentinel, with_cluster])
-def test_everything_works_with_every_form(kind: Any) -> None:
+def test_everything_works_with_every_form_of_url(kind: Any) -> None:
     with tempfile.TemporaryDirectory(prefix="dray-r-") as folder, kind(Path(folder)) as url:
         check_url(url)
-        asyncio.run(use(url))
-        command(url)
+        asyncio.run(use_as_router(url))
+        use_as_command(url)
 
 
 def test_the_cache_survives_a_failover() -> None:
@@ -282,6 +282,6 @@ def test_unsupported_urls_are_refused_with_a_reason(url: str, message: str) -> N
 
 
 def test_a_masked_url_has_no_password() -> None:
-    shown = without_password("rediss+sentinel://bot:secret@h:1,h:2/s?sentinel_password=other&ssl_ca_certs=/ca")
-    assert "secret" not in shown and "other" not in shown
-    assert shown == "rediss+sentinel://bot:***@h:1,h:2/s?sentinel_password=***&ssl_ca_certs=/ca"
+    masked = without_password("rediss+sentinel://bot:secret@h:1,h:2/s?sentinel_password=other&ssl_ca_certs=/ca")
+    assert "secret" not in masked and "other" not in masked
+    assert masked == "rediss+sentinel://bot:***@h:1,h:2/s?sentinel_password=***&ssl_ca_certs=/ca"

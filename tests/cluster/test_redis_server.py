@@ -1,4 +1,4 @@
-"""Dray's own Redis: started again after it has ended, also where a first attempt fails."""
+"""Dray's own Redis: restarted after it has ended, also if the first attempt fails."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ def test_a_revival_that_fails_is_tried_again_and_keeps_the_data(tmp_path: Path) 
     folder = tmp_path / "s"
     server = OwnRedis(folder, 16, tmp_path / "data", discard_on_stop=True)
     server.start()
-    assert not server.revive(), "it runs"
+    assert not server.revive(), "it still runs"
     with redis.Redis.from_url(server.url) as client:
         client.set("kept", "yes")
         client.waitaof(1, 0, 5000)  # on the disk
@@ -37,7 +37,7 @@ def test_a_revival_that_fails_is_tried_again_and_keeps_the_data(tmp_path: Path) 
         assert client.get("kept") == b"yes"
     server.stop()
     assert not folder.exists() and not (tmp_path / "data").exists()
-    assert not server.revive(), "what was stopped stays so"
+    assert not server.revive(), "a server that was stopped on purpose stays stopped"
 
 
 def test_a_binary_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +50,7 @@ def test_a_binary_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Monke
     binary.chmod(0o755)
     monkeypatch.setenv("PATH", f"{binary.parent}:{path}")
     kill(server)
-    with pytest.raises(RedisStartError, match="it wrote no log"):  # and not the last words of the one before
+    with pytest.raises(RedisStartError, match="it wrote no log"):  # rather than the log of the killed server
         server.revive()
     binary.write_text("not a program")
     with pytest.raises(RedisStartError, match="Exec format error"):

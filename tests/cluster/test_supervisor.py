@@ -1,4 +1,4 @@
-"""What the launcher does while Dray runs, where a part of it fails: it says so, and continues."""
+"""The launcher while Dray runs: if a part of its work fails, it reports that and continues."""
 
 import json
 import logging
@@ -68,7 +68,7 @@ def test_a_failing_duty_is_reported_once_and_tried_again_after_a_pause(caplog: p
     ]
 
 
-def test_a_duty_with_an_interval_is_not_done_more_often() -> None:
+def test_a_duty_runs_no_more_often_than_its_interval() -> None:
     clock, times = Clock(), []
     duty = Duty("", lambda: times.append(clock.now), interval_s=2, clock=clock)
     for _ in range(8):
@@ -81,7 +81,7 @@ def test_a_duty_with_an_interval_is_not_done_more_often() -> None:
 def supervised(
     servers: dict[str, OwnRedis] | None = None, check_ray: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[Supervisor, Path]]:
-    """A supervisor of the bundled model, without Ray; and its state folder."""
+    """A supervisor of the bundled model, without Ray, and its state folder."""
     with tempfile.TemporaryDirectory(prefix="dray-t-") as name:
         folder = Path(name) / "s"
         settings = load({"state_dir": folder, "lease_dir": Path(name) / "c"}).settings
@@ -130,7 +130,7 @@ def test_garbage_in_place_of_a_deploy_request_is_refused(content: bytes) -> None
         assert not (folder / DEPLOY_REQUEST_FILE).exists()
 
 
-def test_a_deploy_request_that_cannot_be_read_is_a_problem_until_it_is_gone() -> None:
+def test_an_unreadable_deploy_request_is_a_problem_until_it_is_gone() -> None:
     with supervised() as (supervisor, folder):
         (folder / DEPLOY_REQUEST_FILE).mkdir()
         supervisor.reconcile()
@@ -168,7 +168,7 @@ def test_a_record_that_cannot_be_written_is_written_later(caplog: pytest.LogCapt
         assert "unreadable" in wait_for(written)
 
 
-def test_a_redis_that_does_not_start_again_is_a_problem_until_it_does() -> None:
+def test_a_redis_that_does_not_restart_is_a_problem_until_it_does() -> None:
     with tempfile.TemporaryDirectory(prefix="dray-r-") as name:
         server = OwnRedis(Path(name) / "r", 16)
         server.start()
@@ -189,7 +189,7 @@ def test_a_redis_that_does_not_start_again_is_a_problem_until_it_does() -> None:
             server.stop()
 
 
-def test_only_the_end_of_ray_ends_it() -> None:
+def test_the_supervisor_ends_only_with_ray() -> None:
     def check_ray() -> None:
         raise RayEndedError("Ray has ended")
 

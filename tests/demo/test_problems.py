@@ -1,4 +1,4 @@
-"""The problems that the bundled model was trained on: their equations are true, and held-out ones are never trained."""
+"""The problems that the bundled model was trained on: equations are true, held-out problems are never trained on."""
 
 import random
 import re
@@ -45,7 +45,7 @@ def test_every_equation_in_a_thought_is_true(family: str, split: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_answer_contains_what_is_expected(family: str) -> None:
+def test_the_answer_contains_the_expected_text(family: str) -> None:
     for problem in problems(family, "train"):
         assert all(part in problem.answer for part in problem.expect), problem
         assert problem.question.strip() and problem.thinking and "</think>" not in problem.thinking

@@ -28,10 +28,10 @@ from tests.conftest import MODEL
 
 @dataclass
 class Engines:
-    """A handle on engines that answer every request with the same tokens, or with one vector.
+    """A handle of engines that answer every request with the same tokens, or with the same vector.
 
-    on_request: called when an engine is asked. tokens: of the answer. blocked: engines send nothing until this is set.
-    error: raised in place of the first token.
+    on_request: called with each request. tokens: those of the answer. blocked: engines send nothing until it is set.
+    error: raised instead of the first token.
     """
 
     on_request: Callable[[], None] = lambda: None
@@ -56,7 +56,7 @@ class Engines:
 
 @dataclass
 class Response:
-    """One call through the handle."""
+    """A call through the handle."""
 
     engines: Engines
 
@@ -95,7 +95,7 @@ class RunningRouter:
         return f"http://127.0.0.1:{self.port}"
 
     def counted(self) -> dict[tuple[str, str], float]:
-        """Requests that the metrics have counted, by route and status."""
+        """The number of requests in the metrics, by route and status."""
         counts: dict[tuple[str, str], float] = {}
         for (route, status, _, _), counter in self.router._metrics.requests.items():
             counts[route, status] = counts.get((route, status), 0) + counter._value.get()
@@ -124,7 +124,7 @@ async def running_router(
     engines: Engines | None = None,
     **settings: Any,
 ) -> AsyncIterator[RunningRouter]:
-    """A router with these settings, until the context ends. Its Redis have two seconds for each call."""
+    """A router with these settings, until the block ends. Calls to Redis time out after two seconds."""
     engines = engines or Engines()
     monkeypatch.setattr(router, "DeploymentHandle", lambda deployment, application: engines)
     cache = {"timeout_s": 2, **settings.pop("cache", {})}
@@ -135,17 +135,17 @@ async def running_router(
         teams_url=teams_url or answers_url,
         engines={MODEL: "engines", **{model.name: "engines" for model in chosen.models}},
     )
-    made = await start_router(args)
-    app = made.__serve_build_asgi_app__()
+    instance = await start_router(args)
+    app = instance.__serve_build_asgi_app__()
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         await app(scope, receive, send)
 
     front = CacheFastPath(RequestIdMiddleware(serve))
-    running = RunningRouter(made, app, engines)
+    running = RunningRouter(instance, app, engines)
     try:
         async with app.router.lifespan_context(app):
-            while made._authenticator._registry is None:
+            while instance._authenticator._registry is None:
                 await asyncio.sleep(0.01)
             async with listening(front) as running.port:
                 yield running
@@ -155,7 +155,7 @@ async def running_router(
 
 @asynccontextmanager
 async def listening(app: ASGIApp) -> AsyncIterator[int]:
-    """Serves an ASGI application, without its lifespan; gives the port."""
+    """Serves an ASGI application, without its lifespan; yields the port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(app, lifespan="off", log_level="critical", timeout_graceful_shutdown=5)

@@ -27,7 +27,7 @@ def server() -> Iterator[OwnRedis]:
 
 
 class Reached(Exception):
-    """The router opens its first Redis; the message is the URL."""
+    """Raised when the router opens its first Redis; the message has the URL."""
 
 
 @pytest.mark.parametrize(
@@ -83,14 +83,14 @@ def test_keys_are_still_revoked_after_an_unexpected_failure(server: OwnRedis, mo
     async def work() -> None:
         with redis.Redis.from_url(server.url) as store:
             add_team(store, Team("support", 0.0))
-            made = create_key(store, "support")
+            created = create_key(store, "support")
             async with running_router(monkeypatch, server.url) as running:
-                assert (await ask(running, made.secret)).status_code == 200
+                assert (await ask(running, created.secret)).status_code == 200
                 async with asyncio.timeout(10):
                     while not failures:
                         await asyncio.sleep(0.02)
-                    end_key(store, made.key.id)
-                    while (await ask(running, made.secret)).status_code != 401:
+                    end_key(store, created.key.id)
+                    while (await ask(running, created.secret)).status_code != 401:
                         await asyncio.sleep(0.05)
 
     asyncio.run(work())

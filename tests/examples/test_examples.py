@@ -1,4 +1,4 @@
-"""The examples, run as their readers do, against the running service."""
+"""The examples, run as their readers run them, against the running service."""
 
 import csv
 import json

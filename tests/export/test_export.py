@@ -139,9 +139,7 @@ def test_a_models_own_code_runs_only_if_allowed(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="--trust-remote-code"):
         export_model(source, tmp_path / "out", Compression())
     assert not ran.exists()
-    with pytest.raises(
-        ExportError, match="theirs"
-    ):  # the exporter does not know this architecture, but it ran the code
+    with pytest.raises(ExportError, match="theirs"):  # an architecture unknown to the exporter, but its code did run
         export_model(source, tmp_path / "out", Compression(), remote_code=True)
     assert ran.exists()
 
@@ -161,11 +159,11 @@ def test_up_by_name_fetches_weights_and_exports_them(dray: Dray, tmp_path: Path,
 
 
 def test_the_command_for_random_models_names_the_known_ones(tmp_path: Path) -> None:
-    ended = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "cluster.cli", "models", "random", str(tmp_path / "out"), "--like", "nothing"],
         env=os.environ,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert ended.returncode == 1 and "deepseek-r1-distill-qwen-1.5b" in ended.stderr
+    assert done.returncode == 1 and "deepseek-r1-distill-qwen-1.5b" in done.stderr

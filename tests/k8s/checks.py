@@ -1,4 +1,4 @@
-"""What must hold of rendered manifests: each check gives the faults that it finds, in words."""
+"""Checks of rendered manifests: each yields a sentence for every fault that it finds."""
 
 import math
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from tests.k8s.schemas import schemas, serve
 
 
 def pods(documents: list[Document], settings: Settings) -> Iterator[str]:
-    """Each pod: Guaranteed, restricted, with probes that mean what they say."""
+    """Each pod is Guaranteed and restricted, and its probes ask the right process."""
     for name, template in pod_templates(documents):
         spec = template["spec"]
         security = spec.get("securityContext", {})
@@ -31,37 +31,38 @@ def pods(documents: list[Document], settings: Settings) -> Iterator[str]:
             yield f"{name} may run as root"
         if security.get("seccompProfile") != {"type": "RuntimeDefault"}:
             yield f"{name} has no seccomp profile"
-        if spec.get("hostNetwork") or spec.get("hostPID") or any("hostPath" in one for one in spec.get("volumes", ())):
+        on_host = any("hostPath" in volume for volume in spec.get("volumes", ()))
+        if spec.get("hostNetwork") or spec.get("hostPID") or on_host:
             yield f"{name} reaches the node"
         if spec.get("automountServiceAccountToken") is not False:
             yield f"{name} has a token of the API server"
         if spec.get("enableServiceLinks") is not False:
-            yield f"{name}: Services become variables that begin as settings do"
+            yield f"{name}: Kubernetes adds a variable for each Service, with names like those of settings"
         for container in [*containers(template), *_autoscaler(documents, name)]:
             where = f"{name}/{container['name']}"
             size = container.get("resources", {})
             if size.get("requests") != size.get("limits") or set(size.get("limits", {})) != {"cpu", "memory"}:
                 yield f"{where} is not Guaranteed: requests {size.get('requests')}, limits {size.get('limits')}"
-            locked = container.get("securityContext", {})
-            if locked.get("allowPrivilegeEscalation") is not False or locked.get("capabilities") != {"drop": ["ALL"]}:
+            own = container.get("securityContext", {})
+            if own.get("allowPrivilegeEscalation") is not False or own.get("capabilities") != {"drop": ["ALL"]}:
                 yield f"{where} is not restricted"
-            if not locked.get("readOnlyRootFilesystem"):
+            if not own.get("readOnlyRootFilesystem"):
                 yield f"{where} writes to its root file system"
     mounts = cluster_of(documents)["autoscalerOptions"]["volumeMounts"]
     if "/var/run/secrets/kubernetes.io/serviceaccount" not in {mount["mountPath"] for mount in mounts}:
-        yield "the autoscaler cannot speak to the API server"
-    worker_kinds = [(group["groupName"], group["template"]) for group in cluster_of(documents)["workerGroupSpecs"]]
-    for name, template in [("head", cluster_of(documents)["headGroupSpec"]["template"]), *worker_kinds]:
+        yield "the autoscaler cannot reach the API server"
+    worker_groups = [(group["groupName"], group["template"]) for group in cluster_of(documents)["workerGroupSpecs"]]
+    for name, template in [("head", cluster_of(documents)["headGroupSpec"]["template"]), *worker_groups]:
         main = template["spec"]["containers"][0]
         for probe in ("startupProbe", "livenessProbe"):
-            # Loading a model is no reason to be killed: only whether Ray's own process answers.
+            # A pod that loads a model must not be killed: these probes only ask whether Ray's own process answers.
             if main.get(probe, {}).get("httpGet") != {"path": "/api/healthz", "port": 52365}:
                 yield f"{name}: {probe} does not ask the raylet"
         if template["spec"]["terminationGracePeriodSeconds"] <= settings.limits.request_timeout_s + 30:
             yield f"{name} is killed before its last stream ends"
         if template["spec"].get("restartPolicy", "Never") != "Never":
-            yield f"{name}: the autoscaler v2 wants restartPolicy Never"
-    for name, template in worker_kinds:
+            yield f"{name}: the autoscaler v2 needs restartPolicy Never"
+    for name, template in worker_groups:
         spec, main = template["spec"], template["spec"]["containers"][0]
         if main.get("readinessProbe", {}).get("httpGet") != {"path": "/-/healthz", "port": "serve"}:
             yield f"{name} is ready before it serves"
@@ -69,11 +70,11 @@ def pods(documents: list[Document], settings: Settings) -> Iterator[str]:
             "sleep",
             str(sizes.NOTICE_S),
         ]:
-            yield f"{name} goes before proxies know"
+            yield f"{name} stops before proxies know"
         if not main["resources"]["limits"]["cpu"].isdigit():
             yield f"{name} has no whole CPUs"
         if not spec.get("shareProcessNamespace"):
-            yield f"{name}: its metrics' container takes the living for dead"
+            yield f"{name}: its metrics container cannot see which processes are alive"
 
 
 def _autoscaler(documents: list[Document], name: str) -> list[Document]:
@@ -84,36 +85,36 @@ def _autoscaler(documents: list[Document], name: str) -> list[Document]:
 
 
 def numbers(documents: list[Document], settings: Settings) -> Iterator[str]:
-    """Resources, images, ports and environment are those that the settings and the code say."""
+    """Resources, images, ports and environment match the settings and the code."""
     cluster = cluster_of(documents)
     threads = settings.kubernetes.threads_per_core
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
     if len(groups) != 1 + len(settings.served):
         yield f"{len(groups)} worker groups for {len(settings.served)} models and the routers"
-    asked = 0
+    needed_cpus = 0
     for model in settings.served:
-        of_model = [group for group in groups.values() if group["resources"]["CPU"] == str(model.cores_per_replica)]
-        one = sizes.ModelInCluster(model)
-        floor = one.weights_bytes * 2 + model.kv_cache_mb * 2**20
-        asked += max(model.replicas, model.max_replicas) * (model.cores_per_replica + 1) * threads
-        if not of_model:
-            yield f"no worker group has the {model.cores_per_replica} cores of {one.name}"
-        for group in of_model:
-            size = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-            if cpus(size["cpu"]) != (model.cores_per_replica + 1) * threads:
-                yield f"{one.name} leases {model.cores_per_replica} cores and one is beside; its pod has {size['cpu']}"
-            if not floor < mebibytes(size["memory"]) * 2**20 < 2 * floor + 3 * 2**30:
-                yield f"{one.name} needs more than {floor >> 20} MiB and gets {size['memory']}"
-    given = sum(
+        matching = [group for group in groups.values() if group["resources"]["CPU"] == str(model.cores_per_replica)]
+        sized = sizes.ModelInCluster(model)
+        min_bytes = sized.weights_bytes * 2 + model.kv_cache_mb * 2**20
+        needed_cpus += max(model.replicas, model.max_replicas) * (model.cores_per_replica + 1) * threads
+        if not matching:
+            yield f"no worker group has the {model.cores_per_replica} cores of {sized.name}"
+        for group in matching:
+            limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+            if cpus(limits["cpu"]) != (model.cores_per_replica + 1) * threads:
+                yield f"{sized.name} leases {model.cores_per_replica} cores and needs one more; has {limits['cpu']}"
+            if not min_bytes < mebibytes(limits["memory"]) * 2**20 < 2 * min_bytes + 3 * 2**30:
+                yield f"{sized.name} needs more than {min_bytes >> 20} MiB and gets {limits['memory']}"
+    group_cpus = sum(
         (group["maxReplicas"] - 1) * cpus(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
         for name, group in groups.items()
         if name != "routers"
     )
-    if given != asked:
-        yield f"all engines together need {asked} CPUs, their groups have {given}"
+    if group_cpus != needed_cpus:
+        yield f"all engines together need {needed_cpus} CPUs, their groups have {group_cpus}"
     if groups["routers"]["minReplicas"] != settings.router.replicas:
-        yield "there are not as many routers' pods as routers"
-    wanted = pod_environment(in_cluster(settings))
+        yield "the number of routers' pods differs from the number of routers"
+    variables = pod_environment(in_cluster(settings))
     for name, template in pod_templates(documents):
         for container in containers(template):
             if container["name"] == "redis":
@@ -126,46 +127,46 @@ def numbers(documents: list[Document], settings: Settings) -> Iterator[str]:
                 if expected and port["containerPort"] != expected:
                     yield f"{name}: port {port['name']} is {port['containerPort']}, not {expected}"
             if container["name"] in ("ray-head", "ray-worker"):
-                have = environment(container)
+                own = environment(container)
                 yield from (
-                    f"{name}: {key} is {have.get(key)}" for key, value in wanted.items() if have.get(key) != value
+                    f"{name}: {key} is {own.get(key)}" for key, value in variables.items() if own.get(key) != value
                 )
                 mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
-                if not {"/tmp", str(STATE_DIR), wanted["PROMETHEUS_MULTIPROC_DIR"], str(MODELS_DIR)} <= mounted:
+                if not {"/tmp", str(STATE_DIR), variables["PROMETHEUS_MULTIPROC_DIR"], str(MODELS_DIR)} <= mounted:
                     yield f"{name} lacks a folder that Dray writes to or reads: {sorted(mounted)}"
-                if have["RAY_SERVE_HAPROXY_BINARY_PATH"] != str(HAPROXY):
+                if own["RAY_SERVE_HAPROXY_BINARY_PATH"] != str(HAPROXY):
                     yield f"{name} starts another HAProxy"
-                if int(have["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) < settings.limits.request_timeout_s:
+                if int(own["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) < settings.limits.request_timeout_s:
                     yield f"{name} stops draining before the longest stream ends"
             if container["name"] == "metrics" and environment(container) != {
-                "PROMETHEUS_MULTIPROC_DIR": wanted["PROMETHEUS_MULTIPROC_DIR"]
+                "PROMETHEUS_MULTIPROC_DIR": variables["PROMETHEUS_MULTIPROC_DIR"]
             }:
-                yield f"{name}: its metrics are read elsewhere than written"
+                yield f"{name}: its metrics are read from another folder than they are written to"
     yield from _outside(documents, settings)
 
 
 def _outside(documents: list[Document], settings: Settings) -> Iterator[str]:
-    """What clients come through lets the longest request end."""
-    longest = math.ceil(settings.limits.request_timeout_s)
+    """The Ingress or HTTPRoute lets the longest request finish."""
+    longest_s = math.ceil(settings.limits.request_timeout_s)
     for ingress in of_kind(documents, "Ingress"):
-        notes = ingress["metadata"]["annotations"]
+        annotations = ingress["metadata"]["annotations"]
         for key in ("proxy-read-timeout", "proxy-send-timeout"):
-            if int(notes[f"nginx.ingress.kubernetes.io/{key}"]) <= longest:
+            if int(annotations[f"nginx.ingress.kubernetes.io/{key}"]) <= longest_s:
                 yield f"the Ingress cuts a request before Dray does ({key})"
-        if notes["nginx.ingress.kubernetes.io/proxy-buffering"] != "off":
+        if annotations["nginx.ingress.kubernetes.io/proxy-buffering"] != "off":
             yield "the Ingress holds tokens back"
         paths = [path["path"] for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]]
         yield from (f"the Ingress opens {path}" for path in paths if path in ("/", "/metrics", "/admin"))
     for route in of_kind(documents, "HTTPRoute"):
         for rule in route["spec"]["rules"]:
-            if any(int(value.rstrip("s")) <= longest for value in rule["timeouts"].values()):
+            if any(int(value.rstrip("s")) <= longest_s for value in rule["timeouts"].values()):
                 yield "the HTTPRoute cuts a request before Dray does"
             if any(backend["port"] != settings.port for backend in rule["backendRefs"]):
                 yield "the HTTPRoute goes to another port than Serve's"
 
 
 def upgrades(documents: list[Document], settings: Settings) -> Iterator[str]:
-    """What KubeRay's own validation asks of a RayService, and schemas cannot say."""
+    """The rules of KubeRay's own validation of a RayService, which schemas cannot express."""
     spec = rayservice(documents)["spec"]
     cluster, strategy = spec["rayClusterConfig"], spec["upgradeStrategy"]
     if not cluster.get("enableInTreeAutoscaling") or cluster["autoscalerOptions"].get("version") != "v2":
@@ -173,7 +174,7 @@ def upgrades(documents: list[Document], settings: Settings) -> Iterator[str]:
     if strategy["type"] == "NewClusterWithIncrementalUpgrade":
         options = strategy["clusterUpgradeOptions"]
         if not 0 < options["stepSizePercent"] <= options["maxSurgePercent"] <= 100:
-            yield "clusterUpgradeOptions: stepSizePercent is to be at most maxSurgePercent"
+            yield "clusterUpgradeOptions: stepSizePercent must be at most maxSurgePercent"
         if of_kind(documents, "Ingress") or of_kind(documents, "HTTPRoute"):
             yield "an incremental upgrade goes through KubeRay's own Gateway, not through this one"
     elif strategy != {"type": "NewCluster"}:
@@ -183,7 +184,7 @@ def upgrades(documents: list[Document], settings: Settings) -> Iterator[str]:
     if spec.get("rayClusterDeletionDelaySeconds", 0) < settings.limits.request_timeout_s:
         yield "an old cluster is deleted before its last stream ends"
     if cluster.get("authOptions", {}).get("mode") != "token":
-        yield "Ray asks nobody for a token"
+        yield "Ray requires no token"
     for group in cluster["workerGroupSpecs"]:
         if "num-cpus" in group["rayStartParams"]:
             yield f"{group['groupName']} has its CPUs in rayStartParams and in resources"
@@ -192,15 +193,15 @@ def upgrades(documents: list[Document], settings: Settings) -> Iterator[str]:
     names = [entry["name"] for entry in cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]]
     if forbidden := {"REDIS_PASSWORD", "RAY_REDIS_ADDRESS", "REDIS_USERNAME"} & set(names):
         yield f"KubeRay refuses {forbidden} in the head beside gcsFaultToleranceOptions"
-    named = [model for model in settings.served if model.source != BUNDLED]
-    if named and settings.kubernetes.models_claim and not of_kind(documents, "Job"):
+    fetched = [model for model in settings.served if model.source != BUNDLED]
+    if fetched and settings.kubernetes.models_claim and not of_kind(documents, "Job"):
         yield "nobody fetches the models"
 
 
 ALL = (serve, pods, references, network, numbers, upgrades, schemas)
-"""The slow one last: who looks for one fault may stop before it."""
+"""The slow check last: a test that looks for a single fault can stop before it."""
 
 
 def faults(documents: list[Document], settings: Settings) -> Iterator[str]:
-    """All that is wrong, one after the other."""
+    """The faults of all checks."""
     return (f"{check.__name__}: {fault}" for check in ALL for fault in check(documents, settings))

@@ -1,4 +1,4 @@
-"""Rendered manifests: how they come to be, and how to find one's way in them."""
+"""Rendered manifests: running kustomize, and finding objects and values in its output."""
 
 import shutil
 import subprocess
@@ -20,9 +20,9 @@ Document = dict[str, Any]
 
 
 def kustomize(folder: Path) -> list[Document]:
-    """What `kubectl apply -k` would send."""
+    """The objects that `kubectl apply -k` would send."""
     if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not here; it needs no cluster to render")
+        pytest.skip("needs kubectl; rendering needs no cluster")
     done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return list(yaml.load_all(done.stdout, yaml.CSafeLoader))
@@ -37,13 +37,13 @@ def of_kind(documents: list[Document], kind: str) -> list[Document]:
 
 
 def rayservice(documents: list[Document]) -> Document:
-    (found,) = of_kind(documents, "RayService")
-    return found
+    (service,) = of_kind(documents, "RayService")
+    return service
 
 
 def cluster_of(documents: list[Document]) -> Document:
-    found: Document = rayservice(documents)["spec"]["rayClusterConfig"]
-    return found
+    cluster: Document = rayservice(documents)["spec"]["rayClusterConfig"]
+    return cluster
 
 
 def pod_templates(documents: list[Document]) -> Iterator[tuple[str, Document]]:
@@ -65,16 +65,16 @@ def containers(template: Document) -> list[Document]:
 
 
 def environment(container: Document) -> dict[str, str]:
-    """Its plain variables."""
+    """Its variables with a plain value, by name."""
     return {entry["name"]: entry["value"] for entry in container.get("env", ()) if "value" in entry}
 
 
 def cpus(text: str) -> float:
-    """Of a quantity as manifests have it."""
+    """The number of CPUs of a Kubernetes quantity, such as 500m."""
     return int(text[:-1]) / 1000 if text.endswith("m") else float(text)
 
 
 def mebibytes(text: str) -> int:
-    """Of a quantity as manifests have it."""
+    """The MiB of a Kubernetes quantity, such as 2Gi."""
     number = int(text.rstrip("MGi"))
     return number * 1024 if text.endswith("Gi") else number

@@ -1,4 +1,4 @@
-"""The image: what its Dockerfile says, and (slow) that what it installs serves without a compiler's or torch's help."""
+"""The image: its Dockerfile, and (slow) that the packages it installs can serve without torch or a compiler."""
 
 import re
 import shutil
@@ -22,24 +22,24 @@ ENVIRONMENT = "/opt/dray"
 
 
 def stages() -> dict[str, list[str]]:
-    """Instructions of each stage by its name, continued lines joined, without comments."""
+    """The instructions of each stage, by its name: with continued lines joined, and without comments."""
     text = re.sub(r"^#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
-    found: dict[str, list[str]] = {}
+    stages: dict[str, list[str]] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         if line.startswith("FROM "):
-            found[line.split()[-1]] = [line]
-        elif found:
-            found[list(found)[-1]].append(" ".join(line.split()))
-    return found
+            stages[line.split()[-1]] = [line]
+        elif stages:
+            stages[list(stages)[-1]].append(" ".join(line.split()))
+    return stages
 
 
-def test_the_dockerfile_is_clean() -> None:
+def test_hadolint_accepts_the_dockerfile() -> None:
     linter = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([linter, str(DOCKERFILE)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_image_that_serves_is_the_last_and_the_slim_one() -> None:
+def test_the_serving_image_is_the_last_stage_and_slim() -> None:
     names = list(stages())
     assert names[-1] == "serve"
     serve = stages()["base"] + stages()["serve"]
@@ -75,19 +75,19 @@ def test_the_image_and_the_code_agree() -> None:
                 assert all(f"!{source}" in ignored for source in line.split()[1:-1]), line
 
 
-def test_what_pods_run_is_in_the_image() -> None:
+def test_the_commands_of_pods_exist_in_the_image() -> None:
     """Commands of the manifests are `dray` subcommands, or modules."""
-    seen = set()
+    commands = set()
     for overlay in ("kind", "several"):
         for _, template in pod_templates(kustomize(K8S / "overlays" / overlay)):
-            seen |= {tuple(command) for command in map(_own_command, containers(template)) if command}
-    assert ("python", "-m", "deployments.observability.exporter") in seen
-    for command in seen:
+            commands |= {tuple(command) for command in map(_own_command, containers(template)) if command}
+    assert ("python", "-m", "deployments.observability.exporter") in commands
+    for command in commands:
         if command[0] == "dray":
-            found: Any = typer.main.get_command(app)
+            subcommand: Any = typer.main.get_command(app)
             for word in command[1:3]:
-                assert word in found.commands, command
-                found = found.commands[word]
+                assert word in subcommand.commands, command
+                subcommand = subcommand.commands[word]
         else:
             assert command == ("python", "-m", "deployments.observability.exporter")
 
@@ -98,7 +98,7 @@ def _own_command(container: Document) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         ("flags\t\t: fpu sse4_2 avx avx2\n", "avx2"),
         ("flags\t\t: fpu avx avx2 avx512f avx512_vnni\n", "avx512_vnni"),
@@ -106,12 +106,12 @@ def _own_command(container: Document) -> list[str]:
         ("Features\t: fp asimd\n", "nothing to check"),
     ],
 )
-def test_a_processor_that_can(tmp_path: Path, flags: str, said: str) -> None:
+def test_a_supported_processor_is_described(tmp_path: Path, flags: str, message: str) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\nprocessor\t: 1\n{flags}")
-    assert said in check_processor(tmp_path / "cpuinfo")
+    assert message in check_processor(tmp_path / "cpuinfo")
 
 
-def test_a_processor_without_avx2_is_told_so(tmp_path: Path) -> None:
+def test_a_processor_without_avx2_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu sse4_2 avx\n")
     with pytest.raises(LaunchError, match="AVX2"):
         check_processor(tmp_path / "cpuinfo")
@@ -119,7 +119,7 @@ def test_a_processor_without_avx2_is_told_so(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_what_the_image_installs_serves_without_torch(tmp_path: Path) -> None:
+def test_the_installed_packages_serve_without_torch(tmp_path: Path) -> None:
     source, target = tmp_path / "src", tmp_path / "dray"
     source.mkdir()
     for line in stages()["build"]:
@@ -140,10 +140,10 @@ from cluster.settings import ModelSettings, default_models_dir
 print(open_model(ModelSettings(), default_models_dir()).folder)
 print([name for name in ("torch", "optimum", "nncf") if find_spec(name)])
 """
-    told = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
-    folder, heavy = told.splitlines()[-2:]
+    output = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    folder, unwanted = output.splitlines()[-2:]
     assert Path(folder).is_relative_to(packages)
-    assert heavy == "[]"
+    assert unwanted == "[]"
     assert (target / HAPROXY.relative_to(ENVIRONMENT)).is_file()
     command = [str(python), "-I", str(target / "bin" / "dray"), "k8s", "check-node"]
     checked = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)

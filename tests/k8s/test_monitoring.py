@@ -1,4 +1,4 @@
-"""Alerts and dashboard: their expressions parse, and name metrics and labels that there are."""
+"""Alerts and dashboard: their expressions parse, and name existing metrics and labels."""
 
 import json
 import re
@@ -16,34 +16,34 @@ from tests.k8s.manifests import K8S, ROOT, containers, kustomize, of_kind, pod_t
 
 MONITORING = K8S / "monitoring"
 _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
-_OF_THE_TARGET = {"pod", "namespace", "component"}
+_TARGET_LABELS = {"pod", "namespace", "component"}
 """Labels that Prometheus adds to every series of a pod."""
 
 
 @pytest.fixture(scope="module")
 def defined() -> dict[str, set[str]]:
-    """Every series that Dray's processes make, by name, with its labels."""
+    """The labels of every series that Dray's processes export, by the name of the series."""
     registry = CollectorRegistry()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "CollectorRegistry", lambda: registry)
         metrics.RouterMetrics()
         metrics.EngineMetrics("m", "r")
-    found: dict[str, set[str]] = {}
+    series: dict[str, set[str]] = {}
     for collector in (*registry._collector_to_names, *scaling_metrics._own._collector_to_names):
         assert isinstance(collector, MetricWrapperBase)
         (metric,) = collector.describe()
         labels = {*collector._labelnames, *(("le",) if metric.type == "histogram" else ())}
-        found |= {metric.name + suffix: labels for suffix in _SUFFIXES[metric.type]}
-    return found
+        series |= {metric.name + suffix: labels for suffix in _SUFFIXES[metric.type]}
+    return series
 
 
 def alerts() -> dict[str, dict[str, object]]:
-    (rule,) = of_kind(list(yaml.safe_load_all((MONITORING / "rules.yaml").read_text())), "PrometheusRule")
-    return {one["alert"]: one for group in rule["spec"]["groups"] for one in group["rules"]}
+    (document,) = of_kind(list(yaml.safe_load_all((MONITORING / "rules.yaml").read_text())), "PrometheusRule")
+    return {rule["alert"]: rule for group in document["spec"]["groups"] for rule in group["rules"]}
 
 
 def dashboard() -> dict[str, str]:
-    """Expressions of the dashboard by their panel's title."""
+    """The dashboard's expressions, by title of their panel."""
     panels = json.loads((MONITORING / "dray.json").read_text())["panels"]
     return {
         f"{panel['title']} {target['refId']}": target["expr"] for panel in panels for target in panel.get("targets", ())
@@ -55,7 +55,7 @@ def expressions() -> dict[str, str]:
 
 
 def selectors(expression: str) -> Iterator[tuple[str, set[str]]]:
-    """Metrics of an expression, each with the labels by which it is selected. ValueError where it does not parse."""
+    """Metrics of an expression, each with its selecting labels. Raises ValueError if it does not parse."""
     todo = [promql_parser.parse(expression.replace("$__rate_interval", "5m"))]
     while todo:
         node = todo.pop()
@@ -66,19 +66,19 @@ def selectors(expression: str) -> Iterator[tuple[str, set[str]]]:
 
 
 @pytest.mark.parametrize("name", expressions())
-def test_an_expression_names_what_there_is(name: str, defined: dict[str, set[str]]) -> None:
+def test_an_expression_names_existing_metrics_and_labels(name: str, defined: dict[str, set[str]]) -> None:
     expression = expressions()[name]
-    found = list(selectors(expression))
-    assert found
-    for metric, labels in found:
+    selected = list(selectors(expression))
+    assert selected
+    for metric, labels in selected:
         assert metric in defined, expression
-        assert labels <= defined[metric] | _OF_THE_TARGET, expression
-    known = set.union(*(defined[metric] for metric, _ in found)) | _OF_THE_TARGET
+        assert labels <= defined[metric] | _TARGET_LABELS, expression
+    known = set.union(*(defined[metric] for metric, _ in selected)) | _TARGET_LABELS
     for group in re.findall(r"by \(([^)]*)\)", expression):
         assert {label.strip() for label in group.split(",")} <= known, expression
 
 
-def test_a_name_that_is_none_would_be_found(defined: dict[str, set[str]]) -> None:
+def test_an_unknown_metric_would_be_noticed(defined: dict[str, set[str]]) -> None:
     (metric,) = (name for name, _ in selectors("sum(rate(dray_request_total[5m]))"))
     assert metric not in defined
     assert {"dray_requests_total", "dray_request_seconds_bucket", "dray_engine_info"} <= set(defined)
@@ -86,12 +86,12 @@ def test_a_name_that_is_none_would_be_found(defined: dict[str, set[str]]) -> Non
 
 def test_every_metric_is_on_the_dashboard(defined: dict[str, set[str]]) -> None:
     shown = {metric for expression in dashboard().values() for metric, _ in selectors(expression)}
-    base = {re.sub(r"_(bucket|sum|count)$", "", metric) for metric in shown}
-    wanted = {re.sub(r"_(bucket|sum|count)$", "", metric) for metric in defined}
-    assert base == wanted
+    shown_metrics = {re.sub(r"_(bucket|sum|count)$", "", metric) for metric in shown}
+    all_metrics = {re.sub(r"_(bucket|sum|count)$", "", metric) for metric in defined}
+    assert shown_metrics == all_metrics
 
 
-def test_every_alert_has_its_page() -> None:
+def test_every_alert_has_a_section_in_the_manual() -> None:
     manual = (ROOT / "docs" / "operations.md").read_text()
     titles = re.findall(r"^### (Dray\w+)$", manual, flags=re.MULTILINE)
     assert titles == list(alerts())
@@ -102,17 +102,19 @@ def test_every_alert_has_its_page() -> None:
         assert rule["labels"] in ({"severity": "critical"}, {"severity": "warning"})
 
 
-def test_monitors_find_ports_of_pods() -> None:
+def test_monitors_name_ports_of_pods() -> None:
     documents = kustomize(MONITORING)
     templates = [template for _, template in pod_templates(kustomize(K8S / "overlays" / "production"))]
     for monitor in of_kind(documents, "PodMonitor"):
         spec = monitor["spec"]
         (expression,) = spec["selector"]["matchExpressions"]
         for component in expression["values"]:
-            of_it = [one for one in templates if one["metadata"]["labels"].get(expression["key"]) == component]
-            assert of_it
-            for template in of_it:
+            selected = [
+                template for template in templates if template["metadata"]["labels"].get(expression["key"]) == component
+            ]
+            assert selected
+            for template in selected:
                 ports = {port["name"] for container in containers(template) for port in container.get("ports", ())}
                 assert {endpoint["port"] for endpoint in spec["podMetricsEndpoints"]} <= ports, component
-    (dash,) = of_kind(documents, "ConfigMap")
-    assert json.loads(dash["data"]["dray.json"])["uid"] == "dray"
+    (config,) = of_kind(documents, "ConfigMap")
+    assert json.loads(config["data"]["dray.json"])["uid"] == "dray"

@@ -1,4 +1,4 @@
-"""Every overlay, rendered and held against schemas, Serve, the code and itself; and wrong ones, which must be found."""
+"""Every rendered overlay against schemas, Serve, the code and itself; and wrong manifests, each found by a check."""
 
 import copy
 from collections.abc import Callable
@@ -19,12 +19,12 @@ def rendered() -> dict[str, list[Document]]:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_an_overlay_holds(overlay: str, rendered: dict[str, list[Document]]) -> None:
+def test_an_overlay_has_no_faults(overlay: str, rendered: dict[str, list[Document]]) -> None:
     assert list(faults(rendered[overlay], settings_of(overlay))) == []
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_generated_files_are_those_of_the_settings(overlay: str) -> None:
+def test_the_generated_files_match_the_settings(overlay: str) -> None:
     folder = K8S / "overlays" / overlay
     files = render(settings_of(overlay), K8S / "base")
     stale = [
@@ -46,14 +46,14 @@ def test_a_new_overlay_renders_and_applies(tmp_path: Path) -> None:
     assert list(faults(kustomize(tmp_path), settings_of("production"))) == []
 
 
-def _group(documents: list[Document], number: int) -> Document:
-    found: Document = cluster_of(documents)["workerGroupSpecs"][number]
-    return found
+def _group(documents: list[Document], index: int) -> Document:
+    group: Document = cluster_of(documents)["workerGroupSpecs"][index]
+    return group
 
 
-def _worker(documents: list[Document], number: int = 1) -> Document:
-    found: Document = _group(documents, number)["template"]["spec"]["containers"][0]
-    return found
+def _worker(documents: list[Document], index: int = 1) -> Document:
+    container: Document = _group(documents, index)["template"]["spec"]["containers"][0]
+    return container
 
 
 def _serve(documents: list[Document], change: Callable[[Any], Any]) -> None:
@@ -64,8 +64,8 @@ def _serve(documents: list[Document], change: Callable[[Any], Any]) -> None:
 
 
 def _named(documents: list[Document], kind: str, name: str) -> Document:
-    (found,) = (one for one in of_kind(documents, kind) if one["metadata"]["name"] == name)
-    return found
+    (match,) = (document for document in of_kind(documents, kind) if document["metadata"]["name"] == name)
+    return match
 
 
 def _set(target: Any, *path: Any, to: Any) -> None:
@@ -75,223 +75,250 @@ def _set(target: Any, *path: Any, to: Any) -> None:
 
 
 def _env(container: Document, name: str) -> Document:
-    found: Document = next(entry for entry in container["env"] if entry["name"] == name)
-    return found
+    variable: Document = next(entry for entry in container["env"] if entry["name"] == name)
+    return variable
 
 
 WRONG: dict[str, tuple[Callable[[list[Document]], Any], str]] = {
     "a field that the CRD does not know": (
-        lambda all_: _set(rayservice(all_), "spec", "serveConfigV3", to=""),
+        lambda manifests: _set(rayservice(manifests), "spec", "serveConfigV3", to=""),
         "serveConfigV3",
     ),
     "a field that a StatefulSet does not know": (
-        lambda all_: _set(_named(all_, "StatefulSet", "dray-teams"), "spec", "replica", to=2),
+        lambda manifests: _set(_named(manifests, "StatefulSet", "dray-teams"), "spec", "replica", to=2),
         "replica",
     ),
-    "a key that Serve would let pass": (
-        lambda all_: _serve(all_, lambda c: _set(c, "applications", 0, "deployments", 0, "num_replica", to=2)),
+    "a key that Serve would ignore": (
+        lambda manifests: _serve(
+            manifests, lambda c: _set(c, "applications", 0, "deployments", 0, "num_replica", to=2)
+        ),
         "num_replica",
     ),
-    "a key at the top of the Serve config": (lambda all_: _serve(all_, lambda c: _set(c, "proxy", to="x")), "proxy"),
+    "a key at the top of the Serve config": (
+        lambda manifests: _serve(manifests, lambda c: _set(c, "proxy", to="x")),
+        "proxy",
+    ),
     "an engine that no router knows": (
-        lambda all_: _serve(all_, lambda c: _set(c, "applications", 1, "name", to="engine-other-00")),
+        lambda manifests: _serve(manifests, lambda c: _set(c, "applications", 1, "name", to="engine-other-00")),
         "other engines",
     ),
     "an engine that fits no pod": (
-        lambda all_: _set(_group(all_, 1), "resources", to={"CPU": "8", "dray-engine-x": "1"}),
+        lambda manifests: _set(_group(manifests, 1), "resources", to={"CPU": "8", "dray-engine-x": "1"}),
         "which no pod has",
     ),
     "a port that Serve does not listen on": (
-        lambda all_: _serve(all_, lambda c: _set(c, "http_options", "port", to=8001)),
+        lambda manifests: _serve(manifests, lambda c: _set(c, "http_options", "port", to=8001)),
         "does not listen",
     ),
     "a password in the Serve config": (
-        lambda all_: _serve(
-            all_, lambda c: _set(c, "applications", 0, "args", "redis_url", to="rediss://:x@dray-answers:6379/0")
+        lambda manifests: _serve(
+            manifests, lambda c: _set(c, "applications", 0, "args", "redis_url", to="rediss://:x@dray-answers:6379/0")
         ),
         "password",
     ),
     "requests below limits": (
-        lambda all_: _set(_worker(all_), "resources", "requests", "cpu", to="1"),
+        lambda manifests: _set(_worker(manifests), "resources", "requests", "cpu", to="1"),
         "not Guaranteed",
     ),
     "half a CPU for an engine": (
-        lambda all_: _set(
-            _worker(all_), "resources", to={kind: {"cpu": "17500m", "memory": "9Gi"} for kind in ("requests", "limits")}
+        lambda manifests: _set(
+            _worker(manifests),
+            "resources",
+            to={kind: {"cpu": "17500m", "memory": "9Gi"} for kind in ("requests", "limits")},
         ),
         "no whole CPUs",
     ),
     "an init container without limits": (
-        lambda all_: _group(all_, 1)["template"]["spec"]["initContainers"][0].pop("resources"),
+        lambda manifests: _group(manifests, 1)["template"]["spec"]["initContainers"][0].pop("resources"),
         "not Guaranteed",
     ),
     "memory of another model": (
-        lambda all_: _set(
-            _worker(all_), "resources", to={kind: {"cpu": "18", "memory": "2048Mi"} for kind in ("requests", "limits")}
+        lambda manifests: _set(
+            _worker(manifests),
+            "resources",
+            to={kind: {"cpu": "18", "memory": "2048Mi"} for kind in ("requests", "limits")},
         ),
         "needs more than",
     ),
     "cores of another size": (
-        lambda all_: _set(
-            _worker(all_), "resources", to={kind: {"cpu": "16", "memory": "9984Mi"} for kind in ("requests", "limits")}
+        lambda manifests: _set(
+            _worker(manifests),
+            "resources",
+            to={kind: {"cpu": "16", "memory": "9984Mi"} for kind in ("requests", "limits")},
         ),
-        "one is beside",
+        "and needs one more",
     ),
-    "fewer pods than engines": (lambda all_: _set(_group(all_, 1), "maxReplicas", to=3), "all engines together"),
-    "fewer pods than routers": (lambda all_: _set(_group(all_, 0), "minReplicas", to=1), "routers' pods"),
+    "fewer pods than engines": (
+        lambda manifests: _set(_group(manifests, 1), "maxReplicas", to=3),
+        "all engines together",
+    ),
+    "fewer pods than routers": (lambda manifests: _set(_group(manifests, 0), "minReplicas", to=1), "routers' pods"),
     "root": (
-        lambda all_: _set(_group(all_, 1), "template", "spec", "securityContext", "runAsNonRoot", to=False),
+        lambda manifests: _set(_group(manifests, 1), "template", "spec", "securityContext", "runAsNonRoot", to=False),
         "root",
     ),
     "a root file system to write to": (
-        lambda all_: _set(_worker(all_), "securityContext", "readOnlyRootFilesystem", to=False),
+        lambda manifests: _set(_worker(manifests), "securityContext", "readOnlyRootFilesystem", to=False),
         "writes to its root",
     ),
-    "capabilities": (lambda all_: _worker(all_)["securityContext"].pop("capabilities"), "not restricted"),
+    "capabilities": (lambda manifests: _worker(manifests)["securityContext"].pop("capabilities"), "not restricted"),
     "a liveness probe that waits for the model": (
-        lambda all_: _set(_worker(all_), "livenessProbe", "httpGet", to={"path": "/health/ready", "port": "serve"}),
+        lambda manifests: _set(
+            _worker(manifests), "livenessProbe", "httpGet", to={"path": "/health/ready", "port": "serve"}
+        ),
         "does not ask the raylet",
     ),
-    "ready before it serves": (lambda all_: _worker(all_, 0).pop("readinessProbe"), "ready before"),
+    "ready before it serves": (lambda manifests: _worker(manifests, 0).pop("readinessProbe"), "ready before"),
     "a grace shorter than a stream": (
-        lambda all_: _set(_group(all_, 1), "template", "spec", "terminationGracePeriodSeconds", to=600),
+        lambda manifests: _set(_group(manifests, 1), "template", "spec", "terminationGracePeriodSeconds", to=600),
         "killed before",
     ),
-    "no preStop": (lambda all_: _worker(all_).pop("lifecycle"), "before proxies know"),
-    "a Secret that nobody makes": (
-        lambda all_: _set(_env(_worker(all_, 0), "TEAMS_PASSWORD"), "valueFrom", "secretKeyRef", "key", to="passwort"),
+    "no preStop": (lambda manifests: _worker(manifests).pop("lifecycle"), "before proxies know"),
+    "a Secret that nothing creates": (
+        lambda manifests: _set(
+            _env(_worker(manifests, 0), "TEAMS_PASSWORD"), "valueFrom", "secretKeyRef", "key", to="passwort"
+        ),
         "no Secret dray-teams",
     ),
     "the teams' URL with the answers' password": (
-        lambda all_: _set(
-            _env(_worker(all_, 0), "DRAY_TEAMS__URL"), "value", to="rediss://:$(ANSWERS_PASSWORD)@dray-teams:6379/0"
+        lambda manifests: _set(
+            _env(_worker(manifests, 0), "DRAY_TEAMS__URL"),
+            "value",
+            to="rediss://:$(ANSWERS_PASSWORD)@dray-teams:6379/0",
         ),
         "has the password of dray-answers",
     ),
     "answers without TLS": (
-        lambda all_: _set(
-            _env(_worker(all_, 0), "DRAY_CACHE__URL"), "value", to="redis://:$(ANSWERS_PASSWORD)@dray-answers:6379/0"
+        lambda manifests: _set(
+            _env(_worker(manifests, 0), "DRAY_CACHE__URL"),
+            "value",
+            to="redis://:$(ANSWERS_PASSWORD)@dray-answers:6379/0",
         ),
         "not TLS to dray-answers",
     ),
     "Ray in the answers' Redis": (
-        lambda all_: _set(
-            cluster_of(all_), "gcsFaultToleranceOptions", "redisAddress", to="rediss://dray-answers:6379"
+        lambda manifests: _set(
+            cluster_of(manifests), "gcsFaultToleranceOptions", "redisAddress", to="rediss://dray-answers:6379"
         ),
         "not its own",
     ),
-    "another image": (lambda all_: _set(_worker(all_), "image", to="dray:latest"), "runs dray:latest"),
+    "another image": (lambda manifests: _set(_worker(manifests), "image", to="dray:latest"), "runs dray:latest"),
     "another metrics port": (
-        lambda all_: _set(
-            _group(all_, 1), "template", "spec", "initContainers", 1, "ports", 0, "containerPort", to=9090
+        lambda manifests: _set(
+            _group(manifests, 1), "template", "spec", "initContainers", 1, "ports", 0, "containerPort", to=9090
         ),
         "dray-metrics is 9090",
     ),
     "throughput mode without HAProxy": (
-        lambda all_: _set(_env(_worker(all_), "RAY_SERVE_ENABLE_HA_PROXY"), "value", to="0"),
+        lambda manifests: _set(_env(_worker(manifests), "RAY_SERVE_ENABLE_HA_PROXY"), "value", to="0"),
         "RAY_SERVE_ENABLE_HA_PROXY",
     ),
-    "a metrics folder that is not there": (
-        lambda all_: _set(_worker(all_), "volumeMounts", to=[{"name": "tmp", "mountPath": "/tmp"}]),
+    "a metrics folder that is not mounted": (
+        lambda manifests: _set(_worker(manifests), "volumeMounts", to=[{"name": "tmp", "mountPath": "/tmp"}]),
         "lacks a folder",
     ),
-    "a volume that is not there": (
-        lambda all_: _set(_worker(all_), "volumeMounts", 0, "name", to="temporary"),
+    "a volume that does not exist": (
+        lambda manifests: _set(_worker(manifests), "volumeMounts", 0, "name", to="temporary"),
         "no volume",
     ),
     "a Service that selects nothing": (
-        lambda all_: _set(
-            _named(all_, "Service", "dray-teams"), "spec", "selector", "app.kubernetes.io/component", to="team"
+        lambda manifests: _set(
+            _named(manifests, "Service", "dray-teams"), "spec", "selector", "app.kubernetes.io/component", to="team"
         ),
         "selects no pod",
     ),
-    "a network policy of a port that nobody has": (
-        lambda all_: _set(
-            _named(all_, "NetworkPolicy", "dray-clients"), "spec", "ingress", 0, "ports", 0, "port", to="http"
+    "a network policy for a port that no pod has": (
+        lambda manifests: _set(
+            _named(manifests, "NetworkPolicy", "dray-clients"), "spec", "ingress", 0, "ports", 0, "port", to="http"
         ),
         "names a port",
     ),
     "no policy for the rest": (
-        lambda all_: all_.remove(_named(all_, "NetworkPolicy", "dray-none")),
-        "what no policy names is open",
+        lambda manifests: manifests.remove(_named(manifests, "NetworkPolicy", "dray-none")),
+        "pods that no policy names are open",
     ),
     "a policy for everybody": (
-        lambda all_: _named(all_, "NetworkPolicy", "dray-clients")["spec"]["ingress"][0].pop("from"),
+        lambda manifests: _named(manifests, "NetworkPolicy", "dray-clients")["spec"]["ingress"][0].pop("from"),
         "lets everybody in",
     ),
-    "engines at the teams' Redis": (
-        lambda all_: _set(
-            _named(all_, "NetworkPolicy", "dray-redis")["spec"]["ingress"][0]["from"][0]["podSelector"],
+    "engines that may reach the teams' Redis": (
+        lambda manifests: _set(
+            _named(manifests, "NetworkPolicy", "dray-redis")["spec"]["ingress"][0]["from"][0]["podSelector"],
             "matchLabels",
             "app.kubernetes.io/component",
             to="engine",
         ),
         "Redis is open to",
     ),
-    "pods that may go anywhere": (
-        lambda all_: _named(all_, "NetworkPolicy", "dray-ray")["spec"]["egress"].append({}),
+    "pods that may connect to anywhere": (
+        lambda manifests: _named(manifests, "NetworkPolicy", "dray-ray")["spec"]["egress"].append({}),
         "out to anywhere",
     ),
     "a budget in percent": (
-        lambda all_: _set(of_kind(all_, "PodDisruptionBudget")[0], "spec", "minAvailable", to="50%"),
-        "only a number",
+        lambda manifests: _set(of_kind(manifests, "PodDisruptionBudget")[0], "spec", "minAvailable", to="50%"),
+        "minAvailable must be a number",
     ),
-    "an account that is not there": (
-        lambda all_: _set(_group(all_, 1), "template", "spec", "serviceAccountName", to="default-worker"),
+    "an account that does not exist": (
+        lambda manifests: _set(_group(manifests, 1), "template", "spec", "serviceAccountName", to="default-worker"),
         "ServiceAccount default-worker",
     ),
     "a token for a worker": (
-        lambda all_: _group(all_, 1)["template"]["spec"].pop("automountServiceAccountToken"),
+        lambda manifests: _group(manifests, 1)["template"]["spec"].pop("automountServiceAccountToken"),
         "token of the API server",
     ),
     "a token for the head": (
-        lambda all_: cluster_of(all_)["headGroupSpec"]["template"]["spec"].pop("automountServiceAccountToken"),
+        lambda manifests: cluster_of(manifests)["headGroupSpec"]["template"]["spec"].pop(
+            "automountServiceAccountToken"
+        ),
         "token of the API server",
     ),
     "an autoscaler without a token": (
-        lambda all_: cluster_of(all_)["autoscalerOptions"]["volumeMounts"].pop(),
-        "cannot speak to the API server",
+        lambda manifests: cluster_of(manifests)["autoscalerOptions"]["volumeMounts"].pop(),
+        "cannot reach the API server",
     ),
-    "Services as settings": (
-        lambda all_: _set(_group(all_, 0), "template", "spec", "enableServiceLinks", to=True),
-        "begin as settings do",
+    "Services whose variables look like settings": (
+        lambda manifests: _set(_group(manifests, 0), "template", "spec", "enableServiceLinks", to=True),
+        "names like those of settings",
     ),
-    "routers that flee engines": (
-        lambda all_: _set(
-            _group(all_, 0)["template"]["spec"]["topologySpreadConstraints"],
+    "routers that are spread away from engines": (
+        lambda manifests: _set(
+            _group(manifests, 0)["template"]["spec"]["topologySpreadConstraints"],
             0,
             "labelSelector",
             "matchLabels",
             "app.kubernetes.io/component",
             to="engine",
         ),
-        "keeps its distance",
+        "is spread by the labels of other pods",
     ),
     "routers on one node": (
-        lambda all_: _group(all_, 0)["template"]["spec"].pop("topologySpreadConstraints"),
+        lambda manifests: _group(manifests, 0)["template"]["spec"].pop("topologySpreadConstraints"),
         "on one node",
     ),
-    "the autoscaler v1": (lambda all_: _set(cluster_of(all_), "autoscalerOptions", "version", to="v1"), "v2 is off"),
+    "the autoscaler v1": (
+        lambda manifests: _set(cluster_of(manifests), "autoscalerOptions", "version", to="v1"),
+        "v2 is off",
+    ),
     "a step larger than the surge": (
-        lambda all_: _set(
-            rayservice(all_)["spec"]["upgradeStrategy"], "clusterUpgradeOptions", "stepSizePercent", to=80
+        lambda manifests: _set(
+            rayservice(manifests)["spec"]["upgradeStrategy"], "clusterUpgradeOptions", "stepSizePercent", to=80
         ),
         "stepSizePercent",
     ),
     "an old cluster that is deleted at once": (
-        lambda all_: rayservice(all_)["spec"].pop("rayClusterDeletionDelaySeconds"),
+        lambda manifests: rayservice(manifests)["spec"].pop("rayClusterDeletionDelaySeconds"),
         "old cluster is deleted",
     ),
     "replicas on the head": (
-        lambda all_: _set(cluster_of(all_), "headGroupSpec", "rayStartParams", to={}),
+        lambda manifests: _set(cluster_of(manifests), "headGroupSpec", "rayStartParams", to={}),
         "the head takes",
     ),
-    "nobody who fetches": (
-        lambda all_: all_.remove(of_kind(all_, "Job")[0]),
+    "models that nothing fetches": (
+        lambda manifests: manifests.remove(of_kind(manifests, "Job")[0]),
         "nobody fetches",
     ),
-    "a claim that is not there": (
-        lambda all_: all_.remove(of_kind(all_, "PersistentVolumeClaim")[0]),
+    "a claim that does not exist": (
+        lambda manifests: manifests.remove(of_kind(manifests, "PersistentVolumeClaim")[0]),
         "no PersistentVolumeClaim",
     ),
 }
@@ -299,44 +326,46 @@ WRONG: dict[str, tuple[Callable[[list[Document]], Any], str]] = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_manifest_is_found(wrong: str, rendered: dict[str, list[Document]]) -> None:
-    change, said = WRONG[wrong]
+    change, message = WRONG[wrong]
     documents = copy.deepcopy(rendered["production"])
     change(documents)
-    assert any(said in fault for fault in faults(documents, settings_of("production")))
+    assert any(message in fault for fault in faults(documents, settings_of("production")))
 
 
 @pytest.mark.parametrize(
-    ("overlay", "kind", "change", "said"),
+    ("overlay", "kind", "change", "message"),
     [
         (
             "several",
             "Ingress",
-            lambda one: _set(one, "metadata", "annotations", "nginx.ingress.kubernetes.io/proxy-read-timeout", to="60"),
+            lambda ingress: _set(
+                ingress, "metadata", "annotations", "nginx.ingress.kubernetes.io/proxy-read-timeout", to="60"
+            ),
             "before Dray does",
         ),
         (
             "several",
             "Ingress",
-            lambda one: _set(one, "spec", "rules", 0, "http", "paths", 0, "path", to="/"),
+            lambda ingress: _set(ingress, "spec", "rules", 0, "http", "paths", 0, "path", to="/"),
             "the Ingress opens /",
         ),
         (
             "airgapped",
             "HTTPRoute",
-            lambda one: _set(one, "spec", "rules", 0, "timeouts", "request", to="60s"),
+            lambda route: _set(route, "spec", "rules", 0, "timeouts", "request", to="60s"),
             "before Dray does",
         ),
         (
             "airgapped",
             "HTTPRoute",
-            lambda one: _set(one, "spec", "rules", 0, "backendRefs", 0, "port", to=80),
+            lambda route: _set(route, "spec", "rules", 0, "backendRefs", 0, "port", to=80),
             "another port",
         ),
     ],
 )
-def test_a_way_in_that_cuts_streams_is_found(
-    overlay: str, kind: str, change: Callable[[Any], None], said: str, rendered: dict[str, list[Document]]
+def test_a_wrong_ingress_or_route_is_found(
+    overlay: str, kind: str, change: Callable[[Any], None], message: str, rendered: dict[str, list[Document]]
 ) -> None:
     documents = copy.deepcopy(rendered[overlay])
     change(of_kind(documents, kind)[0])
-    assert any(said in fault for fault in faults(documents, settings_of(overlay)))
+    assert any(message in fault for fault in faults(documents, settings_of(overlay)))

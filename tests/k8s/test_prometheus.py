@@ -1,4 +1,4 @@
-"""Dashboard and alerts at a real Prometheus that scrapes a real Dray under load: each panel has something to show."""
+"""Dashboard and alerts in a real Prometheus that scrapes a real Dray under load: each panel has data."""
 
 import json
 import math
@@ -27,13 +27,13 @@ _LOAD_S = 30.0
 
 
 def rules() -> dict[str, Any]:
-    """The alerts as Prometheus itself reads them."""
-    found: dict[str, Any] = yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]
-    return found
+    """The alerts in the form that Prometheus reads."""
+    spec: dict[str, Any] = yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]
+    return spec
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs Prometheus' promtool")
-def test_promtool_takes_the_alerts(tmp_path: Path) -> None:
+def test_promtool_accepts_the_alerts(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules()))
     done = subprocess.run(
         ["promtool", "check", "rules", str(tmp_path / "rules.yaml")], capture_output=True, text=True, check=False
@@ -43,7 +43,7 @@ def test_promtool_takes_the_alerts(tmp_path: Path) -> None:
 
 @contextmanager
 def prometheus(target: str) -> Iterator[str]:
-    """One that scrapes this address every second; gives its own URL."""
+    """A Prometheus that scrapes the target's address every second; yields its own URL."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="dray-p-") as folder:
         (Path(folder) / "rules.yaml").write_text(yaml.safe_dump(rules()))
@@ -63,13 +63,13 @@ def prometheus(target: str) -> Iterator[str]:
                 process.terminate()
 
 
-def keys(dray: Dray) -> list[str]:
-    """Of two teams; the second may ask but once a minute."""
+def create_keys(dray: Dray) -> list[str]:
+    """The keys of two new teams; the second team may send only one request a minute."""
     assert dray.run("teams", "add", "bots").returncode == 0
     assert dray.run("teams", "add", "few", "--requests-per-minute", "1").returncode == 0
-    made = [json.loads(dray.run("keys", "create", team, "--json").stdout)["key"] for team in ("bots", "few")]
-    wait_for(lambda: all(ask(dray, key, "What is 1 + 2?").status_code != 401 for key in made))
-    return made
+    keys = [json.loads(dray.run("keys", "create", team, "--json").stdout)["key"] for team in ("bots", "few")]
+    wait_for(lambda: all(ask(dray, key, "What is 1 + 2?").status_code != 401 for key in keys))
+    return keys
 
 
 def ask(dray: Dray, key: str, question: str) -> httpx.Response:
@@ -80,74 +80,74 @@ def ask(dray: Dray, key: str, question: str) -> httpx.Response:
 
 @contextmanager
 def load(dray: Dray) -> Iterator[None]:
-    """Hits, misses, and requests beyond a quota, for as long as the block runs."""
-    ended = threading.Event()
-    given = keys(dray)
+    """Sends requests while the block runs: cache hits, misses, and requests beyond a quota."""
+    load_over = threading.Event()
+    keys = create_keys(dray)
 
-    def work() -> None:
-        while not ended.is_set():
-            for key in given:
+    def send_requests() -> None:
+        while not load_over.is_set():
+            for key in keys:
                 ask(dray, key, new_question())
                 ask(dray, key, "What is 1 + 2?")
 
-    threads = [threading.Thread(target=work) for _ in range(2)]
+    threads = [threading.Thread(target=send_requests) for _ in range(2)]
     for thread in threads:
         thread.start()
     try:
         yield
     finally:
-        ended.set()
+        load_over.set()
         for thread in threads:
             thread.join()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Prometheus")
-def test_every_panel_shows_something_of_a_dray_under_load(another: Dray, tmp_path: Path) -> None:
+def test_every_panel_has_data_of_a_dray_under_load(another: Dray, tmp_path: Path) -> None:
     started = another.run("up", "--detach", DRAY_MODEL__MAX_REPLICAS="2", DRAY_MODEL__CORES_PER_REPLICA="1")
     assert started.returncode == 0, started.stderr
-    todo = {title: expanded(expression) for title, expression in dashboard().items()}
+    empty = {title: expanded(expression) for title, expression in dashboard().items()}
     with prometheus(f"127.0.0.1:{another.port}") as url, load(another):
 
-        def all_shown() -> bool:
-            for title in [title for title, expression in todo.items() if values(url, expression)]:
-                del todo[title]
-            return not todo
+        def all_have_data() -> bool:
+            for title in [title for title, expression in empty.items() if values(url, expression)]:
+                del empty[title]
+            return not empty
 
         try:
-            wait_for(all_shown, _LOAD_S)
+            wait_for(all_have_data, _LOAD_S)
         except AssertionError:
-            pytest.fail(f"nothing to show: {todo}")
+            pytest.fail(f"panels without data: {empty}")
         teams = httpx.get(f"{url}/api/v1/label/team/values").json()["data"]
         assert {*teams} == {"bots", "few"}
         groups = httpx.get(f"{url}/api/v1/rules").json()["data"]["groups"]
         states = {rule["name"]: (rule["health"], rule["state"]) for group in groups for rule in group["rules"]}
         assert {*states} == {rule["alert"] for group in rules()["groups"] for rule in group["rules"]}
         assert {*states.values()} == {("ok", "inactive")}, states
-        picture = tmp_path / "dashboard.png"
-        draw(list(panels(url)), picture)
-        print(f"the panels are drawn in {picture}")
+        image = tmp_path / "dashboard.png"
+        draw(list(panels(url)), image)
+        print(f"the panels are drawn in {image}")
 
 
 def panels(url: str) -> Iterator[Chart]:
-    """What the dashboard shows of the last half minute; its legends and units as Grafana would write them."""
-    until = time.time()
+    """The dashboard's panels for the last half minute, with legends and units as Grafana writes them."""
+    end = time.time()
     for panel in json.loads((MONITORING / "dray.json").read_text())["panels"]:
         lines = []
         for target in panel.get("targets", ()):
             query = expanded(target["expr"])
-            asked: dict[str, str | float] = {"query": query, "start": until - _LOAD_S, "end": until, "step": 1}
-            answer = httpx.get(f"{url}/api/v1/query_range", params=asked).raise_for_status().json()
+            parameters: dict[str, str | float] = {"query": query, "start": end - _LOAD_S, "end": end, "step": 1}
+            answer = httpx.get(f"{url}/api/v1/query_range", params=parameters).raise_for_status().json()
             for series in answer["data"]["result"]:
-                points = [(at - until + _LOAD_S, float(value)) for at, value in series["values"] if value != "NaN"]
+                points = [(at - end + _LOAD_S, float(value)) for at, value in series["values"] if value != "NaN"]
                 if points:
                     lines.append(Line(legend(target["legendFormat"], series["metric"]), points))
         if lines:
             yield Chart(panel["title"], "s", panel["fieldConfig"]["defaults"].get("unit", ""), lines)
 
 
-def legend(form: str, labels: dict[str, str]) -> str:
-    return re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda found: labels.get(found[1], ""), form)
+def legend(template: str, labels: dict[str, str]) -> str:
+    return re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda match: labels.get(match[1], ""), template)
 
 
 def expanded(expression: str) -> str:
@@ -155,13 +155,13 @@ def expanded(expression: str) -> str:
 
 
 def values(url: str, expression: str) -> list[float]:
-    """What the expression gives now; numbers that are none are left out."""
+    """The current values of the expression, without NaN."""
     try:
         answer = httpx.get(f"{url}/api/v1/query", params={"query": expression})
-    except httpx.HTTPError:  # it has not started yet
+    except httpx.HTTPError:  # Prometheus has not started yet
         return []
     if answer.status_code == 503:
         return []
     assert answer.status_code == 200, (expression, answer.text)
-    found = [float(one["value"][1]) for one in answer.json()["data"]["result"]]
-    return [one for one in found if not math.isnan(one)]
+    numbers = [float(series["value"][1]) for series in answer.json()["data"]["result"]]
+    return [number for number in numbers if not math.isnan(number)]

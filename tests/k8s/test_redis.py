@@ -1,4 +1,4 @@
-"""The three servers' configuration, read by a real server; and the Secrets that the manifests count on."""
+"""The configuration of the three Redis servers, read by a real server, and the Secrets that the manifests need."""
 
 import base64
 import shutil
@@ -27,27 +27,31 @@ def rendered() -> list[Document]:
 
 
 def configuration(documents: list[Document], server: str, folder: Path, port: int) -> tuple[str, str]:
-    """The server's own command, with its files here; without TLS, which the bundled server has not."""
-    (config,) = (one for one in of_kind(documents, "ConfigMap") if one["metadata"]["name"] == server)
+    """Writes the server's files into the folder; returns its command and its memory limit.
+
+    Leaves out TLS, which the bundled server lacks.
+    """
+    (config,) = (document for document in of_kind(documents, "ConfigMap") if document["metadata"]["name"] == server)
     for name, text in config["data"].items():
-        kept = [line for line in text.splitlines() if not line.startswith(("tls-", "port "))]
-        (folder / name).write_text("\n".join(kept) + "\n")
+        lines = [line for line in text.splitlines() if not line.startswith(("tls-", "port "))]
+        (folder / name).write_text("\n".join(lines) + "\n")
     with (folder / "common.conf").open("a") as file:
         file.write(f"port {port}\n")
-    (stateful,) = (one for one in of_kind(documents, "StatefulSet") if one["metadata"]["name"] == server)
-    (container,) = stateful["spec"]["template"]["spec"]["containers"]
-    text = container["command"][2].replace("/etc/redis/", f"{folder}/").replace("valkey-server", find_server())
+    stateful_sets = of_kind(documents, "StatefulSet")
+    (stateful_set,) = (document for document in stateful_sets if document["metadata"]["name"] == server)
+    (container,) = stateful_set["spec"]["template"]["spec"]["containers"]
+    command = container["command"][2].replace("/etc/redis/", f"{folder}/").replace("valkey-server", find_server())
     data = (folder / "common.conf").read_text().replace("dir /data", f"dir {folder}")
     (folder / "common.conf").write_text(data)
-    return text, container["resources"]["limits"]["memory"]
+    return command, container["resources"]["limits"]["memory"]
 
 
 @pytest.mark.parametrize(
-    ("server", "policy", "lasting"),
+    ("server", "policy", "persistent"),
     [("dray-answers", "allkeys-lfu", False), ("dray-teams", "noeviction", True), ("dray-gcs", "noeviction", True)],
 )
-def test_a_server_starts_as_it_is_meant(
-    server: str, policy: str, lasting: bool, rendered: list[Document], tmp_path: Path
+def test_a_server_starts_with_its_configuration(
+    server: str, policy: str, persistent: bool, rendered: list[Document], tmp_path: Path
 ) -> None:
     port = free_port()
     command, memory = configuration(rendered, server, tmp_path, port)
@@ -62,33 +66,34 @@ def test_a_server_starts_as_it_is_meant(
                     return False
 
             wait_for(answers)
-            told = client.config_get("maxmemory*") | client.config_get("appendonly")
-            assert told["maxmemory-policy"] == policy
-            assert told["appendonly"] == ("yes" if lasting else "no")
-            # Beside the data: buffers of clients, and what a rewrite of the file copies.
+            config = client.config_get("maxmemory*") | client.config_get("appendonly")
+            assert config["maxmemory-policy"] == policy
+            assert config["appendonly"] == ("yes" if persistent else "no")
+            # Client buffers, and the pages that a rewrite of the file copies, need memory beside the data.
             limit = int(memory.removesuffix("Mi")) * 2**20
-            assert int(told["maxmemory"]) * 1.4 < limit
+            assert int(config["maxmemory"]) * 1.4 < limit
         with redis.Redis(port=port, retry=AT_ONCE) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
         assert b"s3cret" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
-        # It ends as a pod's first process must: at once, by itself, what it knows on disk.
+        # On SIGTERM it must end by itself, as the first process of a pod, with its data on disk.
         process.terminate()
         assert process.wait(10) == 0
-        assert lasting == (tmp_path / "appendonlydir").is_dir()
+        assert persistent == (tmp_path / "appendonlydir").is_dir()
     finally:
         process.kill()
         process.wait()
 
 
 @pytest.mark.skipif(not shutil.which("openssl") or not shutil.which("kubectl"), reason="needs openssl and kubectl")
-def test_the_script_makes_the_secrets_that_manifests_name() -> None:
+def test_the_script_creates_the_secrets_that_manifests_name() -> None:
     done = subprocess.run([K8S / "secrets.sh", "team-a"], capture_output=True, text=True, check=True)
-    made = {one["metadata"]["name"]: one for one in yaml.safe_load_all(done.stdout) if one}
-    assert {name: set(one["data"]) for name, one in made.items()} == SECRETS
-    assert {one["metadata"]["namespace"] for one in made.values()} == {"team-a"}
-    passwords = {base64.b64decode(one["data"]["password"]) for one in made.values() if "password" in one["data"]}
+    secrets = {secret["metadata"]["name"]: secret for secret in yaml.safe_load_all(done.stdout) if secret}
+    assert {name: set(secret["data"]) for name, secret in secrets.items()} == SECRETS
+    assert {secret["metadata"]["namespace"] for secret in secrets.values()} == {"team-a"}
+    data = [secret["data"] for secret in secrets.values()]
+    passwords = {base64.b64decode(fields["password"]) for fields in data if "password" in fields}
     assert len(passwords) == 3
     assert all(password.isalnum() and len(password) == 64 for password in passwords)
-    certificate = x509.load_pem_x509_certificate(base64.b64decode(made["dray-redis-tls"]["data"]["tls.crt"]))
+    certificate = x509.load_pem_x509_certificate(base64.b64decode(secrets["dray-redis-tls"]["data"]["tls.crt"]))
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert {"dray-answers", "dray-teams", "dray-gcs"} <= set(names.get_values_for_type(x509.DNSName))

@@ -1,4 +1,4 @@
-"""`dray k8s render` on settings of one's own: what follows from them, and what is refused."""
+"""`dray k8s render` with a user's own settings: the manifests that follow from them, and the settings it refuses."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ CLAIM = "kubernetes:\n  models_claim: store\n"
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No dray.yaml but the test's own."""
+    """No dray.yaml except the test's own."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -41,11 +41,11 @@ def run(folder: Path, text: str, *more: str) -> Any:
 def rendered(folder: Path, text: str, *more: str) -> dict[str, Any]:
     done = run(folder, text, *more)
     assert done.exit_code == 0, done.output
-    found: dict[str, Any] = yaml.safe_load((folder / "out" / "rayservice.yaml").read_text())["spec"]
-    return found
+    spec: dict[str, Any] = yaml.safe_load((folder / "out" / "rayservice.yaml").read_text())["spec"]
+    return spec
 
 
-def test_what_the_settings_say_is_what_pods_get(tmp_path: Path) -> None:
+def test_pods_follow_the_settings(tmp_path: Path) -> None:
     text = NAMED + "  replicas: 3\nport: 9000\nlimits:\n  request_timeout_s: 1200\n" + CLAIM
     spec = rendered(tmp_path, text, "--image", "ours:1")
     serve = yaml.safe_load(spec["serveConfigV2"])
@@ -60,8 +60,8 @@ def test_what_the_settings_say_is_what_pods_get(tmp_path: Path) -> None:
     assert pod["containers"][0]["resources"]["limits"]["cpu"] == "10"
 
 
-def test_an_engines_pod_has_room_for_all_that_is_in_it() -> None:
-    """The sum that docs/operations.md writes out, for the model on which its parts were measured."""
+def test_an_engines_pod_has_memory_for_all_its_parts() -> None:
+    """The sum in docs/operations.md, for the model on which its parts were measured."""
     settings = Settings(model=ModelSettings(source=FIFTEEN.name, cores_per_replica=4, kv_cache_mb=1024))
     (engine,) = routers_of(in_cluster(settings)).engines
     weights = FIFTEEN.disk_bytes("int8")
@@ -71,7 +71,7 @@ def test_an_engines_pod_has_room_for_all_that_is_in_it() -> None:
     assert sizes.engine_memory(engine) > 1.69e9 + 1.67e9 + 1024 * 2**20 + RUNTIME_BYTES
 
 
-def test_the_manual_sizes_as_the_code_does() -> None:
+def test_the_sizes_in_the_manual_are_those_of_the_code() -> None:
     settings = Settings(model=ModelSettings(source=FIFTEEN.name, cores_per_replica=8, kv_cache_mb=4096))
     (engine,) = routers_of(in_cluster(settings)).engines
     manual = (ROOT / "docs" / "operations.md").read_text()
@@ -79,7 +79,7 @@ def test_the_manual_sizes_as_the_code_does() -> None:
     assert f"for {sizes.NOTICE_S} s more" in " ".join(manual.split())
 
 
-def test_other_engines_are_another_cluster_and_other_routers_are_not(tmp_path: Path) -> None:
+def test_only_changed_engines_make_another_cluster(tmp_path: Path) -> None:
     def version(text: str) -> str:
         spec = rendered(tmp_path, text + CLAIM)
         head = spec["rayClusterConfig"]["headGroupSpec"]["template"]["metadata"]
@@ -90,29 +90,30 @@ def test_other_engines_are_another_cluster_and_other_routers_are_not(tmp_path: P
     assert version(NAMED + "  max_num_seqs: 8\n") != first
 
 
-def test_a_kustomization_of_ones_own_stays(tmp_path: Path) -> None:
+def test_an_edited_kustomization_is_not_overwritten(tmp_path: Path) -> None:
     rendered(tmp_path, NAMED + CLAIM)
-    mine = tmp_path / "out" / "kustomization.yaml"
-    assert "rayservice.yaml" in mine.read_text()
-    mine.write_text("mine")
+    kustomization = tmp_path / "out" / "kustomization.yaml"
+    assert "rayservice.yaml" in kustomization.read_text()
+    kustomization.write_text("edited")
     rendered(tmp_path, NAMED + CLAIM)
-    assert mine.read_text() == "mine"
+    assert kustomization.read_text() == "edited"
 
 
-def test_a_sleeping_models_pods_may_all_go(tmp_path: Path) -> None:
+def test_a_model_that_may_sleep_may_have_no_pods(tmp_path: Path) -> None:
     spec = rendered(tmp_path, NAMED + "  replicas: 2\n  sleep_after_s: 600\n" + CLAIM)
     _, group = spec["rayClusterConfig"]["workerGroupSpecs"]
     assert (group["minReplicas"], group["maxReplicas"]) == (0, 3)
 
 
-def test_the_store_has_room_for_what_is_fetched_or_exported(tmp_path: Path) -> None:
+def test_the_store_has_room_for_models_that_are_fetched_or_exported(tmp_path: Path) -> None:
     def store(text: str) -> tuple[float, list[float]]:
         rendered(tmp_path, text)
         claim, job = yaml.safe_load_all((tmp_path / "out" / "models.yaml").read_text())
         fetchers = job["spec"]["template"]["spec"]["initContainers"]
-        assert [one["command"][3] for one in fetchers] == [FIFTEEN.name]
+        assert [container["command"][3] for container in fetchers] == [FIFTEEN.name]
         space = claim["spec"]["resources"]["requests"]["storage"]
-        return float(space[:-2]), [mebibytes(one["resources"]["limits"]["memory"]) / 1024 for one in fetchers]
+        limits = [container["resources"]["limits"] for container in fetchers]
+        return float(space[:-2]), [mebibytes(limit["memory"]) / 1024 for limit in limits]
 
     weights = FIFTEEN.disk_bytes("int8") / 2**30
     space, memory = store(NAMED + CLAIM)
@@ -126,7 +127,7 @@ def test_the_store_has_room_for_what_is_fetched_or_exported(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (NAMED, "models_claim"),
         (NAMED + "kubernetes:\n  models_claim: a\n  models_image: b\n", ", not both"),
@@ -149,15 +150,15 @@ def test_the_store_has_room_for_what_is_fetched_or_exported(tmp_path: Path) -> N
         ),
     ],
 )
-def test_what_a_cluster_cannot_serve_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_settings_that_a_cluster_cannot_serve_are_refused(tmp_path: Path, text: str, message: str) -> None:
     done = run(tmp_path, text)
     assert done.exit_code == 1
-    assert said in done.output
+    assert message in done.output
     assert "secret" not in done.output
     assert not (tmp_path / "out").exists()
 
 
-def test_a_router_takes_from_its_environment_what_its_arguments_leave_open() -> None:
+def test_a_router_takes_missing_arguments_from_its_environment() -> None:
     args = RouterArgs(settings=Settings(), redis_url="", teams_url="redis://given:1", engines={})
-    told = args.with_urls({"DRAY_CACHE__URL": "rediss://:x@a:1", "DRAY_TEAMS__URL": "rediss://:x@b:1"})
-    assert (told.redis_url, told.teams_url) == ("rediss://:x@a:1", "redis://given:1")
+    completed = args.with_urls({"DRAY_CACHE__URL": "rediss://:x@a:1", "DRAY_TEAMS__URL": "rediss://:x@b:1"})
+    assert (completed.redis_url, completed.teams_url) == ("rediss://:x@a:1", "redis://given:1")

@@ -1,4 +1,4 @@
-"""Stand-ins for the HTTP interfaces of the two hubs, as their own clients call them, with faults on demand."""
+"""Stand-ins for the HTTP APIs of the two hubs, for the hubs' own clients, with faults on demand."""
 
 import hashlib
 import json

@@ -49,9 +49,9 @@ def test_a_damaged_model_answers_differently(tmp_path: Path, damaged: Path) -> N
     file, text = tmp_path / "questions.jsonl", tmp_path / "text.txt"
     file.write_text("\n".join(map(json.dumps, QUESTIONS)))
     text.write_text(KNOWN)
-    ended = run(tmp_path, str(BUNDLED_FOLDER), str(damaged), "--questions", str(file), "--text", str(text), "--json")
-    assert ended.returncode == 0, ended.stderr
-    result = json.loads(ended.stdout)
+    done = run(tmp_path, str(BUNDLED_FOLDER), str(damaged), "--questions", str(file), "--text", str(text), "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
     assert result["questions"] == len(QUESTIONS)
     assert result["same_answer"] < 1 and result["accuracy"][0] > result["accuracy"][1]
     assert 1 < result["perplexity"][0] < result["perplexity"][1]
@@ -72,12 +72,12 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str) -> None:
         read_questions(file)
 
 
-def test_what_cannot_be_compared_is_one_line_of_error(tmp_path: Path) -> None:
+def test_a_comparison_that_fails_is_one_line_of_error(tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
     file.write_text('{"question": "a"}\n')
     for arguments in (
         (str(BUNDLED_FOLDER), str(tmp_path / "nothing"), "--questions", str(file)),
         (str(BUNDLED_FOLDER), str(BUNDLED_FOLDER), "--questions", str(tmp_path / "nothing.jsonl")),
     ):
-        ended = run(tmp_path, *arguments)
-        assert ended.returncode == 1 and ended.stderr.count("\n") == 1 and "nothing" in ended.stderr
+        done = run(tmp_path, *arguments)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and "nothing" in done.stderr

@@ -1,4 +1,4 @@
-"""`dray models pull` from stand-ins of both hubs: complete, verified and atomic, whatever breaks."""
+"""`dray models pull` from stand-ins of both hubs: complete, verified and atomic, whatever fails."""
 
 import json
 import os
@@ -57,10 +57,10 @@ class Machine:
 
     def refused(self, *arguments: str, extra: dict[str, str] | None = None) -> str:
         """Runs a command that must fail with one line of error and leave no model; returns the line."""
-        ended = self.dray(*arguments, extra=extra)
-        assert ended.returncode == 1, ended.stdout
-        errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and ended.stderr.strip().endswith(errors[0]) and "Traceback" not in ended.stderr
+        done = self.dray(*arguments, extra=extra)
+        assert done.returncode == 1, done.stdout
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and done.stderr.strip().endswith(errors[0]) and "Traceback" not in done.stderr
         assert self.models() == []
         return errors[0]
 
@@ -74,7 +74,7 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]
         yield Machine(tmp_path, request.param, server)
 
 
-def same(folder: Path) -> bool:
+def is_bundled_model(folder: Path) -> bool:
     """Whether a folder holds an exact copy of the bundled model."""
     return all(
         (folder / file.name).read_bytes() == file.read_bytes()
@@ -86,19 +86,19 @@ def same(folder: Path) -> bool:
 def test_a_catalog_name_fetches_the_ready_made_model(machine: Machine) -> None:
     machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
     machine.server.repositories[R1_IR].files["README.md"] = b"not needed"
-    ended = machine.dray("pull", R1)
-    assert ended.returncode == 0, ended.stderr
+    done = machine.dray("pull", R1)
+    assert done.returncode == 0, done.stderr
     folder = machine.store / f"{R1}-int8"
-    assert machine.models() == [folder.name] and same(folder)
+    assert machine.models() == [folder.name] and is_bundled_model(folder)
     assert not (folder / "README.md").exists() and not (folder / ".cache").exists()
     manifest = json.loads((folder / "dray-model.json").read_text())
     assert (manifest["source"], manifest["hub"]) == (R1_IR, machine.hub)
     assert manifest["revision"] == (COMMIT if machine.hub == "huggingface" else "master")
     listed = json.loads(machine.dray("list", "--json").stdout)
     assert [model["name"] for model in listed["installed"]] == [folder.name]
-    asked = len(machine.server.asked)
+    requests = len(machine.server.asked)
     assert machine.dray("pull", R1).returncode == 0
-    assert len(machine.server.asked) == asked, "what is installed is not requested again"
+    assert len(machine.server.asked) == requests, "an installed model is not requested again"
     assert machine.dray("remove", R1).returncode == 0
     assert machine.models() == []
 
@@ -113,8 +113,8 @@ def test_an_interrupted_download_resumes(machine: Machine) -> None:
     repository = machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
     repository.files[BIN] = os.urandom(48 * 2**20)  # the clients write up to 10 MiB at once
     repository.dropped[BIN] = 2
-    ended = machine.dray("pull", R1)
-    assert ended.returncode == 0, ended.stderr
+    done = machine.dray("pull", R1)
+    assert done.returncode == 0, done.stderr
     assert (machine.store / f"{R1}-int8" / BIN).read_bytes() == repository.files[BIN]
     first, *later = machine.server.downloads(BIN)
     assert first == 0 and later and all(start > 0 for start in later)
@@ -123,9 +123,9 @@ def test_an_interrupted_download_resumes(machine: Machine) -> None:
 def test_a_damaged_download_is_repeated_once(machine: Machine) -> None:
     repository = machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
     repository.spoiled[BIN] = 1
-    ended = machine.dray("pull", R1)
-    assert ended.returncode == 0, ended.stderr
-    assert same(machine.store / f"{R1}-int8")
+    done = machine.dray("pull", R1)
+    assert done.returncode == 0, done.stderr
+    assert is_bundled_model(machine.store / f"{R1}-int8")
 
 
 def test_damaged_content_is_never_installed(machine: Machine) -> None:
@@ -135,7 +135,7 @@ def test_damaged_content_is_never_installed(machine: Machine) -> None:
     assert BIN in line
     repository.spoiled[BIN] = 0
     assert machine.dray("pull", R1).returncode == 0
-    assert same(machine.store / f"{R1}-int8")
+    assert is_bundled_model(machine.store / f"{R1}-int8")
 
 
 def test_small_files_are_verified_too(machine: Machine) -> None:
@@ -161,11 +161,11 @@ def test_a_full_disk_is_one_line_of_error_and_the_next_try_resumes(machine: Mach
         # A limit on file sizes makes writes fail as a full disk does.
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 
-    ended = machine.dray("pull", R1, before=small_files_only)
-    assert ended.returncode == 1 and machine.models() == []
-    assert "Traceback" not in ended.stderr and "error: " in ended.stderr
+    done = machine.dray("pull", R1, before=small_files_only)
+    assert done.returncode == 1 and machine.models() == []
+    assert "Traceback" not in done.stderr and "error: " in done.stderr
     assert machine.dray("pull", R1).returncode == 0
-    assert same(machine.store / f"{R1}-int8")
+    assert is_bundled_model(machine.store / f"{R1}-int8")
 
 
 def test_a_gated_model_needs_a_token(machine: Machine) -> None:
@@ -185,7 +185,7 @@ def test_missing_models_and_hubs_are_reported(machine: Machine) -> None:
 
 
 def test_up_with_a_model_that_cannot_be_fetched_leaves_nothing(machine: Machine) -> None:
-    ended = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "cluster.cli", "up", "--model", "OpenVINO/nothing-int8-ov", "--source", machine.hub],
         env=os.environ
         | {
@@ -197,13 +197,13 @@ def test_up_with_a_model_that_cannot_be_fetched_leaves_nothing(machine: Machine)
         text=True,
         check=False,
     )
-    assert ended.returncode == 1 and "does not exist" in ended.stderr
+    assert done.returncode == 1 and "does not exist" in done.stderr
     assert machine.models() == [] and not (machine.home / "s").exists()
 
 
 def test_show_and_remove_refuse_unknown_models(machine: Machine) -> None:
-    shown = machine.dray("show", R1).stdout
-    assert "0.6" in shown and "0.95" in shown and "MIT" in shown and "no system prompt" in shown
+    output = machine.dray("show", R1).stdout
+    assert "0.6" in output and "0.95" in output and "MIT" in output and "no system prompt" in output
     assert "not in the catalog" in machine.refused("show", "nothing")
     assert "not on this machine" in machine.refused("remove", R1)
     assert "deletes only" in machine.refused("remove", str(BUNDLED_FOLDER))

@@ -1,4 +1,4 @@
-"""Attacks on the store by names that lead out of it: a user's, a link's, a hub's. Nothing outside it may change."""
+"""Attacks on the store by names that lead out of it, from users, links and hubs. Nothing outside it may change."""
 
 import json
 import os

@@ -23,18 +23,18 @@ TIMES = fit(profile().points)
 TERMS = ServiceModel(policy="least-waiting")
 
 
-def described(users: float, repeated: float = 0.0) -> UserLoad:
+def user_load(users: float, repeated: float = 0.0) -> UserLoad:
     return UserLoad(users, 4, Lengths(50, 350), Lengths(50, 150), repeated, 2.5, SHAPES["office"])
 
 
 def planner(users: float, repeated: float = 0.0, sample: int = SAMPLE) -> Planner:
-    """With few requests: these tests compare plans, and need no exact ones."""
-    demand = UserDemand(described(users, repeated), 0)
+    """A planner with few requests, because these tests compare plans and need no exact figures."""
+    demand = UserDemand(user_load(users, repeated), 0)
     return Planner(demand, ENGINE, TIMES, TERMS, sample=sample, requests=1000)
 
 
-def test_a_day_of_users_has_the_load_the_peak_and_the_repetition_that_were_described() -> None:
-    load = described(200, repeated=0.3)
+def test_a_day_of_users_has_the_requested_load_peak_and_repetition() -> None:
+    load = user_load(200, repeated=0.3)
     requests = list(load.requests(0, DAY_S, 1.0, 0))
     assert len(requests) == pytest.approx(200 * 4 * 24, rel=0.05)
     hours = [sum(hour * HOUR_S <= request.at < (hour + 1) * HOUR_S for request in requests) for hour in range(24)]
@@ -48,9 +48,9 @@ def test_a_day_of_users_has_the_load_the_peak_and_the_repetition_that_were_descr
 def test_a_thinned_trace_keeps_conversations_and_repetition_whole() -> None:
     trace = [TraceRequest(number, 10, 5, f"q{number % 300}") for number in range(3000)]
     trace += [TraceRequest(number, 10, 5, session=f"s{number % 200}") for number in range(1000)]
-    kept = list(sample_trace(trace, 0.3))
-    assert len(kept) == pytest.approx(1200, rel=0.25)
-    counts = Counter(f"{request.question}{request.session}" for request in kept)
+    sample = list(sample_trace(trace, 0.3))
+    assert len(sample) == pytest.approx(1200, rel=0.25)
+    counts = Counter(f"{request.question}{request.session}" for request in sample)
     assert set(counts.values()) == {10, 5}
 
 
@@ -69,13 +69,14 @@ def test_repeated_questions_need_fewer_replicas() -> None:
 
 def test_a_hundred_times_the_users_need_about_a_hundred_times_the_replicas_and_no_more_simulation() -> None:
     target = Target(ttft_s=3.0, tpot_s=0.1)
-    few, many = planner(2000), planner(200_000)
-    one, hundred = few.fewest_replicas(target, lambda trial: None), many.fewest_replicas(target, lambda trial: None)
-    assert one is not None and hundred is not None
-    assert hundred == pytest.approx(100 * one, rel=0.2)
+    small, large = planner(2000), planner(200_000)
+    replicas = small.fewest_replicas(target, lambda trial: None)
+    hundredfold = large.fewest_replicas(target, lambda trial: None)
+    assert replicas is not None and hundredfold is not None
+    assert hundredfold == pytest.approx(100 * replicas, rel=0.2)
     # No trial has simulated more than the sample.
-    assert all(round(trial.replicas * trial.share) <= SAMPLE for trial in many.tried.values())
-    assert max(trial.measured.requests for trial in many.tried.values()) < 2500
+    assert all(round(trial.replicas * trial.share) <= SAMPLE for trial in large.tried.values())
+    assert max(trial.measured.requests for trial in large.tried.values()) < 2500
 
 
 def test_a_sample_of_the_replicas_shows_the_times_of_all() -> None:
@@ -90,11 +91,11 @@ def test_no_number_of_replicas_makes_a_prompt_faster() -> None:
     assert planner(50).fewest_replicas(Target(ttft_s=0.01, tpot_s=0.1), lambda trial: None) is None
 
 
-def test_a_target_bounds_what_is_refused() -> None:
-    seen = Measurements(requests=1000, refused=2)
-    assert not Target(1, 1).is_met(seen)
-    seen.refused = 1
-    assert Target(1, 1).is_met(seen)
+def test_a_target_limits_the_share_of_refused_requests() -> None:
+    measured = Measurements(requests=1000, refused=2)
+    assert not Target(1, 1).is_met(measured)
+    measured.refused = 1
+    assert Target(1, 1).is_met(measured)
 
 
 def test_the_peak_of_a_trace_is_its_busiest_half_hour() -> None:

@@ -1,4 +1,4 @@
-"""Step times: from measured steps to all others."""
+"""Predicting the times of all steps from measured ones."""
 
 from pathlib import Path
 

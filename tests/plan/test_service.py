@@ -18,17 +18,17 @@ BARE = ServiceModel(policy="least-waiting", overhead_s=0.0)
 def run(
     requests: Sequence[TraceRequest], replicas: int = 1, terms: ServiceModel = BARE, scaling: Scaling | None = None
 ) -> Measurements:
-    return ran(requests, replicas, terms, scaling)[0]
+    return run_service(requests, replicas, terms, scaling)[0]
 
 
-def ran(
+def run_service(
     requests: Sequence[TraceRequest], replicas: int, terms: ServiceModel, scaling: Scaling | None = None
 ) -> tuple[Measurements, Service]:
     window = Measurements()
     return window, simulate(requests, ENGINE, TIMES, replicas, terms, lambda at: window, scaling)
 
 
-def some(count: int, gap_s: float, seed: int = 0, output: int = 60) -> list[TraceRequest]:
+def random_requests(count: int, gap_s: float, seed: int = 0, output: int = 60) -> list[TraceRequest]:
     chance, at, requests = random.Random(seed), 0.0, []
     for number in range(count):
         at += chance.expovariate(1 / gap_s)
@@ -37,7 +37,7 @@ def some(count: int, gap_s: float, seed: int = 0, output: int = 60) -> list[Trac
 
 
 def one_step_at_a_time(requests: Sequence[TraceRequest]) -> tuple[list[float], list[float]]:
-    """The same engine, written as simply as possible: times to the first token, and per output token."""
+    """The same engine, written as simply as possible. Returns the times to the first token, and per output token."""
     arriving, now = deque(requests), 0.0
     prompts: list[list[float]] = []  # [at, prompt, computed, output]
     streams: list[list[float]] = []  # [at, context, left, output, first]
@@ -54,7 +54,7 @@ def one_step_at_a_time(requests: Sequence[TraceRequest]) -> tuple[list[float], l
             sizes.append(size)
             behind += int(size * computed + size * (size - 1) // 2)
             left -= size
-        assert len(streams) + len(prompts) <= ENGINE.max_num_seqs, "the router would have kept some in its queue"
+        assert len(streams) + len(prompts) <= ENGINE.max_num_seqs, "the router would have queued some requests"
         now += TIMES.step(len(streams), int(sum(stream[1] for stream in streams)), sum(sizes), behind)
         for stream in streams:
             stream[1] += 1
@@ -72,16 +72,16 @@ def one_step_at_a_time(requests: Sequence[TraceRequest]) -> tuple[list[float], l
 
 
 @pytest.mark.parametrize("gap_s", [1.0, 1.5, 4.0])
-def test_an_engine_matches_one_that_takes_every_step_by_itself(gap_s: float) -> None:
-    requests = some(80, gap_s, output=30)
+def test_the_simulated_engine_matches_a_step_by_step_calculation(gap_s: float) -> None:
+    requests = random_requests(80, gap_s, output=30)
     ttft, tpot = one_step_at_a_time(requests)
-    seen = run(requests, terms=ServiceModel(policy="least-waiting", overhead_s=0.0, ttl_s=0))
-    assert seen.requests == 80 and seen.ttft.count == len(ttft) and seen.tpot.count == len(tpot)
+    measured = run(requests, terms=ServiceModel(policy="least-waiting", overhead_s=0.0, ttl_s=0))
+    assert measured.requests == 80 and measured.ttft.count == len(ttft) and measured.tpot.count == len(tpot)
     for share in (0.1, 0.5, 0.9, 0.99):
         rank = max(1, -int(-share * len(ttft) // 1)) - 1
-        assert seen.ttft.at(share) == pytest.approx(sorted(ttft)[rank], rel=0.01)
+        assert measured.ttft.at(share) == pytest.approx(sorted(ttft)[rank], rel=0.01)
         rank = max(1, -int(-share * len(tpot) // 1)) - 1
-        assert seen.tpot.at(share) == pytest.approx(sorted(tpot)[rank], rel=0.01)
+        assert measured.tpot.at(share) == pytest.approx(sorted(tpot)[rank], rel=0.01)
 
 
 def test_a_cached_answer_is_a_hit_and_one_in_progress_is_joined() -> None:
@@ -89,31 +89,31 @@ def test_a_cached_answer_is_a_hit_and_one_in_progress_is_joined() -> None:
     length = TIMES.step(0, 0, 100, 4950) + TIMES.decode(1, 101, 49)
     joins = TraceRequest(length / 2, 100, 50, question="q")
     hits, late = TraceRequest(length + 1, 100, 50, question="q"), TraceRequest(length + 200, 100, 50, question="q")
-    seen = run([first, joins, hits, late], terms=ServiceModel(policy="least-waiting", overhead_s=0.0, ttl_s=100))
-    assert (seen.requests, seen.joined, seen.hits) == (4, 1, 1)
-    assert seen.tokens == 100  # generated twice: the last request arrived when the answer had expired
+    measured = run([first, joins, hits, late], terms=ServiceModel(policy="least-waiting", overhead_s=0.0, ttl_s=100))
+    assert (measured.requests, measured.joined, measured.hits) == (4, 1, 1)
+    assert measured.tokens == 100  # generated twice: the last request arrived when the answer had expired
     without = run([first, joins, hits], terms=ServiceModel(policy="least-waiting", ttl_s=0))
     assert (without.joined, without.hits, without.tokens) == (0, 0, 150)
 
 
 def test_requests_beyond_the_slots_wait_and_beyond_the_queue_are_refused() -> None:
     flood = [TraceRequest(0.0, 10, 20, number) for number in range(ENGINE.max_num_seqs + 10)]
-    seen = run(flood, terms=ServiceModel(policy="least-waiting", max_queued=4))
-    assert seen.refused == 6 and seen.ttft.count == ENGINE.max_num_seqs + 4
-    # The waiting requests start when the first ones end.
-    assert seen.ttft.at(0.99) > TIMES.decode(ENGINE.max_num_seqs, 320, 19) > seen.ttft.at(0.5)
+    measured = run(flood, terms=ServiceModel(policy="least-waiting", max_queued=4))
+    assert measured.refused == 6 and measured.ttft.count == ENGINE.max_num_seqs + 4
+    # The waiting requests start when the running requests end.
+    assert measured.ttft.at(0.99) > TIMES.decode(ENGINE.max_num_seqs, 320, 19) > measured.ttft.at(0.5)
 
 
-def test_the_kv_cache_limits_how_many_run() -> None:
+def test_the_kv_cache_limits_the_running_requests() -> None:
     wide = [TraceRequest(0.0, 9_000, 50, number) for number in range(8)]
-    seen = run(wide)
+    measured = run(wide)
     # Four of 9,000 tokens fit into 36,000: the fifth waits for the first to end.
-    alone = TIMES.step(0, 0, 512, 0) * 9000 / 512
-    assert seen.ttft.count == 8 and seen.ttft.at(1.0) > 8 * alone * 0.9
+    prefill_s = TIMES.step(0, 0, 512, 0) * 9000 / 512
+    assert measured.ttft.count == 8 and measured.ttft.at(1.0) > 8 * prefill_s * 0.9
 
 
 @pytest.mark.parametrize("policy", ["dray", "least-waiting"])
-def test_a_conversation_returns_to_where_its_start_is_cached(policy: str) -> None:
+def test_a_conversation_returns_to_the_replica_that_has_cached_it(policy: str) -> None:
     def requests_of(session: int | str) -> list[TraceRequest]:
         turns = [TraceRequest(40.0 * turn, 200 + 300 * turn, 20, session=session) for turn in range(4)]
         others = [TraceRequest(40.0 * turn + 10, 210, 20, session=f"other {turn}") for turn in range(4)]
@@ -127,10 +127,10 @@ def test_a_conversation_returns_to_where_its_start_is_cached(policy: str) -> Non
 
 @pytest.mark.parametrize("policy", ["dray", "least-waiting"])
 def test_more_replicas_share_the_load(policy: str) -> None:
-    requests = some(300, 0.5)
-    one, four = (run(requests, count, ServiceModel(policy=policy)) for count in (1, 4))
-    assert four.tpot.at(0.95) < 0.7 * one.tpot.at(0.95) and four.ttft.at(0.95) < 0.6 * one.ttft.at(0.95)
-    assert four.tokens == one.tokens == sum(request.output for request in requests)
+    requests = random_requests(300, 0.5)
+    single, four = (run(requests, count, ServiceModel(policy=policy)) for count in (1, 4))
+    assert four.tpot.at(0.95) < 0.7 * single.tpot.at(0.95) and four.ttft.at(0.95) < 0.6 * single.ttft.at(0.95)
+    assert four.tokens == single.tokens == sum(request.output for request in requests)
 
 
 def test_replicas_follow_the_load() -> None:

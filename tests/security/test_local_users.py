@@ -1,4 +1,4 @@
-"""Another user of the machine prepares the state folder, whose name can be guessed; every command refuses it."""
+"""Another user of the machine creates the state folder, whose name can be guessed; every command refuses it."""
 
 import json
 import os
@@ -26,7 +26,7 @@ COMMANDS = (
 
 def dray(*arguments: str, state_dir: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cluster.cli", *arguments, "--state-dir", str(state_dir)]
-    environment = os.environ | {"RAY_AUTH_TOKEN": "0" * 64}  # or `join` asks for it
+    environment = os.environ | {"RAY_AUTH_TOKEN": "0" * 64}  # otherwise `join` prompts for it
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 
 
@@ -53,10 +53,10 @@ def test_a_state_folder_of_another_user_is_refused(
         (folder / "ray-token").write_text("known to the attacker")
 
     as_nobody(prepare)
-    ended = dray(*command, state_dir=folder)
-    assert ended.returncode == 1, ended.stdout + ended.stderr
-    assert f"belongs to user {NOBODY}" in ended.stdout + ended.stderr
-    assert "Traceback" not in ended.stderr
+    done = dray(*command, state_dir=folder)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"belongs to user {NOBODY}" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
     assert bystander.poll() is None
     assert (folder / "ray-token").read_text() == "known to the attacker"
 
@@ -67,6 +67,6 @@ def test_a_link_in_place_of_the_state_folder_leads_nowhere(tmp_path: Path, comma
         (tmp_path / "home" / name).mkdir(parents=True)
         (tmp_path / "home" / name / "precious").write_text("precious")
     (tmp_path / "state").symlink_to(tmp_path / "home")
-    ended = dray(*command, state_dir=tmp_path / "state")
-    assert ended.returncode == 1 and "is a link" in ended.stderr
+    done = dray(*command, state_dir=tmp_path / "state")
+    assert done.returncode == 1 and "is a link" in done.stderr
     assert len(list((tmp_path / "home").glob("*/precious"))) == 4

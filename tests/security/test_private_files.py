@@ -1,4 +1,4 @@
-"""Another user of the machine takes the names of Dray's folders and files first, and gains nothing by it."""
+"""Another user of the machine creates Dray's folders and files first, and gains nothing by it."""
 
 import os
 import tempfile
@@ -29,7 +29,7 @@ def shared() -> Iterator[Path]:
 
 
 def as_nobody(act: Callable[[], object]) -> None:
-    """Runs it as another user, in a process of its own."""
+    """Calls a function as another user, in a process of its own."""
     if (child := os.fork()) == 0:
         status = 1
         try:

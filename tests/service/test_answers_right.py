@@ -1,4 +1,4 @@
-"""Answers to the official OpenAI client: right ones, and the same whether streamed or whole."""
+"""Answers to the official OpenAI client are right, and the same whether streamed or whole."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ QUESTIONS = [
 @pytest.mark.parametrize(("question", "expected"), QUESTIONS, ids=[question[:24] for question, _ in QUESTIONS])
 def test_answers_are_right_streamed_and_whole(client: Any, question: str, expected: tuple[str, ...]) -> None:
     messages = [{"role": "user", "content": question}]
-    # Another limit makes another cache key, so that the second request is a miss too.
+    # Another limit gives another cache key, so that the second request is a miss too.
     whole = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=400)
     stream = client.chat.completions.create(
         model=MODEL, messages=messages, max_tokens=401, stream=True, stream_options={"include_usage": True}

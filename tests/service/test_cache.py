@@ -1,14 +1,13 @@
-"""The answer cache through HTTP: a hit equals the miss, streamed or whole, and only what may be kept is kept."""
+"""The answer cache over HTTP: a hit equals the miss, streamed or whole, and only allowed answers are stored."""
 
 import json
 import secrets
-import time
 from typing import Any
 
 import httpx
 import redis
 
-from tests.conftest import MODEL, Dray
+from tests.conftest import MODEL, Dray, wait_for
 
 
 def ask(http: httpx.Client, question: str, **more: Any) -> httpx.Response:
@@ -19,12 +18,12 @@ def ask(http: httpx.Client, question: str, **more: Any) -> httpx.Response:
 
 
 def new_question() -> str:
-    """One that no earlier test has asked: there are a million of them."""
+    """A question that no earlier test has asked, out of a million."""
     return f"What is {secrets.randbelow(1000)} + {secrets.randbelow(1000)}?"
 
 
 def text_of(stream: httpx.Response) -> tuple[str, str]:
-    """Thinking and answer that a stream's events add up to."""
+    """The thinking and the answer that the events of a stream contain."""
     lines = [line[6:] for line in stream.text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"
     deltas = [choice["delta"] for line in lines[:-1] for choice in json.loads(line)["choices"]]
@@ -65,7 +64,7 @@ def test_what_changes_the_answer_changes_the_key(http: httpx.Client) -> None:
         assert ask(http, question, **same).headers["x-dray-cache"] == "hit", same
 
 
-def test_only_complete_and_deterministic_answers_are_kept(http: httpx.Client) -> None:
+def test_only_complete_and_deterministic_answers_are_stored(http: httpx.Client) -> None:
     question = new_question()
     for _ in range(2):
         cut = ask(http, question, max_tokens=3)
@@ -86,39 +85,39 @@ def test_stop_strings_end_the_answer_and_are_left_out(http: httpx.Client) -> Non
     assert body["message"]["reasoning_content"] == whole["reasoning_content"]
 
 
-def test_a_request_says_how_the_cache_is_used(http: httpx.Client) -> None:
+def test_request_headers_control_the_use_of_the_cache(http: httpx.Client) -> None:
     question = new_question()
 
-    def asked(**headers: str) -> httpx.Response:
+    def ask_with(**headers: str) -> httpx.Response:
         body = {"model": MODEL, "messages": [{"role": "user", "content": question}]}
         return http.post("/v1/chat/completions", json=body, headers=headers)
 
-    missing = asked(**{"Cache-Control": "only-if-cached"})
+    missing = ask_with(**{"Cache-Control": "only-if-cached"})
     assert (missing.status_code, missing.json()["error"]["code"]) == (504, "not_cached")
-    first = asked(**{"Cache-Control": "no-store"})
+    first = ask_with(**{"Cache-Control": "no-store"})
     assert first.headers["x-dray-cache"] == "bypass"
-    assert asked(**{"X-Dray-Cache-TTL": "60"}).headers["x-dray-cache"] == "miss", "no-store has stored nothing"
-    known = asked(**{"Cache-Control": "only-if-cached"})
-    assert known.headers["x-dray-cache"] == "hit" and known.json()["choices"] == first.json()["choices"]
-    assert asked(**{"Cache-Control": "no-store"}).headers["x-dray-cache"] == "hit"
-    assert asked(**{"Cache-Control": "max-age=3600"}).headers["x-dray-cache"] == "hit"
-    time.sleep(1.1)
-    assert asked(**{"Cache-Control": "max-age=1"}).headers["x-dray-cache"] == "miss"
-    assert int(asked().headers["age"]) <= 1, "what was made anew is what is kept"
-    assert asked(**{"Cache-Control": "no-cache"}).headers["x-dray-cache"] == "miss"
-    refused = asked(**{"X-Dray-Cache-TTL": "never"})
+    assert ask_with(**{"X-Dray-Cache-TTL": "60"}).headers["x-dray-cache"] == "miss", "no-store has stored nothing"
+    cached = ask_with(**{"Cache-Control": "only-if-cached"})
+    assert cached.headers["x-dray-cache"] == "hit" and cached.json()["choices"] == first.json()["choices"]
+    assert ask_with(**{"Cache-Control": "no-store"}).headers["x-dray-cache"] == "hit"
+    assert ask_with(**{"Cache-Control": "max-age=3600"}).headers["x-dray-cache"] == "hit"
+    wait_for(lambda: int(ask_with().headers["age"]) > 1)
+    assert ask_with(**{"Cache-Control": "max-age=1"}).headers["x-dray-cache"] == "miss"
+    assert int(ask_with().headers["age"]) <= 1, "the new answer replaces the old one"
+    assert ask_with(**{"Cache-Control": "no-cache"}).headers["x-dray-cache"] == "miss"
+    refused = ask_with(**{"X-Dray-Cache-TTL": "never"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-dray-cache-ttl")
 
 
-def test_the_cache_can_be_looked_into_and_cleared(dray: Dray, http: httpx.Client) -> None:
+def test_commands_show_and_clear_the_cache(dray: Dray, http: httpx.Client) -> None:
     question = new_question()
-    made = ask(http, question)
-    text = made.json()["choices"][0]["message"]["content"]
-    assert made.json()["replica"] == dray.status()["replicas"][0]["replica"]
-    key = made.headers["x-dray-cache-key"]
+    answer = ask(http, question)
+    text = answer.json()["choices"][0]["message"]["content"]
+    assert answer.json()["replica"] == dray.status()["replicas"][0]["replica"]
+    key = answer.headers["x-dray-cache-key"]
     assert text in dray.run("cache", "show", key).stdout
-    shown = json.loads(dray.run("cache", "show", key, "--json").stdout)
-    assert (shown["model"], shown["namespace"], shown["choices"][0]["text"]) == (MODEL, "default", text)
+    entry = json.loads(dray.run("cache", "show", key, "--json").stdout)
+    assert (entry["model"], entry["namespace"], entry["choices"][0]["text"]) == (MODEL, "default", text)
     report = json.loads(dray.run("cache", "stats", "--json").stdout)
     [row] = [row for row in report["answers"] if row["namespace"] == "default" and row["model"] == MODEL]
     assert row["answers"] >= 1 and report["requests"]["miss"] >= 1
@@ -131,7 +130,7 @@ def test_the_cache_can_be_looked_into_and_cleared(dray: Dray, http: httpx.Client
 
 
 def test_a_miss_reads_its_key_once_before_single_flight(dray: Dray, http: httpx.Client) -> None:
-    """The fast path reads it; the handler that Serve runs finds the prepared request in the ASGI scope."""
+    """The fast path reads the key; the handler that Serve runs finds the prepared request in the ASGI scope."""
     question, commands = new_question(), list[str]()
     with redis.Redis.from_url(f"unix://{dray.folder}/s/redis/redis.sock") as store, store.monitor() as monitor:
         key = ask(http, question).headers["x-dray-cache-key"]

@@ -1,4 +1,4 @@
-"""A client that disconnects stops the work. The model never stops by itself here, so only cancelling can end it."""
+"""A client's disconnect cancels its request. The model here never stops by itself, so only cancelling ends its work."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def running(dray: Dray) -> int:
 
 
 def finished(dray: Dray) -> float:
-    """How many answers were generated to their end."""
+    """The number of answers that were generated to their end."""
     return sum(value for _, value in metrics(dray.url).get("dray_answer_cache_total", []))
 
 
@@ -116,14 +116,14 @@ def test_a_slow_client_gets_the_whole_answer(endless: Dray) -> None:
         for line in response.iter_lines():
             if line.startswith("data: {"):
                 events.append(json.loads(line[6:]))
-                time.sleep(0.01)  # reads more slowly than the engine generates
+                time.sleep(0.01)  # this client reads more slowly than the engine generates
     assert events[-1]["usage"]["completion_tokens"] == 400
     text = "".join(choice["delta"].get("reasoning_content", "") for event in events for choice in event["choices"])
     whole = httpx.post(f"{endless.url}/chat/completions", json=BODY | {"max_tokens": 400}, timeout=60).json()
     assert text == whole["choices"][0]["message"]["reasoning_content"] != ""
 
 
-def test_max_tokens_is_kept(endless: Dray) -> None:
+def test_max_tokens_limits_the_answer(endless: Dray) -> None:
     before = finished(endless)
     answer = httpx.post(f"{endless.url}/chat/completions", json=BODY | {"max_tokens": 20}, timeout=60).json()
     assert finished(endless) == before + 1
@@ -141,15 +141,15 @@ def test_max_tokens_beyond_the_context_is_cut_to_it(endless: Dray) -> None:
 
 
 def test_a_disconnect_is_counted_and_logged_as_499(endless: Dray) -> None:
-    def counted() -> float:
+    def disconnects() -> float:
         samples = metrics(endless.url).get("dray_requests_total", [])
         route = {"status": "499", "route": "/v1/chat/completions"}
         return sum(value for labels, value in samples if route.items() <= labels.items())
 
-    before = counted()
+    before = disconnects()
     url, headers = f"{endless.url}/chat/completions", {"x-request-id": "left-midway"}
     with httpx.stream("POST", url, json=BODY | {"stream": True}, headers=headers) as response:
         next(response.iter_lines())
-    wait_for(lambda: counted() == before + 1)
+    wait_for(lambda: disconnects() == before + 1)
     [line] = wait_for(lambda: [line for line in logged(endless) if "left-midway" in line])
     assert json.loads(line)["status"] == 499

@@ -1,11 +1,10 @@
-"""`dray deploy` under constant load: not one request fails, streams end where they began, and no answer is mixed up."""
+"""`dray deploy` under load: no request fails, streams end on the engine they began on, and no answer is mixed up."""
 
 import json
 import os
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,58 +24,58 @@ RIGHT = ("23", "12")
 
 @dataclass
 class Load:
-    """What came back while it ran: exact models by the number of answers, and all that went wrong."""
+    """What the clients received. answers: the number of answers by model fingerprint. failures: errors of requests."""
 
     answers: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
 
-def tuned(folder: Path, seed: int) -> Path:
-    """Another version of the bundled model: its answers are alike, its fingerprint is not."""
-    model = folder / f"v{seed}"
+def copy_model(folder: Path, version: int) -> Path:
+    """A copy of the bundled model with the same answers and another fingerprint."""
+    model = folder / f"v{version}"
     shutil.copytree(BUNDLED_FOLDER, model)
     defaults = json.loads((model / "generation_config.json").read_text())
-    (model / "generation_config.json").write_text(json.dumps(defaults | {"version": seed}))
+    (model / "generation_config.json").write_text(json.dumps(defaults | {"version": version}))
     return model
 
 
 @contextmanager
-def load(dray: Dray) -> Iterator[Load]:
-    """Four clients that ask on and on, whole and streamed, from the cache and not."""
-    seen, done, lock = Load(), threading.Event(), threading.Lock()
+def constant_load(dray: Dray) -> Iterator[Load]:
+    """Four clients that ask until the block ends: streamed and whole answers, cached and new ones."""
+    load, done, lock = Load(), threading.Event(), threading.Lock()
 
     def ask(client: Any, number: int) -> str:
         question, limit = {"role": "user", "content": RABBITS}, 300 + number % 50
         if number % 2:
-            made = client.chat.completions.create(model="bot", messages=[question], max_tokens=limit)
-            text, finger = made.choices[0].message.content, made.system_fingerprint
+            completion = client.chat.completions.create(model="bot", messages=[question], max_tokens=limit)
+            text, fingerprint = completion.choices[0].message.content, completion.system_fingerprint
         else:
-            text, finger = "", ""
+            text, fingerprint = "", ""
             for chunk in client.chat.completions.create(
                 model="bot", messages=[question], max_tokens=limit, stream=True
             ):
                 text += chunk.choices[0].delta.content or ""
-                finger = chunk.system_fingerprint
+                fingerprint = chunk.system_fingerprint
         assert all(part in text for part in RIGHT), text
-        return str(finger)
+        return str(fingerprint)
 
-    def work(lane: int) -> None:
+    def run_client(index: int) -> None:
         with openai.OpenAI(base_url=dray.url, api_key="none", max_retries=0, timeout=120) as client:
-            number = lane
+            number = index
             while not done.is_set():
                 try:
-                    finger = ask(client, number)
+                    fingerprint = ask(client, number)
                     with lock:
-                        seen.answers[finger] = seen.answers.get(finger, 0) + 1
+                        load.answers[fingerprint] = load.answers.get(fingerprint, 0) + 1
                 except (openai.OpenAIError, httpx.HTTPError, AssertionError) as error:
-                    seen.failures.append(repr(error))
+                    load.failures.append(repr(error))
                 number += 4
 
-    threads = [threading.Thread(target=work, args=(lane,)) for lane in range(4)]
+    threads = [threading.Thread(target=run_client, args=(index,)) for index in range(4)]
     for thread in threads:
         thread.start()
     try:
-        yield seen
+        yield load
     finally:
         done.set()
         for thread in threads:
@@ -85,8 +84,8 @@ def load(dray: Dray) -> Iterator[Load]:
 
 def fingerprint(dray: Dray) -> str:
     with openai.OpenAI(base_url=dray.url, api_key="none", max_retries=0, timeout=60) as client:
-        asked = [{"role": "user", "content": RABBITS}]
-        return str(client.chat.completions.create(model="bot", messages=asked).system_fingerprint)  # type: ignore[arg-type]
+        messages = [{"role": "user", "content": RABBITS}]
+        return str(client.chat.completions.create(model="bot", messages=messages).system_fingerprint)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -94,26 +93,26 @@ def fingerprint(dray: Dray) -> str:
 )
 def test_a_new_version_without_a_failed_request(another: Dray, cores: str) -> None:
     settings = {"DRAY_MODEL__CORES_PER_REPLICA": cores, "DRAY_MODEL__NAME": "bot"}
-    old, new = tuned(another.folder, 1), tuned(another.folder, 2)
+    old, new = copy_model(another.folder, 1), copy_model(another.folder, 2)
     started = another.run("up", "--detach", "--model", str(old), **settings)  # type: ignore[arg-type]
     assert started.returncode == 0, started.stderr
     before = fingerprint(another)
     [engine] = another.status()["replicas"]
-    with load(another) as seen:
-        time.sleep(1)
+    with constant_load(another) as load:
+        wait_for(lambda: load.answers.get(before, 0) >= 8)
         deployed = another.run("deploy", "--model", str(new), timeout=200, **settings)
         assert deployed.returncode == 0, deployed.stderr
         after = fingerprint(another)
-        time.sleep(1)
-    assert seen.failures == []
-    assert before != after and set(seen.answers) == {before, after}, seen.answers
+        wait_for(lambda: load.answers.get(after, 0) >= 8)
+    assert load.failures == []
+    assert before != after and set(load.answers) == {before, after}, load.answers
     [replaced] = another.status()["replicas"]
     assert replaced["engine_pid"] != engine["engine_pid"] and replaced["cpus"].count(",") == engine["cpus"].count(",")
 
 
 @pytest.mark.slow
 def test_a_stream_ends_on_the_engine_it_began_on_and_settings_change(another: Dray) -> None:
-    """A long stream is under way while the limits change: it goes on, and those who come later meet the new limits."""
+    """The limits change during a long stream: it continues to its end, and later requests meet the new limits."""
     endless = another.folder / "endless"
     shutil.copytree(BUNDLED_FOLDER, endless)
     defaults = json.loads((endless / "generation_config.json").read_text())
@@ -137,30 +136,30 @@ def test_a_stream_ends_on_the_engine_it_began_on_and_settings_change(another: Dr
     assert changed.returncode == 0, changed.stderr
     thread.join()
     assert counts == [2048], "the stream ran to the end of its context"
-    assert another.status()["replicas"][0]["engine_pid"] == engine["engine_pid"], "the engine is the same: it runs on"
+    assert another.status()["replicas"][0]["engine_pid"] == engine["engine_pid"], "the engine was not restarted"
     body = {"model": "bot", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
     later = httpx.post(f"{another.url}/chat/completions", json=body, timeout=60).json()
     assert later["usage"]["completion_tokens"] == 5
 
 
 @pytest.mark.slow
-def test_what_cannot_be_deployed_is_refused_and_the_old_serves_on(another: Dray) -> None:
+def test_a_failed_deployment_is_refused_and_the_old_version_serves(another: Dray) -> None:
     settings = {"DRAY_MODEL__NAME": "bot", "DRAY_MODEL__START_TIMEOUT_S": "90"}
     assert another.run("up", "--detach", **settings).returncode == 0  # type: ignore[arg-type]
     before = fingerprint(another)
     broken = another.folder / "broken"
     shutil.copytree(BUNDLED_FOLDER, broken)
-    # It passes for whole, and the engine cannot load it.
+    # The model passes the check of its files, but the engine cannot load it.
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps({**config, "num_attention_heads": 0}))
-    for arguments, more, said in (
+    for arguments, more, message in (
         (["--model", str(another.folder / "nothing")], {}, "does not exist"),
         (["--cores", "4000"], {}, "core"),
         ([], {"DRAY_HOST": "127.0.0.2"}, "host cannot change"),
         (["--model", str(broken)], {}, "the engine cannot start"),
     ):
         refused = another.run("deploy", *arguments, timeout=200, **(settings | more))
-        assert refused.returncode == 1 and said in refused.stderr, refused.stderr
+        assert refused.returncode == 1 and message in refused.stderr, refused.stderr
         assert refused.stderr.count("\n") == 1
         assert fingerprint(another) == before
     assert another.run("deploy", timeout=200, **settings).returncode == 0
@@ -186,5 +185,5 @@ def test_a_deployment_survives_the_death_of_serves_controller(another: Dray) -> 
 
 
 def test_deploy_without_up(another: Dray) -> None:
-    ended = another.run("deploy")
-    assert ended.returncode == 1 and "not running" in ended.stderr
+    done = another.run("deploy")
+    assert done.returncode == 1 and "not running" in done.stderr

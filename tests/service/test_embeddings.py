@@ -1,4 +1,4 @@
-"""An embedding model beside a generating one: OpenAI's client and LangChain get vectors of it."""
+"""An embedding model beside a generating model: OpenAI's client and LangChain get vectors from it."""
 
 import json
 import math
@@ -27,14 +27,14 @@ TABLE = np.random.default_rng(5).normal(size=(2050, SIZE)).astype(np.float32)
 
 
 def make_model(folder: Path) -> None:
-    """A real OpenVINO model, if a small one: a vector for each token, by the bundled model's tokenizer."""
+    """Writes a small but real OpenVINO model: a vector for each token, with the bundled model's tokenizer."""
     folder.mkdir()
     ids, mask = (operations.parameter([-1, -1], np.int64, name=name) for name in ("input_ids", "attention_mask"))
-    for one, name in ((ids, "input_ids"), (mask, "attention_mask")):
-        one.output(0).set_names({name})
-    looked_up = operations.gather(operations.constant(TABLE), ids, operations.constant(np.int64(0)))
-    shown = operations.unsqueeze(operations.convert(mask, "f32"), operations.constant(np.int64(2)))
-    hidden = operations.multiply(looked_up, shown)
+    for parameter, name in ((ids, "input_ids"), (mask, "attention_mask")):
+        parameter.output(0).set_names({name})
+    vectors = operations.gather(operations.constant(TABLE), ids, operations.constant(np.int64(0)))
+    weights = operations.unsqueeze(operations.convert(mask, "f32"), operations.constant(np.int64(2)))
+    hidden = operations.multiply(vectors, weights)
     hidden.output(0).set_names({"last_hidden_state"})
     openvino.save_model(openvino.Model([operations.result(hidden)], [ids, mask]), folder / "openvino_model.xml")
     for file in BUNDLED_FOLDER.glob("*token*"):
@@ -42,7 +42,7 @@ def make_model(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", "max_position_embeddings": 40}))
 
 
-SIMILAR = {
+SIMILARITY_SETTINGS = {
     "DRAY_CACHE__SIMILARITY_MODEL": "v",
     "DRAY_CACHE__SIMILARITY_THRESHOLD": "0.5",
     "DRAY_CACHE__NORMALIZE": "true",
@@ -50,7 +50,8 @@ SIMILAR = {
 
 
 @pytest.fixture(scope="module")
-def both() -> Iterator[Dray]:
+def both_models() -> Iterator[Dray]:
+    """A Dray with a generating and an embedding model."""
     folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
     make_model(folder / "tiny")
     dray = Dray(folder, free_port())
@@ -58,7 +59,8 @@ def both() -> Iterator[Dray]:
         {"name": "bot", "cores_per_replica": 1},
         {"name": "vectors", "aliases": ["v"], "task": "embed", "source": str(folder / "tiny"), "cores_per_replica": 1},
     ]
-    started = dray.run("up", "--detach", DRAY_MODELS=json.dumps(models), DRAY_LIMITS__EMBEDDING_INPUTS="40", **SIMILAR)  # type: ignore[arg-type]
+    settings = {"DRAY_MODELS": json.dumps(models), "DRAY_LIMITS__EMBEDDING_INPUTS": "40", **SIMILARITY_SETTINGS}
+    started = dray.run("up", "--detach", **settings)  # type: ignore[arg-type]
     assert started.returncode == 0, started.stderr
     yield dray
     dray.run("down")
@@ -66,44 +68,44 @@ def both() -> Iterator[Dray]:
 
 
 @pytest.fixture(scope="module")
-def asking(both: Dray) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=both.url, api_key="none", max_retries=0) as client:
+def embedding_client(both_models: Dray) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=both_models.url, api_key="none", max_retries=0) as client:
         yield client
 
 
 def expected(client: openai.OpenAI, text: str) -> list[float]:
-    """The mean of the tokens' vectors, at length 1, by hand."""
-    made = client.post("/../tokenize", body={"model": "bot", "prompt": text}, cast_to=object)
-    assert isinstance(made, dict)
-    mean = TABLE[made["tokens"]].mean(axis=0)
+    """The mean of the tokens' vectors, at length 1, calculated here."""
+    tokenized = client.post("/../tokenize", body={"model": "bot", "prompt": text}, cast_to=object)
+    assert isinstance(tokenized, dict)
+    mean = TABLE[tokenized["tokens"]].mean(axis=0)
     return list(mean / np.linalg.norm(mean))
 
 
-def test_vectors_are_the_models(asking: openai.OpenAI) -> None:
+def test_vectors_are_those_of_the_model(embedding_client: openai.OpenAI) -> None:
     texts = ["hello", "鸡兔同笼", "What is 27 + 48?"]
-    made = asking.embeddings.create(model="v", input=texts)
-    assert [one.index for one in made.data] == [0, 1, 2] and made.usage.prompt_tokens > 3
-    for text, one in zip(texts, made.data, strict=True):
-        assert one.embedding == pytest.approx(expected(asking, text), abs=1e-3)
-        assert math.hypot(*one.embedding) == pytest.approx(1, abs=1e-3)
-    plain = asking.embeddings.create(model="vectors", input="hello", encoding_format="float", dimensions=SIZE)
-    assert plain.data[0].embedding == pytest.approx(made.data[0].embedding, abs=1e-6)
+    response = embedding_client.embeddings.create(model="v", input=texts)
+    assert [item.index for item in response.data] == [0, 1, 2] and response.usage.prompt_tokens > 3
+    for text, item in zip(texts, response.data, strict=True):
+        assert item.embedding == pytest.approx(expected(embedding_client, text), abs=1e-3)
+        assert math.hypot(*item.embedding) == pytest.approx(1, abs=1e-3)
+    plain = embedding_client.embeddings.create(model="vectors", input="hello", encoding_format="float", dimensions=SIZE)
+    assert plain.data[0].embedding == pytest.approx(response.data[0].embedding, abs=1e-6)
 
 
-def test_many_texts_come_back_in_order(asking: openai.OpenAI) -> None:
+def test_many_texts_come_back_in_order(embedding_client: openai.OpenAI) -> None:
     texts = [f"{n} + {n}" for n in range(40)]
-    made = asking.embeddings.create(model="vectors", input=texts)
-    alone = asking.embeddings.create(model="vectors", input=texts[33])
-    assert made.data[33].embedding == pytest.approx(alone.data[0].embedding, abs=1e-5)
+    together = embedding_client.embeddings.create(model="vectors", input=texts)
+    single = embedding_client.embeddings.create(model="vectors", input=texts[33])
+    assert together.data[33].embedding == pytest.approx(single.data[0].embedding, abs=1e-5)
 
 
-def test_langchain_embeds(both: Dray) -> None:
+def test_langchain_embeds(both_models: Dray) -> None:
     from langchain_openai import OpenAIEmbeddings
 
-    # Its default would send token ids of OpenAI's own tokenizer.
-    chosen: Any = {"model": "vectors", "check_embedding_ctx_length": False}
-    chosen |= {"base_url": both.url, "api_key": "none"}
-    client = OpenAIEmbeddings(**chosen)
+    # By default it would send token ids of OpenAI's own tokenizer.
+    options: Any = {"model": "vectors", "check_embedding_ctx_length": False}
+    options |= {"base_url": both_models.url, "api_key": "none"}
+    client = OpenAIEmbeddings(**options)
     assert len(client.embed_query("hello")) == SIZE
 
 
@@ -120,46 +122,49 @@ def test_langchain_embeds(both: Dray) -> None:
         ({"model": "vectors", "input": "a", "encoding_format": "hex"}, 400, "encoding_format"),
     ],
 )
-def test_refused_by_name(asking: openai.OpenAI, body: dict[str, object], status: int, param: str) -> None:
+def test_an_invalid_field_is_refused_by_name(
+    embedding_client: openai.OpenAI, body: dict[str, object], status: int, param: str
+) -> None:
     with pytest.raises(openai.APIStatusError) as refused:
-        asking.post("/embeddings", body=body, cast_to=object)
+        embedding_client.post("/embeddings", body=body, cast_to=object)
     assert (refused.value.status_code, refused.value.param) == (status, param)
 
 
-def test_each_model_does_its_own_task(asking: openai.OpenAI, both: Dray) -> None:
-    assert {one.id: one.model_dump()["task"] for one in asking.models.list()} == {"bot": "generate", "vectors": "embed"}
+def test_each_model_does_its_own_task(embedding_client: openai.OpenAI, both_models: Dray) -> None:
+    tasks = {model.id: model.model_dump()["task"] for model in embedding_client.models.list()}
+    assert tasks == {"bot": "generate", "vectors": "embed"}
     with pytest.raises(openai.NotFoundError, match="an embedding model"):
-        asking.chat.completions.create(model="vectors", messages=[{"role": "user", "content": "hi"}])
-    made = asking.chat.completions.create(model="bot", messages=[{"role": "user", "content": RABBITS}])
-    assert "23" in str(made.choices[0].message.content)
-    assert {one["model"] for one in both.status()["replicas"]} == {"bot", "vectors"}
+        embedding_client.chat.completions.create(model="vectors", messages=[{"role": "user", "content": "hi"}])
+    completion = embedding_client.chat.completions.create(model="bot", messages=[{"role": "user", "content": RABBITS}])
+    assert "23" in str(completion.choices[0].message.content)
+    assert {replica["model"] for replica in both_models.status()["replicas"]} == {"bot", "vectors"}
 
 
 def test_an_incomplete_embedding_model_is_refused(another: Dray) -> None:
     make_model(another.folder / "half")
     (another.folder / "half" / "openvino_tokenizer.xml").unlink()
-    ended = another.run("up", "--model", str(another.folder / "half"), DRAY_MODEL__TASK="embed")
-    assert ended.returncode == 1 and "lacks openvino_tokenizer.xml" in ended.stderr
+    done = another.run("up", "--model", str(another.folder / "half"), DRAY_MODEL__TASK="embed")
+    assert done.returncode == 1 and "lacks openvino_tokenizer.xml" in done.stderr
 
 
-def test_the_same_question_in_other_words_has_the_same_answer_and_a_twin_its_own(both: Dray) -> None:
-    http = httpx.Client(base_url=both.root, timeout=60)
+def test_a_rephrased_question_is_a_hit_and_a_similar_one_with_other_numbers_is_not(both_models: Dray) -> None:
+    http = httpx.Client(base_url=both_models.root, timeout=60)
 
-    def asked(text: str, before: str = "") -> httpx.Response:
-        turns = [{"role": "user", "content": before}, {"role": "assistant", "content": "42"}] if before else []
-        body = {"model": "bot", "messages": [*turns, {"role": "user", "content": text}]}
+    def ask(text: str, before: str = "") -> httpx.Response:
+        history = [{"role": "user", "content": before}, {"role": "assistant", "content": "42"}] if before else []
+        body = {"model": "bot", "messages": [*history, {"role": "user", "content": text}]}
         answer = http.post("/v1/chat/completions", json=body)
         assert answer.status_code == 200, answer.text
         return answer
 
-    first = asked("What is 27 + 48?")
+    first = ask("What is 27 + 48?")
     assert first.headers["x-dray-cache"] == "miss"
     for text in ("Hi, can you tell me what is 27 + 48? Thanks", "What's 27 + 48?"):
-        other = asked(text)
-        assert (other.headers["x-dray-cache"], other.headers["x-dray-cache-match"]) == ("hit", "similar")
-        assert other.json()["choices"] == first.json()["choices"]
-    spelled = asked("What is  ２７ + 48")
-    assert spelled.headers["x-dray-cache"] == "hit" and "x-dray-cache-match" not in spelled.headers
-    for twin in ("What is 27 + 49?", "What is 48 + 27?", "What is 27 - 48?"):
-        assert asked(twin).headers["x-dray-cache"] == "miss", twin
-    assert asked("What's 27 + 48?", before="What is 1 + 1?").headers["x-dray-cache"] == "miss"
+        rephrased = ask(text)
+        assert (rephrased.headers["x-dray-cache"], rephrased.headers["x-dray-cache-match"]) == ("hit", "similar")
+        assert rephrased.json()["choices"] == first.json()["choices"]
+    normalized = ask("What is  ２７ + 48")
+    assert normalized.headers["x-dray-cache"] == "hit" and "x-dray-cache-match" not in normalized.headers
+    for other_question in ("What is 27 + 49?", "What is 48 + 27?", "What is 27 - 48?"):
+        assert ask(other_question).headers["x-dray-cache"] == "miss", other_question
+    assert ask("What's 27 + 48?", before="What is 1 + 1?").headers["x-dray-cache"] == "miss"

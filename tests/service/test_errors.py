@@ -101,7 +101,9 @@ BAD: list[tuple[dict[str, Any], int, str, str | None]] = [
 
 
 @pytest.mark.parametrize(("body", "status", "code", "param"), BAD, ids=[f"{code}-{param}" for _, _, code, param in BAD])
-def test_refused_by_name(http: httpx.Client, body: dict[str, Any], status: int, code: str, param: str | None) -> None:
+def test_an_invalid_field_is_refused_by_name(
+    http: httpx.Client, body: dict[str, Any], status: int, code: str, param: str | None
+) -> None:
     answer = http.post("/v1/chat/completions", json=body)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
@@ -281,19 +283,19 @@ def test_requests_with_the_same_idempotency_key_get_the_same_answer(http: httpx.
 
 @pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/embeddings", "/tokenize", "/admin/teams"])
 @pytest.mark.parametrize("sent", [b"", b'{"model": "dray-demo", '])
-def test_a_client_that_leaves_in_its_upload_is_counted_as_499(dray: Dray, route: str, sent: bytes) -> None:
-    def counted(status: str) -> float:
+def test_a_client_that_leaves_during_its_upload_is_counted_as_499(dray: Dray, route: str, sent: bytes) -> None:
+    def requests(status: str) -> float:
         samples = metrics(dray.url).get("dray_requests_total", [])
         return sum(value for labels, value in samples if (labels["route"], labels["status"]) == (route, status))
 
-    before = {status: counted(status) for status in ("499", "500")}
+    before = {status: requests(status) for status in ("499", "500")}
     head = f"POST {route} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
     with socket.create_connection(("127.0.0.1", dray.port)) as client:
         client.sendall(head.encode() + sent)
     if sent:
-        wait_for(lambda: counted("499") == before["499"] + 1)
+        wait_for(lambda: requests("499") == before["499"] + 1)
     else:
         # Without a byte of the body, the request may end in HAProxy or in Serve before the router sees it.
         assert httpx.post(f"{dray.root}{route}").status_code == 400
-        assert counted("499") - before["499"] in (0, 1)
-    assert counted("500") == before["500"]
+        assert requests("499") - before["499"] in (0, 1)
+    assert requests("500") == before["500"]

@@ -1,7 +1,7 @@
-"""Random requests to every operation of the API: none makes the service fail, and every answer is as its document says.
+"""Random requests to every operation of the API: no request makes the service fail, and every answer is as documented.
 
-Each run draws other requests and prints its seed. EXPLORE_SEED repeats a run; EXPLORE_EXAMPLES and EXPLORE_SECONDS set
-how many requests an operation gets, and for how long.
+Each run draws other requests and prints its seed. EXPLORE_SEED repeats a run. EXPLORE_EXAMPLES and EXPLORE_SECONDS are
+the limits of each operation.
 """
 
 import json
@@ -40,7 +40,7 @@ CHECKS = [
 
 @pytest.fixture(scope="module")
 def explored() -> Iterator[tuple[Dray, dict[str, str]]]:
-    """A Dray with an administrator's key, and the headers that present it."""
+    """A Dray with an administrator's key, and the headers with that key."""
     with started_dray() as dray:
         created = dray.run("keys", "create", "--admin", "--json")
         assert created.returncode == 0, created.stderr

@@ -1,4 +1,4 @@
-"""Faults of the real processes: engines killed and stuck, Redis killed and paused. Clients see a pause at most."""
+"""Faults of the real processes: engines killed and stuck, Redis killed and paused. Clients notice at most a pause."""
 
 import itertools
 import os
@@ -36,13 +36,13 @@ def redis_process(dray: Dray) -> psutil.Process:
 
 
 def carried_on(dray: Dray) -> float:
-    """How many streams another engine has continued."""
+    """The number of streams that another engine has continued."""
     return sum(value for _, value in metrics(dray.url).get("dray_streams_carried_on_total", []))
 
 
 @pytest.fixture
 def paused_engine(dray: Dray) -> Iterator[int]:
-    """The process id of the engine, which is stopped; if it still exists after the test, it runs again."""
+    """The process id of the engine, which is paused. If it still exists after the test, it continues."""
     pid = engine_pid(dray)
     os.kill(pid, signal.SIGSTOP)
     yield pid
@@ -52,11 +52,11 @@ def paused_engine(dray: Dray) -> Iterator[int]:
 
 QUESTION = "What is 345 times 678?"
 LIMITS = itertools.count(400)
-"""Values of max_tokens: each makes another cache key, and no answer is that long."""
+"""Values of max_tokens: each gives another cache key, and no answer is that long."""
 
 
 def answer(http: httpx.Client) -> dict[str, Any]:
-    """The answer to QUESTION, generated and not taken from the cache."""
+    """A newly generated answer to QUESTION."""
     response = ask(http, QUESTION, max_tokens=next(LIMITS))
     assert response.headers["x-dray-cache"] == "miss"
     message: dict[str, Any] = response.json()["choices"][0]["message"]

@@ -1,4 +1,4 @@
-"""What the logs say about requests: ids, but never a prompt, an answer or a key."""
+"""Log lines about requests: they have ids, but never a prompt, an answer or a key."""
 
 import json
 import secrets

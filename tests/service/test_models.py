@@ -59,24 +59,24 @@ def test_each_model_has_its_own_cores(pair: Dray) -> None:
     assert report["models"] == ["first", "second"]
     cpus = {replica["model"]: set(replica["cpus"].split(",")) for replica in report["replicas"]}
     assert set(cpus) == {"first", "second"} and not cpus["first"] & cpus["second"]
-    shown = pair.run("status").stdout
-    assert "first" in shown and "second" in shown
+    output = pair.run("status").stdout
+    assert "first" in output and "second" in output
 
 
 def test_ready_requires_every_model(pair: Dray) -> None:
     assert httpx.get(f"{pair.root}/health/ready").status_code == 200
 
 
-def test_models_that_do_not_fit_are_refused_with_the_sums(another: Dray) -> None:
+def test_models_that_do_not_fit_are_refused_with_their_sums(another: Dray) -> None:
     models = [{"name": "a", "cores_per_replica": 4000}, {"name": "b", "cores_per_replica": 5, "replicas": 2}]
-    ended = another.run("up", DRAY_MODELS=json.dumps(models))
-    assert ended.returncode == 1
-    assert "4010" in ended.stderr and "a: 1 x 4000" in ended.stderr and "b: 2 x 5" in ended.stderr
+    done = another.run("up", DRAY_MODELS=json.dumps(models))
+    assert done.returncode == 1
+    assert "4010" in done.stderr and "a: 1 x 4000" in done.stderr and "b: 2 x 5" in done.stderr
     models = [{"name": "a", "kv_cache_mb": 50_000_000, "cores_per_replica": 1}]
-    ended = another.run("up", DRAY_MODELS=json.dumps(models))
-    assert ended.returncode == 1 and "a 488" in ended.stderr and "GiB" in ended.stderr
+    done = another.run("up", DRAY_MODELS=json.dumps(models))
+    assert done.returncode == 1 and "a 488" in done.stderr and "GiB" in done.stderr
 
 
 def test_two_models_of_one_name_are_refused(another: Dray) -> None:
-    ended = another.run("up", DRAY_MODELS=json.dumps([{"name": "a"}, {"name": "b", "aliases": ["a"]}]))
-    assert ended.returncode == 1 and "two models have the name 'a'" in ended.stderr
+    done = another.run("up", DRAY_MODELS=json.dumps([{"name": "a"}, {"name": "b", "aliases": ["a"]}]))
+    assert done.returncode == 1 and "two models have the name 'a'" in done.stderr

@@ -1,4 +1,4 @@
-"""The service against its own OpenAPI document: no request makes it fail, and every response is as documented."""
+"""The service against its own OpenAPI document: no request makes the service fail, every response is as documented."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ CHECKS = [
     response_schema_conformance,
     status_code_conformance,
 ]
-# The admin API is tested where there are keys: tests/service/test_teams.py.
+# tests/service/test_teams.py, which has keys, tests the admin API.
 CHECKED = [operation for operation in OPERATIONS if not operation.path.startswith(("/health", "/admin"))]
 
 
@@ -31,12 +31,12 @@ def document(dray: Dray) -> Any:
 
 
 @pytest.mark.parametrize("operation", CHECKED, ids=[operation.path for operation in CHECKED])
-def test_no_request_makes_it_fail(document: Any, dray: Dray, operation: Operation) -> None:
+def test_no_request_makes_the_service_fail(document: Any, dray: Dray, operation: Operation) -> None:
     look_for_failures(document, dray, operation)
 
 
 def look_for_failures(document: Any, dray: Dray, operation: Operation, examples: int = 15, **more: Any) -> None:
-    """Sends requests that the document allows, and some that it does not. more: arguments of each request."""
+    """Sends requests that the document allows, and some that it forbids. more: arguments of each request."""
     schema = document[operation.path][operation.method.upper()]
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

@@ -1,7 +1,7 @@
 """Ten times an engine's capacity for a minute: admitted requests are answered, the others are refused at once.
 
-The engine is slowed down to the speed of a larger model: ten times the bundled model's is more than a client, a router
-and HAProxy can do together on one core.
+The engine is slowed down to the speed of a larger model: ten times the capacity of the bundled model is more than a
+client, a router and HAProxy can handle together on one core.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ def small() -> Iterator[Dray]:
 
 @dataclass
 class Results:
-    """Status codes, seconds of answers and of refusals, and the seconds to wait that refusals named."""
+    """Status codes, the seconds until each answer and each refusal, and the seconds in the refusals' Retry-After."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     answered: list[float] = field(default_factory=list)
@@ -65,21 +65,21 @@ async def ask(client: httpx.AsyncClient, results: Results) -> None:
         "max_tokens": TOKENS,
         "ignore_eos": True,
     }
-    began = time.perf_counter()
+    start = time.perf_counter()
     response = await client.post("/chat/completions", json=body)
-    took = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     results.statuses[response.status_code] += 1
     if response.status_code == 200:
         assert response.json()["usage"]["completion_tokens"] == TOKENS
-        results.answered.append(took)
+        results.answered.append(seconds)
     else:
         assert response.json()["error"]["code"] == "overloaded"
-        results.refused.append(took)
+        results.refused.append(seconds)
         results.waits.append(int(response.headers["retry-after"]))
 
 
 async def closed_loop(client: httpx.AsyncClient, clients: int, seconds: float) -> Results:
-    """Each client sends a request when its last one is answered."""
+    """Each client sends its next request when the last one is answered."""
     results, deadline = Results(), time.monotonic() + seconds
 
     async def one_client() -> None:
@@ -91,13 +91,13 @@ async def closed_loop(client: httpx.AsyncClient, clients: int, seconds: float) -
 
 
 async def open_loop(client: httpx.AsyncClient, rate: float, seconds: float, results: Results) -> None:
-    """Requests arrive at this rate a second, whether others are answered or not."""
-    began = time.monotonic()
+    """Requests arrive at a constant rate, whether earlier ones are answered or not. rate: requests per second."""
+    start = time.monotonic()
     tasks: set[asyncio.Task[None]] = set()
-    number = 0
-    while (now := time.monotonic()) - began < seconds:
-        while number < (now - began) * rate:
-            number += 1
+    sent = 0
+    while (now := time.monotonic()) - start < seconds:
+        while sent < (now - start) * rate:
+            sent += 1
             tasks.add(asyncio.create_task(ask(client, results)))
         await asyncio.sleep(0.01)
     await asyncio.gather(*tasks)
@@ -111,7 +111,7 @@ def memory_of(dray: Dray) -> int:
 
 @pytest.mark.timeout(300)
 def test_ten_times_the_capacity_for_a_minute(small: Dray) -> None:
-    async def go() -> None:
+    async def overload() -> None:
         [engine] = small.processes("deployments.engine.core")
         limits = httpx.Limits(max_connections=None)
         with slowed(engine.pid, SHARE):
@@ -122,25 +122,25 @@ def test_ten_times_the_capacity_for_a_minute(small: Dray) -> None:
                 capacity = full.statuses[200] / 8
                 flood = Results()
                 await open_loop(client, 10 * capacity, 30, flood)
-                # By now a busy process has the memory that it keeps.
+                # By now a busy process has allocated the memory that it keeps.
                 before = memory_of(small)
                 await open_loop(client, 10 * capacity, 30, flood)
                 grown = memory_of(small) - before
-                ended = time.monotonic()
+                flood_end = time.monotonic()
                 after = Results()
                 while not after.answered or after.answered[-1] > 1.5 * quantiles(calm.answered, n=20)[-1]:
                     await ask(client, after)
-                    assert time.monotonic() - ended < 5, (after, median(calm.answered))
+                    assert time.monotonic() - flood_end < 5, (after, median(calm.answered))
 
         assert set(flood.statuses) == {200, 503}
-        # Refusals cost the engine nothing: it answers as many as it can.
+        # Refusals cost the engine nothing: it answers as many requests as it can.
         assert flood.statuses[200] > 0.7 * capacity * 60
         assert max(flood.answered) < 3 * (SLOTS + QUEUED) / capacity
         assert median(flood.refused) < 0.1
         assert quantiles(flood.refused, n=20)[-1] < 0.25, quantiles(flood.refused, n=20)
         # Clients are told to wait about as long as the queue takes.
-        true = QUEUED / capacity
-        assert true / 3 < median(flood.waits) < max(3 * true, 2), (true, Counter(flood.waits))
+        queue_s = QUEUED / capacity
+        assert queue_s / 3 < median(flood.waits) < max(3 * queue_s, 2), (queue_s, Counter(flood.waits))
         assert grown < 40 * 2**20, grown
 
-    asyncio.run(go())
+    asyncio.run(overload())

@@ -10,11 +10,11 @@ import pytest
 from tests.conftest import MODEL
 from tests.service.test_cache import new_question, text_of
 
-ASKED = {"model": MODEL, "messages": [{"role": "user", "content": "What is 27 + 48?"}]}
+REQUEST = {"model": MODEL, "messages": [{"role": "user", "content": "What is 27 + 48?"}]}
 
 
 def ask(http: httpx.Client, **more: Any) -> dict[str, Any]:
-    answer = http.post("/v1/chat/completions", json=ASKED | more)
+    answer = http.post("/v1/chat/completions", json=REQUEST | more)
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
     return body
@@ -31,7 +31,7 @@ def test_n_choices_are_drawn_independently(http: httpx.Client) -> None:
     single = ask(http, temperature=2.0, top_p=1.0, seed=7, max_tokens=60)
     assert body["usage"]["completion_tokens"] > 3 * single["usage"]["completion_tokens"] / 2
     assert message(body) == message(single), "the first choice is the same as that of n=1"
-    streamed = http.post("/v1/chat/completions", json=ASKED | {"n": 2, "stream": True})
+    streamed = http.post("/v1/chat/completions", json=REQUEST | {"n": 2, "stream": True})
     events = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
     finished = sorted(c["index"] for e in events for c in e["choices"] if c["finish_reason"])
     assert finished == [0, 1]
@@ -48,7 +48,7 @@ def test_logprobs_are_those_of_the_answers_tokens(http: httpx.Client) -> None:
     assert ask(http)["choices"][0]["logprobs"] is None
 
 
-def test_thinking_can_be_limited_and_left_out(http: httpx.Client) -> None:
+def test_thinking_can_be_limited_and_turned_off(http: httpx.Client) -> None:
     free = ask(http)
     limited = ask(http, max_thinking_tokens=4)
     assert limited["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 4 + 4
@@ -69,7 +69,7 @@ def test_a_schema_constrains_the_answer_and_not_the_thinking(http: httpx.Client,
         "required": ["sum"],
     }
     form = {"type": "json_schema", "json_schema": {"name": "sum", "schema": schema}}
-    body = ASKED | {"response_format": form, "stream": stream}
+    body = REQUEST | {"response_format": form, "stream": stream}
     answer = http.post("/v1/chat/completions", json=body)
     if stream:
         reasoning, text = text_of(answer)
@@ -102,22 +102,22 @@ def test_the_end_can_be_moved(http: httpx.Client) -> None:
 
 
 def test_template_arguments_reach_the_template(http: httpx.Client) -> None:
-    """The bundled model's template uses none, so the answer is the same; reserved ones are refused."""
+    """The bundled model's template uses no arguments, so the answer is the same; reserved names are refused."""
     assert message(ask(http, chat_template_kwargs={"unknown": 1})) == message(ask(http))
-    refused = http.post("/v1/chat/completions", json=ASKED | {"chat_template_kwargs": {"tokenize": True}})
+    refused = http.post("/v1/chat/completions", json=REQUEST | {"chat_template_kwargs": {"tokenize": True}})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "chat_template_kwargs")
 
 
 def test_content_parts_and_the_developer_role(http: httpx.Client) -> None:
     parts = [{"type": "text", "text": "What is 27"}, {"type": "text", "text": " + 48?"}]
     assert message(ask(http, messages=[{"role": "user", "content": parts}])) == message(ask(http))
-    system = [{"role": "system", "content": "Be brief."}, *ASKED["messages"]]
-    developer = [{"role": "developer", "content": "Be brief."}, *ASKED["messages"]]
+    system = [{"role": "system", "content": "Be brief."}, *REQUEST["messages"]]
+    developer = [{"role": "developer", "content": "Be brief."}, *REQUEST["messages"]]
     assert message(ask(http, messages=system)) == message(ask(http, messages=developer))
 
 
 def test_completions_continue_texts_and_ids(http: httpx.Client) -> None:
-    # The model is sure about rendered questions. About other prompts it is not, and other batches change the result.
+    # The model is sure only about rendered questions: with other prompts, the batch would change the result.
     ids, other_ids = (
         http.post("/tokenize", json={"model": MODEL, "messages": [{"role": "user", "content": text}]}).json()["tokens"]
         for text in ("What is 27 + 48?", "What is 12 + 13?")
@@ -145,8 +145,8 @@ def test_completions_continue_texts_and_ids(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"n": 2, "temperature": 1.0, "seed": 5}], ids=["one", "two"])
-def test_the_chunks_of_a_completion_put_together_are_the_whole(http: httpx.Client, more: dict[str, Any]) -> None:
-    rendered = http.post("/tokenize", json={"model": MODEL, "messages": ASKED["messages"]}).json()["tokens"]
+def test_the_chunks_of_a_completion_add_up_to_the_whole(http: httpx.Client, more: dict[str, Any]) -> None:
+    rendered = http.post("/tokenize", json={"model": MODEL, "messages": REQUEST["messages"]}).json()["tokens"]
     body = {"model": MODEL, "max_tokens": 24, "logprobs": 1, "prompt": rendered} | more
     stored = {"Idempotency-Key": f"chunks-{len(more)}"}
     whole = http.post("/v1/completions", json=body, headers=stored).json()["choices"]
@@ -171,7 +171,7 @@ def test_tokens_and_back(http: httpx.Client) -> None:
     assert tokens["count"] == len(tokens["tokens"]) == len(tokens["token_strs"]) and tokens["max_model_len"] == 2048
     text = http.post("/detokenize", json={"model": MODEL, "tokens": tokens["tokens"]}).json()
     assert text == {"prompt": "鸡兔同笼 23"}
-    chat = http.post("/tokenize", json={"model": MODEL, "messages": ASKED["messages"]}).json()
+    chat = http.post("/tokenize", json={"model": MODEL, "messages": REQUEST["messages"]}).json()
     assert chat["count"] == ask(http)["usage"]["prompt_tokens"]
     outside = http.post("/detokenize", json={"model": MODEL, "tokens": [10**6]})
     assert (outside.status_code, outside.json()["error"]["param"]) == (400, "tokens")
@@ -185,7 +185,7 @@ def test_responses_have_the_clients_request_id_or_a_new_one(http: httpx.Client) 
 
 
 def test_the_first_event_has_the_role(http: httpx.Client) -> None:
-    body = ASKED | {"stream": True, "messages": [{"role": "user", "content": new_question()}]}
+    body = REQUEST | {"stream": True, "messages": [{"role": "user", "content": new_question()}]}
     with http.stream("POST", "/v1/chat/completions", json=body) as answer:
         first = next(answer.iter_lines())
     assert json.loads(first[6:])["choices"][0]["delta"] == {"role": "assistant", "content": ""}

@@ -1,4 +1,4 @@
-"""Several routers and several engine replicas: where requests go, and how streams survive the loss of either."""
+"""Several routers and engine replicas: which replica gets a request, and how streams survive the loss of either."""
 
 import os
 import random
@@ -27,10 +27,10 @@ SYSTEM = "You are a careful helper of a school's arithmetic class. " * 12
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Dray]:
-    """Two routers, two engine replicas of one core each."""
+    """A Dray with two routers, and two engine replicas of one core each."""
     dray = Dray(Path(tempfile.mkdtemp(prefix="dray-t-")), free_port())
-    two = {"DRAY_MODEL__REPLICAS": "2", "DRAY_MODEL__CORES_PER_REPLICA": "1", "DRAY_ROUTER__REPLICAS": "2"}
-    started = dray.run("up", "--detach", timeout=120, **two)
+    settings = {"DRAY_MODEL__REPLICAS": "2", "DRAY_MODEL__CORES_PER_REPLICA": "1", "DRAY_ROUTER__REPLICAS": "2"}
+    started = dray.run("up", "--detach", timeout=120, **settings)
     assert started.returncode == 0, started.stdout + started.stderr
     yield dray
     stopped = dray.run("down")
@@ -39,7 +39,7 @@ def pair() -> Iterator[Dray]:
 
 
 @pytest.fixture(scope="module")
-def asker(pair: Dray) -> Iterator[openai.OpenAI]:
+def pair_client(pair: Dray) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=pair.url, api_key="none", max_retries=2, timeout=120) as client:
         yield client
 
@@ -62,41 +62,42 @@ def stream(client: openai.OpenAI, **more: Any) -> Iterator[str]:
             yield (getattr(choice.delta, "reasoning_content", None) or "") + (choice.delta.content or "")
 
 
-def test_a_conversation_returns_to_where_it_is_cached(pair: Dray) -> None:
-    def talk(name: str) -> list[int]:
-        turns: list[dict[str, str]] = [{"role": "system", "content": f"{name}. {SYSTEM}"}]
+def test_a_conversation_returns_to_the_replica_that_has_cached_it(pair: Dray) -> None:
+    def converse(name: str) -> list[int]:
+        """The number of cached tokens of each turn."""
+        messages: list[dict[str, str]] = [{"role": "system", "content": f"{name}. {SYSTEM}"}]
         cached = []
         for number in range(4):
-            turns.append({"role": "user", "content": f"What is {number} times 12?"})
-            body = {"model": MODEL, "messages": turns, "max_tokens": 16, "temperature": 0.5}
+            messages.append({"role": "user", "content": f"What is {number} times 12?"})
+            body = {"model": MODEL, "messages": messages, "max_tokens": 16, "temperature": 0.5}
             # A new connection for each turn: any router may get it.
             answer = httpx.post(f"{pair.url}/chat/completions", json=body, timeout=60).json()
             cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
-            turns.append({"role": "assistant", "content": "It is what it is."})
+            messages.append({"role": "assistant", "content": "It is what it is."})
         return cached
 
     first, later = [], []
     for number in range(10):
-        cached = talk(f"Class {number}")
+        cached = converse(f"Class {number}")
         first.append(cached[0])
         later += cached[1:]
     assert max(first) < 64
-    # By chance it would be 21. A turn may arrive before Redis has the record of the one before.
+    # By chance it would be 21. A turn may arrive before Redis has the record of the previous turn.
     assert sum(tokens > 100 for tokens in later) >= 28, later
 
 
-def test_streams_survive_the_death_of_engines(pair: Dray, asker: openai.OpenAI) -> None:
-    survive(pair, asker, kills=5, seed=1)
+def test_streams_survive_the_death_of_engines(pair: Dray, pair_client: openai.OpenAI) -> None:
+    check_streams_survive(pair, pair_client, kills=5, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_streams_survive_two_hundred_kills(pair: Dray, asker: openai.OpenAI) -> None:
-    survive(pair, asker, kills=200, seed=2)
+def test_streams_survive_two_hundred_kills(pair: Dray, pair_client: openai.OpenAI) -> None:
+    check_streams_survive(pair, pair_client, kills=200, seed=2)
 
 
-def survive(dray: Dray, client: openai.OpenAI, kills: int, seed: int) -> None:
-    """Six clients stream one answer after another, while engines, or replicas with theirs, are killed at random."""
+def check_streams_survive(dray: Dray, client: openai.OpenAI, kills: int, seed: int) -> None:
+    """Six clients stream one answer after another, while engines or replicas are killed at random."""
     undisturbed = "".join(stream(client))
     over = threading.Event()
     answers: list[str] = []
@@ -129,6 +130,7 @@ def survive(dray: Dray, client: openai.OpenAI, kills: int, seed: int) -> None:
 
 
 def kill(engine: psutil.Process, *, replica: bool) -> None:
+    """Kills the engine. replica: kills the replica that started it instead."""
     try:
         parent = engine.parent()
         (parent if replica and parent else engine).kill()
@@ -136,9 +138,9 @@ def kill(engine: psutil.Process, *, replica: bool) -> None:
         return
 
 
-def test_a_killed_router_costs_its_streams_and_no_later_request(pair: Dray, asker: openai.OpenAI) -> None:
-    both = routers(pair)
-    assert len(both) == 2
-    os.kill(both[0].pid, signal.SIGKILL)
+def test_a_killed_router_fails_no_later_request(pair: Dray, pair_client: openai.OpenAI) -> None:
+    running_routers = routers(pair)
+    assert len(running_routers) == 2
+    os.kill(running_routers[0].pid, signal.SIGKILL)
     for _ in range(20):
-        assert "".join(stream(asker, max_tokens=4))
+        assert "".join(stream(pair_client, max_tokens=4))

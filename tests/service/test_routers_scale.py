@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def growing() -> Iterator[Dray]:
-    """A Dray with one router, and a second one above four streams each."""
+    """A Dray with one router, which gets a second router above four streams for each."""
     settings = {
         "DRAY_MODEL__CORES_PER_REPLICA": "1",
         "DRAY_ROUTER__MAX_REPLICAS": "2",

@@ -1,4 +1,4 @@
-"""Over HTTP: who joins another request's generation is served by its own priority and its own quota."""
+"""Over HTTP: a request that joins another's generation keeps its own priority and its own quota."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ from tests.service.test_single_flight import routers, url_of
 
 @dataclass(frozen=True)
 class Narrow:
-    """A Dray with two routers, each with a single place at the engine, and teams that share answers."""
+    """A Dray with two routers, each with a single engine slot, and teams that share answers."""
 
     dray: Dray
     urls: list[str]
@@ -34,17 +34,17 @@ class Narrow:
     def post(
         self, client: httpx.AsyncClient, team: str, question: str, url: str, **more: Any
     ) -> "asyncio.Task[httpx.Response]":
-        """Asks in a task. more: fields of the body."""
+        """Sends a request in a task. more: fields of the body."""
         body = {"model": MODEL, "messages": [{"role": "user", "content": question}], **more}
         headers = {"Authorization": f"Bearer {self.keys[team]}"}
         return asyncio.create_task(client.post(f"{url}/v1/chat/completions", json=body, headers=headers))
 
     async def waiting(self, requests: int) -> None:
-        """Returns once so many wait in the routers' queues."""
+        """Returns once this number of requests waits in the routers' queues."""
         await self._total("dray_requests_waiting", requests)
 
     async def running(self, requests: int) -> None:
-        """Returns once the engine works on so many."""
+        """Returns once the engine runs this number of requests."""
         await self._total("dray_engine_running", requests)
 
     async def _total(self, metric: str, number: int) -> None:
@@ -105,7 +105,7 @@ def test_a_person_who_joins_a_waiting_batch_request_does_not_wait_as_a_batch(
 
 
 @pytest.mark.parametrize("count", [1, 2], ids=["one-router", "two-routers"])
-def test_a_team_never_gets_the_quota_refusal_of_the_one_that_it_joins(narrow: Narrow, count: int) -> None:
+def test_a_team_never_gets_the_quota_refusal_of_a_team_that_it_joins(narrow: Narrow, count: int) -> None:
     async def work() -> Counter[tuple[str, int]]:
         outcomes: Counter[tuple[str, int]] = Counter()
         async with httpx.AsyncClient(timeout=100) as client:

@@ -1,4 +1,4 @@
-"""Several routers act as one: equal questions at the same time cost one generation, whichever client or router goes."""
+"""Several routers act as one: equal questions at the same time cost one generation, even if a router is lost."""
 
 import asyncio
 import json
@@ -26,6 +26,7 @@ ROUTERS = 3
 
 @pytest.fixture(scope="module")
 def several() -> Iterator[Dray]:
+    """A Dray with several routers."""
     folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
     dray = Dray(folder, free_port())
     started = dray.run("up", "--detach", DRAY_ROUTER__REPLICAS=str(ROUTERS), DRAY_LIMITS__MAX_QUEUED="1000")
@@ -37,7 +38,7 @@ def several() -> Iterator[Dray]:
 
 @dataclass
 class Received:
-    """What one client has received. complete: to the end. pieces: of a stream."""
+    """What a client has received. result: of the cache. complete: whether it ended. pieces: number of stream chunks."""
 
     result: str = ""
     reasoning: str = ""
@@ -47,8 +48,8 @@ class Received:
     usage: dict[str, Any] = field(default_factory=dict)
 
 
-def long(tokens: int) -> dict[str, Any]:
-    """A question that no other test asks, with a long answer: the model continues beyond its end."""
+def long_request(tokens: int) -> dict[str, Any]:
+    """A question that no other test asks, with a long answer: the model continues beyond its own end."""
     content = f"What is {secrets.randbelow(1000)} + {secrets.randbelow(1000)}?"
     return {
         "model": MODEL,
@@ -68,9 +69,10 @@ async def ask(
     leave_after: int = 0,
     received: Received | None = None,
 ) -> Received:
-    """Asks; returns what came until a connection broke, if one did.
+    """Sends a request and returns what was received, up to the point where the connection broke, if it did.
 
-    url: of a router; empty: the client's. leave_after: disconnects after so many pieces. received: filled meanwhile.
+    url: of a router; empty: the client's base URL. leave_after: number of pieces after which to disconnect; 0: never.
+    received: filled while the answer arrives.
     """
     received, path = received or Received(), f"{url}/v1/chat/completions"
     try:
@@ -112,7 +114,8 @@ async def ask_all(dray: Dray, body: dict[str, Any], count: int) -> list[Received
         return list(await asyncio.gather(*(ask(client, body, stream=n % 2 == 0) for n in range(count))))
 
 
-def counted(dray: Dray) -> Counter[str]:
+def counts(dray: Dray) -> Counter[str]:
+    """The number of answers by cache result, and of generated tokens."""
     samples = metrics(dray.url)
     results = Counter({labels["result"]: int(n) for labels, n in samples.get("dray_answer_cache_total", [])})
     results["tokens"] = int(sum(n for _, n in samples.get("dray_completion_tokens_total", [])))
@@ -124,46 +127,46 @@ def routers(dray: Dray) -> list[psutil.Process]:
 
 
 def test_two_hundred_equal_requests_cost_one_generation(several: Dray) -> None:
-    body, before = long(1900), counted(several)
+    body, before = long_request(1900), counts(several)
     answers = asyncio.run(ask_all(several, body, 200))
-    assert all(one.complete for one in answers)
-    assert len({(one.reasoning, one.text) for one in answers}) == 1
-    assert Counter(one.result for one in answers) == {"miss": 1, "join": 199}
-    streamed = [one for one in answers[::2] if one.result == "join"]
-    assert min(one.pieces for one in streamed) > 5, "text appears as it is generated"
-    after = counted(several)
+    assert all(answer.complete for answer in answers)
+    assert len({(answer.reasoning, answer.text) for answer in answers}) == 1
+    assert Counter(answer.result for answer in answers) == {"miss": 1, "join": 199}
+    streamed = [answer for answer in answers[::2] if answer.result == "join"]
+    assert min(answer.pieces for answer in streamed) > 5, "text appears as it is generated"
+    after = counts(several)
     assert after["miss"] - before["miss"] == 1 and after["tokens"] - before["tokens"] == 1900
     assert len(routers(several)) == ROUTERS
 
 
-def test_who_asked_first_may_leave(several: Dray) -> None:
+def test_the_first_client_of_a_shared_generation_may_leave(several: Dray) -> None:
     async def work() -> None:
         limits = httpx.Limits(max_keepalive_connections=0)
         async with asyncio.timeout(60), httpx.AsyncClient(base_url=several.root, timeout=60, limits=limits) as client:
 
             async def start(*clients: Received) -> list[asyncio.Task[Received]]:
-                tasks = [asyncio.create_task(ask(client, body, stream=True, received=one)) for one in clients]
-                while not all(one.pieces for one in clients):
+                tasks = [asyncio.create_task(ask(client, body, stream=True, received=answer)) for answer in clients]
+                while not all(answer.pieces for answer in clients):
                     await asyncio.sleep(0.01)
                 return tasks
 
             [leaving] = await start(first)
-            staying = await start(*others)
+            staying = await start(*followers)
             leaving.cancel()
             await asyncio.gather(*staying)
 
-    first, others = Received(), [Received() for _ in range(9)]
-    body, before = long(1900), counted(several)
+    first, followers = Received(), [Received() for _ in range(9)]
+    body, before = long_request(1900), counts(several)
     asyncio.run(work())
     assert first.result == "miss" and not first.complete
-    assert all(one.complete and one.result == "join" for one in others)
-    [(reasoning, text)] = {(one.reasoning, one.text) for one in others}
+    assert all(answer.complete and answer.result == "join" for answer in followers)
+    [(reasoning, text)] = {(answer.reasoning, answer.text) for answer in followers}
     assert (reasoning + text).startswith(first.reasoning + first.text)
-    assert counted(several)["tokens"] - before["tokens"] == 1900
+    assert counts(several)["tokens"] - before["tokens"] == 1900
 
 
 def url_of(router: psutil.Process) -> str:
-    """Where a router takes requests itself, beside HAProxy."""
+    """The URL at which a router takes requests directly, without HAProxy."""
 
     def serves(port: int) -> bool:
         try:
@@ -171,15 +174,16 @@ def url_of(router: psutil.Process) -> str:
         except httpx.HTTPError:
             return False
 
-    listening = [one.laddr.port for one in router.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
-    return f"http://127.0.0.1:{next(port for port in listening if serves(port))}"
+    sockets = router.net_connections("tcp")
+    ports = [socket.laddr.port for socket in sockets if socket.status == psutil.CONN_LISTEN]
+    return f"http://127.0.0.1:{next(port for port in ports if serves(port))}"
 
 
-def test_a_killed_routers_flight_is_continued_by_those_who_follow(several: Dray) -> None:
+def test_followers_continue_the_flight_of_a_killed_router(several: Dray) -> None:
     wait_for(lambda: len(routers(several)) == ROUTERS, 60)
-    body, leader = long(1900), Received()
-    victim, *others = secrets.SystemRandom().sample(routers(several), ROUTERS)
-    urls, victims_url = [url_of(router) for router in others], url_of(victim)
+    body, leader = long_request(1900), Received()
+    victim, *survivors = secrets.SystemRandom().sample(routers(several), ROUTERS)
+    urls, victims_url = [url_of(router) for router in survivors], url_of(victim)
 
     async def work() -> list[Received]:
         limits = httpx.Limits(max_keepalive_connections=0)
@@ -192,30 +196,30 @@ def test_a_killed_routers_flight_is_continued_by_those_who_follow(several: Dray)
             while not leader.pieces:
                 await asyncio.sleep(0.01)
             streams = [Received() for _ in urls * 3]
-            tasks = [start(url, one, stream=True) for url, one in zip(urls * 3, streams, strict=True)]
+            tasks = [start(url, answer, stream=True) for url, answer in zip(urls * 3, streams, strict=True)]
             tasks += [start(url, Received(), stream=False) for url in urls * 3]
             # Through HAProxy a request may get to the victim, and be cut off with it.
             tasks += [start(several.root, Received(), stream=stream) for stream in (True, False) * 2]
-            while not all(one.pieces for one in streams):
+            while not all(answer.pieces for answer in streams):
                 await asyncio.sleep(0.01)
-            assert leader.result == "miss" and not any(one.complete for one in (leader, *streams))
+            assert leader.result == "miss" and not any(answer.complete for answer in (leader, *streams))
             victim.kill()
             await leading
             return list(await asyncio.gather(*tasks))
 
     answers = asyncio.run(work())
     assert not leader.complete
-    assert all(one.complete for one in answers[: 6 * len(urls)]), "those on the other routers get all of it"
-    followers = [one for one in answers if one.complete]
-    assert all(one.result == "join" for one in followers)
-    [(reasoning, text)] = {(one.reasoning, one.text) for one in followers}
+    assert all(answer.complete for answer in answers[: 6 * len(urls)]), "clients of the other routers get all of it"
+    followers = [answer for answer in answers if answer.complete]
+    assert all(answer.result == "join" for answer in followers)
+    [(reasoning, text)] = {(answer.reasoning, answer.text) for answer in followers}
     assert (reasoning + text).startswith(leader.reasoning + leader.text)
     first, second = map(int, re.findall(r"\d+", body["messages"][0]["content"]))
     assert str(first + second) in reasoning
-    assert {one.usage["completion_tokens"] for one in followers if one.usage} == {1900}
+    assert {answer.usage["completion_tokens"] for answer in followers if answer.usage} == {1900}
 
 
-def cut_off(url: str, router: psutil.Process, body: dict[str, Any], headers: dict[str, str]) -> str:
+def cut_off_stream(url: str, router: psutil.Process, body: dict[str, Any], headers: dict[str, str]) -> str:
     """The text of a stream up to the point where its router is killed, after 1300 characters."""
     text = ""
     try:
@@ -232,13 +236,13 @@ def cut_off(url: str, router: psutil.Process, body: dict[str, Any], headers: dic
     return text
 
 
-def test_a_retry_continues_where_the_killed_routers_answer_was(several: Dray) -> None:
-    """Sampled at random, so that only the very same generation can give the same text."""
+def test_a_retry_continues_the_answer_of_a_killed_router(several: Dray) -> None:
+    """The answer is sampled at random, so that only the same generation can give the same text."""
     wait_for(lambda: len(routers(several)) == ROUTERS, 60)
-    body = long(1900) | {"temperature": 1.5, "stream": True}
+    body = long_request(1900) | {"temperature": 1.5, "stream": True}
     headers = {"Idempotency-Key": secrets.token_hex(8)}
     router = secrets.choice(routers(several))
-    text = cut_off(url_of(router), router, body, headers)
+    text = cut_off_stream(url_of(router), router, body, headers)
     assert len(text) > 1300
     unstreamed = body | {"stream": False}
     retries = [
@@ -246,7 +250,7 @@ def test_a_retry_continues_where_the_killed_routers_answer_was(several: Dray) ->
     ]
     messages = [retry.json()["choices"][0]["message"] for retry in retries]
     assert retries[1].headers["x-dray-cache"] == "hit" and messages[0] == messages[1]
-    # What was not published yet when the router died is sampled anew.
+    # Text that was not published yet when the router died is sampled again.
     assert (messages[0].get("reasoning_content", "") + messages[0]["content"])[:500] == text[:500]
     without_key = httpx.post(f"{several.url}/chat/completions", json=unstreamed, timeout=60)
     assert without_key.json()["choices"][0]["message"] != messages[0]
@@ -258,12 +262,15 @@ def question() -> tuple[str, int]:
 
 
 async def flood(dray: Dray, count: int, concurrency: int) -> Counter[str]:
-    """Different questions, some asked twice, some by clients that leave; meanwhile Redis dies and hangs."""
+    """Sends different questions, some of them twice, some by clients that leave, while Redis is killed and paused.
+
+    Returns the number of answers by outcome and by cache result.
+    """
     outcomes: Counter[str] = Counter()
     slots = asyncio.Semaphore(concurrency)
     done = asyncio.Event()
 
-    async def one(client: httpx.AsyncClient, index: int, text: str, right: int) -> None:
+    async def ask_one(client: httpx.AsyncClient, index: int, text: str, right: int) -> None:
         body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "temperature": 0}
         async with slots:
             if index % 7 == 0:
@@ -272,38 +279,38 @@ async def flood(dray: Dray, count: int, concurrency: int) -> Counter[str]:
                 return
             received = await ask(client, body, stream=index % 2 == 0)
         assert received.complete, f"no complete answer to {text}"
-        answered, operands = ({int(number) for number in re.findall(r"\d+", part)} for part in (received.text, text))
-        outcome = "others" if not operands & answered else "right" if right in answered else "wrong sum"
+        numbers, operands = ({int(number) for number in re.findall(r"\d+", part)} for part in (received.text, text))
+        outcome = "another's answer" if not operands & numbers else "right" if right in numbers else "wrong sum"
         outcomes[outcome] += 1
         outcomes[received.result] += 1
 
-    async def trouble() -> None:
+    async def disturb_redis() -> None:
         while not done.is_set():
             server = await asyncio.to_thread(wait_for, lambda: redis_process(dray))
             if secrets.randbelow(2):
                 server.kill()
             else:
                 server.suspend()
-                await asyncio.sleep(0.7)
+                await asyncio.sleep(0.7)  # the length of the pause
                 server.resume()
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(1.5)  # until the next fault
 
     questions = [question() for _ in range(count)]
     questions += secrets.SystemRandom().sample(questions, count // 4)
     limits = httpx.Limits(max_connections=concurrency)
     async with httpx.AsyncClient(base_url=dray.root, timeout=120, limits=limits) as client:
-        shaking = asyncio.create_task(trouble())
-        await asyncio.gather(*(one(client, index, text, right) for index, (text, right) in enumerate(questions)))
+        disturbing = asyncio.create_task(disturb_redis())
+        await asyncio.gather(*(ask_one(client, index, text, right) for index, (text, right) in enumerate(questions)))
         done.set()
-        await shaking
+        await disturbing
     return outcomes
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(2000, marks=pytest.mark.slow)])
-def test_nobody_gets_anothers_answer(several: Dray, count: int) -> None:
+def test_no_client_gets_the_answer_to_another_question(several: Dray, count: int) -> None:
     wait_for(lambda: len(routers(several)) == ROUTERS, 60)
     outcomes = asyncio.run(flood(several, count, min(count // 3, 200)))
-    answered = outcomes["right"] + outcomes["wrong sum"] + outcomes["others"]
+    answered = outcomes["right"] + outcomes["wrong sum"] + outcomes["another's answer"]
     assert answered + outcomes["left"] == count + count // 4
-    assert outcomes["others"] == 0, outcomes
+    assert outcomes["another's answer"] == 0, outcomes
     assert outcomes["right"] > 0.98 * answered, outcomes

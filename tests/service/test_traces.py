@@ -1,4 +1,4 @@
-"""Traces that a Dray exports to a collector, and the log lines with their ids."""
+"""Traces that Dray exports to a collector, and log lines with the ids of traces."""
 
 import json
 import os
@@ -36,13 +36,13 @@ class TracedDray:
         return int(pid)
 
     def ask(self, question: str, trace: str = "", **more: Any) -> httpx.Response:
-        """Asks as part of the trace with this id, or of none."""
+        """Sends a request as part of the trace with this id; empty: without a trace."""
         headers = {"traceparent": f"00-{trace}-{'1' * 16}-01"} if trace else {}
         body = {"model": MODEL, "messages": [{"role": "user", "content": question}], **more}
         return httpx.post(f"{self.dray.url}/chat/completions", json=body, headers=headers, timeout=60)
 
     def trace(self, trace: str, *names: str) -> dict[str, ReceivedSpan]:
-        """The spans of a trace by name, once all of these have been received."""
+        """The spans of a trace by name, once spans with all of these names have been received."""
         spans: dict[str, ReceivedSpan] = wait_for(
             lambda: (received := self.collector.of(trace)).keys() >= {*names} and received, 20
         )
@@ -157,7 +157,7 @@ def test_probes_and_metrics_have_no_traces(traced: TracedDray) -> None:
     assert not [span for span in traced.collector.spans if "health" in span.name or "metrics" in span.name]
 
 
-def test_a_log_line_has_the_trace_and_with_log_prompts_the_prompt(traced: TracedDray) -> None:
+def test_a_log_line_has_the_trace_id_and_if_enabled_the_prompt(traced: TracedDray) -> None:
     question, trace = f"Is {secrets.token_hex(8)} a number?", secrets.token_hex(16)
     traced.ask(question, trace, max_tokens=1)
     [line] = wait_for(lambda: [line for line in logged(traced.dray) if trace in line])
@@ -172,8 +172,8 @@ def test_status_gives_the_reason_for_the_number_of_replicas(traced: TracedDray) 
     assert (scaling["replicas"], scaling["desired"], scaling["max_replicas"]) == (1, 1, 2)
     assert scaling["reason"] == "min"
     assert scaling["predicted_wait_s"] < scaling["target_wait_s"] == 20
-    shown = traced.dray.run("status").stdout
-    assert "1 replicas (1 to 2); target 1: the minimum in the settings" in shown, shown
+    output = traced.dray.run("status").stdout
+    assert "1 replicas (1 to 2); target 1: the minimum in the settings" in output, output
 
 
 def test_nothing_waits_for_a_collector_that_is_gone(traced: TracedDray) -> None:

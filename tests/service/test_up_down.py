@@ -1,4 +1,4 @@
-"""`dray up` and `dray down` as a user meets them: one clear line for each failure, and nothing left behind."""
+"""`dray up` and `dray down` as users run them: each failure is one clear line, and nothing is left behind."""
 
 import json
 import os
@@ -21,11 +21,11 @@ from tests.service.test_faults import redis_process
 
 def processes_of(dray: Dray) -> list[str]:
     """Command lines that name this Dray's folder."""
-    mine = os.getpid()
+    own_pid = os.getpid()
     return [
         " ".join(process.info["cmdline"])
         for process in psutil.process_iter(["cmdline", "pid"])
-        if process.info["pid"] != mine
+        if process.info["pid"] != own_pid
         and process.info["cmdline"]
         and str(dray.folder) in " ".join(process.info["cmdline"])
     ]
@@ -38,11 +38,11 @@ def left_over(dray: Dray) -> list[str]:
 
 
 def refused(dray: Dray, *arguments: str, **environment: str) -> str:
-    """Runs `dray up`, which must fail with one line and leave nothing; gives the line."""
-    ended = dray.run("up", *arguments, **environment)  # type: ignore[arg-type]
-    assert ended.returncode == 1
-    lines = [line for line in ended.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("error: "), ended.stderr
+    """Runs `dray up`, which must fail with a single line and leave nothing behind; returns the line."""
+    done = dray.run("up", *arguments, **environment)  # type: ignore[arg-type]
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     assert left_over(dray) == []
     return lines[0]
 
@@ -90,7 +90,7 @@ def test_unknown_setting(another: Dray) -> None:
     assert "DRAY_PROT" in refused(another, DRAY_PROT="1")
 
 
-def test_the_second_says_that_the_first_runs(dray: Dray) -> None:
+def test_a_second_up_says_that_dray_already_runs(dray: Dray) -> None:
     second = dray.run("up")
     assert second.returncode == 1
     assert f"already runs at {dray.url}" in second.stderr
@@ -98,32 +98,32 @@ def test_the_second_says_that_the_first_runs(dray: Dray) -> None:
 
 
 def test_down_without_up(another: Dray) -> None:
-    ended = another.run("down")
-    assert ended.returncode == 1 and "not running" in ended.stderr
+    done = another.run("down")
+    assert done.returncode == 1 and "not running" in done.stderr
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_ctrl_c_leaves_nothing(another: Dray, how: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_ctrl_c_leaves_nothing(another: Dray, number: signal.Signals) -> None:
     command = another.command("up")
     with subprocess.Popen(command, env=another.environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert "Dray is ready" in process.stdout.readline()
         # A terminal's Ctrl-C reaches the whole foreground group; the supervisor alone is the harder case.
-        process.send_signal(how)
+        process.send_signal(number)
         assert process.wait(60) == 0
     assert left_over(another) == []
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", another.port))
 
 
-def test_what_a_killed_launcher_leaves_is_cleared_away(another: Dray) -> None:
+def test_down_clears_away_what_a_killed_launcher_left(another: Dray) -> None:
     assert another.run("up", "--detach").returncode == 0
     record = json.loads((another.folder / "s" / "dray.json").read_text())
     os.kill(record["pid"], signal.SIGKILL)
     assert "not running" in another.run("down").stderr
     wait_for(lambda: not processes_of(another))
-    lasting = str(another.folder / "d")
-    assert [path for path in left_over(another) if not path.startswith(lasting)] == []
+    data_dir = str(another.folder / "d")
+    assert [path for path in left_over(another) if not path.startswith(data_dir)] == []
 
 
 def test_status_chat_and_settings(dray: Dray) -> None:
@@ -131,9 +131,9 @@ def test_status_chat_and_settings(dray: Dray) -> None:
     [replica] = report["replicas"]
     assert set(os.sched_getaffinity(replica["engine_pid"])) <= {int(cpu) for cpu in replica["cpus"].split(",")}
     assert "answers" in report["redis"]
-    shown = dray.run("status").stdout
-    assert replica["replica"] in shown and "Redis" in shown
-    talk = subprocess.run(
+    output = dray.run("status").stdout
+    assert replica["replica"] in output and "Redis" in output
+    chat = subprocess.run(
         dray.command("chat"),
         input="What is 20 + 22?\n\n",
         env=dray.environment,
@@ -141,7 +141,7 @@ def test_status_chat_and_settings(dray: Dray) -> None:
         text=True,
         check=False,
     )
-    assert "42" in talk.stdout and "tokens" in talk.stdout
+    assert "42" in chat.stdout and "tokens" in chat.stdout
     settings = json.loads(dray.run("settings", "--json").stdout)
     assert settings["port"] == {"value": dray.port, "origin": "environment", "variable": "DRAY_PORT"}
     assert settings["limits.messages"]["origin"] == "default"
@@ -171,7 +171,7 @@ def test_a_wrong_deploy_request_is_refused_and_serving_continues(dray: Dray, htt
     assert ask(http, new_question()).status_code == 200
 
 
-def test_without_its_redis_it_serves_uncached_until_that_starts_again(dray: Dray, http: httpx.Client) -> None:
+def test_without_its_redis_dray_serves_uncached_until_redis_restarts(dray: Dray, http: httpx.Client) -> None:
     question = new_question()
     ask(http, question)
     assert ask(http, question).headers["x-dray-cache"] == "hit"
@@ -184,8 +184,8 @@ def test_without_its_redis_it_serves_uncached_until_that_starts_again(dray: Dray
         assert "the Redis of the answer cache has ended and does not start again" in problem
         assert "problem:" in dray.run("status").stdout
         for _ in range(2):
-            given = ask(http, question)
-            assert given.status_code == 200 and given.headers["x-dray-cache"] == "miss"
+            answer = ask(http, question)
+            assert answer.status_code == 200 and answer.headers["x-dray-cache"] == "miss"
     finally:
         folder.unlink()
         shutil.rmtree(folder.with_name("away"))

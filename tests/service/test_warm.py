@@ -9,12 +9,13 @@ from tests.conftest import Dray
 from tests.service.test_cache import ask, new_question
 
 
-def warmed(dray: Dray, lines: list[Any], *arguments: str) -> tuple[int, dict[str, Any]]:
+def warm(dray: Dray, lines: list[Any], *arguments: str) -> tuple[int, dict[str, Any]]:
+    """Runs `dray warm` on a file of these lines; returns its exit code and report."""
     file = dray.folder / "questions.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    ended = dray.run("warm", str(file), "--json", *arguments)
-    report: dict[str, Any] = json.loads(ended.stdout)
-    return ended.returncode, report
+    done = dray.run("warm", str(file), "--json", *arguments)
+    report: dict[str, Any] = json.loads(done.stdout)
+    return done.returncode, report
 
 
 def test_warmed_questions_are_hits_and_not_generated_again(dray: Dray, http: httpx.Client) -> None:
@@ -24,9 +25,9 @@ def test_warmed_questions_are_hits_and_not_generated_again(dray: Dray, http: htt
         {"question": questions[1]},
         {"messages": [{"role": "user", "content": questions[2]}], "temperature": 0},
     ]
-    assert warmed(dray, lines) == (0, {"warmed": 3, "left": 0, "lines": []})
+    assert warm(dray, lines) == (0, {"warmed": 3, "left": 0, "lines": []})
     assert [ask(http, question).headers["x-dray-cache"] for question in questions] == ["hit"] * 3
-    assert warmed(dray, [*lines, new_question()]) == (0, {"already_there": 3, "warmed": 1, "left": 0, "lines": []})
+    assert warm(dray, [*lines, new_question()]) == (0, {"already_there": 3, "warmed": 1, "left": 0, "lines": []})
 
 
 def test_the_report_names_the_failed_lines_and_why(dray: Dray) -> None:
@@ -37,7 +38,7 @@ def test_the_report_names_the_failed_lines_and_why(dray: Dray) -> None:
         {"question": new_question(), "top_p": 7},
         {"question": new_question(), "model": "nobody"},
     ]
-    code, report = warmed(dray, lines)
+    code, report = warm(dray, lines)
     assert code == 1 and (report["warmed"], report["failed"], report["not_kept"]) == (1, 3, 1)
     assert [(line["line"], line["outcome"]) for line in report["lines"]] == [
         (2, "failed"),
@@ -49,5 +50,5 @@ def test_the_report_names_the_failed_lines_and_why(dray: Dray) -> None:
 
 
 def test_a_missing_file_is_one_line_of_error(dray: Dray) -> None:
-    ended = dray.run("warm", str(dray.folder / "nothing.jsonl"))
-    assert ended.returncode == 1 and "nothing.jsonl" in ended.stderr and len(ended.stderr.splitlines()) == 1
+    done = dray.run("warm", str(dray.folder / "nothing.jsonl"))
+    assert done.returncode == 1 and "nothing.jsonl" in done.stderr and len(done.stderr.splitlines()) == 1

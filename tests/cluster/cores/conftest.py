@@ -1,4 +1,4 @@
-"""A /sys to write a machine into."""
+"""A fixture for tests that describe a machine: an empty /sys/devices."""
 
 from pathlib import Path
 

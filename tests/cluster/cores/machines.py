@@ -1,4 +1,4 @@
-"""Big machines, written as recorded /sys trees."""
+"""Big machines, as files of a /sys/devices tree."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +14,7 @@ from cluster.cores import (
 
 
 class Sysfs:
-    """A /sys/devices as a machine would show it, written file by file."""
+    """A /sys/devices tree, written file by file as a machine would show it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -58,7 +58,7 @@ def two_sockets(sysfs: Sysfs) -> Topology:
 
 
 def hybrid(sysfs: Sysfs) -> Topology:
-    """8 performance cores of two threads (0-15), and 16 efficiency cores (16-31), as a Core i9-13900K has."""
+    """8 performance cores of two threads (0-15) and 16 efficiency cores (16-31), as in a Core i9-13900K."""
     sysfs.online("0-31")
     sysfs.node(0, "0-31")
     for first in range(0, 16, 2):

@@ -1,4 +1,4 @@
-"""Pinning, on this machine's own CPUs."""
+"""Pinning of processes to CPUs of this machine."""
 
 import os
 import subprocess
@@ -46,11 +46,11 @@ def test_every_thread_of_a_process_is_pinned(child: subprocess.Popen[bytes]) -> 
     assert check_affinity((cpu,), child.pid)
 
 
-needs_two_cpus = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU cannot be left")
+needs_two_cpus = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs to move between")
 
 
 @needs_two_cpus
-def test_a_thread_that_was_moved_is_seen_and_pinned_again(child: subprocess.Popen[bytes]) -> None:
+def test_a_thread_that_was_moved_is_detected_and_pinned_again(child: subprocess.Popen[bytes]) -> None:
     cpus = sorted(os.sched_getaffinity(0))
     pin_process(cpus[:1], child.pid)
     assert repin(cpus[:1], child.pid) == 0
@@ -68,7 +68,7 @@ def test_a_thread_bound_to_fewer_cpus_is_left_where_it_is(child: subprocess.Pope
     assert check_affinity(cpus, child.pid)
     assert repin(cpus, child.pid) == 0
     assert os.sched_getaffinity(thread) == {cpus[-1]}
-    # Pinning anew is for a process that inherited its affinity from a narrower parent.
+    # pin_process is for a process that inherited its affinity from a narrower parent.
     pin_process(cpus, child.pid)
     assert os.sched_getaffinity(thread) == set(cpus)
 
@@ -91,14 +91,14 @@ def test_a_process_pins_itself_with_all_its_threads() -> None:
     assert not check_affinity([max(before)])
 
 
-def test_cpus_that_this_machine_does_not_give_are_refused(child: subprocess.Popen[bytes]) -> None:
+def test_cpus_that_are_not_available_are_refused(child: subprocess.Popen[bytes]) -> None:
     cpus = os.sched_getaffinity(0)
-    beyond = max(cpus) + 500
-    with pytest.raises(PinningRefused, match=f"CPUs {beyond}"):
-        pin_process([beyond], child.pid)
-    # The kernel takes this set without an error, and leaves out what it cannot give.
-    with pytest.raises(PinningRefused, match=f"CPUs {beyond}: its cpuset does not hold them"):
-        pin_process([*cpus, beyond], child.pid)
+    missing = max(cpus) + 500
+    with pytest.raises(PinningRefused, match=f"CPUs {missing}"):
+        pin_process([missing], child.pid)
+    # The kernel accepts this set without an error, and leaves out the CPUs that it cannot give.
+    with pytest.raises(PinningRefused, match=f"CPUs {missing}: its cpuset does not hold them"):
+        pin_process([*cpus, missing], child.pid)
 
 
 def test_a_process_that_has_ended_is_an_error(child: subprocess.Popen[bytes]) -> None:

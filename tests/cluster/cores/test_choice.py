@@ -16,18 +16,19 @@ from tests.cluster.cores.machines import Sysfs, epyc, hybrid, ids, two_sockets
 
 def test_small_leases_fill_one_cache_before_the_next(sysfs: Sysfs) -> None:
     free = list(epyc(sysfs).cores)
-    taken = []
+    leased = []
     for count in (3, 4, 8, 1, 16):
         chosen = choose_cores(free, count)
-        taken.append(format_cpus(ids(chosen)))
+        leased.append(format_cpus(ids(chosen)))
         free = [core for core in free if core not in chosen]
-    # 4 do not fit beside 3 + 4 = 7 < 8 cores; 8 take a whole cache of the node begun, 16 a whole node.
-    assert taken == ["0-2", "3-6", "8-15", "7", "16-31"]
+    # 3 and 4 fill 7 of the 8 cores of the first cache; 8 take the other cache of that node, 1 the core that is left in
+    # the first cache, and 16 a whole node.
+    assert leased == ["0-2", "3-6", "8-15", "7", "16-31"]
 
 
-def test_the_smallest_cache_that_holds_it_is_taken(sysfs: Sysfs) -> None:
-    gone = {0, 16, 17, 18, 40, 41, 42, 43}
-    free = [core for core in epyc(sysfs).cores if core.id not in gone]
+def test_a_lease_takes_the_smallest_cache_with_enough_cores(sysfs: Sysfs) -> None:
+    leased = {0, 16, 17, 18, 40, 41, 42, 43}
+    free = [core for core in epyc(sysfs).cores if core.id not in leased]
     assert ids(choose_cores(free, 4)) == [44, 45, 46, 47]
     assert ids(choose_cores(free, 5)) == [19, 20, 21, 22, 23]
     assert ids(choose_cores(free, 6)) == [1, 2, 3, 4, 5, 6]
@@ -35,7 +36,7 @@ def test_the_smallest_cache_that_holds_it_is_taken(sysfs: Sysfs) -> None:
 
 def test_more_than_a_cache_stays_within_one_node_in_the_fewest_caches(sysfs: Sysfs) -> None:
     free = [core for core in epyc(sysfs).cores if core.id not in {0, 1, 2, 8, 16, 17, 18}]
-    # Node 0 has 5 + 7 left and node 1 has 5 + 8: node 0 is the smaller that holds 10.
+    # Node 0 has 5 + 7 free cores and node 1 has 5 + 8: node 0 is the smallest with room for 10.
     assert ids(choose_cores(free, 10)) == [3, 4, 5, 9, 10, 11, 12, 13, 14, 15]
     assert ids(choose_cores(free, 13)) == list(range(19, 32))
 
@@ -45,7 +46,7 @@ def test_more_than_a_node_takes_whole_nodes_first(sysfs: Sysfs) -> None:
     assert Counter(core.node for core in choose_cores(free, 24)) == {1: 16, 0: 8}
 
 
-def test_more_than_a_socket_is_given_where_it_is_asked_for(sysfs: Sysfs) -> None:
+def test_more_than_a_socket_takes_cores_of_the_next_socket(sysfs: Sysfs) -> None:
     assert Counter(core.package for core in choose_cores(two_sockets(sysfs).cores, 20)) == {0: 16, 1: 4}
 
 
@@ -68,7 +69,7 @@ def test_a_count_that_cannot_be_chosen_is_an_error(count: int) -> None:
 
 @st.composite
 def free_cores(draw: st.DrawFn) -> list[Core]:
-    """What others left of any machine: sockets, nodes, caches, SMT and kinds in any layout."""
+    """The free cores of a random machine: sockets, nodes, caches, SMT and kinds of cores in any layout."""
     packages, nodes, caches, size, threads = (draw(st.integers(1, top)) for top in (2, 3, 3, 5, 2))
     total = packages * nodes * caches * size
     efficiency_from = draw(st.integers(0, total)) if draw(st.booleans()) else total
@@ -82,13 +83,13 @@ def free_cores(draw: st.DrawFn) -> list[Core]:
         )
         for n in range(total)
     ]
-    left = draw(st.sets(st.sampled_from(cores), min_size=1))
-    return draw(st.permutations(sorted(left, key=lambda core: core.id)))
+    free = draw(st.sets(st.sampled_from(cores), min_size=1))
+    return draw(st.permutations(sorted(free, key=lambda core: core.id)))
 
 
 @settings(max_examples=300, deadline=None)
 @given(free_cores(), st.data())
-def test_the_choice_is_free_complete_and_as_near_as_can_be(free: list[Core], data: st.DataObject) -> None:
+def test_the_chosen_cores_are_free_enough_and_as_close_as_possible(free: list[Core], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(free)))
     chosen = choose_cores(free, count)
     assert len(set(chosen)) == len(chosen) == count
@@ -111,5 +112,5 @@ def test_the_choice_is_free_complete_and_as_near_as_can_be(free: list[Core], dat
             assert len({level(core) for core in chosen}) == 1
     caches = Counter((core.node, core.llc) for core in pool)
     if max(caches.values()) >= count:
-        home = caches[chosen[0].node, chosen[0].llc]
-        assert home == min(size for size in caches.values() if size >= count)
+        chosen_size = caches[chosen[0].node, chosen[0].llc]
+        assert chosen_size == min(size for size in caches.values() if size >= count)

@@ -1,4 +1,4 @@
-"""Leases of whole cores between real processes, with real locks, on a machine of 16 cores that is made up."""
+"""Leases of whole cores between real processes, with real locks, on an invented machine of 16 cores."""
 
 import fcntl
 import itertools
@@ -50,7 +50,7 @@ choice = random.Random(number)
 
 @contextlib.contextmanager
 def marked(lease):
-    # Made by one process at a time, or FileExistsError ends the worker.
+    # A core's file exists while a process holds the core; a second holder ends with FileExistsError.
     begin = time.monotonic_ns()
     files = [marks / str(cpu) for cpu in lease.cpus]
     for file in files:
@@ -73,7 +73,7 @@ print("ready", flush=True)
 sys.stdin.read()
 for _ in range(rounds):
     with leased() as lease, marked(lease):
-        # While it holds these, it tries for more, and often gets none.
+        # While it holds these cores, it tries to lease more, and often gets none.
         with contextlib.suppress(NotEnoughCores):
             with lease_cores(2, directory, owner=f"worker-{number}", usable=usable) as more, marked(more):
                 pass
@@ -154,17 +154,17 @@ def test_a_lease_is_of_whole_cores_with_one_thread_each(directory: Path) -> None
         assert count_free(directory, usable=USABLE) == 11
 
 
-def test_without_more_said_it_leases_what_this_process_may_use(directory: Path) -> None:
+def test_by_default_a_lease_is_of_cores_that_this_process_may_use(directory: Path) -> None:
     before = count_free(directory)
-    with lease_cores(1, directory, owner="test") as taken:
-        assert set(taken.cpus) <= os.sched_getaffinity(0)
+    with lease_cores(1, directory, owner="test") as granted:
+        assert set(granted.cpus) <= os.sched_getaffinity(0)
         assert count_free(directory) == before - 1
 
 
-def test_the_threads_that_are_allowed_are_the_ones_to_pin_to(directory: Path) -> None:
+def test_a_lease_pins_to_threads_that_are_allowed(directory: Path) -> None:
     usable = UsableCores(USABLE.topology, frozenset({3, 16, 21, 5}))
-    with lease(3, directory, usable) as taken:
-        assert taken.cpus == (3, 5, 16)
+    with lease(3, directory, usable) as granted:
+        assert granted.cpus == (3, 5, 16)
 
 
 def test_two_views_of_one_core_are_one_core(directory: Path) -> None:
@@ -178,18 +178,18 @@ def test_two_views_of_one_core_are_one_core(directory: Path) -> None:
 
 
 def test_cores_to_avoid_are_not_taken(directory: Path) -> None:
-    with lease_cores(2, directory, owner="test", usable=USABLE, avoid=(0, 17)) as taken:
-        assert taken.cpus == (2, 3)
+    with lease_cores(2, directory, owner="test", usable=USABLE, avoid=(0, 17)) as granted:
+        assert granted.cpus == (2, 3)
     assert count_free(directory, usable=USABLE, avoid=range(12)) == 4
     with pytest.raises(NotEnoughCores, match=r"CPUs to be avoided: 0-14\."):
         lease_cores(2, directory, owner="test", usable=USABLE, avoid=range(15))
 
 
 def test_released_cores_are_free_at_once_and_release_may_be_repeated(directory: Path) -> None:
-    taken = lease(16, directory)
-    taken.release()
-    taken.release()
-    assert taken.pass_fds == ()
+    granted = lease(16, directory)
+    granted.release()
+    granted.release()
+    assert granted.pass_fds == ()
     assert held_cores(directory) == []
     lease(16, directory).release()
 
@@ -291,7 +291,7 @@ def test_a_lease_passed_to_a_child_lasts_as_long_as_the_child(directory: Path, e
             os.close(watched)
 
 
-def test_what_a_file_says_counts_only_while_it_is_locked(directory: Path) -> None:
+def test_the_content_of_a_file_counts_only_while_it_is_locked(directory: Path) -> None:
     lease(2, directory).release()
     file = directory / "core-0.lock"
     assert '"owner": "test"' in file.read_text()
@@ -301,11 +301,11 @@ def test_what_a_file_says_counts_only_while_it_is_locked(directory: Path) -> Non
         assert held_cores(directory) == []
         fcntl.flock(other, fcntl.LOCK_EX)
         assert held_cores(directory) == [HeldCore((0,), "unknown", 0, 0.0)]
-        with lease(1, directory) as taken:
-            assert taken.cpus == (1,)
+        with lease(1, directory) as granted:
+            assert granted.cpus == (1,)
 
 
-def test_looking_creates_nothing(directory: Path) -> None:
+def test_reading_leases_creates_no_files(directory: Path) -> None:
     assert held_cores(directory) == []
     assert count_free(directory, usable=USABLE) == 16
     assert not directory.exists()
@@ -323,7 +323,7 @@ def test_a_folder_that_cannot_be_used_is_a_clear_error(tmp_path: Path) -> None:
         lease(1, tmp_path / "file")
 
 
-def test_a_stuck_allocation_is_waited_for_within_bounds(directory: Path) -> None:
+def test_the_wait_for_a_stuck_allocation_is_limited(directory: Path) -> None:
     lease(1, directory).release()
     with (directory / "allocate.lock").open() as stuck:
         fcntl.flock(stuck, fcntl.LOCK_EX)
@@ -358,7 +358,7 @@ def test_fifty_processes_never_share_a_core_and_all_get_theirs(tmp_path: Path, d
             worker.kill()
             worker.wait()
             pipe(worker.stdout).close()
-    # There was a contest: more cores were in use at a time than the 3 + 2 that one process takes.
+    # The processes did run at the same time: more cores were in use than the 3 + 2 that a single process takes.
     spans_of_all = [span for spans in times.values() for span in spans]
     changes = sorted([(begin, 1) for begin, _ in spans_of_all] + [(end, -1) for _, end in spans_of_all])
     assert max(itertools.accumulate(change for _, change in changes)) > 5
@@ -368,13 +368,13 @@ def test_fifty_processes_never_share_a_core_and_all_get_theirs(tmp_path: Path, d
     assert held_cores(directory) == []
 
 
-def test_sweep_deletes_what_nobody_holds(directory: Path) -> None:
+def test_sweep_deletes_files_of_free_cores(directory: Path) -> None:
     sweep(directory)
     assert not directory.exists()
-    with lease(3, directory) as kept:
+    with lease(3, directory) as granted:
         lease(2, directory).release()
         sweep(directory)
         assert len(list(directory.glob("core-*.lock"))) == 3
-        assert [core.cpus for core in held_cores(directory)] == [core.cpus for core in kept.cores]
+        assert [core.cpus for core in held_cores(directory)] == [core.cpus for core in granted.cores]
     sweep(directory)
     assert not directory.exists()

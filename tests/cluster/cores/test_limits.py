@@ -1,4 +1,4 @@
-"""What this process may use of the machine."""
+"""The part of the machine that this process may use."""
 
 import os
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_this_machine_has_a_usable_core() -> None:
 
 
 def cgroups(tmp_path: Path, own: str, limits: dict[str, str]) -> Quota | None:
-    """The quota with `own` as /proc/self/cgroup, and `limits` as cpu.max of cgroups by their path."""
+    """The quota with `own` as /proc/self/cgroup. limits: the cpu.max of each cgroup, by its path."""
     proc = tmp_path / "cgroup"
     proc.write_text(own)
     root = tmp_path / "fs"

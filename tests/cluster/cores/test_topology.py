@@ -1,4 +1,4 @@
-"""What the machine has."""
+"""Reading a machine's sockets, cores, caches and NUMA nodes."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ def test_two_sockets_with_smt(sysfs: Sysfs) -> None:
     assert topology.cores[31] == Core(cpus=(31, 63), package=1, node=1, llc=16)
 
 
-def test_the_old_name_of_the_sibling_list_will_do(sysfs: Sysfs) -> None:
+def test_the_sibling_list_may_have_its_old_name(sysfs: Sysfs) -> None:
     sysfs.online("0-3")
     for cpu in range(4):
         sysfs.write(f"system/cpu/cpu{cpu}/topology/thread_siblings_list", f"{cpu % 2},{cpu % 2 + 2}")
@@ -31,7 +31,7 @@ def test_the_old_name_of_the_sibling_list_will_do(sysfs: Sysfs) -> None:
 
 
 @pytest.mark.parametrize("source", ["devices", "capacity", "frequency"])
-def test_hybrid_tells_efficiency_cores(sysfs: Sysfs, source: str) -> None:
+def test_efficiency_cores_are_recognized(sysfs: Sysfs, source: str) -> None:
     if source == "devices":
         sysfs.write("cpu_core/cpus", "0-15")
         sysfs.write("cpu_atom/cpus", "16-31")
@@ -72,7 +72,7 @@ def test_a_virtual_machine_that_shows_only_its_online_cpus(sysfs: Sysfs) -> None
     assert topology.describe() == "1 socket, 4 cores, 4 threads, 1 last-level cache, 1 NUMA node"
 
 
-def test_without_a_list_of_online_cpus_the_folders_tell(sysfs: Sysfs) -> None:
+def test_without_a_list_of_online_cpus_the_folders_count(sysfs: Sysfs) -> None:
     for cpu in range(3):
         sysfs.core((cpu,))
     sysfs.write("system/cpu/cpu1/online", 0)
@@ -81,7 +81,7 @@ def test_without_a_list_of_online_cpus_the_folders_tell(sysfs: Sysfs) -> None:
     assert ids(read_topology(sysfs.root).cores) == [0, 2]
 
 
-def test_without_any_sysfs_the_affinity_tells(tmp_path: Path) -> None:
+def test_without_any_sysfs_the_affinity_counts(tmp_path: Path) -> None:
     assert ids(read_topology(tmp_path / "nothing").cores) == sorted(os.sched_getaffinity(0))
 
 
@@ -102,7 +102,7 @@ def test_an_instruction_cache_is_not_a_last_level_cache(sysfs: Sysfs) -> None:
     assert [core.llc for core in read_topology(sysfs.root).cores] == [0, 1]
 
 
-def test_offline_cpus_are_not_there(sysfs: Sysfs) -> None:
+def test_offline_cpus_are_left_out(sysfs: Sysfs) -> None:
     two_sockets(sysfs)
     # Core 0 has lost both its threads, core 1 its first; other lists may still name them.
     sysfs.online("2-31,33-63")
@@ -111,7 +111,7 @@ def test_offline_cpus_are_not_there(sysfs: Sysfs) -> None:
     assert Core(cpus=(33,), package=0, node=0, llc=2) in topology.cores
 
 
-def test_a_node_of_memory_only_has_no_cores(sysfs: Sysfs) -> None:
+def test_a_node_with_only_memory_has_no_cores(sysfs: Sysfs) -> None:
     sysfs.online("0-1")
     sysfs.node(0, "")
     sysfs.node(1, "0-1")
@@ -119,7 +119,7 @@ def test_a_node_of_memory_only_has_no_cores(sysfs: Sysfs) -> None:
 
 
 @given(st.frozensets(st.integers(0, 300)))
-def test_cpu_lists_come_back_as_they_were(cpus: frozenset[int]) -> None:
+def test_cpu_lists_survive_formatting_and_parsing(cpus: frozenset[int]) -> None:
     assert parse_cpus(format_cpus(cpus)) == cpus
 
 

@@ -1,4 +1,4 @@
-"""Teams and keys in a real Redis: what a rotation keeps, and which keys it refuses."""
+"""Teams and keys in a real Redis: what a key rotation keeps, and which keys it refuses."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a team is charged for requests that fail, by a real router's quota in a real Redis."""
+"""Charges for requests that fail, with a real router and its quotas in a real Redis."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -34,20 +34,20 @@ def server() -> Iterator[OwnRedis]:
 
 @dataclass(frozen=True)
 class Bounded:
-    """A router, and a team with limits that asks it."""
+    """A router, and the client of a team with limits."""
 
     router: RunningRouter
     client: httpx.AsyncClient
     store: redis.Redis
 
     def charged(self) -> tuple[int, int]:
-        """Tokens that count for the team now: of this minute, and of the month."""
+        """The tokens that count for the team now: in this minute, and in this month."""
         keys = quota_keys("support", current_month())
         minute = sum(int(count) for count in self.store.hgetall(keys[1]).values())
         return minute, int(self.store.get(keys[3]) or 0)
 
     async def ends_with(self, tokens: int) -> None:
-        """Waits until so many are charged: settling goes on in the background."""
+        """Waits until this number of tokens is charged: a background task settles the charge."""
         async with asyncio.timeout(10):
             while self.charged() != (tokens, tokens):
                 await asyncio.sleep(0.02)
@@ -98,7 +98,7 @@ def test_a_request_that_fails_before_its_first_token_costs_nothing(
             path, body = request_
             response = await team.client.post(path, json=body)
             assert response.status_code == status, response.text
-            assert team.router.engines.requests, "it was refused by the engines, not before"
+            assert team.router.engines.requests, "the engines refused it, not the router"
             await team.ends_with(0)
 
     asyncio.run(work())
@@ -113,18 +113,18 @@ def test_a_request_that_times_out_before_its_first_token_costs_nothing(
         limits = {"request_timeout_s": 1}
         async with bounded(server, monkeypatch, tmp_path, engines, limits=limits) as team:
             path, body = request_
-            asked = asyncio.create_task(team.client.post(path, json=body))
+            request = asyncio.create_task(team.client.post(path, json=body))
             async with asyncio.timeout(10):
                 while not engines.requests:
                     await asyncio.sleep(0.02)
-            assert min(team.charged()) > 0, "reserved meanwhile"
-            assert (await asked).status_code == 408
+            assert min(team.charged()) > 0, "the tokens are reserved while the request runs"
+            assert (await request).status_code == 408
             await team.ends_with(0)
 
     asyncio.run(work())
 
 
-def test_what_was_generated_or_embedded_is_charged(
+def test_generated_and_embedded_tokens_are_charged(
     server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""Completions, whole and streamed: the chunks put together are the whole, and offsets point into its text."""
+"""Completions, whole and streamed: the chunks add up to the whole, and offsets point into its text."""
 
 import json
 from itertools import pairwise
@@ -20,7 +20,7 @@ text = st.text("ab 鸡é😀\n", max_size=12)
 
 @st.composite
 def choices(draw: st.DrawFn) -> Choice:
-    """A choice whose tokens cut its bytes anywhere, characters in two or three."""
+    """A choice whose tokens may split its text at any byte, also within characters."""
     written = draw(text)
     encoded = written.encode()
     cuts = sorted(draw(st.sets(st.integers(0, len(encoded)))) | {0, len(encoded)})
@@ -29,7 +29,7 @@ def choices(draw: st.DrawFn) -> Choice:
 
 
 def deltas_of(index: int, choice: Choice, cut: int) -> list[Delta]:
-    """The choice in pieces of `cut` tokens; its text arrives with the last of them."""
+    """The deltas of a choice: its logprobs in deltas of `cut` tokens, then a delta with its text."""
     pieces = [
         Delta(index, logprobs=choice.logprobs[start : start + cut]) for start in range(0, len(choice.logprobs), cut)
     ]
@@ -37,7 +37,7 @@ def deltas_of(index: int, choice: Choice, cut: int) -> list[Delta]:
 
 
 def assembled(events: bytes, count: int) -> list[dict[str, Any]]:
-    """The choices that a stream's chunks add up to."""
+    """The choices that result from the chunks of a stream."""
     whole: list[dict[str, Any]] = [{"text": "", "logprobs": {}} for _ in range(count)]
     for line in events.decode().splitlines():
         if line.startswith("data: {"):

@@ -56,14 +56,14 @@ async def until(fact: Callable[[], object]) -> None:
 
 
 async def send_and_leave(router: RunningRouter, sent: bytes, after: Callable[[], object] | None = None) -> None:
-    """Sends these bytes and closes the connection; after: once this has come true."""
+    """Sends these bytes and closes the connection. after: a fact to wait for before that."""
     _, writer = await asyncio.open_connection("127.0.0.1", router.port)
     writer.write(sent)
     await writer.drain()
     if after is not None:
         await until(after)
     else:
-        await asyncio.sleep(0.05)  # the request has reached the application
+        await asyncio.sleep(0.05)  # long enough for the request to reach the application
     writer.close()
     await writer.wait_closed()
 

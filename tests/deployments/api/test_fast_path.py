@@ -1,4 +1,4 @@
-"""The fast path in front of Serve: what is stored is answered there, and everything else reaches Serve."""
+"""The fast path in front of Serve: it answers from the cache, and every other request reaches Serve."""
 
 import asyncio
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ BODY = [b'{"model": ', b'"dray-demo"', b"}"]
 
 
 class Api:
-    """Knows the answer to a body that ends in a brace."""
+    """An API that has a stored answer to each body that ends in a brace."""
 
     paths = frozenset({PATH})
     prepared = PreparedRequest((), cast(Any, None), stream=False)
@@ -27,7 +27,7 @@ class Api:
 
 
 class Recorder:
-    """Notes whose requests it was asked to record."""
+    """Keeps the scopes of the requests that it was asked to record."""
 
     def __init__(self) -> None:
         self.recorded: list[Scope] = []
@@ -45,7 +45,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
 
 
 def ask(body: list[bytes], **more: Any) -> tuple[list[Message], list[Scope]]:
-    """What a client receives, and the scopes that reach Serve."""
+    """Sends a request; returns the response, and the scopes that reach Serve."""
     sent: list[Message] = []
     reached: list[Scope] = []
     messages = [{"type": "http.request", "body": part, "more_body": True} for part in body]
@@ -79,7 +79,7 @@ def test_a_request_without_an_id_gets_one(recorder: Recorder, headers: list[tupl
     assert len(identity) == 32
     _, [scope] = ask([*BODY, b" "], headers=headers)
     [(name, identity)] = scope["headers"]
-    assert name == b"x-request-id" and len(identity) == 32, "Serve and the log use the same one"
+    assert name == b"x-request-id" and len(identity) == 32, "Serve and the log use the same id"
 
 
 def test_without_a_stored_answer_the_prepared_request_reaches_serve(recorder: Recorder) -> None:
@@ -87,7 +87,7 @@ def test_without_a_stored_answer_the_prepared_request_reaches_serve(recorder: Re
     assert sent == []
     assert scope[PREPARED_REQUEST] is Api.prepared
     assert scope["path"] == PATH and scope["headers"] == [(b"x-request-id", b"7")]
-    assert recorder.recorded == [scope], "recorded once, and by the outermost"
+    assert recorder.recorded == [scope], "recorded once, by the outermost layer"
 
 
 @pytest.mark.parametrize("more", [{"method": "GET"}, {"path": "/metrics"}, {"type": "lifespan"}])

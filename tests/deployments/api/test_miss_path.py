@@ -1,4 +1,4 @@
-"""What a request costs on its way to an engine, through a real router with real Redis."""
+"""The cost of a request on its way to an engine, through a real router with a real Redis."""
 
 import asyncio
 import re
@@ -39,7 +39,7 @@ def teams() -> Iterator[OwnRedis]:
 
 
 class Monitor:
-    """The commands that clients send to a Redis, without those that Lua scripts run."""
+    """Records the commands that clients send to a Redis, but not those that Lua scripts run."""
 
     def __init__(self, url: str) -> None:
         self.commands: list[str] = []
@@ -71,7 +71,7 @@ class Monitor:
         return self.commands[: self.commands.index(f"ECHO {FENCE}")]
 
     def trips_before_fence(self) -> int:
-        """Trips that take one after the other: commands that did not wait for each other's reply share one."""
+        """The number of round trips: commands that did not wait for each other's reply share a trip."""
         times = self.times[: len(self.before_fence())]
         return len(times[:1]) + sum(later - earlier > REPLY_DELAY_S / 2 for earlier, later in pairwise(times))
 
@@ -89,7 +89,7 @@ class Monitor:
 
 @asynccontextmanager
 async def slow(url: str, folder: Path) -> AsyncIterator[str]:
-    """The URL of the same Redis, whose replies take longer."""
+    """The URL of a proxy of this Redis that delays the replies."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
@@ -109,7 +109,7 @@ async def slow(url: str, folder: Path) -> AsyncIterator[str]:
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[object]:
-    """Records the calls of a function, which still does its work."""
+    """Returns a list that grows with each call of this function; the function still works."""
     calls: list[object] = []
     original = getattr(owner, name)
 
@@ -136,7 +136,7 @@ def test_a_miss_costs_one_authentication_one_parse_and_two_trips_to_redis(
     async def work() -> None:
         engines = Engines()
         async with running_router(monkeypatch, answers.url, teams.url, engines) as router, client_of(router) as client:
-            # Connections are open and scripts are loaded after this one.
+            # This request opens the connections and loads the scripts.
             await client.post("/v1/chat/completions", content=chat(f"first {stream}"))
             for calls in (authentications, reads, parses):
                 calls.clear()
@@ -144,8 +144,8 @@ def test_a_miss_costs_one_authentication_one_parse_and_two_trips_to_redis(
                 engines.on_request = monitor.fence
                 response = await client.post("/v1/chat/completions", content=chat(f"hi {stream}", stream=stream))
                 assert response.headers["x-dray-cache"] == "miss"
-            asked = monitor.before_fence()
-            assert [command.split()[0] for command in asked] == ["GET", "EVALSHA"], asked
+            commands = monitor.before_fence()
+            assert [command.split()[0] for command in commands] == ["GET", "EVALSHA"], commands
             assert (len(authentications), len(reads), len(parses)) == (1, 1, 1)
 
             with Monitor(answers.url) as monitor:
@@ -162,7 +162,7 @@ def test_a_miss_costs_one_authentication_one_parse_and_two_trips_to_redis(
 def test_a_miss_takes_two_trips_to_redis_however_many_replicas_there_are(
     answers: OwnRedis, teams: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, replicas: int
 ) -> None:
-    """With several replicas it is also looked up which of them caches the prompt, while the flight is acquired."""
+    """With several replicas, the router also looks up which of them caches the prompt, while it acquires the flight."""
     engines, replica_set = Engines(), registry().replicas_of("engines")
     replica_set.update({f"replica-{number}": ReplicaStats() for number in range(replicas)})
     long = "What is 1 + 1? " * 20  # more than one block of the prefix cache
@@ -173,7 +173,7 @@ def test_a_miss_takes_two_trips_to_redis_however_many_replicas_there_are(
             running_router(monkeypatch, url, teams.url, engines) as router,
             client_of(router) as client,
         ):
-            # Connections are open and scripts are loaded after these.
+            # These requests open the connections and load the scripts.
             await asyncio.gather(
                 *(client.post("/v1/chat/completions", content=chat(f"{replicas} {n} {long}")) for n in range(3))
             )
@@ -214,15 +214,15 @@ def test_a_request_keeps_its_id_on_a_miss_and_on_a_hit(
 ) -> None:
     async def work() -> None:
         async with running_router(monkeypatch, answers.url, teams.url) as router, client_of(router) as client:
-            for given in ({"x-request-id": "mine"}, {}, {"x-request-id": ""}):
+            for headers in ({"x-request-id": "own-id"}, {}, {"x-request-id": ""}):
                 ids = set()
                 for expected in ("miss", "hit"):
-                    content = chat(f"{given} asks")
-                    response = await client.post("/v1/chat/completions", content=content, headers=given)
+                    content = chat(f"{headers} asks")
+                    response = await client.post("/v1/chat/completions", content=content, headers=headers)
                     assert response.headers["x-dray-cache"] == expected
                     [identity] = response.headers.get_list("x-request-id")
                     ids.add(identity)
-                assert ids == {"mine"} if given.get("x-request-id") else len(ids) == 2 and "" not in ids
+                assert ids == {"own-id"} if headers.get("x-request-id") else len(ids) == 2 and "" not in ids
 
     asyncio.run(work())
 

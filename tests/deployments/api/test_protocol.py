@@ -34,7 +34,7 @@ Read = Callable[[bytes, ServedModel], list[GenerationRequest]]
 
 @dataclass(frozen=True)
 class Api:
-    """A request body that has almost every field, and what reads it."""
+    """A request body with almost every field, and the function that reads it."""
 
     name: str
     read: Read
@@ -206,13 +206,13 @@ def with_text(body: Any, path: tuple[Any, ...], text: bytes) -> bytes:
 
 
 def named(path: tuple[Any, ...]) -> str:
-    """The path as errors write it."""
+    """The path in the form that errors use."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
 
 
 def refusal(api: Api, model: ServedModel, body: bytes) -> ApiError | None:
-    """The API's error; None if it accepts the request, which then can be sent to an engine and hashed. Any other
-    exception fails the test."""
+    """The API's error, or None if it accepts the request, which must then be encodable. Any other exception fails the
+    test."""
     try:
         for request in api.read(body, model):
             msgspec.msgpack.encode(request)
@@ -282,7 +282,7 @@ def test_long_digits_in_texts_are_no_integers(bundled: ServedModel) -> None:
     [b"NaN", b"Infinity", b"-Infinity", b'"\\ud800"', b'"\\udc00x"', b'{"\\ud800": 1}', b'"\xed\xa0\x80"', b"1e999"],
     ids=["nan", "inf", "-inf", "high", "low", "key", "bytes", "1e999"],
 )
-def test_what_is_not_json_is_refused_in_every_field(api: Api, bundled: ServedModel, text: bytes) -> None:
+def test_invalid_json_is_refused_in_every_field(api: Api, bundled: ServedModel, text: bytes) -> None:
     for path in paths_of(api.body):
         error = refusal(api, bundled, with_text(api.body, path, text))
         assert error is not None, path
@@ -309,7 +309,7 @@ def test_a_key_may_come_twice(api: Api, bundled: ServedModel) -> None:
 
 def test_a_key_that_outlives_every_calendar_is_refused(bundled: ServedModel) -> None:
     for api, field in (("create_key", "expires_in_s"), ("rotate_key", "grace_s")):
-        [reader] = [each for each in APIS if each.name == api]
+        [reader] = [reader for reader in APIS if reader.name == api]
         error = refusal(reader, bundled, json.dumps(reader.body | {field: 1e12}).encode())
         assert error is not None and error.body.error.param == field
 

@@ -25,7 +25,7 @@ RESULT = GenerationResult((Choice("", "end", "stop"),), Usage(1, 1, 0, 0), 0)
 
 
 class Source:
-    """The deltas of a generation: `count` of them, each of `size` characters; records how far it got."""
+    """A source of `count` deltas of `size` characters each, which records how many were taken."""
 
     def __init__(self, count: int, size: int, *, ends: bool = True) -> None:
         self.sent = 0
@@ -49,7 +49,7 @@ class Source:
 
 @asynccontextmanager
 async def serving(source: Source, timeouts: StreamTimeouts) -> AsyncIterator[int]:
-    """A real server whose every response streams this source; gives its port."""
+    """A real server that streams this source in every response; yields its port."""
 
     async def answer(http: Request) -> Response:
         broadcast = Broadcast(source.deltas(), source.result)

@@ -1,4 +1,4 @@
-"""The answer cache against a real server: it returns what was stored, and never anything else."""
+"""The answer cache against a real server: it returns the stored answer, and never anything else."""
 
 import asyncio
 import time
@@ -104,8 +104,8 @@ def test_the_key_covers_all_that_the_answer_depends_on(server: OwnRedis) -> None
         GenerationRequest((), Sampling(5), (1, 2)),
     ]
     keys = {answers.key("m", "s", "n", question) for question in questions}
-    others = [("m", "s2", "n"), ("m", "s", "other"), ("m2", "s", "n")]
-    keys |= {answers.key(*subject, request_for()) for subject in others}
+    other_subjects = [("m", "s2", "n"), ("m", "s", "other"), ("m2", "s", "n")]
+    keys |= {answers.key(*subject, request_for()) for subject in other_subjects}
     assert len(keys) == len(questions) + 3
     assert answers.key("m", "s", "n", request_for()) == answers.key("m", "s", "n", request_for())
 
@@ -120,17 +120,17 @@ def test_garbage_is_a_miss(server: OwnRedis, garbage: bytes) -> None:
     assert asyncio.run(closing(cache(server).get("dray:answer:garbage"))) is None
 
 
-def test_policy(server: OwnRedis) -> None:
+def test_only_complete_answers_that_repeat_are_stored(server: OwnRedis) -> None:
     stores, stores_all = cache(server).should_store, cache(server, store="all").should_store
 
     def answer(*finishes: FinishReason) -> GenerationResult:
         return GenerationResult(tuple(Choice("", "", finish) for finish in finishes), Usage(1, 1, 0, 0), 0)
 
-    greedy, seeded, drawn = (
+    greedy, seeded, random = (
         request_for(sampling=sampling) for sampling in (Sampling(5), Sampling(5, 0.7, seed=3), Sampling(5, 0.7))
     )
     assert stores(greedy, answer("stop")) and stores(seeded, answer("stop", "tool_calls"))
-    assert not stores(drawn, answer("stop")) and stores_all(drawn, answer("stop"))
+    assert not stores(random, answer("stop")) and stores_all(random, answer("stop"))
     assert not stores(greedy, answer("stop", "length")) and not stores_all(greedy, answer("length"))
 
 
@@ -154,13 +154,13 @@ def test_a_full_server_evicts_the_least_used_answers_and_stores_new_ones(server:
 def test_without_a_server_every_lookup_is_a_quick_miss() -> None:
     async def work() -> None:
         faults: list[None] = []
-        gone = AnswerCache(CacheSettings(), store_at("redis://127.0.0.1:1", lambda: faults.append(None), 0.2))
-        began = time.monotonic()
+        answers = AnswerCache(CacheSettings(), store_at("redis://127.0.0.1:1", lambda: faults.append(None), 0.2))
+        start = time.monotonic()
         for _ in range(20):
-            assert await gone.get("dray:answer:x") is None
-            await gone.put("dray:answer:x", ANSWER, CacheControl())
-        assert time.monotonic() - began < 1
-        assert len(faults) == 3, "then the circuit is open, and no call is made"
+            assert await answers.get("dray:answer:x") is None
+            await answers.put("dray:answer:x", ANSWER, CacheControl())
+        assert time.monotonic() - start < 1
+        assert len(faults) == 3, "after three faults the circuit is open, and the cache makes no calls"
 
     asyncio.run(closing(work()))
 

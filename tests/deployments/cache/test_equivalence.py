@@ -1,4 +1,4 @@
-"""Which questions are the same: what may differ between them, and what never may."""
+"""Equivalent questions: the differences that are ignored, and those that never are."""
 
 import pytest
 

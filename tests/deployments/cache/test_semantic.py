@@ -27,14 +27,14 @@ def server() -> Iterator[OwnRedis]:
 
 
 class Alike:
-    """Takes all texts for alike, so that only their words decide."""
+    """An embedder to which all texts are alike, so that only their words decide."""
 
     async def embed(self, texts: list[str], timeout_s: float) -> list[bytes]:
         return [array("f", [1.0] + [0.0] * (SIZE - 1)).tobytes() for _ in texts]
 
 
 class Router:
-    """A router's two caches. Each test has a namespace, and so contexts, of its own."""
+    """A router's two caches. Each test has its own namespace, and so its own contexts."""
 
     def __init__(self, url: str, namespace: str) -> None:
         self.store = store_at(url)
@@ -57,7 +57,7 @@ class Router:
         return await self.semantic.find(await self.query(text))
 
     def copied(self) -> list[str]:
-        """The questions that this router knows, one for each row."""
+        """The questions that this router has copied, one for each row."""
         return [text for context in self.semantic._contexts.values() for text in context.texts]
 
 
@@ -117,7 +117,7 @@ def test_a_row_that_redis_evicted_is_added_again(server: OwnRedis, evicted: str)
             await router.add("What is 27 + 48?")
             await router.add("What is 27 + 48?")
             assert set(rows(server, query)) == {"What is 27 + 48?"}
-            assert len(rows(server, query)) == (1 if evicted == "near" else 2), "never more than once after an eviction"
+            assert len(rows(server, query)) == (1 if evicted == "near" else 2), "after an eviction at most once"
 
     run(work)
 

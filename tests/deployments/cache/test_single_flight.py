@@ -50,7 +50,7 @@ async def join(router: SingleFlight, key: str, queue_class: QueueClass = PERSON)
 
 
 async def followed(lease: FlightLease, count: int = 100) -> list[TokenBatch]:
-    """The first batches of the first choice, at most so many."""
+    """The first batches of the first choice, up to `count`."""
     batches: list[TokenBatch] = []
     async for batch in lease.follow(0, 0):
         batches.append(batch)
@@ -76,14 +76,14 @@ async def until(fact: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_followers_get_all_as_it_arrives_and_then_it_is_stored(server: OwnRedis) -> None:
+def test_followers_get_tokens_as_they_arrive_and_the_answer_is_stored(server: OwnRedis) -> None:
     async def work() -> None:
-        async with routers(server, 3) as (first, *others):
+        async with routers(server, 3) as (first, *following):
             key = new_key()
             leader = await join(first, key)
             assert not leader.joined and leader.role == "lead"
             leader.record(0, 0, BATCHES[0])
-            followers = [await join(router, key) for router in others]
+            followers = [await join(router, key) for router in following]
             assert all(follower.joined for follower in followers)
             while_generating = [await followed(follower, 1) for follower in followers]
             assert while_generating == [BATCHES[:1], BATCHES[:1]]
@@ -112,14 +112,14 @@ def test_a_dead_leaders_follower_continues_within_two_seconds(server: OwnRedis) 
             await until(lambda: "lead" in (follower.role, bystander.role))
             assert time.monotonic() - died < 2
             new, old = (follower, bystander) if follower.role == "lead" else (bystander, follower)
-            assert await followed(new) == BATCHES[:1], "it generates what is missing"
+            assert await followed(new) == BATCHES[:1], "the new leader generates the rest"
             new.record(0, 0, BATCHES[1])
             new.record(0, 0, BATCHES[3])
             reading = asyncio.create_task(followed(old))
             await new.complete()
             assert ids(await reading) == [1, 2, 3, 7]
             leader.record(0, 0, BATCHES[2])
-            assert not await leader.has_followers() and leader.role == "alone", "it publishes nothing without the lock"
+            assert not await leader.has_followers() and leader.role == "alone", "without the lock it publishes nothing"
 
     run(work)
 
@@ -134,16 +134,16 @@ def test_a_leader_knows_whether_anyone_follows_and_may_leave(server: OwnRedis) -
             leader.record(0, 0, BATCHES[0])
             assert await followed(follower, 1) == BATCHES[:1]
             assert await leader.has_followers()
-            left = time.monotonic()
+            start = time.monotonic()
             await leader.release()
             await until(lambda: follower.role == "lead")
-            assert time.monotonic() - left < 1
+            assert time.monotonic() - start < 1
             await follower.release()
 
     run(work)
 
 
-def test_a_leader_learns_the_queue_class_of_those_who_follow(server: OwnRedis) -> None:
+def test_a_leader_learns_the_queue_class_of_its_followers(server: OwnRedis) -> None:
     async def work() -> None:
         async with routers(server, 2) as (first, second):
             key, lifted = new_key(), list[QueueClass]()
@@ -154,10 +154,10 @@ def test_a_leader_learns_the_queue_class_of_those_who_follow(server: OwnRedis) -
             assert PERSON not in lifted
             follower.lift(PERSON)
             follower.lift(BATCH)
-            began = time.monotonic()
+            start = time.monotonic()
             await until(lambda: PERSON in lifted)
-            assert time.monotonic() - began < 2
-            # The class that was lifted is forgotten as soon as a lock would be.
+            assert time.monotonic() - start < 2
+            # The class is forgotten as soon as a lock would expire.
             del lifted[:]
             await until(lambda: lifted[-20:] == [PERSON] * 20)
             await follower.release()
@@ -230,7 +230,7 @@ def test_an_unexpected_exception_is_logged_and_leaves_nobody_waiting(
     run(work)
 
 
-def test_who_asks_again_soon_continues_where_the_last_one_left(server: OwnRedis) -> None:
+def test_a_repeated_request_continues_where_the_cancelled_one_stopped(server: OwnRedis) -> None:
     async def work() -> None:
         async with routers(server, 2) as (first, second):
             key = new_key()
@@ -244,7 +244,7 @@ def test_who_asks_again_soon_continues_where_the_last_one_left(server: OwnRedis)
             assert again.role == "lead"
             again.record(0, 0, BATCHES[3])
             await again.complete()
-            # The flight ended and its answer was not stored: the next request starts anew.
+            # The flight ended and its answer was not stored: the next request starts a new flight.
             fresh = await join(first, key)
             assert fresh.name != lease.name and await followed(fresh) == []
             await fresh.release()
@@ -253,7 +253,7 @@ def test_who_asks_again_soon_continues_where_the_last_one_left(server: OwnRedis)
 
 
 @pytest.mark.parametrize("trouble", ["garbage", "gap", "another flight", "gone"])
-def test_what_does_not_fit_is_never_passed_on(server: OwnRedis, trouble: str) -> None:
+def test_inconsistent_tokens_are_never_passed_on(server: OwnRedis, trouble: str) -> None:
     async def work() -> None:
         async with routers(server, 2) as (first, second):
             key = new_key()

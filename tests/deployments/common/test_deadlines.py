@@ -1,4 +1,4 @@
-"""Deadline ends a wait that lasts too long, leaves short ones alone, and keeps a cancelled task cancelled."""
+"""Deadline ends a wait that lasts too long, does not affect short waits, and keeps a cancelled task cancelled."""
 
 import asyncio
 from collections.abc import Coroutine

@@ -17,7 +17,7 @@ from tests.conftest import redis_server
 
 
 class Faults:
-    """Counts what a store reports through its callbacks."""
+    """Counts the calls of a store's callbacks."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -51,7 +51,7 @@ async def fails(store: RedisStore) -> float:
     return time.monotonic() - started
 
 
-def test_a_paused_server_opens_the_circuit_and_it_closes_by_itself(
+def test_a_paused_server_opens_the_circuit_which_closes_by_itself(
     server: OwnRedis, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work(store: RedisStore, faults: Faults) -> None:

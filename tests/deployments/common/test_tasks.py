@@ -1,4 +1,4 @@
-"""Background tasks: failures are logged, services restart, and nothing runs on after `close`."""
+"""Background tasks: failures are logged, services restart, and no task runs after `close`."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from deployments.common.tasks import TaskSupervisor
 
 @pytest.fixture(autouse=True)
 def propagating(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A router in the same process may have turned this off, and then caplog records nothing."""
+    """Turns propagation on for caplog, because a router in the same process may have turned it off."""
     monkeypatch.setattr(logging.getLogger("dray"), "propagate", True)
 
 

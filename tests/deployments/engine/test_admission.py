@@ -1,4 +1,4 @@
-"""Concurrent prompts with a common prefix: every greedy text equals the one of an otherwise idle engine."""
+"""Concurrent prompts with a common prefix: every greedy text equals that of an otherwise idle engine."""
 
 import os
 import random
@@ -87,7 +87,7 @@ def undisturbed(engine: Engine, prompt: list[int]) -> list[int]:
 
 
 class Texts:
-    """Requests to a busy engine that continue one text from several points, and what it generates."""
+    """Requests that continue a text from several points on a busy engine, and the generated texts."""
 
     def __init__(self, engine: Engine, prompt: list[int], text: list[int]) -> None:
         self.engine, self.prompt, self.text = engine, prompt, text
@@ -116,7 +116,7 @@ class Texts:
                 self._generated[number] += tokens.ids
 
     def finish(self) -> list[str]:
-        """Steps until all are done; returns the wrong texts."""
+        """Runs steps until all requests are done; returns the wrong texts."""
         for _ in range(3 * len(self.text)):
             self.step()
         assert not self.engine.busy, "the engine is stuck"
@@ -130,7 +130,7 @@ class Texts:
 
 
 def lagging(texts: Texts, chance: random.Random) -> None:
-    """Several continue from nearby points, a few steps apart."""
+    """Several requests continue from nearby points, a few steps apart."""
     base = chance.randrange(len(texts.text) - 40)
     for _ in range(6):
         texts.ask(min(len(texts.text) - 2, base + chance.randrange(40)))
@@ -139,7 +139,7 @@ def lagging(texts: Texts, chance: random.Random) -> None:
 
 
 def after_an_end(texts: Texts, chance: random.Random) -> None:
-    """Several continue at once from near the point where another ended."""
+    """Several requests continue at the same time from near the point where another ended."""
     end = chance.randrange(len(texts.text) - 60)
     texts.ask(end, tokens=1)
     assert not texts.finish()

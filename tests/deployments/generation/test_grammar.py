@@ -156,7 +156,7 @@ BAD: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("schema", "message"), BAD, ids=[message for _, message in BAD])
-def test_what_cannot_be_enforced_is_refused_by_name(schema: Any, message: str) -> None:
+def test_a_schema_that_cannot_be_enforced_is_refused_by_name(schema: Any, message: str) -> None:
     with pytest.raises(ApiError, match=message) as refused:
         ebnf(json.dumps(schema), "response_format", MAX_NODES)
     error = refused.value.body.error
@@ -196,7 +196,7 @@ POSITIONS: list[Callable[[Any], Any]] = [
 
 
 def grammar_or_refusal(schema: Any) -> str | None:
-    """The grammar; None if the schema is refused with the API's error. Any other exception fails the test."""
+    """The grammar, or None if the schema is refused with the API's error. Any other exception fails the test."""
     try:
         return ebnf(json.dumps(schema), "response_format", MAX_NODES)
     except ApiError as refused:

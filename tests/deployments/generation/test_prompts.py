@@ -115,7 +115,7 @@ def test_stop_strings_cut_where_the_first_begins(
 ) -> None:
     parser = read(prompts, encode("cab abc bca\n</think>\n\n") + encode(answer), stop, cut)
     indexes = [index for text in stop if (index := answer.find(text)) >= 0]
-    # A stop string that a later piece completes may begin before one that was complete already.
+    # A stop string that a later piece completes may begin before another that is already complete.
     assert parser.stopped == bool(indexes)
     if not indexes:
         assert parser.text == answer
@@ -160,7 +160,7 @@ CALLS_TEMPLATE = """{% for message in messages %}{{ message.content }}{% for cal
 
 @pytest.fixture(scope="module")
 def calling(bundled: ServedModel, tmp_path_factory: pytest.TempPathFactory) -> PromptRenderer:
-    """The bundled tokenizer with a chat template that writes calls, and divides by an argument."""
+    """Renders prompts with a chat template that writes tool calls, and divides by an argument."""
     folder = tmp_path_factory.mktemp("model")
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         shutil.copy(bundled.folder / name, folder)
@@ -179,14 +179,14 @@ def test_a_calls_arguments_may_be_any_text(calling: PromptRenderer, arguments: s
         prompt = calling.render(request_of(*messages, template_args='{"size": 100}'))
     except ApiError as error:
         assert error.status == 400 and error.body.error.param == "messages"
-        assert len(arguments) > 1000, "only what is too long or too deep is refused"
+        assert len(arguments) > 1000, "only arguments that are too long or too deep are refused"
     else:
         text = calling.decode(prompt.ids)
         assert arguments in text or json.dumps(arguments) in text
 
 
 @pytest.mark.parametrize("size", ["0", "null", '"a"', "[]", "{}"])
-def test_what_the_template_cannot_use_is_refused(calling: PromptRenderer, size: str) -> None:
+def test_messages_that_the_template_cannot_use_are_refused(calling: PromptRenderer, size: str) -> None:
     with pytest.raises(ApiError, match="chat template") as refused:
         calling.render(request_of(template_args=f'{{"size": {size}}}'))
     assert refused.value.status == 400

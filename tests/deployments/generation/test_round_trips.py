@@ -1,4 +1,4 @@
-"""Before the engines are asked, a question that is not stored costs two round trips to the answers' Redis."""
+"""A question without a stored answer costs two round trips to the answers' Redis before an engine gets it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ LONG = "Let us begin with something that fills more than a block of the cache. "
 
 
 class Wire:
-    """Passes everything on to Redis and counts round trips: calls that are under way together are one."""
+    """A proxy of Redis that counts round trips: calls that are under way at the same time count as one."""
 
     def __init__(self, socket: str) -> None:
         self._socket = socket
@@ -59,7 +59,7 @@ class Wire:
 
 
 class WatchedReplica(Replica):
-    """Notes how many round trips there were before each request."""
+    """A replica that records the number of round trips before each request."""
 
     def __init__(self, model: ServedModel, trips: Callable[[], int]) -> None:
         super().__init__(model)
@@ -97,8 +97,8 @@ async def router_behind(
         yield router, wire, engine, store
     finally:
         await engine.stop()
-        for each in router.stores:
-            await each.close()
+        for store in router.stores:
+            await store.close()
         server.close()
 
 
@@ -116,19 +116,19 @@ def test_a_miss_makes_two_round_trips(
             async def context(question: str) -> RequestContext:
                 return await router.context(LONG + question, team("any"), control=control, choices=choices)
 
-            async def asked(question: str) -> None:
+            async def ask(question: str) -> None:
                 assert await router.service.lookup(await context(question)) is None
                 await result_of(await router.service.answer(await context(question)))
                 assert not router.queue.queued
 
-            await asked(new_question())  # opens connections, loads scripts, starts the engine
+            await ask(new_question())  # opens connections, loads scripts, starts the engine
             blocks = block_keys(engine.requests[-1].prompt_ids[:-1])
-            await asyncio.sleep(4 * LATENCY_S)  # until the dispatcher has recorded the prompt
+            await asyncio.sleep(4 * LATENCY_S)  # long enough for the dispatcher to record the prompt
             for block in blocks:
                 await store.execute("SET", f"dray:kv:{{{APPLICATION}}}:{block.hex()}", "another-replica")
             del engine.requests[:], engine.trips_before[:]
             before = wire.trips
-            await asked(new_question())
+            await ask(new_question())
             assert [trips - before for trips in engine.trips_before] == [2] * choices
             for request in engine.requests:
                 assert (request.prefix_replica, request.prefix_tokens) == ("another-replica", 3 * BLOCK_TOKENS)
@@ -140,14 +140,14 @@ def test_several_prompts_are_looked_up_in_one_round_trip(servers: Sequence[OwnRe
     async def work() -> None:
         async with router_behind(servers, bundled) as (router, wire, engine, _):
 
-            async def asked(number: int) -> None:
-                contexts = [await router.context(f"{LONG}{number} + {more}", team("any")) for more in range(3)]
+            async def ask(number: int) -> None:
+                contexts = [await router.context(f"{LONG}{number} + {index}", team("any")) for index in range(3)]
                 await result_of(CacheLookup("bypass", subscriber=await router.service.answer_many(contexts)))
 
-            await asked(1)
+            await ask(1)
             del engine.requests[:], engine.trips_before[:]
             before = wire.trips
-            await asked(2)
+            await ask(2)
             assert [trips - before for trips in engine.trips_before] == [1, 1, 1]
 
     asyncio.run(asyncio.wait_for(work(), 60))

@@ -69,7 +69,7 @@ class World:
 
     @asynccontextmanager
     async def pair(self, count: int) -> AsyncIterator[tuple["Router", "Router"]]:
-        """The routers of the first request and of the second: two, or twice the same one."""
+        """The router of the first request and that of the second; the same router if `count` is 1."""
         async with self.routers(*[self.engine] * count) as routers:
             yield routers[0], routers[-1]
 
@@ -87,7 +87,7 @@ def world(bundled: ServedModel) -> Iterator[World]:
 
 
 class Router:
-    """A router without HTTP: one place at the engines, a queue, an answer cache, quotas and usage."""
+    """A router without HTTP: one engine slot, a queue, an answer cache, quotas and usage."""
 
     def __init__(self, world: World, dispatcher: Dispatcher, answers: RedisStore) -> None:
         self.stores = [answers, store_at(world.teams.url, timeout_s=5)]
@@ -118,7 +118,7 @@ class Router:
         )
 
     async def occupied(self) -> Slot:
-        """The only place at the engines."""
+        """Takes the only engine slot."""
         return await self.queue.acquire("occupant", 1.0, TokenCost(1, 1))
 
 
@@ -132,15 +132,15 @@ def new_question() -> str:
 
 
 def team(name: str, quota: Quota | None = None, weight: float = 1.0) -> Team:
-    """A team with a name of its own, so that no test counts what another one used."""
+    """A team with a name of its own, so that no test counts the usage of another test."""
     return Team(f"{name}-{secrets.token_hex(4)}", 0.0, weight=weight, shares_answers=True, quota=quota or Quota())
 
 
-async def result_of(found: CacheLookup) -> GenerationResult:
-    if found.stored is not None:
-        return found.stored
-    assert found.subscriber is not None
-    with found.subscriber as subscriber, closing(Deadline()) as watchdog:
+async def result_of(lookup: CacheLookup) -> GenerationResult:
+    if lookup.stored is not None:
+        return lookup.stored
+    assert lookup.subscriber is not None
+    with lookup.subscriber as subscriber, closing(Deadline()) as watchdog:
         while subscriber.result is None:
             await subscriber.next_batch(watchdog)
         return subscriber.result
@@ -155,19 +155,19 @@ def asking(router: Router, context: RequestContext) -> asyncio.Task[GenerationRe
 
 
 def pause(server: OwnRedis, milliseconds: int) -> None:
-    """Every call to this server takes so long from now on."""
+    """Delays all calls to this server by this time."""
     with redis.Redis.from_url(server.url) as raw:
         raw.execute_command("CLIENT", "PAUSE", milliseconds, "ALL")
 
 
-def led(server: OwnRedis) -> bool:
+def has_leader(server: OwnRedis) -> bool:
     """Whether a router leads a flight."""
     with redis.Redis.from_url(server.url) as raw:
         return bool(raw.keys("dray:lock:*"))
 
 
 def month_of(teams: OwnRedis, team: Team) -> int:
-    """Tokens that the team was charged this month."""
+    """The tokens that the team was charged for this month."""
     with redis.Redis.from_url(teams.url) as raw:
         return int(raw.get(quota_keys(team.name, current_month())[3]) or 0)
 
@@ -186,15 +186,15 @@ def test_a_person_who_joins_a_waiting_batch_request_lifts_it(world: World, count
             for _ in range(4):
                 tasks.append(asking(leading, await leading.context(new_question(), waiting)))
             await until(lambda: leading.queue.queued == choices + 4)
-            found = await joining.service.answer(await joining.context(question, support, choices=choices))
-            assert found.result == "join"
+            joined = await joining.service.answer(await joining.context(question, support, choices=choices))
+            assert joined.result == "join"
             await until(lambda: not any(waiter.batch for waiter in leading.queue._heap))
             for index, task in enumerate(tasks):
                 task.add_done_callback(lambda _, index=index: order.append("joined" if index == 0 else "person"))  # type: ignore[misc]
             slot.release(1)
             [first, *_] = await asyncio.gather(*tasks)
             assert order.index("joined") < (2 if choices == 1 else 4), order
-            assert (await result_of(found)).choices == first.choices
+            assert (await result_of(joined)).choices == first.choices
             await until(lambda: leading.queue.running == 0)
 
     world.run(work)
@@ -209,7 +209,7 @@ def test_a_joiner_does_not_get_the_leaders_quota_refusal_and_pays_itself(world: 
             pause(world.teams, 1000)
             # The leader waits for its quota while the other team joins.
             leader = asyncio.create_task(leading.service.answer(contexts[0]))
-            await until(lambda: bool(leading.service._jobs) and (count == 1 or led(world.answers)))
+            await until(lambda: bool(leading.service._jobs) and (count == 1 or has_leader(world.answers)))
             joined = await joining.service.answer(contexts[1])
             assert joined.result == "join"
             result = await result_of(joined)
@@ -229,18 +229,18 @@ def test_a_joiner_does_not_get_the_leaders_quota_refusal_and_pays_itself(world: 
     world.run(work)
 
 
-def test_where_no_team_has_tokens_left_each_gets_its_own_refusal(world: World) -> None:
+def test_if_no_team_has_tokens_left_each_gets_its_own_refusal(world: World) -> None:
     async def work(world: World) -> None:
         async with world.pair(1) as (router, _):
             minute, month = team("minute", Quota(tokens_per_minute=50)), team("month", EMPTY)
             await (await router.context("", minute)).grant.reserve(45)
             question, teams = new_question(), (month, minute, month, minute)
-            contexts = [await router.context(question, one) for one in teams]
+            contexts = [await router.context(question, team) for team in teams]
             pause(world.teams, 500)
-            outcomes = await asyncio.gather(*(asked(router, one) for one in contexts), return_exceptions=True)
-            for outcome, one in zip(outcomes, teams, strict=True):
+            outcomes = await asyncio.gather(*(asked(router, context) for context in contexts), return_exceptions=True)
+            for outcome, asker in zip(outcomes, teams, strict=True):
                 assert isinstance(outcome, ApiError) and outcome.status == 429
-                assert ("tokens a month" if one is month else "50 tokens a minute") in outcome.message
+                assert ("tokens a month" if asker is month else "50 tokens a minute") in outcome.message
             assert router.queue.running == 0 and not router.service._jobs
 
     world.run(work)
@@ -258,7 +258,7 @@ def test_a_joiner_does_not_get_the_refusal_of_the_leaders_queue(world: World, ch
             # Alone, the leader is refused.
             with pytest.raises(ApiError, match="waiting"):
                 await asked(router, await router.context(question, flooding, choices=choices))
-            contexts = [await router.context(question, one, choices=choices) for one in (flooding, quiet)]
+            contexts = [await router.context(question, asker, choices=choices) for asker in (flooding, quiet)]
             leader, joiner = await asyncio.gather(*map(router.service.answer, contexts))
             assert (leader.result, joiner.result) == ("miss", "join")
             await until(lambda: router.queue.queued == 4 and sum(task.done() for task in flood) == choices)
@@ -314,7 +314,7 @@ def test_a_question_that_crashes_engines_crashes_those_of_one_router_only(world:
     world.run(work)
 
 
-def test_a_request_for_a_young_answer_is_not_given_an_old_one_by_the_one_that_it_joins(world: World) -> None:
+def test_a_request_for_a_young_answer_does_not_join_one_that_gets_an_old_answer(world: World) -> None:
     async def work(world: World) -> None:
         async with world.pair(1) as (router, _):
             question, young = new_question(), CacheControl(max_age_s=60)
@@ -328,6 +328,6 @@ def test_a_request_for_a_young_answer_is_not_given_an_old_one_by_the_one_that_it
             assert fresh.result == "miss" and (await result_of(fresh)).created > old.created
             await until(lambda: not router.service._jobs)
             again = await router.service.lookup(await router.context(question, team("any"), control=young))
-            assert again is not None, "the new answer is the one that is stored"
+            assert again is not None, "the new answer was stored"
 
     world.run(work)

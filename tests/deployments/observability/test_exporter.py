@@ -1,4 +1,4 @@
-"""What Prometheus scrapes from a pod: gauges of living processes only, counters of all."""
+"""The metrics that Prometheus scrapes from a pod: gauges of living processes, counters of all processes."""
 
 import os
 import subprocess

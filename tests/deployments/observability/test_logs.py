@@ -1,4 +1,4 @@
-"""The form of log lines."""
+"""The format of log lines."""
 
 import json
 import logging

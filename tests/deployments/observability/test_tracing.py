@@ -1,4 +1,4 @@
-"""Traces without a Dray: off, they load nothing; with a collector that is dead or hangs, nobody waits."""
+"""Traces without a Dray: turned off, they load nothing; a collector that is dead or hangs delays nothing."""
 
 import socket
 import subprocess
@@ -21,7 +21,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_off_without_an_endpoint_and_then_nothing_is_loaded(quiet: pytest.MonkeyPatch) -> None:
+def test_without_an_endpoint_traces_are_off_and_nothing_is_loaded(quiet: pytest.MonkeyPatch) -> None:
     assert not configured({})
     assert not configured({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_SDK_DISABLED": "true"})
     assert not configured({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_TRACES_EXPORTER": "none"})
@@ -35,9 +35,9 @@ def test_off_without_an_endpoint_and_then_nothing_is_loaded(quiet: pytest.Monkey
     assert current.get() is NO_SPAN and trace_id(NO_SPAN) == ""
 
 
-def test_spans_of_one_trace_and_what_went_wrong(quiet: pytest.MonkeyPatch) -> None:
-    with collector() as (found, _):
-        quiet.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
+def test_a_trace_has_all_spans_and_the_type_of_an_error(quiet: pytest.MonkeyPatch) -> None:
+    with collector() as (received, _):
+        quiet.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.url)
         quiet.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=ours")
         traces = Traces("dray-router", "x")
         with pytest.raises(ValueError, match="secret"), traces.begin("a", PARENT, {}) as span:
@@ -45,33 +45,33 @@ def test_spans_of_one_trace_and_what_went_wrong(quiet: pytest.MonkeyPatch) -> No
             with span.child("b"):
                 raise ValueError("secret")
         traces.begin("new", "garbage", {}).end()
-        began = time.monotonic()
+        start = time.monotonic()
         traces.close()
-        assert time.monotonic() - began < 2, "sent, and not waited for"
-    spans = {one.name: one for one in found.spans}
+        assert time.monotonic() - start < 2, "closing sends the spans at once"
+    spans = {span.name: span for span in received.spans}
     assert spans["b"].parent == spans["a"].id and spans["a"].parent == "cd" * 8
     assert spans["a"].trace == spans["b"].trace == "ab" * 16 != spans["new"].trace
     assert spans["a"].failed and spans["b"].attributes == {"error.type": "ValueError"}
-    assert "secret" not in str(found.spans)
+    assert "secret" not in str(received.spans)
     assert spans["a"].service == "ours"
 
 
-def test_what_is_not_sampled_is_passed_on_and_not_sent(quiet: pytest.MonkeyPatch) -> None:
-    with collector() as (found, _):
-        quiet.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.url)
+def test_an_unsampled_trace_is_passed_on_but_not_exported(quiet: pytest.MonkeyPatch) -> None:
+    with collector() as (received, _):
+        quiet.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.url)
         quiet.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
         quiet.setenv("OTEL_TRACES_SAMPLER_ARG", "0")
         traces = Traces("dray-router", "x")
         with traces.begin("a", "", {}) as span, span.child("b") as child:
             child.note({"x": 1})
             child.event("y", {})
-            assert not int(child.traceparent[-2:], 16) & 1, "the flag that says that it is sampled"
+            assert not int(child.traceparent[-2:], 16) & 1, "the sampled flag is off"
         traces.begin("sampled", PARENT, {}).end()
         traces.close()
-    assert [one.name for one in found.spans] == ["sampled"]
+    assert [span.name for span in received.spans] == ["sampled"]
 
 
-def test_a_collector_that_hangs_holds_up_neither_work_nor_the_end(quiet: pytest.MonkeyPatch) -> None:
+def test_a_collector_that_hangs_delays_neither_spans_nor_the_end(quiet: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         quiet.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         quiet.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
@@ -80,11 +80,11 @@ def test_a_collector_that_hangs_holds_up_neither_work_nor_the_end(quiet: pytest.
         traces = Traces("dray-router", "x")
         traces.begin("first", "", {}).end()
         connection, _ = wait_for(lambda: silent.accept())  # the exporter is in its call
-        began = time.monotonic()
+        start = time.monotonic()
         for _ in range(1000):
             traces.begin("a", "", {}).end()
-        assert time.monotonic() - began < 1
-        began = time.monotonic()
+        assert time.monotonic() - start < 1
+        start = time.monotonic()
         traces.close()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - start < 3
         connection.close()

@@ -1,4 +1,4 @@
-"""What the chat page sends of a conversation, and how it shows an answer."""
+"""The messages that the chat page sends, and how it shows an answer."""
 
 import re
 from dataclasses import asdict

@@ -2,7 +2,7 @@
 
 
 class Clock:
-    """Called, it gives the seconds; `now` may be set."""
+    """A clock for tests: calling it returns `now`, which tests set, in seconds."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now

@@ -1,4 +1,4 @@
-"""A request that kills engines is stopped; requests that merely ran beside it are answered. Real engine processes."""
+"""A request that crashes engines is stopped; requests that ran beside it are answered. Real engine processes."""
 
 import asyncio
 import os
@@ -33,10 +33,10 @@ from tests.deployments.waiting import until
 
 
 class Replica:
-    """An engine process that is restarted when it has died, called as a Serve handle is."""
+    """An engine process that is restarted when it has died, with the interface of a Serve handle."""
 
     def __init__(self, model: ServedModel, kill: int = 0, at: int = 0, kills: int = 0) -> None:
-        """kill: a signal that the process gets after `at` batches of a stream, `kills` times in all."""
+        """kill: the signal that is sent to the process after `at` batches of a stream. kills: how often in total."""
         self._kill, self._at, self.kills = kill, at, kills
         self._config = config_for(model, tuple(sorted(os.sched_getaffinity(0))))
         self._engine: EngineProcess | None = None
@@ -76,7 +76,7 @@ class Replica:
 
 
 class Response:
-    """What a call through a handle returns."""
+    """The response of a Serve handle."""
 
     def __init__(self, stream: AsyncGenerator[bytes, None]) -> None:
         self._stream = stream
@@ -96,7 +96,7 @@ def prompt_of(model: ServedModel, question: str) -> list[int]:
     return PromptRenderer(model).render(GenerationRequest((Message("user", question),), Sampling(1))).ids
 
 
-def test_a_poisonous_request_is_stopped_after_two_engines_and_no_other_suffers(bundled: ServedModel) -> None:
+def test_a_poisonous_request_is_stopped_after_two_engines_and_others_are_answered(bundled: ServedModel) -> None:
     async def work() -> None:
         replica, resumed = Replica(bundled), list[int]()
         replicas = EngineReplicas("router")
@@ -112,7 +112,7 @@ def test_a_poisonous_request_is_stopped_after_two_engines_and_no_other_suffers(b
                 await answer(dispatcher, poison)
             assert refused.value.status == 500 and refused.value.body.error.code == "engine_failed"
             assert await asyncio.gather(*beside) == [right] * 6
-            assert resumed and replica.starts in (2, 3), "two engines died of it"
+            assert resumed and replica.starts in (2, 3), "the request crashed two engines"
             assert replicas.entries == 0
         finally:
             await replica.stop()
@@ -121,20 +121,20 @@ def test_a_poisonous_request_is_stopped_after_two_engines_and_no_other_suffers(b
 
 
 def test_kills_from_outside_are_not_blamed_on_the_request(bundled: ServedModel) -> None:
-    asyncio.run(asyncio.wait_for(killed(bundled, Replica(bundled, signal.SIGKILL, at=0, kills=3)), 60))
+    asyncio.run(asyncio.wait_for(check_killed(bundled, Replica(bundled, signal.SIGKILL, at=0, kills=3)), 60))
 
 
 @pytest.mark.slow
 def test_a_request_that_crashes_engines_is_stopped_though_it_delivers_tokens_each_time(bundled: ServedModel) -> None:
     replica = Replica(bundled, signal.SIGABRT, at=1, kills=9)
     with pytest.raises(ApiError) as refused:
-        asyncio.run(asyncio.wait_for(killed(bundled, replica), 60))
+        asyncio.run(asyncio.wait_for(check_killed(bundled, replica), 60))
     assert refused.value.body.error.code == "engine_failed"
     assert replica.starts == 5
 
 
-async def killed(bundled: ServedModel, replica: Replica) -> None:
-    """Asks; the answer must be the one of an engine that nobody kills."""
+async def check_killed(bundled: ServedModel, replica: Replica) -> None:
+    """Checks that the replica's answer is the same as that of an engine that is never killed."""
     request = EngineRequest(prompt_of(bundled, "What is 345 times 678?"), Sampling(300))
     calm = Replica(bundled)
     try:
@@ -146,12 +146,12 @@ async def killed(bundled: ServedModel, replica: Replica) -> None:
         await replica.stop()
 
 
-def test_where_a_prompt_is_cached_is_shared_and_a_stream_needs_no_redis(bundled: ServedModel) -> None:
+def test_routers_share_where_a_prompt_is_cached_and_streams_need_no_redis(bundled: ServedModel) -> None:
     async def work(server: OwnRedis) -> None:
         stores = [store_at(server.url) for _ in range(2)]
         replica = Replica(bundled)
         fleets = [EngineReplicas(f"router {number}") for number in range(2)]
-        here, there = (
+        first_router, second_router = (
             Dispatcher(replica, fleet, lambda: None, PrefixIndex(store, "engine"))
             for fleet, store in zip(fleets, stores, strict=True)
         )
@@ -159,22 +159,24 @@ def test_where_a_prompt_is_cached_is_shared_and_a_stream_needs_no_redis(bundled:
         whole = PrefixLocation("r1", (len(prompt) - 1) // BLOCK_TOKENS * BLOCK_TOKENS)
         request = EngineRequest(prompt, Sampling(4), prefix_replica="r7", prefix_tokens=BLOCK_TOKENS)
         try:
-            await answer(here, request)
+            await answer(first_router, request)
             fleets[1].update({"r1": ReplicaStats(), "r2": ReplicaStats()})
-            assert await there.locate_prefix(prompt) == PrefixLocation(), "one replica: there was nothing to record"
+            assert await second_router.locate_prefix(prompt) == PrefixLocation(), "with one replica nothing is recorded"
             fleets[0].update({"r1": ReplicaStats(), "r2": ReplicaStats()})
-            await answer(here, request)
+            await answer(first_router, request)
 
             async def recorded() -> bool:
-                return await there.locate_prefix(prompt) == whole
+                return await second_router.locate_prefix(prompt) == whole
 
             await until(recorded)
             fleets[1].update({"r1": ReplicaStats()})
-            assert await there.locate_prefix(prompt) == PrefixLocation(), "one replica: there is nothing to choose"
+            assert await second_router.locate_prefix(prompt) == PrefixLocation(), (
+                "with one replica nothing is looked up"
+            )
             await asyncio.to_thread(server.stop)
-            assert len(await answer(here, request)) == 4
+            assert len(await answer(first_router, request)) == 4
             located = [(sent.prefix_replica, sent.prefix_tokens) for sent in replica.requests]
-            assert located == [("r7", BLOCK_TOKENS)] * 3, "it goes where the caller says"
+            assert located == [("r7", BLOCK_TOKENS)] * 3, "the caller's location is passed on"
         finally:
             await replica.stop()
             for store in stores:

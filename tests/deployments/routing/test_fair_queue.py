@@ -21,13 +21,13 @@ def run(work: Callable[[], Coroutine[None, None, None]]) -> None:
 
 
 async def settle() -> None:
-    """Lets every task run that can."""
+    """Lets every task run that is ready."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 class Teams:
-    """Requests of several teams, which release their slots one by one, in the order in which they got them."""
+    """Requests of several teams. Slots are released in the order in which they were granted."""
 
     def __init__(self, queue: FairQueue) -> None:
         self.queue = queue
@@ -83,10 +83,10 @@ def test_no_team_takes_nearly_all_slots_while_others_ask() -> None:
         assert Counter(teams.order) == {"quiet": 1, "flood": 20}
         clock.now += 60
         await teams.release(1)
-        assert teams.queue.running == 20, "it asked a minute ago"
+        assert teams.queue.running == 20, "the quiet team asked a minute ago"
         clock.now += 1
         await teams.release(1)
-        assert teams.queue.running == 28, "nobody else asks any more, and a few are reserved"
+        assert teams.queue.running == 28, "no other team asks any more, and a few slots are reserved"
 
     async def both_flood() -> None:
         teams = Teams(FairQueue(32, 1000, 10**6))
@@ -94,13 +94,13 @@ def test_no_team_takes_nearly_all_slots_while_others_ask() -> None:
         await teams.ask("other", 60)
         await teams.release(28)
         await teams.release(10)
-        assert teams.queue.running == 28, "none is left idle but the reserved"
+        assert teams.queue.running == 28, "only reserved slots are idle"
 
     async def weighty() -> None:
         teams = Teams(FairQueue(32, 1000, 10**6))
         await teams.ask("light", 1)
         await teams.ask("heavy", 60, weight=3.0)
-        assert Counter(teams.order) == {"light": 1, "heavy": 24}, "its weight entitles it to more"
+        assert Counter(teams.order) == {"light": 1, "heavy": 24}, "a heavier team may take more"
 
     run(both_flood)
     run(weighty)
@@ -114,14 +114,14 @@ def test_teams_share_by_weight_and_by_tokens() -> None:
         await teams.ask("light", 100)
         await teams.ask("long", 100, cost=400)
         await teams.release(100)
-        seen = Counter(teams.order[10:])
-        assert 2.5 < seen["heavy"] / seen["light"] < 3.5
-        assert 3 < seen["light"] / seen["long"] < 5, "a long answer costs its tokens"
+        served = Counter(teams.order[10:])
+        assert 2.5 < served["heavy"] / served["light"] < 3.5
+        assert 3 < served["light"] / served["long"] < 5, "a long answer costs its tokens"
 
     run(work)
 
 
-def test_what_waits_is_counted_in_tokens_whatever_the_weight() -> None:
+def test_queued_requests_count_by_their_tokens_whatever_the_weight() -> None:
     async def work() -> None:
         clock = Clock()
         teams = Teams(FairQueue(1, 1000, 10**6, clock=clock))
@@ -155,14 +155,14 @@ def test_a_slot_is_reserved_for_teams_with_nothing_running() -> None:
         assert len(teams.order) == 14
         await teams.ask("quiet", 1)
         assert teams.order[14:] == ["quiet"]
-        alone = Teams(FairQueue(16, 1000, 10**6))
-        await alone.ask(ANYONE, 50)
-        assert len(alone.order) == 16, "without teams none is reserved"
+        without_teams = Teams(FairQueue(16, 1000, 10**6))
+        await without_teams.ask(ANYONE, 50)
+        assert len(without_teams.order) == 16, "without teams no slot is reserved"
 
     run(work)
 
 
-def test_beyond_the_bound_the_largest_team_loses_its_last() -> None:
+def test_beyond_the_limit_the_largest_team_loses_its_last_request() -> None:
     async def work() -> None:
         teams = Teams(FairQueue(1, 10, 10**6))
         await teams.ask("flood", 11)
@@ -214,7 +214,7 @@ def test_engines_get_no_more_prompts_than_a_step_takes() -> None:
         await teams.ask("long", 1, prompt=5000, cost=6000)
         while "long" not in teams.order:
             await teams.end_prefills()
-        assert queue.running == len(teams.order), "a prompt beyond the limit goes alone"
+        assert queue.running == len(teams.order), "a prompt beyond the limit is computed alone"
 
     run(work)
 
@@ -225,7 +225,7 @@ def test_a_cancellation_at_the_moment_of_the_last_release_or_of_a_refusal_breaks
         teams = Teams(queue)
         await teams.ask("a", 2)
         await teams.ask("b", 1)
-        # Cancelled, and not yet run, while the last slots are released: its team must still be there.
+        # The task is cancelled but has not run when the last slots are released: its team must still exist.
         teams.tasks[2].cancel()
         for slot, _ in teams.slots:
             slot.release(1)

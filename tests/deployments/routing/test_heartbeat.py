@@ -32,7 +32,7 @@ async def join_and_leave(server: OwnRedis) -> None:
     routers[0].cancel()
     await asyncio.gather(routers[0], return_exceptions=True)
     late = asyncio.create_task(heartbeat(stores[0], counts.append))
-    await counted(1, 2, 3, 3)  # one left as it should, and another joined
+    await counted(1, 2, 3, 3)  # a router has stopped properly, and another has joined
     for task in (*routers, late):
         task.cancel()
     await asyncio.gather(*routers, late, return_exceptions=True)

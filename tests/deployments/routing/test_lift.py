@@ -1,4 +1,4 @@
-"""A waiting request takes the better queue class of all who want its tokens."""
+"""A waiting request takes the best queue class of all requests that wait for its tokens."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -8,7 +8,7 @@ from deployments.routing.queue_class import QueueClass, TokenCost
 
 
 class Waiters:
-    """Requests at one queue with a single place, which is taken. `order`: the teams that got it, as they did."""
+    """Requests in a queue whose only slot is taken. order: the names of the requests that got the slot, in turn."""
 
     def __init__(self) -> None:
         self.queue = FairQueue(1, 1000, 10**6)
@@ -19,7 +19,7 @@ class Waiters:
         return await self.queue.acquire("occupant", 1.0, TokenCost(1, 1))
 
     async def ask(self, name: str, queue_class: QueueClass) -> TokenCost:
-        """name: what `order` calls it."""
+        """Adds a request. name: its name in `order`."""
         cost = TokenCost(10, 90, queue_class.batch)
 
         async def wait() -> None:
@@ -33,7 +33,7 @@ class Waiters:
         return cost
 
     async def finish(self, slot: Slot) -> list[str]:
-        """The order in which all get the place, once it is released."""
+        """Releases the slot; returns the order in which the requests get it."""
         slot.release(1)
         await asyncio.gather(*self.tasks)
         assert (self.queue.running, self.queue.queued, self.queue.queued_tokens) == (0, 0, 0)
@@ -52,20 +52,20 @@ def batch(team: str) -> QueueClass:
     return QueueClass(team, 1.0, batch=True)
 
 
-def test_a_batch_request_that_a_person_wants_waits_among_people() -> None:
+def test_a_batch_request_that_a_person_joins_waits_among_people() -> None:
     async def work(waiters: Waiters) -> None:
         slot = await waiters.start()
-        for name in ("batch", "wanted"):
-            wanted = await waiters.ask(name, batch("nightly"))
+        for name in ("batch", "joined"):
+            joined = await waiters.ask(name, batch("nightly"))
         for number in range(3):
             await waiters.ask(f"person {number}", person("support"))
-        waiters.queue.lift(wanted, person("support"))
-        assert await waiters.finish(slot) == ["person 0", "wanted", "person 1", "person 2", "batch"]
+        waiters.queue.lift(joined, person("support"))
+        assert await waiters.finish(slot) == ["person 0", "joined", "person 1", "person 2", "batch"]
 
     run(work)
 
 
-def test_a_request_of_a_team_that_floods_takes_the_turn_of_a_quiet_team_which_pays_for_it() -> None:
+def test_a_flooding_teams_request_takes_the_turn_of_a_quiet_team_that_joins_it() -> None:
     async def work(waiters: Waiters) -> None:
         slot = await waiters.start()
         costs = [await waiters.ask(f"flood {number}", person("flooding")) for number in range(4)]
@@ -80,7 +80,7 @@ def test_a_request_of_a_team_that_floods_takes_the_turn_of_a_quiet_team_which_pa
     run(work)
 
 
-def test_a_weight_counts_where_its_team_would_have_its_turn_earlier() -> None:
+def test_a_joining_teams_weight_makes_the_turn_earlier() -> None:
     async def work(waiters: Waiters) -> None:
         slot = await waiters.start()
         light = [await waiters.ask(f"light {number}", person("light")) for number in range(3)]
@@ -92,7 +92,7 @@ def test_a_weight_counts_where_its_team_would_have_its_turn_earlier() -> None:
     run(work)
 
 
-def test_a_worse_class_changes_nothing_and_neither_does_one_that_comes_late() -> None:
+def test_a_worse_class_or_a_late_one_changes_nothing() -> None:
     async def work(waiters: Waiters) -> None:
         slot = await waiters.start()
         costs = [await waiters.ask(f"quiet {number}", person("quiet")) for number in range(2)]
@@ -101,10 +101,10 @@ def test_a_worse_class_changes_nothing_and_neither_does_one_that_comes_late() ->
         for queue_class in (batch("nightly"), person("flooding"), batch("quiet"), person("quiet")):
             waiters.queue.lift(costs[0], queue_class)
         waiters.queue.lift(TokenCost(10, 90), person("any"))
-        left = await waiters.ask("left", person("left"))
+        cancelled = await waiters.ask("cancelled", person("cancelled"))
         waiters.tasks.pop().cancel()
         await asyncio.sleep(0)
-        waiters.queue.lift(left, person("other"))
+        waiters.queue.lift(cancelled, person("other"))
         order = await waiters.finish(slot)
         assert order == ["quiet 0", "flood 0", "quiet 1", "flood 1", "flood 2"]
         waiters.queue.lift(costs[0], person("any"))
@@ -113,7 +113,7 @@ def test_a_worse_class_changes_nothing_and_neither_does_one_that_comes_late() ->
     run(work)
 
 
-def test_one_that_leaves_after_it_was_lifted_takes_nothing_from_anyone() -> None:
+def test_a_lifted_request_that_leaves_costs_no_other_team_its_turn() -> None:
     async def work(waiters: Waiters) -> None:
         slot = await waiters.start()
         costs = [await waiters.ask(f"flood {number}", batch("flooding")) for number in range(3)]
@@ -138,7 +138,7 @@ def test_a_lifted_batch_request_does_not_count_as_a_batch() -> None:
         for slot in slots:
             slot.release(1)
         await asyncio.sleep(0)
-        assert [task.done() for task in waiting] == [True, False, True], "one batch in two places, and a person's"
+        assert [task.done() for task in waiting] == [True, False, True], "a batch request, and a person's request"
         (await waiting[2]).release(1)
         await asyncio.sleep(0)
         assert not waiting[1].done()

@@ -1,4 +1,4 @@
-"""Replicas are ranked by what they have cached, what is queued there and how fast they are."""
+"""Replicas are ranked by their cached prompts, their queued work and their speed."""
 
 from collections import Counter
 
@@ -33,38 +33,38 @@ def request_of(*tail: int, avoid: tuple[str, ...] = ()) -> EngineRequest:
 
 
 def cost(replica: ReplicaState) -> int:
-    """The cost of a request of which nothing is cached."""
+    """The cost of a request without a cached prefix."""
     request = EngineRequest([8] * len(request_of().prompt_ids), Sampling(max_tokens=100))
     return replica.cost(request, block_keys(request.prompt_ids))
 
 
-def test_a_prompt_returns_to_where_its_start_is_cached() -> None:
-    known = replicas(*[IDLE] * 8)
-    assign(known["r5"], 1, SYSTEM)
-    known["r5"].finish(1)
-    assert {rank_replicas(request_of(number), known)[0] for number in range(50)} == {"r5"}
+def test_a_prompt_returns_to_the_replica_that_has_cached_its_start() -> None:
+    states = replicas(*[IDLE] * 8)
+    assign(states["r5"], 1, SYSTEM)
+    states["r5"].finish(1)
+    assert {rank_replicas(request_of(number), states)[0] for number in range(50)} == {"r5"}
 
 
 def test_a_prompt_goes_elsewhere_when_too_much_is_queued_there() -> None:
-    known = replicas(IDLE, IDLE)
-    assign(known["r0"], 0, SYSTEM)
-    known["r0"].finish(0)
-    assign(known["r0"], 1, list(range(9000, 9000 + len(SYSTEM) // 2)))
-    assert rank_replicas(request_of(1), known)[0] == "r0"
-    assign(known["r0"], 2, list(range(7000, 7000 + len(SYSTEM))))
-    assert rank_replicas(request_of(1), known)[0] == "r1"
-    known["r0"].finish(2)
-    assert rank_replicas(request_of(1), known)[0] == "r0"
+    states = replicas(IDLE, IDLE)
+    assign(states["r0"], 0, SYSTEM)
+    states["r0"].finish(0)
+    assign(states["r0"], 1, list(range(9000, 9000 + len(SYSTEM) // 2)))
+    assert rank_replicas(request_of(1), states)[0] == "r0"
+    assign(states["r0"], 2, list(range(7000, 7000 + len(SYSTEM))))
+    assert rank_replicas(request_of(1), states)[0] == "r1"
+    states["r0"].finish(2)
+    assert rank_replicas(request_of(1), states)[0] == "r0"
 
 
 def test_other_routers_work_counts_and_this_routers_counts_once() -> None:
     busy = ReplicaStats(300, 60_000, {"another": PendingWork(4000, 1000, 5)})
     assert rank_replicas(request_of(), replicas(busy, IDLE))[0] == "r1"
-    known = replicas(
+    states = replicas(
         ReplicaStats(300, 60_000, {THIS_ROUTER: PendingWork(4000, 1000, 5)}),
         ReplicaStats(300, 60_000, {"another": PendingWork(9)}),
     )
-    assert cost(known["r0"]) == len(request_of().prompt_ids) < cost(known["r1"])
+    assert cost(states["r0"]) == len(request_of().prompt_ids) < cost(states["r1"])
 
 
 def test_other_routers_prompts_are_computed_as_time_passes() -> None:
@@ -78,17 +78,17 @@ def test_other_routers_prompts_are_computed_as_time_passes() -> None:
     assert cost(replica) == len(request_of().prompt_ids)
 
 
-def test_a_prompt_goes_where_another_router_had_it_computed() -> None:
-    known = replicas(*[IDLE] * 8)
+def test_a_prompt_goes_to_the_replica_that_another_router_used_for_it() -> None:
+    states = replicas(*[IDLE] * 8)
     located = msgspec.structs.replace(request_of(), prefix_replica="r6", prefix_tokens=len(SYSTEM))
-    assert rank_replicas(located, known)[0] == "r6"
-    assert rank_replicas(request_of(5), known)[0] == "r6", "it is remembered"
-    assert rank_replicas(msgspec.structs.replace(located, prefix_replica="gone"), known)[0] == "r6"
+    assert rank_replicas(located, states)[0] == "r6"
+    assert rank_replicas(request_of(5), states)[0] == "r6", "the location is remembered"
+    assert rank_replicas(msgspec.structs.replace(located, prefix_replica="gone"), states)[0] == "r6"
 
 
 def test_a_computed_prompt_is_not_waited_for() -> None:
     [replica] = replicas(IDLE).values()
-    alone = cost(replica)
+    idle = cost(replica)
     assign(replica, 41, [1] * 1000, max_tokens=100)
     in_prefill = cost(replica)
     replica.record_tokens(41, 1)
@@ -96,13 +96,13 @@ def test_a_computed_prompt_is_not_waited_for() -> None:
     assert in_prefill - decoding == pytest.approx(1000, abs=5)
     replica.record_tokens(41, 80)
     ending = cost(replica)
-    assert alone < ending < decoding
+    assert idle < ending < decoding
     replica.finish(41)
     replica.record_tokens(41, 1)
-    assert cost(replica) == alone
+    assert cost(replica) == idle
 
 
-def test_a_prompt_is_computed_where_the_fewest_streams_wait_for_it() -> None:
+def test_a_prompt_goes_to_the_replica_where_it_delays_the_fewest_streams() -> None:
     stats = (
         ReplicaStats(300, 60_000, {"another": PendingWork(0, 8, 8)}),
         ReplicaStats(300, 60_000, {"another": PendingWork(0, 20, 1)}),
@@ -111,56 +111,56 @@ def test_a_prompt_is_computed_where_the_fewest_streams_wait_for_it() -> None:
 
 
 def test_a_slow_replica_gets_less() -> None:
-    known = replicas(IDLE, ReplicaStats(100, 60_000))
+    states = replicas(IDLE, ReplicaStats(100, 60_000))
     chosen: Counter[str] = Counter()
     for number in range(400):
         prompt = [number] * 40
-        [first, *_] = rank_replicas(EngineRequest(prompt, Sampling(max_tokens=100)), known)
+        [first, *_] = rank_replicas(EngineRequest(prompt, Sampling(max_tokens=100)), states)
         chosen[first] += 1
-        assign(known[first], number, prompt, max_tokens=100)
+        assign(states[first], number, prompt, max_tokens=100)
     assert 2.5 < chosen["r0"] / chosen["r1"] < 3.5
 
 
 def test_routers_that_know_nothing_of_each_other_agree() -> None:
-    here, there = replicas(*[IDLE] * 9), replicas(*[IDLE] * 9)
+    first_router, second_router = replicas(*[IDLE] * 9), replicas(*[IDLE] * 9)
     requests = [EngineRequest([number] * 100, Sampling(max_tokens=9)) for number in range(60)]
-    owners = [rank_replicas(request, here)[0] for request in requests]
-    assert owners == [rank_replicas(request, there)[0] for request in requests]
+    owners = [rank_replicas(request, first_router)[0] for request in requests]
+    assert owners == [rank_replicas(request, second_router)[0] for request in requests]
     assert len(set(owners)) > 6
 
 
 def test_routers_agree_while_the_speeds_of_equal_nodes_are_measured_differently() -> None:
-    here = replicas(*[ReplicaStats(speed, 60_000) for speed in (300, 330, 290, 310)])
-    there = replicas(*[ReplicaStats(speed, 60_000) for speed in (320, 280, 330, 300)])
+    first_router = replicas(*[ReplicaStats(speed, 60_000) for speed in (300, 330, 290, 310)])
+    second_router = replicas(*[ReplicaStats(speed, 60_000) for speed in (320, 280, 330, 300)])
     requests = [EngineRequest([number] * 1000, Sampling(max_tokens=9)) for number in range(60)]
-    owners = [rank_replicas(request, here)[0] for request in requests]
-    assert owners == [rank_replicas(request, there)[0] for request in requests]
+    owners = [rank_replicas(request, first_router)[0] for request in requests]
+    assert owners == [rank_replicas(request, second_router)[0] for request in requests]
     assert len(set(owners)) == 4
 
 
 def test_a_replica_that_failed_is_tried_last() -> None:
-    known = replicas(IDLE, IDLE)
-    assign(known["r0"], 1, SYSTEM)
-    assert rank_replicas(request_of(avoid=("r0",)), known) == ["r1"]
-    assert set(rank_replicas(request_of(avoid=("r0", "r1")), known)) == {"r0", "r1"}
+    states = replicas(IDLE, IDLE)
+    assign(states["r0"], 1, SYSTEM)
+    assert rank_replicas(request_of(avoid=("r0",)), states) == ["r1"]
+    assert set(rank_replicas(request_of(avoid=("r0", "r1")), states)) == {"r0", "r1"}
 
 
 def test_an_unresponsive_replica_is_tried_last() -> None:
     clock = Clock()
-    known = replicas(IDLE, IDLE, clock=clock)
-    assign(known["r0"], 1, SYSTEM)
-    known["r0"].finish(1)
-    known["r0"].probe_sent()
+    states = replicas(IDLE, IDLE, clock=clock)
+    assign(states["r0"], 1, SYSTEM)
+    states["r0"].finish(1)
+    states["r0"].probe_sent()
     clock.now += 2
-    assert rank_replicas(request_of(), known)[0] == "r0"
+    assert rank_replicas(request_of(), states)[0] == "r0"
     clock.now += 0.1
-    known["r0"].probe_sent()  # a later probe does not make the first one younger
-    assert rank_replicas(request_of(), known) == ["r1"]
-    known["r0"].probe_acked()
-    assert rank_replicas(request_of(), known)[0] == "r0"
+    states["r0"].probe_sent()  # a later probe does not make the first one younger
+    assert rank_replicas(request_of(), states) == ["r1"]
+    states["r0"].probe_acked()
+    assert rank_replicas(request_of(), states)[0] == "r0"
 
 
-def test_a_replica_forgets_what_its_cache_has_no_room_for() -> None:
-    known = replicas(ReplicaStats(300, 10 * BLOCK_TOKENS), IDLE)
-    assign(known["r0"], 1, SYSTEM)
-    assert known["r0"].cached_tokens(block_keys(SYSTEM)) == 0
+def test_a_prefix_larger_than_the_replicas_cache_is_forgotten() -> None:
+    states = replicas(ReplicaStats(300, 10 * BLOCK_TOKENS), IDLE)
+    assign(states["r0"], 1, SYSTEM)
+    assert states["r0"].cached_tokens(block_keys(SYSTEM)) == 0

@@ -1,4 +1,4 @@
-"""Routers share over a real Redis where the start of a prompt is cached."""
+"""Routers share, in a real Redis, which replica has cached the start of a prompt."""
 
 import asyncio
 
@@ -24,7 +24,7 @@ def test_the_next_turn_finds_the_replica_through_another_router() -> None:
 
 
 async def located(index: PrefixIndex, prompt: list[int], location: PrefixLocation) -> None:
-    """Waits until the index says so: it is written in a task of the router that records."""
+    """Waits until the index has this location: the router that records it writes it in a background task."""
 
     async def fact() -> bool:
         return await index.lookup(blocks(prompt)) == location
@@ -34,20 +34,20 @@ async def located(index: PrefixIndex, prompt: list[int], location: PrefixLocatio
 
 async def two_routers(server: OwnRedis) -> None:
     stores = [store_at(server.url) for _ in range(2)]
-    here, there = (PrefixIndex(store, "engine") for store in stores)
-    assert await here.lookup(blocks(FIRST)) == PrefixLocation()
-    here.record(blocks(FIRST + OPENING), "r1")
+    first, second = (PrefixIndex(store, "engine") for store in stores)
+    assert await first.lookup(blocks(FIRST)) == PrefixLocation()
+    first.record(blocks(FIRST + OPENING), "r1")
     following = FIRST + ANSWER + FIRST
-    await located(there, following, PrefixLocation("r1", len(FIRST)))
-    there.record(blocks(following), "r2")
-    await located(here, [*following, 1], PrefixLocation("r2", 6 * BLOCK_TOKENS))
-    assert await here.lookup(blocks([*FIRST, 1])) == PrefixLocation("r1", len(FIRST))
+    await located(second, following, PrefixLocation("r1", len(FIRST)))
+    second.record(blocks(following), "r2")
+    await located(first, [*following, 1], PrefixLocation("r2", 6 * BLOCK_TOKENS))
+    assert await first.lookup(blocks([*FIRST, 1])) == PrefixLocation("r1", len(FIRST))
     # The last token of a prompt is always computed, so a block that ends with it does not count.
-    assert await here.lookup(blocks(FIRST)) == PrefixLocation("r1", 2 * BLOCK_TOKENS)
+    assert await first.lookup(blocks(FIRST)) == PrefixLocation("r1", 2 * BLOCK_TOKENS)
     assert await PrefixIndex(stores[0], "another").lookup(blocks([*FIRST, 1])) == PrefixLocation()
     await asyncio.to_thread(server.stop)
-    here.record(blocks(FIRST), "r3")
-    assert await here.lookup(blocks([*FIRST, 1])) == PrefixLocation()
+    first.record(blocks(FIRST), "r3")
+    assert await first.lookup(blocks([*FIRST, 1])) == PrefixLocation()
     for store in stores:
         await store.close()
 

@@ -1,4 +1,4 @@
-"""What a router keeps of replicas and attempts: it ends when they do."""
+"""A router's records of replicas and attempts: each ends with its replica or attempt."""
 
 from collections import Counter
 from contextlib import ExitStack
@@ -36,7 +36,7 @@ def costs(replicas: EngineReplicas) -> dict[str, int]:
     return {name: state.cost(request, keys) for name, state in replicas.states.items()}
 
 
-def test_requests_of_one_moment_know_of_each_other() -> None:
+def test_simultaneous_requests_are_spread_over_replicas() -> None:
     replicas, chosen = fleet(), Counter[str]()
     with ExitStack() as stack:
         for _ in range(10):
@@ -45,23 +45,23 @@ def test_requests_of_one_moment_know_of_each_other() -> None:
     assert chosen == {"r0": 5, "r1": 5}
 
 
-def test_a_request_that_one_refuses_counts_only_where_it_is_taken() -> None:
+def test_a_request_counts_only_on_the_replica_that_accepts_it() -> None:
     replicas = fleet()
-    alone = costs(replicas)["r0"]
+    idle = costs(replicas)["r0"]
     with replicas.attempt() as attempt_id:
         first, second = replicas.choose(request_of(attempt_id), BOTH)
-        assert costs(replicas)[first] > alone
+        assert costs(replicas)[first] > idle
         replicas.accepted(request_of(attempt_id), second)
-        assert costs(replicas)[first] == alone < costs(replicas)[second]
+        assert costs(replicas)[first] == idle < costs(replicas)[second]
         in_prefill = costs(replicas)[second]
         replicas.record_tokens(attempt_id, 1)
-        assert alone < costs(replicas)[second] <= in_prefill - 100, "its prompt has been computed"
+        assert idle < costs(replicas)[second] <= in_prefill - 100, "its prompt has been computed"
 
 
 def test_a_choice_that_no_replica_accepts_is_forgotten() -> None:
     clock = Clock()
     replicas = fleet(clock)
-    alone = costs(replicas)
+    idle = costs(replicas)
     with replicas.attempt() as first, replicas.attempt() as second, replicas.attempt() as third:
         for attempt_id in (first, second, third):
             replicas.choose(request_of(attempt_id), BOTH)
@@ -70,28 +70,28 @@ def test_a_choice_that_no_replica_accepts_is_forgotten() -> None:
         with replicas.attempt() as later:
             replicas.choose(request_of(later), BOTH)
             replicas.accepted(request_of(first), "r1")
-            assert replicas.entries == 2 + 4 + 1 + 3, "all run, the last is pending, and the second is nobody's"
-        assert costs(replicas)["r1"] > alone["r1"], "accepted late, it counts again"
+            assert replicas.entries == 2 + 4 + 1 + 3, "all run, the last is pending, the second has no replica"
+        assert costs(replicas)["r1"] > idle["r1"], "accepted late, it counts again"
     for state in replicas.states.values():
         state.probe_acked()
-    assert costs(replicas) == alone and replicas.entries == 2
+    assert costs(replicas) == idle and replicas.entries == 2
 
 
-def test_nothing_is_kept_of_attempts_that_end_without_a_word_from_serve() -> None:
+def test_no_record_remains_of_attempts_that_end_before_serve_routes_them() -> None:
     replicas = fleet()
     for _ in range(100):
         with replicas.attempt() as attempt_id:
             ask(replicas, attempt_id)
         with replicas.attempt() as attempt_id:
             replicas.choose(request_of(attempt_id), BOTH)
-        # Serve was still routing it when it was cancelled.
+        # Serve was still routing the attempt when it was cancelled.
         replicas.choose(request_of(attempt_id), BOTH)
         replicas.accepted(request_of(attempt_id), "r0")
         replicas.record_tokens(attempt_id, 1)
     assert replicas.entries == 2
 
 
-def test_replicas_leave_with_their_requests_and_nothing_is_kept_of_these() -> None:
+def test_a_replica_that_leaves_takes_its_requests_out_of_the_records() -> None:
     replicas = fleet()
     for generation in range(50):
         names = [f"g{generation}a", f"g{generation}b"]
@@ -112,29 +112,29 @@ def test_replicas_leave_with_their_requests_and_nothing_is_kept_of_these() -> No
 
 def test_a_replica_that_comes_back_starts_empty() -> None:
     replicas = fleet()
-    alone = costs(replicas)
+    idle = costs(replicas)
     with replicas.attempt() as attempt_id:
         name = ask(replicas, attempt_id)
         replicas.update({})
         replicas.update(BOTH)
-        assert costs(replicas) == alone and replicas.entries == 2 + 1
+        assert costs(replicas) == idle and replicas.entries == 2 + 1
         replicas.record_tokens(attempt_id, 5)
         with replicas.attempt() as later:
             assert ask(replicas, later) in BOTH
-        assert costs(replicas) == alone
+        assert costs(replicas) == idle
         replicas.accepted(request_of(attempt_id), name)
-        assert costs(replicas)[name] > alone[name], "a resumed request may return to it"
-    assert costs(replicas) == alone and replicas.entries == 2
+        assert costs(replicas)[name] > idle[name], "a resumed request may return to it"
+    assert costs(replicas) == idle and replicas.entries == 2
 
 
-def test_only_candidates_that_are_known_are_chosen() -> None:
+def test_only_known_candidates_are_chosen() -> None:
     replicas = fleet()
     with replicas.attempt() as attempt_id:
         assert replicas.choose(request_of(attempt_id), ["r1", "stranger"]) == ["r1"]
         assert replicas.choose(request_of(attempt_id), ["stranger"]) == []
 
 
-def test_subscribers_hear_of_every_change_of_the_count() -> None:
+def test_subscribers_get_every_change_of_the_count() -> None:
     counts: list[int] = []
     replicas = EngineReplicas("this")
     replicas.subscribe(counts.append)
@@ -144,7 +144,7 @@ def test_subscribers_hear_of_every_change_of_the_count() -> None:
 
 
 def test_one_registry_serves_the_process() -> None:
-    one = registry().replicas_of("an application")
-    assert registry().replicas_of("an application") is one
-    assert registry().replicas_of("another") is not one
-    assert one.router_id == registry().router_id
+    replicas = registry().replicas_of("an application")
+    assert registry().replicas_of("an application") is replicas
+    assert registry().replicas_of("another") is not replicas
+    assert replicas.router_id == registry().router_id

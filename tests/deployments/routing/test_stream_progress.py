@@ -1,4 +1,4 @@
-"""When a stream is resumed, what is left of it, and when it is given up."""
+"""Streams that lose their engine: when they are resumed, from where, and when they are given up."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def progress_of(grammar: Grammar | None = None, clock: Clock | None = None) -> S
 
 
 def lose(progress: StreamProgress, reason: str, *tokens: int, replica: str = "") -> None:
-    """One attempt that delivers these tokens and is lost."""
+    """Runs an attempt that delivers these tokens and is lost."""
     progress.next_attempt()
     if tokens or replica:
         progress.deliver(TokenBatch(list(tokens), replica=replica))
@@ -32,14 +32,14 @@ def status(progress: StreamProgress) -> int:
 def test_the_next_engine_continues_behind_the_tokens_delivered() -> None:
     progress = progress_of()
     assert progress.next_attempt().prompt_ids == [1, 2, 3] and not progress.resumed
-    assert progress.deliver(TokenBatch([], replica="r1")) is None, "a sign of life"
+    assert progress.deliver(TokenBatch([], replica="r1")) is None, "an empty batch only shows that the engine lives"
     assert progress.deliver(TokenBatch([7, 8], cached_tokens=2)) == TokenBatch([7, 8], cached_tokens=2, replica="r1")
     assert progress.deliver(TokenBatch([9])) == TokenBatch([9])
     progress.lost(KILLED_FROM_OUTSIDE)
     rest = progress.next_attempt()
     assert rest.prompt_ids == [1, 2, 3, 7, 8, 9] and (rest.sampling.max_tokens, rest.sampling.min_tokens) == (97, 2)
     assert rest.avoid_replicas == ("r1",) and rest.prefix_replica == "r9" and progress.resumed
-    # Its prompt holds its own completion: the client would not know what was cached of that.
+    # The new prompt contains the completion so far, so its cached tokens mean nothing to the client.
     assert progress.deliver(TokenBatch([10], cached_tokens=32, replica="r2")) == TokenBatch([10], replica="r2")
 
 
@@ -64,7 +64,7 @@ def test_a_grammar_starts_again_and_only_new_tokens_are_delivered() -> None:
     assert refused.value.status == 500
 
 
-def test_two_crashes_in_a_row_end_it_but_kills_from_outside_do_not() -> None:
+def test_two_crashes_in_a_row_end_the_request_but_kills_from_outside_do_not() -> None:
     progress = progress_of()
     for _ in range(20):
         lose(progress, KILLED_FROM_OUTSIDE)
@@ -75,7 +75,7 @@ def test_two_crashes_in_a_row_end_it_but_kills_from_outside_do_not() -> None:
     assert status(progress) == 500
 
 
-def test_a_new_token_clears_it_until_the_fifth_crash() -> None:
+def test_a_new_token_clears_the_request_until_the_fifth_crash() -> None:
     progress = progress_of()
     for number in range(4):
         lose(progress, CRASHED, number)
@@ -84,7 +84,7 @@ def test_a_new_token_clears_it_until_the_fifth_crash() -> None:
     assert status(progress) == 500
 
 
-def test_without_a_new_token_for_a_minute_it_ends() -> None:
+def test_a_stream_ends_after_a_minute_without_a_new_token() -> None:
     clock = Clock()
     progress = progress_of(clock=clock)
     lose(progress, KILLED_FROM_OUTSIDE)
@@ -95,7 +95,7 @@ def test_without_a_new_token_for_a_minute_it_ends() -> None:
     lose(progress, KILLED_FROM_OUTSIDE)
     assert status(progress) == 503
     lose(progress, KILLED_FROM_OUTSIDE, 5)
-    assert status(progress) == 0, "a token came: the minute starts again"
+    assert status(progress) == 0, "after a new token the minute starts again"
 
 
 def test_pauses_double_up_to_two_seconds() -> None:

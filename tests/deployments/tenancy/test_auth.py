@@ -1,4 +1,4 @@
-"""Who may ask, and how teams are labelled in metrics: few have series of their own, and all routers agree on which."""
+"""Authentication, and the metric labels of teams: few teams have their own series, and all routers choose the same."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Quotas against a real Redis: exact over several routers, settled by what was used, and never without a limit."""
+"""Quotas against a real Redis: exact over several routers, settled by actual use, and always limited."""
 
 import asyncio
 import os
@@ -51,7 +51,7 @@ async def outcome(work: Coroutine[None, None, QuotaGrant | None]) -> str:
 
 def test_requests_a_minute_are_exact_over_routers(server: OwnRedis) -> None:
     async def work() -> None:
-        # With time for 200 requests on a busy machine: without Redis' answer a router goes by its own counts.
+        # A long timeout, for 200 requests on a busy machine: without an answer a router uses its own counts.
         routers = [Quotas(store_at(server.url, timeout_s=10), 3) for _ in range(3)]
         support = team(requests_per_minute=50)
         outcomes = Counter(await asyncio.gather(*(outcome(routers[n % 3].admit(support)) for n in range(200))))
@@ -59,8 +59,8 @@ def test_requests_a_minute_are_exact_over_routers(server: OwnRedis) -> None:
         with pytest.raises(ApiError) as refused:
             await routers[0].admit(support)
         assert 50 <= int(refused.value.headers["Retry-After"]) <= 60
-        other = Team("other", 0.0, quota=support.quota)
-        headers = (await routers[0].admit(other)).headers
+        other_team = Team("other", 0.0, quota=support.quota)
+        headers = (await routers[0].admit(other_team)).headers
         assert headers == {
             "x-ratelimit-limit-requests": "50",
             "x-ratelimit-remaining-requests": "49",
@@ -72,13 +72,17 @@ def test_requests_a_minute_are_exact_over_routers(server: OwnRedis) -> None:
 
 def test_requests_at_a_time_are_freed_by_their_end(server: OwnRedis) -> None:
     async def work() -> None:
-        one, other = Quotas(store_at(server.url), 2), Quotas(store_at(server.url), 2)
+        first_router, second_router = Quotas(store_at(server.url), 2), Quotas(store_at(server.url), 2)
         support = team(requests_at_a_time=3)
-        grants = [await one.admit(support), await other.admit(support), await one.admit(support)]
-        assert await outcome(other.admit(support)) == "requests"
+        grants = [
+            await first_router.admit(support),
+            await second_router.admit(support),
+            await first_router.admit(support),
+        ]
+        assert await outcome(second_router.admit(support)) == "requests"
         await grants[1].release()
-        await other.admit(support)
-        assert await outcome(one.admit(support)) == "requests"
+        await second_router.admit(support)
+        assert await outcome(first_router.admit(support)) == "requests"
 
     run(work)
 
@@ -96,7 +100,7 @@ def test_requests_at_a_time_are_freed_by_their_routers_death(server: OwnRedis) -
             return await outcome(living.admit(support)) == "admitted"
 
         await until(admitted)
-        assert await outcome(living.admit(support)) == "requests", "those of the living router still count"
+        assert await outcome(living.admit(support)) == "requests", "the living router's requests still count"
         renewing.cancel()
         assert lost and grants
 
@@ -105,9 +109,13 @@ def test_requests_at_a_time_are_freed_by_their_routers_death(server: OwnRedis) -
 
 def test_tokens_are_reserved_and_settled(server: OwnRedis) -> None:
     async def work() -> None:
-        one, other = Quotas(store_at(server.url), 2), Quotas(store_at(server.url), 2)
+        first_router, second_router = Quotas(store_at(server.url), 2), Quotas(store_at(server.url), 2)
         support = team(tokens_per_minute=1000, tokens_per_month=1500)
-        first, second, third = [await one.admit(support), await other.admit(support), await one.admit(support)]
+        first, second, third = [
+            await first_router.admit(support),
+            await second_router.admit(support),
+            await first_router.admit(support),
+        ]
         await first.reserve(600)
         assert first.headers["x-ratelimit-remaining-tokens"] == "400"
         assert await outcome(second.reserve(600)) == "tokens"
@@ -116,13 +124,13 @@ def test_tokens_are_reserved_and_settled(server: OwnRedis) -> None:
         await second.settle(700)
         assert await outcome(third.reserve(200)) == "tokens"
         await third.reserve(100)
-        assert await outcome(one.admit(support)) == "tokens"
+        assert await outcome(first_router.admit(support)) == "tokens"
         await third.settle(100)
 
     run(work)
 
 
-def test_a_reservation_cancelled_midway_is_given_back(server: OwnRedis) -> None:
+def test_a_reservation_cancelled_midway_is_returned(server: OwnRedis) -> None:
     async def work() -> None:
         quotas = Quotas(store_at(server.url, timeout_s=5), 1)
         bounded = team(tokens_per_minute=1000, tokens_per_month=10_000)
@@ -144,18 +152,18 @@ def test_a_reservation_cancelled_midway_is_given_back(server: OwnRedis) -> None:
     run(work)
 
 
-def test_the_months_tokens_end(server: OwnRedis) -> None:
+def test_the_months_tokens_run_out(server: OwnRedis) -> None:
     async def work() -> None:
-        one = Quotas(store_at(server.url), 1)
+        first_router = Quotas(store_at(server.url), 1)
         support = team(tokens_per_month=1000)
-        first = await one.admit(support)
+        first = await first_router.admit(support)
         await first.reserve(400)
         await first.settle(900)
-        second = await one.admit(support)
+        second = await first_router.admit(support)
         assert await outcome(second.reserve(200)) == "insufficient_quota"
         await second.reserve(100)
         await second.settle(100)
-        assert await outcome(one.admit(support)) == "insufficient_quota"
+        assert await outcome(first_router.admit(support)) == "insufficient_quota"
 
     run(work)
 
@@ -163,25 +171,25 @@ def test_the_months_tokens_end(server: OwnRedis) -> None:
 def test_without_redis_each_router_has_its_share_and_reports_it_later(server: OwnRedis) -> None:
     async def work() -> None:
         store = store_at(server.url, timeout_s=0.2)
-        one = Quotas(store, 4)
+        first_router = Quotas(store, 4)
         support = team(requests_per_minute=40, tokens_per_month=10_000, tokens_per_minute=4000)
-        await (await one.admit(support)).reserve(10)
+        await (await first_router.admit(support)).reserve(10)
         server.stop()
-        outcomes = Counter([await outcome(one.admit(support)) for _ in range(30)])
-        assert outcomes == {"admitted": 9, "requests": 21}, "a quarter of the limit, less the one before"
+        outcomes = Counter([await outcome(first_router.admit(support)) for _ in range(30)])
+        assert outcomes == {"admitted": 9, "requests": 21}, "a quarter of the limit, minus the earlier request"
         server.start()
         support = team(tokens_per_month=10_000, tokens_per_minute=4000)
         await circuit_closes(store)
         server.stop()
-        away = await one.admit(support)
+        away = await first_router.admit(support)
         await away.reserve(900)
         assert await outcome(away.reserve(200)) == "tokens"
         await away.settle(500)
         server.start()
         await circuit_closes(store)
-        await (await one.admit(support)).reserve(1)
+        await (await first_router.admit(support)).reserve(1)
         month = quota_keys("support", current_month())[3]
-        assert await store.get(month) == b"501", "what was used meanwhile is in the month's count"
+        assert await store.get(month) == b"501", "the month's count includes the use without Redis"
 
     run(work)
 

@@ -1,4 +1,4 @@
-"""Usage reaches a real Redis exactly once, whatever cuts a flush short."""
+"""Usage reaches a real Redis exactly once, even if a flush is cut short."""
 
 import asyncio
 import logging
@@ -55,7 +55,7 @@ async def assert_counted(server: OwnRedis, requests: int) -> None:
     await store.close()
 
 
-def test_what_was_counted_since_the_last_flush_is_written_at_the_end(server: OwnRedis) -> None:
+def test_closing_writes_the_usage_since_the_last_flush(server: OwnRedis) -> None:
     async def work() -> None:
         store = store_at(server.url, 5)
         usage = UsageRecorder(store)
@@ -78,7 +78,7 @@ def test_a_flush_cancelled_midway_is_neither_lost_nor_counted_twice(server: OwnR
         count(usage, 2)
         pause(server)
         periodic = asyncio.create_task(usage.flush())
-        await asyncio.sleep(0.1)  # the paused server has its command, and reads it when it continues
+        await asyncio.sleep(0.1)  # long enough to send the command, which the paused server reads when it continues
         periodic.cancel()
         await asyncio.wait({periodic})
         assert periodic.cancelled()
@@ -111,7 +111,7 @@ def test_a_flush_that_timed_out_and_was_applied_is_not_counted_twice(server: Own
     run(work)
 
 
-def test_closing_is_bounded_and_says_what_is_lost(
+def test_closing_takes_limited_time_and_logs_lost_usage(
     server: OwnRedis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("dray"), "propagate", True)
