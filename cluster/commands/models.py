@@ -39,7 +39,7 @@ from cluster.models.folder import ModelFolderError, folder_of, is_folder, is_to_
 from cluster.models.hubs import HubError, RemoteFile, open_hub
 from cluster.models.paths import UnsafeNameError
 from cluster.settings import BUNDLED, Settings
-from cluster.units import format_bytes
+from cluster.units import format_bytes, plural
 
 app = typer.Typer(
     help="Manage models: the catalog, and the models on this machine.",
@@ -298,7 +298,7 @@ def compare(
     table.add_row("perplexity", *("-" if value is None else f"{value:.3f}" for value in result.perplexity))
     out.print(table)
     out.print(
-        f"{result.questions} questions: {_share(result.same_answer)} same answer, "
+        f"{plural(result.questions, 'question')}: {_share(result.same_answer)} same answer, "
         f"{_share(result.same_thinking)} same thinking",
         highlight=False,
     )
