@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -24,6 +24,8 @@ BUNDLED = "bundled"
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+HostName = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[^\s:/@*]+$|^[0-9A-Fa-f:]+$")]
+"""A name or an address, without scheme and port."""
 Weight = Literal["int4", "int8", "fp16"]
 
 
@@ -157,6 +159,16 @@ class ModelSettings(Group):
         if self.office_hours and not self.max_replicas:
             raise ValueError("office_hours need max_replicas: set it to the largest number of replicas")
         return self
+
+
+class ServerSettings(Group):
+    """How clients reach the service."""
+
+    allowed_hosts: tuple[HostName, ...] = Field(
+        (),
+        description="Host names by which Dray is reached besides localhost, as through a proxy. Only while no API key "
+        "is needed: requests with another name, or from web pages of other hosts, are then refused.",
+    )
 
 
 class RouterSettings(Group):
@@ -369,6 +381,7 @@ class Settings(BaseSettings):
         (),
         description="Several served models; each inherits its unset values from `model`. Empty: only `model`.",
     )
+    server: ServerSettings = ServerSettings()
     router: RouterSettings = RouterSettings()
     limits: LimitSettings = LimitSettings()
     cache: CacheSettings = CacheSettings()

@@ -59,7 +59,7 @@ DEPLOYMENTS = {
         "models records redis_client serve_config settings",
     ),
     # Their routes answer JSON and refuse as the API does.
-    "pages": ("api observability", "cores launch models serve_config sse"),
+    "pages": ("api common observability tenancy", "cores launch models serve_config sse"),
     "engine": ("common observability", "autoscaling cores models node plan serve_config settings"),
     "router": (
         "api cache common generation observability pages routing tenancy",

@@ -23,7 +23,6 @@ from cluster.commands.console import (
     redis_client,
     running_record,
 )
-from cluster.launch.state import read_record
 from cluster.records import teams as registry
 from cluster.records import usage as usage_records
 from cluster.records.client import BlockingRedis
@@ -218,11 +217,9 @@ def disable(
     Nothing else turns this on: when the last key is removed, every request is refused. Teams, their settings and their
     usage are kept. Refused unless Dray listens on a loopback address only.
     """
-    settings = load_settings(config, state_dir=state_dir).settings
-    record = read_record(settings.state_dir)
-    for host in (settings.host, *([str(record.settings["host"])] if record else [])):
-        if not is_loopback(host):
-            raise fail(f"Dray listens on {host}, where others reach it, so it needs keys; set host to 127.0.0.1 first")
+    host = str(running_record(config, state_dir).settings["host"])
+    if not is_loopback(host):
+        raise fail(f"Dray listens on {host}, where others reach it, so it needs keys; set host to 127.0.0.1 first")
     if not yes:
         typer.confirm("Delete every key, and let every program on this machine use Dray without one?", abort=True)
     with _redis(config, state_dir) as client:

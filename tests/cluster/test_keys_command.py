@@ -1,5 +1,6 @@
 """`dray keys remove` and `dray keys disable`, with a real Redis."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cluster.cli import app
+from cluster.launch.state import Record, hold, write_record
 from cluster.records import teams
 from cluster.records.teams import Registry, Team
 from cluster.redis_client import connect
@@ -23,12 +25,17 @@ def store() -> Iterator[str]:
 
 
 @pytest.fixture
-def run(store: str, tmp_path: Path) -> Run:
+def run(store: str, tmp_path: Path) -> Iterator[Run]:
+    folder = tmp_path / "s"
+
     def invoke(*arguments: str, answer: str = "", host: str = "127.0.0.1") -> Result:
-        environment = {"DRAY_TEAMS__URL": store, "DRAY_STATE_DIR": str(tmp_path / "s"), "DRAY_HOST": host}
+        """host: the address that the running Dray listens on."""
+        write_record(folder, Record(os.getpid(), "ready", settings={"host": host}))
+        environment = {"DRAY_TEAMS__URL": store, "DRAY_STATE_DIR": str(folder)}
         return CliRunner().invoke(app, ["keys", *arguments], input=answer, env=environment)
 
-    return invoke
+    with hold(folder):
+        yield invoke
 
 
 def stored(url: str) -> Registry:
@@ -70,4 +77,13 @@ def test_keys_are_not_disabled_where_others_can_connect(store: str, run: Run) ->
     for host in ("0.0.0.0", "::", "10.0.0.1", "dray.example.com"):
         refused = run("disable", "--yes", host=host)
         assert refused.exit_code == 1 and f"listens on {host}" in refused.output
+    assert stored(store).locked and len(stored(store).keys) == 1
+
+
+def test_keys_are_not_disabled_from_a_machine_where_dray_does_not_run(store: str, tmp_path: Path) -> None:
+    """As from a pod, whose own settings say nothing of where the routers listen."""
+    new_key(store, ended=False)
+    environment = {"DRAY_TEAMS__URL": store, "DRAY_STATE_DIR": str(tmp_path / "s")}
+    refused = CliRunner().invoke(app, ["keys", "disable", "--yes"], env=environment)
+    assert refused.exit_code == 1 and "Dray is not running" in refused.output
     assert stored(store).locked and len(stored(store).keys) == 1
