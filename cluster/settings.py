@@ -5,6 +5,7 @@ generated from it.
 """
 
 import os
+import re
 import tempfile
 from datetime import datetime, time
 from importlib.metadata import version
@@ -12,7 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -24,9 +25,17 @@ BUNDLED = "bundled"
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
-HostName = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[^\s:/@*]+$|^[0-9A-Fa-f:]+$")]
-"""A name or an address, without scheme and port."""
 Weight = Literal["int4", "int8", "fp16"]
+
+
+def _host_name(name: str) -> str:
+    """The name in lower case, as it is compared."""
+    if not re.fullmatch(r"[^\s:/@*]+|[0-9A-Fa-f:]+", name):
+        raise ValueError("must be a host name or an address, without scheme and port: dray.example.com")
+    return name.lower()
+
+
+HostName = Annotated[str, AfterValidator(_host_name)]
 
 
 def default_state_dir() -> Path:
