@@ -24,6 +24,7 @@ from benchmarks.service import Service, report, running
 from cluster.ports import free_port
 from cluster.redis_server import Listen, OwnRedis
 
+_JSON = {"Content-Type": "application/json"}
 QUESTION = "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"
 
 
@@ -160,7 +161,7 @@ def compare(service: Service, args: argparse.Namespace) -> None:
         ensure_ascii=False,
     ).encode()
     url = f"{service.url}/chat/completions"
-    answers = [httpx.post(url, content=body, timeout=60) for _ in range(2)]
+    answers = [httpx.post(url, content=body, headers=_JSON, timeout=60) for _ in range(2)]
     assert answers[1].headers["x-dray-cache"] == "hit"
     redis_url = f"unix://{service.folder}/s/redis/redis.sock"
     with redis.Redis.from_url(redis_url) as client:

@@ -95,7 +95,7 @@ def main() -> None:
         body = {"model": service.status()["models"][0], "messages": [{"role": "user", "content": QUESTION}]}
         asked = json.dumps(body, ensure_ascii=False).encode()
         url = f"{service.url}/chat/completions"
-        httpx.post(url, content=asked, timeout=60).raise_for_status()
+        httpx.post(url, content=asked, headers={"Content-Type": "application/json"}, timeout=60).raise_for_status()
 
         def hits() -> None:
             measured(url, asked, args.at_a_time, 2)

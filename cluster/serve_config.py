@@ -16,7 +16,7 @@ from typing import Any
 
 from cluster.configuration import variable
 from cluster.models.folder import KnownModel
-from cluster.settings import Group, ModelSettings, Settings
+from cluster.settings import Group, ModelSettings, Settings, is_loopback
 
 ROUTERS = "dray"
 """Name of the routers' Serve application."""
@@ -65,11 +65,18 @@ class RouterArgs(Group):
 
 
 class PageArgs(Group):
-    """Arguments of the chat page. api_url: base URL of the API that it calls, ending in /v1."""
+    """Arguments of the chat page.
+
+    api_url: base URL of the API that it calls, ending in /v1. teams_url: shows the page whether a key is needed; empty
+    where one always is, because other machines can connect.
+    """
 
     api_url: str
     body_bytes: int
     log_level: str
+    host: str
+    allowed_hosts: tuple[str, ...]
+    teams_url: str
 
 
 @dataclass(frozen=True)
@@ -226,7 +233,7 @@ class Routers:
 def serve_config(routers: Routers, engines: Iterable[Engine] | None = None) -> dict[str, Any]:
     """The whole Serve config. engines: the engines to run. None: those that the routers send requests to."""
     running = routers.engines if engines is None else engines
-    page = [_page(routers.settings)] if has_page(routers.settings) else []
+    page = [_page(routers)] if has_page(routers.settings) else []
     return {"applications": [routers.application_config(), *(engine.application_config() for engine in running), *page]}
 
 
@@ -235,8 +242,16 @@ def has_page(settings: Settings) -> bool:
     return settings.page and find_spec("gradio") is not None
 
 
-def _page(settings: Settings) -> dict[str, Any]:
-    args = PageArgs(api_url=settings.url, body_bytes=settings.limits.body_bytes, log_level=settings.log_level)
+def _page(routers: Routers) -> dict[str, Any]:
+    settings = routers.settings
+    args = PageArgs(
+        api_url=settings.url,
+        body_bytes=settings.limits.body_bytes,
+        log_level=settings.log_level,
+        host=settings.host,
+        allowed_hosts=settings.server.allowed_hosts,
+        teams_url=routers.teams_url if is_loopback(settings.host) else "",
+    )
     deployment = {
         "name": PAGE,
         # gradio keeps a conversation in the process that started it.

@@ -5,6 +5,7 @@ generated from it.
 """
 
 import os
+import re
 import tempfile
 from datetime import datetime, time
 from importlib.metadata import version
@@ -12,7 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -25,6 +26,16 @@ BUNDLED = "bundled"
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Weight = Literal["int4", "int8", "fp16"]
+
+
+def _host_name(name: str) -> str:
+    """The name in lower case, as it is compared."""
+    if not re.fullmatch(r"[^\s:/@*]+|[0-9A-Fa-f:]+", name):
+        raise ValueError("must be a host name or an address, without scheme and port: dray.example.com")
+    return name.lower()
+
+
+HostName = Annotated[str, AfterValidator(_host_name)]
 
 
 def default_state_dir() -> Path:
@@ -157,6 +168,16 @@ class ModelSettings(Group):
         if self.office_hours and not self.max_replicas:
             raise ValueError("office_hours need max_replicas: set it to the largest number of replicas")
         return self
+
+
+class ServerSettings(Group):
+    """How clients reach the service."""
+
+    allowed_hosts: tuple[HostName, ...] = Field(
+        (),
+        description="Host names by which Dray is reached besides localhost, as through a proxy. Only while no API key "
+        "is needed: requests with another name, or from web pages of other hosts, are then refused.",
+    )
 
 
 class RouterSettings(Group):
@@ -369,6 +390,7 @@ class Settings(BaseSettings):
         (),
         description="Several served models; each inherits its unset values from `model`. Empty: only `model`.",
     )
+    server: ServerSettings = ServerSettings()
     router: RouterSettings = RouterSettings()
     limits: LimitSettings = LimitSettings()
     cache: CacheSettings = CacheSettings()

@@ -15,6 +15,7 @@ from cluster.models.folder import ServedModel, open_models
 from cluster.node import Node
 from cluster.serve_config import ENGINE, RouterArgs
 from deployments.api.admin import AdminApi
+from deployments.api.browser_guard import BrowserGuard, BrowserGuardMiddleware
 from deployments.api.fast_path import CacheFastPath
 from deployments.api.http import ERROR_RESPONSES
 from deployments.api.inference import InferenceApi
@@ -62,6 +63,7 @@ class Router:
         cache = settings.cache
         self._answers = self._store("answers", arguments.redis_url, cache.timeout_s) if cache.enabled else None
         self._authenticator = Authenticator(self._teams, settings.host, cache.namespace, settings.teams.metrics_teams)
+        self._guard = BrowserGuard(self._authenticator, settings.host, settings.server.allowed_hosts)
         self._quotas = Quotas(self._teams, settings.router.replicas)
         self._usage = UsageRecorder(self._teams)
 
@@ -80,6 +82,7 @@ class Router:
             settings,
             ModelDirectory(generators, embedders),
             self._authenticator,
+            self._guard,
             self._quotas,
             self._usage,
             self._answer_service(embedders),
@@ -121,7 +124,10 @@ class Router:
                 *self._info.routes(),
                 *self._status_page.routes(),
             ],
-            middleware=[Middleware(RequestMiddleware, recorder=self._recorder)],
+            middleware=[
+                Middleware(RequestMiddleware, recorder=self._recorder),
+                Middleware(BrowserGuardMiddleware, guard=self._guard),
+            ],
             lifespan=self._lifespan,
             exception_handlers=ERROR_RESPONSES,
         )

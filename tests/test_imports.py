@@ -37,7 +37,7 @@ CLUSTER = {
     "kubernetes": "configuration launch models redis_client serve_config settings",
     "doctor": "cores extras kubernetes launch models redis_client redis_server serve_config settings units",
     "bench": "charts sse",
-    "plan": "autoscaling bench charts cores models settings",
+    "plan": "autoscaling bench charts cores models settings units",
     "commands": (
         "bench charts client configuration cores doctor extras kubernetes launch models plan private_files records "
         "redis_client scaling_metrics serve_config settings units warm"
@@ -52,14 +52,14 @@ DEPLOYMENTS = {
     # The semantic cache asks the embedding replicas.
     "cache": ("common routing", "records settings"),
     # A caller's team is the fair queue's team.
-    "tenancy": ("common routing", "records settings"),
+    "tenancy": ("common routing", "records settings units"),
     "generation": ("cache common observability routing tenancy", "models records settings"),
     "api": (
         "cache common generation observability routing tenancy",
         "models records redis_client serve_config settings",
     ),
     # Their routes answer JSON and refuse as the API does.
-    "pages": ("api observability", "cores launch models serve_config sse"),
+    "pages": ("api common observability tenancy", "cores launch models serve_config sse"),
     "engine": ("common observability", "autoscaling cores models node plan serve_config settings"),
     "router": (
         "api cache common generation observability pages routing tenancy",

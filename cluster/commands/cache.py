@@ -14,6 +14,7 @@ from cluster.commands.console import AsJson, Config, StateDir, fail, load_settin
 from cluster.launch.state import read_record
 from cluster.records.cache import clear, show, stats
 from cluster.records.client import BlockingRedis
+from cluster.units import plural
 
 app = typer.Typer(help="Inspect and clear the answer cache.", no_args_is_help=True, epilog="Example: dray cache stats")
 
@@ -54,7 +55,7 @@ def show_stats(as_json: AsJson = False, state_dir: StateDir = None, config: Conf
         table.add_row(escape(model), escape(namespace), str(count))
     out.print(table)
     limit = f" of {cached.max_bytes / 2**20:.0f}" if cached.max_bytes else ""
-    out.print(f"Redis: {cached.bytes / 2**20:.1f}{limit} MiB, {cached.evicted} keys evicted", highlight=False)
+    out.print(f"Redis: {cached.bytes / 2**20:.1f}{limit} MiB, {plural(cached.evicted, 'key')} evicted", highlight=False)
     if requests:
         counts = ", ".join(f"{count} {result}" for result, count in sorted(requests.items()))
         out.print(f"requests: {counts}", highlight=False)
@@ -70,7 +71,7 @@ def clear_answers(
     """Delete answers from the cache: all of them, unless a model or namespace is given."""
     with _redis(config, state_dir) as client:
         count = clear(client, model, namespace)
-    out.print(f"cleared {count} answers", highlight=False)
+    out.print(f"cleared {plural(count, 'answer')}", highlight=False)
 
 
 @app.command("show", epilog="Example: dray cache show 0f3a... (an answer's X-Dray-Cache-Key)")

@@ -10,6 +10,7 @@ from rich.markup import escape
 from cluster.commands.console import AsJson, Config, StateDir, err, load_settings, out
 from cluster.commands.lifecycle import Cores, Model, Replicas, Source, Weight
 from cluster.doctor import Finding, examine
+from cluster.units import plural
 
 _COLOURS = {"passed": "green", "warning": "yellow", "failed": "red"}
 
@@ -49,7 +50,7 @@ def doctor(
     if as_json:
         out.print_json(data={"ok": not counts["failed"], "checks": [asdict(finding) for finding in findings]})
     else:
-        warnings = "1 warning" if counts["warning"] == 1 else f"{counts['warning']} warnings"
+        warnings = plural(counts["warning"], "warning")
         out.print(f"{counts['passed']} passed, {warnings}, {counts['failed']} failed", highlight=False)
     if counts["failed"]:
         raise typer.Exit(1)

@@ -27,7 +27,7 @@ from cluster.models.export import Compression, export_model
 from cluster.models.fetch import FetchError
 from cluster.models.folder import folder_of, is_folder
 from cluster.settings import BUNDLED
-from cluster.units import format_bytes
+from cluster.units import format_bytes, plural
 
 app = typer.Typer(
     help="Manage models: the catalog, and the models on this machine.",
@@ -217,7 +217,7 @@ def compare(
     table.add_row("perplexity", *("-" if value is None else f"{value:.3f}" for value in result.perplexity))
     out.print(table)
     out.print(
-        f"{result.questions} questions: {_share(result.same_answer)} same answer, "
+        f"{plural(result.questions, 'question')}: {_share(result.same_answer)} same answer, "
         f"{_share(result.same_thinking)} same thinking",
         highlight=False,
     )

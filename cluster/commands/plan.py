@@ -11,6 +11,7 @@ from rich.status import Status
 from cluster.bench.lengths import parse_lengths
 from cluster.commands.console import Config, err, fail, load_settings, out
 from cluster.extras import install_command
+from cluster.units import plural
 
 if TYPE_CHECKING:
     from cluster.plan.profile import Profile
@@ -129,7 +130,7 @@ def _fewest_replicas(planner: "Planner", target: "Target", status: Status) -> "T
         )
 
     def on_trial(trial: "Trial") -> None:
-        status.update(f"simulated {trial.replicas} replicas: TTFT p95 {trial.measured.ttft.at(0.95):.2f} s")
+        status.update(f"simulated {plural(trial.replicas, 'replica')}: TTFT p95 {trial.measured.ttft.at(0.95):.2f} s")
 
     replicas = planner.fewest_replicas(target, on_trial)
     if replicas is None:

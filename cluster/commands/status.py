@@ -14,6 +14,7 @@ from cluster.commands.console import AsJson, Config, StateDir, fail, out, runnin
 from cluster.launch.environment import METRICS_FOLDER
 from cluster.launch.state import Record
 from cluster.scaling_metrics import read_decisions
+from cluster.units import plural
 
 _REASONS = {
     "load": "the waiting tokens need them",
@@ -122,9 +123,9 @@ def _explain(decision: dict[str, Any]) -> str:
     fewer = "; fewer after downscale_delay_s of this" if decision["desired"] < decision["replicas"] else ""
     more = "; more are starting" if decision["desired"] > decision["replicas"] else ""
     return (
-        f"{decision['model']}: {decision['replicas']} replicas ({decision['min_replicas']} to "
+        f"{decision['model']}: {plural(decision['replicas'], 'replica')} ({decision['min_replicas']} to "
         f"{decision['max_replicas']}); target {decision['desired']}: {_REASONS[decision['reason']]}{fewer}{more}; "
-        f"{decision['waiting_tokens']:.0f} tokens waiting, {decision['predicted_wait_s']:.1f} s of work "
+        f"{plural(round(decision['waiting_tokens']), 'token')} waiting, {decision['predicted_wait_s']:.1f} s of work "
         f"(target {decision['target_wait_s']:g} s)"
     )
 
@@ -143,4 +144,4 @@ def _redis_state(url: str) -> str:
     except (redis.RedisError, OSError):
         return "unreachable; requests are answered without the cache"
     limit = f" of {cached.max_bytes / 2**20:.0f}" if cached.max_bytes else ""
-    return f"{sum(cached.answers.values())} answers, {cached.bytes / 2**20:.1f}{limit} MiB"
+    return f"{plural(sum(cached.answers.values()), 'answer')}, {cached.bytes / 2**20:.1f}{limit} MiB"

@@ -26,7 +26,10 @@ from cluster.commands.console import (
 from cluster.records import teams as registry
 from cluster.records import usage as usage_records
 from cluster.records.client import BlockingRedis
+from cluster.records.team_tables import unlock
 from cluster.records.teams import ADMIN, CreatedKey, Quota, Team, TeamsError
+from cluster.settings import is_loopback
+from cluster.units import plural
 
 teams = typer.Typer(
     help="Manage teams: quotas, models and shares of capacity.", no_args_is_help=True, epilog="Example: dray teams list"
@@ -135,7 +138,7 @@ def remove(name: Name, state_dir: StateDir = None, config: Config = None) -> Non
     """Remove a team and its keys."""
     with _redis(config, state_dir) as client:
         count = registry.remove_team(client, name)
-    out.print(f"removed {name} and its {count} key{'s' * (count != 1)}", highlight=False)
+    out.print(f"removed {name} and its {plural(count, 'key')}", highlight=False)
 
 
 @keys.command(epilog="Example: dray keys create support --label 'bot in production' --expires-in 90d")
@@ -193,6 +196,35 @@ def revoke(key_id: KeyId, state_dir: StateDir = None, config: Config = None) -> 
     with _redis(config, state_dir) as client:
         registry.end_key(client, key_id)
     out.print(f"revoked {key_id}", highlight=False)
+
+
+@keys.command("remove", epilog="Example: dray keys remove k3v9x0ab12")
+def remove_key(key_id: KeyId, state_dir: StateDir = None, config: Config = None) -> None:
+    """Delete the record of a key that has expired or was revoked."""
+    with _redis(config, state_dir) as client:
+        registry.remove_key(client, key_id)
+    out.print(f"removed {key_id}", highlight=False)
+
+
+@keys.command(epilog="Example: dray keys disable --yes")
+def disable(
+    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+    state_dir: StateDir = None,
+    config: Config = None,
+) -> None:
+    """Delete every key and answer requests without one again. Every program on this machine can then use Dray.
+
+    Nothing else turns this on: when the last key is removed, every request is refused. Teams, their settings and their
+    usage are kept. Refused unless Dray listens on a loopback address only.
+    """
+    host = str(running_record(config, state_dir).settings["host"])
+    if not is_loopback(host):
+        raise fail(f"Dray listens on {host}, where others reach it, so it needs keys; set host to 127.0.0.1 first")
+    if not yes:
+        typer.confirm("Delete every key, and let every program on this machine use Dray without one?", abort=True)
+    with _redis(config, state_dir) as client:
+        count = unlock(client)
+    out.print(f"deleted {plural(count, 'key')}; no key is needed any more", highlight=False)
 
 
 @keys.command(epilog="Example: dray keys usage --team support --days 7")

@@ -18,7 +18,7 @@ from cluster.launch.preflight import LaunchError, check_state_dir, memory_limit
 from cluster.launch.state import Record
 from cluster.serve_config import has_page
 from cluster.settings import Settings
-from cluster.units import format_bytes
+from cluster.units import format_bytes, plural
 
 _SHARED_MEMORY = Path("/dev/shm")
 _LITTLE_DISK = 2**30
@@ -26,10 +26,10 @@ _LITTLE_DISK = 2**30
 
 def check_numa(settings: Settings, usable: UsableCores) -> Finding:
     sizes = Counter(core.node for core in usable.cores)
-    nodes = ", ".join(f"node {node}: {size} cores" for node, size in sorted(sizes.items()))
+    nodes = ", ".join(f"node {node}: {plural(size, 'core')}" for node, size in sorted(sizes.items()))
     largest, widest = max(sizes.values(), default=0), max(model.cores_per_replica for model in settings.served)
     if len(sizes) > 1 and widest > largest:
-        problem = f"a replica of {widest} cores would read another node's memory"
+        problem = f"a replica of {plural(widest, 'core')} would read another node's memory"
         return Finding("NUMA", "warning", f"{nodes}; {problem}: set cores_per_replica to {largest} or less")
     return Finding("NUMA", "passed", nodes)
 

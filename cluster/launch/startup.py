@@ -20,6 +20,7 @@ from cluster.redis_client import RedisUrlError, connect
 from cluster.redis_server import Listen, OwnRedis, RedisStartError
 from cluster.serve_config import Routers
 from cluster.settings import Settings
+from cluster.units import plural
 
 log = logging.getLogger("dray.launch")
 
@@ -71,7 +72,7 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Sup
             ports = stack.enter_context(port_block())
             check_ray = stack.enter_context(first_node(settings, found.usable, ports, gcs.listen if gcs else None))
             names = ", ".join(engine.model.name for engine in found.engines)
-            stage(f"loading {names} on {found.leased} cores")
+            stage(f"loading {names} on {plural(found.leased, 'core')}")
             routers = Routers(settings, redis_url, teams_url, found.engines)
             serving.start(routers)
         yield Supervisor(routers, found.usable, servers, check_ray, keys=keys)
@@ -113,7 +114,7 @@ def _started(server: OwnRedis) -> Iterator[None]:
 def _has_keys(url: str) -> bool:
     try:
         with connect(url) as client:
-            return bool(read_registry(client).keys)
+            return read_registry(client).locked
     except (RedisError, OSError, RedisUrlError) as error:
         raise LaunchError(f"the Redis of teams.url does not answer: {error}") from None
 

@@ -31,7 +31,7 @@ class Record:
     pid: of its launcher. stage: "ready" once it serves, before that what it is starting.
     url: base URL of the API. models: their names. settings: as JSON.
     redis, teams: URLs of the Redis of answers and of that of teams.
-    keys: whether an API key existed at the start.
+    keys: whether requests needed an API key at the start.
     head: HOST:PORT of the Dray that this machine has joined; empty where it runs its own.
     problems: what the launcher cannot do now and keeps retrying, a sentence each.
     rollout: what a running deployment waits for; empty while there is none.

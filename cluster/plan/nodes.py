@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from cluster.models.folder import private_memory
 from cluster.plan.profile import ProfiledEngine
 from cluster.settings import ModelSettings
+from cluster.units import plural
 
 _SERVICE_MB = 1200
 """Memory for Serve, a router, HAProxy and Ray on a node (benchmarks/memory.py), with some reserve."""
@@ -56,9 +57,10 @@ def capacity_for(
     by_memory = (node.memory_mb - shared_mb) // replica_mb
     on_a_node = min(by_cores, by_memory)
     if on_a_node < 1:
-        needed = f"{engine.cores + node.spare} cores and {shared_mb + replica_mb} MiB"
+        needed = f"{plural(engine.cores + node.spare, 'core')} and {shared_mb + replica_mb} MiB"
         raise ValueError(
-            f"a node of {node.cores} cores and {node.memory_mb} MiB holds no replica: that takes at least {needed}"
+            f"a node of {plural(node.cores, 'core')} and {node.memory_mb} MiB holds no replica: "
+            f"that takes at least {needed}"
         )
     nodes = math.ceil(replicas / on_a_node)
     full = min(on_a_node, replicas)

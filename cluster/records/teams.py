@@ -1,4 +1,4 @@
-"""Teams and their API keys in Redis: a record each, and a version that counts every change.
+"""Teams and their API keys, a record each in Redis.
 
 A key is `dray-ID-SECRET`. Its id and a digest are stored; the key itself is shown once, when it is created. Secrets are
 random and long, so one round of a fast hash protects them.
@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from cluster.records.client import BlockingRedis
+from cluster.records.team_tables import KEYS, TEAMS, Contended, Tables, edit_tables, read_tables
 
 T = TypeVar("T")
 
-TEAMS, KEYS, VERSION = "dray:{teams}:teams", "dray:{teams}:keys", "dray:{teams}:version"
 ADMIN = ""
 """The team of admin keys: these manage teams and keys, and cannot use models."""
 _ID_CHARACTERS = string.ascii_lowercase + string.digits
@@ -116,11 +116,12 @@ class UnknownKey(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """All teams and keys at one version."""
+    """All teams and keys at one version. locked: a key was created at some time, so every request needs one."""
 
     version: int = 0
     teams: dict[str, Team] = field(default_factory=dict)
     keys: dict[str, Key] = field(default_factory=dict)
+    locked: bool = False
 
     def owner(self, presented: str, now: float) -> tuple[Key, Team | None]:
         """The stored key and its team; no team for an admin key. Takes the same time whatever the secret.
@@ -149,57 +150,68 @@ _decode_key = msgspec.json.Decoder(Key).decode
 
 def read_registry(client: BlockingRedis) -> Registry:
     """All teams and keys, read in one transaction."""
-    with client.pipeline(transaction=True) as pipe:
-        pipe.get(VERSION)
-        pipe.hgetall(TEAMS)
-        pipe.hgetall(KEYS)
-        return registry_of(*pipe.execute())
+    return registry_of(read_tables(client))
 
 
-def registry_of(version: bytes | None, teams: dict[bytes, bytes], keys: dict[bytes, bytes]) -> Registry:
+def registry_of(tables: Tables) -> Registry:
     """Decodes what was read. Leaves out records of another format: one of them must not lock everybody out."""
     return Registry(
-        int(version or 0),
-        {team.name: team for team in _readable(teams, _decode_team)},
-        {key.id: key for key in _readable(keys, _decode_key)},
+        int(tables.version or 0),
+        {team.name: team for team in _readable(tables.teams, _decode_team)},
+        {key.id: key for key in _readable(tables.keys, _decode_key)},
+        # An earlier version stored no lock.
+        bool(tables.locked or tables.keys),
     )
 
 
 def add_team(client: BlockingRedis, team: Team) -> None:
-    """Raises AlreadyThere where a team of this name exists."""
-    if not client.hsetnx(TEAMS, team.name, _encode(team)):
-        raise AlreadyExists(f"team {team.name} already exists")
-    client.incr(VERSION)
+    """Raises AlreadyExists where a team of this name exists."""
+
+    def add(tables: Tables) -> None:
+        if team.name.encode() in tables.teams:
+            raise AlreadyExists(f"team {team.name} already exists")
+        tables.put(TEAMS, team.name, _encode(team))
+
+    _edit(client, add)
 
 
 def change_team(client: BlockingRedis, name: str, **changes: object) -> Team:
     """Changes these fields of the team and returns it. Raises TeamsError."""
-    team = msgspec.structs.replace(read_team(client, name), **changes)
-    team.__post_init__()
-    _write(client, TEAMS, {name: _encode(team)})
-    return team
+
+    def change(tables: Tables) -> Team:
+        team = msgspec.structs.replace(_team(tables, name), **changes)
+        team.__post_init__()
+        tables.put(TEAMS, team.name, _encode(team))
+        return team
+
+    return _edit(client, change)
 
 
 def remove_team(client: BlockingRedis, name: str) -> int:
-    """Deletes the team with all its keys; returns how many. Raises NotThere."""
-    read_team(client, name)
-    keys = [key.id for key in read_registry(client).keys.values() if key.team == name]
-    with client.pipeline(transaction=True) as pipe:
-        pipe.hdel(TEAMS, name)
-        if keys:
-            pipe.hdel(KEYS, *keys)
-        pipe.incr(VERSION)
-        pipe.execute()
-    return len(keys)
+    """Deletes the team with all its keys; returns how many. Raises NotFound."""
+
+    def remove(tables: Tables) -> int:
+        _team(tables, name)
+        tables.delete(TEAMS, name)
+        keys = [key.id for key in _readable(tables.keys, _decode_key) if key.team == name]
+        for key_id in keys:
+            tables.delete(KEYS, key_id)
+        return len(keys)
+
+    return _edit(client, remove)
 
 
 def create_key(client: BlockingRedis, team: str, label: str = "", expires_in_s: float = 0.0) -> CreatedKey:
-    """Creates a key of a team, or (ADMIN) an admin key. expires_in_s: 0: never. Raises NotThere."""
-    if team != ADMIN:
-        read_team(client, team)
+    """Creates a key of a team, or (ADMIN) an admin key. expires_in_s: 0: never. Raises NotFound."""
     created = _new_key(team, label, time.time() + expires_in_s if expires_in_s else 0.0)
-    _write(client, KEYS, {created.key.id: _encode(created.key)})
-    return created
+
+    def create(tables: Tables) -> CreatedKey:
+        if team != ADMIN:
+            _team(tables, team)
+        tables.put(KEYS, created.key.id, _encode(created.key))
+        return created
+
+    return _edit(client, create)
 
 
 def rotate_key(client: BlockingRedis, key_id: str, grace_s: float) -> CreatedKey:
@@ -208,38 +220,64 @@ def rotate_key(client: BlockingRedis, key_id: str, grace_s: float) -> CreatedKey
 
     Raises TeamsError where there is no such key, or it has ended, or a rotation has replaced it already.
     """
-    old, now = read_key(client, key_id), time.time()
-    if not old.is_valid(now):
-        raise TeamsError(f"key {key_id} has expired or was revoked: create a new key instead")
-    if old.replaced_by:
-        # Its end is that of its grace, and the new key's would be too.
-        raise TeamsError(f"key {key_id} was already replaced by key {old.replaced_by}: rotate that one")
-    created = _new_key(old.team, old.label, old.ends)
-    replaced = msgspec.structs.replace(old, ends=_earlier(old.ends, now + grace_s), replaced_by=created.key.id)
-    _write(client, KEYS, {created.key.id: _encode(created.key), key_id: _encode(replaced)})
-    return created
+
+    def rotate(tables: Tables) -> CreatedKey:
+        old, now = _key(tables, key_id), time.time()
+        if not old.is_valid(now):
+            raise TeamsError(f"key {key_id} has expired or was revoked: create a new key instead")
+        if old.replaced_by:
+            # Its end is that of its grace, and the new key's would be too.
+            raise TeamsError(f"key {key_id} was already replaced by key {old.replaced_by}: rotate that one")
+        created = _new_key(old.team, old.label, old.ends)
+        tables.put(KEYS, created.key.id, _encode(created.key))
+        ended = msgspec.structs.replace(old, ends=_earlier(old.ends, now + grace_s), replaced_by=created.key.id)
+        tables.put(KEYS, key_id, _encode(ended))
+        return created
+
+    return _edit(client, rotate)
 
 
-def end_key(client: BlockingRedis, key_id: str, grace_s: float = 0.0) -> Key:
-    """Ends the key after grace_s, unless it ends before. Raises NotThere."""
-    key = read_key(client, key_id)
-    key = msgspec.structs.replace(key, ends=_earlier(key.ends, time.time() + grace_s))
-    _write(client, KEYS, {key_id: _encode(key)})
-    return key
+def end_key(client: BlockingRedis, key_id: str) -> Key:
+    """Ends the key now, unless it has ended before. Raises NotFound."""
+
+    def end(tables: Tables) -> Key:
+        key = _key(tables, key_id)
+        key = msgspec.structs.replace(key, ends=_earlier(key.ends, time.time()))
+        tables.put(KEYS, key_id, _encode(key))
+        return key
+
+    return _edit(client, end)
+
+
+def remove_key(client: BlockingRedis, key_id: str) -> None:
+    """Deletes the record of a key that has expired or was revoked. Raises TeamsError."""
+
+    def remove(tables: Tables) -> None:
+        if _key(tables, key_id).is_valid(time.time()):
+            raise TeamsError(f"key {key_id} is still valid: revoke it first, or let it expire")
+        tables.delete(KEYS, key_id)
+
+    _edit(client, remove)
 
 
 def read_team(client: BlockingRedis, name: str) -> Team:
-    """Raises NotThere where no team has this name."""
-    record = client.hget(TEAMS, name)
-    if record is None:
+    """Raises NotFound where no team has this name."""
+    return _team(read_tables(client), name)
+
+
+def read_key(client: BlockingRedis, key_id: str) -> Key:
+    """Raises NotFound where no key has this id."""
+    return _key(read_tables(client), key_id)
+
+
+def _team(tables: Tables, name: str) -> Team:
+    if (record := tables.teams.get(name.encode())) is None:
         raise NotFound(f"no team is named {name}")
     return _decode_team(record)
 
 
-def read_key(client: BlockingRedis, key_id: str) -> Key:
-    """Raises NotThere where no key has this id."""
-    record = client.hget(KEYS, key_id)
-    if record is None:
+def _key(tables: Tables, key_id: str) -> Key:
+    if (record := tables.keys.get(key_id.encode())) is None:
         raise NotFound(f"no key has the id {key_id}")
     return _decode_key(record)
 
@@ -255,12 +293,12 @@ def _earlier(ends: float, limit: float) -> float:
     return min(ends or limit, limit)
 
 
-def _write(client: BlockingRedis, table: str, records: dict[str, bytes]) -> None:
-    with client.pipeline(transaction=True) as pipe:
-        for name, record in records.items():
-            pipe.hset(table, name, record)
-        pipe.incr(VERSION)
-        pipe.execute()
+def _edit(client: BlockingRedis, change: Callable[[Tables], T]) -> T:
+    """Makes a change as if nobody else changed anything meanwhile. Raises TeamsError."""
+    try:
+        return edit_tables(client, change)
+    except Contended:
+        raise TeamsError("others keep changing teams and keys: try again") from None
 
 
 def _readable(records: dict[bytes, bytes], decode: Callable[[bytes], T]) -> Iterator[T]:

@@ -131,11 +131,14 @@ class AdminApi:
             raise _teams_unreachable() from None
 
     def _check(self, http: HttpRequest) -> None:
-        """Raises ApiError 401, 403."""
+        """Raises ApiError 401, 403. The first keys are created by the command, never over HTTP: any program and any
+        web page on this machine could ask for one."""
         caller = self._authenticator.authenticate(http.headers)
-        # While there are no keys, only this machine has access, and it may create the first.
-        if not caller.admin and caller.team is not None:
-            raise ApiError(403, "This needs an admin key: dray keys create --admin.", code="admin_key_needed")
+        if not caller.admin:
+            message = "This needs an admin key. Create one on Dray's machine: dray keys create --admin."
+            if caller.team is None:
+                message += " Without one, use the commands dray teams and dray keys there."
+            raise ApiError(403, message, code="admin_key_needed")
 
     async def _run(self, work: Callable[[BlockingRedis], T]) -> T:
         def connect_and_work() -> T:

@@ -41,12 +41,7 @@ async def read_body(http: HttpRequest, headers: Mapping[str, str], max_bytes: in
 
     Raises ApiError 415 if it is not JSON, 413 as soon as it exceeds max_bytes; ClientDisconnect if it ends early.
     """
-    media_type = headers.get("content-type", _JSON)
-    if media_type != _JSON:
-        media_type = media_type.partition(";")[0].strip().lower()
-        if media_type != _JSON and not media_type.endswith("+json"):
-            refusal = f"Send the body as application/json, not {media_type}."
-            raise ApiError(415, refusal, code="unsupported_media_type")
+    check_json(headers.get("content-type", _JSON))
     parts, size, more = [], 0, True
     while more:
         message = await http.receive()
@@ -58,6 +53,19 @@ async def read_body(http: HttpRequest, headers: Mapping[str, str], max_bytes: in
             raise ApiError(413, f"The body is larger than {max_bytes} bytes.", code="request_too_large")
         parts.append(part)
     return b"".join(parts)
+
+
+def check_json(content_type: str) -> None:
+    """Raises ApiError 415 if a body of this content type is not JSON."""
+    if content_type == _JSON:
+        return
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type != _JSON and not media_type.endswith("+json"):
+        message = (
+            f"Send the body as {_JSON}, not {media_type[:80] or 'without a content type'}: add the header "
+            f"Content-Type: {_JSON} (curl: -H 'Content-Type: {_JSON}')."
+        )
+        raise ApiError(415, message, code="unsupported_media_type")
 
 
 def request_timeout_s(headers: Mapping[str, str], max_s: float) -> float:

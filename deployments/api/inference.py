@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from cluster.models.folder import ServedModel
 from cluster.settings import Settings
+from deployments.api.browser_guard import BrowserGuard
 from deployments.api.fast_path import PREPARED_REQUEST
 from deployments.api.http import (
     error_response,
@@ -78,6 +79,7 @@ class InferenceApi:
         settings: Settings,
         models: ModelDirectory,
         authenticator: Authenticator,
+        guard: BrowserGuard,
         quotas: Quotas,
         usage: UsageRecorder,
         answers: AnswerService,
@@ -90,6 +92,7 @@ class InferenceApi:
         self.paths: Collection[str] = self._parser.paths
         """The paths of requests for a generated answer, which may be cached."""
         self._authenticator = authenticator
+        self._guard = guard
         self._quotas = quotas
         self._usage = usage
         self._answers = answers
@@ -112,6 +115,7 @@ class InferenceApi:
         Reads, authenticates and parses the request, and reads once from Redis. `answer` then repeats none of this.
         """
         try:
+            self._guard.check(http.scope)  # the fast path is in front of the middleware that does it for all routes
             return await self._lookup(http)
         except Exception as error:  # noqa: BLE001 - becomes a response, as Starlette does it for the routes
             return error_response(http, error)

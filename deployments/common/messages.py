@@ -74,6 +74,7 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     traceparent: parent of the engine's spans, in W3C Trace Context format; empty turns tracing off.
     attempt_id: the router's id for this attempt; 0 for none.
     prefix_replica: a replica that computed the prompt's first `prefix_tokens` for some router; empty if unknown.
+    namespace: of the caller's answers; the engine says how much of the prompt this namespace has had computed before.
     """
 
     prompt_ids: list[int]
@@ -85,12 +86,15 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     attempt_id: int = 0
     prefix_replica: str = ""
     prefix_tokens: int = 0
+    namespace: str = ""
 
 
 class TokenBatch(msgspec.Struct, frozen=True, array_like=True):
     """Token ids generated since the last message of the stream. Empty batches start a stream and serve as heartbeats.
 
-    cached_tokens: prompt tokens found in the prefix cache; set in the first message with tokens, else 0.
+    cached_tokens: prompt tokens found in the prefix cache; set in the first message with tokens, else 0. Not for
+    clients: it would tell one team what another has asked.
+    own_cached_tokens: those of them that requests of the same namespace have had computed.
     reason: the engine's message for `invalid`; KILLED_FROM_OUTSIDE or empty for `lost`.
     logprobs: natural logarithms, one for each token, if requested.
     replica: the replica that generates; set in the first message, else empty.
@@ -102,6 +106,7 @@ class TokenBatch(msgspec.Struct, frozen=True, array_like=True):
     reason: str = ""
     logprobs: list[float] = []
     replica: str = ""
+    own_cached_tokens: int = 0
 
 
 class EngineConfig(msgspec.Struct, frozen=True):

@@ -51,6 +51,12 @@ class PrefixMirror:
             self._blocks.popitem(last=False)
 
 
+def keys_of(namespace: str, keys: Iterable[bytes]) -> list[bytes]:
+    """Block keys that differ between namespaces."""
+    prefix = namespace.encode() + b":"
+    return [prefix + key for key in keys]
+
+
 def block_keys(tokens: Sequence[int]) -> list[bytes]:
     """One key for each whole block. A key identifies all tokens up to the end of its block."""
     digest, keys = blake2b(digest_size=16), []

@@ -15,18 +15,20 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from deployments.common.prefix import BLOCK_TOKENS, PrefixMirror, block_keys
+from deployments.common.prefix import BLOCK_TOKENS, PrefixMirror, block_keys, keys_of
 
 
 class RunningSequence(Protocol):
     """A sequence in the pipeline.
 
     tokens: prompt and generated tokens. keys: block keys of the prompt. prefilled: whether a token was generated.
+    namespace: of the request.
     """
 
     tokens: list[int]
     keys: list[bytes]
     prefilled: bool
+    namespace: str
 
 
 class Admission:
@@ -35,6 +37,8 @@ class Admission:
     def __init__(self, blocks: int, step_tokens: int) -> None:
         """blocks: capacity of the KV cache. step_tokens: maximum tokens in one step."""
         self._prefixes = PrefixMirror(blocks)
+        self._own_prefixes = PrefixMirror(blocks)
+        """The same blocks, each under the namespaces that have used it."""
         self._tails = _PartialBlocks(blocks)
         self._step_tokens = step_tokens
         self._prefill_backlog = 0
@@ -60,11 +64,13 @@ class Admission:
         common = start + _common_prefix(prompt[start:], sequence.tokens[start:])
         return self._tails.within(prompt[:common], keys[:blocks])
 
-    def joined(self, prompt: Sequence[int], keys: Sequence[bytes]) -> int:
-        """Records that the prompt joined; returns how many of its tokens are cached."""
-        cached = self._prefixes.match(keys if len(prompt) % BLOCK_TOKENS else keys[:-1])
+    def joined(self, prompt: Sequence[int], keys: Sequence[bytes], namespace: str) -> tuple[int, int]:
+        """Records that the prompt joined; returns how many of its tokens are cached, and how many of these its
+        namespace has used before."""
+        keys = keys if len(prompt) % BLOCK_TOKENS else keys[:-1]
+        cached = self._prefixes.match(keys)
         self._prefill_backlog += len(prompt) - cached
-        return cached
+        return cached, min(cached, self._own_prefixes.match(keys_of(namespace, keys)))
 
     def stepped(self, running: Iterable[RunningSequence]) -> int:
         """Records a step of the pipeline over these sequences; returns how many prompt tokens it computed."""
@@ -78,14 +84,18 @@ class Admission:
 
     def prefilled(self, sequence: RunningSequence) -> None:
         """Records that the sequence's prompt is computed."""
-        self._prefixes.add(sequence.keys)
+        self._add(sequence, sequence.keys)
 
     def left(self, sequence: RunningSequence) -> None:
         """Records that the sequence ended. Its last token was never computed."""
         content = sequence.tokens[:-1]
         keys = block_keys(content)
-        self._prefixes.add(keys)
+        self._add(sequence, keys)
         self._tails.add(content, keys)
+
+    def _add(self, sequence: RunningSequence, keys: Sequence[bytes]) -> None:
+        self._prefixes.add(keys)
+        self._own_prefixes.add(keys_of(sequence.namespace, keys))
 
 
 class _PartialBlocks:

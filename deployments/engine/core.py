@@ -56,13 +56,18 @@ _PREFILL_SPEED_WEIGHT = 0.2
 class _Sequence:
     """A sequence in the pipeline: its handle, and its tokens so far."""
 
-    __slots__ = ("cached_tokens", "cancelled", "handle", "keys", "logprobs", "prefilled", "stepped", "tokens")
+    __slots__ = (
+        *("cached_tokens", "cancelled", "handle", "keys", "logprobs", "namespace", "own_cached_tokens", "prefilled"),
+        *("stepped", "tokens"),
+    )
 
-    def __init__(self, handle: Any, request: EngineRequest, keys: list[bytes], cached_tokens: int) -> None:
+    def __init__(self, handle: Any, request: EngineRequest, keys: list[bytes], cached: tuple[int, int]) -> None:
+        """cached: as `Admission.joined` returns it."""
         self.handle = handle
+        self.namespace = request.namespace
         self.tokens = list(request.prompt_ids)
         self.keys = keys
-        self.cached_tokens = cached_tokens
+        self.cached_tokens, self.own_cached_tokens = cached
         self.prefilled = False
         """Whether the prompt is computed, so that a token was generated."""
         self.stepped = False
@@ -146,7 +151,8 @@ class Engine:
         except RuntimeError as error:
             self._refused[number] = TokenBatch([], "invalid", reason=str(error))
             return
-        self._running[number] = _Sequence(handle, request, keys, self._admission.joined(request.prompt_ids, keys))
+        cached = self._admission.joined(request.prompt_ids, keys, request.namespace)
+        self._running[number] = _Sequence(handle, request, keys, cached)
 
     def cancel(self, message: Cancel) -> None:
         """Ends a stream that nobody reads. Does nothing if it has ended.
@@ -220,11 +226,11 @@ class Engine:
         if not ids and not finish:
             return None
         sequence.tokens += ids
-        cached = 0 if sequence.prefilled else sequence.cached_tokens
+        cached, own = (0, 0) if sequence.prefilled else (sequence.cached_tokens, sequence.own_cached_tokens)
         if not sequence.prefilled:
             sequence.prefilled = True
             self._admission.prefilled(sequence)
-        return TokenBatch(ids, finish, cached, "", logprobs)
+        return TokenBatch(ids, finish, cached, "", logprobs, own_cached_tokens=own)
 
     def _measure(self, tokens: int, prompt_tokens: int, seconds: float) -> None:
         self._decoded_tokens += tokens

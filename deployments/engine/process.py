@@ -72,6 +72,7 @@ class _Stream:
                 unread.cached_tokens or batch.cached_tokens,
                 batch.reason,
                 unread.logprobs + batch.logprobs,
+                own_cached_tokens=unread.own_cached_tokens or batch.own_cached_tokens,
             )
         self.pending = batch
         if batch.finish_reason or (now := time.monotonic()) >= self._next_batch_at:

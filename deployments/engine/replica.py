@@ -105,7 +105,7 @@ class EngineReplica:
     def check_health(self) -> None:
         """Called by Serve. Raises RuntimeError if the engine keeps dying, so that Serve replaces the replica."""
         if self._restarts > _MAX_RESTARTS or self._watcher.done():
-            raise RuntimeError(f"the engine process of {self._name} keeps dying ({self._restarts} restarts)")
+            raise RuntimeError(f"the engine process of {self._name} keeps dying (restarts: {self._restarts})")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Input of the autoscaling policy (cluster.autoscaling)."""

@@ -40,8 +40,8 @@ def grammar_for(request: GenerationRequest, endpoint: ModelEndpoint, max_nodes: 
 class Generation:
     """Generates one answer. Its `result` is set when `deltas` has ended.
 
-    seed: for the sampling of choices, unless the request has a seed. first_token_at, last_token_at: on
-    time.perf_counter's clock; 0 before the first token.
+    seed: for the sampling of choices, unless the request has a seed. namespace: of the caller's answers.
+    first_token_at, last_token_at: on time.perf_counter's clock; 0 before the first token.
     """
 
     request: GenerationRequest
@@ -50,6 +50,7 @@ class Generation:
     endpoint: ModelEndpoint
     source: TokenSource
     seed: int
+    namespace: str
     result: GenerationResult | None = None
     first_token_at: float = 0.0
     last_token_at: float = 0.0
@@ -140,7 +141,8 @@ class Generation:
                 yield Delta(index, finish_reason="length")
                 return
             ids += self._append(parser, _CLOSE_THINKING if parser.thinking else _AFTER_THINKING)
-        engine_request = EngineRequest(ids, msgspec.structs.replace(sampling, max_tokens=left, grammar=self.grammar))
+        sampling = msgspec.structs.replace(sampling, max_tokens=left, grammar=self.grammar)
+        engine_request = EngineRequest(ids, sampling, namespace=self.namespace)
         async with aclosing(self._tokens(index, _ANSWER, engine_request)) as stream:
             async for batch in stream:
                 parsed, finish_reason = parser.feed(batch.ids, batch.logprobs), batch.finish_reason
@@ -170,7 +172,8 @@ class Generation:
         sampling = msgspec.structs.replace(
             sampling, max_tokens=budget, min_tokens=0, ignore_eos=False, logprobs=False, stop_ids=(end,)
         )
-        async with aclosing(self._tokens(index, _THINKING, EngineRequest(list(ids), sampling))) as stream:
+        request = EngineRequest(list(ids), sampling, namespace=self.namespace)
+        async with aclosing(self._tokens(index, _THINKING, request)) as stream:
             async for batch in stream:
                 thoughts = batch.ids
                 if batch.finish_reason == "stop" and thoughts and thoughts[-1] != end:
@@ -198,7 +201,7 @@ class Generation:
             async for batch in stream:
                 self.last_token_at = time.perf_counter()
                 if not self.first_token_at:
-                    self.first_token_at, self.cached_tokens = self.last_token_at, batch.cached_tokens
+                    self.first_token_at, self.cached_tokens = self.last_token_at, batch.own_cached_tokens
                 self.replica = batch.replica or self.replica
                 yield batch
                 if batch.finish_reason:

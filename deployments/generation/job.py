@@ -47,7 +47,7 @@ class GenerationServices:
             prompt = await asyncio.to_thread(endpoint.prompts.render, request)
         else:
             prompt = endpoint.prompts.render(request)
-        return Generation(request, prompt, grammar, endpoint, source, secrets.randbits(63))
+        return Generation(request, prompt, grammar, endpoint, source, secrets.randbits(63), context.caller.namespace)
 
     async def locate_prefix(self, generation: Generation, source: EngineSource) -> None:
         """Tells the source where the start of the prompt is cached."""

@@ -206,7 +206,8 @@ def _question() -> gr.Textbox:
 
 def _statistics(progress: Progress, texts: Texts) -> list[str]:
     hit = progress.cache == "hit"
-    parts = [texts.tokens.format(all=progress.tokens, thinking=progress.reasoning_tokens)]
+    counts = texts.one_token if progress.tokens == 1 else texts.tokens
+    parts = [counts.format(all=progress.tokens, thinking=progress.reasoning_tokens)]
     if progress.tokens_per_s and not hit:
         parts.append(texts.rate.format(rate=progress.tokens_per_s))
     parts.append(texts.first.format(seconds=progress.first_s))

@@ -22,6 +22,7 @@ class Texts:
     max_tokens_hint: str
     thinking: str
     thought: str
+    one_token: str
     tokens: str
     rate: str
     first: str
@@ -54,6 +55,7 @@ ENGLISH = Texts(
     max_tokens_hint="Includes the thinking. Empty: the server's limit.",
     thinking="Thinking",
     thought="Thought",
+    one_token="{all} token ({thinking} thinking)",
     tokens="{all} tokens ({thinking} thinking)",
     rate="{rate:.0f} tokens/s",
     first="first token after {seconds:.2f} s",
@@ -86,6 +88,7 @@ CHINESE = Texts(
     max_tokens_hint="包含思考过程；留空则以服务器上限为准。",
     thinking="思考中",
     thought="思考过程",
+    one_token="{all} 个 token（思考 {thinking} 个）",
     tokens="{all} 个 token（思考 {thinking} 个）",
     rate="{rate:.0f} token/秒",
     first="首个 token 用时 {seconds:.2f} 秒",

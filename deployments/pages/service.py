@@ -1,7 +1,8 @@
 """The Serve application of the chat page: gradio at /chat, with only those of its routes that the page needs."""
 
 import os
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from ray import serve
@@ -14,8 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.launch.import_guard import allow_pandas
 from cluster.serve_config import PAGE, PageArgs
+from deployments.api.browser_guard import BrowserGuard, BrowserGuardMiddleware
 from deployments.api.http import http_error
+from deployments.common.redis import RedisCallbacks, RedisStore
+from deployments.common.tasks import TaskSupervisor
 from deployments.observability.logs import configure_logging
+from deployments.tenancy.auth import Authenticator
 
 _PATHS = (
     "/",
@@ -38,6 +43,7 @@ _CONTENT_POLICY = (
     "frame-ancestors 'self'"
 )
 """Whatever a model writes into an answer, the browser loads nothing from another host."""
+_TEAMS_TIMEOUT_S = 2.0
 
 
 @serve.ingress()
@@ -57,12 +63,29 @@ class Page:
 
         gradio = gradio_app(self._args.api_url)
 
-        def lifespan(app: Starlette) -> AbstractAsyncContextManager[Any]:
-            return gradio.router.lifespan_context(gradio)
+        middleware = [Middleware(_ContentPolicy)]
+        store = None
+        if self._args.teams_url:
+            callbacks = RedisCallbacks(lambda: None, lambda is_open: None)
+            store = RedisStore("teams", self._args.teams_url, _TEAMS_TIMEOUT_S, callbacks)
+            authenticator = Authenticator(store, self._args.host, "")
+            guard = BrowserGuard(authenticator, self._args.host, self._args.allowed_hosts)
+            middleware.append(Middleware(BrowserGuardMiddleware, guard=guard))
+
+        @asynccontextmanager
+        async def lifespan(app: Starlette) -> AsyncIterator[None]:
+            tasks = TaskSupervisor()
+            if store is not None:
+                tasks.supervise("refresh teams and keys", authenticator.refresh_forever)
+            async with gradio.router.lifespan_context(gradio):
+                yield
+            await tasks.close()
+            if store is not None:
+                await store.close()
 
         return Starlette(
             routes=[Route(path, gradio, max_body_size=self._args.body_bytes) for path in _PATHS],
-            middleware=[Middleware(_ContentPolicy)],
+            middleware=middleware,
             exception_handlers={HTTPException: http_error},
             lifespan=lifespan,
         )

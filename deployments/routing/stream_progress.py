@@ -91,8 +91,9 @@ class StreamProgress:
         if self._first_batch:
             self._first_batch = False
             # A resumed prompt contains its own completion: that is in no cache that the client would know of.
-            cached = 0 if self.resumed else batch.cached_tokens
-            batch = msgspec.structs.replace(batch, cached_tokens=cached, replica=self.replica)
+            if self.resumed:
+                batch = msgspec.structs.replace(batch, cached_tokens=0, own_cached_tokens=0)
+            batch = msgspec.structs.replace(batch, replica=self.replica)
         return batch
 
     def lost(self, reason: str) -> None:

@@ -8,9 +8,10 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cluster.records.teams import KEYS, TEAMS, VERSION, Registry, Team, UnknownKey, registry_of
+from cluster.records.team_tables import VERSION, Tables, queue_reads
+from cluster.records.teams import Registry, Team, UnknownKey, registry_of
 from cluster.settings import is_loopback
 from deployments.common.errors import ApiError
 from deployments.common.redis import RedisStore, RedisUnavailable
@@ -55,7 +56,7 @@ class Authenticator:
     """Finds the caller of a request, by teams and keys that are a fraction of a second old."""
 
     def __init__(self, store: RedisStore, host: str, namespace: str, metrics_teams: Sequence[str] = ()) -> None:
-        """host: the address that Dray listens on; on loopback no key is needed until one exists. namespace: of the
+        """host: the address that Dray listens on; on loopback no key is needed until one is created. namespace: of the
         cached answers of callers without a key. metrics_teams: as the settings have it."""
         self._store = store
         self._keyless = Caller(None, namespace)
@@ -74,30 +75,39 @@ class Authenticator:
 
     async def refresh(self) -> None:
         """Loads teams and keys if they have changed. Raises RedisUnavailable."""
-        version = int(await self._store.get(VERSION) or 0)
-        if self._registry is not None and self._registry.version == version:
+        before, version = self._registry, int(await self._store.get(VERSION) or 0)
+        if before is not None and before.version == version:
             return
-        teams, keys = await self._store.execute("HGETALL", TEAMS), await self._store.execute("HGETALL", KEYS)
-        self._registry = registry_of(str(version).encode(), teams, keys)
-        self._labels = metric_labels(self._registry.teams.values(), self._metrics_teams)
-        log.info("teams and keys loaded", extra={"version": version, "teams": len(teams), "keys": len(keys)})
+        registry = registry_of(Tables(*await self._store.transaction(queue_reads)))
+        if before is not None and before.locked and registry.version < before.version:
+            # Redis has lost its data, and nobody has decided that keys are no longer needed.
+            registry = replace(registry, locked=True)
+        self._registry = registry
+        self._labels = metric_labels(registry.teams.values(), self._metrics_teams)
+        counts = {"teams": len(registry.teams), "keys": len(registry.keys)}
+        log.info("teams and keys loaded", extra={"version": registry.version, **counts})
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether requests are known to need a key: one was created at some time, or other machines can connect."""
+        return not self._local or (self._registry is not None and self._registry.locked)
+
+    def check_loaded(self) -> Registry:
+        """The teams and keys. Raises ApiError 503 until they are loaded."""
+        if self._registry is None:
+            message = "Teams and keys are not loaded yet: their Redis has not answered. Try again shortly."
+            raise ApiError(503, message, code="teams_unknown", kind="server_error", retry_after_s=1)
+        return self._registry
 
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
         """The caller of a request. headers: names in lower case. Raises ApiError 401, and 503 until keys are loaded."""
-        registry = self._registry
-        if registry is None:
-            message = "Teams and keys are not loaded yet: their Redis has not answered. Try again shortly."
-            raise ApiError(503, message, code="teams_unknown", kind="server_error", retry_after_s=1)
-        if not registry.keys and self._local:
+        registry = self.check_loaded()
+        if not self.needs_key:
             return self._keyless
         scheme, _, presented = headers.get("authorization", "").partition(" ")
         presented = presented.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         if not presented:
-            raise _unauthorized(
-                "An API key is required. Send it as Authorization: Bearer KEY."
-                if registry.keys
-                else "An API key is required, and none exists yet. Create one: dray keys create TEAM"
-            )
+            raise _unauthorized(_key_required(registry))
         try:
             _, team = registry.owner(presented, time.time())
         except UnknownKey as error:
@@ -113,6 +123,13 @@ def metric_labels(teams: Iterable[Team], chosen: Sequence[str]) -> frozenset[str
     they stay the same when teams are added."""
     oldest = sorted(teams, key=lambda team: (team.created, team.name))
     return frozenset(chosen) or frozenset(team.name for team in oldest[:_MAX_LABELS])
+
+
+def _key_required(registry: Registry) -> str:
+    if registry.keys:
+        return "An API key is required. Send it as Authorization: Bearer KEY."
+    reason = "all have been removed" if registry.locked else "none exists yet"
+    return f"An API key is required, and {reason}. Create one: dray keys create TEAM"
 
 
 def _unauthorized(message: str) -> ApiError:

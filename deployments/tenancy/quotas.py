@@ -12,21 +12,20 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 
-import msgspec
-
 from cluster.records.teams import Quota, Team
+from cluster.units import plural
 from deployments.common.errors import ApiError
 from deployments.common.redis import RedisStore, RedisUnavailable
 from deployments.tenancy.local_use import LocalUse
 from deployments.tenancy.quota_counters import LEASE_S, Limit, QuotaCounters, current_month
 
 _REFUSALS = {
-    "requests": ("requests", "rate_limit_exceeded", "{requests_per_minute} requests a minute"),
-    "tokens": ("tokens", "rate_limit_exceeded", "{tokens_per_minute} tokens a minute"),
-    "running": ("requests", "rate_limit_exceeded", "{requests_at_a_time} requests at a time"),
-    "month": ("insufficient_quota", "insufficient_quota", "{tokens_per_month} tokens a month"),
+    "requests": ("requests", "rate_limit_exceeded", "requests_per_minute", "request", "a minute"),
+    "tokens": ("tokens", "rate_limit_exceeded", "tokens_per_minute", "token", "a minute"),
+    "running": ("requests", "rate_limit_exceeded", "requests_at_a_time", "request", "at a time"),
+    "month": ("insufficient_quota", "insufficient_quota", "tokens_per_month", "token", "a month"),
 }
-"""By limit: the error's type, its code, and the limit in words."""
+"""By limit: the error's type, its code, the quota's field, and its words."""
 
 
 class QuotaGrant:
@@ -148,8 +147,8 @@ class Quotas:
 
 def quota_exceeded(limit: Limit, quota: Quota, wait_s: int) -> ApiError:
     """429 that names the limit and when to try again."""
-    kind, code, text = _REFUSALS[limit]
-    message = f"Your team's limit of {text.format(**msgspec.structs.asdict(quota))} is reached. "
+    kind, code, field, noun, period = _REFUSALS[limit]
+    message = f"Your team's limit of {plural(getattr(quota, field), noun)} {period} is reached. "
     if limit == "month":
         message += "The limit resets at the start of the month (UTC)."
         return ApiError(429, message, code=code, kind=kind)

@@ -222,4 +222,5 @@ def test_with_keys_the_page_requires_one(visit: Open, shown: Dray) -> None:
     ask(after, question)
     expect(last(after)).to_contain_text("Invalid API key")
     assert shown.run("teams", "remove", "readers").returncode == 0
+    assert shown.run("keys", "disable", "--yes").returncode == 0
     wait_for(lambda: httpx.get(f"{shown.url}/models").status_code == 200, 5)

@@ -36,6 +36,8 @@ ACTING = {
     "teams set",
     "teams remove",
     "keys revoke",
+    "keys remove",
+    "keys disable",
 }
 """Commands that act and print only a confirmation."""
 

@@ -63,6 +63,7 @@ def key(dray: Dray, http: httpx.Client) -> Iterator[str]:
     wait_for(lambda: http.get("/v1/models").status_code == 401)
     yield key
     assert dray.run("teams", "remove", "bots").returncode == 0
+    assert dray.run("keys", "disable", "--yes").returncode == 0
     wait_for(lambda: http.get("/v1/models").status_code == 200)
 
 

@@ -112,7 +112,7 @@ def test_an_invalid_field_is_refused_by_name(
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"model": NaN}', b"[" * 100_000])
 def test_a_body_that_is_not_a_request_is_refused(http: httpx.Client, body: bytes) -> None:
-    answer = http.post("/v1/chat/completions", content=body)
+    answer = http.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
@@ -143,9 +143,6 @@ INTEGERS: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/embeddings", {"input": "hi", "dimensions": 2**64}, "dimensions"),
     ("/tokenize", {"messages": HI, "chat_template_kwargs": {"a": 2**64}}, "chat_template_kwargs.a"),
     ("/detokenize", {"tokens": [1, 2**64]}, "tokens[1]"),
-    ("/admin/teams", {"name": "t", "quota": {"tokens_per_month": 2**64}}, "quota.tokens_per_month"),
-    ("/admin/keys", {"team": "t", "expires_in_s": 2**64}, "expires_in_s"),
-    ("/admin/keys/none/rotate", {"grace_s": 2**64}, "grace_s"),
 ]
 
 
@@ -153,7 +150,7 @@ INTEGERS: list[tuple[str, dict[str, Any], str]] = [
 def test_an_integer_beyond_64_bits_is_refused_by_name(
     http: httpx.Client, path: str, body: dict[str, Any], param: str
 ) -> None:
-    answer = http.post(path, json=({} if path.startswith("/admin") else {"model": MODEL}) | body)
+    answer = http.post(path, json={"model": MODEL} | body)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_value", param)
     assert "between -2^63 and 2^64 - 1" in error["message"]
@@ -281,7 +278,7 @@ def test_requests_with_the_same_idempotency_key_get_the_same_answer(http: httpx.
     assert ask("x" * 256).status_code == 400
 
 
-@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/embeddings", "/tokenize", "/admin/teams"])
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/embeddings", "/tokenize"])
 @pytest.mark.parametrize("sent", [b"", b'{"model": "dray-demo", '])
 def test_a_client_that_leaves_during_its_upload_is_counted_as_499(dray: Dray, route: str, sent: bytes) -> None:
     def requests(status: str) -> float:
@@ -289,7 +286,7 @@ def test_a_client_that_leaves_during_its_upload_is_counted_as_499(dray: Dray, ro
         return sum(value for labels, value in samples if (labels["route"], labels["status"]) == (route, status))
 
     before = {status: requests(status) for status in ("499", "500")}
-    head = f"POST {route} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    head = f"POST {route} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
     with socket.create_connection(("127.0.0.1", dray.port)) as client:
         client.sendall(head.encode() + sent)
     if sent:

@@ -30,6 +30,7 @@ def test_no_prompt_answer_or_key_is_ever_logged(http: httpx.Client, dray: Dray) 
     ]
     headers = {"x-request-id": mark, "Authorization": f"Bearer dray-{secret}"}
     responses = [http.post(path, json=body, headers=headers) for path, body in bodies]
+    headers |= {"Content-Type": "application/json"}
     responses.append(http.post("/v1/chat/completions", content=f'{{"model": "{secret}', headers=headers))
     assert [response.status_code for response in responses[:4]] == [200] * 4 and responses[-1].status_code == 400
     reasoning = responses[0].json()["choices"][0]["message"]["reasoning_content"]

@@ -59,6 +59,29 @@ def error(answer: httpx.Response) -> tuple[int, str | None]:
     return answer.status_code, detail["code"]
 
 
+def test_without_keys_no_web_page_can_take_it_over(guarded: Dray) -> None:
+    """The first test here: the fixture `key` ends the time without keys."""
+    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1})
+    json_type, own = {"Content-Type": "application/json"}, {"Origin": guarded.root, "Sec-Fetch-Site": "same-origin"}
+
+    def send(path: str, headers: dict[str, str], content: str = body) -> httpx.Response:
+        return httpx.post(f"{guarded.root}{path}", content=content, headers=headers, timeout=60)
+
+    for path in ("/v1/chat/completions", "/tokenize", "/admin/teams", "/admin/keys"):
+        assert error(send(path, {})) == (415, "unsupported_media_type"), "a Blob without a type"
+        assert error(send(path, json_type | {"Host": "rebound.example"})) == (421, "host_not_allowed")
+        assert error(send(path, json_type | {"Origin": "http://evil.example"})) == (403, "origin_not_allowed")
+    for path in ("/metrics", "/status/machine", "/v1/models"):
+        refused = httpx.get(f"{guarded.root}{path}", headers={"Host": "rebound.example"})
+        assert error(refused) == (421, "host_not_allowed")
+    for path, content in (("/admin/teams", '{"name": "mine"}'), ("/admin/keys", '{"team": ""}')):
+        assert error(send(path, json_type | own, content)) == (403, "admin_key_needed")
+    assert run_json(guarded, "teams", "list") == [] and run_json(guarded, "keys", "list") == []
+    assert send("/v1/chat/completions", json_type | own).status_code == 200, "a page of its own"
+    counted = httpx.get(f"{guarded.root}/metrics").text
+    assert 'status="421"' in counted and 'status="415"' in counted
+
+
 @pytest.fixture(scope="module")
 def key(guarded: Dray) -> str:
     """The first key. Once it exists, every request needs a key."""
@@ -188,6 +211,14 @@ def test_the_admin_api(guarded: Dray, key: str) -> None:
     assert error(http.post("/admin/teams", json={"name": "no spaces"}))[0] == 400
     assert error(http.post("/admin/teams", json={"name": "x", "quota": {"requests_per_minute": -1}}))[0] == 400
     assert error(http.post("/admin/teams", json={"nam": "x"}))[0] == 400
+    for path, body, field in (
+        ("/admin/teams", {"name": "t", "quota": {"tokens_per_month": 2**64}}, "quota.tokens_per_month"),
+        ("/admin/keys", {"team": "t", "expires_in_s": 2**64}, "expires_in_s"),
+        ("/admin/keys/none/rotate", {"grace_s": 2**64}, "grace_s"),
+    ):
+        too_large = http.post(path, json=body)
+        assert error(too_large) == (400, "invalid_value") and too_large.json()["error"]["param"] == field
+        assert "between -2^63 and 2^64 - 1" in too_large.json()["error"]["message"]
     assert http.patch("/admin/teams/by-http", json={"weight": 3}).json()["weight"] == 3
     assert error(http.patch("/admin/teams/nobody", json={"weight": 3}))[0] == 404
     fresh = http.post("/admin/keys", json={"team": "by-http", "label": "x", "expires_in_s": 3600}).json()
@@ -250,6 +281,26 @@ def test_secrets_are_stored_nowhere_and_keys_outlive_a_restart(guarded: Dray, ke
     started = guarded.run("up", "--detach")
     assert started.returncode == 0 and "An API key is required" in started.stdout
     assert ask(guarded, "").status_code == 401 and ask(guarded, key).status_code == 200
+
+
+def test_without_its_last_key_it_stays_shut_until_keys_are_disabled(guarded: Dray, key: str) -> None:
+    """The last test here: afterwards no key is left."""
+    for team in run_json(guarded, "teams", "list"):
+        run(guarded, "teams", "remove", team["name"])
+    valid = run_json(guarded, "keys", "create", "--admin")
+    assert "revoke it first" in guarded.run("keys", "remove", valid["id"]).stderr
+    for admin in run_json(guarded, "keys", "list"):
+        run(guarded, "keys", "revoke", admin["id"])
+        run(guarded, "keys", "remove", admin["id"])
+    assert run_json(guarded, "keys", "list") == []
+    wait_for(lambda: "all have been removed" in ask(guarded, key).text + ask(guarded, "").text, 3)
+    for _ in range(4):  # both routers
+        assert ask(guarded, "").status_code == ask(guarded, key).status_code == 401
+        assert httpx.get(f"{guarded.root}/admin/keys").status_code == 401
+    assert guarded.run("keys", "disable", timeout=30).returncode != 0, "nobody has confirmed it"
+    assert ask(guarded, "").status_code == 401
+    run(guarded, "keys", "disable", "--yes")
+    wait_for(lambda: {ask(guarded, "").status_code for _ in range(6)} == {200}, 5)
 
 
 @pytest.mark.slow

@@ -173,7 +173,7 @@ def test_status_gives_the_reason_for_the_number_of_replicas(traced: TracedDray) 
     assert scaling["reason"] == "min"
     assert scaling["predicted_wait_s"] < scaling["target_wait_s"] == 20
     output = traced.dray.run("status").stdout
-    assert "1 replicas (1 to 2); target 1: the minimum in the settings" in output, output
+    assert "1 replica (1 to 2); target 1: the minimum in the settings" in output, output
 
 
 def test_nothing_waits_for_a_collector_that_is_gone(traced: TracedDray) -> None:

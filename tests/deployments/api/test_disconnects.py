@@ -10,6 +10,9 @@ import pytest
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from cluster.records.team_tables import unlock
+from cluster.records.teams import ADMIN, Team, add_team, create_key, remove_team
+from cluster.redis_client import connect
 from cluster.redis_server import OwnRedis
 from deployments.api.middleware import RequestRecorder
 from deployments.observability.metrics import RouterMetrics
@@ -44,8 +47,9 @@ def logs(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def head(method: str, path: str, length: int) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {length}"]
+def head(method: str, path: str, length: int, key: str = "") -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+    lines += [f"Content-Length: {length}", *([f"Authorization: Bearer {key}"] if key else [])]
     return "\r\n".join([*lines, "", ""]).encode()
 
 
@@ -72,10 +76,25 @@ def counted(router: RunningRouter, route: str) -> bool:
     return (route, "499") in router.counted()
 
 
+@pytest.fixture
+def keys(server: OwnRedis) -> Iterator[tuple[str, str]]:
+    """A team's key and an admin key. Afterwards no key is needed again."""
+    with connect(server.url) as client:
+        add_team(client, Team("support", 0.0))
+        yield create_key(client, "support").secret, create_key(client, ADMIN).secret
+        remove_team(client, "support")
+        unlock(client)
+
+
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("begun", [False, True])
 def test_leaving_in_the_upload(
-    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, begun: bool, cached: bool
+    server: OwnRedis,
+    keys: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    begun: bool,
+    cached: bool,
 ) -> None:
     async def work() -> None:
         async with running_router(monkeypatch, server.url, cache={"enabled": cached}) as router:
@@ -83,7 +102,7 @@ def test_leaving_in_the_upload(
             for method, route, path in ROUTES:
                 caplog.clear()
                 body = b'{"model": "dray-demo", ' if begun else b""
-                await send_and_leave(router, head(method, path, 1000) + body)
+                await send_and_leave(router, head(method, path, 1000, keys[path.startswith("/admin")]) + body)
                 await until(partial(counted, router, route))
                 [record] = caplog.records
                 assert (record.getMessage(), record.levelno) == ("request not answered", logging.INFO)

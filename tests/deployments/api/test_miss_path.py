@@ -122,7 +122,7 @@ def count_calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[
 
 
 def client_of(router: RunningRouter) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=router.url, timeout=20)
+    return httpx.AsyncClient(base_url=router.url, headers={"Content-Type": "application/json"}, timeout=20)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -20,10 +20,11 @@ from deployments.generation.prompts import PromptRenderer
 class Sequence:
     """A sequence as Admission sees it."""
 
-    def __init__(self, prompt: list[int], generated: list[int] | None = None) -> None:
+    def __init__(self, prompt: list[int], generated: list[int] | None = None, namespace: str = "") -> None:
         self.tokens = prompt + (generated or [])
         self.keys = block_keys(prompt)
         self.prefilled = bool(generated)
+        self.namespace = namespace
 
 
 def waits(admission: Admission, prompt: list[int], *running: Sequence) -> bool:
@@ -70,10 +71,29 @@ def test_only_one_prompt_continues_from_a_partial_block_that_was_left() -> None:
 def test_a_full_step_admits_no_more_prompts() -> None:
     admission = Admission(100, 128)
     long = Sequence(list(range(300)))
-    assert admission.joined(long.tokens, long.keys) == 0
+    assert admission.joined(long.tokens, long.keys, "") == (0, 0)
     for full in (True, True, False):
         assert admission.full == full
         admission.stepped([long, Sequence(SYSTEM, [1])])
+
+
+def test_a_namespace_is_told_only_of_blocks_that_it_has_used_itself() -> None:
+    admission = Admission(100, 512)
+    prompt, tokens = Sequence([*SYSTEM, 1], [2], "team.a"), 2 * BLOCK_TOKENS
+
+    def cached(namespace: str) -> tuple[int, int]:
+        return admission.joined(prompt.tokens, prompt.keys, namespace)
+
+    assert cached("team.a") == (0, 0)
+    admission.prefilled(prompt)
+    assert cached("team.a") == (tokens, tokens)
+    assert cached("team.b") == (tokens, 0), "cached, which only the engine knows"
+    prompt.namespace = "team.b"
+    admission.left(prompt)
+    assert cached("team.b") == (tokens, tokens)
+    for number in range(100):
+        admission.left(Sequence([number] * (BLOCK_TOKENS + 1), [1], "team.c"))
+    assert cached("team.a") == cached("team.b") == (0, 0), "what the cache no longer holds is not remembered either"
 
 
 def undisturbed(engine: Engine, prompt: list[int]) -> list[int]:

@@ -1,10 +1,12 @@
 """Authentication, and the metric labels of teams: few teams have their own series, and all routers choose the same."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from cluster.records.teams import Team, add_team, create_key
+from cluster.records.team_tables import unlock
+from cluster.records.teams import Team, add_team, create_key, remove_team
 from cluster.redis_client import connect
 from deployments.common.errors import ApiError
 from deployments.tenancy.auth import OTHER, Authenticator, metric_labels
@@ -65,3 +67,38 @@ def test_a_refusal_says_what_to_do() -> None:
         errors, ("Try again shortly", "dray keys create TEAM", "Bearer KEY", "Incorrect", "expired"), strict=True
     ):
         assert words in error.message
+
+
+def test_a_service_that_had_keys_never_answers_without_one_by_itself() -> None:
+    async def work(url: str, client: Any) -> None:
+        store = store_at(url)
+        routers = [Authenticator(store, host, "default") for host in ("127.0.0.1", "0.0.0.0")]
+
+        async def answers_without_key() -> list[bool]:
+            for router in routers:
+                await router.refresh()
+            restarted = Authenticator(store, "127.0.0.1", "default")
+            await restarted.refresh()
+            return [not router.needs_key for router in (*routers, restarted)]
+
+        assert await answers_without_key() == [True, False, True]
+        add_team(client, Team("support", 0.0))
+        assert await answers_without_key() == [True, False, True]
+        create_key(client, "support")
+        assert await answers_without_key() == [False, False, False]
+        remove_team(client, "support")
+        assert await answers_without_key() == [False, False, False]
+        with pytest.raises(ApiError, match="all have been removed") as refused:
+            routers[0].authenticate({})
+        assert refused.value.status == 401
+        unlock(client)
+        assert await answers_without_key() == [True, False, True]
+        add_team(client, Team("support", 0.0))
+        create_key(client, "support")
+        assert not any(await answers_without_key())
+        client.flushall()
+        assert (await answers_without_key())[:2] == [False, False], "a router that knew of keys outlives lost data"
+        await store.close()
+
+    with redis_server(16) as server, connect(server.url) as client:
+        asyncio.run(work(server.url, client))

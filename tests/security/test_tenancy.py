@@ -1,0 +1,264 @@
+"""What one team makes, another never sees, hits, joins or reads, unless both share answers.
+
+Whatever answers are kept by has a way here: each is tried with teams that keep to themselves, with one that shares and
+one that does not, and with two that share.
+"""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from cluster.records.teams import Quota, Team, add_team, create_key
+from cluster.redis_server import OwnRedis
+from deployments.api.protocol.openapi import OPERATIONS, Operation
+from deployments.cache.single_flight import SingleFlight
+from deployments.common.messages import decode_request
+from deployments.routing.queue_class import QueueClass
+from tests.conftest import MODEL, redis_server
+from tests.deployments.routers import Engines, Response, RunningRouter, running_router
+from tests.service.test_embeddings import make_model
+
+PAIRS = [("ann", "ben", False), ("ann", "cleo", False), ("cleo", "ann", False), ("cleo", "dan", True)]
+"""Who asks first, who asks then, and whether the second may have what the first one got."""
+SHARING = {"cleo", "dan"}
+_numbers = itertools.count(100)
+
+
+@dataclass
+class RecordingEngines(Engines):
+    """Keeps the namespaces of the requests that it got."""
+
+    namespaces: list[str] = field(default_factory=list)
+    vectors: Engines = field(default_factory=Engines)
+
+    def remote(self, payload: bytes) -> Response:
+        self.namespaces.append(decode_request(payload).namespace)
+        return super().remote(payload)
+
+    @property
+    def embed(self) -> Engines:
+        return self.vectors
+
+
+@dataclass(frozen=True)
+class Teams:
+    """Routers of one service, and the keys of its teams. flights: what single flight has said so far."""
+
+    keys: dict[str, str]
+    engines: RecordingEngines
+    routers: list[RunningRouter]
+    flights: list[object]
+
+    def is_followed(self) -> bool:
+        """Whether a router has two requests for one generation."""
+        jobs = [job for router in self.routers for job in router.router._inference._answers._jobs.values()]
+        return any(len(job.broadcast._subscribers) > 1 for job in jobs)
+
+    async def post(self, team: str, path: str, body: dict[str, Any], router: int = 0, **headers: str) -> httpx.Response:
+        """router: which of them is asked. headers: with _ for -."""
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        given["Authorization"] = f"Bearer {self.keys[team]}"
+        transport = httpx.ASGITransport(app=self.routers[router].app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=20) as client:
+            return await client.post(path, json={"model": MODEL, "temperature": 0, **body}, headers=given)
+
+    async def chat(self, team: str, question: str, router: int = 0, **headers: str) -> httpx.Response:
+        body = {"messages": [{"role": "user", "content": question}]}
+        return await self.post(team, "/v1/chat/completions", body, router, **headers)
+
+    async def get(self, team: str, path: str) -> httpx.Response:
+        transport = httpx.ASGITransport(app=self.routers[0].app)
+        headers = {"Authorization": f"Bearer {self.keys[team]}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=20) as client:
+            return await client.get(path, headers=headers)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[OwnRedis]:
+    with redis_server(32) as own:
+        yield own
+
+
+@asynccontextmanager
+async def teams_of(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, folder: Path, similarity_model: str = ""
+) -> AsyncIterator[Teams]:
+    """Two routers and four teams. similarity_model: "vectors" finds similar questions; all texts are alike to it."""
+    make_model(folder / "tiny")
+    models = [{"name": MODEL}, {"name": "vectors", "task": "embed", "source": str(folder / "tiny")}]
+    engines, keys, flights = RecordingEngines(), {}, list[object]()
+    acquire = SingleFlight.acquire
+
+    async def recorded(single_flight: SingleFlight, key: str, queue_class: QueueClass) -> object:
+        flights.append(acquired := await acquire(single_flight, key, queue_class))
+        return acquired
+
+    monkeypatch.setattr(SingleFlight, "acquire", recorded)
+    with redis.Redis.from_url(server.url) as store:
+        store.flushall()
+        for name in ("ann", "ben", "cleo", "dan"):
+            quota = Quota(requests_per_minute=1000)
+            add_team(store, Team(name, 0.0, shares_answers=name in SHARING, quota=quota))
+            keys[name] = create_key(store, name).secret
+    async with AsyncExitStack() as stack:
+        routers = [
+            await stack.enter_async_context(
+                running_router(
+                    monkeypatch,
+                    server.url,
+                    engines=engines,
+                    models=models,
+                    cache={"similarity_model": similarity_model},
+                )
+            )
+            for _ in range(2)
+        ]
+        yield Teams(keys, engines, routers, flights)
+
+
+def reused(answer: httpx.Response) -> bool:
+    assert answer.status_code == 200, answer.text
+    return answer.headers["x-dray-cache"] in ("hit", "join")
+
+
+def new_question() -> str:
+    return f"What is {next(_numbers)} + {next(_numbers)}?"
+
+
+async def a_stored_answer(teams: Teams, first: str, second: str) -> bool:
+    found = []
+    for path, body in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": new_question()}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": new_question()}], "seed": 7, "top_p": 0.9}),
+        ("/v1/completions", {"prompt": new_question()}),
+        ("/v1/responses", {"input": new_question()}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": new_question()}], "max_tokens": 50}),
+    ):
+        assert not reused(await teams.post(first, path, body))
+        assert reused(await teams.post(first, path, body)), "the first team gets its own"
+        found.append(reused(await teams.post(second, path, body)))
+    assert len(set(found)) == 1, found
+    return found[0]
+
+
+async def an_answer_in_other_words(teams: Teams, first: str, second: str) -> bool:
+    left, right = next(_numbers), next(_numbers)
+    assert not reused(await teams.chat(first, f"What is {left} times {right}?"))
+    return reused(await teams.chat(second, f"what is {left} times {right}"))
+
+
+async def an_answer_under_an_idempotency_key(teams: Teams, first: str, second: str) -> bool:
+    question = new_question()
+    assert not reused(await teams.chat(first, question, idempotency_key="the same"))
+    return reused(await teams.chat(second, question, idempotency_key="the same"))
+
+
+async def an_answer_that_a_router_generates(teams: Teams, first: str, second: str) -> bool:
+    return await _in_progress(teams, first, second, router=0)
+
+
+async def an_answer_that_another_router_generates(teams: Teams, first: str, second: str) -> bool:
+    return await _in_progress(teams, first, second, router=1)
+
+
+async def _in_progress(teams: Teams, first: str, second: str, router: int) -> bool:
+    """Both ask before the engines have answered. router: the one that the second team asks."""
+    teams.engines.blocked, question = asyncio.Event(), new_question()
+    teams.flights.clear()
+    leading = asyncio.create_task(teams.chat(first, question))
+    await _until(lambda: len(teams.flights) == 1)
+    following = asyncio.create_task(teams.chat(second, question, router))
+    await _until(lambda: len(teams.flights) == 2 or teams.is_followed())
+    teams.engines.blocked.set()
+    assert not reused(await leading)
+    return reused(await following)
+
+
+async def _until(fact: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not fact():
+            await asyncio.sleep(0.01)
+
+
+async def what_is_in_the_kv_cache(teams: Teams, first: str, second: str) -> bool:
+    """The engine tells a namespace what it has used itself (tests/deployments/engine/test_admission.py)."""
+    question = new_question()
+    for team in (first, second):
+        await teams.chat(team, question, cache_control="no-cache, no-store")
+    one, other = teams.engines.namespaces[-2:]
+    return one == other
+
+
+WAYS = (
+    a_stored_answer,
+    an_answer_in_other_words,
+    an_answer_under_an_idempotency_key,
+    an_answer_that_a_router_generates,
+    an_answer_that_another_router_generates,
+    what_is_in_the_kv_cache,
+)
+
+Way = Callable[[Teams, str, str], Awaitable[bool]]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_a_team_has_what_another_made_only_if_both_share(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: Way
+) -> None:
+    async def work() -> list[tuple[str, str, bool]]:
+        similarity_model = "vectors" if way is an_answer_in_other_words else ""
+        async with teams_of(server, monkeypatch, tmp_path, similarity_model) as teams:
+            return [(first, second, await way(teams, first, second)) for first, second, _ in PAIRS]
+
+    assert asyncio.run(work()) == PAIRS
+
+
+def test_a_team_reads_its_own_usage_and_administers_nothing(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def work() -> None:
+        async with teams_of(server, monkeypatch, tmp_path) as teams:
+            remaining = "x-ratelimit-remaining-requests"
+            first = await teams.chat("ann", new_question())
+            assert (await teams.chat("ben", new_question())).headers[remaining] == first.headers[remaining]
+            for team in teams.keys:
+                for query in ("", "?team=ann", "?team=ben", "?team="):
+                    rows = (await teams.get(team, f"/v1/usage{query}")).json()["data"]
+                    assert {row["team"] for row in rows} <= {team}
+            for path in ("/admin/teams", "/admin/teams/ann", "/admin/keys", "/admin/keys/x"):
+                assert (await teams.get("ben", path)).status_code == 403
+            for path in ("/admin/teams", "/admin/keys", "/admin/keys/x/rotate"):
+                assert (await teams.post("ben", path, {})).status_code == 403
+
+    asyncio.run(work())
+
+
+def test_nothing_else_is_kept_for_a_team(server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Responses, files, batches and feedback have ids that a team could guess; none is stored. Whoever adds an endpoint
+    that stores something tries it here with two teams."""
+    stateless = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"}
+    stateless |= {"/tokenize", "/detokenize", "/v1/models", "/v1/models/{name}", "/health/live", "/health/ready"}
+    administration = {path for path in paths(OPERATIONS) if path.startswith("/admin/")}
+    assert paths(OPERATIONS) <= stateless | administration | {"/v1/usage", "/metrics"}
+
+    async def work() -> None:
+        async with teams_of(server, monkeypatch, tmp_path) as teams:
+            made = (await teams.post("ann", "/v1/responses", {"input": new_question()})).json()["id"]
+            assert (await teams.get("ben", f"/v1/responses/{made}")).status_code == 404
+            body = {"input": "and then?", "previous_response_id": made}
+            refused = await teams.post("ben", "/v1/responses", body)
+            assert refused.status_code == 400 and "previous_response_id" in refused.text
+
+    asyncio.run(work())
+
+
+def paths(operations: Sequence[Operation]) -> set[str]:
+    return {operation.path for operation in operations}
