@@ -1,6 +1,7 @@
 """Handles large texts a few at a time, in threads of their own, and lets the teams that send them take turns."""
 
 import asyncio
+import ctypes
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,10 +34,23 @@ class LargeTexts:
         cost = TokenCost(characters, 0, queue_class.batch)
         slot = await self._queue.acquire(queue_class.team, queue_class.weight, cost)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, _run_and_trim, work)
         finally:
             slot.release(characters)
 
     def close(self) -> None:
         """Ends the threads, once they have finished what they do."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _run_and_trim(work: Callable[[], T]) -> T:
+    """The result of the work, whose memory goes back to the system: glibc would keep hundreds of megabytes for ever."""
+    try:
+        return work()
+    finally:
+        if _malloc_trim is not None:
+            _malloc_trim(0)
+
+
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+"""glibc's; other C libraries have none."""
