@@ -27,6 +27,7 @@ from deployments.cache.semantic import SemanticCache
 from deployments.common.redis import RedisStore
 from deployments.common.tasks import TaskSupervisor
 from deployments.generation.endpoint import ModelEndpoint
+from deployments.generation.large_texts import LargeTexts
 from deployments.generation.prompts import PromptRenderer
 from deployments.generation.service import AnswerService
 from deployments.observability.logs import configure_logging
@@ -58,6 +59,7 @@ class Router:
         self._traces = Traces("dray-router", registry().router_id)
         self._recorder = RequestRecorder(self._metrics, self._traces)
         self._tasks = TaskSupervisor()
+        self._large_texts = LargeTexts()
 
         self._teams = self._store("teams", arguments.teams_url, settings.teams.timeout_s)
         cache = settings.cache
@@ -87,6 +89,7 @@ class Router:
             self._usage,
             self._answer_service(embedders),
             self._tasks,
+            self._large_texts,
         )
         awake = {arguments.engines[model.name]: model.name for model in models if not model.settings.sleep_after_s}
         self._info = InfoApi(models, awake, self._authenticator)
@@ -113,7 +116,7 @@ class Router:
             cache = AnswerCache(settings, self._answers)
             if settings.similarity_model:
                 semantic = SemanticCache(settings, self._answers, embedders[settings.similarity_model])
-        return AnswerService(cache, semantic, self._metrics, self._usage, self._settings.limits)
+        return AnswerService(cache, semantic, self._metrics, self._usage, self._settings.limits, self._large_texts)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         app = Starlette(
@@ -148,6 +151,7 @@ class Router:
 
     async def _close(self) -> None:
         await self._tasks.close()
+        self._large_texts.close()
         await self._usage.close()
         await self._teams.close()
         if self._answers:

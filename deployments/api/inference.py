@@ -38,15 +38,21 @@ from deployments.cache.answers import CacheControl
 from deployments.common.errors import ApiError, invalid_request
 from deployments.common.messages import Sampling
 from deployments.common.tasks import TaskSupervisor
+from deployments.common.text_encoder import LARGE_CHARACTERS
 from deployments.common.types import GenerationRequest, Usage
 from deployments.generation.context import RequestContext
+from deployments.generation.large_texts import LargeTexts
 from deployments.generation.service import AnswerService
 from deployments.observability.tracing import current
+from deployments.routing.queue_class import QueueClass
 from deployments.tenancy.auth import Authenticator, Caller
 from deployments.tenancy.quotas import QuotaGrant, Quotas
 from deployments.tenancy.usage import UsageRecorder
 
 log = logging.getLogger("dray.router")
+
+_PARSED_FASTER = 8
+"""So much less time than tokenizing a text takes parsing it: only still larger bodies are parsed in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,7 @@ class InferenceApi:
         usage: UsageRecorder,
         answers: AnswerService,
         tasks: TaskSupervisor,
+        large_texts: LargeTexts,
     ) -> None:
         self._settings = settings
         self._limits = settings.limits
@@ -97,6 +104,7 @@ class InferenceApi:
         self._usage = usage
         self._answers = answers
         self._tasks = tasks
+        self._large_texts = large_texts
         self._no_grant = QuotaGrant(quotas, None, "", {})
         self._stream_timeouts = StreamTimeouts(settings.router.keep_alive_s, self._limits.client_stall_s)
 
@@ -139,9 +147,10 @@ class InferenceApi:
         texts, model = texts_of(request), embedder.model
         authenticated.state.model = model.name
         self._log_prompt(model, caller, texts)
-        tokens = await asyncio.to_thread(embedder.count, texts)
         grant, charged_tokens = await self._quotas.admit(caller.team), 0
         try:
+            size = sum(map(len, texts))
+            tokens = await self._large_texts.run(_queue_class(caller), size, partial(embedder.count, texts))
             await grant.reserve(tokens)
             with current.get().child(f"embeddings {model.name}") as span:
                 span.note({"gen_ai.operation.name": "embeddings", "gen_ai.usage.input_tokens": tokens})
@@ -162,21 +171,29 @@ class InferenceApi:
             raise invalid_request("prompt", "Send either prompt or messages.")
         arguments = template_arguments(request.chat_template_kwargs, None, self._limits)
         messages = tuple(message.to_message() for message in request.messages or ())
-        prompts, text = endpoint.prompts, request.prompt or ""
-        if messages:
-            text = prompts.text(GenerationRequest(messages, Sampling(1), template_args=arguments))
-        special = request.add_special_tokens and not messages
-        ids = await asyncio.to_thread(prompts.encode, text, special=special)
-        tokens = [prompts.decode([number], special=True) for number in ids] if request.return_token_strs else None
-        return json_response(TokenizeResponse(len(ids), endpoint.model.context_tokens, ids, tokens))
+        prompts = endpoint.prompts
+        conversation = GenerationRequest(messages, Sampling(1), request.prompt or "", template_args=arguments)
+
+        def work() -> TokenizeResponse:
+            text = prompts.text(conversation) if messages else request.prompt or ""
+            ids = prompts.encode(text, special=request.add_special_tokens and not messages)
+            tokens = [prompts.decode([number], special=True) for number in ids] if request.return_token_strs else None
+            return TokenizeResponse(len(ids), endpoint.model.context_tokens, ids, tokens)
+
+        size = prompts.characters(conversation)
+        grant = await self._quotas.admit(authenticated.caller.team if size > LARGE_CHARACTERS else None)
+        try:
+            response = await self._large_texts.run(_queue_class(authenticated.caller), size, work)
+        finally:
+            self._release(grant)
+        return json_response(response, headers=grant.headers)
 
     async def detokenize(self, http: HttpRequest) -> Response:
         """POST /detokenize"""
         authenticated = self._authenticate(http)
         request = parse(decode_detokenize, await self._body(authenticated))
         endpoint = self._models.generator(request.model, authenticated.caller)
-        if any(number >= endpoint.prompts.vocabulary.size for number in request.tokens):
-            raise invalid_request("tokens", "A token id is outside the model's vocabulary.")
+        endpoint.prompts.check_ids(request.tokens, "tokens")
         text = await asyncio.to_thread(endpoint.prompts.decode, request.tokens, special=True)
         return json_response(DetokenizeResponse(text))
 
@@ -199,7 +216,9 @@ class InferenceApi:
         """Authenticates, reads and parses a request, and charges nothing. Raises ApiError 400 to 404, 413, 415."""
         authenticated = self._authenticate(http)
         state, caller, headers = authenticated.state, authenticated.caller, authenticated.headers
-        parsed = self._parser.parse(state.route, await self._body(authenticated), caller)
+        body = await self._body(authenticated)
+        work = partial(self._parser.parse, state.route, body, caller)
+        parsed = await self._large_texts.run(_queue_class(caller), len(body) // _PARSED_FASTER, work)
         endpoint, batch = parsed.endpoint, parsed.service_tier == "flex"
         state.model = endpoint.model.name
         control = CacheControl.from_headers(headers, self._settings.cache.max_ttl_s)
@@ -274,3 +293,8 @@ class InferenceApi:
         """Logs what is asked, if the settings say so."""
         if self._settings.log_prompts:
             log.info("asked", extra={"model": model.name, "team": caller.name, "prompt": prompt})
+
+
+def _queue_class(caller: Caller) -> QueueClass:
+    """The caller's place among those who send large texts."""
+    return QueueClass(caller.name, caller.weight, batch=False)

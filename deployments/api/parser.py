@@ -89,4 +89,7 @@ class RequestParser:
 
 
 def _echo(endpoint: ModelEndpoint, prompt: str | tuple[int, ...]) -> str:
-    return prompt if isinstance(prompt, str) else endpoint.prompts.decode(prompt, special=True)
+    if isinstance(prompt, str):
+        return prompt
+    endpoint.prompts.check_ids(prompt, "prompt")
+    return endpoint.prompts.decode(prompt, special=True)

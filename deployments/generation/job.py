@@ -11,15 +11,20 @@ from deployments.cache.answers import AnswerCache
 from deployments.cache.semantic import SemanticCache, SemanticQuery
 from deployments.cache.single_flight import FlightLease
 from deployments.common.errors import ApiError
+from deployments.common.messages import Grammar
+from deployments.common.text_encoder import LARGE_CHARACTERS
 from deployments.common.types import Delta, GenerationResult
 from deployments.generation.accounting import AnswerAccounting
 from deployments.generation.broadcast import Broadcast, Subscriber
 from deployments.generation.context import RequestContext, Result
 from deployments.generation.generation import Generation, grammar_for
+from deployments.generation.large_texts import LargeTexts
+from deployments.generation.prompts import RenderedPrompt
 from deployments.generation.requesters import Requesters
 from deployments.generation.sources import EngineSource, FlightSource
 
-_LONG_PROMPT_CHARACTERS = 16_384
+_CHARACTERS_PER_TOKEN = 8
+"""Prompts rarely have more on average, so that an estimate by it refuses none that a team's quota allows."""
 _IDEMPOTENT_TTL_S = 600
 """How long the answer to a request with an idempotency key is stored, for those that repeat the request."""
 
@@ -33,6 +38,7 @@ class GenerationServices:
     semantic: SemanticCache | None
     accounting: AnswerAccounting
     limits: LimitSettings
+    large_texts: LargeTexts
 
     def engine_source(self, context: RequestContext) -> EngineSource:
         endpoint, observer = context.endpoint, self.accounting.queue_time_observer(context)
@@ -41,13 +47,25 @@ class GenerationServices:
     async def prepare(self, context: RequestContext, source: EngineSource) -> Generation:
         """The generation of an answer, ready to start. Raises ApiError 400."""
         request, endpoint = context.request, context.endpoint
-        grammar = grammar_for(request, endpoint, self.limits.schema_parts)
-        # Long prompts take the tokenizer milliseconds, while the event loop has other streams to serve.
-        if sum(len(message.content) for message in request.messages) + len(request.prompt) > _LONG_PROMPT_CHARACTERS:
-            prompt = await asyncio.to_thread(endpoint.prompts.render, request)
-        else:
-            prompt = endpoint.prompts.render(request)
+
+        def render() -> tuple[RenderedPrompt, Grammar | None]:
+            grammar = grammar_for(request, endpoint, self.limits.schema_parts)
+            return endpoint.prompts.render(request), grammar
+
+        size = endpoint.prompts.characters(request) + len(request.schema)
+        prompt, grammar = await self.large_texts.run(source.queue_class, size, render)
         return Generation(request, prompt, grammar, endpoint, source, secrets.randbits(63), context.caller.namespace)
+
+    def large_prompt_tokens(self, context: RequestContext, source: EngineSource) -> int:
+        """About how many tokens a large prompt has, to reserve before it is tokenized; 0 for any other.
+
+        Raises ApiError 400 for a prompt that cannot fit the context, 503 where the engines' queue is full.
+        """
+        characters = context.endpoint.prompts.characters(context.request)
+        if characters <= LARGE_CHARACTERS:
+            return 0
+        source.check_room()
+        return characters // _CHARACTERS_PER_TOKEN
 
     async def locate_prefix(self, generation: Generation, source: EngineSource) -> None:
         """Tells the source where the start of the prompt is cached."""
@@ -118,7 +136,7 @@ class GenerationJob:
 
     async def _deltas(self) -> AsyncGenerator[Delta, None]:
         try:
-            self._generation = generation = await self._services.prepare(self._context, self._engines)
+            self._generation = generation = await self._prepare()
             # Together, as both are a round trip to Redis.
             await asyncio.gather(self._acquire(), self._services.locate_prefix(generation, self._engines))
             if self.stored is not None:
@@ -143,6 +161,17 @@ class GenerationJob:
             self._engines.close()
             if self._generation is not None:
                 await self._requesters.settle(self._generation.charged_tokens)
+
+    async def _prepare(self) -> Generation:
+        services = self._services
+        if not (estimated := services.large_prompt_tokens(self._context, self._engines)):
+            return await services.prepare(self._context, self._engines)
+        # Without tokens left, nothing is tokenized. The exact number is reserved once it is known.
+        await self._requesters.charge(estimated)
+        try:
+            return await services.prepare(self._context, self._engines)
+        finally:
+            await self._requesters.refund()
 
     async def _complete(self) -> GenerationResult:
         accounting, payer = self._services.accounting, self._requesters.payer

@@ -20,7 +20,14 @@ async def broadcast_prompts(services: GenerationServices, contexts: Sequence[Req
     contexts: one for each prompt; they differ in nothing but the prompt.
     """
     sources = [services.engine_source(context) for context in contexts]
-    generations = [await services.prepare(context, source) for context, source in zip(contexts, sources, strict=True)]
+    if estimated := sum(map(services.large_prompt_tokens, contexts, sources)):
+        await contexts[0].grant.reserve(estimated)
+    try:
+        each = zip(contexts, sources, strict=True)
+        generations = [await services.prepare(context, source) for context, source in each]
+    finally:
+        if estimated:
+            await contexts[0].grant.settle(0)
     await asyncio.gather(*map(services.locate_prefix, generations, sources))
     await contexts[0].grant.reserve(sum(map(services.expected_tokens, contexts, generations)))
 

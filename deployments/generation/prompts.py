@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from cluster.models.folder import ServedModel
 from deployments.common.errors import ApiError, invalid_request
+from deployments.common.text_encoder import TextEncoder
 from deployments.common.types import GenerationRequest, Message, Tool
 from deployments.generation.output_parser import END_THINK, THINK, OutputParser, Vocabulary
 from deployments.generation.tool_formats import tool_format_of
@@ -42,6 +43,7 @@ class PromptRenderer:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(str(model.folder), local_files_only=True)
         self._backend: Tokenizer = self._tokenizer.backend_tokenizer
         self._context_tokens = model.context_tokens
+        self._encoder = TextEncoder(self._backend, model.context_tokens)
         self._template = self._tokenizer.chat_template or ""
         self.vocabulary = Vocabulary(self._backend)
         self.tool_format = tool_format_of(self._template)
@@ -55,6 +57,23 @@ class PromptRenderer:
         """Whether the chat template mentions this argument."""
         return argument in self._template
 
+    def characters(self, request: GenerationRequest) -> int:
+        """Characters of all that may become text of the prompt; of token ids, how many there are.
+
+        Raises ApiError 400 where they cannot fit the context, before anything is rendered.
+        """
+        tools = request.tools if request.tool_choice.mode != "none" else ()
+        tool_characters = sum(len(tool.name) + len(tool.description) + len(tool.parameters) for tool in tools)
+        if isinstance(request.prompt, tuple):
+            self.check_ids(request.prompt, "prompt")
+        elif not request.messages:
+            self._encoder.check_characters(len(request.prompt), "prompt")
+        # Templates drop the thinking of earlier answers.
+        shown = sum(len(message.content.rpartition(END_THINK)[2]) for message in request.messages)
+        self._encoder.check_characters(shown + tool_characters, "messages")
+        written = sum(map(_characters, request.messages))
+        return written + tool_characters + len(request.prompt) + len(request.template_args)
+
     def render(self, request: GenerationRequest) -> RenderedPrompt:
         """The prompt for a request.
 
@@ -62,11 +81,15 @@ class PromptRenderer:
         """
         if not request.messages:
             ids = self.encode(request.prompt) if isinstance(request.prompt, str) else list(request.prompt)
-            return RenderedPrompt(self._checked(ids, "prompt"))
+            self.check_ids(ids, "prompt")
+            return RenderedPrompt(ids)
         text = self.text(request)
         end = text.rstrip()
         may_think = self.vocabulary.thinks and not end.endswith((THINK, END_THINK))
-        return RenderedPrompt(self._checked(self.encode(text), "messages"), end.endswith(THINK), may_think)
+        self._encoder.check_characters(len(text), "messages")
+        ids = self.encode(text)
+        self.check_ids(ids, "messages")
+        return RenderedPrompt(ids, end.endswith(THINK), may_think)
 
     def text(self, request: GenerationRequest) -> str:
         """The request's messages and tools as text, by the chat template. Raises ApiError 400 if it rejects them."""
@@ -90,11 +113,14 @@ class PromptRenderer:
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of a text. special: with the tokens that the tokenizer adds around a text."""
-        return list(self._backend.encode(text, add_special_tokens=special).ids)
+        [ids] = self._encoder.encode([text], special=special)
+        return ids
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of token ids. special: with the texts of special tokens."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=not special))
+        # `decode` holds the GIL until it ends, `decode_batch` does not (tokenizers 0.22).
+        [text] = self._backend.decode_batch([list(ids)], skip_special_tokens=not special)
+        return str(text)
 
     def parser(self, request: GenerationRequest, prompt: RenderedPrompt) -> OutputParser:
         """A parser for one completion of the request's prompt."""
@@ -102,7 +128,8 @@ class PromptRenderer:
         thinking = prompt.starts_in_thinking if request.messages else None
         return OutputParser(self.vocabulary, thinking=thinking, stop=request.stop, calls=calls)
 
-    def _checked(self, ids: list[int], param: str) -> list[int]:
+    def check_ids(self, ids: Sequence[int], param: str) -> None:
+        """Raises ApiError 400 for a prompt that does not fit the context, and for ids that no token has."""
         if len(ids) >= self._context_tokens:
             message = (
                 f"The prompt has {len(ids)} tokens, which leaves no room in this model's context of "
@@ -111,7 +138,6 @@ class PromptRenderer:
             raise ApiError(400, message, code="context_length_exceeded", param=param)
         if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary.size:
             raise invalid_request(param, "A token id is outside the model's vocabulary.")
-        return ids
 
     def _message(self, message: Message) -> dict[str, Any]:
         """A message as the chat template expects it. What the template does not support is written into the text."""
@@ -132,6 +158,11 @@ class PromptRenderer:
                 for call in message.tool_calls
             ]
         return fields
+
+
+def _characters(message: Message) -> int:
+    calls = sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+    return len(message.content) + len(message.reasoning) + calls + len(message.name) + len(message.tool_call_id)
 
 
 def _with_instruction(messages: tuple[Message, ...], instruction: str) -> tuple[Message, ...]:

@@ -54,6 +54,12 @@ class Requesters:
                     requester.subscriber.refusal = refusals[requester.context.caller.name]
                 raise next(iter(refusals.values()))
 
+    async def refund(self) -> None:
+        """Gives back what was reserved; `charge` may be called again."""
+        payer, self.payer = self.payer, None
+        if payer is not None:
+            await payer.grant.settle(0)
+
     async def settle(self, tokens: int) -> None:
         """Charges what was generated in place of what was reserved."""
         if self.payer is not None:

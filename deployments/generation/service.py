@@ -15,6 +15,7 @@ from deployments.generation.accounting import AnswerAccounting
 from deployments.generation.broadcast import Subscriber
 from deployments.generation.context import RequestContext, Result
 from deployments.generation.job import GenerationJob, GenerationServices
+from deployments.generation.large_texts import LargeTexts
 from deployments.generation.prompt_batch import broadcast_prompts
 from deployments.observability.metrics import RouterMetrics
 from deployments.observability.tracing import current
@@ -56,12 +57,13 @@ class AnswerService:
         metrics: RouterMetrics,
         usage: UsageRecorder,
         limits: LimitSettings,
+        large_texts: LargeTexts,
     ) -> None:
         """cache: None if answers are not stored. semantic: None if only equal questions get the same answer."""
         self._cache = cache
         self._semantic = semantic
         self._accounting = AnswerAccounting(metrics, usage)
-        self._services = GenerationServices(cache, semantic, self._accounting, limits)
+        self._services = GenerationServices(cache, semantic, self._accounting, limits, large_texts)
         self._jobs: dict[str, GenerationJob] = {}
         self._reads: dict[str, list[asyncio.Future[GenerationResult | None]]] = {}
 

@@ -68,6 +68,13 @@ class EngineSource:
             for choice in tuple(self._waiting):
                 self._lift_waiting(choice, queue_class)
 
+    def check_room(self) -> None:
+        """Raises ApiError 503 if the queue is too full for all queue classes of this request."""
+        refusals = [self._queue.refusal(queue_class.team) for queue_class in self._classes]
+        if refusals[0] is not None and None not in refusals:
+            self.refused = True
+            raise refusals[0]
+
     async def tokens(
         self, choice: int, stage: int, request: EngineRequest, generated: Sequence[int] = ()
     ) -> AsyncGenerator[TokenBatch, None]:

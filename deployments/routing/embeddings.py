@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from cluster.models.folder import ServedModel
 from deployments.common.errors import ApiError, overloaded
 from deployments.common.messages import decode_vectors, encode
+from deployments.common.text_encoder import TextEncoder
 from deployments.routing.handles import EmbedderHandle
 
 _ATTEMPTS = 3
@@ -20,14 +21,14 @@ class EmbeddingEndpoint:
     def __init__(self, model: ServedModel, replicas: EmbedderHandle) -> None:
         """replicas: the Serve handle on the model's replicas."""
         self.model = model
-        self._tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
+        self._encoder = TextEncoder(Tokenizer.from_file(str(model.folder / "tokenizer.json")), model.context_tokens)
         self._replicas = replicas
 
     def count(self, texts: list[str]) -> int:
         """Tokens of all texts together. Raises ApiError 400 for a text that is longer than the model's context."""
         limit, total = self.model.context_tokens, 0
-        for index, encoding in enumerate(self._tokenizer.encode_batch(texts)):
-            tokens = len(encoding.ids)
+        self._encoder.check_characters(max(map(len, texts)), "input")
+        for index, tokens in enumerate(map(len, self._encoder.encode(texts, special=True))):
             if tokens > limit:
                 raise ApiError(
                     400,

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
-from deployments.common.errors import overloaded
+from deployments.common.errors import ApiError, overloaded
 from deployments.routing.active_teams import ActiveTeams
 from deployments.routing.queue_class import QueueClass, TokenCost
 
@@ -187,6 +187,12 @@ class FairQueue:
         self._grant()
         return request.cost
 
+    def refusal(self, team: str) -> ApiError | None:
+        """The error that a request of this team would get if it had to wait now; None: it may."""
+        waiting = self._teams[team].waiting if team in self._teams else 0
+        full = self.queued >= self._max_queued and waiting + 1 >= self._teams[self._largest].waiting
+        return self._overloaded() if full else None
+
     def wait_s(self) -> int:
         """Seconds until the requests that wait now will have been answered, at the present rate."""
         if not self._tokens_per_s:
@@ -270,14 +276,20 @@ class FairQueue:
         """Where too many wait, refuses the last request of the team with the most: this one, if that is the team."""
         if self.queued < self._max_queued:
             return
-        largest = max(self._teams, key=lambda name: self._teams[name].waiting)
-        refusal = overloaded("Too many requests are waiting. Try again later.", self.wait_s())
-        if self._teams[team].waiting + 1 >= self._teams[largest].waiting:
+        if (refusal := self.refusal(team)) is not None:
             self._drop_if_idle(team)
             raise refusal
-        last = max(request for request in self._live() if request.team == largest)
+        last = max(request for request in self._live() if request.team == self._largest)
         self._forget(last)
-        last.granted.set_exception(refusal)
+        last.granted.set_exception(self._overloaded())
+
+    @property
+    def _largest(self) -> str:
+        """The team with the most waiting requests."""
+        return max(self._teams, key=lambda name: self._teams[name].waiting)
+
+    def _overloaded(self) -> ApiError:
+        return overloaded("Too many requests are waiting. Try again later.", self.wait_s())
 
     def _live(self) -> Iterator[_Waiting]:
         return (request for request in self._heap if not request.granted.done())

@@ -24,6 +24,7 @@ from deployments.common.redis import RedisStore
 from deployments.common.types import GenerationRequest, GenerationResult, Message
 from deployments.generation.context import RequestContext
 from deployments.generation.endpoint import ModelEndpoint
+from deployments.generation.large_texts import LargeTexts
 from deployments.generation.prompts import PromptRenderer
 from deployments.generation.service import AnswerService, CacheLookup
 from deployments.observability.metrics import RouterMetrics
@@ -96,7 +97,7 @@ class Router:
         self.usage = UsageRecorder(self.stores[1])
         self._endpoint = ModelEndpoint(world.model, "fingerprint", world.prompts, dispatcher, self.queue)
         self.cache = AnswerCache(CacheSettings(), self.stores[0])
-        self.service = AnswerService(self.cache, None, RouterMetrics(), self.usage, LimitSettings())
+        self.service = AnswerService(self.cache, None, RouterMetrics(), self.usage, LimitSettings(), LargeTexts())
 
     async def context(
         self,
