@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.launch.import_guard import allow_pandas
 from cluster.serve_config import PAGE, PageArgs
-from deployments.api.http import http_error
+from deployments.api.http import http_error, receive_within
 from deployments.observability.logs import configure_logging
 
 _PATHS = (
@@ -62,7 +62,10 @@ class Page:
 
         return Starlette(
             routes=[Route(path, gradio, max_body_size=self._args.body_bytes) for path in _PATHS],
-            middleware=[Middleware(_ContentPolicy)],
+            middleware=[
+                Middleware(_ContentPolicy),
+                Middleware(_ReceiveTimeout, timeout_s=self._args.receive_timeout_s),
+            ],
             exception_handlers={HTTPException: http_error},
             lifespan=lifespan,
         )
@@ -81,6 +84,18 @@ class _ContentPolicy:
             await send(message)
 
         await self._app(scope, receive, send_with_policy)
+
+
+class _ReceiveTimeout:
+    """ASGI middleware that drops requests whose bodies arrive too slowly. Gradio reads them itself, for any time."""
+
+    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
+        self._app = app
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        within = receive_within(receive, self._timeout_s) if scope["type"] == "http" else receive
+        await self._app(scope, within, send)
 
 
 def page(args: dict[str, Any]) -> Any:
