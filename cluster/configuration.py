@@ -21,6 +21,8 @@ FIXED = (
     "lease_dir",
     "data_dir",
     "router.max_connections",
+    "limits.receive_timeout_s",
+    "limits.client_stall_s",
     "cache.enabled",
     "cache.url",
     "cache.memory_mb",

@@ -16,7 +16,8 @@ from typing import Any
 
 from cluster.configuration import variable
 from cluster.models.folder import KnownModel
-from cluster.settings import Group, ModelSettings, Settings, is_loopback
+from cluster.redis_client import without_password
+from cluster.settings import Group, ModelSettings, Settings
 
 ROUTERS = "dray"
 """Name of the routers' Serve application."""
@@ -45,8 +46,8 @@ class EngineArgs(Group):
 class RouterArgs(Group):
     """Arguments of the routers. engines: the name of each model's engine application, by model name.
 
-    An empty Redis URL is read from the router's environment, from the variable of its setting: in a cluster the URL
-    contains a password, which readers of the Serve config must not see.
+    An empty Redis URL is read from the router's environment, from the variable of its setting: the URL may contain a
+    password, and Serve writes these arguments into its logs.
     """
 
     settings: Settings
@@ -67,12 +68,13 @@ class RouterArgs(Group):
 class PageArgs(Group):
     """Arguments of the chat page.
 
-    api_url: base URL of the API that it calls, ending in /v1. teams_url: shows the page whether a key is needed; empty
-    where one always is, because other machines can connect.
+    api_url: base URL of the API that it calls, ending in /v1. host: the address that Dray listens on. teams_url: the
+    Redis that says whether a key is needed; as in RouterArgs, read from the environment if it is empty.
     """
 
     api_url: str
     body_bytes: int
+    receive_timeout_s: float
     log_level: str
     host: str
     allowed_hosts: tuple[str, ...]
@@ -184,10 +186,19 @@ class Routers:
     teams_url: str
     engines: tuple[Engine, ...]
 
+    @property
+    def urls(self) -> dict[str, str]:
+        """The URLs of the Redis servers that are used, by the environment variables of their settings."""
+        urls = {variable("cache.url"): self.redis_url, variable("teams.url"): self.teams_url}
+        return {name: url for name, url in urls.items() if url}
+
     def application_config(self) -> dict[str, Any]:
         """The application's entry in the Serve config."""
         engines = {engine.model.name: engine.application for engine in self.engines}
-        args = RouterArgs(settings=self.settings, redis_url=self.redis_url, teams_url=self.teams_url, engines=engines)
+        redis_url, teams_url = (_public(url) for url in (self.redis_url, self.teams_url))
+        args = RouterArgs(
+            settings=_public_settings(self.settings), redis_url=redis_url, teams_url=teams_url, engines=engines
+        )
         deployment = {
             "name": ROUTER,
             **self._scale(),
@@ -230,6 +241,16 @@ class Routers:
         }
 
 
+def _public(url: str) -> str:
+    """The URL, or nothing if it contains a password; then it is in the router's environment."""
+    return url if url == without_password(url) else ""
+
+
+def _public_settings(settings: Settings) -> Settings:
+    cache, teams = (group.model_copy(update={"url": _public(group.url)}) for group in (settings.cache, settings.teams))
+    return settings.model_copy(update={"cache": cache, "teams": teams})
+
+
 def serve_config(routers: Routers, engines: Iterable[Engine] | None = None) -> dict[str, Any]:
     """The whole Serve config. engines: the engines to run. None: those that the routers send requests to."""
     running = routers.engines if engines is None else engines
@@ -243,14 +264,15 @@ def has_page(settings: Settings) -> bool:
 
 
 def _page(routers: Routers) -> dict[str, Any]:
-    settings = routers.settings
+    settings, limits = routers.settings, routers.settings.limits
     args = PageArgs(
         api_url=settings.url,
-        body_bytes=settings.limits.body_bytes,
+        body_bytes=limits.body_bytes,
+        receive_timeout_s=limits.receive_timeout_s,
         log_level=settings.log_level,
         host=settings.host,
         allowed_hosts=settings.server.allowed_hosts,
-        teams_url=routers.teams_url if is_loopback(settings.host) else "",
+        teams_url=_public(routers.teams_url),
     )
     deployment = {
         "name": PAGE,

@@ -242,6 +242,9 @@ class LimitSettings(Group):
     request_timeout_s: Seconds = Field(
         600, description="Maximum duration of a request, in seconds; longer ones get 408."
     )
+    receive_timeout_s: Seconds = Field(
+        20, description="Maximum time for a request to arrive, body included, in seconds; slower ones get 408."
+    )
     client_stall_s: Seconds = Field(
         60, description="Seconds without reading its stream after which a client is disconnected."
     )

@@ -29,7 +29,7 @@ CLUSTER = {
     "redis_server": "child private_files",
     "autoscaling": "scaling_metrics settings",
     "models": "extras ports settings units",
-    "serve_config": "configuration models settings",
+    "serve_config": "configuration models redis_client settings",
     "launch": (
         "child configuration cores models node private_files records redis_client redis_server serve_config settings "
         "units"

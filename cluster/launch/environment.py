@@ -1,9 +1,11 @@
 """The environment variables that Ray and Serve read on import, the same on one machine and in a pod."""
 
+import math
 from pathlib import Path
 
 from cluster import node
-from cluster.launch.import_guard import WITHOUT_PANDAS
+from cluster.launch.haproxy import RECEIVE_TIMEOUT
+from cluster.launch.worker_hook import WORKER_HOOK
 from cluster.settings import Settings
 
 METRICS_FOLDER, HAPROXY_FOLDER = "metrics", "h"
@@ -39,11 +41,19 @@ def serve_environment(settings: Settings, haproxy: Path) -> dict[str, str]:
         # Cache hits are answered before Serve's own work on a request (deployments.api.fast_path).
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.api.fast_path:middlewares",
         "RAY_SERVE_HAPROXY_MAXCONN": str(settings.router.max_connections),
+        # For clients that stop reading, or sending a body. One that waits for its answer is not cut off.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(math.ceil(settings.limits.client_stall_s)),
+        RECEIVE_TIMEOUT: str(settings.limits.receive_timeout_s),
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's own metrics and its record of tasks: nothing reads them, and they take a port and time on every node.
+        "RAY_enable_metrics_collection": "0",
+        "RAY_task_events_report_interval_ms": "0",
+        # Statistics about event loops, which every Ray process writes into its log: hourly, not once a minute.
+        "RAY_event_stats_print_interval_ms": "3600000",
         # Every Dray process of this node writes its metrics here, so that any of them can expose all.
         "PROMETHEUS_MULTIPROC_DIR": str(settings.state_dir / METRICS_FOLDER),
         "TRANSFORMERS_VERBOSITY": "error",
         **node.environment(settings),
-        **WITHOUT_PANDAS,
+        **WORKER_HOOK,
     }

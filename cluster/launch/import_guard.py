@@ -5,10 +5,6 @@ Nothing in Dray needs it, and it costs each process 25 MB and a third of a secon
 
 import sys
 
-WITHOUT_PANDAS = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "cluster.launch.import_guard.leave_out_pandas"}
-"""Environment that makes Ray's workers call it first. A runtime environment with a `worker_process_setup_hook` has the
-same effect, but prevents Ray from starting workers ahead of need (ray 2.60)."""
-
 
 def leave_out_pandas() -> None:
     """Makes `import pandas` fail as if pandas were not installed."""

@@ -32,11 +32,12 @@ def joined_cluster(
         clear(folder)
         try:
             usable = usable_cores().count
-            with prepared(settings, ports, token):
+            with prepared(settings, ports, token, alone=False):
                 stage("comparing versions and models")
                 terms = read_terms(head)
                 check_versions(terms)
                 check_models(terms, settings.models_dir)
+                os.environ.update(terms.urls)
                 stage("joining")
                 with further_node(settings, usable, head) as revive:
                     stage("ready")

@@ -5,7 +5,7 @@ The head publishes them in Ray's key-value store, which can only be read with th
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,11 +28,13 @@ class ClusterTerms:
     """What the head publishes.
 
     versions: by package; they must be equal. models: settings of each served model. fingerprints: of each model.
+    urls: of the Redis servers, with their passwords, by environment variable.
     """
 
     versions: dict[str, str]
     models: list[dict[str, Any]]
     fingerprints: list[str]
+    urls: dict[str, str]
 
 
 def versions() -> dict[str, str]:
@@ -40,12 +42,12 @@ def versions() -> dict[str, str]:
     return {"python": ".".join(platform.python_version_tuple()[:2])} | {name: version(name) for name in _PACKAGES}
 
 
-def publish(models: Sequence[KnownModel]) -> None:
-    """Publishes the terms for machines that join this one."""
+def publish(models: Sequence[KnownModel], urls: Mapping[str, str]) -> None:
+    """Publishes the terms for machines that join this one. urls: as in ClusterTerms."""
     from ray.experimental.internal_kv import _internal_kv_put
 
     settings = [model.settings.model_dump(mode="json") for model in models]
-    terms = ClusterTerms(versions(), settings, [model.fingerprint for model in models])
+    terms = ClusterTerms(versions(), settings, [model.fingerprint for model in models], dict(urls))
     _internal_kv_put(_KEY, json.dumps(asdict(terms)), namespace=_NAMESPACE)
 
 

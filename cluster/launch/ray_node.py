@@ -21,6 +21,7 @@ from cluster.launch import haproxy
 from cluster.launch.environment import HAPROXY_FOLDER, METRICS_FOLDER, OBJECT_STORE_BYTES, serve_environment
 from cluster.launch.import_guard import leave_out_pandas
 from cluster.launch.preflight import LaunchError
+from cluster.launch.ray_parts import hide_redis_password, leave_out_unused_processes
 from cluster.private_files import check_private_folder, private_folder, read_private, write_private
 from cluster.redis_server import Listen
 from cluster.settings import ClusterSettings, Settings
@@ -58,12 +59,14 @@ def first_node(
     Yields a check that raises RayEndedError once Ray itself has ended.
     """
     chosen = settings.cluster
-    with prepared(settings, ports, token_of(settings)):
+    with prepared(settings, ports, token_of(settings), alone=not chosen.head):
         if chosen.head:
             os.environ["RAY_GCS_SERVER_PORT"] = str(chosen.port)
         if store is not None:
             os.environ["RAY_REDIS_ADDRESS"] = f"{store.address}:{store.port}"
         leave_out_pandas()
+        leave_out_unused_processes()
+        hide_redis_password()
         import ray
 
         before = _descendants()
@@ -122,6 +125,7 @@ def further_node(settings: Settings, cores: int, head: str) -> Iterator[Callable
         f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--temp-dir={settings.state_dir / 'ray'}",
         "--disable-usage-stats",
+        "--include-log-monitor=false",
         "--block",
     ]
 
@@ -148,13 +152,19 @@ def further_node(settings: Settings, cores: int, head: str) -> Iterator[Callable
 
 
 @contextmanager
-def prepared(settings: Settings, ports: range, token: str) -> Iterator[None]:
-    """Sets the environment and the folders of a node on this machine; removes the folders at the end."""
+def prepared(settings: Settings, ports: range, token: str, *, alone: bool) -> Iterator[None]:
+    """Sets the environment and the folders of a node on this machine; removes the folders at the end.
+
+    alone: no other machine belongs to this Ray.
+    """
     folder = settings.state_dir
     os.environ.update(_environment(settings, ports))
+    if alone:
+        os.environ.update(_on_loopback(settings))
     file = folder / _TOKEN_FILE
     write_private(file, token)
-    private_folder(folder / METRICS_FOLDER)
+    for name in (METRICS_FOLDER, HAPROXY_FOLDER):
+        private_folder(folder / name)
     try:
         yield
     finally:
@@ -203,6 +213,12 @@ def _environment(settings: Settings, ports: range) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc[-1]),
         "RAY_AUTH_TOKEN_PATH": str(settings.state_dir / _TOKEN_FILE),
     }
+
+
+def _on_loopback(settings: Settings) -> dict[str, str]:
+    """Makes Ray and Serve listen on 127.0.0.1 only, and HAProxy on the settings' address."""
+    # In spite of its name, it makes Ray take 127.0.0.1 for the node's address on Linux too (ray 2.60).
+    return {haproxy.HOST: settings.host, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def clear(folder: Path) -> None:

@@ -20,8 +20,10 @@ def start(routers: Routers) -> None:
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     settings = routers.settings
+    # Routers listen on Serve's host too. Only HAProxies on other machines need to reach them past this one's HAProxy.
+    host = settings.host if settings.cluster.head else "127.0.0.1"
     serve.start(
-        http_options={"host": settings.host, "port": settings.port},
+        http_options={"host": host, "port": settings.port},
         logging_config={"enable_access_log": False},
     )
     apply(routers)

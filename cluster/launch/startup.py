@@ -2,6 +2,7 @@
 
 import logging
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
@@ -54,12 +55,12 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Sup
         servers: dict[str, OwnRedis] = {}
         redis_url, teams_url = settings.cache.url, settings.teams.url
         if settings.cache.enabled and not redis_url:
-            cache = OwnRedis(folder / "redis", settings.cache.memory_mb, listen=_listen(settings, 0))
+            cache = OwnRedis(folder / "redis", settings.cache.memory_mb, listen=_listen(settings, 0, "answers"))
             servers["the answer cache"], redis_url = cache, cache.url
         if not teams_url or settings.cluster.head:
             stack.enter_context(_held_data_dir(settings.data_dir))
         if not teams_url:
-            teams = OwnRedis(folder / "teams", _TEAMS_MB, settings.data_dir / "teams", _listen(settings, 1))
+            teams = OwnRedis(folder / "teams", _TEAMS_MB, settings.data_dir / "teams", _listen(settings, 1, "teams"))
             servers["teams"], teams_url = teams, teams.url
         gcs = _redis_of_ray(settings) if settings.cluster.head else None
         if gcs is not None:
@@ -67,23 +68,24 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Sup
         for server in servers.values():
             stack.enter_context(_started(server))
         keys = _has_keys(teams_url)
+        routers = Routers(settings, redis_url, teams_url, found.engines)
+        os.environ.update(routers.urls)
         stage("starting Ray")
         with _ray_errors_as_launch_errors():
             ports = stack.enter_context(port_block())
             check_ray = stack.enter_context(first_node(settings, found.usable, ports, gcs.listen if gcs else None))
             names = ", ".join(engine.model.name for engine in found.engines)
             stage(f"loading {names} on {plural(found.leased, 'core')}")
-            routers = Routers(settings, redis_url, teams_url, found.engines)
             serving.start(routers)
         yield Supervisor(routers, found.usable, servers, check_ray, keys=keys)
 
 
-def _listen(settings: Settings, offset: int) -> Listen | None:
+def _listen(settings: Settings, offset: int, store: str) -> Listen | None:
     """Where routers on other machines reach a Redis of Dray's own; None where there are no others."""
     chosen = settings.cluster
     if not chosen.head:
         return None
-    return Listen(address_of(chosen), chosen.redis_port + offset, _password(settings))
+    return Listen(address_of(chosen), chosen.redis_port + offset, _password(settings, store))
 
 
 def _redis_of_ray(settings: Settings) -> OwnRedis:
@@ -91,13 +93,13 @@ def _redis_of_ray(settings: Settings) -> OwnRedis:
 
     The state is only useful while the machines that have joined are there, so `dray down` deletes it.
     """
-    listen = Listen("127.0.0.1", settings.cluster.redis_port + 2, _password(settings))
+    listen = Listen("127.0.0.1", settings.cluster.redis_port + 2, secrets.token_hex(16))
     return OwnRedis(settings.state_dir / "gcs", _GCS_MB, settings.data_dir / "ray", listen, discard_on_stop=True)
 
 
-def _password(settings: Settings) -> str:
-    """The same at each start of the head, since routers on other machines still use it."""
-    return blake2b(token_of(settings).encode(), digest_size=16, person=b"dray.redis").hexdigest()
+def _password(settings: Settings, store: str) -> str:
+    """Of one store; the same at each start of the head, since routers on other machines still use it."""
+    return blake2b(token_of(settings).encode(), digest_size=16, person=f"dray.{store}".encode()).hexdigest()
 
 
 @contextmanager

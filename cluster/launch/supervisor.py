@@ -146,7 +146,7 @@ class Supervisor:
 
     def _publish_terms(self) -> None:
         if self._routers.settings.cluster.head and self._published is not self._routers:
-            membership.publish([engine.model for engine in self._routers.engines])
+            membership.publish([engine.model for engine in self._routers.engines], self._routers.urls)
             self._published = self._routers
 
     def _write_record(self) -> None:

@@ -35,6 +35,7 @@ from deployments.tenancy.usage import UsageRecorder
 T = TypeVar("T")
 
 _MAX_BODY_BYTES = 65_536
+_RECEIVE_TIMEOUT_S = 20.0
 _MAX_DAYS = 400
 
 _decode_create_team = msgspec.json.Decoder(CreateTeamRequest)
@@ -156,7 +157,7 @@ class AdminApi:
 
 
 async def _body(http: HttpRequest) -> bytes:
-    return await read_body(http, http.headers, _MAX_BODY_BYTES)
+    return await read_body(http, http.headers, _MAX_BODY_BYTES, _RECEIVE_TIMEOUT_S)
 
 
 def _teams_unreachable() -> ApiError:

@@ -1,5 +1,6 @@
 """What all routes share: bodies, headers, JSON responses, and errors in the shape of the API that was asked."""
 
+import asyncio
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
+from starlette.types import Message, Receive
 
 from deployments.api.protocol.messages import anthropic_error
 from deployments.api.protocol.responses import response_error
@@ -36,15 +38,45 @@ def headers_of(http: HttpRequest) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(http.scope["headers"])}
 
 
-async def read_body(http: HttpRequest, headers: Mapping[str, str], max_bytes: int) -> bytes:
-    """The request's body, not parsed.
+async def read_body(http: HttpRequest, headers: Mapping[str, str], max_bytes: int, timeout_s: float) -> bytes:
+    """The request's body, not parsed. timeout_s: for the whole body to arrive.
 
-    Raises ApiError 415 if it is not JSON, 413 as soon as it exceeds max_bytes; ClientDisconnect if it ends early.
+    Raises ApiError 415 if it is not JSON, 413 as soon as it exceeds max_bytes, 408 if it takes too long;
+    ClientDisconnect if it ends early.
     """
     check_json(headers.get("content-type", _JSON))
-    parts, size, more = [], 0, True
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _read(http.receive, max_bytes)
+    except TimeoutError:
+        raise _too_slow(timeout_s) from None
+
+
+def receive_within(receive: Receive, timeout_s: float) -> Receive:
+    """Receives the messages of a request whose body must arrive within timeout_s. Then the client counts as gone."""
+    loop = asyncio.get_running_loop()
+    deadline, complete = loop.time() + timeout_s, False
+
+    async def receive_or_give_up() -> Message:
+        nonlocal complete
+        if complete:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            return {"type": "http.disconnect"}
+        complete = not message.get("more_body", False)
+        return message
+
+    return receive_or_give_up
+
+
+async def _read(receive: Receive, max_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    size, more = 0, True
     while more:
-        message = await http.receive()
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         part, more = message["body"], message["more_body"]
@@ -66,6 +98,12 @@ def check_json(content_type: str) -> None:
             f"Content-Type: {_JSON} (curl: -H 'Content-Type: {_JSON}')."
         )
         raise ApiError(415, message, code="unsupported_media_type")
+
+
+def _too_slow(timeout_s: float) -> ApiError:
+    error = ApiError(408, f"The body did not arrive within {timeout_s:g} s.", code="request_timeout")
+    error.headers["Connection"] = "close"  # the rest of the body may still come
+    return error
 
 
 def request_timeout_s(headers: Mapping[str, str], max_s: float) -> float:

@@ -269,7 +269,8 @@ class InferenceApi:
         return AuthenticatedRequest(http, headers, caller, state)
 
     async def _body(self, request: AuthenticatedRequest) -> bytes:
-        return await read_body(request.http, request.headers, self._limits.body_bytes)
+        limits = self._limits
+        return await read_body(request.http, request.headers, limits.body_bytes, limits.receive_timeout_s)
 
     def _release(self, grant: QuotaGrant, charged_tokens: int | None = None) -> None:
         """Ends a grant in the background. charged_tokens: settles its reservation; None: the generation does that."""

@@ -13,10 +13,12 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.configuration import variable
 from cluster.launch.import_guard import allow_pandas
 from cluster.serve_config import PAGE, PageArgs
+from cluster.settings import is_loopback
 from deployments.api.browser_guard import BrowserGuard, BrowserGuardMiddleware
-from deployments.api.http import http_error
+from deployments.api.http import http_error, receive_within
 from deployments.common.redis import RedisCallbacks, RedisStore
 from deployments.common.tasks import TaskSupervisor
 from deployments.observability.logs import configure_logging
@@ -63,11 +65,16 @@ class Page:
 
         gradio = gradio_app(self._args.api_url)
 
-        middleware = [Middleware(_ContentPolicy)]
+        middleware = [
+            Middleware(_ContentPolicy),
+            Middleware(_ReceiveTimeout, timeout_s=self._args.receive_timeout_s),
+        ]
         store = None
-        if self._args.teams_url:
+        # On other addresses a key is always needed.
+        if is_loopback(self._args.host):
+            teams_url = self._args.teams_url or os.environ.get(variable("teams.url"), "")
             callbacks = RedisCallbacks(lambda: None, lambda is_open: None)
-            store = RedisStore("teams", self._args.teams_url, _TEAMS_TIMEOUT_S, callbacks)
+            store = RedisStore("teams", teams_url, _TEAMS_TIMEOUT_S, callbacks)
             authenticator = Authenticator(store, self._args.host, "")
             guard = BrowserGuard(authenticator, self._args.host, self._args.allowed_hosts)
             middleware.append(Middleware(BrowserGuardMiddleware, guard=guard))
@@ -104,6 +111,18 @@ class _ContentPolicy:
             await send(message)
 
         await self._app(scope, receive, send_with_policy)
+
+
+class _ReceiveTimeout:
+    """ASGI middleware that drops requests whose bodies arrive too slowly. Gradio reads them itself, for any time."""
+
+    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
+        self._app = app
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        within = receive_within(receive, self._timeout_s) if scope["type"] == "http" else receive
+        await self._app(scope, within, send)
 
 
 def page(args: dict[str, Any]) -> Any:
