@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from deployments.common.text_encoder import LARGE_CHARACTERS
-from deployments.routing.fair_queue import FairQueue, TokenCost
-from deployments.routing.queue_class import QueueClass
+from deployments.routing.fair_queue import FairQueue
+from deployments.routing.queue_class import QueueClass, TokenCost
 
 T = TypeVar("T")
 

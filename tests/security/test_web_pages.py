@@ -237,10 +237,10 @@ def test_where_others_can_connect_any_name_may_be_used(
 
 def test_the_chat_page_follows_the_same_rules(server: OwnRedis, store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gradio")
-    args = {"api_url": "http://127.0.0.1:1/v1", "body_bytes": 1000, "log_level": "info"}
+    args = {"api_url": "http://127.0.0.1:1/v1", "body_bytes": 1000, "receive_timeout_s": 20, "log_level": "info"}
     args |= {"host": "127.0.0.1", "allowed_hosts": [], "teams_url": server.url}
 
-    class InProcessPage(Page):  # type: ignore[valid-type, misc]
+    class InProcessPage(Page):
         """As InProcessRouter."""
 
         def __del__(self) -> None:

@@ -18,7 +18,11 @@ def listening(dray: Dray) -> list[tuple[str, str, int]]:
     """Process, address and port of each TCP socket that it listens on."""
     names = {process.pid: process.name() for process in dray.processes("")}
     sockets = psutil.net_connections("tcp")
-    return [(names[s.pid], s.laddr.ip, s.laddr.port) for s in sockets if s.pid in names and s.status == "LISTEN"]
+    return [
+        (names[socket.pid], socket.laddr.ip, socket.laddr.port)
+        for socket in sockets
+        if socket.pid in names and socket.status == "LISTEN" and socket.laddr
+    ]
 
 
 def is_loopback(address: str) -> bool:
