@@ -17,7 +17,7 @@ from typing import Any
 from cluster.configuration import variable
 from cluster.models.folder import KnownModel
 from cluster.redis_client import without_password
-from cluster.settings import Group, ModelSettings, Settings
+from cluster.settings import Group, ModelSettings, Settings, is_loopback
 
 ROUTERS = "dray"
 """Name of the routers' Serve application."""
@@ -79,6 +79,10 @@ class PageArgs(Group):
     host: str
     allowed_hosts: tuple[str, ...]
     teams_url: str
+
+    def redis_of_keys(self, environment: Mapping[str, str]) -> str:
+        """The URL of the Redis that says whether a key is needed; empty where other machines can connect: one is."""
+        return (self.teams_url or environment.get(variable("teams.url"), "")) if is_loopback(self.host) else ""
 
 
 @dataclass(frozen=True)

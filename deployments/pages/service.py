@@ -13,10 +13,8 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cluster.configuration import variable
 from cluster.launch.import_guard import allow_pandas
 from cluster.serve_config import PAGE, PageArgs
-from cluster.settings import is_loopback
 from deployments.api.browser_guard import BrowserGuard, BrowserGuardMiddleware
 from deployments.api.http import http_error, receive_within
 from deployments.common.redis import RedisCallbacks, RedisStore
@@ -70,9 +68,7 @@ class Page:
             Middleware(_ReceiveTimeout, timeout_s=self._args.receive_timeout_s),
         ]
         store = None
-        # On other addresses a key is always needed.
-        if is_loopback(self._args.host):
-            teams_url = self._args.teams_url or os.environ.get(variable("teams.url"), "")
+        if teams_url := self._args.redis_of_keys(os.environ):
             callbacks = RedisCallbacks(lambda: None, lambda is_open: None)
             store = RedisStore("teams", teams_url, _TEAMS_TIMEOUT_S, callbacks)
             authenticator = Authenticator(store, self._args.host, "")

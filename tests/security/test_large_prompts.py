@@ -29,6 +29,7 @@ WORD = "1+1? "
 HUGE = WORD * 60_000
 """More than the bundled model's context can hold, if each token were its longest."""
 SCHEMA = {"type": "object", "description": HUGE}
+JSON = {"Content-Type": "application/json"}
 USER = {"role": "user", "content": "hi"}
 
 
@@ -163,7 +164,7 @@ def test_health_is_answered_while_huge_prompts_that_fit_are_tokenized(
     async def work() -> None:
         async with (
             running_router(monkeypatch, server.url, models=models) as router,
-            httpx.AsyncClient(base_url=router.url, timeout=120) as client,
+            httpx.AsyncClient(base_url=router.url, headers=JSON, timeout=120) as client,
         ):
             await client.post("/v1/chat/completions", content=chat("the first request imports modules"))
             # Once of three times: a busy machine also stops the event loop, but not each time.
@@ -206,7 +207,7 @@ def test_a_large_prompt_is_not_tokenized_where_the_engines_queue_is_full(
         models, limits = [{"name": MODEL, "max_num_seqs": 1}], {"max_queued": 1}
         async with (
             running_router(monkeypatch, server.url, engines=engines, models=models, limits=limits) as router,
-            httpx.AsyncClient(base_url=router.url, timeout=60) as client,
+            httpx.AsyncClient(base_url=router.url, headers=JSON, timeout=60) as client,
         ):
             [queue] = {share._queue for share in router.router._shares}
             before = [
