@@ -86,7 +86,8 @@ def unlock(client: BlockingRedis) -> int:
     """Deletes all keys and forgets that there were any; returns how many there were."""
     with client.pipeline(transaction=True) as pipe:
         pipe.hlen(KEYS)
-        pipe.delete(KEYS, LOCKED)
+        pipe.delete(KEYS)
+        pipe.delete(LOCKED)  # apart: a pipeline to a cluster takes one key each
         pipe.incr(VERSION)
         count: int = pipe.execute()[0]
     return count

@@ -22,12 +22,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cluster.ports import free_port
 from cluster.records import cache, teams
+from cluster.records.team_tables import unlock
 from cluster.records.teams import Quota, Team
 from cluster.redis_client import RedisUrlError, check_url, connect, without_password
 from cluster.redis_server import find_server
 from cluster.settings import CacheSettings
 from deployments.cache.answers import AnswerCache, CacheControl
 from deployments.cache.single_flight import FlightLease
+from deployments.tenancy.auth import Authenticator
 from deployments.tenancy.quotas import Quotas
 from tests.conftest import wait_for
 from tests.deployments.cache.test_answers import ANSWER, request_for, store_at
@@ -207,6 +209,9 @@ async def use_as_router(url: str) -> None:
     await admission.reserve(100)
     await admission.settle(50)
     await admission.release()
+    authenticator = Authenticator(store, "127.0.0.1", "n")
+    await authenticator.refresh()
+    assert authenticator.check_loaded().teams == {}
     await store.transaction(lambda pipe: pipe.hincrby("dray:{teams}:usage:2000-01-01", "a|b|requests", 1))
     for store in stores:
         await store.close()
@@ -220,7 +225,11 @@ def use_as_command(url: str) -> None:
         teams.add_team(client, Team(name, 0.0))
         key = teams.create_key(client, name)
         assert teams.read_registry(client).owner(key.secret, time.time())[1] is not None
-        assert teams.remove_team(client, name) == 1
+        teams.rotate_key(client, key.key.id, 60)
+        assert teams.remove_team(client, name) == 2
+        assert teams.read_registry(client).locked
+        unlock(client)
+        assert not teams.read_registry(client).locked
         stats = cache.stats(client)
         assert stats.answers["m", "n"] >= 20 and stats.bytes > 0
         [entry_key, *_] = client.scan_iter(match=cache.pattern("m"))

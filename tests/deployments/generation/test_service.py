@@ -241,7 +241,7 @@ def test_if_no_team_has_tokens_left_each_gets_its_own_refusal(world: World) -> N
             outcomes = await asyncio.gather(*(asked(router, context) for context in contexts), return_exceptions=True)
             for outcome, asker in zip(outcomes, teams, strict=True):
                 assert isinstance(outcome, ApiError) and outcome.status == 429
-                assert ("tokens a month" if asker is month else "50 tokens a minute") in outcome.message
+                assert ("1 token a month" if asker is month else "50 tokens a minute") in outcome.message
             assert router.queue.running == 0 and not router.service._jobs
 
     world.run(work)
