@@ -44,6 +44,9 @@ def serve_environment(settings: Settings, haproxy: Path) -> dict[str, str]:
         # For clients that stop reading, or sending a body. One that waits for its answer is not cut off.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(math.ceil(settings.limits.client_stall_s)),
         RECEIVE_TIMEOUT: str(settings.limits.receive_timeout_s),
+        # Of each log file of Ray, Serve and Dray's own processes: at most this size, and this many older ones.
+        "RAY_ROTATION_MAX_BYTES": str(10 * 2**20),
+        "RAY_ROTATION_BACKUP_COUNT": "2",
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray's own metrics and its record of tasks: nothing reads them, and they take a port and time on every node.

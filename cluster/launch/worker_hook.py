@@ -24,6 +24,7 @@ def _listen_on_node_address() -> None:
     def add_port_of_node(server: object, address: str) -> int:
         host, _, port = address.rpartition(":")
         # The other replicas call it at the node's address.
-        return add_port(server, build_address(get_node_ip_address(), port) if host == "[::]" else address)
+        chosen: int = add_port(server, build_address(get_node_ip_address(), port) if host == "[::]" else address)
+        return chosen
 
     tls_utils.add_port_to_grpc_server = add_port_of_node

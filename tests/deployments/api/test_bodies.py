@@ -53,7 +53,7 @@ def test_a_slow_client_counts_as_gone(receive: object) -> None:
 def test_waiting_after_the_body_has_no_limit() -> None:
     async def receive_twice() -> None:
         messages = iter([whole(), asyncio.sleep(3 * TIMEOUT_S, {"type": "http.disconnect"})])
-        within = receive_within(lambda: next(messages), TIMEOUT_S)  # type: ignore[arg-type, return-value]
+        within = receive_within(lambda: next(messages), TIMEOUT_S)
         started = asyncio.get_running_loop().time()
         assert (await within())["type"] == "http.request"
         assert (await within())["type"] == "http.disconnect"
