@@ -41,7 +41,7 @@ class AllocatedDict(MmapedDict):
 
 def take_space_at_once() -> None:
     """Makes all metrics that this process creates from now on use such files."""
-    values.MmapedDict = AllocatedDict  # type: ignore[misc]
+    values.MmapedDict = AllocatedDict  # type: ignore[attr-defined]
 
 
 def _allocate(file: str | int, size: int) -> bool:

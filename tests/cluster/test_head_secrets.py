@@ -43,8 +43,10 @@ def test_ray_starts_nothing_with_the_password_on_its_command_line(monkeypatch: p
     hide_redis_password()
     services.start_ray_process(["gcs_server", "--redis_password=secret"], "gcs_server")
     worker = "--python_worker_command=python worker.py --redis-password=secret --gcs-address=x"
-    services.start_ray_process(["raylet", worker], "raylet", env_updates={"A": "b"})
+    other = "--cpp_worker_command=worker --ray_redis_password=secret -Dray.redis.password=secret --x"
+    services.start_ray_process(["raylet", worker, other], "raylet", env_updates={"A": "b"})
     assert not re.search("secret", str([command for command, _ in started]))
     assert started[0] == (["gcs_server", "--fromenv=redis_password"], {"FLAGS_redis_password": "secret"})
     assert started[1][0][1] == "--python_worker_command=python worker.py --gcs-address=x"
+    assert started[1][0][2] == "--cpp_worker_command=worker --x"
     assert started[1][1] == {"A": "b"}

@@ -13,6 +13,7 @@ import pytest
 from cluster.records import teams
 from cluster.redis_client import connect
 from cluster.redis_server import OwnRedis
+from deployments.api.info import disk_warnings
 from tests.conftest import wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
@@ -68,6 +69,12 @@ def test_a_router_survives_it(disk: Path, when: str) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+def test_readiness_warns_of_it(disk: Path, tmp_path: Path) -> None:
+    [warning] = disk_warnings(disk)
+    assert f"{disk} has only" in warning
+    assert disk_warnings(tmp_path) == []
+
+
 def test_a_key_is_revoked_at_once_and_later_on_disk_too(disk: Path, tmp_path: Path) -> None:
     server = OwnRedis(tmp_path / "s", 64, disk / "teams")
     server.start()
@@ -81,7 +88,7 @@ def test_a_key_is_revoked_at_once_and_later_on_disk_too(disk: Path, tmp_path: Pa
             assert teams.read_key(client, second).ends
             (disk / "ballast").unlink()
             wait_for(server.resume_persistence)
-            wait_for(lambda: client.info("persistence")["aof_last_bgrewrite_status"] == "ok")  # type: ignore[attr-defined]
+            wait_for(lambda: client.info("persistence")["aof_last_bgrewrite_status"] == "ok")
         assert server.pid
         os.kill(server.pid, signal.SIGKILL)
         wait_for(server.revive)
