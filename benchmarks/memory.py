@@ -46,7 +46,7 @@ def weights_and_rest_mb(pid: int) -> tuple[float, float]:
 def idle(service: Service) -> str:
     # Leftovers of the start, such as a replaced HAProxy, end within these seconds.
     time.sleep(_SETTLED_S)
-    sizes = sorted(((pss_mb(process.pid), _name(process)) for process in service.processes()), reverse=True)
+    sizes = sorted(((pss_mb(process.pid), process_name(process)) for process in service.processes()), reverse=True)
     rows = [[name, f"{size:.0f}"] for size, name in sizes]
     return report("Memory, idle", ["process", "PSS MiB"], [*rows, ["total", f"{sum(size for size, _ in sizes):.0f}"]])
 
@@ -75,7 +75,8 @@ def loaded(service: Service, streams: int, prompt: int, tokens: int) -> str:
     return report("Memory of the engine process", ["when", "weight file, mapped MiB", "all else MiB"], rows)
 
 
-def _name(process: psutil.Process) -> str:
+def process_name(process: psutil.Process) -> str:
+    """What the process is: its actor, module or program."""
     words = process.cmdline()
     if words and words[0].startswith("ray::"):
         return words[0].removeprefix("ray::").split(" ")[0]

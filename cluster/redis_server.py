@@ -16,6 +16,7 @@ from cluster.private_files import private_folder
 
 _START_S = 10.0
 _STOP_S = 5.0
+_LOG_BYTES = 5 * 2**20
 
 
 class RedisStartError(Exception):
@@ -110,6 +111,23 @@ class OwnRedis:
             return False
         self.start()
         return True
+
+    def resume_persistence(self) -> bool:
+        """Writes the data to disk again if that was turned off because the disk was full; returns whether it is on.
+
+        Raises RedisError while the disk is still full.
+        """
+        if self._data_dir is None:
+            return True
+        with redis.Redis.from_url(self.url, socket_timeout=_START_S) as client:
+            if client.config_get("appendonly")["appendonly"] == "no":
+                client.config_set("appendonly", "yes")
+            return True
+
+    def rotate_log(self) -> None:
+        """Begins a new log file if the present one is large. The server opens the file for each line."""
+        if self._log.is_file() and self._log.stat().st_size > _LOG_BYTES:
+            self._log.replace(self._log.with_suffix(".log.1"))
 
     def stop(self) -> None:
         """End the server and remove its folder, and its data if that is empty or `discard_on_stop` is set."""

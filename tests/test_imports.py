@@ -56,7 +56,7 @@ DEPLOYMENTS = {
     "generation": ("cache common observability routing tenancy", "models records settings"),
     "api": (
         "cache common generation observability routing tenancy",
-        "models records redis_client serve_config settings",
+        "models records redis_client serve_config settings units",
     ),
     # Their routes answer JSON and refuse as the API does.
     "pages": ("api common observability tenancy", "cores launch models serve_config sse"),

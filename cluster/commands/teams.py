@@ -194,8 +194,11 @@ def rotate(
 def revoke(key_id: KeyId, state_dir: StateDir = None, config: Config = None) -> None:
     """Revoke a key. All routers refuse it within a second."""
     with _redis(config, state_dir) as client:
-        registry.end_key(client, key_id)
+        revoked = registry.revoke_key(client, key_id)
     out.print(f"revoked {key_id}", highlight=False)
+    if not revoked.kept:
+        full = "the disk of data_dir is full, so this is not kept: after a restart the key is valid again"
+        err.print(f"warning: {full}. Make room; `dray status` says when it is kept.", highlight=False)
 
 
 @keys.command("remove", epilog="Example: dray keys remove k3v9x0ab12")

@@ -36,6 +36,8 @@ def serve_environment(settings: Settings, haproxy: Path) -> dict[str, str]:
         # How long a stopping router stays reachable, until HAProxy knows (Serve's default: 30 s). A request that it
         # refuses after that is retried by HAProxy at another router.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+        # Serve's controller looks whether what should run does (Serve's default: every 0.1 s, a twentieth of a core).
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
         # Replicas report to the autoscaling policy every second (Serve's default: ten seconds).
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         # Cache hits are answered before Serve's own work on a request (deployments.api.fast_path).
@@ -44,6 +46,9 @@ def serve_environment(settings: Settings, haproxy: Path) -> dict[str, str]:
         # For clients that stop reading, or sending a body. One that waits for its answer is not cut off.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(math.ceil(settings.limits.client_stall_s)),
         RECEIVE_TIMEOUT: str(settings.limits.receive_timeout_s),
+        # Of each log file of Ray, Serve and Dray's own processes: at most this size, and this many older ones.
+        "RAY_ROTATION_MAX_BYTES": str(10 * 2**20),
+        "RAY_ROTATION_BACKUP_COUNT": "2",
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray's own metrics and its record of tasks: nothing reads them, and they take a port and time on every node.

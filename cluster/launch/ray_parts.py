@@ -8,8 +8,8 @@ metadata services for the name of the cloud, even with usage statistics turned o
 import re
 
 _GCS_PASSWORD = "--redis_password="
-_WORKER_PASSWORD = re.compile(r" ?--redis-password=\S+")
-"""Within the raylet's argument that holds the command line of its workers."""
+_WORKER_PASSWORD = re.compile(r" ?[^\s=]*redis[-_.]password=\S*")
+"""Within the raylet's arguments that hold the command lines of its workers, in Python, C++ and Java."""
 
 
 def leave_out_unused_processes() -> None:

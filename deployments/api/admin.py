@@ -110,7 +110,7 @@ class AdminApi:
         self._check(http)
         number = http.path_params["id"]
         if http.method == "DELETE":
-            return json_response(KeyResponse.of(await self._run(lambda client: teams.end_key(client, number))))
+            return json_response(KeyResponse.of(await self._run(lambda client: teams.revoke_key(client, number).key)))
         return json_response(KeyResponse.of(await self._run(lambda client: teams.read_key(client, number))))
 
     async def rotate(self, http: HttpRequest) -> Response:

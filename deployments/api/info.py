@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import os
+import shutil
+from pathlib import Path
 
 from ray import serve
 from ray.exceptions import RayError
@@ -11,6 +14,7 @@ from starlette.routing import Route
 
 from cluster.models.folder import ServedModel
 from cluster.serve_config import ENGINE, PAGE_PREFIX
+from cluster.units import format_bytes
 from deployments.api.http import json_response
 from deployments.api.models import model_not_found
 from deployments.api.protocol.openapi import document, page
@@ -20,6 +24,7 @@ from deployments.tenancy.auth import Authenticator
 
 log = logging.getLogger("dray.router")
 
+_LITTLE_SPACE = 64 * 2**20
 _CONTROLLER_TIMEOUT_S = 2.0
 
 
@@ -88,11 +93,19 @@ class InfoApi:
         if self._missing:
             missing = ", ".join(self._missing)
             raise ApiError(503, f"No running engine replica of {missing}.", code="not_ready", kind="server_error")
-        return json_response({"status": "ok"})
+        # A full disk stops no request, so it is no reason to send them elsewhere.
+        warnings = disk_warnings(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
+        return json_response({"status": "ok", "warnings": warnings} if warnings else {"status": "ok"})
 
     async def metrics(self, http: HttpRequest) -> Response:
         """GET /metrics: every Dray process of this node, for Prometheus."""
         return Response(await asyncio.to_thread(exposition), media_type=METRICS_TYPE)
+
+
+def disk_warnings(folder: Path) -> list[str]:
+    """Says if the disk of the folder is almost full; then logs end, and changes of teams and keys are not kept."""
+    free = shutil.disk_usage(folder).free
+    return [f"The disk of {folder} has only {format_bytes(free)} free. Make room."] if free < _LITTLE_SPACE else []
 
 
 def models_without_replicas(engines: dict[str, str]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.api.http import CLIENT_DISCONNECTED
-from deployments.observability.logs import request_id
+from deployments.observability.logs import LineLimit, request_id, safe_id
 from deployments.observability.metrics import RouterMetrics
 from deployments.observability.tracing import NO_SPAN, Span, Traces, current, traceparent_of
 
@@ -16,6 +16,9 @@ log = logging.getLogger("dray.requests")
 
 REQUEST_STATE = "dray.request"
 """Key of the RequestState in a request's ASGI scope."""
+
+_LINES, _LINES_PER_S = 500, 5.0
+"""Lines about refused requests, and as many about failed ones, that are logged at once, and per second after that."""
 
 _TRACED = "/v1/"
 """Prefix of the paths with traces: probes and pages arrive every few seconds and are of no interest."""
@@ -42,6 +45,8 @@ class RequestRecorder:
     def __init__(self, metrics: RouterMetrics, traces: Traces) -> None:
         self._metrics = metrics
         self._traces = traces
+        # Refused requests must not push out the lines about failures.
+        self._limits = {level: LineLimit(_LINES, _LINES_PER_S) for level in (logging.INFO, logging.WARNING)}
 
     async def record(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the application for one request and records how it ended.
@@ -50,7 +55,7 @@ class RequestRecorder:
         has added if the client did not.
         """
         identity = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        request_id.set(identity.decode("latin-1"))
+        request_id.set(safe_id(identity))
         scope[REQUEST_STATE] = state = RequestState(time.perf_counter(), self._start_span(scope))
         status, complete, disconnected = 500, False, False
 
@@ -96,8 +101,7 @@ class RequestRecorder:
         path = str(route.path) if route else state.route
         self._metrics.requests[path, str(status), state.model, state.team].inc()
         if status >= 400:
-            extra = {"route": path, "status": status, "seconds": round(time.perf_counter() - state.started, 3)}
-            log.log(logging.WARNING if status >= 500 else logging.INFO, "request not answered", extra=extra)
+            self._log(path, status, time.perf_counter() - state.started)
         if (span := state.span) is not NO_SPAN:
             span.name(f"{scope['method']} {path}")
             span.note({"http.route": path, "http.response.status_code": status})
@@ -106,6 +110,15 @@ class RequestRecorder:
             if status >= 500:
                 span.fail(str(status))
             span.end()
+
+    def _log(self, path: str, status: int, seconds: float) -> None:
+        level = logging.WARNING if status >= 500 else logging.INFO
+        if (left_out := self._limits[level].admit()) is None:
+            return
+        extra = {"route": path, "status": status, "seconds": round(seconds, 3)}
+        if left_out:
+            extra["lines_left_out"] = left_out
+        log.log(level, "request not answered", extra=extra)
 
 
 class RequestMiddleware:

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import re
 import sys
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 
 from deployments.observability.tracing import current, trace_id
@@ -11,6 +13,8 @@ from deployments.observability.tracing import current, trace_id
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that this task serves; empty outside of requests."""
 
+_MAX_ID_CHARS = 64
+_UNSAFE = re.compile(r"[^A-Za-z0-9._:-]")
 _LOGGERS = ("dray", "opentelemetry")
 """Dray's own, and the one that reports why traces could not be exported."""
 _RECORD_FIELDS = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dict__) | {
@@ -19,6 +23,32 @@ _RECORD_FIELDS = frozenset(logging.LogRecord("", 0, "", 0, "", None, None).__dic
     "taskName",
 }
 """Attributes that every log record has; all others were passed as `extra`."""
+
+
+class LineLimit:
+    """Lets a number of lines through at once and then some per second, so that clients cannot fill the disk."""
+
+    def __init__(self, burst: int, per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._burst, self._per_s, self._clock = burst, per_s, clock
+        self._allowed, self._at = float(burst), clock()
+        self._left_out = 0
+
+    def admit(self) -> int | None:
+        """None to leave the line out; otherwise the number of lines that were left out since the last one."""
+        now = self._clock()
+        self._allowed = min(self._burst, self._allowed + (now - self._at) * self._per_s)
+        self._at = now
+        if self._allowed < 1:
+            self._left_out += 1
+            return None
+        self._allowed -= 1
+        left_out, self._left_out = self._left_out, 0
+        return left_out
+
+
+def safe_id(sent: bytes) -> str:
+    """A request's id as its client sent it, without what does not belong into a log: at most 64 plain characters."""
+    return _UNSAFE.sub("", sent[:_MAX_ID_CHARS].decode("latin-1"))
 
 
 class JsonLines(logging.Formatter):

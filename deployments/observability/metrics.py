@@ -17,6 +17,9 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from deployments.common.messages import EngineLoad, Ready
 from deployments.common.redis import RedisCallbacks
 from deployments.common.types import Usage
+from deployments.observability.metric_files import take_space_at_once
+
+take_space_at_once()
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)

@@ -12,6 +12,7 @@ from deployments.pages.i18n import EXAMPLES, TRANSLATIONS, Texts, texts_for
 
 _MAX_QUEUED = 256
 _MAX_SESSIONS = 1024
+_LOOK_INTERVAL_S = 0.05
 _NOTE = "note"
 """Id of messages about an answer, which are not part of the conversation."""
 _LATEX = [
@@ -42,6 +43,8 @@ _label = gr.I18n(**TRANSLATIONS)
 def gradio_app(api_url: str) -> FastAPI:
     """The page as an ASGI application. api_url: base URL of the API, ending in /v1."""
     page = ChatPage(ChatClient(api_url)).build()
+    # Gradio looks for new events a thousand times a second, and for progress a hundred times (gradio 6).
+    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = _LOOK_INTERVAL_S
     page.state_session_capacity = _MAX_SESSIONS
     app: FastAPI = gr.mount_gradio_app(
         FastAPI(),

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
 import pytest
 
+from cluster.configuration import variable
 from cluster.models.folder import BUNDLED_FOLDER
 from tests.cluster.hosts import can_make_hosts
 from tests.cluster.machines import Cluster, Machine, machines, running_cluster
@@ -74,6 +76,21 @@ def takes_work(cluster: Cluster, machine: Machine) -> bool:
     for question in QUESTIONS:
         assert "".join(cluster.pieces(question))
     return any(engine.cpu_times().user > before + 0.05 for engine, before in zip(engines, cpu_s_before, strict=True))
+
+
+def test_no_process_shows_a_password_and_joined_routers_have_it(three: Cluster) -> None:
+    lines, passwords = [], set()
+    for machine in (three.head, *three.others):
+        for pid in machine.host.pids:
+            with suppress(psutil.Error):
+                process = psutil.Process(pid)
+                lines.append(" ".join(process.cmdline()))
+                environment = process.environ()
+                urls = [environment.get(variable(name), "") for name in ("cache.url", "teams.url")]
+                passwords |= {urlsplit(url).password for url in urls if url.startswith("redis://")}
+                passwords |= {value for name, value in environment.items() if name == "FLAGS_redis_password"}
+    assert len(passwords) == 3, "of the answers, of the teams, and of Ray's state"
+    assert not [line for line in lines for password in passwords if password and password in line]
 
 
 @pytest.mark.timeout(300)

@@ -3,7 +3,7 @@
 import json
 import logging
 
-from deployments.observability.logs import JsonLines, request_id
+from deployments.observability.logs import JsonLines, LineLimit, request_id, safe_id
 
 
 def test_a_line_is_one_json_object_with_the_request_and_the_extra_fields() -> None:
@@ -26,3 +26,19 @@ def test_a_line_is_one_json_object_with_the_request_and_the_extra_fields() -> No
         "model": "m",
     }
     assert "request_id" not in json.loads(JsonLines().format(record))
+
+
+def test_lines_are_limited_and_those_left_out_counted() -> None:
+    now = [0.0]
+    limit = LineLimit(3, 1.0, clock=lambda: now[0])
+    assert [limit.admit() for _ in range(5)] == [0, 0, 0, None, None]
+    now[0] = 1.0
+    assert [limit.admit() for _ in range(2)] == [2, None]
+    now[0] = 100.0
+    assert [limit.admit() for _ in range(4)] == [1, 0, 0, None], "a quiet time allows no more than the first burst"
+
+
+def test_an_id_from_a_client_cannot_fill_or_forge_a_log() -> None:
+    assert safe_id(b"req-1_a.b:c") == "req-1_a.b:c"
+    assert safe_id(b"x" * 8000) == "x" * 64
+    assert safe_id(b'a\n{"level": "error"}\xe9') == "alevel:error"

@@ -1,0 +1,98 @@
+"""A full disk: a file system of its own with little room, so that only root can run these."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.records import teams
+from cluster.redis_client import connect
+from cluster.redis_server import OwnRedis
+from deployments.api.info import disk_warnings
+from tests.conftest import wait_for
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
+
+
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """4 MB of disk."""
+    with tempfile.TemporaryDirectory(prefix="dray-d-") as name:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "dray", name], check=False)
+        if mounted.returncode:
+            pytest.skip("this container may not mount a file system")
+        try:
+            yield Path(name)
+        finally:
+            subprocess.run(["umount", "--lazy", name], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Leaves no byte of it free."""
+    with (disk / "ballast").open("wb", buffering=0) as ballast:
+        for size in (65_536, 4096, 1):
+            try:
+                while True:
+                    ballast.write(b"x" * size)
+            except OSError:
+                continue
+
+
+_MANY_METRICS = """
+import sys
+from tests.security.test_full_disk import fill
+from pathlib import Path
+from deployments.observability.metrics import RouterMetrics, exposition
+if sys.argv[2] == "before":
+    fill(Path(sys.argv[1]))
+metrics = RouterMetrics()
+metrics.requests["/a", "200", "", ""].inc()
+fill(Path(sys.argv[1]))
+for number in range(2000):
+    metrics.requests[f"/{number}", "200", "", ""].inc()
+assert metrics.requests["/1999", "200", "", ""]._value.get() == 1
+exposition()
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_router_survives_it(disk: Path, when: str) -> None:
+    (disk / "metrics").mkdir()
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(disk / "metrics")}
+    command = [sys.executable, "-c", _MANY_METRICS, str(disk), when]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_readiness_warns_of_it(disk: Path, tmp_path: Path) -> None:
+    [warning] = disk_warnings(disk)
+    assert f"{disk} has only" in warning
+    assert disk_warnings(tmp_path) == []
+
+
+def test_a_key_is_revoked_at_once_and_later_on_disk_too(disk: Path, tmp_path: Path) -> None:
+    server = OwnRedis(tmp_path / "s", 64, disk / "teams")
+    server.start()
+    try:
+        with connect(server.url) as client:
+            teams.add_team(client, teams.Team("a", created=0))
+            first, second = (teams.create_key(client, "a").key.id for _ in range(2))
+            assert teams.revoke_key(client, first).kept
+            fill(disk)
+            wait_for(lambda: not teams.revoke_key(client, second).kept)
+            assert teams.read_key(client, second).ends
+            (disk / "ballast").unlink()
+            wait_for(server.resume_persistence)
+            wait_for(lambda: client.info("persistence")["aof_last_bgrewrite_status"] == "ok")
+        assert server.pid
+        os.kill(server.pid, signal.SIGKILL)
+        wait_for(server.revive)
+        with connect(server.url) as client:
+            assert teams.read_key(client, second).ends
+    finally:
+        server.stop()
