@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from deployments.api.protocol.messages import anthropic_error
 from deployments.api.protocol.responses import response_error
-from deployments.common.errors import ApiError
+from deployments.common.errors import ApiError, shortened
 
 log = logging.getLogger("dray.router")
 
@@ -45,7 +45,7 @@ async def read_body(http: HttpRequest, headers: Mapping[str, str], max_bytes: in
     if media_type != _JSON:
         media_type = media_type.partition(";")[0].strip().lower()
         if media_type != _JSON and not media_type.endswith("+json"):
-            refusal = f"Send the body as application/json, not {media_type}."
+            refusal = f"Send the body as application/json, not {shortened(media_type)}."
             raise ApiError(415, refusal, code="unsupported_media_type")
     parts, size, more = [], 0, True
     while more:
@@ -98,7 +98,7 @@ def api_error(http: HttpRequest, error: Exception) -> Response:
 def http_error(http: HttpRequest, error: Exception) -> Response:
     """The response to what Starlette refuses: an unknown route, or a method that the route does not accept."""
     assert isinstance(error, HTTPException)
-    what = f"{http.method} {http.url.path}"
+    what = f"{shortened(http.method)} {shortened(http.url.path)}"
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
     messages = {404: f"Unknown request URL: {what}.", 405: f"Not allowed to {what}."}
     refusal = ApiError(error.status_code, messages.get(error.status_code, error.detail), code=code)

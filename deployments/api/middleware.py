@@ -17,6 +17,8 @@ log = logging.getLogger("dray.requests")
 REQUEST_STATE = "dray.request"
 """Key of the RequestState in a request's ASGI scope."""
 
+_MAX_ID = 128
+"""Characters of a client's own request id that logs and traces show."""
 _TRACED = "/v1/"
 """Prefix of the paths with traces: probes and pages arrive every few seconds and are of no interest."""
 
@@ -50,7 +52,7 @@ class RequestRecorder:
         has added if the client did not.
         """
         identity = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        request_id.set(identity.decode("latin-1"))
+        request_id.set(identity[:_MAX_ID].decode("latin-1"))
         scope[REQUEST_STATE] = state = RequestState(time.perf_counter(), self._start_span(scope))
         status, complete, disconnected = 500, False, False
 
