@@ -2,7 +2,12 @@
 
 import asyncio
 import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+from functools import cache
 
+import msgspec
 from ray import serve
 from ray.exceptions import RayError
 from starlette.requests import Request as HttpRequest
@@ -14,6 +19,7 @@ from cluster.serve_config import ENGINE, PAGE_PREFIX
 from deployments.api.http import json_response
 from deployments.api.models import model_not_found
 from deployments.api.protocol.openapi import document, page
+from deployments.api.static import StaticBody
 from deployments.common.errors import ApiError
 from deployments.observability.metrics import METRICS_TYPE, exposition
 from deployments.tenancy.auth import Authenticator
@@ -21,6 +27,8 @@ from deployments.tenancy.auth import Authenticator
 log = logging.getLogger("dray.router")
 
 _CONTROLLER_TIMEOUT_S = 2.0
+_READY_S = 1.0
+"""The controller's report counts for this long: anybody may ask for it, without a key."""
 
 
 class InfoApi:
@@ -32,6 +40,7 @@ class InfoApi:
         self._needed = needed
         self._authenticator = authenticator
         self._missing = ["all"]
+        self._readiness = Readiness(self._ask_controller)
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -62,11 +71,11 @@ class InfoApi:
 
     async def openapi(self, http: HttpRequest) -> Response:
         """GET /openapi.json"""
-        return json_response(document())
+        return described("application/json").answer(http)
 
     async def docs(self, http: HttpRequest) -> Response:
         """GET /docs: the OpenAPI description as a page."""
-        return Response(page(), media_type="text/html")
+        return described("text/html").answer(http)
 
     async def chat(self, http: HttpRequest) -> Response:
         """GET /chat, if Serve runs no application with that prefix."""
@@ -79,20 +88,56 @@ class InfoApi:
 
     async def ready(self, http: HttpRequest) -> Response:
         """GET /health/ready: every model has a running replica, or sleeps. The cache does not matter."""
+        await self._readiness.refreshed()
+        if self._missing:
+            missing = ", ".join(self._missing)
+            raise ApiError(503, f"No running engine replica of {missing}.", code="not_ready", kind="server_error")
+        return json_response({"status": "ok"})
+
+    async def _ask_controller(self) -> None:
         try:
             async with asyncio.timeout(_CONTROLLER_TIMEOUT_S):
                 self._missing = await asyncio.to_thread(models_without_replicas, self._needed)
         except (TimeoutError, RayError):
             # As while the head node restarts. Its last report still holds.
             log.warning("the Serve controller does not answer")
-        if self._missing:
-            missing = ", ".join(self._missing)
-            raise ApiError(503, f"No running engine replica of {missing}.", code="not_ready", kind="server_error")
-        return json_response({"status": "ok"})
 
     async def metrics(self, http: HttpRequest) -> Response:
         """GET /metrics: every Dray process of this node, for Prometheus."""
         return Response(await asyncio.to_thread(exposition), media_type=METRICS_TYPE)
+
+
+class Readiness:
+    """Asks at most once a second, for all who want to know at the same time."""
+
+    def __init__(self, ask: Callable[[], Awaitable[None]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._asking: asyncio.Task[None] | None = None
+        self._until = -math.inf
+
+    async def refreshed(self) -> None:
+        """Returns once an answer is there that is no older than a second."""
+        if self._asking is None:
+            if self._clock() < self._until:
+                return
+            self._asking = asyncio.create_task(self._refresh())
+        # Shielded: others wait for it too.
+        await asyncio.shield(self._asking)
+
+    async def _refresh(self) -> None:
+        try:
+            await self._ask()
+            self._until = self._clock() + _READY_S
+        finally:
+            self._asking = None
+
+
+@cache
+def described(media_type: str) -> StaticBody:
+    """The API's description, which never changes while the process lives: made once, when it is first wanted."""
+    body = page().encode() if media_type == "text/html" else msgspec.json.encode(document())
+    return StaticBody(body, media_type)
 
 
 def models_without_replicas(engines: dict[str, str]) -> list[str]:
