@@ -5,7 +5,8 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from functools import cache
+from functools import cache, partial
+from typing import Generic, TypeVar
 
 import msgspec
 from ray import serve
@@ -26,9 +27,11 @@ from deployments.tenancy.auth import Authenticator
 
 log = logging.getLogger("dray.router")
 
+T = TypeVar("T")
+
 _CONTROLLER_TIMEOUT_S = 2.0
-_READY_S = 1.0
-"""The controller's report counts for this long: anybody may ask for it, without a key."""
+_FRESH_S = 1.0
+"""What is dear to find out is found out once in this time: anybody may ask, without a key."""
 
 
 class InfoApi:
@@ -39,8 +42,9 @@ class InfoApi:
         self._models = models
         self._needed = needed
         self._authenticator = authenticator
-        self._missing = ["all"]
-        self._readiness = Readiness(self._ask_controller)
+        self._last_report = ["all"]
+        self._missing = Shared(self._ask_controller)
+        self._exposition = Shared(partial(asyncio.to_thread, exposition))
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -88,49 +92,45 @@ class InfoApi:
 
     async def ready(self, http: HttpRequest) -> Response:
         """GET /health/ready: every model has a running replica, or sleeps. The cache does not matter."""
-        await self._readiness.refreshed()
-        if self._missing:
-            missing = ", ".join(self._missing)
+        if missing := ", ".join(await self._missing.value()):
             raise ApiError(503, f"No running engine replica of {missing}.", code="not_ready", kind="server_error")
         return json_response({"status": "ok"})
 
-    async def _ask_controller(self) -> None:
+    async def _ask_controller(self) -> list[str]:
         try:
             async with asyncio.timeout(_CONTROLLER_TIMEOUT_S):
-                self._missing = await asyncio.to_thread(models_without_replicas, self._needed)
+                self._last_report = await asyncio.to_thread(models_without_replicas, self._needed)
         except (TimeoutError, RayError):
             # As while the head node restarts. Its last report still holds.
             log.warning("the Serve controller does not answer")
+        return self._last_report
 
     async def metrics(self, http: HttpRequest) -> Response:
         """GET /metrics: every Dray process of this node, for Prometheus."""
-        return Response(await asyncio.to_thread(exposition), media_type=METRICS_TYPE)
+        return Response(await self._exposition.value(), media_type=METRICS_TYPE)
 
 
-class Readiness:
-    """Asks at most once a second, for all who want to know at the same time."""
+class Shared(Generic[T]):
+    """A value that is made at most once a second, for all who want it at the same time."""
 
-    def __init__(self, ask: Callable[[], Awaitable[None]], clock: Callable[[], float] = time.monotonic) -> None:
-        self._ask = ask
+    def __init__(self, make: Callable[[], Awaitable[T]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._make = make
         self._clock = clock
-        self._asking: asyncio.Task[None] | None = None
-        self._until = -math.inf
+        self._making: asyncio.Task[T] | None = None
+        self._made_at = -math.inf
 
-    async def refreshed(self) -> None:
-        """Returns once an answer is there that is no older than a second."""
-        if self._asking is None:
-            if self._clock() < self._until:
-                return
-            self._asking = asyncio.create_task(self._refresh())
+    async def value(self) -> T:
+        """The value, no older than a second. Raises what making it raises."""
+        made = self._making
+        if made is None or (made.done() and (self._clock() - self._made_at >= _FRESH_S or made.exception())):
+            made = self._making = asyncio.create_task(self._timed())
         # Shielded: others wait for it too.
-        await asyncio.shield(self._asking)
+        return await asyncio.shield(made)
 
-    async def _refresh(self) -> None:
-        try:
-            await self._ask()
-            self._until = self._clock() + _READY_S
-        finally:
-            self._asking = None
+    async def _timed(self) -> T:
+        value = await self._make()
+        self._made_at = self._clock()
+        return value
 
 
 @cache

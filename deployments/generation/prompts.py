@@ -40,7 +40,11 @@ class PromptRenderer:
     """A model's chat template and tokenizer."""
 
     def __init__(self, model: ServedModel) -> None:
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(str(model.folder), local_files_only=True)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(
+            str(model.folder),
+            local_files_only=True,
+            trust_remote_code=False,  # unset, transformers asks on the terminal
+        )
         self._backend: Tokenizer = self._tokenizer.backend_tokenizer
         self._context_tokens = model.context_tokens
         self._encoder = TextEncoder(self._backend, model.context_tokens)

@@ -67,7 +67,7 @@ def test_many_readiness_probes_ask_the_controller_once_a_second(
             httpx.AsyncClient(base_url=router.url, timeout=20) as client,
         ):
             now = 0.0
-            router.router._info._readiness._clock = lambda: now
+            router.router._info._missing._clock = lambda: now
             responses = await asyncio.gather(*(client.get("/health/ready") for _ in range(20)))
             assert {response.status_code for response in responses} == {200}
             assert len(asked) == 1
@@ -80,3 +80,27 @@ def test_many_readiness_probes_ask_the_controller_once_a_second(
             assert len(asked) == 3
 
     asyncio.run(work())
+
+
+def test_many_readers_of_the_metrics_get_one_report(server: OwnRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def report() -> bytes:
+        made.append(1)
+        if len(made) == 1:
+            raise OSError("a file went away")
+        return b"dray_requests_total 1"
+
+    monkeypatch.setattr(info, "exposition", report)
+
+    async def work() -> None:
+        async with (
+            running_router(monkeypatch, server.url) as router,
+            httpx.AsyncClient(base_url=router.url, timeout=20) as client,
+        ):
+            assert (await client.get("/metrics")).status_code == 500
+            responses = await asyncio.gather(*(client.get("/metrics") for _ in range(20)))
+            assert {response.text for response in responses} == {"dray_requests_total 1"}
+
+    asyncio.run(work())
+    assert len(made) == 2, "a failure is not kept"
