@@ -14,7 +14,7 @@ from starlette.types import Message, Receive
 
 from deployments.api.protocol.messages import anthropic_error
 from deployments.api.protocol.responses import response_error
-from deployments.common.errors import ApiError
+from deployments.common.errors import ApiError, shortened
 
 log = logging.getLogger("dray.router")
 
@@ -94,7 +94,7 @@ def check_json(content_type: str) -> None:
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type != _JSON and not media_type.endswith("+json"):
         message = (
-            f"Send the body as {_JSON}, not {media_type[:80] or 'without a content type'}: add the header "
+            f"Send the body as {_JSON}, not {shortened(media_type) or 'without a content type'}: add the header "
             f"Content-Type: {_JSON} (curl: -H 'Content-Type: {_JSON}')."
         )
         raise ApiError(415, message, code="unsupported_media_type")
@@ -144,7 +144,7 @@ def api_error(http: HttpRequest, error: Exception) -> Response:
 def http_error(http: HttpRequest, error: Exception) -> Response:
     """The response to what Starlette refuses: an unknown route, or a method that the route does not accept."""
     assert isinstance(error, HTTPException)
-    what = f"{http.method} {http.url.path}"
+    what = f"{shortened(http.method)} {shortened(http.url.path)}"
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
     messages = {404: f"Unknown request URL: {what}.", 405: f"Not allowed to {what}."}
     refusal = ApiError(error.status_code, messages.get(error.status_code, error.detail), code=code)

@@ -2,10 +2,16 @@
 
 import asyncio
 import logging
+import math
 import os
 import shutil
+import time
+from collections.abc import Awaitable, Callable
+from functools import cache, partial
 from pathlib import Path
+from typing import Generic, TypeVar
 
+import msgspec
 from ray import serve
 from ray.exceptions import RayError
 from starlette.requests import Request as HttpRequest
@@ -18,14 +24,19 @@ from cluster.units import format_bytes
 from deployments.api.http import json_response
 from deployments.api.models import model_not_found
 from deployments.api.protocol.openapi import document, page
+from deployments.api.static import StaticBody
 from deployments.common.errors import ApiError
 from deployments.observability.metrics import METRICS_TYPE, exposition
 from deployments.tenancy.auth import Authenticator
 
 log = logging.getLogger("dray.router")
 
+T = TypeVar("T")
+
 _LITTLE_SPACE = 64 * 2**20
 _CONTROLLER_TIMEOUT_S = 2.0
+_FRESH_S = 1.0
+"""What is dear to find out is found out once in this time: anybody may ask, without a key."""
 
 
 class InfoApi:
@@ -36,7 +47,9 @@ class InfoApi:
         self._models = models
         self._needed = needed
         self._authenticator = authenticator
-        self._missing = ["all"]
+        self._last_report = ["all"]
+        self._missing = Shared(self._ask_controller)
+        self._exposition = Shared(partial(asyncio.to_thread, exposition))
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -67,11 +80,11 @@ class InfoApi:
 
     async def openapi(self, http: HttpRequest) -> Response:
         """GET /openapi.json"""
-        return json_response(document())
+        return described("application/json").answer(http)
 
     async def docs(self, http: HttpRequest) -> Response:
         """GET /docs: the OpenAPI description as a page."""
-        return Response(page(), media_type="text/html")
+        return described("text/html").answer(http)
 
     async def chat(self, http: HttpRequest) -> Response:
         """GET /chat, if Serve runs no application with that prefix."""
@@ -84,22 +97,54 @@ class InfoApi:
 
     async def ready(self, http: HttpRequest) -> Response:
         """GET /health/ready: every model has a running replica, or sleeps. The cache does not matter."""
-        try:
-            async with asyncio.timeout(_CONTROLLER_TIMEOUT_S):
-                self._missing = await asyncio.to_thread(models_without_replicas, self._needed)
-        except (TimeoutError, RayError):
-            # As while the head node restarts. Its last report still holds.
-            log.warning("the Serve controller does not answer")
-        if self._missing:
-            missing = ", ".join(self._missing)
+        if missing := ", ".join(await self._missing.value()):
             raise ApiError(503, f"No running engine replica of {missing}.", code="not_ready", kind="server_error")
         # A full disk stops no request, so it is no reason to send them elsewhere.
         warnings = disk_warnings(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
         return json_response({"status": "ok", "warnings": warnings} if warnings else {"status": "ok"})
 
+    async def _ask_controller(self) -> list[str]:
+        try:
+            async with asyncio.timeout(_CONTROLLER_TIMEOUT_S):
+                self._last_report = await asyncio.to_thread(models_without_replicas, self._needed)
+        except (TimeoutError, RayError):
+            # As while the head node restarts. Its last report still holds.
+            log.warning("the Serve controller does not answer")
+        return self._last_report
+
     async def metrics(self, http: HttpRequest) -> Response:
         """GET /metrics: every Dray process of this node, for Prometheus."""
-        return Response(await asyncio.to_thread(exposition), media_type=METRICS_TYPE)
+        return Response(await self._exposition.value(), media_type=METRICS_TYPE)
+
+
+class Shared(Generic[T]):
+    """A value that is made at most once a second, for all who want it at the same time."""
+
+    def __init__(self, make: Callable[[], Awaitable[T]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._make = make
+        self._clock = clock
+        self._making: asyncio.Task[T] | None = None
+        self._made_at = -math.inf
+
+    async def value(self) -> T:
+        """The value, no older than a second. Raises what making it raises."""
+        made = self._making
+        if made is None or (made.done() and (self._clock() - self._made_at >= _FRESH_S or made.exception())):
+            made = self._making = asyncio.create_task(self._timed())
+        # Shielded: others wait for it too.
+        return await asyncio.shield(made)
+
+    async def _timed(self) -> T:
+        value = await self._make()
+        self._made_at = self._clock()
+        return value
+
+
+@cache
+def described(media_type: str) -> StaticBody:
+    """The API's description, which never changes while the process lives: made once, when it is first wanted."""
+    body = page().encode() if media_type == "text/html" else msgspec.json.encode(document())
+    return StaticBody(body, media_type)
 
 
 def disk_warnings(folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from cluster.models.folder import ServedModel
-from deployments.common.errors import ApiError
+from deployments.common.errors import ApiError, shortened
 from deployments.generation.endpoint import ModelEndpoint
 from deployments.routing.embeddings import EmbeddingEndpoint
 from deployments.tenancy.auth import Caller
@@ -34,7 +34,7 @@ class ModelDirectory:
 
 def model_not_found(name: str, what: str = "not served") -> ApiError:
     """404 for a model. what: completes "The model 'x' is"."""
-    message = f"The model '{name}' is {what} here; GET /v1/models lists the models that are served."
+    message = f"The model '{shortened(name)}' is {what} here; GET /v1/models lists the models that are served."
     return ApiError(404, message, code="model_not_found", param="model")
 
 

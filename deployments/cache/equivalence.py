@@ -12,12 +12,18 @@ from collections.abc import Sequence
 _WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 _MARKS = str.maketrans({"。": ".", "、": ",", "“": '"', "”": '"', "‘": "'", "’": "'", "「": '"', "」": '"', "…": "."})
 _HAN = r"\u3400-\u4dbf\u4e00-\u9fff"
-_BESIDE_HAN = re.compile(rf"(?<=[{_HAN}]) +| +(?=[{_HAN}])")
-_CODE = re.compile(r"```|`|[{}\[\]<>]|\n\s")
-_END = re.compile(r"[\s?.]+$")
+# Every expression here takes time in proportion to the text (tests/security/test_regular_expressions.py). So one that
+# begins or ends in a run of characters starts only where such a run does, and gives nothing of it back.
+_BESIDE_HAN = re.compile(rf"(?<=[{_HAN}]) ++|(?<! ) ++(?=[{_HAN}])")
+_CODE = re.compile(r"`|[{}\[\]<>]|\n\s")
+_SPACES = "".join(filter(str.isspace, map(chr, range(0x3001))))
+_END = _SPACES + "?."
+_MAX_CHARACTERS = 20_000
+"""A longer text is no question that somebody else asks with other spacing."""
 
 _TOKENS = re.compile(rf"\d+(?:[.,:/]\d+)*|[^\W\d_{_HAN}]+(?:[-'][^\W\d_{_HAN}]+)*|[{_HAN}]|[^\s\w,.?;:\"']")
-_CONTRACTED = {
+_CAPITALIZED = re.compile(r"\b[A-Z][a-z']*\b")
+_LONG_FORMS = {
     "what's": "what is",
     "where's": "where is",
     "who's": "who is",
@@ -38,6 +44,7 @@ _CONTRACTED = {
     "couldn't": "could not",
     "wouldn't": "would not",
 }
+_CONTRACTED = re.compile(rf"\b(?:{'|'.join(_LONG_FORMS)})\b")
 _OPENINGS = re.compile(
     r"^(?:(?:hi|hello|hey|excuse me|good (?:morning|afternoon|evening))\b[\s,.!]*)*"
     r"(?:please\s+)?"
@@ -45,7 +52,7 @@ _OPENINGS = re.compile(
     r"|(?:i (?:want|need|would like) to (?:know|ask)|i am wondering|do you know|tell me)[\s,]+)?"
     r"(?:please\s+)?"
 )
-_CLOSINGS = re.compile(r"[\s,]*\b(?:please|thanks|thank you|thank you very much|thanks a lot)\W*$")
+_CLOSINGS = re.compile(r"(?<![\s,])[\s,]*+\b(?:please|thanks|thank you|thank you very much|thanks a lot)\W*+\Z")
 _PHRASES = (
     (re.compile(r"\b(?:turn|switch)(?:ing)? on\b|\bactivate\b"), "enable"),
     (re.compile(r"\b(?:turn|switch)(?:ing)? off\b|\bdeactivate\b"), "disable"),
@@ -57,16 +64,19 @@ _PHRASES = (
 _HAN_OPENINGS = re.compile(
     r"^(?:(?:你好|您好|嗨|打扰一下|麻烦问一下|麻烦您?|请问一下|请问|请您?|我想知道|我想问一下|想问一下|帮我|告诉我|能不能告诉我)[,.!\s]*)+"
 )
-_HAN_CLOSINGS = re.compile(r"(?:[,.!?\s]*(?:谢谢您?|谢了|多谢|麻烦了|呢|呀|啊))+$")
+_HAN_CLOSINGS = ("谢谢您", "谢谢", "谢了", "多谢", "麻烦了", "呢", "呀", "啊")
+_BEFORE_HAN_CLOSING = _SPACES + ",.!?"
 _HAN_PHRASES = ((re.compile("如何|怎样|怎么样才能"), "怎么"), (re.compile("一下"), ""), (re.compile("开启"), "启用"))
 
 
 def normalize(text: str) -> str:
     """The text with width, spacing and closing punctuation in one form. What may be code keeps its spacing."""
+    if len(text) > _MAX_CHARACTERS:
+        return text
     text = text.translate(_WIDE).translate(_MARKS)
     if not _CODE.search(text):
         text = _BESIDE_HAN.sub("", " ".join(text.split()))
-    return _END.sub("", text.strip())
+    return text.strip().rstrip(_END)
 
 
 def equivalent(first: str, second: str) -> bool:
@@ -83,13 +93,22 @@ def equivalent(first: str, second: str) -> bool:
 def _words(text: str) -> Sequence[str]:
     """The words that carry meaning, in their order."""
     # A word with several capitals, such as US, keeps them; a single one only starts a sentence or a name.
-    text = re.sub(r"\b([A-Z])([a-z']*)\b", lambda word: word[0].lower(), text)
-    for short, long in _CONTRACTED.items():
-        text = re.sub(rf"\b{short}\b", long, text)
+    text = _CAPITALIZED.sub(lambda word: word[0].lower(), text)
+    text = _CONTRACTED.sub(lambda short: _LONG_FORMS[short[0]], text)
     text = _CLOSINGS.sub("", _OPENINGS.sub("", text))
     for phrase, meaning in _PHRASES:
         text = phrase.sub(meaning, text)
-    text = _HAN_CLOSINGS.sub("", _HAN_OPENINGS.sub("", text.strip()))
+    text = _without_han_closings(_HAN_OPENINGS.sub("", text.strip()))
     for phrase, meaning in _HAN_PHRASES:
         text = phrase.sub(meaning, text)
     return _TOKENS.findall(normalize(text))
+
+
+def _without_han_closings(text: str) -> str:
+    """The text without polite words at its end, and without the punctuation before them."""
+    end = len(text)
+    while closing := next((closing for closing in _HAN_CLOSINGS if text.endswith(closing, 0, end)), ""):
+        end -= len(closing)
+        while end and text[end - 1] in _BEFORE_HAN_CLOSING:
+            end -= 1
+    return text[:end]

@@ -5,6 +5,8 @@ from typing import Any
 
 import msgspec
 
+_MAX_MESSAGE, _MAX_PARAM = 1000, 200
+
 
 class ErrorDetail(msgspec.Struct, frozen=True):
     """OpenAI's error object. param: the field of the request at fault. code: a stable name for programs."""
@@ -35,6 +37,8 @@ class ApiError(Exception):
         retry_after_s: int | None = None,
     ) -> None:
         """kind: OpenAI's `error.type`. retry_after_s: value of the Retry-After header, in seconds."""
+        # Whatever the client sent may be part of both.
+        message, param = shortened(message, _MAX_MESSAGE), param and shortened(param, _MAX_PARAM)
         super().__init__(message)
         self.status = status
         self.message = message
@@ -61,3 +65,8 @@ def sse_event(body: dict[str, Any] | msgspec.Struct) -> bytes:
 def new_id(prefix: str) -> str:
     """A new random id. Ids are not secrets, so a fast generator is enough."""
     return f"{prefix}{random.getrandbits(128):032x}"
+
+
+def shortened(text: str, max_characters: int = 64) -> str:
+    """The text, cut if it is longer: for what a client sent and gets back in an error, or what a log shows of it."""
+    return text if len(text) <= max_characters else f"{text[:max_characters]}…"

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from cluster.models.folder import ServedModel
-from deployments.common.errors import ApiError, invalid_request
+from deployments.common.errors import ApiError, invalid_request, shortened
 from deployments.common.text_encoder import TextEncoder
 from deployments.common.types import GenerationRequest, Message, Tool
 from deployments.generation.output_parser import END_THINK, THINK, OutputParser, Vocabulary
@@ -40,7 +40,11 @@ class PromptRenderer:
     """A model's chat template and tokenizer."""
 
     def __init__(self, model: ServedModel) -> None:
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(str(model.folder), local_files_only=True)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(
+            str(model.folder),
+            local_files_only=True,
+            trust_remote_code=False,  # unset, transformers asks on the terminal
+        )
         self._backend: Tokenizer = self._tokenizer.backend_tokenizer
         self._context_tokens = model.context_tokens
         self._encoder = TextEncoder(self._backend, model.context_tokens)
@@ -108,7 +112,9 @@ class PromptRenderer:
                 **json.loads(request.template_args),
             )
         except _TEMPLATE_ERRORS as error:
-            raise invalid_request("messages", f"The model's chat template rejects these messages: {error}") from None
+            raise invalid_request(
+                "messages", f"The model's chat template rejects these messages: {shortened(str(error), 300)}"
+            ) from None
         return text
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:

@@ -13,10 +13,10 @@ from deployments.generation.tool_formats import R1, ToolFormat
 
 _SEPARATORS = " \t\r\n,;[]"
 _PYTHON_TAG = "<|python_tag|>"
-_JSON_HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=[{\[])')
+_JSON_HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*+")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=[{\[])')
 _JSON_TAIL = re.compile(r"\s*\}")
 _R1_CALL = "<｜tool▁call▁begin｜>"
-_R1_HEAD = re.compile(r"<｜tool▁call▁begin｜>\s*\w*\s*<｜tool▁sep｜>\s*([^\n]+?)\s*\n\s*```(?:json)?\s*(?=[{\[])")
+_R1_HEAD = re.compile(r"<｜tool▁call▁begin｜>\s*+\w*+\s*+<｜tool▁sep｜>\s*+([^\n]++)\n\s*+```(?:json)?\s*+(?=[{\[])")
 _R1_TAIL = re.compile(r"\s*```\s*<｜tool▁call▁end｜>")
 _MAX_TAIL = 64
 """Characters after the arguments. If the end of the call is not among them, it is missing."""
@@ -111,7 +111,7 @@ class ToolCallParser:
         if not held or (closes and closes.startswith(held)):
             self._held = held
             return False
-        head = (_R1_HEAD if self.family is R1 else _JSON_HEAD).match(held)
+        head = _R1_HEAD.match(held) if self.family is R1 else _JSON_HEAD.match(held)
         if head is not None:
             return self._head(head, held)
         if held.startswith("{") and (size := JsonScanner().scan(held)):
@@ -127,7 +127,7 @@ class ToolCallParser:
 
     def _head(self, head: re.Match[str], held: str) -> bool:
         """A call up to its arguments."""
-        name = head.group(1) if self.family is R1 else _json_string(head.group(1))
+        name = head.group(1).rstrip() if self.family is R1 else _json_string(head.group(1))
         if name is None:
             return self._reject(held, head.end())
         self._begin(name, "")
@@ -160,7 +160,7 @@ class ToolCallParser:
         return True
 
     def _tail(self, last: bool) -> bool:
-        tail = (_R1_TAIL if self.family is R1 else _JSON_TAIL).match(self._held)
+        tail = _R1_TAIL.match(self._held) if self.family is R1 else _JSON_TAIL.match(self._held)
         if tail is not None:
             self._held, self._state = self._held[tail.end() :], "between"
             return True

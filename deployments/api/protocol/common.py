@@ -7,7 +7,7 @@ import msgspec
 from cluster.models.folder import ServedModel
 from cluster.settings import LimitSettings
 from deployments.api.protocol.parsing import depth_of
-from deployments.common.errors import invalid_request
+from deployments.common.errors import invalid_request, shortened
 from deployments.common.messages import Sampling
 from deployments.common.types import Tool, canonical
 
@@ -95,7 +95,9 @@ def check_count(items: int, limit: int, param: str) -> None:
 def check_tool_name(name: str | None, tools: tuple[Tool, ...]) -> None:
     """Raises ApiError 400 for a tool choice that names none of the tools."""
     if name not in {tool.name for tool in tools}:
-        raise invalid_request("tool_choice", f"tool_choice names '{name}', which is not among the tools.")
+        raise invalid_request(
+            "tool_choice", f"tool_choice names '{shortened(name or '')}', which is not among the tools."
+        )
 
 
 def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:

@@ -1,16 +1,14 @@
 """Decodes request bodies, and turns what is wrong with them into an error that names the field."""
 
 import json
-import re
 from typing import Any, TypeVar
 
 import msgspec
 
-from deployments.common.errors import ApiError
+from deployments.common.errors import ApiError, shortened
 
-_FIELD = re.compile(r" - at `\$\.?(.*)`$")
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
-_MISSING = re.compile(r"missing required field `(.*)`")
+_UNKNOWN = "Object contains unknown field `"
+_MISSING = "Object missing required field `"
 
 _MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
 """The range of integers in MessagePack, as which requests are sent to engines and hashed into cache keys."""
@@ -95,16 +93,21 @@ def _path(trail: tuple[Any, ...]) -> str:
 
 def _refusal(reason: str) -> ApiError:
     """The error for msgspec's message about a body, such as "Expected `int`, got `str` - at `$.n`"."""
-    field = _FIELD.search(reason)
+    # Names in it are the client's own, of any length.
+    message, _, path = (
+        reason.rpartition(" - at `$") if reason.endswith("`") and " - at `$" in reason else (reason, "", "")
+    )
     # msgspec's path does not name the keys of a mapping: `metadata[...]`.
-    path = field.group(1).partition("[...]")[0] if field else ""
-    message = _FIELD.sub("", reason)
-    if unknown := _UNKNOWN.search(message):
-        name = f"{path}.{unknown.group(1)}" if path else unknown.group(1)
+    path = shortened(path.removesuffix("`").removeprefix(".").partition("[...]")[0])
+    if message.startswith(_UNKNOWN):
+        name = shortened(message.removeprefix(_UNKNOWN).removesuffix("`"))
+        name = f"{path}.{name}" if path else name
         return ApiError(400, f"Unrecognized request argument supplied: {name}", code="unknown_parameter", param=name)
-    if missing := _MISSING.search(message):
-        name = f"{path}.{missing.group(1)}" if path else missing.group(1)
+    if message.startswith(_MISSING):
+        name = message.removeprefix(_MISSING).removesuffix("`")
+        name = f"{path}.{name}" if path else name
         return ApiError(400, f"Missing required parameter: '{name}'.", code="missing_required_parameter", param=name)
+    message = shortened(message, 200)
     return _invalid(
         path, message, "invalid_type" if message.startswith("Expected") and "got" in message else "invalid_value"
     )

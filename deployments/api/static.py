@@ -1,0 +1,23 @@
+"""Responses whose bytes never change: sent as they are, or not at all to a client that has them already."""
+
+from hashlib import blake2b
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+
+class StaticBody:
+    """A body with its ETag (RFC 9110, 8.8.3)."""
+
+    def __init__(self, body: bytes, media_type: str) -> None:
+        self._body = body
+        self._media_type = media_type
+        self._etag = f'"{blake2b(body, digest_size=12).hexdigest()}"'
+
+    def answer(self, http: HttpRequest) -> Response:
+        """The body, or 304 if the request's If-None-Match names it."""
+        headers = {"ETag": self._etag, "Cache-Control": "no-cache"}
+        named = {tag.strip().removeprefix("W/") for tag in http.headers.get("if-none-match", "").split(",")}
+        if self._etag in named or "*" in named:
+            return Response(status_code=304, headers=headers)
+        return Response(self._body, media_type=self._media_type, headers=headers)
