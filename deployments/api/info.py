@@ -100,7 +100,8 @@ class InfoApi:
         if missing := ", ".join(await self._missing.value()):
             raise ApiError(503, f"No running engine replica of {missing}.", code="not_ready", kind="server_error")
         # A full disk stops no request, so it is no reason to send them elsewhere.
-        warnings = disk_warnings(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
+        metrics = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        warnings = disk_warnings(Path(metrics)) if metrics else []
         return json_response({"status": "ok", "warnings": warnings} if warnings else {"status": "ok"})
 
     async def _ask_controller(self) -> list[str]:

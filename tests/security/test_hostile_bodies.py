@@ -7,7 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
+from cluster.records.teams import ADMIN, create_key
 from cluster.redis_server import OwnRedis
 from tests.conftest import MODEL, redis_server
 from tests.deployments.routers import running_router
@@ -51,6 +53,15 @@ def server() -> Iterator[OwnRedis]:
         yield own
 
 
+def headers_for(server: OwnRedis, path: str) -> dict[str, str]:
+    """The headers of a JSON body, and of an admin key where the path needs one."""
+    json_body = {"Content-Type": "application/json"}
+    if not path.startswith("/admin"):
+        return json_body
+    with redis.Redis.from_url(server.url) as store:
+        return json_body | {"Authorization": f"Bearer {create_key(store, ADMIN).secret}"}
+
+
 def bodies(path: str) -> Iterator[tuple[str, str]]:
     """Bodies with each value in place of each field's, in a place for any JSON, and as an unknown field."""
     plain = {"model": MODEL, **BODIES[path]} if not path.startswith("/admin") else BODIES[path]
@@ -83,10 +94,12 @@ def check(where: str, path: str, response: httpx.Response) -> None:
 
 @pytest.mark.parametrize("path", list(BODIES))
 def test_no_body_makes_a_server_error(server: OwnRedis, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    headers = headers_for(server, path)
+
     async def work() -> None:
         async with (
             running_router(monkeypatch, server.url, teams_url=server.url) as router,
-            httpx.AsyncClient(base_url=router.url, timeout=30) as client,
+            httpx.AsyncClient(base_url=router.url, headers=headers, timeout=30) as client,
         ):
             for where, body in bodies(path):
                 check(where, path, await client.post(path, content=body))
