@@ -217,8 +217,8 @@ def disable(
 ) -> None:
     """Delete every key and answer requests without one again. Every program on this machine can then use Dray.
 
-    Nothing else turns this on: when the last key is removed, every request is refused. Teams, their settings and their
-    usage are kept. Refused unless Dray listens on a loopback address only.
+    Removing the last key does not do this: every request is then refused. Teams, their settings and their usage are
+    kept. Refused unless Dray listens on a loopback address only.
     """
     host = str(running_record(config, state_dir).settings["host"])
     if not is_loopback(host):

@@ -183,6 +183,24 @@ def test_each_team_has_its_own_answers_unless_it_shares(guarded: Dray, key: str)
     assert {"team.support", "team.one", "shared"} <= {row["namespace"] for row in report["answers"]}
 
 
+def test_cached_tokens_tell_nothing_of_what_other_teams_asked(guarded: Dray, key: str) -> None:
+    run(guarded, "teams", "add", "curious")
+    curious = run_json(guarded, "keys", "create", "curious")["key"]
+    wait_for(lambda: all(ask(guarded, curious, "What is 1 + 1?").status_code == 200 for _ in range(4)), 5)
+    question = new_question() + " word" * 150
+
+    def cached(key: str, tokens: int) -> int:
+        answer = ask(guarded, key, question, max_tokens=tokens)
+        assert answer.headers["x-dray-cache"] != "hit"
+        return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    cached(key, 1)
+    assert cached(key, 2) >= 128, "the engine has the prompt's blocks, and the team put them there"
+    assert cached(curious, 1) < 128
+    assert cached(curious, 2) >= 128
+    run(guarded, "teams", "remove", "curious")
+
+
 def test_quotas_hold_over_routers_and_report_what_is_left(guarded: Dray, key: str) -> None:
     run(guarded, "teams", "add", "bounded", "--requests-per-minute", "10", "--tokens-per-minute", "100000")
     bounded = run_json(guarded, "keys", "create", "bounded")["key"]
