@@ -132,7 +132,7 @@ class _Bounds(NodeTransformer):
         return _filtered(node, "_sized") if node.items else node
 
 
-def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 

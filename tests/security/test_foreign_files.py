@@ -11,9 +11,10 @@ import pytest
 
 from cluster.configuration import SettingsError, load
 from cluster.models import store
+from cluster.models.catalog import Hub
 from cluster.models.export import Compression
 from cluster.models.folder import BUNDLED_FOLDER, ModelFolderError, open_model
-from cluster.models.hubs import Hub, Listing, OnBytes, RemoteFile
+from cluster.models.hubs import Listing, OnBytes, RemoteFile
 from cluster.settings import ModelSettings
 from deployments.generation import prompts
 

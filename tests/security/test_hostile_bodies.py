@@ -108,7 +108,7 @@ def test_no_header_makes_a_server_error(server: OwnRedis, monkeypatch: pytest.Mo
         ):
             body = {"model": MODEL, **BODIES[path]}
             for name, value in headers:
-                response = await client.post(path, json=body, headers=[(name, value.encode())])
+                response = await client.post(path, json=body, headers=[(name.encode(), value.encode())])
                 assert response.status_code in (400, 415), (name, value[:20], response.status_code, response.text[:200])
                 assert response.json()["error"]["message"]
                 assert len(response.content) < 1000

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
-from re import _constants as constants  # type: ignore[attr-defined]
-from re import _parser as sre_parser  # type: ignore[attr-defined]
+from re import _constants as constants
+from re import _parser as sre_parser
 from typing import Any
 
 import pytest
