@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import EnvSettingsSource, YamlConfigSettingsSource
 
 from cluster.settings import ENV_PREFIX, Group, Settings
 
 CONFIG_VARIABLE = "DRAY_CONFIG"
+_MAX_YAML_BYTES, _MAX_YAML_NODES = 1_000_000, 100_000
 
 FIXED = (
     "host",
@@ -149,9 +151,31 @@ def keep_fixed_settings(loaded: Loaded, running: Mapping[str, Any]) -> Settings:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
+        _check_size(path)
         return flatten(YamlConfigSettingsSource(Settings, yaml_file=path)())
     except Exception as error:  # noqa: BLE001 - the YAML library's errors share no type; each becomes one line
         raise SettingsError(f"{path} is not a YAML mapping: {error}") from None
+
+
+def _check_size(path: Path) -> None:
+    """Raises ValueError for more YAML than settings ever are, aliases counted as often as they are used: with ten
+    aliases in each of ten levels, a file of a kilobyte stands for gigabytes."""
+    if path.stat().st_size > _MAX_YAML_BYTES:
+        raise ValueError(f"it has more than {_MAX_YAML_BYTES} bytes")
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = _MAX_YAML_NODES + 1  # until it is known: a node that contains itself has no end
+            inner = node.value if isinstance(node, yaml.CollectionNode) else []
+            members = (part for member in inner for part in (member if isinstance(member, tuple) else (member,)))
+            sizes[id(node)] = 1 + sum(map(size, members))
+        return sizes[id(node)]
+
+    with path.open(encoding="utf-8") as file:
+        root = yaml.compose(file, Loader=yaml.SafeLoader)
+    if root is not None and size(root) > _MAX_YAML_NODES:
+        raise ValueError(f"its aliases stand for more than {_MAX_YAML_NODES} values")
 
 
 def _nest(values: Mapping[str, Any]) -> dict[str, Any]:

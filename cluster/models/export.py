@@ -95,7 +95,8 @@ def export_model(
         command = [sys.executable, "-W", "ignore", "-m", "optimum.commands.optimum_cli", "export", "openvino"]
         command += ["-m", str(source), "--task", "text-generation-with-past", *compression.options]
         command += ["--trust-remote-code", str(exported)] if remote_code else [str(exported)]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        # Nothing may ask on the terminal, such as whether to trust the code that a model brings.
+        ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if ended.returncode:
             lines = ended.stderr.strip().splitlines()
             raise ExportError(

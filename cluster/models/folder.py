@@ -28,6 +28,10 @@ _SAMPLE_BYTES = 1 << 20
 _SAMPLES = 64
 
 
+_MAX_JSON_BYTES = 1 << 20
+"""Of the JSON files that are read here; those of real models have a few kilobytes."""
+
+
 class ModelFolderError(Exception):
     """The folder cannot be served; the message says what is missing or broken."""
 
@@ -127,7 +131,7 @@ class ServedModel:
     def generation_defaults(self) -> dict[str, Any]:
         """The sampling parameters that the model's authors recommend (generation_config.json); may be empty."""
         file = self.folder / "generation_config.json"
-        return dict(json.loads(file.read_text())) if file.is_file() else {}
+        return _read_json(file) if file.is_file() else {}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -168,7 +172,8 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
         )
     try:
         limit = _context_limit(folder)
-    except (ValueError, KeyError, TypeError) as error:
+        _check_defaults(folder)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelFolderError(f"{folder / 'config.json'} is not a model configuration ({error!r})") from None
     if settings.context_tokens > limit:
         raise ModelFolderError(
@@ -186,8 +191,25 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
 def _context_limit(folder: Path) -> int:
     """Maximum tokens: what an embedding model's authors tested, where they say so, else its position embeddings."""
     tested = folder / "sentence_bert_config.json"
-    tokens = json.loads(tested.read_text()).get("max_seq_length") if tested.is_file() else None
-    return int(tokens or json.loads((folder / "config.json").read_text())["max_position_embeddings"])
+    tokens = _read_json(tested).get("max_seq_length") if tested.is_file() else None
+    return int(tokens or _read_json(folder / "config.json")["max_position_embeddings"])
+
+
+def _check_defaults(folder: Path) -> None:
+    if (file := folder / "generation_config.json").is_file():
+        _read_json(file)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """The object in a model's JSON file. Raises ValueError, RecursionError."""
+    with file.open("rb") as content:
+        text = content.read(_MAX_JSON_BYTES + 1)
+    if len(text) > _MAX_JSON_BYTES:
+        raise ValueError(f"{file.name} has more than {_MAX_JSON_BYTES} bytes")
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"{file.name} holds no JSON object")
+    return value
 
 
 def open_models(settings: Settings, models_dir: Path | None = None) -> list[ServedModel]:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,12 @@ from cluster.models.catalog import CATALOG, CatalogModel, ready_made
 from cluster.models.export import Compression, ExportError, check_export_extra, export_model
 from cluster.models.fetch import DownloadProgress, FetchError, exclusive, fetch, matching_files
 from cluster.models.folder import MANIFEST, WEIGHTS_FILE, ModelFolderError, UnknownModel, store_folder
-from cluster.models.hubs import Listing, ModelHub, NotOnHub
+from cluster.models.hubs import Listing, ModelHub, NotOnHub, RemoteFile
 from cluster.models.paths import owned_child
 
 _PARTIAL = ".partial"
 _WEIGHTS_SUFFIX = ".weights"
+_MAX_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,9 @@ def obtain(
         if listing := _ready_made(source, compression, hub, revision, on_stage):
             work = owned_child(partial, target.name)
             on_stage(f"fetching {listing.repository}")
-            fetch(hub, listing, matching_files(listing, fetching.OPENVINO_FILES), work, progress)
+            files = matching_files(listing, fetching.OPENVINO_FILES)
+            fetch(hub, listing, files, work, progress)
+            _report_unverified(files, on_stage)
             _complete(work, source, {"source": listing.repository, "hub": hub.name, "revision": listing.revision})
             work.rename(target)
             return target
@@ -172,7 +175,15 @@ def _fetch_weights(
         raise FetchError(f"{listing.repository} holds no .safetensors weights in its top folder")
     on_stage(f"fetching {listing.repository}")
     fetch(hub, listing, files, folder, progress)
+    _report_unverified(files, on_stage)
     return {"source": listing.repository, "hub": hub.name, "revision": listing.revision}
+
+
+def _report_unverified(files: Sequence[RemoteFile], on_stage: Callable[[str], None]) -> None:
+    """Says which files the hub lists without a checksum: only their size was compared."""
+    if unverified := [file.path for file in files if not (file.sha256 or file.blob_id)]:
+        shown = ", ".join(unverified[:_MAX_SHOWN]) + (" and others" if len(unverified) > _MAX_SHOWN else "")
+        on_stage(f"not verified, as the hub lists no checksum: {shown}")
 
 
 def _complete(folder: Path, source: str, origin: dict[str, str]) -> None:

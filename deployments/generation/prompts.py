@@ -15,6 +15,7 @@ from cluster.models.folder import ServedModel
 from deployments.common.errors import ApiError, invalid_request, shortened
 from deployments.common.text_encoder import TextEncoder
 from deployments.common.types import GenerationRequest, Message, Tool
+from deployments.generation.chat_template import ChatTemplate
 from deployments.generation.output_parser import END_THINK, THINK, OutputParser, Vocabulary
 from deployments.generation.tool_formats import tool_format_of
 from deployments.generation.tool_parser import ToolCallParser
@@ -49,6 +50,7 @@ class PromptRenderer:
         self._context_tokens = model.context_tokens
         self._encoder = TextEncoder(self._backend, model.context_tokens)
         self._template = self._tokenizer.chat_template or ""
+        self._compiled: dict[str, ChatTemplate] = {}
         self.vocabulary = Vocabulary(self._backend)
         self.tool_format = tool_format_of(self._template)
 
@@ -104,18 +106,25 @@ class PromptRenderer:
         elif tools:
             messages = _with_instruction(messages, self.tool_format.instruct(tools))
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                [self._message(message) for message in messages],
+            text = self._chat_template(template_tools).render(
+                **{**self._tokenizer.special_tokens_map, **json.loads(request.template_args)},
+                messages=[self._message(message) for message in messages],
                 tools=template_tools,
-                tokenize=False,
+                documents=None,
                 add_generation_prompt=True,
-                **json.loads(request.template_args),
             )
         except _TEMPLATE_ERRORS as error:
             raise invalid_request(
                 "messages", f"The model's chat template rejects these messages: {shortened(str(error), 300)}"
             ) from None
         return text
+
+    def _chat_template(self, tools: list[dict[str, Any]] | None) -> ChatTemplate:
+        """The model's template; some have another one for tools. Raises ValueError where it has none."""
+        source: str = self._tokenizer.get_chat_template(tools=tools)
+        if source not in self._compiled:
+            self._compiled[source] = ChatTemplate(source)
+        return self._compiled[source]
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of a text. special: with the tokens that the tokenizer adds around a text."""

@@ -59,6 +59,9 @@ class ToolCallParser:
     _out: list[str] = field(default_factory=list)
     _deltas: list[ToolDelta] = field(default_factory=list)
     _scanner: JsonScanner = field(default_factory=JsonScanner)
+    _object: JsonScanner = field(default_factory=JsonScanner)
+    _scanned: int = 0
+    """How much of an object whose keys are in another order `_object` has read."""
 
     def feed(self, text: str, *, last: bool = False) -> tuple[str, tuple[ToolDelta, ...]]:
         """Takes the next text of the answer; returns the text outside of calls, and the pieces of calls.
@@ -104,6 +107,11 @@ class ToolCallParser:
 
     def _between(self, last: bool) -> bool:
         """Before a call, between two, or after the last."""
+        if ended := self._call_begins_or_not():
+            self._object, self._scanned = JsonScanner(), 0
+        return ended
+
+    def _call_begins_or_not(self) -> bool:
         held, closes = self._held.lstrip(_SEPARATORS), self.family.closes
         if closes and held.startswith(closes):
             self._held, self._state = held[len(closes) :], "text"
@@ -114,7 +122,7 @@ class ToolCallParser:
         head = _R1_HEAD.match(held) if self.family is R1 else _JSON_HEAD.match(held)
         if head is not None:
             return self._head(head, held)
-        if held.startswith("{") and (size := JsonScanner().scan(held)):
+        if held.startswith("{") and (size := self._end_of_object(held)):
             if self._whole(held[:size]):
                 self._held = held[size:]
                 return True
@@ -124,6 +132,13 @@ class ToolCallParser:
             self._state = "text"
             return True
         return False
+
+    def _end_of_object(self, held: str) -> int:
+        """The size of the object that `held` begins with; 0 if it goes on. Reads each character once, however many
+        pieces the text comes in."""
+        size, before = self._object.scan(held[self._scanned :]), self._scanned
+        self._scanned = len(held)
+        return before + size if size else 0
 
     def _head(self, head: re.Match[str], held: str) -> bool:
         """A call up to its arguments."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from deployments.common.types import Tool, ToolCall
 from deployments.generation.tool_formats import HERMES, LLAMA, PHI, R1, ToolFormat, tool_format_of
-from deployments.generation.tool_parser import ToolCallParser
+from deployments.generation.tool_parser import JsonScanner, ToolCallParser
 
 FAMILIES = (HERMES, LLAMA, PHI, R1)
 ARGUMENTS = ['{"city": "北京", "days": [1, {"x": "}\\"{"}]}', "{}", '{"a": "</tool_call>"}']
@@ -152,3 +152,22 @@ def test_arguments_that_cannot_be_sent_stay_text() -> None:
         call = f'{{"arguments": {arguments}, "name": "f"}}'
         rest, calls = read(HERMES, f"<tool_call>{call}</tool_call>", 10**6)
         assert calls == [] and call in rest
+
+
+@pytest.mark.parametrize("family", [HERMES, LLAMA, PHI], ids=lambda family: family.name)
+def test_an_object_without_end_is_read_once(family: ToolFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not from its start with each token: a long answer would take its router seconds."""
+    read, scan = 0, JsonScanner.scan
+
+    def counted(self: JsonScanner, text: str) -> int:
+        nonlocal read
+        read += len(text)
+        return scan(self, text)
+
+    monkeypatch.setattr(JsonScanner, "scan", counted)
+    parser, text = ToolCallParser(family), family.opens + '{"arguments": {"a": "' + "x" * 5000
+    for character in text:
+        parser.feed(character)
+    assert read <= 2 * len(text)
+    out, _ = parser.feed('"}, "name": "f"}', last=True)
+    assert [(call.name, len(call.arguments)) for call in parser.calls] == [("f", 5009)] and not out.strip()
