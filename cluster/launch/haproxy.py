@@ -44,7 +44,7 @@ _DEFAULTS = """
     http-error status 408 content-type application/json string '{too_slow}'
 """
 _GLOBAL = """
-    # What the kernel stores for a client that does not read: without these, up to 7 MB.
+    # What the kernel stores for a client that does not read: without these, four times as much.
     tune.sndbuf.client 262144
     tune.rcvbuf.server 262144
 """
