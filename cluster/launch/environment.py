@@ -56,6 +56,8 @@ def serve_environment(settings: Settings, haproxy: Path) -> dict[str, str]:
         "RAY_task_events_report_interval_ms": "0",
         # Statistics about event loops, which every Ray process writes into its log: hourly, not once a minute.
         "RAY_event_stats_print_interval_ms": "3600000",
+        # The same for the state that the raylet dumps into a file (Ray's default: every ten seconds, 200 MB a day).
+        "RAY_debug_dump_period_milliseconds": "3600000",
         # Every Dray process of this node writes its metrics here, so that any of them can expose all.
         "PROMETHEUS_MULTIPROC_DIR": str(settings.state_dir / METRICS_FOLDER),
         "TRANSFORMERS_VERBOSITY": "error",

@@ -44,9 +44,13 @@ _DEFAULTS = """
     http-error status 408 content-type application/json string '{too_slow}'
 """
 _GLOBAL = """
-    # What the kernel stores for a client that does not read: without these, up to 7 MB.
+    # What the kernel stores for a client that does not read: without these, four times as much.
     tune.sndbuf.client 262144
     tune.rcvbuf.server 262144
+"""
+_NO_RESOLVERS = """
+# Without a section of this name, HAProxy connects to the machine's name servers at each start.
+resolvers default
 """
 _TOO_SLOW = (
     '{"error": {"message": "The request did not arrive in time.", "type": "invalid_request_error", '
@@ -80,7 +84,7 @@ def changed(config: str, environment: Mapping[str, str]) -> str:
     """Serve's configuration with Dray's changes. environment: has the variables above."""
     sections = [section for section in _sections(config) if not section.startswith(_UNUSED_SECTIONS)]
     connections = int(re.findall(r"^\s+maxconn (\d+)", config, flags=re.MULTILINE)[0])
-    return "".join(_changed_section(section, connections, environment) for section in sections)
+    return "".join(_changed_section(section, connections, environment) for section in sections) + _NO_RESOLVERS
 
 
 def _sections(config: str) -> list[str]:

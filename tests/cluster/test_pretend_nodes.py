@@ -101,7 +101,7 @@ def fake_cluster() -> Iterator[Cluster]:
         )
         settings.state_dir.mkdir()
         stack.enter_context(patch.dict(os.environ))
-        stack.enter_context(prepared(settings, stack.enter_context(port_block()), TOKEN, alone=True))
+        stack.enter_context(prepared(settings, stack.enter_context(port_block()), TOKEN, alone=False))
         dashboard = stack.enter_context(head(settings, folder))
         bearer = {"Authorization": f"Bearer {TOKEN}"}
         api = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{dashboard}", headers=bearer, timeout=30))

@@ -17,7 +17,14 @@ ROOT = Path(__file__).parents[2]
 SEARCHES = {"match", "fullmatch", "search", "findall", "finditer", "split", "sub", "subn"}
 INLINE = {"deployments/api/protocol/openapi.py", "cluster/serve_config.py"}
 """What has an expression inside a function; no client's text comes there."""
-NO_CLIENT = {"cluster.commands", "cluster.kubernetes", "cluster.plan", "cluster.bench", "cluster.doctor", "cluster.launch"}
+NO_CLIENT = {
+    "cluster.commands",
+    "cluster.kubernetes",
+    "cluster.plan",
+    "cluster.bench",
+    "cluster.doctor",
+    "cluster.launch",
+}
 """These read what the operator types, and what Ray and Serve write."""
 SHORT, LONG = 1 << 13, 1 << 20
 """Characters of a text for each pair of the alphabet, and of one for each letter."""
