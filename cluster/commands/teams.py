@@ -26,8 +26,8 @@ from cluster.commands.console import (
 from cluster.records import teams as registry
 from cluster.records import usage as usage_records
 from cluster.records.client import BlockingRedis
+from cluster.records.team_records import ADMIN, CreatedKey, Quota, Team, TeamsError
 from cluster.records.team_tables import unlock
-from cluster.records.teams import ADMIN, CreatedKey, Quota, Team, TeamsError
 from cluster.settings import is_loopback
 from cluster.units import plural
 

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from cluster.records import teams
 from cluster.records.client import BlockingRedis
-from cluster.records.teams import AlreadyExists, NotFound, Team, TeamsError
+from cluster.records.team_records import AlreadyExists, NotFound, Team, TeamsError
 from cluster.redis_client import connect
 from deployments.api.http import json_response, read_body
 from deployments.api.protocol.admin import (

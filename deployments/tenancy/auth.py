@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from cluster.records.team_records import Team, UnknownKey
 from cluster.records.team_tables import VERSION, Tables, queue_reads
-from cluster.records.teams import Registry, Team, UnknownKey, registry_of
+from cluster.records.teams import Registry, registry_of
 from cluster.settings import is_loopback
 from deployments.common.errors import ApiError
 from deployments.common.redis import RedisStore, RedisUnavailable

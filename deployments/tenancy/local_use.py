@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 
-from cluster.records.teams import Quota
+from cluster.records.team_records import Quota
 from deployments.tenancy.quota_counters import WINDOW_S, AdmitReply, ReserveReply
 
 

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from cluster.records.teams import Team
+from cluster.records.team_records import Team
 from deployments.common.redis import RedisStore
 
 WINDOW_S = 60

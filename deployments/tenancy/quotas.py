@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 
-from cluster.records.teams import Quota, Team
+from cluster.records.team_records import Quota, Team
 from cluster.units import plural
 from deployments.common.errors import ApiError
 from deployments.common.redis import RedisStore, RedisUnavailable

@@ -10,7 +10,8 @@ from typer.testing import CliRunner, Result
 from cluster.cli import app
 from cluster.launch.state import Record, hold, write_record
 from cluster.records import teams
-from cluster.records.teams import Registry, Team
+from cluster.records.team_records import Team
+from cluster.records.teams import Registry
 from cluster.redis_client import connect
 from tests.conftest import redis_server
 

@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cluster.ports import free_port
 from cluster.records import cache, teams
+from cluster.records.team_records import Quota, Team
 from cluster.records.team_tables import unlock
-from cluster.records.teams import Quota, Team
 from cluster.redis_client import RedisUrlError, check_url, connect, without_password
 from cluster.redis_server import find_server
 from cluster.settings import CacheSettings

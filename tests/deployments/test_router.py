@@ -8,7 +8,8 @@ import httpx
 import pytest
 import redis
 
-from cluster.records.teams import Team, add_team, create_key, end_key
+from cluster.records.team_records import Team
+from cluster.records.teams import add_team, create_key, end_key
 from cluster.redis_server import OwnRedis
 from cluster.serve_config import RouterArgs
 from cluster.settings import Settings

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.records import teams
+from cluster.records.team_records import Team
 from cluster.redis_client import connect
 from cluster.redis_server import OwnRedis
 from deployments.api.info import disk_warnings
@@ -80,7 +81,7 @@ def test_a_key_is_revoked_at_once_and_later_on_disk_too(disk: Path, tmp_path: Pa
     server.start()
     try:
         with connect(server.url) as client:
-            teams.add_team(client, teams.Team("a", created=0))
+            teams.add_team(client, Team("a", created=0))
             first, second = (teams.create_key(client, "a").key.id for _ in range(2))
             assert teams.revoke_key(client, first).kept
             fill(disk)

@@ -9,7 +9,8 @@ import httpx
 import pytest
 import redis
 
-from cluster.records.teams import ADMIN, create_key
+from cluster.records.team_records import ADMIN
+from cluster.records.teams import create_key
 from cluster.redis_server import OwnRedis
 from tests.conftest import MODEL, redis_server
 from tests.deployments.routers import running_router

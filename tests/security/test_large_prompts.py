@@ -15,7 +15,8 @@ import redis
 from tokenizers import Tokenizer
 
 from cluster.models.folder import ServedModel
-from cluster.records.teams import Quota, Team, add_team, create_key
+from cluster.records.team_records import Quota, Team
+from cluster.records.teams import add_team, create_key
 from cluster.redis_server import OwnRedis
 from deployments.common.errors import ApiError
 from deployments.common.text_encoder import LARGE_CHARACTERS, TextEncoder

@@ -16,7 +16,8 @@ import httpx
 import pytest
 import redis
 
-from cluster.records.teams import Quota, Team, add_team, create_key
+from cluster.records.team_records import Quota, Team
+from cluster.records.teams import add_team, create_key
 from cluster.redis_server import OwnRedis
 from deployments.api.protocol.openapi import OPERATIONS, Operation
 from deployments.cache.single_flight import SingleFlight

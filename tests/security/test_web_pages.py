@@ -9,7 +9,8 @@ import httpx
 import pytest
 import redis
 
-from cluster.records.teams import Team, add_team, create_key, read_registry, remove_team
+from cluster.records.team_records import Team
+from cluster.records.teams import add_team, create_key, read_registry, remove_team
 from cluster.redis_server import OwnRedis
 from deployments.pages.service import Page
 from tests.conftest import redis_server

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from cluster.records.teams import Key, Quota, Team
+from cluster.records.team_records import Key, Quota, Team
 from cluster.records.usage import UsageRow
 
 Seconds = Annotated[float, msgspec.Meta(le=3_153_600_000)]

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from jinja2 import Environment
 
-from cluster.records.teams import Team
+from cluster.records.team_records import Team
 from deployments.api.protocol.admin import (
     CreateKeyRequest,
     CreateTeamRequest,

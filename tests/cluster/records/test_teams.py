@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from cluster.records import teams
+from cluster.records.team_records import ADMIN, AlreadyExists, CreatedKey, NotFound, Team, TeamsError, UnknownKey
 from cluster.records.team_tables import KEYS, LOCKED, TEAMS, unlock
-from cluster.records.teams import ADMIN, AlreadyExists, CreatedKey, NotFound, Team, TeamsError, UnknownKey
 from cluster.redis_client import connect
 from tests.conftest import redis_server
 

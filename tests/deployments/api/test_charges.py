@@ -13,7 +13,8 @@ import redis
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
-from cluster.records.teams import Quota, Team, add_team, create_key
+from cluster.records.team_records import Quota, Team
+from cluster.records.teams import add_team, create_key
 from cluster.redis_server import OwnRedis
 from deployments.tenancy.quota_counters import current_month, quota_keys
 from tests.conftest import MODEL, redis_server

@@ -10,8 +10,9 @@ import pytest
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from cluster.records.team_records import ADMIN, Team
 from cluster.records.team_tables import unlock
-from cluster.records.teams import ADMIN, Team, add_team, create_key, remove_team
+from cluster.records.teams import add_team, create_key, remove_team
 from cluster.redis_client import connect
 from cluster.redis_server import OwnRedis
 from deployments.api.middleware import RequestRecorder

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from cluster.models.folder import ServedModel
-from cluster.records.teams import Quota, Team
+from cluster.records.team_records import Quota, Team
 from cluster.redis_server import OwnRedis
 from cluster.settings import CacheSettings, LimitSettings
 from deployments.cache.answers import AnswerCache, CacheControl

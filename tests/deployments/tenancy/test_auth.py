@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from cluster.records.team_records import Team
 from cluster.records.team_tables import unlock
-from cluster.records.teams import Team, add_team, create_key, remove_team
+from cluster.records.teams import add_team, create_key, remove_team
 from cluster.redis_client import connect
 from deployments.common.errors import ApiError
 from deployments.tenancy.auth import OTHER, Authenticator, metric_labels

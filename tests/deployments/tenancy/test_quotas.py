@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator
 
 import pytest
 
-from cluster.records.teams import Quota, Team
+from cluster.records.team_records import Quota, Team
 from cluster.redis_server import OwnRedis
 from deployments.common.errors import ApiError
 from deployments.common.redis import RedisStore
