@@ -7,6 +7,7 @@ begun cannot be stopped from outside. So each one has a budget here, which loops
 
 import datetime
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import wraps
@@ -22,9 +23,14 @@ from jinja2.visitor import NodeTransformer
 _MAX_SOURCE = 1_000_000
 _MAX_STEPS = 2_000_000
 _STEPS_OF_A_CALL = 10
+_STEPS_BETWEEN_LOOKS = 50
+_MAX_SECONDS = 2.0
+"""Of computing time, for what is no step, such as a comparison of long texts in a loop: each takes milliseconds. A real
+template takes some for megabytes of messages."""
 _MAX_CHARACTERS = 20_000_000
 """Of a text, and of the whole prompt: ten times what a request may bring."""
 _CHARACTERS_PER_STEP = 1024
+_MEMBERS_PER_STEP = 16
 _MAX_MEMBERS = 500_000
 """Of a value, with all that it contains, counted as often as it contains it."""
 _MAX_WIDTH = 1000
@@ -44,11 +50,18 @@ class _Budget:
 
     def __init__(self) -> None:
         self._steps = _MAX_STEPS
+        self._until_look = 0
+        self._ends_at = time.thread_time() + _MAX_SECONDS
 
     def take(self, steps: int = 1) -> None:
         self._steps -= steps
         if self._steps < 0:
             raise TemplateTooDear("it takes too many steps")
+        self._until_look -= steps
+        if self._until_look < 0:
+            self._until_look = _STEPS_BETWEEN_LOOKS
+            if time.thread_time() > self._ends_at:
+                raise TemplateTooDear(f"it takes more than {_MAX_SECONDS:g} seconds")
 
     def take_text(self, characters: int) -> None:
         """Before a text of this length is made."""
@@ -71,6 +84,7 @@ class _Budget:
                 pending += value
             if members + len(pending) > _MAX_MEMBERS:
                 raise TemplateTooDear(f"it makes a value of more than {_MAX_MEMBERS} parts")
+        self.take(members // _MEMBERS_PER_STEP)
         self.take_text(characters)
 
 
