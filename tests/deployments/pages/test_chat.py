@@ -4,10 +4,11 @@ import re
 from dataclasses import asdict
 
 import pytest
+from starlette.routing import Mount
 
 pytest.importorskip("gradio", reason="the chat page needs the extra `page`")
 
-from deployments.pages.chat import Message, conversation, messages
+from deployments.pages.chat import Message, conversation, gradio_app, messages
 from deployments.pages.client import Progress
 from deployments.pages.i18n import CHINESE, ENGLISH, texts_for
 
@@ -54,3 +55,9 @@ def test_every_text_has_the_same_fields_in_both_languages() -> None:
         for language, texts in (("en", asdict(ENGLISH)), ("zh", asdict(CHINESE)))
     }
     assert fields["en"] == fields["zh"]
+
+
+def test_an_open_page_looks_for_events_at_most_twenty_times_a_second() -> None:
+    [page] = [route for route in gradio_app("http://127.0.0.1:1/v1").routes if isinstance(route, Mount)]
+    queue = page.app.blocks._queue  # type: ignore[attr-defined]
+    assert min(queue.sleep_when_free, queue.progress_update_sleep_when_free) >= 0.05
