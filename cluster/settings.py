@@ -28,9 +28,12 @@ Seconds = Annotated[float, Field(gt=0)]
 Weight = Literal["int4", "int8", "fp16"]
 
 
+_HOST_NAME = re.compile(r"[^\s:/@*]+|[0-9A-Fa-f:]+")
+
+
 def _host_name(name: str) -> str:
     """The name in lower case, as it is compared."""
-    if not re.fullmatch(r"[^\s:/@*]+|[0-9A-Fa-f:]+", name):
+    if not _HOST_NAME.fullmatch(name):
         raise ValueError("must be a host name or an address, without scheme and port: dray.example.com")
     return name.lower()
 

@@ -1,6 +1,5 @@
 """`dray up`, `dray join`, `dray deploy` and `dray down`."""
 
-import json
 import math
 import os
 import secrets
@@ -27,12 +26,13 @@ from cluster.commands.console import (
     weight_formats,
 )
 from cluster.commands.downloads import obtain_all
+from cluster.commands.greeting import greet
 from cluster.configuration import CONFIG_VARIABLE, environment, keep_fixed_settings
 from cluster.cores import sweep
 from cluster.launch.join import joined_cluster
 from cluster.launch.membership import JoinError
 from cluster.launch.preflight import LaunchError
-from cluster.launch.ray_node import RayEndedError, address_of, clear, token_of
+from cluster.launch.ray_node import RayEndedError, clear
 from cluster.launch.startup import running
 from cluster.launch.state import (
     DEPLOY_REQUEST_FILE,
@@ -46,8 +46,7 @@ from cluster.launch.state import (
     write_deploy_request,
 )
 from cluster.private_files import private_folder
-from cluster.serve_config import PAGE_PREFIX, has_page
-from cluster.settings import Settings, is_loopback
+from cluster.settings import Settings
 
 _RECONCILE_S = 0.5
 _DOWN_TIMEOUT_S = 60.0
@@ -109,7 +108,7 @@ def up(
             running(settings, lambda stage: status.update(escape(stage))) as dray,
         ):
             status.stop()
-            _greet(settings, "Ctrl-C")
+            greet(settings, "Ctrl-C")
             ready_at = time.monotonic()
             while True:
                 dray.reconcile()
@@ -166,49 +165,7 @@ def _detach(settings: Settings) -> None:
         raise fail(
             lines[-1].removeprefix("error: ") if lines else f"`dray up` ended at once; exit code {child.returncode}"
         )
-    _greet(settings, "dray down")
-
-
-def _greet(settings: Settings, stop: str) -> None:
-    """Prints where Dray answers and what to do next. stop: how to stop it."""
-    record = read_record(settings.state_dir)
-    names = record.models if record else []
-    url = settings.url
-    body = json.dumps(
-        {
-            "model": names[0] if names else "",
-            "messages": [{"role": "user", "content": "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"}],
-        },
-        ensure_ascii=False,
-    )
-    out.print(
-        f"[green]Dray is ready[/green] at [bold]{url}[/bold], serving {escape(', '.join(names))}\n", highlight=False
-    )
-    if has_page(settings):
-        out.print(f"  chat in the browser: {url.removesuffix('/v1')}{PAGE_PREFIX}\n", highlight=False)
-    out.print(
-        f"  curl {url}/chat/completions -H 'Content-Type: application/json' -d '{body}'\n",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
-    if record and record.keys:
-        out.print("  An API key is required. Create one: dray keys create TEAM", highlight=False)
-    elif is_loopback(settings.host):
-        out.print(f"  No API keys yet: listening on {settings.host} only, no key required.", highlight=False)
-    else:
-        out.print(
-            "  No API keys yet, so every request is refused. Create one: dray teams add TEAM, dray keys create TEAM",
-            highlight=False,
-        )
-    if settings.cluster.head:
-        where = f"{address_of(settings.cluster)}:{settings.cluster.port}"
-        out.print(
-            f"  on other machines: RAY_AUTH_TOKEN={token_of(settings)} dray join {where}",
-            soft_wrap=True,
-            highlight=False,
-        )
-    out.print(f"  chat here: dray chat      status: dray status      stop: {stop}", highlight=False)
+    greet(settings, "dray down")
 
 
 def join(

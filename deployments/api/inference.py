@@ -297,5 +297,4 @@ class InferenceApi:
 
 
 def _queue_class(caller: Caller) -> QueueClass:
-    """The caller's place among those who send large texts."""
     return QueueClass(caller.name, caller.weight, batch=False)

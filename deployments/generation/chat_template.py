@@ -7,9 +7,7 @@ begun cannot be stopped from outside. So each one has a budget here, which loops
 
 import datetime
 import json
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import Any, NoReturn
 
@@ -20,75 +18,16 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from deployments.generation.template_budget import MAX_CHARACTERS, Budget, TemplateTooDear, current_budget
+
 _MAX_SOURCE = 1_000_000
-_MAX_STEPS = 2_000_000
 _STEPS_OF_A_CALL = 10
-_STEPS_BETWEEN_LOOKS = 50
-_MAX_SECONDS = 2.0
-"""Of computing time, for what is no step, such as a comparison of long texts in a loop: each takes milliseconds. A real
-template takes some for megabytes of messages."""
-_MAX_CHARACTERS = 20_000_000
-"""Of a text, and of the whole prompt: ten times what a request may bring."""
-_CHARACTERS_PER_STEP = 1024
-_MEMBERS_PER_STEP = 16
-_MAX_MEMBERS = 500_000
-"""Of a value, with all that it contains, counted as often as it contains it."""
 _MAX_WIDTH = 1000
 _WIDTH_FILTERS = frozenset({"batch", "center", "indent", "slice", "tojson", "truncate", "wordwrap"})
 _WIDTH_METHODS = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
 _REMOVED_FILTERS = ("pprint", "urlize", "xmlattr", "random", "striptags")
 _REMOVED_GLOBALS = ("lipsum",)
 _UNBOUNDED_METHODS = frozenset({"format_map", "translate"})
-
-
-class TemplateTooDear(TemplateError):
-    """A template that takes more than any real one does."""
-
-
-class _Budget:
-    """What one render may still take."""
-
-    def __init__(self) -> None:
-        self._steps = _MAX_STEPS
-        self._until_look = 0
-        self._ends_at = time.thread_time() + _MAX_SECONDS
-
-    def take(self, steps: int = 1) -> None:
-        self._steps -= steps
-        if self._steps < 0:
-            raise TemplateTooDear("it takes too many steps")
-        self._until_look -= steps
-        if self._until_look < 0:
-            self._until_look = _STEPS_BETWEEN_LOOKS
-            if time.thread_time() > self._ends_at:
-                raise TemplateTooDear(f"it takes more than {_MAX_SECONDS:g} seconds")
-
-    def take_text(self, characters: int) -> None:
-        """Before a text of this length is made."""
-        if characters > _MAX_CHARACTERS:
-            raise TemplateTooDear(f"it makes a text of more than {_MAX_CHARACTERS} characters")
-        self.take(1 + characters // _CHARACTERS_PER_STEP)
-
-    def take_value(self, value: object) -> None:
-        """Before a value is turned into text, compared or contained in another."""
-        pending, members, characters = [value], 0, 0
-        while pending:
-            value = pending.pop()
-            members += 1
-            if isinstance(value, str):
-                characters += len(value)
-            elif isinstance(value, Mapping):
-                pending += value.keys()
-                pending += value.values()
-            elif isinstance(value, list | tuple | set | frozenset):
-                pending += value
-            if members + len(pending) > _MAX_MEMBERS:
-                raise TemplateTooDear(f"it makes a value of more than {_MAX_MEMBERS} parts")
-        self.take(members // _MEMBERS_PER_STEP)
-        self.take_text(characters)
-
-
-_budget: ContextVar[_Budget] = ContextVar("template budget")
 
 
 class ChatTemplate:
@@ -101,17 +40,17 @@ class ChatTemplate:
 
     def render(self, **variables: object) -> str:
         """The text of a conversation."""
-        budget, parts, characters = _Budget(), list[str](), 0
-        token = _budget.set(budget)
+        budget, parts, characters = Budget(), list[str](), 0
+        token = current_budget.set(budget)
         try:
             for part in self._template.generate(**variables):
                 characters += len(part)
                 budget.take_text(len(part))
-                if characters > _MAX_CHARACTERS:
-                    raise TemplateTooDear(f"it makes a prompt of more than {_MAX_CHARACTERS} characters")
+                if characters > MAX_CHARACTERS:
+                    raise TemplateTooDear(f"it makes a prompt of more than {MAX_CHARACTERS} characters")
                 parts.append(part)
         finally:
-            _budget.reset(token)
+            current_budget.reset(token)
         return "".join(parts)
 
 
@@ -173,7 +112,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return tree
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        budget = _budget.get()
+        budget = current_budget.get()
         texts = [side for side in (left, right) if isinstance(side, str | bytes)]
         if operator == "*" and any(isinstance(side, str | bytes | list | tuple) for side in (left, right)):
             count = next((side for side in (left, right) if isinstance(side, int)), 0)
@@ -192,7 +131,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        budget = _budget.get()
+        budget = current_budget.get()
         budget.take(_STEPS_OF_A_CALL)
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
         if isinstance(owner, str):
@@ -213,7 +152,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return formats
 
 
-def _check_method(budget: _Budget, text: str, name: str, args: tuple[Any, ...]) -> None:
+def _check_method(budget: Budget, text: str, name: str, args: tuple[Any, ...]) -> None:
     """Before a method of a text that may make a far longer one."""
     if name in _WIDTH_METHODS:
         _check_widths(args)
@@ -232,7 +171,7 @@ def _check_widths(values: Iterable[object]) -> None:
 def _check_format(text: str) -> None:
     """Refuses widths of four digits, and those that come from values."""
     digits = longest = 0
-    for character in text[:_MAX_CHARACTERS]:
+    for character in text[:MAX_CHARACTERS]:
         digits = digits + 1 if character.isdigit() else 0
         longest = max(longest, digits)
     if longest > 3 or "*" in text or ":{" in text.replace(" ", ""):
@@ -245,7 +184,7 @@ def _bounded(name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(filter_)
     def bounded(*args: Any, **kwargs: Any) -> Any:
-        budget = _budget.get(None) or _Budget()  # jinja2 computes constants while it compiles
+        budget = current_budget.get(None) or Budget()  # jinja2 computes constants while it compiles
         values = [*args[1:], *kwargs.values()] if takes_environment else [*args, *kwargs.values()]
         if name in _WIDTH_FILTERS:
             _check_widths(values[1:])
@@ -272,7 +211,7 @@ _SHALLOW = frozenset({"length", "count", "first", "last", "list", "items", "defa
 
 @pass_context
 def _counted(context: Context, values: Iterable[object]) -> Iterator[object]:
-    budget = _budget.get()
+    budget = current_budget.get()
     for value in values:
         budget.take()
         yield value
@@ -280,18 +219,18 @@ def _counted(context: Context, values: Iterable[object]) -> Iterator[object]:
 
 @pass_context
 def _concatenated(context: Context, values: list[object]) -> str:
-    _budget.get().take_value(values)
+    current_budget.get().take_value(values)
     return "".join(map(str, values))
 
 
 @pass_context
 def _sized(context: Context, value: object) -> object:
-    _budget.get().take_value(value)
+    current_budget.get().take_value(value)
     return value
 
 
 def _finalize(value: object) -> object:
-    if not isinstance(value, str) and (budget := _budget.get(None)) is not None:
+    if not isinstance(value, str) and (budget := current_budget.get(None)) is not None:
         budget.take_value(value)
     return value
 

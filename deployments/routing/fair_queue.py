@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from deployments.common.errors import ApiError, overloaded
 from deployments.routing.active_teams import ActiveTeams
 from deployments.routing.queue_class import QueueClass, TokenCost
+from deployments.routing.token_rate import TokenRate
 
 ANYONE = ""
 """The team of requests without a key."""
@@ -31,7 +32,6 @@ _MAX_TEAM_SHARE = 5 / 8
 """Share of the slots that one team may have while others ask too, unless its weight entitles it to more."""
 _BATCH_DIVISOR = 2
 """Batches take at most one slot in 2."""
-_RATE_SMOOTHING_S = 10.0
 _MAX_WAIT_S = 60
 
 
@@ -93,7 +93,6 @@ class FairQueue:
         """slots, max_queued, max_prefill_tokens: as `resize` takes them. track_wait: entered while a request waits."""
         self._slots, self._max_queued, self._max_prefill_tokens = slots, max_queued, max_prefill_tokens
         self._track_wait = track_wait
-        self._clock = clock
         self._teams: dict[str, _Team] = {}
         """Teams with a request here, or charged beyond the present virtual time."""
         self._active = ActiveTeams(clock)
@@ -104,8 +103,7 @@ class FairQueue:
         self._running = 0
         self._running_batches = 0
         self._prefilling_tokens = 0
-        self._tokens_per_s = 0.0
-        self._last_release = clock()
+        self._rate = TokenRate(clock)
 
     def resize(self, slots: int, max_queued: int, max_prefill_tokens: int) -> None:
         """slots: requests that run at a time. max_queued: requests that wait beyond these; the team with the most loses
@@ -195,9 +193,7 @@ class FairQueue:
 
     def wait_s(self) -> int:
         """Seconds until the requests that wait now will have been answered, at the present rate."""
-        if not self._tokens_per_s:
-            return 1
-        return max(1, min(_MAX_WAIT_S, round(self.queued_tokens / self._tokens_per_s)))
+        return max(1, min(_MAX_WAIT_S, round(self._rate.seconds_for(self.queued_tokens))))
 
     @property
     def _shared(self) -> bool:
@@ -257,7 +253,7 @@ class FairQueue:
         self._running -= 1
         self._running_batches -= batch
         self._active.forget_inactive()
-        self._measure_rate(used)
+        self._rate.note(used)
         if not self._running and not self.queued:
             # Nobody waited for what was used until now, so no team owes another anything.
             self._teams.clear()
@@ -265,12 +261,6 @@ class FairQueue:
             return
         self._drop_if_idle(team)
         self._grant()
-
-    def _measure_rate(self, used: int) -> None:
-        """Smooths the tokens of released requests a second."""
-        now = self._clock()
-        since, self._last_release = now - self._last_release, now
-        self._tokens_per_s += (used / max(since, 1e-3) - self._tokens_per_s) * min(1.0, since / _RATE_SMOOTHING_S)
 
     def _make_room(self, team: str) -> None:
         """Where too many wait, refuses the last request of the team with the most: this one, if that is the team."""

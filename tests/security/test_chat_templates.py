@@ -10,7 +10,8 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from cluster.models.folder import BUNDLED_FOLDER
-from deployments.generation.chat_template import ChatTemplate, TemplateTooDear
+from deployments.generation.chat_template import ChatTemplate
+from deployments.generation.template_budget import TemplateTooDear
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},

@@ -1,9 +1,11 @@
 """The messages that the chat page sends, and how it shows an answer."""
 
+import asyncio
 import re
 from dataclasses import asdict
 
 import pytest
+from fastapi import FastAPI
 from starlette.routing import Mount
 
 pytest.importorskip("gradio", reason="the chat page needs the extra `page`")
@@ -58,6 +60,9 @@ def test_every_text_has_the_same_fields_in_both_languages() -> None:
 
 
 def test_an_open_page_looks_for_events_at_most_twenty_times_a_second() -> None:
-    [page] = [route for route in gradio_app("http://127.0.0.1:1/v1").routes if isinstance(route, Mount)]
+    async def made() -> FastAPI:
+        return gradio_app("http://127.0.0.1:1/v1")  # in an event loop, as Serve makes it
+
+    [page] = [route for route in asyncio.run(made()).routes if isinstance(route, Mount)]
     queue = page.app.blocks._queue  # type: ignore[attr-defined]
     assert min(queue.sleep_when_free, queue.progress_update_sleep_when_free) >= 0.05
