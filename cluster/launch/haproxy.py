@@ -4,12 +4,13 @@
 if the request's body arrived in a packet of its own: the engine continues for nobody, and HAProxy spins until it ends.
 `-dS` turns splice() off.
 
-The rest is a changed copy of the configuration that Serve renders, which leaves clients ways to occupy the service:
+The rest is a changed copy of the configuration that Serve renders, which leaves clients ways to occupy the service, and more:
 - Two more listeners, for HAProxy's own metrics and statistics, answer anybody on every address, and their connections
   count towards the one limit. Nothing in Dray reads them, so they are removed.
 - Requests may arrive as slowly as they like.
 - A client that speaks HTTP/2 without TLS sends many requests over one connection, past the limit of connections.
 - Every user of the machine may write to the admin socket.
+- Until it knows a router, as after HAProxy has died, every request gets a 404, which no client sends again.
 - A line for each request goes to port 514, where whatever is there may store it without bound.
 """
 
@@ -55,6 +56,13 @@ resolvers default
 _TOO_SLOW = (
     '{"error": {"message": "The request did not arrive in time.", "type": "invalid_request_error", '
     '"param": null, "code": "request_timeout"}}'
+)
+
+
+_NO_ROUTER = (
+    "    http-request return status 503 content-type application/json hdr Retry-After 2 string "
+    """'{"error": {"message": "Dray is starting. Try again in a few seconds.", "type": "server_error", """
+    """"param": null, "code": "not_ready"}}'\n"""
 )
 
 
@@ -107,4 +115,6 @@ def _changed_section(section: str, connections: int, environment: Mapping[str, s
             address = f"ipv6@{host}" if ":" in host else host
             lines = [re.sub(r"\bbind \S+:(\d+)", rf"bind {address}:\1", line) for line in lines]
         first += f"    maxconn {connections}\n"
+    elif first.startswith("backend default_backend"):
+        lines = [_NO_ROUTER]
     return first + "".join(lines)

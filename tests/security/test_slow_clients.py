@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -40,8 +41,8 @@ config = HAProxyConfig(
     metrics_port=metrics, stats_port=stats, is_head=True, has_received_routes=True, has_received_servers=True,
 )
 server = ServerConfig(name="router", host="127.0.0.1", port=backend)
-backend = BackendConfig(name="http-dray", path_prefix="/", app_name="dray", servers=[server])
-HAProxyApi(config, {"dray": backend}, f"{folder}/haproxy.cfg")._generate_config_file_internal()
+backends = {"dray": BackendConfig(name="http-dray", path_prefix="/", app_name="dray", servers=[server])}
+HAProxyApi(config, backends if backend else {}, f"{folder}/haproxy.cfg")._generate_config_file_internal()
 """
 
 
@@ -99,12 +100,21 @@ class Proxy:
 def proxy() -> Iterator[Proxy]:
     backend = ThreadingHTTPServer(("127.0.0.1", 0), Backend)
     threading.Thread(target=backend.serve_forever, daemon=True).start()
+    with running_proxy(backend.server_port) as running:
+        yield running
+    backend.shutdown()
+    backend.server_close()
+
+
+@contextmanager
+def running_proxy(backend_port: int) -> Iterator[Proxy]:
+    """HAProxy in front of the server at this port; 0: in front of none."""
     port, metrics, stats = free_port(), free_port(), free_port()
     with tempfile.TemporaryDirectory(prefix="dray-h-") as name:
         folder = Path(name)
         timeouts = {"RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(STALL_S), haproxy.RECEIVE_TIMEOUT: str(RECEIVE_S)}
         environment = os.environ | timeouts | {"RAY_SERVE_HAPROXY_MAXCONN": str(CONNECTIONS)}
-        ports = map(str, (port, backend.server_port, metrics, stats))
+        ports = map(str, (port, backend_port, metrics, stats))
         subprocess.run([sys.executable, "-c", _RENDER, str(folder), *ports], check=True, timeout=120, env=environment)
         (folder / "state").touch()
         folder.chmod(0o755)  # as Serve makes it
@@ -112,18 +122,16 @@ def proxy() -> Iterator[Proxy]:
         arguments = ["-db", "-f", str(folder / "haproxy.cfg")]
         with subprocess.Popen([*command, *arguments], env=environment, stderr=subprocess.DEVNULL) as process:
             running = Proxy(folder, port, (metrics, stats), psutil.Process(process.pid))
-            wait_for(lambda: _answers(running))
+            wait_for(lambda: _status(running) == (200 if backend_port else 503))
             yield running
             process.kill()
-    backend.shutdown()
-    backend.server_close()
 
 
-def _answers(proxy: Proxy) -> bool:
+def _status(proxy: Proxy) -> int:
     try:
-        return httpx.get(proxy.url).status_code == 200
+        return httpx.get(proxy.url).status_code
     except httpx.TransportError:
-        return False
+        return 0
 
 
 def _received(connection: socket.socket) -> bytes:
@@ -200,3 +208,10 @@ def test_the_service_listens_where_the_settings_say() -> None:
     for host, expected in (("0.0.0.0", "bind 0.0.0.0:8000"), ("::", "bind ipv6@:::8000"), ("", "bind 127.0.0.1:8000")):
         made = haproxy.changed(config, {haproxy.HOST: host})
         assert re.findall("bind .*", made) == [expected]
+
+
+def test_until_a_router_is_known_clients_are_told_to_try_again() -> None:
+    with running_proxy(0) as proxy:
+        response = httpx.post(f"{proxy.url}/v1/chat/completions", json={})
+        assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+        assert response.json()["error"]["code"] == "not_ready"
