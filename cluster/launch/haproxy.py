@@ -4,7 +4,7 @@
 if the request's body arrived in a packet of its own: the engine continues for nobody, and HAProxy spins until it ends.
 `-dS` turns splice() off.
 
-The rest is a changed copy of the configuration that Serve renders, which leaves clients ways to occupy the service, and more:
+The rest is a changed copy of the configuration that Serve renders, in which clients find ways to occupy the service:
 - Two more listeners, for HAProxy's own metrics and statistics, answer anybody on every address, and their connections
   count towards the one limit. Nothing in Dray reads them, so they are removed.
 - Requests may arrive as slowly as they like.
