@@ -129,8 +129,9 @@ class Engine:
             **self._scale(),
             "max_ongoing_requests": self.model.settings.max_num_seqs + limits.max_queued,
             "max_queued_requests": limits.max_queued,
+            # Serve replaces a replica that fails three times.
             "health_check_period_s": 5,
-            "health_check_timeout_s": 30,
+            "health_check_timeout_s": 10,
             "graceful_shutdown_timeout_s": limits.request_timeout_s,
             "ray_actor_options": {"num_cpus": self.cores},
         }
@@ -207,7 +208,8 @@ class Routers:
             "name": ROUTER,
             **self._scale(),
             "max_ongoing_requests": self.settings.router.max_connections,
-            "health_check_period_s": 5,
+            "health_check_period_s": 2,
+            "health_check_timeout_s": 5,
             "graceful_shutdown_timeout_s": self.settings.limits.request_timeout_s,
             # Routers need little CPU; a core that Ray reserved for them would be lost to the engines.
             "ray_actor_options": {"num_cpus": 0},

@@ -137,7 +137,8 @@ class ModelSettings(Group):
     )
     stall_timeout_s: Seconds = Field(
         60,
-        description="Seconds without a finished step, despite work, after which an engine is killed and restarted.",
+        description="Maximum seconds without a sign of life, despite work, after which an engine is killed and "
+        "restarted. Mostly it is sooner: 10 seconds, or 10 times what the engine's next step should take.",
     )
     max_replicas: Annotated[int, Field(ge=0)] = Field(
         0,

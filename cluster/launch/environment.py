@@ -33,6 +33,9 @@ def serve_environment(settings: Settings, haproxy: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         # A router that does not answer for two seconds gets no more requests (Serve's default: ten seconds).
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+        # Serve replaces an HAProxy that fails three times (Serve's default: every ten seconds).
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
         # How long a stopping router stays reachable, until HAProxy knows (Serve's default: 30 s). A request that it
         # refuses after that is retried by HAProxy at another router.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",

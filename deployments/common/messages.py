@@ -163,10 +163,14 @@ class StartFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class StepResult(msgspec.Struct, frozen=True, tag=True):
-    """From the engine: everything that one step generated, by stream id."""
+    """From the engine: everything that one step generated, by stream id.
+
+    next_tokens: as many as the next step computes at most, from which the replica knows how long it may take.
+    """
 
     streams: dict[int, TokenBatch]
     load: EngineLoad
+    next_tokens: int = 0
 
 
 class PendingWork(msgspec.Struct, frozen=True):

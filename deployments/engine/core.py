@@ -51,6 +51,8 @@ _PROBING_S = 0.2
 _MIN_PREFILL_SAMPLE = 64
 """Minimum prompt tokens in a step for the step to count in the prefill speed."""
 _PREFILL_SPEED_WEIGHT = 0.2
+_BEAT_S = 1.0
+"""An engine at work sends a message after the first step that ends this long after the last message."""
 
 
 class _Sequence:
@@ -90,6 +92,7 @@ class Engine:
         self._stop_ids = stop_token_ids(model_dir, model)
         self._blocks = max(1, config.kv_cache_mb * 2**20 // (kv_bytes_per_token(model) * BLOCK_TOKENS))
         self._admission = Admission(self._blocks, config.max_num_batched_tokens)
+        self._max_step_tokens = config.max_num_batched_tokens
         self._waiting: dict[int, tuple[EngineRequest, list[bytes]]] = {}
         self._running: dict[int, _Sequence] = {}
         self._refused: dict[int, TokenBatch] = {}
@@ -201,7 +204,17 @@ class Engine:
                 elif sequence.cancelled:
                     self._abort(number, sequence)
             self._measure(generated, prompt_tokens, time.perf_counter() - started)
-        return StepResult(batches, self.load)
+        return self.result(batches)
+
+    def result(self, batches: dict[int, TokenBatch]) -> StepResult:
+        """These batches, and what the replica should know of the next step."""
+        return StepResult(batches, self.load, self.next_tokens)
+
+    @property
+    def next_tokens(self) -> int:
+        """Tokens that the next step computes at most."""
+        prefills = bool(self._waiting) or any(not sequence.prefilled for sequence in self._running.values())
+        return max(len(self._running), self._max_step_tokens if prefills else 0)
 
     @property
     def load(self) -> EngineLoad:
@@ -259,6 +272,7 @@ def serve(config: EngineConfig, connection: socket.socket) -> None:
     send(Ready(loaded - started, time.perf_counter() - loaded, engine.kv_tokens, engine.load))
 
     unframer = Unframer()
+    announced, sent_at = engine.next_tokens, time.monotonic()
     selector = selectors.DefaultSelector()
     selector.register(connection, selectors.EVENT_READ)
     while True:
@@ -272,8 +286,14 @@ def serve(config: EngineConfig, connection: socket.socket) -> None:
                     engine.add(message)
                 else:
                     engine.cancel(message)
+        if engine.next_tokens > announced:
+            # This step takes longer than the replica expects.
+            announced, sent_at = engine.next_tokens, time.monotonic()
+            send(engine.result({}))
         step = engine.step()
-        if step.streams or not engine.busy:
+        # The steps of a long prompt generate nothing, and are a sign of life all the same.
+        if step.streams or not engine.busy or time.monotonic() - sent_at > _BEAT_S:
+            announced, sent_at = step.next_tokens, time.monotonic()
             send(step)
 
 

@@ -35,6 +35,10 @@ _LENGTH_SAMPLES = 20
 """Completions over which the typical length is averaged."""
 _EXIT_WAIT_S = 2.0
 _MIN_BATCH_INTERVAL_S = 0.033
+_MIN_PATIENCE_S = 10.0
+"""Another process may take the cores for some seconds, and a virtual machine may be stopped for them."""
+_PATIENCE = 10
+"""The speed was measured over short prompts; a token deep in a long context takes several times as long."""
 
 
 class EngineStartError(Exception):
@@ -115,6 +119,7 @@ class EngineProcess:
         self._streams: dict[int, _Stream] = {}
         self._last_number = 0
         self._last_message_at = time.monotonic()
+        self._next_tokens = 0
         self._stuck = False
         self._reader: asyncio.Task[None] | None = None
         self._sending = asyncio.Lock()
@@ -191,6 +196,12 @@ class EngineProcess:
         return pending
 
     @property
+    def patience_s(self) -> float:
+        """Seconds of silence after which the engine counts as hung: many times what its step should take."""
+        rate = self.load.prefill_tokens_per_s
+        return max(_MIN_PATIENCE_S, _PATIENCE * self._next_tokens / rate if rate else 0.0)
+
+    @property
     def silent_s(self) -> float:
         """Seconds since the engine's last message while it has work, else 0."""
         return time.monotonic() - self._last_message_at if self._streams else 0.0
@@ -263,7 +274,7 @@ class EngineProcess:
             for body in bodies:
                 message = decode_from_engine(body)
                 if isinstance(message, StepResult):
-                    self.load = message.load
+                    self.load, self._next_tokens = message.load, message.next_tokens
                     for number, batch in message.streams.items():
                         if stream := self._streams.get(number):
                             prompt = 0 if stream.generated else len(stream.request.prompt_ids) - batch.cached_tokens

@@ -165,7 +165,7 @@ class EngineReplica:
                 if loop.time() - heartbeat_at > HEARTBEAT_S:
                     heartbeat_at = loop.time()
                     engine.send_heartbeats()
-                if engine.silent_s > self._settings.stall_timeout_s:
+                if engine.silent_s > min(engine.patience_s, self._settings.stall_timeout_s):
                     log.error("engine makes no progress; killing it", extra={"silent_s": engine.silent_s})
                     await engine.stop(stuck=True)
                 elif loop.time() - affinity_checked_at > _AFFINITY_CHECK_INTERVAL_S:

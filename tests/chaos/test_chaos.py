@@ -1,4 +1,4 @@
-"""A steady mixed load, while a seeded schedule kills engines, replicas, routers, Redis and machines.
+"""A steady mixed load, while a seeded schedule kills engines, replicas, routers, Redis and machines, or makes them hang.
 
 `make chaos` runs it and writes chaos-report.md. CHAOS_SECONDS sets its length, CHAOS_SEED its schedule.
 """
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -37,6 +38,19 @@ SEED = int(os.environ.get("CHAOS_SEED", "1"))
 CLIENTS = 6
 QUESTIONS = [f"What is {number} times {number + 321}?" for number in range(612, 652)]
 REPORT = Path("chaos-report.md")
+HANGING = {
+    "engine": ("deployments.engine.core", 60),
+    "engine replica": ("ServeReplica:engine", 60),
+    "router": ("ServeReplica:dray:router", 60),
+    "HAProxy": ("bin/haproxy", 60),
+    "Serve's controller": ("ServeController", 60),
+    "raylet": ("raylet/raylet", 20),
+    "Ray's GCS": ("gcs_server", 20),
+}
+"""Kinds of processes that hang: text of their command lines, and the maximum seconds.
+
+A machine whose raylet hangs for longer counts as dead, and so does everything while the GCS hangs.
+"""
 
 
 @dataclass
@@ -105,9 +119,11 @@ class Load:
 class Faults:
     """The faults that are injected, by name."""
 
-    def __init__(self, cluster: Cluster, chance: random.Random) -> None:
+    def __init__(self, cluster: Cluster, chance: random.Random, *, hangs: bool) -> None:
+        """hangs: processes of every kind are also stopped for up to a minute."""
         self._cluster = cluster
         self._chance = chance
+        self._hung: dict[str, threading.Timer] = {}
         self.counts: Counter[str] = Counter()
         self._kinds: dict[str, Callable[[], bool]] = {
             "engine killed": lambda: self._kill("deployments.engine.core"),
@@ -118,6 +134,13 @@ class Faults:
             "machine killed, and back": self._kill_machine,
             "machine offline for five seconds": self._unplug_machine,
         }
+        if hangs:
+            self._kinds |= {f"{name} hung": partial(self._hang, name) for name in HANGING}
+
+    def end(self) -> None:
+        """Waits until nothing hangs any more."""
+        for timer in self._hung.values():
+            timer.join()
 
     def inject(self) -> None:
         """Injects a random fault."""
@@ -133,6 +156,27 @@ class Faults:
             return False
         with suppress(psutil.NoSuchProcess):
             self._chance.choice(candidates).kill()
+        return True
+
+    def _hang(self, name: str) -> bool:
+        """Stops a process of this kind, and lets it go on later. One of a kind hangs at a time."""
+        if (timer := self._hung.get(name)) is not None and timer.is_alive():
+            return False
+        text, seconds = HANGING[name]
+        machines = (self._cluster.head, *self._cluster.others)
+        candidates = [process for machine in machines for process in processes(machine, text)]
+        if not candidates:
+            return False
+        hung = self._chance.choice(candidates)
+
+        def resume() -> None:
+            with suppress(psutil.NoSuchProcess):
+                hung.resume()
+
+        with suppress(psutil.NoSuchProcess):
+            hung.suspend()
+        self._hung[name] = threading.Timer(self._chance.uniform(10, seconds), resume)
+        self._hung[name].start()
         return True
 
     def _signal_redis(self, number: int) -> bool:
@@ -173,17 +217,19 @@ def processes(machine: Machine, text: str) -> list[psutil.Process]:
     return matching
 
 
-def test_nothing_is_lost_and_nothing_leaks() -> None:
+@pytest.mark.parametrize("hangs", [False, True], ids=["kills", "kills-and-hangs"])
+def test_nothing_is_lost_and_nothing_leaks(hangs: bool) -> None:
     chance = random.Random(SEED)
     with running_cluster(3, DRAY_MODEL__REPLICAS="3", DRAY_ROUTER__REPLICAS="3") as cluster:
         machines = (cluster.head, *cluster.others)
         wait_for(lambda: all(machine.engines for machine in machines), 60)
         answers = {question: "".join(cluster.pieces(question)) for question in QUESTIONS}
-        faults, start = Faults(cluster, chance), time.monotonic()
+        faults, start = Faults(cluster, chance, hangs=hangs), time.monotonic()
         with Load(cluster, answers) as load:
             while time.monotonic() - start < SECONDS:
                 time.sleep(chance.uniform(2, 6))
                 faults.inject()
+            faults.end()
         tally = load.tally
         write_report(tally, faults.counts)
         assert faults.counts

@@ -6,10 +6,12 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from cluster.models.folder import ServedModel
-from deployments.common.messages import EngineConfig, EngineRequest, Sampling, StreamFinish
+from deployments.common.messages import Add, EngineConfig, EngineRequest, Sampling, StreamFinish
+from deployments.engine.core import Engine
 from deployments.engine.process import EngineProcess, EngineStartError
 
 
@@ -102,6 +104,18 @@ def test_an_unread_end_of_a_stream_survives_the_engines_death(bundled: ServedMod
         assert batches[-1].finish_reason == end
 
     with_engine(bundled, work)
+
+
+def test_the_engine_announces_how_much_its_next_step_computes(bundled: ServedModel) -> None:
+    step_tokens = 64
+    engine = Engine(msgspec.structs.replace(config(str(bundled.folder)), max_num_batched_tokens=step_tokens))
+    assert engine.next_tokens == 0
+    engine.add(Add(1, EngineRequest(PROMPT * 3, Sampling(5, ignore_eos=True))))
+    assert engine.result({}).next_tokens == step_tokens, "the prompt has more than one step computes"
+    announced = []
+    while engine.busy:
+        announced.append(engine.step().next_tokens)
+    assert announced[0] == step_tokens and announced[-2:] == [1, 0]
 
 
 def test_a_missing_model_is_an_error(tmp_path: object) -> None:

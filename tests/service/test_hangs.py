@@ -1,0 +1,112 @@
+"""Each part of Dray hangs, as a process that is stopped does: it is replaced, or the service goes on without it."""
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import httpx
+import psutil
+import pytest
+
+from tests.conftest import Dray, started_dray, wait_for
+from tests.service.test_cache import ask, new_question
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+REPLACED = {
+    "router": "ServeReplica:dray:router",
+    "engine": "deployments.engine.core",
+    "engine replica": "ServeReplica:engine",
+    "HAProxy": "bin/haproxy",
+}
+"""Parts without which nothing is answered, by the text of their command lines."""
+SPARED = {
+    "Redis of the answers": "/s/redis",
+    "Serve's controller": "ServeController",
+    "Ray's GCS": "gcs_server",
+    "raylet": "raylet/raylet",
+}
+"""Parts that a request does not need."""
+REPLACED_S = 60
+HANG_S = 10
+
+
+@pytest.fixture(scope="module")
+def dray() -> Iterator[Dray]:
+    """With the default patience for engines, and a short one for Redis."""
+    settings = {"DRAY_MODEL__STALL_TIMEOUT_S": "60", "DRAY_CACHE__TIMEOUT_S": "0.25"}
+    with started_dray(settings=settings) as running:
+        yield running
+
+
+def parts(dray: Dray, text: str) -> list[psutil.Process]:
+    """The processes of a part. Redis shows its folder only as its working directory."""
+    if not text.startswith("/"):
+        return dray.processes(text)
+    return [process for process in dray.processes("server") if process.cwd().endswith(text)]
+
+
+def answers(dray: Dray) -> bool:
+    """Whether a new question is answered right now."""
+    try:
+        with httpx.Client(base_url=dray.root, timeout=5) as client:
+            return ask(client, new_question()).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("text", REPLACED.values(), ids=list(REPLACED))
+def test_a_part_that_hangs_is_replaced(dray: Dray, text: str) -> None:
+    wait_for(lambda: answers(dray), 120)
+    hung = parts(dray, text)
+    assert hung
+    for process in hung:
+        process.suspend()
+    started = time.monotonic()
+    try:
+        wait_for(lambda: answers(dray), REPLACED_S)
+        print(f"{text}: answers after {time.monotonic() - started:.1f} s")
+        wait_for(lambda: not any(process.is_running() for process in hung), 60)
+    finally:
+        for process in hung:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+@pytest.mark.parametrize("text", SPARED.values(), ids=list(SPARED))
+def test_requests_do_not_wait_for_a_part_that_they_do_not_need(dray: Dray, text: str) -> None:
+    wait_for(lambda: answers(dray), 120)
+    hung = parts(dray, text)
+    assert hung
+    for process in hung:
+        process.suspend()
+    try:
+        end, count = time.monotonic() + HANG_S, 0
+        while time.monotonic() < end:
+            assert answers(dray)
+            count += 1
+        assert count > 2
+    finally:
+        for process in hung:
+            process.resume()
+    wait_for(lambda: dray.run("status").returncode == 0, 60)
+    wait_for(lambda: answers(dray), 60)
+
+
+def test_haproxy_that_dies_is_replaced_and_nobody_is_told_that_there_is_no_such_page(dray: Dray) -> None:
+    wait_for(lambda: answers(dray), 120)
+    [haproxy] = dray.processes("bin/haproxy")
+    haproxy.kill()
+    started, statuses = time.monotonic(), set()
+    with httpx.Client(base_url=dray.root, timeout=5) as client:
+        while time.monotonic() - started < REPLACED_S:
+            try:
+                status = ask(client, new_question()).status_code
+            except httpx.TransportError:
+                time.sleep(0.05)
+                continue
+            statuses.add(status)
+            if status == 200:
+                break
+    print(f"answers after {time.monotonic() - started:.1f} s, before that {sorted(statuses)}")
+    assert 200 in statuses and statuses <= {200, 503}
