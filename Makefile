@@ -46,7 +46,7 @@ test-slow: $(VENV)/.testing
 	$(BIN)/python -m pytest -m slow
 
 chaos: $(VENV)/.testing
-	@echo "== killing what can be killed, for five minutes (needs root); the report goes to chaos-report.md"
+	@echo "== killing what can be killed, then stopping it too, five minutes each (needs root); see chaos-report*.md"
 	$(BIN)/python -m pytest -m chaos -s
 
 test-export: $(EXPORT_VENV)/.testing

@@ -1,6 +1,6 @@
-"""A steady mixed load, while a seeded schedule kills engines, replicas, routers, Redis and machines, or makes them hang.
+"""A steady mixed load, while a seeded schedule kills engines, replicas, routers, Redis and machines, or stops them.
 
-`make chaos` runs it and writes chaos-report.md. CHAOS_SECONDS sets its length, CHAOS_SEED its schedule.
+`make chaos` runs it and writes the reports. CHAOS_SECONDS sets its length, CHAOS_SEED its schedule.
 """
 
 import os
@@ -37,7 +37,8 @@ SECONDS = float(os.environ.get("CHAOS_SECONDS", "300"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 CLIENTS = 6
 QUESTIONS = [f"What is {number} times {number + 321}?" for number in range(612, 652)]
-REPORT = Path("chaos-report.md")
+REPORTS = {False: Path("chaos-report.md"), True: Path("chaos-report-hangs.md")}
+"""By whether processes hang too."""
 HANGING = {
     "engine": ("deployments.engine.core", 60),
     "engine replica": ("ServeReplica:engine", 60),
@@ -231,7 +232,7 @@ def test_nothing_is_lost_and_nothing_leaks(hangs: bool) -> None:
                 faults.inject()
             faults.end()
         tally = load.tally
-        write_report(tally, faults.counts)
+        write_report(tally, faults.counts, REPORTS[hangs])
         assert faults.counts
         assert not tally.wrong, tally.wrong[0]
         assert not tally.lost
@@ -263,8 +264,8 @@ def leftover_keys(cluster: Cluster) -> list[str]:
         return [key.decode() for key in client.scan_iter() if not key.startswith((b"dray:answer:", b"dray:kv:"))]
 
 
-def write_report(tally: Tally, faults: Counter[str]) -> None:
-    """Writes chaos-report.md, and prints it."""
+def write_report(tally: Tally, faults: Counter[str], report: Path) -> None:
+    """Writes the report, and prints it."""
     percentiles = quantiles(tally.seconds, n=100)
     lines = [
         "# Chaos report",
@@ -285,5 +286,5 @@ def write_report(tally: Tally, faults: Counter[str]) -> None:
         f"{percentiles[98]:.1f} |",
         "",
     ]
-    REPORT.write_text("\n".join(lines))
+    report.write_text("\n".join(lines))
     print("\n".join(lines))
