@@ -189,8 +189,8 @@ class RouterSettings(Group):
 
     replicas: Positive = Field(
         1,
-        description="Minimum number of router replicas, behind HAProxy. When a router dies, its streams break: with one "
-        "router, all of them. With several machines, each runs at most one.",
+        description="Minimum number of router replicas, behind HAProxy. A router that dies breaks its streams: with "
+        "only one, that is all of them. With several machines, each runs at most one.",
     )
     max_replicas: Annotated[int, Field(ge=0)] = Field(
         0, description="Maximum number of router replicas; 0 turns autoscaling off."
