@@ -2,14 +2,10 @@
 
 import asyncio
 import logging
-import math
 import os
 import shutil
-import time
-from collections.abc import Awaitable, Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import msgspec
 from ray import serve
@@ -23,6 +19,7 @@ from cluster.serve_config import ENGINE, PAGE_PREFIX
 from cluster.units import format_bytes
 from deployments.api.http import json_response
 from deployments.api.models import model_not_found
+from deployments.api.pacing import Paced, Shared
 from deployments.api.protocol.openapi import document, page
 from deployments.api.static import StaticBody
 from deployments.common.errors import ApiError
@@ -31,12 +28,8 @@ from deployments.tenancy.auth import Authenticator
 
 log = logging.getLogger("dray.router")
 
-T = TypeVar("T")
-
 _LITTLE_SPACE = 64 * 2**20
 _CONTROLLER_TIMEOUT_S = 2.0
-_FRESH_S = 1.0
-"""What is dear to find out is found out once in this time: anybody may ask, without a key."""
 
 
 class InfoApi:
@@ -49,7 +42,7 @@ class InfoApi:
         self._authenticator = authenticator
         self._last_report = ["all"]
         self._missing = Shared(self._ask_controller)
-        self._exposition = Shared(partial(asyncio.to_thread, exposition))
+        self._exposition = Paced(partial(asyncio.to_thread, exposition))
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -116,29 +109,6 @@ class InfoApi:
     async def metrics(self, http: HttpRequest) -> Response:
         """GET /metrics: every Dray process of this node, for Prometheus."""
         return Response(await self._exposition.value(), media_type=METRICS_TYPE)
-
-
-class Shared(Generic[T]):
-    """A value that is made at most once a second, for all who want it at the same time."""
-
-    def __init__(self, make: Callable[[], Awaitable[T]], clock: Callable[[], float] = time.monotonic) -> None:
-        self._make = make
-        self._clock = clock
-        self._making: asyncio.Task[T] | None = None
-        self._made_at = -math.inf
-
-    async def value(self) -> T:
-        """The value, no older than a second. Raises what making it raises."""
-        made = self._making
-        if made is None or (made.done() and (self._clock() - self._made_at >= _FRESH_S or made.exception())):
-            made = self._making = asyncio.create_task(self._timed())
-        # Shielded: others wait for it too.
-        return await asyncio.shield(made)
-
-    async def _timed(self) -> T:
-        value = await self._make()
-        self._made_at = self._clock()
-        return value
 
 
 @cache

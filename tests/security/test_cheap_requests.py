@@ -9,6 +9,7 @@ import pytest
 
 from cluster.redis_server import OwnRedis
 from deployments.api import info
+from deployments.api.pacing import Paced
 from tests.conftest import redis_server
 from tests.deployments.routers import running_router
 
@@ -104,3 +105,19 @@ def test_many_readers_of_the_metrics_get_one_report(server: OwnRedis, monkeypatc
 
     asyncio.run(work())
     assert len(made) == 2, "a failure is not kept"
+
+
+def test_a_paced_value_is_made_after_it_was_asked_for_and_rarely() -> None:
+    made = []
+
+    async def make() -> int:
+        made.append(asyncio.get_running_loop().time())
+        return len(made)
+
+    async def work() -> None:
+        paced = Paced(make, interval_s=0.2)
+        assert await asyncio.gather(*(paced.value() for _ in range(20))) == [1] * 20
+        assert await asyncio.gather(*(paced.value() for _ in range(20))) == [2] * 20
+        assert made[1] - made[0] >= 0.2
+
+    asyncio.run(work())

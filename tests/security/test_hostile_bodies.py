@@ -48,7 +48,7 @@ VALUES = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server() -> Iterator[OwnRedis]:
     with redis_server(64) as own:
         yield own
