@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import httpx
@@ -54,6 +54,12 @@ def server() -> Iterator[OwnRedis]:
         yield own
 
 
+def all_but_the_first_slow(paths: Iterable[str]) -> list[Any]:
+    """The first path is tried by the suite, the others, which take a minute together, by the slow tests."""
+    first, *others = paths
+    return [first, *(pytest.param(path, marks=pytest.mark.slow) for path in others)]
+
+
 def headers_for(server: OwnRedis, path: str) -> dict[str, str]:
     """The headers of a JSON body, and of an admin key where the path needs one."""
     json_body = {"Content-Type": "application/json"}
@@ -93,7 +99,7 @@ def check(where: str, path: str, response: httpx.Response) -> None:
         assert len(response.content) < 3000, (where, len(response.content))
 
 
-@pytest.mark.parametrize("path", list(BODIES))
+@pytest.mark.parametrize("path", all_but_the_first_slow(BODIES))
 def test_no_body_makes_a_server_error(server: OwnRedis, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     headers = headers_for(server, path)
 
@@ -108,7 +114,7 @@ def test_no_body_makes_a_server_error(server: OwnRedis, monkeypatch: pytest.Monk
     asyncio.run(asyncio.wait_for(work(), 200))
 
 
-@pytest.mark.parametrize("path", GENERATING)
+@pytest.mark.parametrize("path", all_but_the_first_slow(GENERATING))
 def test_no_header_makes_a_server_error(server: OwnRedis, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     seconds = ("nan", "inf", "-inf", "-1", "0", "1e400", "9" * 5000, "٣", "x" * 5000, "")
     headers = [(name, value) for name in ("x-request-timeout-seconds", "X-Dray-Cache-TTL") for value in seconds]

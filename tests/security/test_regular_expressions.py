@@ -130,6 +130,7 @@ def searcher(pattern: re.Pattern[str], method: str) -> Callable[[str], object]:
     return lambda text: getattr(pattern, method)(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pattern", "method"), FOUND, ids=[name for name, _, _ in FOUND])
 def test_time_grows_no_faster_than_the_text(name: str, pattern: re.Pattern[str], method: str) -> None:
     search = searcher(pattern, method)
@@ -143,6 +144,7 @@ def test_time_grows_no_faster_than_the_text(name: str, pattern: re.Pattern[str],
         check_linear(search, lambda size, u=unit: u * (size // len(u)) + "\x00", SHORT, name)  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_the_check_finds_expressions_that_are_not_linear() -> None:
     for expression, text in ((r"[\s?.]+$", " "), (r"(?:[,\s]*(?:呢|呀))+$", "呢")):
         pattern = re.compile(expression)
