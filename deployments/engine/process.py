@@ -52,10 +52,12 @@ class _Stream:
     replica and HAProxy as much as several tokens, and no person reads faster.
     """
 
-    __slots__ = ("_next_batch_at", "_timer_set", "arrived", "generated", "pending", "request")
+    __slots__ = ("_next_batch_at", "_timer_set", "arrived", "ended", "generated", "pending", "request")
 
     def __init__(self, request: EngineRequest) -> None:
         self.arrived = asyncio.Event()
+        self.ended = False
+        """The last batch has arrived, though perhaps nobody has read it."""
         self.generated = 0
         """Tokens so far."""
         self.pending: TokenBatch | None = None
@@ -79,6 +81,7 @@ class _Stream:
                 own_cached_tokens=unread.own_cached_tokens or batch.own_cached_tokens,
             )
         self.pending = batch
+        self.ended = self.ended or batch.finish_reason != ""
         if batch.finish_reason or (now := time.monotonic()) >= self._next_batch_at:
             self.arrived.set()
         elif not self._timer_set:
@@ -118,7 +121,7 @@ class EngineProcess:
         self._connection = connection
         self._streams: dict[int, _Stream] = {}
         self._last_number = 0
-        self._last_message_at = time.monotonic()
+        self._owing_since: float | None = None
         self._next_tokens = 0
         self._stuck = False
         self._reader: asyncio.Task[None] | None = None
@@ -203,8 +206,8 @@ class EngineProcess:
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the engine's last message while it has work, else 0."""
-        return time.monotonic() - self._last_message_at if self._streams else 0.0
+        """Seconds for which the engine owes a message: it does while it has work, and after each message to it."""
+        return 0.0 if self._owing_since is None else time.monotonic() - self._owing_since
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenBatch, None]:
         """Streams the tokens of a request. The last batch has a finish reason, `lost` if the process died.
@@ -216,8 +219,6 @@ class EngineProcess:
             return
         self._last_number += 1
         number, stream = self._last_number, _Stream(request)
-        if not self._streams:
-            self._last_message_at = time.monotonic()
         self._streams[number] = stream
         self._queues[request.router] = (request.queued_tokens, time.time())
         finished = False
@@ -251,6 +252,8 @@ class EngineProcess:
             self._close()
 
     async def _send(self, message: ToEngine) -> None:
+        # Kept if it is set: clients that come and go must not hide that the engine hangs.
+        self._owing_since = self._owing_since or time.monotonic()
         # Two tasks in sock_sendall would mix their bytes.
         async with self._sending:
             with suppress(OSError):  # the engine is dead: the reader notices it too, and ends all streams as lost
@@ -270,7 +273,6 @@ class EngineProcess:
 
     async def _read(self, unframer: Unframer) -> None:
         while bodies := await self._receive(unframer):
-            self._last_message_at = time.monotonic()
             for body in bodies:
                 message = decode_from_engine(body)
                 if isinstance(message, StepResult):
@@ -280,6 +282,8 @@ class EngineProcess:
                             prompt = 0 if stream.generated else len(stream.request.prompt_ids) - batch.cached_tokens
                             self.computed_tokens += len(batch.ids) + (prompt if batch.ids else 0)
                             stream.put(batch)
+            busy = self._next_tokens or any(not stream.ended for stream in self._streams.values())
+            self._owing_since = time.monotonic() if busy else None
         # The socket has closed; the exit status follows in a moment.
         with suppress(TimeoutError):
             async with asyncio.timeout(_EXIT_WAIT_S):

@@ -8,15 +8,14 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import Dray, started_dray, wait_for
-from tests.service.test_cache import ask, new_question
+from tests.conftest import MODEL, Dray, started_dray, wait_for
+from tests.service.test_cache import new_question
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 REPLACED = {
     "router": "ServeReplica:dray:router",
     "engine": "deployments.engine.core",
-    "engine replica": "ServeReplica:engine",
     "HAProxy": "bin/haproxy",
 }
 """Parts without which nothing is answered, by the text of their command lines."""
@@ -46,11 +45,16 @@ def parts(dray: Dray, text: str) -> list[psutil.Process]:
     return [process for process in dray.processes("server") if process.cwd().endswith(text)]
 
 
+def status_of(client: httpx.Client) -> int:
+    messages = [{"role": "user", "content": new_question()}]
+    return client.post("/v1/chat/completions", json={"model": MODEL, "messages": messages}).status_code
+
+
 def answers(dray: Dray) -> bool:
     """Whether a new question is answered right now."""
     try:
         with httpx.Client(base_url=dray.root, timeout=5) as client:
-            return ask(client, new_question()).status_code == 200
+            return status_of(client) == 200
     except httpx.TransportError:
         return False
 
@@ -66,7 +70,6 @@ def test_a_part_that_hangs_is_replaced(dray: Dray, text: str) -> None:
     try:
         wait_for(lambda: answers(dray), REPLACED_S)
         print(f"{text}: answers after {time.monotonic() - started:.1f} s")
-        wait_for(lambda: not any(process.is_running() for process in hung), 60)
     finally:
         for process in hung:
             with suppress(psutil.NoSuchProcess):
@@ -101,7 +104,7 @@ def test_haproxy_that_dies_is_replaced_and_nobody_is_told_that_there_is_no_such_
     with httpx.Client(base_url=dray.root, timeout=5) as client:
         while time.monotonic() - started < REPLACED_S:
             try:
-                status = ask(client, new_question()).status_code
+                status = status_of(client)
             except httpx.TransportError:
                 time.sleep(0.05)
                 continue
