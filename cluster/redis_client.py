@@ -68,6 +68,8 @@ def without_password(url: str) -> str:
         f"{name}={'***' if 'password' in name else value}"
         for name, value in parse_qsl(parts.query, keep_blank_values=True)
     )
+    if "***" not in masked + query:
+        return url  # urlunsplit would take the slashes from unix:///run/redis.sock
     return urlunsplit((parts.scheme, masked + hosts, parts.path, query, ""))
 
 

@@ -294,3 +294,8 @@ def test_a_masked_url_has_no_password() -> None:
     masked = without_password("rediss+sentinel://bot:secret@h:1,h:2/s?sentinel_password=other&ssl_ca_certs=/ca")
     assert "secret" not in masked and "other" not in masked
     assert masked == "rediss+sentinel://bot:***@h:1,h:2/s?sentinel_password=***&ssl_ca_certs=/ca"
+
+
+@pytest.mark.parametrize("url", ["unix:///run/dray/redis.sock", "redis://h:1/0", "redis://bot@h:1/0?db=1"])
+def test_a_url_without_a_password_is_shown_as_it_is(url: str) -> None:
+    assert without_password(url) == url
