@@ -286,6 +286,10 @@ def serve(config: EngineConfig, connection: socket.socket) -> None:
                     engine.add(message)
                 else:
                     engine.cancel(message)
+            if not engine.busy:
+                # The replica expects an answer to every message.
+                announced, sent_at = engine.next_tokens, time.monotonic()
+                send(engine.result({}))
         if engine.next_tokens > announced:
             # This step takes longer than the replica expects.
             announced, sent_at = engine.next_tokens, time.monotonic()

@@ -106,6 +106,25 @@ def test_an_unread_end_of_a_stream_survives_the_engines_death(bundled: ServedMod
     with_engine(bundled, work)
 
 
+def test_clients_that_give_up_do_not_hide_a_hung_engine_and_leave_an_idle_one_in_peace(bundled: ServedModel) -> None:
+    async def work(engine: EngineProcess) -> None:
+        os.kill(engine.pid, signal.SIGSTOP)
+        silences = []
+        for _ in range(3):
+            stream = asyncio.create_task(complete(engine, PROMPT, 5))
+            await asyncio.sleep(0.1)
+            stream.cancel()
+            await asyncio.wait([stream])
+            silences.append(engine.silent_s)
+        assert silences[2] > silences[1] > silences[0] > 0
+        os.kill(engine.pid, signal.SIGCONT)
+        async with asyncio.timeout(20):
+            while engine.silent_s:
+                await asyncio.sleep(0.01)
+
+    with_engine(bundled, work)
+
+
 def test_the_engine_announces_how_much_its_next_step_computes(bundled: ServedModel) -> None:
     step_tokens = 64
     engine = Engine(msgspec.structs.replace(config(str(bundled.folder)), max_num_batched_tokens=step_tokens))
