@@ -78,9 +78,9 @@ def takes_work(cluster: Cluster, machine: Machine) -> bool:
     return any(engine.cpu_times().user > before + 0.05 for engine, before in zip(engines, cpu_s_before, strict=True))
 
 
-def test_no_process_shows_a_password_and_joined_routers_have_it(three: Cluster) -> None:
+def test_no_process_shows_a_password_and_joined_routers_have_it(three_machines: Cluster) -> None:
     lines, passwords = [], set()
-    for machine in (three.head, *three.others):
+    for machine in (three_machines.head, *three_machines.others):
         for pid in machine.host.pids:
             with suppress(psutil.Error):
                 process = psutil.Process(pid)
