@@ -47,7 +47,7 @@ app.add_typer(teams.keys, name="keys")
 
 
 def main() -> None:
-    """Runs the command. A folder that another user could have prepared ends every command, with the mend."""
+    """Runs the command. If another user could have prepared one of its folders, it ends and says what to do."""
     try:
         app()
     except NotPrivate as error:

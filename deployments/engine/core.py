@@ -43,6 +43,7 @@ from deployments.engine.pipeline import (
     stop_token_ids,
     token_tensor,
 )
+from deployments.engine.sequence import Sequence
 
 _PR_SET_PDEATHSIG = 1
 _RATE_SMOOTHING_S = 5.0
@@ -53,29 +54,6 @@ _MIN_PREFILL_SAMPLE = 64
 _PREFILL_SPEED_WEIGHT = 0.2
 _BEAT_S = 1.0
 """An engine at work sends a message after the first step that ends this long after the last message."""
-
-
-class _Sequence:
-    """A sequence in the pipeline: its handle, and its tokens so far."""
-
-    __slots__ = (
-        *("cached_tokens", "cancelled", "handle", "keys", "logprobs", "namespace", "own_cached_tokens", "prefilled"),
-        *("stepped", "tokens"),
-    )
-
-    def __init__(self, handle: Any, request: EngineRequest, keys: list[bytes], cached: tuple[int, int]) -> None:
-        """cached: as `Admission.joined` returns it."""
-        self.handle = handle
-        self.namespace = request.namespace
-        self.tokens = list(request.prompt_ids)
-        self.keys = keys
-        self.cached_tokens, self.own_cached_tokens = cached
-        self.prefilled = False
-        """Whether the prompt is computed, so that a token was generated."""
-        self.stepped = False
-        """Whether the last step generated a token, so that all earlier tokens are computed."""
-        self.cancelled = False
-        self.logprobs = request.sampling.logprobs
 
 
 class Engine:
@@ -94,7 +72,7 @@ class Engine:
         self._admission = Admission(self._blocks, config.max_num_batched_tokens)
         self._max_step_tokens = config.max_num_batched_tokens
         self._waiting: dict[int, tuple[EngineRequest, list[bytes]]] = {}
-        self._running: dict[int, _Sequence] = {}
+        self._running: dict[int, Sequence] = {}
         self._refused: dict[int, TokenBatch] = {}
         self._decode_rate = self._prefill_rate = 0.0
         self._decoded_tokens = 0
@@ -155,7 +133,7 @@ class Engine:
             self._refused[number] = TokenBatch([], "invalid", reason=str(error))
             return
         cached = self._admission.joined(request.prompt_ids, keys, request.namespace)
-        self._running[number] = _Sequence(handle, request, keys, cached)
+        self._running[number] = Sequence(handle, request, keys, cached)
 
     def cancel(self, message: Cancel) -> None:
         """Ends a stream that nobody reads. Does nothing if it has ended.
@@ -170,14 +148,14 @@ class Engine:
             if sequence.stepped:
                 self._abort(message.id, sequence)
 
-    def _abort(self, number: int, sequence: _Sequence) -> None:
+    def _abort(self, number: int, sequence: Sequence) -> None:
         sequence.handle.cancel()
         self._remove(number, sequence)
         # The scheduler frees the KV blocks in its next step, and an idle engine makes no steps.
         if not self._running and self._pipeline.has_non_finished_requests():
             self._pipeline.step()
 
-    def _remove(self, number: int, sequence: _Sequence) -> None:
+    def _remove(self, number: int, sequence: Sequence) -> None:
         del self._running[number]
         self._admission.left(sequence)
 
@@ -221,7 +199,7 @@ class Engine:
         usage = self._pipeline.get_metrics().cache_usage / 100
         return EngineLoad(len(self._running), self._decode_rate, usage, self._decoded_tokens, self._prefill_rate)
 
-    def _read(self, sequence: _Sequence) -> TokenBatch | None:
+    def _read(self, sequence: Sequence) -> TokenBatch | None:
         ids: list[int] = []
         logprobs: list[float] = []
         finish: Any = ""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import httpx
 import psutil
@@ -59,39 +59,38 @@ def answers(dray: Dray) -> bool:
         return False
 
 
-@pytest.mark.parametrize("text", REPLACED.values(), ids=list(REPLACED))
-def test_a_part_that_hangs_is_replaced(dray: Dray, text: str) -> None:
+@contextmanager
+def hanging(dray: Dray, text: str) -> Iterator[None]:
+    """Stops all processes of a part of a Dray that answers, and lets those that are left go on afterwards."""
     wait_for(lambda: answers(dray), 120)
     hung = parts(dray, text)
     assert hung
     for process in hung:
         process.suspend()
-    started = time.monotonic()
     try:
-        wait_for(lambda: answers(dray), REPLACED_S)
-        print(f"{text}: answers after {time.monotonic() - started:.1f} s")
+        yield
     finally:
         for process in hung:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
 
 
+@pytest.mark.parametrize("text", REPLACED.values(), ids=list(REPLACED))
+def test_a_part_that_hangs_is_replaced(dray: Dray, text: str) -> None:
+    with hanging(dray, text):
+        started = time.monotonic()
+        wait_for(lambda: answers(dray), REPLACED_S)
+        print(f"{text}: answers after {time.monotonic() - started:.1f} s")
+
+
 @pytest.mark.parametrize("text", SPARED.values(), ids=list(SPARED))
 def test_requests_do_not_wait_for_a_part_that_they_do_not_need(dray: Dray, text: str) -> None:
-    wait_for(lambda: answers(dray), 120)
-    hung = parts(dray, text)
-    assert hung
-    for process in hung:
-        process.suspend()
-    try:
+    with hanging(dray, text):
         end, count = time.monotonic() + HANG_S, 0
         while time.monotonic() < end:
             assert answers(dray)
             count += 1
         assert count > 2
-    finally:
-        for process in hung:
-            process.resume()
     wait_for(lambda: dray.run("status").returncode == 0, 60)
     wait_for(lambda: answers(dray), 60)
 
