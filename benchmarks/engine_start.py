@@ -22,7 +22,7 @@ from benchmarks.service import report
 from cluster.models.folder import WEIGHTS_FILE, ServedModel, open_model
 from cluster.settings import ModelSettings, default_models_dir
 from deployments.common.messages import EngineConfig, EngineRequest, Ready, Sampling
-from deployments.engine.pipeline import config_for
+from deployments.engine.model import config_for
 from deployments.engine.process import EngineProcess
 
 _CACHES: dict[str, dict[str, str]] = {

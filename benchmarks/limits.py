@@ -20,7 +20,7 @@ from benchmarks.streams import streams
 from benchmarks.throughput import engine_streams
 from cluster.models.folder import WEIGHTS_FILE, open_model
 from cluster.settings import ModelSettings, default_models_dir
-from deployments.engine.pipeline import config_for
+from deployments.engine.model import config_for
 from deployments.engine.process import EngineProcess
 
 _BLOCK_BYTES = 2 * 2**30

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI pipelines, set up like Dray's engines except for what a benchmark changes."""
+"""OpenVINO GenAI's continuous-batching pipeline, the peer of Dray's engine: with the same model, cores and KV cache."""
 
 import os
 from typing import Any
@@ -6,43 +6,70 @@ from typing import Any
 import numpy
 
 from cluster.models.folder import ServedModel
-from deployments.engine.pipeline import config_for, make_pipeline
 
 _KV_BLOCKS = 2000
 
 
-def pipeline(model: ServedModel, **otherwise: dict[str, Any]) -> Any:
-    """A pipeline on all cores. otherwise: `scheduler` settings and `properties` that differ from an engine's."""
-    return make_pipeline(config_for(model, tuple(os.sched_getaffinity(0))), _KV_BLOCKS, **otherwise)
+class Pipeline:
+    """A pipeline on all cores, used like Dray's engine. Needs the package openvino-genai (extra `bench`)."""
+
+    def __init__(self, model: ServedModel) -> None:
+        import openvino_genai
+
+        settings = model.settings
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.num_kv_blocks = _KV_BLOCKS
+        scheduler.max_num_seqs = settings.max_num_seqs
+        scheduler.max_num_batched_tokens = settings.max_num_batched_tokens
+        scheduler.dynamic_split_fuse = True
+        scheduler.enable_prefix_caching = True
+        threads = len(os.sched_getaffinity(0))
+        properties = {
+            "INFERENCE_NUM_THREADS": threads,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": settings.dynamic_quantization_group_size,
+            "sampler_num_threads": threads,
+        }
+        self._genai = openvino_genai
+        self._pipeline = openvino_genai.ContinuousBatchingPipeline(str(model.folder), scheduler, "CPU", properties)
+        self._handles: dict[int, Any] = {}
+
+    def add(self, number: int, prompt: list[int], tokens: int) -> None:
+        """Starts a greedy completion of exactly this length."""
+        import openvino
+
+        config = self._genai.GenerationConfig()
+        config.apply_chat_template = False
+        config.do_sample = False
+        config.ignore_eos = True
+        config.max_new_tokens = tokens
+        ids = openvino.Tensor(numpy.array([prompt], dtype=numpy.int64))
+        self._handles[number] = self._pipeline.add_request(number, ids, config)
+
+    def step(self) -> dict[int, list[int]]:
+        """Runs a step; returns the new tokens of each stream."""
+        self._pipeline.step()
+        generated = {number: _read(handle) for number, handle in self._handles.items()}
+        for number, handle in list(self._handles.items()):
+            if handle.get_status() != self._genai.GenerationStatus.RUNNING and not handle.can_read():
+                del self._handles[number]
+        return {number: ids for number, ids in generated.items() if ids}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._pipeline.has_non_finished_requests())
+
+    def end(self) -> None:
+        """Ends all streams."""
+        for handle in self._handles.values():
+            handle.cancel()
+        self._handles.clear()
+        while self.busy:
+            self._pipeline.step()
 
 
-def add(made: Any, number: int, prompt: list[int], tokens: int, **settings: Any) -> Any:
-    """Starts a greedy answer and returns its handle. settings: for its GenerationConfig."""
-    import openvino
-    import openvino_genai
-
-    config = openvino_genai.GenerationConfig()
-    config.apply_chat_template = False
-    config.do_sample = False
-    config.max_new_tokens = tokens
-    for name, value in settings.items():
-        setattr(config, name, value)
-    return made.add_request(number, openvino.Tensor(numpy.array([prompt], dtype=numpy.int64)), config)
-
-
-def read(handle: Any) -> list[int]:
-    """The tokens generated since the last call."""
+def _read(handle: Any) -> list[int]:
     ids: list[int] = []
     while handle.can_read():
         for output in handle.read().values():
             ids += output.generated_ids
     return ids
-
-
-def run(made: Any) -> int:
-    """Runs steps until all answers are complete; returns the number of steps."""
-    steps = 0
-    while made.has_non_finished_requests():
-        made.step()
-        steps += 1
-    return steps

@@ -18,7 +18,7 @@ import psutil
 
 from cluster.ports import free_port
 
-PACKAGES = ("ray", "openvino-genai", "starlette", "redis")
+PACKAGES = ("ray", "openvino", "starlette", "redis")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from benchmarks.streams import streams
 from cluster.models.folder import open_model
 from cluster.settings import ModelSettings, default_models_dir
 from deployments.common.messages import EngineRequest, Sampling
-from deployments.engine.pipeline import config_for
+from deployments.engine.model import config_for
 from deployments.engine.process import EngineProcess
 
 

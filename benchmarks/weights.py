@@ -15,7 +15,7 @@ from benchmarks.service import report
 from benchmarks.throughput import engine_streams
 from cluster.models.folder import WEIGHTS_FILE, ServedModel, open_model
 from cluster.settings import ModelSettings, default_models_dir
-from deployments.engine.pipeline import config_for
+from deployments.engine.model import config_for
 from deployments.engine.process import EngineProcess
 
 _STREAMS = (1, 4, 16)

@@ -36,11 +36,15 @@ _MIN_LOOK_BACK_S = 10.5
 
 
 class EngineArgs(Group):
-    """Arguments of an engine application. Any change in them creates a new application."""
+    """Arguments of an engine application. Any change in them creates a new application.
+
+    isolate_prefixes: requests share cached prompts only within their namespace.
+    """
 
     model: ModelSettings
     cores: int
     log_level: str
+    isolate_prefixes: bool = False
 
 
 class RouterArgs(Group):
@@ -103,6 +107,7 @@ class Engine:
             model=self.model.settings.model_copy(update=neutral),
             cores=self.cores,
             log_level=self.settings.log_level,
+            isolate_prefixes=self.settings.cache.prefix_scope == "namespace",
         )
 
     @cached_property

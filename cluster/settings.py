@@ -129,6 +129,16 @@ class ModelSettings(Group):
         512,
         description="Maximum number of tokens in one engine step; longer prompts are prefilled in chunks of this size.",
     )
+    decode_slowdown: Annotated[float, Field(ge=1.1, le=100)] = Field(
+        2.0,
+        description="How many times as long as usual a step of running streams may take because it also computes part "
+        "of a prompt: more gives sooner first tokens, less gives steadier streams.",
+    )
+    guess_tokens: bool = Field(
+        True,
+        description="Guess tokens from the prompt and from earlier text, and check several in one step, where "
+        "measurements say that this is faster. Answers stay the same.",
+    )
     dynamic_quantization_group_size: Annotated[int, Field(ge=0)] = Field(
         128, description="Group size for INT8 quantization of the activations; 0 turns it off."
     )
@@ -290,6 +300,12 @@ class CacheSettings(Group):
     )
     similarity_threshold: Annotated[float, Field(ge=0, le=1)] = Field(
         0.9, description="Minimum cosine similarity of two questions for their words to be compared."
+    )
+    prefix_scope: Literal["all", "namespace"] = Field(
+        "all",
+        description="Whose prompts share the KV cache of a common start: those of `all`, or only those of one "
+        "namespace, so that nobody can tell from an answer's time what others have asked. Teams that do not share "
+        "answers are namespaces of their own.",
     )
     namespace: str = Field(
         "default", description="Namespace of the cached answers; answers are never shared across namespaces."

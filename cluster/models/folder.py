@@ -15,7 +15,6 @@ BUNDLED_FOLDER = Path(__file__).with_name("bundled")
 WEIGHTS_FILE = "openvino_model.bin"
 MANIFEST = "dray-model.json"
 _REQUIRED = ("openvino_model.xml", WEIGHTS_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
-_REQUIRED_TO_EMBED = ("openvino_tokenizer.xml", "openvino_tokenizer.bin")
 _FINGERPRINTED = (
     "openvino_model.xml",
     "config.json",
@@ -164,8 +163,7 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
         if source == BUNDLED or is_folder(source):
             raise ModelFolderError(f"model folder {folder} does not exist")
         raise ModelFolderError(f"{source} is not on this machine; fetch it with `dray models pull {source}`")
-    required = _REQUIRED + (_REQUIRED_TO_EMBED if settings.task == "embed" else ())
-    missing = [name for name in required if not (folder / name).is_file()]
+    missing = [name for name in _REQUIRED if not (folder / name).is_file()]
     if missing:
         raise ModelFolderError(
             f"model folder {folder} lacks {', '.join(missing)}; create one with `dray models export`"

@@ -110,7 +110,12 @@ class TokenBatch(msgspec.Struct, frozen=True, array_like=True):
 
 
 class EngineConfig(msgspec.Struct, frozen=True):
-    """What an engine process needs to start. cpus: the logical CPUs of its lease."""
+    """What an engine process needs to start. cpus: the logical CPUs of its lease.
+
+    decode_slowdown: how many times as long as a decoding step one with prompt tokens beside it may take. guess_tokens:
+    whether to guess tokens and check several in a step. isolate_prefixes: requests share cached prompts only within
+    their namespace.
+    """
 
     model_dir: str
     cpus: tuple[int, ...]
@@ -118,6 +123,9 @@ class EngineConfig(msgspec.Struct, frozen=True):
     max_num_seqs: int
     max_num_batched_tokens: int
     dynamic_quantization_group_size: int
+    decode_slowdown: float = 2.0
+    guess_tokens: bool = True
+    isolate_prefixes: bool = False
 
 
 class Add(msgspec.Struct, frozen=True, tag=True):
@@ -137,7 +145,8 @@ class EngineLoad(msgspec.Struct, frozen=True):
     """How busy an engine is.
 
     running: sequences. decode_tokens_per_s: smoothed over the last seconds of work. kv_used: share of the KV cache,
-    0 to 1. decoded_tokens: since the start. prefill_tokens_per_s: smoothed over the last steps full of prompt tokens.
+    0 to 1. decoded_tokens: since the start; of these, accepted_tokens were guessed right, out of guessed_tokens.
+    prefill_tokens_per_s: smoothed over the last steps full of prompt tokens.
     """
 
     running: int = 0
@@ -145,6 +154,8 @@ class EngineLoad(msgspec.Struct, frozen=True):
     kv_used: float = 0.0
     decoded_tokens: int = 0
     prefill_tokens_per_s: float = 0.0
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

@@ -1,8 +1,7 @@
 """Which prompt prefixes an engine has cached: a mirror of its KV block table.
 
-OpenVINO GenAI 2026.4 caches prefixes in whole blocks and does not report how much of a prompt it found. The mirror
-keeps the same blocks in the same least-recently-used order, so that `usage` can report cached tokens. A router keeps
-one mirror for each replica, of the prompts that it sent there.
+A router keeps a mirror for each replica, of the prompts that it sent there. An engine keeps one of the namespaces that
+have used its blocks.
 """
 
 from array import array
@@ -57,11 +56,29 @@ def keys_of(namespace: str, keys: Iterable[bytes]) -> list[bytes]:
     return [prefix + key for key in keys]
 
 
+class BlockKeys:
+    """The keys of a growing text: one for each whole block. A key identifies all tokens up to the end of its block."""
+
+    def __init__(self, tokens: Sequence[int] = (), salt: bytes = b"") -> None:
+        """salt: texts with different salts have no key in common."""
+        self.keys: list[bytes] = []
+        self._digest = blake2b(salt, digest_size=16)
+        self._rest = array("i")
+        self.extend(tokens)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Appends these tokens to the text."""
+        rest = self._rest
+        rest.extend(tokens)
+        if len(rest) < BLOCK_TOKENS:
+            return
+        whole = len(rest) // BLOCK_TOKENS * BLOCK_TOKENS
+        for start in range(0, whole, BLOCK_TOKENS):
+            self._digest.update(rest[start : start + BLOCK_TOKENS].tobytes())
+            self.keys.append(self._digest.copy().digest())
+        del rest[:whole]
+
+
 def block_keys(tokens: Sequence[int]) -> list[bytes]:
-    """One key for each whole block. A key identifies all tokens up to the end of its block."""
-    digest, keys = blake2b(digest_size=16), []
-    data = array("i", tokens)
-    for end in range(BLOCK_TOKENS, len(tokens) + 1, BLOCK_TOKENS):
-        digest.update(data[end - BLOCK_TOKENS : end].tobytes())
-        keys.append(digest.copy().digest())
-    return keys
+    """The keys of a text's whole blocks."""
+    return BlockKeys(tokens).keys

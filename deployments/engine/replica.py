@@ -25,7 +25,7 @@ from deployments.common.messages import (
     encode,
 )
 from deployments.engine.lease import wait_for_lease
-from deployments.engine.pipeline import config_for
+from deployments.engine.model import config_for
 from deployments.engine.process import EngineProcess, EngineStartError
 from deployments.observability.logs import configure_logging
 from deployments.observability.metrics import EngineMetrics
@@ -62,7 +62,7 @@ class EngineReplica:
         owner = f"{model.name}/{self._name}"
         self._lease = await wait_for_lease(engine_args.cores, node.core_lock_dir, owner, self._metrics.lease_missed.inc)
         self._settings = model.settings
-        self._config = config_for(model, self._lease.cpus)
+        self._config = config_for(model, self._lease.cpus, isolate_prefixes=engine_args.isolate_prefixes)
         self._engine: EngineProcess | None = None
         self._running = asyncio.Event()
         self._restarts = 0

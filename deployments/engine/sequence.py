@@ -1,28 +1,86 @@
-"""A sequence that the engine computes."""
-
-from typing import Any
+"""A sequence that the engine computes: its tokens, its KV blocks, and how far it is."""
 
 from deployments.common.messages import EngineRequest
+from deployments.common.prefix import BLOCK_TOKENS, BlockKeys
+from deployments.engine.drafts import Draft
+from deployments.engine.grammar import Matcher
+from deployments.engine.sampling_state import SamplingState
 
 
 class Sequence:
-    """A sequence in the pipeline: its handle, and its tokens so far."""
+    """Tokens of a prompt and its completion, and the KV blocks that hold the computed ones.
+
+    number: the stream's. arrival: counts sequences; later ones have larger numbers. tokens: prompt and completion.
+    computed: how many of the tokens have their keys and values in the blocks of `table`. cached, own_cached: tokens of
+    the prompt that were found in the prefix cache, and those of them that the request's namespace has had computed.
+    """
 
     __slots__ = (
-        *("cached_tokens", "cancelled", "handle", "keys", "logprobs", "namespace", "own_cached_tokens", "prefilled"),
-        *("stepped", "tokens"),
+        *("_keys", "admitted", "arrival", "cached", "computed", "draft", "matcher", "number", "own_cached"),
+        *("prompt_length", "request", "sampling", "table", "tokens"),
     )
 
-    def __init__(self, handle: Any, request: EngineRequest, keys: list[bytes], cached: tuple[int, int]) -> None:
-        """cached: as `Admission.joined` returns it."""
-        self.handle = handle
-        self.namespace = request.namespace
+    def __init__(
+        self,
+        number: int,
+        arrival: int,
+        request: EngineRequest,
+        sampling: SamplingState,
+        draft: Draft | None = None,
+        salt: bytes = b"",
+    ) -> None:
+        """draft: guesses the next tokens; None: nothing does. salt: sequences share blocks only with the same salt."""
+        self.number = number
+        self.arrival = arrival
+        self.request = request
+        self.sampling = sampling
+        self.matcher: Matcher | None = None
+        """Of the grammar that constrains the completion."""
+        self.draft = draft
         self.tokens = list(request.prompt_ids)
-        self.keys = keys
-        self.cached_tokens, self.own_cached_tokens = cached
-        self.prefilled = False
-        """Whether the prompt is computed, so that a token was generated."""
-        self.stepped = False
-        """Whether the last step generated a token, so that all earlier tokens are computed."""
-        self.cancelled = False
-        self.logprobs = request.sampling.logprobs
+        self.prompt_length = len(self.tokens)
+        self.computed = 0
+        self.admitted = False
+        """Whether it has a place among the running sequences, and so may have KV blocks."""
+        self.table: list[int] = []
+        self.cached = self.own_cached = 0
+        self._keys = BlockKeys(self.tokens, salt)
+
+    @property
+    def importance(self) -> tuple[int, int]:
+        """Sorts the most important sequence first."""
+        return self.request.priority, self.arrival
+
+    @property
+    def pending(self) -> int:
+        """Tokens still to compute before the next one can be sampled. 1: the sequence decodes."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def generated(self) -> int:
+        """Tokens sampled so far."""
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def keys(self) -> list[bytes]:
+        """Keys of the whole blocks of `tokens`."""
+        return self._keys.keys
+
+    @property
+    def next_key(self) -> bytes | None:
+        """Key of the next whole block to compute; None within a block, and in the last one."""
+        index, begun = divmod(self.computed, BLOCK_TOKENS)
+        # The last token is always computed, as its logits are needed.
+        return None if begun or (index + 1) * BLOCK_TOKENS >= len(self.tokens) else self._keys.keys[index]
+
+    @property
+    def left(self) -> int:
+        """Tokens that the completion may still get."""
+        return self.request.max_new_tokens - self.generated
+
+    def append(self, tokens: list[int]) -> None:
+        """Adds sampled tokens."""
+        self.tokens += tokens
+        self._keys.extend(tokens)
+        if self.draft is not None:
+            self.draft.append(tokens)

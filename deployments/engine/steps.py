@@ -19,8 +19,8 @@ from cluster.models.folder import open_model
 from cluster.plan.profile import MeasuredStep, ProfiledEngine, ProfileRequest
 from cluster.settings import ModelSettings
 from deployments.common.messages import Add, Cancel, EngineRequest, Sampling
-from deployments.engine.core import Engine
-from deployments.engine.pipeline import config_for, release_weights
+from deployments.engine.engine import Engine
+from deployments.engine.model import config_for, release_weights
 
 _SHORT_CONTEXT = 64
 _LONG_CONTEXT = 512

@@ -190,7 +190,12 @@ class EngineMetrics:
         self._kv_tokens = gauge("dray_engine_kv_tokens", "Capacity of the KV cache in tokens.")
         self._start = gauge("dray_engine_start_seconds", "Load and warm-up time of the running engine process.")
         self._tokens = counter("dray_engine_tokens_total", "Decoded tokens, including those that no client read.")
-        self._decoded = 0
+        self._guessed = counter("dray_engine_guessed_tokens_total", "Tokens that were guessed, and checked in a step.")
+        self._accepted = counter(
+            "dray_engine_accepted_tokens_total", "Guessed tokens that were right, so that each saved a step."
+        )
+        self._load = EngineLoad()
+        """The last one reported."""
         self.restarts = counter("dray_engine_restarts_total", "Restarts of the engine process.")
         self.moved = counter(
             "dray_engine_affinity_faults_total", "Times an engine was found running off its own cores."
@@ -207,7 +212,7 @@ class EngineMetrics:
         """Records a new engine process in place of the one before."""
         if self._process_labels is not None:
             self._info.labels(*self._process_labels).set(0)
-        self._decoded = 0
+        self._load = EngineLoad()
         self._process_labels = (*self._labels, ",".join(map(str, cpus)), str(pid))
         self._info.labels(*self._process_labels).set(1)
         self._kv_tokens.set(ready.kv_tokens)
@@ -217,8 +222,10 @@ class EngineMetrics:
         """Records the engine's load. active: sequences that it is working on."""
         self._running.set(active)
         self._rate.set(load.decode_tokens_per_s)
-        self._tokens.inc(load.decoded_tokens - self._decoded)
-        self._decoded = load.decoded_tokens
+        self._tokens.inc(load.decoded_tokens - self._load.decoded_tokens)
+        self._guessed.inc(load.guessed_tokens - self._load.guessed_tokens)
+        self._accepted.inc(load.accepted_tokens - self._load.accepted_tokens)
+        self._load = load
         self._kv_used.set(load.kv_used)
 
     def gone(self) -> None:

@@ -133,7 +133,7 @@ def test_the_installed_packages_serve_without_torch(tmp_path: Path) -> None:
     python = target / "bin" / "python"
     packages = next(target.glob("lib/python3*/site-packages"))
     code = """
-import cluster.cli, deployments.app, deployments.observability.exporter, deployments.engine.core, openvino_genai
+import cluster.cli, deployments.app, deployments.observability.exporter, deployments.engine.core
 from importlib.util import find_spec
 from cluster.models.folder import open_model
 from cluster.settings import ModelSettings, default_models_dir

@@ -142,9 +142,9 @@ def test_each_model_does_its_own_task(embedding_client: openai.OpenAI, both_mode
 
 def test_an_incomplete_embedding_model_is_refused(another: Dray) -> None:
     make_model(another.folder / "half")
-    (another.folder / "half" / "openvino_tokenizer.xml").unlink()
+    (another.folder / "half" / "tokenizer.json").unlink()
     done = another.run("up", "--model", str(another.folder / "half"), DRAY_MODEL__TASK="embed")
-    assert done.returncode == 1 and "lacks openvino_tokenizer.xml" in done.stderr
+    assert done.returncode == 1 and "lacks tokenizer.json" in done.stderr
 
 
 def test_a_rephrased_question_is_a_hit_and_a_similar_one_with_other_numbers_is_not(both_models: Dray) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.models.folder import ServedModel
 from deployments.common.messages import Add, EngineConfig, EngineRequest, Sampling, StreamFinish
-from deployments.engine.core import Engine
+from deployments.engine.engine import Engine
 from deployments.engine.process import EngineProcess, EngineStartError
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cluster.models.folder import ServedModel
 from deployments.common.errors import ApiError
 from deployments.common.messages import Add, EngineConfig, EngineRequest, Grammar, GrammarTag, Sampling
-from deployments.engine.core import Engine
+from deployments.engine.engine import Engine
 from deployments.generation.grammar import ebnf, ebnf_of_calls
 from deployments.generation.prompts import PromptRenderer
 from deployments.generation.terminals import integers

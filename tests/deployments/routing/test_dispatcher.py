@@ -21,7 +21,7 @@ from deployments.common.messages import (
 )
 from deployments.common.prefix import BLOCK_TOKENS
 from deployments.common.types import GenerationRequest, Message
-from deployments.engine.pipeline import config_for
+from deployments.engine.model import config_for
 from deployments.engine.process import EngineProcess
 from deployments.generation.prompts import PromptRenderer
 from deployments.routing.dispatcher import Dispatcher
