@@ -29,6 +29,7 @@ from deployments.common.messages import (
     StartFailed,
     StepResult,
     TokenBatch,
+    TokenLogprobs,
     Unframer,
     decode_to_engine,
     frame,
@@ -113,27 +114,28 @@ class Engine:
         if len(prompt) + 1 > self.kv_tokens:
             self._refused[message.id] = TokenBatch([], "overloaded")
             return
-        self._waiting[message.id] = (message.request, block_keys(prompt))
+        self._waiting[message.id] = (message.request, block_keys(_prompt_of(message.request)))
 
     def _admit(self) -> None:
         for number, (request, keys) in list(self._waiting.items()):
             if self._admission.full:
                 return
-            if not self._admission.must_wait(request.prompt_ids, keys, self._running.values()):
+            if not self._admission.must_wait(_prompt_of(request), keys, self._running.values()):
                 del self._waiting[number]
                 self._start(number, request, keys)
 
     def _start(self, number: int, request: EngineRequest, keys: list[bytes]) -> None:
-        ids = token_tensor(request.prompt_ids)
+        prompt = _prompt_of(request)
+        repeated = len(request.prompt_ids) - len(prompt)
         try:
-            handle = self._pipeline.add_request(
-                number & 0xFFFFFFFF, ids, generation_config(request.sampling, self._stop_ids)
-            )
+            config = generation_config(request.sampling, self._stop_ids, request.generated_tokens - repeated)
+            handle = self._pipeline.add_request(number & 0xFFFFFFFF, token_tensor(prompt), config)
         except RuntimeError as error:
             self._refused[number] = TokenBatch([], "invalid", reason=str(error))
             return
-        cached = self._admission.joined(request.prompt_ids, keys, request.namespace)
-        self._running[number] = Sequence(handle, request, keys, cached)
+        cached = self._admission.joined(prompt, keys, request.namespace)
+        self._running[number] = sequence = Sequence(handle, request, keys, cached)
+        sequence.tokens, sequence.repeated = list(prompt), repeated
 
     def cancel(self, message: Cancel) -> None:
         """Ends a stream that nobody reads. Does nothing if it has ended.
@@ -201,13 +203,17 @@ class Engine:
 
     def _read(self, sequence: Sequence) -> TokenBatch | None:
         ids: list[int] = []
-        logprobs: list[float] = []
+        logprobs: list[TokenLogprobs] = []
         finish: Any = ""
         while sequence.handle.can_read():
             for output in sequence.handle.read().values():
                 ids += output.generated_ids
-                if sequence.logprobs:
-                    logprobs += output.generated_log_probs
+                if sequence.top_logprobs is not None:
+                    # The pipeline reports the chosen token's only.
+                    logprobs += [
+                        TokenLogprobs(logprob, ((token, logprob),) if sequence.top_logprobs else ())
+                        for token, logprob in zip(output.generated_ids, output.generated_log_probs, strict=True)
+                    ]
                 if output.finish_reason == self._genai.GenerationFinishReason.STOP:
                     finish = "stop"
                 elif output.finish_reason == self._genai.GenerationFinishReason.LENGTH:
@@ -221,7 +227,9 @@ class Engine:
         if not sequence.prefilled:
             sequence.prefilled = True
             self._admission.prefilled(sequence)
-        return TokenBatch(ids, finish, cached, "", logprobs, own_cached_tokens=own)
+        repeated = min(sequence.repeated, len(ids))
+        sequence.repeated -= repeated
+        return TokenBatch(ids[repeated:], finish, cached, "", logprobs[repeated:], own_cached_tokens=own)
 
     def _measure(self, tokens: int, prompt_tokens: int, seconds: float) -> None:
         self._decoded_tokens += tokens
@@ -230,6 +238,13 @@ class Engine:
         if prompt_tokens >= _MIN_PREFILL_SAMPLE:
             rate = prompt_tokens / max(seconds, 1e-6)
             self._prefill_rate += (rate - self._prefill_rate) * _PREFILL_SPEED_WEIGHT
+
+
+def _prompt_of(request: EngineRequest) -> list[int]:
+    """What the pipeline computes as the prompt. Its grammars start at their beginning, so with one, a completion that
+    another engine has begun is generated again, from the same seed."""
+    begun = request.generated_tokens if request.sampling.grammar is not None else 0
+    return request.prompt_ids[: len(request.prompt_ids) - begun]
 
 
 def serve(config: EngineConfig, connection: socket.socket) -> None:

@@ -72,21 +72,24 @@ def make_pipeline(
     return openvino_genai.ContinuousBatchingPipeline(config.model_dir, scheduler_config, "CPU", plugin_config)
 
 
-def generation_config(sampling: Sampling, stop_ids: Set[int]) -> Any:
-    """The pipeline's configuration of a request. stop_ids: token ids that end a completion of this model."""
+def generation_config(sampling: Sampling, stop_ids: Set[int], generated: int = 0) -> Any:
+    """The pipeline's configuration of a request. stop_ids: token ids that end a completion of this model. generated:
+    tokens of the completion that the prompt ends with. Raises RuntimeError for what the pipeline cannot do."""
     import openvino_genai
 
+    if sampling.logit_bias:
+        raise RuntimeError("this engine has no logit_bias")
     config = openvino_genai.GenerationConfig()
     config.apply_chat_template = False
-    config.max_new_tokens = sampling.max_tokens
-    config.min_new_tokens = min(sampling.min_tokens, sampling.max_tokens)
+    config.max_new_tokens = sampling.max_tokens - generated
+    config.min_new_tokens = max(0, min(sampling.min_tokens, sampling.max_tokens) - generated)
     config.ignore_eos = sampling.ignore_eos
     # ignore_eos ignores the model's own stop tokens, but not those of the request.
     config.stop_token_ids = {*sampling.stop_ids, *(() if sampling.ignore_eos else stop_ids)}
     config.repetition_penalty = sampling.repetition_penalty
     config.frequency_penalty = sampling.frequency_penalty
     config.presence_penalty = sampling.presence_penalty
-    config.logprobs = int(sampling.logprobs)
+    config.logprobs = int(sampling.top_logprobs is not None)
     config.do_sample = sampling.temperature > 0
     if config.do_sample:
         config.temperature = sampling.temperature

@@ -9,8 +9,8 @@ class Sequence:
     """A sequence in the pipeline: its handle, and its tokens so far."""
 
     __slots__ = (
-        *("cached_tokens", "cancelled", "handle", "keys", "logprobs", "namespace", "own_cached_tokens", "prefilled"),
-        *("stepped", "tokens"),
+        *("cached_tokens", "cancelled", "handle", "keys", "namespace", "own_cached_tokens", "prefilled"),
+        *("repeated", "stepped", "tokens", "top_logprobs"),
     )
 
     def __init__(self, handle: Any, request: EngineRequest, keys: list[bytes], cached: tuple[int, int]) -> None:
@@ -25,4 +25,6 @@ class Sequence:
         self.stepped = False
         """Whether the last step generated a token, so that all earlier tokens are computed."""
         self.cancelled = False
-        self.logprobs = request.sampling.logprobs
+        self.top_logprobs = request.sampling.top_logprobs
+        self.repeated = 0
+        """Tokens that are generated again, and are known to the router."""
