@@ -18,7 +18,7 @@ import msgspec
 from cluster.records.client import BlockingRedis
 
 PREFIX = "dray:answer:"
-_FORMAT = b"\x03"
+_FORMAT = b"\x04"
 _COMPRESS_OVER_BYTES = 512
 _MAX_BYTES = 64 * 2**20
 _BATCH = 500

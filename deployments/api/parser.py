@@ -7,6 +7,7 @@ from cluster.settings import Settings
 from deployments.api.models import ModelDirectory
 from deployments.api.protocol.chat import chat_generation, read_chat
 from deployments.api.protocol.chat_writer import ChatWriter
+from deployments.api.protocol.common import check_bias_ids
 from deployments.api.protocol.completions import (
     CompletionWriter,
     completion_generations,
@@ -64,6 +65,7 @@ class RequestParser:
         request = read_chat(body, self._limits)
         endpoint = self._models.generator(request.model, caller)
         generation = chat_generation(request, endpoint.model, self._limits)
+        check_bias_ids(generation.sampling, endpoint.prompts.vocabulary.size)
         writer = ChatWriter(request, endpoint.name, self._thinking_fields)
         return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier)
 
@@ -71,6 +73,7 @@ class RequestParser:
         request = read_completion(body, self._limits)
         endpoint = self._models.generator(request.model, caller)
         generations = completion_generations(request, endpoint.model, self._limits)
+        check_bias_ids(generations[0].sampling, endpoint.prompts.vocabulary.size)
         echo = [_echo(endpoint, prompt) if request.echo else "" for prompt in prompts_of(request)]
         writer = CompletionWriter(request, endpoint.name, echo)
         return ParsedRequest(endpoint, tuple(generations), writer, request.stream)

@@ -47,7 +47,9 @@ class Grammar(msgspec.Struct, frozen=True, array_like=True):
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
     """How to choose tokens and when to stop. temperature 0 is greedy; top_k 0 and min_p 0 are off.
 
-    stop_ids: token ids that end the completion, in addition to the model's own. logprobs: whether to return them.
+    stop_ids: token ids that end the completion, in addition to the model's own. top_logprobs: how many of the most
+    likely tokens to report with the chosen one; None: no log probabilities at all. logit_bias: what to add to the
+    logits of which token ids, in ascending order of the ids.
     """
 
     max_tokens: int
@@ -61,9 +63,10 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     presence_penalty: float = 0.0
     min_tokens: int = 0
     ignore_eos: bool = False
-    logprobs: bool = False
+    top_logprobs: int | None = None
     stop_ids: tuple[int, ...] = ()
     grammar: Grammar | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
@@ -75,6 +78,8 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     attempt_id: the router's id for this attempt; 0 for none.
     prefix_replica: a replica that computed the prompt's first `prefix_tokens` for some router; empty if unknown.
     namespace: of the caller's answers; the engine says how much of the prompt this namespace has had computed before.
+    generated_tokens: how many of the last prompt ids are the completion so far, which another engine generated; the
+    limits, penalties and grammar of `sampling` count them. priority: 0 for people, 1 for batch work.
     """
 
     prompt_ids: list[int]
@@ -87,6 +92,23 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     prefix_replica: str = ""
     prefix_tokens: int = 0
     namespace: str = ""
+    generated_tokens: int = 0
+    priority: int = 0
+
+    @property
+    def max_new_tokens(self) -> int:
+        """How many tokens are left to generate."""
+        return self.sampling.max_tokens - self.generated_tokens
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural logarithms of probabilities: of a chosen token, and of the most likely token ids, in descending order.
+
+    They are the model's own, before temperature, penalties, biases and grammars.
+    """
+
+    chosen: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class TokenBatch(msgspec.Struct, frozen=True, array_like=True):
@@ -96,7 +118,7 @@ class TokenBatch(msgspec.Struct, frozen=True, array_like=True):
     clients: it would tell one team what another has asked.
     own_cached_tokens: those of them that requests of the same namespace have had computed.
     reason: the engine's message for `invalid`; KILLED_FROM_OUTSIDE or empty for `lost`.
-    logprobs: natural logarithms, one for each token, if requested.
+    logprobs: one for each token, if requested.
     replica: the replica that generates; set in the first message, else empty.
     """
 
@@ -104,7 +126,7 @@ class TokenBatch(msgspec.Struct, frozen=True, array_like=True):
     finish_reason: StreamFinish = ""
     cached_tokens: int = 0
     reason: str = ""
-    logprobs: list[float] = []
+    logprobs: list[TokenLogprobs] = []
     replica: str = ""
     own_cached_tokens: int = 0
 

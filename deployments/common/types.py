@@ -67,8 +67,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     max_thinking_tokens: int | None = None
 
 
-class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
-    """A token of the answer. bytes: its UTF-8 bytes, maybe part of a character. logprob: natural logarithm."""
+class LikelyToken(msgspec.Struct, frozen=True, array_like=True):
+    """A token with its probability. bytes: its UTF-8 bytes, maybe part of a character. logprob: natural logarithm."""
 
     bytes: tuple[int, ...]
     logprob: float
@@ -76,6 +76,12 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     @property
     def text(self) -> str:
         return bytes(self.bytes).decode(errors="replace")
+
+
+class TokenLogprob(LikelyToken, frozen=True, array_like=True):
+    """A token of the answer. top: the most likely tokens in its place, the most likely first."""
+
+    top: tuple[LikelyToken, ...] = ()
 
 
 class ToolDelta(msgspec.Struct, frozen=True):

@@ -248,8 +248,8 @@ class Engine:
         reason = ""
         for index, row in enumerate(sampled):
             ids.append(row.token)
-            sequence.sampling.append(row.token)
             finish = sequence.sampling.finish_reason(row.token)
+            sequence.sampling.append(row.token)
             if sequence.matcher is not None and not finish:
                 finish, reason = _follow(sequence.matcher, row.token)
             if finish or index == len(work.guesses) or row.token != work.guesses[index]:

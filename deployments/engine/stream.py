@@ -66,5 +66,5 @@ class Stream:
 
     def pending_tokens(self, typical_length: float) -> tuple[int, int]:
         """Tokens still to compute, of the prompt and of the completion. typical_length: of a completion, in tokens."""
-        completion = max(1, min(self.request.sampling.max_tokens, round(typical_length)) - self.generated)
+        completion = max(1, min(self.request.max_new_tokens, round(typical_length)) - self.generated)
         return 0 if self.generated else len(self.request.prompt_ids), completion

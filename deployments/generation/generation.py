@@ -170,7 +170,7 @@ class Generation:
             return
         end = self.endpoint.prompts.vocabulary.end_think
         sampling = msgspec.structs.replace(
-            sampling, max_tokens=budget, min_tokens=0, ignore_eos=False, logprobs=False, stop_ids=(end,)
+            sampling, max_tokens=budget, min_tokens=0, ignore_eos=False, top_logprobs=None, stop_ids=(end,)
         )
         request = EngineRequest(list(ids), sampling, namespace=self.namespace)
         async with aclosing(self._tokens(index, _THINKING, request)) as stream:

@@ -7,7 +7,8 @@ from functools import lru_cache
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from deployments.common.types import Choice, FinishReason, TokenLogprob, ToolDelta
+from deployments.common.messages import TokenLogprobs
+from deployments.common.types import Choice, FinishReason, LikelyToken, TokenLogprob, ToolDelta
 from deployments.generation.tool_formats import MARKERS
 from deployments.generation.tool_parser import ToolCallParser, begins
 
@@ -45,6 +46,11 @@ class Vocabulary:
     def is_special(self, token: int) -> bool:
         """Whether decoding drops the token."""
         return token in self._special
+
+    def logprob_of(self, token: int, logprobs: TokenLogprobs) -> TokenLogprob:
+        """A token and the most likely ones in its place, with their texts."""
+        top = tuple(LikelyToken(self.bytes_of(other), logprob) for other, logprob in logprobs.top)
+        return TokenLogprob(self.bytes_of(token), logprobs.chosen, top)
 
     def _bytes_of(self, token: int) -> tuple[int, ...]:
         """The token's UTF-8. SentencePiece writes bytes as `<0x0A>` and spaces as U+2581; byte-level BPE writes each
@@ -104,7 +110,7 @@ class OutputParser:
         reason: FinishReason = "length" if finish == "length" else "tool_calls" if calls else "stop"
         return Choice(self.reasoning, self.text, reason, calls, tuple(self._logprobs))
 
-    def feed(self, ids: Sequence[int], logprobs: Sequence[float] = ()) -> ParsedDelta:
+    def feed(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> ParsedDelta:
         """Parses the next token ids. logprobs: one a token, or none. Ignores everything after a stop string."""
         reasoning, text, first_new = "", "", len(self._logprobs)
         for index, token in enumerate(ids):
@@ -126,7 +132,7 @@ class OutputParser:
                 decoded = self._decode(token)
                 text += self._add_answer(decoded)
                 if logprobs and not self._vocabulary.is_special(token):
-                    self._add_logprob(TokenLogprob(self._vocabulary.bytes_of(token), logprobs[index]), decoded)
+                    self._add_logprob(self._vocabulary.logprob_of(token, logprobs[index]), decoded)
         text, tools = self._without_calls(text, last=False)
         return ParsedDelta(reasoning, text, tools, tuple(self._logprobs[first_new:]))
 

@@ -87,6 +87,7 @@ class EngineSource:
             queued_tokens=self._queue.queued_tokens,
             prefix_replica=self.prefix.replica,
             prefix_tokens=self.prefix.tokens,
+            priority=self.queue_class.priority,
         )
         async with aclosing(self._dispatcher.stream(request, generated)) as stream:
             async for batch in stream:

@@ -89,7 +89,7 @@ class ReplicaState:
     def assign(self, request: EngineRequest, keys: Sequence[bytes]) -> None:
         """Counts a request as this replica's work. keys: block_keys of its whole prompt."""
         uncached = len(request.prompt_ids) - self.cached_tokens(keys)
-        self._assignments[request.attempt_id] = Assignment(uncached, request.sampling.max_tokens)
+        self._assignments[request.attempt_id] = Assignment(uncached, request.max_new_tokens)
         self._cached.add(keys)
 
     def record_tokens(self, attempt_id: int, tokens: int) -> None:
@@ -121,7 +121,7 @@ class ReplicaState:
         keys: of the blocks of its prompt that may be cached.
         """
         uncached = len(request.prompt_ids) - self.cached_tokens(keys)
-        completion = min(request.sampling.max_tokens, TYPICAL_COMPLETION_TOKENS)
+        completion = min(request.max_new_tokens, TYPICAL_COMPLETION_TOKENS)
         # Of this router's own requests the state is exact, of other routers' it is as old as the replica's report.
         assigned = self._assignments.values()
         queued = sum(assignment.prompt_tokens for assignment in assigned)

@@ -16,6 +16,11 @@ class QueueClass(msgspec.Struct, frozen=True, array_like=True):
     batch: bool
 
     @property
+    def priority(self) -> int:
+        """For `EngineRequest`: 0 for people, 1 for batch work."""
+        return int(self.batch)
+
+    @property
     def urgency(self) -> tuple[bool, float]:
         """Sorts queue classes, the most urgent first."""
         return self.batch, -self.weight

@@ -39,7 +39,7 @@ class StreamProgress:
         self.losses = 0
         """Lost attempts since the last new token."""
         self._stalled_since = 0.0
-        self._start = self._repeated = 0
+        self._start = 0
         self._first_batch = True
 
     @property
@@ -59,34 +59,23 @@ class StreamProgress:
 
     def next_attempt(self) -> EngineRequest:
         """Begins an attempt: the request for what is left to generate."""
-        self._start, self._repeated = self.tokens, 0
+        self._start = self.tokens
         self.replica, self._first_batch = "", True
-        request = msgspec.structs.replace(self._request, avoid_replicas=tuple(self._avoided))
-        if not self._delivered:
-            return request
-        sampling = request.sampling
-        if sampling.grammar is not None:
-            # A grammar starts at its beginning: everything is generated again, from the same seed.
-            self._repeated = self.tokens
-            return request
-        rest = msgspec.structs.replace(
-            sampling,
-            max_tokens=sampling.max_tokens - self.tokens,
-            min_tokens=max(0, sampling.min_tokens - self.tokens),
+        return msgspec.structs.replace(
+            self._request,
+            prompt_ids=self._request.prompt_ids + self._delivered,
+            generated_tokens=self.tokens,
+            avoid_replicas=tuple(self._avoided),
         )
-        return msgspec.structs.replace(request, prompt_ids=request.prompt_ids + self._delivered, sampling=rest)
 
     def deliver(self, batch: TokenBatch) -> TokenBatch | None:
-        """Counts what an engine sent; gives what of it is new to the client, or None for a sign of life.
+        """Counts what an engine sent; gives what is for the client, or None for a sign of life.
 
-        The first batch of an attempt names the replica. Raises ApiError 500 where tokens that the client has already
-        are generated differently this time.
+        The first batch of an attempt names the replica.
         """
         self.replica = batch.replica or self.replica
         if not (batch.ids or batch.finish_reason):
             return None
-        if self._repeated:
-            batch = self._without_repeated(batch)
         self._delivered += batch.ids
         if self._first_batch:
             self._first_batch = False
@@ -128,18 +117,3 @@ class StreamProgress:
     def pause_s(self) -> float:
         """Seconds to wait before the next attempt: doubles with each one that brought no token."""
         return min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** (self.losses - 1))
-
-    def _without_repeated(self, batch: TokenBatch) -> TokenBatch:
-        """The batch without the tokens that an earlier attempt has delivered."""
-        start = self.tokens - self._repeated
-        repeated = min(self._repeated, len(batch.ids))
-        if batch.ids[:repeated] != self._delivered[start : start + repeated]:
-            raise ApiError(
-                500,
-                "An engine failed in the middle of this answer, and another engine generated a different one. "
-                "Send the request again.",
-                code="engine_failed",
-                kind="server_error",
-            )
-        self._repeated -= repeated
-        return msgspec.structs.replace(batch, ids=batch.ids[repeated:], logprobs=batch.logprobs[repeated:])

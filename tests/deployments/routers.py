@@ -22,7 +22,7 @@ from cluster.serve_config import RouterArgs
 from cluster.settings import Settings
 from deployments import router
 from deployments.api.fast_path import CacheFastPath
-from deployments.common.messages import TokenBatch, encode
+from deployments.common.messages import EngineRequest, TokenBatch, TokenLogprobs, decode_request, encode
 from tests.conftest import MODEL
 
 
@@ -30,22 +30,30 @@ from tests.conftest import MODEL
 class Engines:
     """A handle of engines that answer every request with the same tokens, or with the same vector.
 
-    on_request: called with each request. tokens: those of the answer. blocked: engines send nothing until it is set.
-    error: raised instead of the first token.
+    on_request: called with each request. tokens, logprobs: those of the answer. blocked: engines send nothing until it
+    is set. error: raised instead of the first token. payload: the last request.
     """
 
     on_request: Callable[[], None] = lambda: None
     tokens: tuple[int, ...] = (40, 41, 42)
+    logprobs: tuple[TokenLogprobs, ...] = ()
     blocked: asyncio.Event | None = None
     error: Exception | None = None
     requests: int = 0
     cancelled: int = 0
+    payload: bytes = b""
+
+    @property
+    def request(self) -> EngineRequest:
+        """The last request, of those for tokens."""
+        return decode_request(self.payload)
 
     def options(self, **chosen: object) -> "Engines":
         return self
 
     def remote(self, payload: bytes) -> "Response":
         self.requests += 1
+        self.payload = payload
         self.on_request()
         return Response(self)
 
@@ -65,7 +73,7 @@ class Response:
             await self.engines.blocked.wait()
         if self.engines.error is not None:
             raise self.engines.error
-        yield encode(TokenBatch(list(self.engines.tokens), "stop"))
+        yield encode(TokenBatch(list(self.engines.tokens), "stop", logprobs=list(self.engines.logprobs)))
 
     def __await__(self) -> Generator[Any, None, bytes]:
         return self._vectors().__await__()

@@ -48,6 +48,38 @@ def test_logprobs_are_those_of_the_answers_tokens(http: httpx.Client) -> None:
     assert ask(http)["choices"][0]["logprobs"] is None
 
 
+def test_alternatives_are_the_models_own_whatever_the_sampling(http: httpx.Client) -> None:
+    greedy = ask(http, logprobs=True, top_logprobs=20)["choices"][0]["logprobs"]["content"]
+    for token in greedy:
+        values = [likely["logprob"] for likely in token["top_logprobs"]]
+        assert len(values) == 20 and values == sorted(values, reverse=True)
+        assert sum(map(math.exp, values)) < 1.001 and token["top_logprobs"][0]["token"] == token["token"]
+    # At this temperature all tokens are almost equally likely to be drawn, if top_k did not leave only the first.
+    hot = ask(http, logprobs=True, top_logprobs=20, temperature=2.0, top_k=1, seed=1)["choices"][0]["logprobs"][
+        "content"
+    ]
+    assert [token["token"] for token in hot] == [token["token"] for token in greedy]
+    assert [token["logprob"] for token in hot] == pytest.approx([token["logprob"] for token in greedy], abs=0.05)
+
+
+def test_biases_force_and_ban_tokens(http: httpx.Client) -> None:
+    def token_of(text: str) -> str:
+        body = {"model": MODEL, "prompt": text, "add_special_tokens": False}
+        [token] = http.post("/tokenize", json=body).json()["tokens"]
+        return str(token)
+
+    def complete(**more: Any) -> str:
+        body = {"model": MODEL, "prompt": "What is", "max_tokens": 5, "temperature": 0} | more
+        text: str = http.post("/v1/completions", json=body).json()["choices"][0]["text"]
+        return text
+
+    assert complete(logit_bias={token_of("7"): 100}) == "77777"
+    assert complete(logit_bias={token_of("7"): 100}, temperature=1.0, seed=3) == "77777"
+    banned = {token_of(digit): -100 for digit in "0123456789"}
+    forced = {token_of("a"): 50, **banned}
+    assert complete(logit_bias=forced) == "aaaaa"
+
+
 def test_thinking_can_be_limited_and_turned_off(http: httpx.Client) -> None:
     free = ask(http)
     limited = ask(http, max_thinking_tokens=4)

@@ -10,13 +10,16 @@ from deployments.api.protocol.chat_messages import ChatMessage
 from deployments.api.protocol.common import (
     Count,
     Effort,
+    LogitBias,
     Name,
     Natural,
     Penalty,
     Probability,
     Seed,
     StreamOptions,
+    TopLogprobs,
     check_count,
+    check_logit_bias,
     check_stop,
     check_tool_name,
     sampling_for,
@@ -24,6 +27,7 @@ from deployments.api.protocol.common import (
     stop_strings,
     template_arguments,
     thinking_limit,
+    with_logprobs,
 )
 from deployments.api.protocol.parsing import parse
 from deployments.common.errors import invalid_request
@@ -102,8 +106,8 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ignore_eos: bool | None = None
     n: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
-    logit_bias: dict[str, float] | None = None
+    top_logprobs: TopLogprobs | None = None
+    logit_bias: LogitBias | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
@@ -147,13 +151,9 @@ def read_chat(body: bytes, limits: LimitSettings) -> ChatRequest:
         raise invalid_request("stream_options", "stream_options requires stream: true.")
     if (request.n or 1) > limits.choices:
         raise invalid_request("n", f"n is {request.n}; the maximum is {limits.choices}.")
-    if (request.top_logprobs or 0) > 1:
-        message = "top_logprobs must be 0 or 1: the engine reports the chosen token's logprob only."
-        raise invalid_request("top_logprobs", message)
     if request.top_logprobs is not None and not request.logprobs:
         raise invalid_request("top_logprobs", "top_logprobs requires logprobs: true.")
-    if request.logit_bias:
-        raise invalid_request("logit_bias", "logit_bias is not supported; leave it out.", code="unsupported_parameter")
+    check_logit_bias(request.logit_bias)
     return request
 
 
@@ -167,7 +167,7 @@ def chat_generation(request: ChatRequest, model: ServedModel, limits: LimitSetti
     tools = tuple(_tool(tool.function, limits) for tool in request.tools or ())
     return GenerationRequest(
         messages=messages,
-        sampling=msgspec.structs.replace(sampling, logprobs=True) if request.logprobs else sampling,
+        sampling=with_logprobs(sampling, (request.top_logprobs or 0) if request.logprobs else None),
         tools=tools,
         tool_choice=_tool_choice(request, tools),
         schema=_schema(request, limits),

@@ -1,6 +1,7 @@
 """The answers of POST /v1/chat/completions, whole and streamed."""
 
 import time
+from collections.abc import Iterable
 from typing import Literal, TypeVar
 
 import msgspec
@@ -71,7 +72,7 @@ class AnswerDelta(msgspec.Struct, frozen=True):
 
 
 class TopLogprob(msgspec.Struct, frozen=True):
-    """A likely token in this position. The engine reports the chosen one only."""
+    """One of the most likely tokens in this position. logprob: natural logarithm of its probability."""
 
     token: str
     logprob: float
@@ -149,6 +150,19 @@ def usage_of(usage: Usage) -> ChatUsage:
     )
 
 
+def logprobs_of(tokens: Iterable[TokenLogprob]) -> list[ChatLogprob]:
+    """Tokens in the shape of chat completions and responses."""
+    return [
+        ChatLogprob(
+            token.text,
+            token.logprob,
+            list(token.bytes),
+            [TopLogprob(other.text, other.logprob, list(other.bytes)) for other in token.top],
+        )
+        for token in tokens
+    ]
+
+
 Message = TypeVar("Message", AnswerMessage, AnswerDelta)
 
 
@@ -165,7 +179,6 @@ class ChatWriter:
         )
         self._num_choices = request.n or 1
         self._logprobs = bool(request.logprobs)
-        self._top_logprobs = bool(request.top_logprobs)
 
     def complete(self, answer: GenerationResult) -> ChatCompletion:
         choices = [self._choice(index, choice) for index, choice in enumerate(answer.choices)]
@@ -218,11 +231,7 @@ class ChatWriter:
     def _logprobs_of(self, tokens: tuple[TokenLogprob, ...]) -> ChatLogprobs | None:
         if not self._logprobs:
             return None
-        content = []
-        for token in tokens:
-            chosen = (token.text, token.logprob, list(token.bytes))
-            content.append(ChatLogprob(*chosen, [TopLogprob(*chosen)] if self._top_logprobs else []))
-        return ChatLogprobs(content)
+        return ChatLogprobs(logprobs_of(tokens))
 
 
 def _call_delta(call: ToolDelta) -> ToolCallDelta:

@@ -17,8 +17,12 @@ Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 Probability = Annotated[float, msgspec.Meta(gt=0, le=1)]
+LogitBias = dict[str, Annotated[float, msgspec.Meta(ge=-100, le=100)]]
+TopLogprobs = Annotated[int, msgspec.Meta(ge=0, le=20)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
+_MAX_BIASES = 1024
+_MAX_ID_DIGITS = 10
 _RESERVED_ARGUMENTS = frozenset(
     {"self", "conversation", "conversations", "messages", "tools", "documents", "chat_template", "tokenize"}
     | {"add_generation_prompt", "continue_final_message", "padding", "truncation", "max_length", "return_tensors"}
@@ -72,6 +76,7 @@ def sampling_for(
         presence_penalty=value("presence_penalty", 0.0),
         min_tokens=min(int(getattr(request, "min_tokens", None) or 0), max_tokens),
         ignore_eos=bool(getattr(request, "ignore_eos", None)),
+        logit_bias=_biases(getattr(request, "logit_bias", None)),
     )
     if temperature == 0:
         return base  # greedy: the other parameters have no effect, and would split the cache
@@ -83,6 +88,32 @@ def sampling_for(
         min_p=value("min_p", 0.0),
         seed=getattr(request, "seed", None),
     )
+
+
+def with_logprobs(sampling: Sampling, top: int | None) -> Sampling:
+    """The same sampling with log probabilities. top: how many alternatives to report; None: no log probabilities."""
+    return msgspec.structs.replace(sampling, top_logprobs=top)
+
+
+def check_logit_bias(biases: LogitBias | None) -> None:
+    """Raises ApiError 400 for too many biases, and for keys that are no token ids."""
+    check_count(len(biases or ()), _MAX_BIASES, "logit_bias")
+    for token in biases or ():
+        if not (token.isascii() and token.isdigit() and len(token) <= _MAX_ID_DIGITS):
+            raise invalid_request("logit_bias", f"The keys of logit_bias are token ids; '{shortened(token)}' is none.")
+
+
+def check_bias_ids(sampling: Sampling, vocabulary: int) -> None:
+    """Raises ApiError 400 for a bias of a token that the model does not have. vocabulary: number of its tokens."""
+    if sampling.logit_bias and (token := sampling.logit_bias[-1][0]) >= vocabulary:
+        message = f"logit_bias has the token id {token}; the model's vocabulary ends at {vocabulary - 1}."
+        raise invalid_request("logit_bias", message)
+
+
+def _biases(biases: LogitBias | None) -> tuple[tuple[int, float], ...]:
+    """In one order, and without those that change nothing: equal requests must be equal."""
+    by_token = {int(token): bias for token, bias in (biases or {}).items() if bias}
+    return tuple(sorted(by_token.items()))
 
 
 def check_count(items: int, limit: int, param: str) -> None:

@@ -11,14 +11,18 @@ from cluster.settings import LimitSettings
 from deployments.api.protocol.chat_writer import ChatUsage, usage_of
 from deployments.api.protocol.common import (
     Count,
+    LogitBias,
     Natural,
     Penalty,
     Probability,
     Seed,
     StreamOptions,
+    TopLogprobs,
+    check_logit_bias,
     check_stop,
     sampling_for,
     stop_strings,
+    with_logprobs,
 )
 from deployments.api.protocol.parsing import parse
 from deployments.common.errors import ApiError, invalid_request, new_id, sse_event
@@ -48,8 +52,8 @@ class CompletionRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     n: Count | None = None
     best_of: Count | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
-    logit_bias: dict[str, float] | None = None
+    logprobs: TopLogprobs | None = None
+    logit_bias: LogitBias | None = None
     suffix: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -66,14 +70,10 @@ def read_completion(body: bytes, limits: LimitSettings) -> CompletionRequest:
         raise invalid_request("suffix", "suffix is not supported; leave it out.", code="unsupported_parameter")
     if request.best_of not in (None, request.n or 1):
         raise invalid_request("best_of", "best_of must equal n: all choices that are generated are returned.")
-    if (request.logprobs or 0) > 1:
-        message = "logprobs must be 0 or 1: the engine reports the chosen token's logprob only."
-        raise invalid_request("logprobs", message)
     if request.logprobs is not None and request.echo:
         message = "logprobs and echo cannot be combined: the engine reports no logprobs of the prompt."
         raise invalid_request("logprobs", message)
-    if request.logit_bias:
-        raise invalid_request("logit_bias", "logit_bias is not supported; leave it out.", code="unsupported_parameter")
+    check_logit_bias(request.logit_bias)
     if request.stream_options is not None and not request.stream:
         raise invalid_request("stream_options", "stream_options requires stream: true.")
     check_stop(request.stop, limits, "stop")
@@ -108,16 +108,14 @@ def completion_generations(
     max_tokens = _DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     if max_tokens == 0:
         raise invalid_request("max_tokens", "max_tokens must be at least 1.")
-    sampling = msgspec.structs.replace(
-        sampling_for(model, limits, max_tokens, request), logprobs=request.logprobs is not None
-    )
+    sampling = with_logprobs(sampling_for(model, limits, max_tokens, request), request.logprobs)
     stop, choices = stop_strings(request.stop), request.n or 1
     return [GenerationRequest((), sampling, prompt, stop=stop, num_choices=choices) for prompt in prompts_of(request)]
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
-    """Tokens with the natural logarithms of their probabilities. text_offset: where each begins in the choice's text,
-    in characters."""
+    """Tokens with the natural logarithms of their probabilities. top_logprobs: for each, the most likely tokens in its
+    place and itself. text_offset: where each begins in the choice's text, in characters."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -215,9 +213,18 @@ class CompletionWriter:
         return TokenLogprobs(
             [token.text for token in tokens],
             [token.logprob for token in tokens],
-            [{token.text: token.logprob} for token in tokens] if self._logprobs else None,
+            [_most_likely(token) for token in tokens] if self._logprobs else None,
             [self._cursors[choice].advance(token) for token in tokens],
         )
+
+
+def _most_likely(token: TokenLogprob) -> dict[str, float]:
+    """The most likely tokens by their texts, and this one. Of several with the same text, the most likely: those that
+    are parts of characters look alike."""
+    likely: dict[str, float] = {}
+    for other in (*token.top, token):
+        likely.setdefault(other.text, other.logprob)
+    return likely
 
 
 def _finish_reason(reason: str) -> Literal["stop", "length"] | None:

@@ -12,12 +12,14 @@ from deployments.api.protocol.common import (
     Effort,
     Name,
     Probability,
+    TopLogprobs,
     check_count,
     check_tool_name,
     sampling_for,
     schema_text,
     template_arguments,
     thinking_limit,
+    with_logprobs,
 )
 from deployments.api.protocol.parsing import parse
 from deployments.common.errors import ApiError, ErrorBody, invalid_request
@@ -98,6 +100,8 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tools: list[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
     parallel_tool_calls: bool | None = None
+    include: list[str] | None = None
+    top_logprobs: TopLogprobs | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
@@ -108,7 +112,6 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     service_tier: str | None = None
-    include: list[str] | None = None
     max_tool_calls: int | None = None
     truncation: Literal["auto", "disabled"] | None = None
     # Not supported: accepted only with the value that requests nothing.
@@ -116,10 +119,18 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     conversation: None = None
     previous_response_id: str | None = None
     prompt: None = None
-    top_logprobs: Literal[0] | None = None
+
+    @property
+    def reported_logprobs(self) -> int | None:
+        """How many alternatives to report for each token; None: no log probabilities."""
+        if self.top_logprobs or _LOGPROBS in (self.include or ()):
+            return self.top_logprobs or 0
+        return None
 
 
 decode = msgspec.json.Decoder(ResponseRequest)
+_LOGPROBS = "message.output_text.logprobs"
+"""What `include` lists for log probabilities; anything else in it has no effect."""
 _PARAMS = {"messages": "input", "response_format": "text.format"}
 """This API's names of fields, by those that errors of the shared parts have."""
 
@@ -148,7 +159,9 @@ def response_generation(request: ResponseRequest, model: ServedModel, limits: Li
     effort = request.reasoning.effort if request.reasoning else None
     return GenerationRequest(
         messages=messages,
-        sampling=sampling_for(model, limits, request.max_output_tokens, request),
+        sampling=with_logprobs(
+            sampling_for(model, limits, request.max_output_tokens, request), request.reported_logprobs
+        ),
         tools=tools,
         tool_choice=_tool_choice(request, tools),
         schema=_schema(request, limits),

@@ -6,32 +6,34 @@ from typing import Any
 
 import msgspec
 
+from deployments.api.protocol.chat_writer import ChatLogprob, logprobs_of
 from deployments.api.protocol.responses import ResponseRequest, response_error
 from deployments.common.errors import ApiError, new_id
-from deployments.common.types import Choice, Delta, GenerationResult, ToolDelta, Usage
+from deployments.common.types import Choice, Delta, GenerationResult, TokenLogprob, ToolDelta, Usage
 
 
 @dataclass(slots=True)
 class _Item:
-    """An output item, with the text received so far. kind: reasoning, message or function_call."""
+    """An output item, with the text received so far. kind: reasoning, message or function_call. tokens: of a message's
+    text, if log probabilities are requested."""
 
     kind: str
     id: str
     text: str = ""
     call_id: str = ""
     name: str = ""
+    tokens: tuple[TokenLogprob, ...] = ()
 
     @property
     def part_type(self) -> str:
         return "reasoning_text" if self.kind == "reasoning" else "output_text"
 
-    @property
-    def logprobs(self) -> dict[str, list[Any]]:
-        return {} if self.kind == "reasoning" else {"logprobs": []}
+    def logprobs(self, tokens: tuple[TokenLogprob, ...]) -> dict[str, list[ChatLogprob]]:
+        return {} if self.kind == "reasoning" else {"logprobs": logprobs_of(tokens)}
 
     def part(self) -> dict[str, Any]:
         part: dict[str, Any] = {"type": self.part_type, "text": self.text}
-        return part if self.kind == "reasoning" else part | {"annotations": [], "logprobs": []}
+        return part if self.kind == "reasoning" else part | {"annotations": [], **self.logprobs(self.tokens)}
 
     def describe(self, status: str) -> dict[str, Any]:
         if self.kind == "function_call":
@@ -53,6 +55,8 @@ class ResponseWriter:
     _sequence: int = 0
     _done: list[_Item] = field(default_factory=list)
     _open: _Item | None = None
+    _textless: tuple[TokenLogprob, ...] = ()
+    """Tokens whose text comes with a later one: they are parts of a character."""
 
     def complete(self, answer: GenerationResult) -> dict[str, Any]:
         [choice] = answer.choices
@@ -67,6 +71,7 @@ class ResponseWriter:
         events = b""
         if delta.reasoning:
             events += self._append("reasoning", delta.reasoning)
+        self._textless += delta.logprobs
         if delta.text:
             events += self._append("message", delta.text)
         for call in delta.tool_calls:
@@ -75,6 +80,8 @@ class ResponseWriter:
 
     def end(self, answer: GenerationResult) -> bytes:
         [choice] = answer.choices
+        if self._open is not None and self._open.kind == "message":
+            self._open.tokens += self._textless
         events = self._close("incomplete" if choice.finish_reason == "length" else "completed")
         if not any(item.kind != "reasoning" for item in self._done) and choice.finish_reason != "length":
             events += self._append("message", "") + self._close("completed")
@@ -100,11 +107,15 @@ class ResponseWriter:
         item.text += text
         if not text:
             return events
-        delta = self._event(f"response.{item.part_type}.delta", **self._at(item), delta=text, **item.logprobs)
-        return events + delta
+        tokens: tuple[TokenLogprob, ...] = ()
+        if kind == "message":
+            tokens, self._textless = self._textless, ()
+            item.tokens += tokens
+        logprobs = item.logprobs(tokens)
+        return events + self._event(f"response.{item.part_type}.delta", **self._at(item), delta=text, **logprobs)
 
     def _append_call(self, call: ToolDelta) -> bytes:
-        events = b""
+        events, self._textless = b"", ()
         if call.id:
             events += self._begin(_Item("function_call", new_id("fc_"), "", call.id, call.name))
         item = self._open
@@ -132,7 +143,8 @@ class ResponseWriter:
             where = {"item_id": item.id, "output_index": len(self._done)}
             events = self._event("response.function_call_arguments.done", **where, name=item.name, arguments=item.text)
         else:
-            events = self._event(f"response.{item.part_type}.done", **self._at(item), text=item.text, **item.logprobs)
+            logprobs = item.logprobs(item.tokens)
+            events = self._event(f"response.{item.part_type}.done", **self._at(item), text=item.text, **logprobs)
             events += self._event("response.content_part.done", **self._at(item), part=item.part())
         events += self._event("response.output_item.done", output_index=len(self._done), item=item.describe(status))
         self._done.append(item)
@@ -173,6 +185,7 @@ class ResponseWriter:
             "text": {"format": _format_of(request)},
             "tool_choice": msgspec.to_builtins(request.tool_choice) or "auto",
             "tools": [msgspec.to_builtins(tool) for tool in request.tools or ()],
+            "top_logprobs": request.top_logprobs or 0,
             "top_p": request.top_p,
             "truncation": request.truncation or "disabled",
             "usage": None if usage is None else usage_of(usage),
@@ -183,7 +196,7 @@ class ResponseWriter:
 def _items(choice: Choice) -> list[_Item]:
     items = [_Item("reasoning", new_id("rs_"), choice.reasoning)] if choice.reasoning else []
     if choice.text or (not choice.tool_calls and choice.finish_reason != "length"):
-        items.append(_Item("message", new_id("msg_"), choice.text))
+        items.append(_Item("message", new_id("msg_"), choice.text, tokens=choice.logprobs))
     calls = (_Item("function_call", new_id("fc_"), call.arguments, call.id, call.name) for call in choice.tool_calls)
     return [*items, *calls]
 

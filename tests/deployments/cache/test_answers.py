@@ -91,6 +91,10 @@ def test_the_key_covers_all_that_the_answer_depends_on(server: OwnRedis) -> None
         request_for(sampling=Sampling(5, 0.5, 0.9)),
         request_for(sampling=Sampling(5, 0.5, 0.9, 1)),
         request_for(sampling=Sampling(5, repetition_penalty=1.1)),
+        request_for(sampling=Sampling(5, logit_bias=((3, 1.0),))),
+        request_for(sampling=Sampling(5, logit_bias=((3, 2.0),))),
+        request_for(sampling=Sampling(5, top_logprobs=0)),
+        request_for(sampling=Sampling(5, top_logprobs=5)),
         request_for(stop=("x",)),
         request_for(tools=(Tool("f", "", "{}"),)),
         request_for(tool_choice=ToolChoice("required")),
@@ -112,7 +116,7 @@ def test_the_key_covers_all_that_the_answer_depends_on(server: OwnRedis) -> None
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"", b"x", b"\x03", b"\x03zgarbage", b"\x03p\xc1", b"\x03p\x93\x01\x02\x03", b"\xffpfuture", b"\x03p\x93\x90\x01"],
+    [b"", b"x", b"\x04", b"\x04zgarbage", b"\x04p\xc1", b"\x04p\x93\x01\x02\x03", b"\xffpfuture", b"\x04p\x93\x90\x01"],
 )
 def test_garbage_is_a_miss(server: OwnRedis, garbage: bytes) -> None:
     with redis.Redis.from_url(server.url) as raw:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from cluster.models.folder import ServedModel
 from deployments.common.errors import ApiError
-from deployments.common.messages import Sampling
+from deployments.common.messages import Sampling, TokenLogprobs
 from deployments.common.types import GenerationRequest, Message, Tool, ToolCall, ToolChoice
 from deployments.generation.output_parser import OutputParser
 from deployments.generation.prompts import PromptRenderer
@@ -195,11 +195,16 @@ def test_messages_that_the_template_cannot_use_are_refused(calling: PromptRender
 def test_logprobs_are_those_of_the_answers_tokens(prompts: PromptRenderer, encode: Encode) -> None:
     parser = parser_for(prompts, request_of())
     ids = encode("3</think>") + encode("鸡😀a")
-    pieces = [parser.feed([token], [-float(n)]) for n, token in enumerate(ids)]
+    pieces = [
+        parser.feed([token], [TokenLogprobs(-float(n), ((ids[-1], -0.5), (ids[0], -0.6)))])
+        for n, token in enumerate(ids)
+    ]
     tokens = [token for piece in pieces for token in piece.logprobs]
     assert bytes(byte for token in tokens for byte in token.bytes).decode() == "鸡😀a"
     assert [token.logprob for token in tokens] == [-float(n) for n in range(len(ids) - len(tokens), len(ids))]
     assert parser.choice("stop").logprobs == tuple(tokens)
+    for token in tokens:
+        assert [(likely.text, likely.logprob) for likely in token.top] == [("a", -0.5), ("3", -0.6)]
 
 
 @pytest.mark.parametrize("cut", [1, 2, 99])
@@ -213,6 +218,6 @@ def test_no_token_of_the_answer_lacks_its_logprob(
         (parser_for(prompts, request_of(stop=("🐰!", "abc"))), encode("3</think>\n\n") + encode(answer)),
         (prompts.parser(raw, prompts.render(raw)), encode(answer)),
     ):
-        deltas = [parser.feed(ids[at : at + cut], [-1.0] * cut) for at in range(0, len(ids), cut)]
+        deltas = [parser.feed(ids[at : at + cut], [TokenLogprobs(-1.0)] * cut) for at in range(0, len(ids), cut)]
         deltas.append(parser.finish())
         assert bytes(byte for delta in deltas for token in delta.logprobs for byte in token.bytes).decode() == answer

@@ -2,8 +2,14 @@
 
 import pytest
 
-from deployments.common.errors import ApiError
-from deployments.common.messages import KILLED_FROM_OUTSIDE, EngineRequest, Grammar, Sampling, TokenBatch
+from deployments.common.messages import (
+    KILLED_FROM_OUTSIDE,
+    EngineRequest,
+    Grammar,
+    Sampling,
+    TokenBatch,
+    TokenLogprobs,
+)
 from deployments.routing.stream_progress import StreamProgress
 from tests.deployments.routing.clock import Clock
 
@@ -37,7 +43,9 @@ def test_the_next_engine_continues_behind_the_tokens_delivered() -> None:
     assert progress.deliver(TokenBatch([9])) == TokenBatch([9])
     progress.lost(KILLED_FROM_OUTSIDE)
     rest = progress.next_attempt()
-    assert rest.prompt_ids == [1, 2, 3, 7, 8, 9] and (rest.sampling.max_tokens, rest.sampling.min_tokens) == (97, 2)
+    assert (rest.prompt_ids, rest.generated_tokens) == ([1, 2, 3, 7, 8, 9], 3)
+    assert (rest.sampling.max_tokens, rest.sampling.min_tokens) == (100, 5), "limits count what is generated already"
+    assert rest.max_new_tokens == 97
     assert rest.avoid_replicas == ("r1",) and rest.prefix_replica == "r9" and progress.resumed
     # The new prompt contains the completion so far, so its cached tokens mean nothing to the client.
     assert progress.deliver(TokenBatch([10], cached_tokens=32, replica="r2")) == TokenBatch([10], replica="r2")
@@ -50,18 +58,14 @@ def test_tokens_delivered_by_another_router_count() -> None:
     assert progress.complete
 
 
-def test_a_grammar_starts_again_and_only_new_tokens_are_delivered() -> None:
+def test_a_stream_with_a_grammar_continues_like_any_other() -> None:
     progress = progress_of(Grammar("root ::= [0-9]+"))
     lose(progress, CRASHED, 7, 8, 9)
     again = progress.next_attempt()
-    assert again.prompt_ids == [1, 2, 3] and again.sampling.max_tokens == 100
-    assert progress.deliver(TokenBatch([7, 8], logprobs=[-0.7, -0.8])) == TokenBatch([])
-    assert progress.deliver(TokenBatch([9, 10], logprobs=[-0.9, -1.0])) == TokenBatch([10], logprobs=[-1.0])
-    progress.lost(CRASHED)
-    progress.next_attempt()
-    with pytest.raises(ApiError, match="different") as refused:
-        progress.deliver(TokenBatch([7, 3]))
-    assert refused.value.status == 500
+    assert (again.prompt_ids, again.generated_tokens) == ([1, 2, 3, 7, 8, 9], 3)
+    assert again.sampling == progress_of(Grammar("root ::= [0-9]+")).next_attempt().sampling
+    batch = TokenBatch([10], logprobs=[TokenLogprobs(-1.0)])
+    assert progress.deliver(batch) == batch
 
 
 def test_two_crashes_in_a_row_end_the_request_but_kills_from_outside_do_not() -> None:

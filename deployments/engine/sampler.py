@@ -1,0 +1,164 @@
+"""Chooses the next token of each stream from the model's logits.
+
+In this order: penalties, biases, and masks; then temperature, min-p, top-k and top-p, each over what the one before has
+left (as in vLLM, except that vLLM adds biases before the penalties); then one draw. The random number of a draw depends
+on the seed and the token's position alone, so a stream that continues on another replica, or whose guesses are checked,
+draws what it would have drawn.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deployments.common.messages import Sampling, TokenLogprobs
+from deployments.engine.logprobs import largest, positions, token_logprobs
+from deployments.engine.sampling_state import SamplingState
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+_NEGLIGIBLE = 28.0
+"""Tokens this far below the likeliest one, after temperature, are never drawn: all of a large vocabulary's together
+are less likely than 1 in 10 million."""
+_SORTABLE = 512
+"""So few candidates are sorted at once; of more, the unlikely ones are dropped first."""
+_WORTHWHILE = 0.75
+_FEW = 0.1
+_BLOCK = 256
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Of which stream a row of logits is, and where.
+
+    ahead: guessed tokens between the stream's end and this row. mask: bits of the tokens that a grammar allows, in
+    words of 32 (llguidance's format); None: it allows all.
+    """
+
+    state: SamplingState
+    ahead: Sequence[int] = ()
+    mask: NDArray[np.uint32] | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the largest logit's token is all that is wanted."""
+        state = self.state
+        return (
+            state.greedy
+            and state.unchanged
+            and self.mask is None
+            and state.sampling.top_logprobs is None
+            and not state.must_continue(len(self.ahead))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The token of a row. logprobs: of the model itself, before any sampling parameter; None if not requested."""
+
+    token: int
+    logprobs: TokenLogprobs | None = None
+
+
+def sample(logits: Floats, rows: Sequence[Row]) -> list[Sampled]:
+    """The next token of each row. A row's token does not depend on the other rows.
+
+    logits: [rows, vocabulary]; changed in place. NaN counts as unlikeliest. Where nothing is allowed, or the model has
+    computed nothing but NaN, the token is still one that the mask allows, or else the stream's `end_id`.
+    """
+    if all(row.plain for row in rows):
+        tokens = logits.argmax(axis=1)
+        # The argmax of a row with NaN is the first NaN.
+        if not np.isnan(logits[np.arange(len(rows)), tokens]).any():
+            return [Sampled(token) for token in tokens.tolist()]
+    # Infinite logits and penalties of any size are handled, and no reason to warn.
+    with np.errstate(all="ignore"):
+        return [_sample(values, row) for values, row in zip(logits, rows, strict=True)]
+
+
+def _sample(logits: Floats, row: Row) -> Sampled:
+    state, ahead, sampling = row.state, len(row.ahead), row.state.sampling
+    raw = None if sampling.top_logprobs is None else logits.copy()
+    state.adjust(logits, row.ahead)
+    if row.mask is None:
+        token = _choose(logits, state, ahead)
+    else:
+        allowed = _allowed_ids(row.mask, logits.size)
+        token = int(allowed[_choose(logits[allowed], state, ahead)]) if allowed.size else state.end_id
+    if raw is None or sampling.top_logprobs is None:
+        return Sampled(token)
+    return Sampled(token, token_logprobs(raw, token, sampling.top_logprobs))
+
+
+def _allowed_ids(mask: NDArray[np.uint32], vocabulary: int) -> Ids:
+    return np.unpackbits(mask.view(np.uint8), count=vocabulary, bitorder="little").nonzero()[0]
+
+
+def _choose(logits: Floats, state: SamplingState, ahead: int) -> int:
+    """The index of the chosen one of these logits; of equal ones, the first. May change them in place."""
+    sampling, likeliest = state.sampling, float(logits.max())
+    if not math.isfinite(likeliest):
+        np.nan_to_num(logits, copy=False, nan=-np.inf, posinf=_LARGEST, neginf=-np.inf)
+        likeliest = float(logits.max())
+    if state.greedy or likeliest == -math.inf:
+        return int(logits.argmax())
+    candidates, weights = _candidates(logits, likeliest, sampling)
+    index = _index_at(weights, state.uniform(ahead))
+    return index if candidates is None else int(candidates[index])
+
+
+def _candidates(logits: Floats, likeliest: float, sampling: Sampling) -> tuple[Ids | None, Floats]:
+    """The indices that may be drawn, in ascending order, and their probabilities relative to the likeliest's. None: any
+    may be.
+
+    likeliest: the largest logit, which is finite.
+    """
+    below = _NEGLIGIBLE if sampling.min_p == 0 else min(_NEGLIGIBLE, -math.log(sampling.min_p))
+    near = logits >= likeliest - below * sampling.temperature
+    candidates = None
+    # To pick out most of them takes longer than to go on with all.
+    if sampling.min_p or np.count_nonzero(near) < _FEW * logits.size:
+        candidates = positions(near)
+        logits = logits[candidates]
+    if 0 < sampling.top_k < logits.size:
+        candidates, logits = _reduced(candidates, logits, largest(logits, sampling.top_k))
+    weights = logits - np.float32(likeliest)
+    weights *= np.float32(1 / sampling.temperature)
+    np.exp(weights, out=weights)
+    if sampling.top_p < 1:
+        candidates, weights = _nucleus(candidates, weights, sampling.top_p)
+    return candidates, weights
+
+
+def _nucleus(candidates: Ids | None, weights: Floats, top_p: float) -> tuple[Ids | None, Floats]:
+    """The fewest candidates of the largest weights that make up this share of all."""
+    total = float(weights.sum())
+    needed = top_p * total
+    while weights.size > _SORTABLE:
+        # What is lighter than this weighs less together than may be left out, so all of it is outside.
+        kept = positions(weights >= (total - needed) / weights.size)
+        if kept.size > _WORTHWHILE * weights.size:
+            break
+        candidates, weights = _reduced(candidates, weights, kept)
+        total = float(weights.sum())
+    count = int(np.sort(weights)[::-1].cumsum(dtype=np.float64).searchsorted(needed)) + 1
+    return _reduced(candidates, weights, largest(weights, count))
+
+
+def _reduced(candidates: Ids | None, values: Floats, kept: Ids) -> tuple[Ids, Floats]:
+    return kept if candidates is None else candidates[kept], values[kept]
+
+
+def _index_at(weights: Floats, number: float) -> int:
+    """Where the running sum of the weights passes this share of the whole."""
+    # Block by block, because a running sum over a vocabulary takes as long as all the rest.
+    blocks = np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK)).cumsum(dtype=np.float64)
+    passed = number * blocks[-1]
+    block = min(int(blocks.searchsorted(passed, side="right")), blocks.size - 1)
+    inside = weights[block * _BLOCK : (block + 1) * _BLOCK].cumsum(dtype=np.float64)
+    before = blocks[block - 1] if block else 0.0
+    return block * _BLOCK + min(int(inside.searchsorted(passed - before, side="right")), inside.size - 1)
