@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from cluster.models.folder import ServedModel
-from deployments.common.messages import EngineConfig, Grammar, Sampling
+from deployments.common.messages import EngineConfig, Sampling
 from deployments.common.prefix import BLOCK_TOKENS
 
 _MADV_DONTNEED = 4
@@ -98,18 +98,8 @@ def generation_config(sampling: Sampling, stop_ids: Set[int]) -> Any:
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
         config.rng_seed = seed & (2**63 - 1)
     if sampling.grammar is not None:
-        config.structured_output_config = _structured_output(sampling.grammar)
+        raise ValueError("this pipeline knows no grammars of llguidance")
     return config
-
-
-def _structured_output(grammar: Grammar) -> Any:
-    import openvino_genai
-
-    kinds = openvino_genai.StructuredOutputConfig
-    if grammar.ebnf:
-        return kinds(grammar=grammar.ebnf)
-    tags = [kinds.Tag(tag.begin, kinds.EBNF(tag.grammar), tag.end) for tag in grammar.tags]
-    return kinds(structural_tags_config=kinds.TriggeredTags(triggers=[grammar.trigger], tags=tags))
 
 
 def token_tensor(ids: list[int]) -> Any:
