@@ -72,6 +72,8 @@ RESTRICTED = {
     # The models' folder and their comparison read a model; the engine runs it.
     "openvino": "cluster.models deployments.engine",
     "openvino_genai": "deployments.engine",
+    # Routers check grammars, engines follow them.
+    "llguidance": "deployments.common deployments.engine",
     # Export is the extra `export`; optimum and nncf run as commands of its virtual environment.
     "torch": "cluster.models",
     "optimum": "",

@@ -26,22 +26,10 @@ TYPICAL_COMPLETION_TOKENS = 256
 """Assumed length of a completion until measured ones are known."""
 
 
-class GrammarTag(msgspec.Struct, frozen=True, array_like=True):
-    """Text that starts with `begin`, follows `grammar` (EBNF) and finishes with `end`."""
-
-    begin: str
-    grammar: str
-    end: str
-
-
 class Grammar(msgspec.Struct, frozen=True, array_like=True):
-    """Constrains a completion. With `ebnf`, the whole completion follows it. Without, the text is free until it
-    contains `trigger`, and must then continue with one of the tags. EBNF in XGrammar's syntax; `root` is the first
-    rule."""
+    """What a whole completion must follow. text: as llguidance takes it, in Lark or in JSON with a key `grammars`."""
 
-    ebnf: str = ""
-    trigger: str = ""
-    tags: tuple[GrammarTag, ...] = ()
+    text: str
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):

@@ -50,7 +50,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     """Everything that determines an answer, apart from the model. Equal requests encode to equal bytes.
 
     messages: the conversation. prompt: instead of messages, text or token ids to continue.
-    schema: JSON Schema as JSON text that the answer must follow; empty for none.
+    schema: JSON Schema as JSON text that the answer must follow; empty for none. strict_schema: it is refused where it
+    cannot be enforced as a whole.
     template_args: further arguments of the chat template, as JSON text. num_choices: number of answers.
     max_thinking_tokens: the answer must begin after this many; None for no limit.
     """
@@ -65,6 +66,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     stop: tuple[str, ...] = ()
     num_choices: int = 1
     max_thinking_tokens: int | None = None
+    strict_schema: bool = False
 
 
 class LikelyToken(msgspec.Struct, frozen=True, array_like=True):

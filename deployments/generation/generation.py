@@ -11,11 +11,10 @@ import msgspec
 from deployments.common.messages import EngineRequest, Grammar, Sampling, TokenBatch
 from deployments.common.types import Delta, GenerationRequest, GenerationResult, Usage
 from deployments.generation.endpoint import ModelEndpoint
-from deployments.generation.grammar import ebnf
+from deployments.generation.grammar import grammar_of
 from deployments.generation.output_parser import END_THINK, THINK, OutputParser, ParsedDelta
 from deployments.generation.prompts import RenderedPrompt
 from deployments.generation.sources import TokenSource
-from deployments.generation.tool_formats import forced_calls
 from deployments.observability.tracing import Span, current
 
 _CLOSE_THINKING = f"\n{END_THINK}\n\n"
@@ -24,16 +23,13 @@ _ANSWER, _THINKING = 0, 1
 """Stages of a choice: the thinking, if it is generated apart; and the answer, or all of it."""
 
 
-def grammar_for(request: GenerationRequest, endpoint: ModelEndpoint, max_nodes: int) -> Grammar | None:
+def grammar_for(request: GenerationRequest, endpoint: ModelEndpoint, max_parts: int) -> Grammar | None:
     """The grammar that constrains the answer; None: nothing does. Raises ApiError 400 for an unsupported schema.
 
-    max_nodes: maximum size of the schemas.
+    max_parts: maximum size of the schemas.
     """
-    if request.tools and (
-        grammar := forced_calls(endpoint.prompts.tool_format, request.tools, request.tool_choice, max_nodes)
-    ):
-        return grammar
-    return Grammar(ebnf(request.schema, "response_format", max_nodes)) if request.schema else None
+    prompts = endpoint.prompts
+    return grammar_of(request, prompts.tool_format, prompts.vocabulary.special_markers, max_parts)
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from functools import lru_cache
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from deployments.common.byte_level import BYTE_OF
 from deployments.common.messages import TokenLogprobs
 from deployments.common.types import Choice, FinishReason, LikelyToken, TokenLogprob, ToolDelta
 from deployments.generation.tool_formats import MARKERS
@@ -29,6 +30,7 @@ class Vocabulary:
     """A tokenizer, and those of its tokens that structure a completion.
 
     think, end_think: None if the model does not think. markers: texts of tool calls' markers by token id.
+    special_markers: the ids of those of them that are special tokens, by their text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -38,6 +40,7 @@ class Vocabulary:
         self.markers = {token: text for text in MARKERS if (token := tokenizer.token_to_id(text)) is not None}
         self.bytes_of = lru_cache(maxsize=4096)(self._bytes_of)
         self._special = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
+        self.special_markers = {text: token for token, text in self.markers.items() if token in self._special}
 
     @property
     def thinks(self) -> bool:
@@ -58,8 +61,8 @@ class Vocabulary:
         text = self.tokenizer.id_to_token(token) or ""
         if text.startswith("<0x") and text.endswith(">") and len(text) == 6:
             return (int(text[3:5], 16),)
-        if all(character in _BYTE_OF for character in text):
-            return tuple(_BYTE_OF[character] for character in text)
+        if all(character in BYTE_OF for character in text):
+            return tuple(BYTE_OF[character] for character in text)
         return tuple(text.replace("\u2581", " ").encode())
 
 
@@ -196,14 +199,3 @@ class OutputParser:
             released, self._held = text[: len(text) - held], text[len(text) - held :]
         self._began = self._began or bool(released)
         return released
-
-
-def _bytes_by_character() -> dict[str, int]:
-    """GPT-2's table: the byte that each character of byte-level BPE stands for."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {chr(byte): byte for byte in plain}
-    shifted = (byte for byte in range(256) if byte not in plain)
-    return table | {chr(256 + n): byte for n, byte in enumerate(shifted)}
-
-
-_BYTE_OF = _bytes_by_character()

@@ -1,4 +1,4 @@
-"""How each family of models writes tool calls, how prompts describe tools, and how calls are constrained.
+"""How each family of models writes tool calls, and how prompts describe tools.
 
 Sources: the chat templates of Qwen3 (Hermes' format), Llama 3.1, Phi-4-mini and DeepSeek-R1.
 """
@@ -7,12 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from deployments.common.messages import Grammar, GrammarTag
-from deployments.common.types import Tool, ToolCall, ToolChoice
-from deployments.generation.grammar import ebnf, ebnf_of_calls
-
-_MAX_CALLS = 16
-"""Maximum calls in an answer that must call tools."""
+from deployments.common.types import Tool, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,34 +121,3 @@ MARKERS = (
 def tool_format_of(chat_template: str) -> ToolFormat:
     """The format that the chat template uses; Hermes' if it uses none."""
     return next((tool_format for mark, tool_format in _MARKS if mark in chat_template), HERMES)
-
-
-def forced_calls(
-    tool_format: ToolFormat, tools: tuple[Tool, ...], choice: ToolChoice, max_nodes: int
-) -> Grammar | None:
-    """The grammar for an answer with tools: one that consists of calls, or text in which strict calls are constrained.
-
-    max_nodes: maximum parts of the tools' schemas. None: nothing is constrained. Raises ApiError 400 for a schema that
-    no grammar can enforce.
-    """
-    if choice.mode == "required":
-        allowed = [tool for tool in tools if choice.name in ("", tool.name)]
-        calls = [
-            (before, tool.parameters, after) for tool in allowed for before, after in [tool_format.around(tool.name)]
-        ]
-        max_calls = _MAX_CALLS if choice.parallel and not choice.name else 1
-        around = (tool_format.begin, tool_format.between, tool_format.end)
-        return Grammar(ebnf_of_calls(calls, around, max_calls, "tools", max_nodes))
-    if choice.mode == "none" or not tool_format.opens or not any(tool.strict for tool in tools):
-        return None
-    # Once a call has begun, it is constrained whichever tool it names: those that are not strict take any JSON.
-    tags = [
-        GrammarTag(
-            tool_format.begin + before,
-            ebnf(tool.parameters if tool.strict else "{}", "tools", max_nodes),
-            after + tool_format.end,
-        )
-        for tool in tools
-        for before, after in [tool_format.around(tool.name)]
-    ]
-    return Grammar(trigger=tool_format.opens, tags=tuple(tags))

@@ -72,7 +72,8 @@ class JsonObjectFormat(msgspec.Struct, frozen=True, tag="json_object", tag_field
 
 
 class SchemaSpec(msgspec.Struct, frozen=True):
-    """A named JSON Schema. The answer is constrained to it whether or not `strict` is set."""
+    """A named JSON Schema, to which the answer is constrained. strict: a schema that cannot be enforced as a whole is
+    refused; otherwise it is enforced as far as possible."""
 
     name: Name
     description: str | None = None
@@ -175,6 +176,8 @@ def chat_generation(request: ChatRequest, model: ServedModel, limits: LimitSetti
         stop=stop_strings(request.stop),
         num_choices=request.n or 1,
         max_thinking_tokens=thinking_limit(request.reasoning_effort, request.max_thinking_tokens),
+        strict_schema=isinstance(request.response_format, JsonSchemaFormat)
+        and request.response_format.json_schema.strict is True,
     )
 
 

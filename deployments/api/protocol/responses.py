@@ -63,7 +63,7 @@ class NamedFunction(msgspec.Struct, frozen=True):
 
 
 class ResponseSchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_field="type"):
-    """JSON that a schema allows."""
+    """JSON that a schema allows. strict: a schema that cannot be enforced as a whole is refused."""
 
     name: Name
     schema: dict[str, Any]
@@ -157,6 +157,7 @@ def response_generation(request: ResponseRequest, model: ServedModel, limits: Li
         raise invalid_request("input", "The input is empty; it needs text.", code="empty_prompt")
     tools = tuple(_tool(tool, limits) for tool in request.tools or ())
     effort = request.reasoning.effort if request.reasoning else None
+    answer_format = request.text.format if request.text else None
     return GenerationRequest(
         messages=messages,
         sampling=with_logprobs(
@@ -167,6 +168,7 @@ def response_generation(request: ResponseRequest, model: ServedModel, limits: Li
         schema=_schema(request, limits),
         template_args=template_arguments(None, effort, limits),
         max_thinking_tokens=thinking_limit(effort, None),
+        strict_schema=isinstance(answer_format, ResponseSchemaFormat) and answer_format.strict is True,
     )
 
 

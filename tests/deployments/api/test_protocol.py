@@ -23,7 +23,7 @@ from deployments.api.protocol.responses import read_response, response_error, re
 from deployments.api.protocol.tokens import decode_detokenize, decode_tokenize
 from deployments.common.errors import ApiError
 from deployments.common.types import GenerationRequest
-from deployments.generation.grammar import ebnf
+from deployments.generation.schemas import SchemaPreparer
 
 LIMITS = LimitSettings()
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
@@ -219,7 +219,7 @@ def refusal(api: Api, model: ServedModel, body: bytes) -> ApiError | None:
         for request in api.read(body, model):
             msgspec.msgpack.encode(request)
             for schema in (request.schema, *(tool.parameters for tool in request.tools)):
-                ebnf(schema or "{}", "tools", LIMITS.schema_parts)
+                SchemaPreparer("tools", LIMITS.schema_parts).prepare(schema or "{}", strict=True)
     except ApiError as error:
         assert error.status == 400 and error.message and error.body.error.type == "invalid_request_error"
         return error

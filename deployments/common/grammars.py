@@ -1,0 +1,28 @@
+"""What llguidance may spend on one grammar, the same on routers, which check it, and on engines, which follow it."""
+
+from llguidance import LLMatcher, LLParserLimits
+
+LIMITS = LLParserLimits(
+    # An object with 1,000 optional properties needs 4 items for each; a mask over them, 5 such rows.
+    max_items_in_row=4000,
+    step_max_items=20_000,
+    max_lexer_states=100_000,
+    # Else an error repeats the grammar and the text so far.
+    verbose_errors=False,
+)
+"""With these, the slowest masks that attacks have brought about take 0.2 s (`tests/security/test_grammars.py`)."""
+
+
+def json_grammar(schema: str) -> str:
+    """The grammar of a JSON value that the schema (JSON text) allows, as llguidance takes it."""
+    return f'{{"grammars":[{{"json_schema":{schema}}}]}}'
+
+
+def grammar_error(grammar: str) -> str:
+    """Why llguidance does not take the grammar, in one line; empty if it does."""
+    return first_line(LLMatcher.validate_grammar(grammar, limits=LIMITS))
+
+
+def first_line(message: str) -> str:
+    """llguidance's message without what it says of its own state, which may contain texts of the client."""
+    return message.partition("\n")[0].strip()

@@ -1,0 +1,157 @@
+"""What is checked on a schema as a whole: whether a finite value satisfies it, and what llguidance does not take."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
+from urllib.parse import unquote
+
+from deployments.common.errors import shortened
+from deployments.common.grammars import grammar_error, json_grammar
+
+Schema = dict[str, object]
+Prepared = Schema | bool
+"""A schema whose parts have been checked: every keyword holds what it should."""
+
+_MAX_SEARCH_S = 0.2
+"""For the place of an error, which is only there to help."""
+
+
+def text_of(schema: Prepared, definitions: Sequence[Prepared], options: Schema) -> str:
+    """The schema as JSON text, with all definitions. options: llguidance's."""
+    document: Schema = schema if isinstance(schema, dict) else {} if schema else {"allOf": [False]}
+    numbered = {str(number): definition for number, definition in enumerate(definitions)}
+    return json.dumps({**document, "$defs": numbered, "x-guidance": options}, ensure_ascii=False)
+
+
+def pointed_to(document: object, reference: str) -> object:
+    """What a JSON pointer points to, such as `#/$defs/a`. Raises LookupError."""
+    place = document
+    for part in reference.split("/")[1:]:
+        key = unquote(part).replace("~1", "/").replace("~0", "~")
+        if isinstance(place, dict):
+            place = place[key]
+        elif isinstance(place, list) and key.isascii() and key.isdigit() and len(key) < 10:
+            place = place[int(key)]
+        else:
+            raise LookupError(reference)
+    return place
+
+
+def finite_definitions(definitions: Sequence[Prepared]) -> set[str]:
+    """The references to those definitions that a finite value can satisfy: not, say, a list that needs itself."""
+    finite: set[str] = set()
+    while True:
+        # Backwards, as a definition mostly refers to later ones.
+        found = {
+            f"#/$defs/{number}"
+            for number in range(len(definitions) - 1, -1, -1)
+            if f"#/$defs/{number}" not in finite and is_finite(definitions[number], finite)
+        }
+        if not found:
+            return finite
+        finite |= found
+
+
+def is_finite(schema: object, finite: set[str]) -> bool:
+    """Whether a finite value can satisfy the schema. finite: the references of which that is known."""
+    if not isinstance(schema, dict):
+        return schema is not False
+    if "$ref" in schema and schema["$ref"] not in finite:
+        return False
+    if not all(is_finite(part, finite) for part in schema.get("allOf", ())):
+        return False
+    for keyword in ("anyOf", "oneOf"):
+        if keyword in schema and not any(is_finite(option, finite) for option in schema[keyword]):
+            return False
+    if "const" in schema or "enum" in schema or "type" not in schema:
+        return True
+    types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    checks: dict[str, Callable[[Schema, set[str]], bool]] = {"object": _object_is_finite, "array": _array_is_finite}
+    return any(name not in checks or checks[name](schema, finite) for name in types)
+
+
+def _object_is_finite(schema: Schema, finite: set[str]) -> bool:
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    assert isinstance(properties, dict) and isinstance(required, list)
+    return all(is_finite(properties.get(name, True), finite) for name in required)
+
+
+def _array_is_finite(schema: Schema, finite: set[str]) -> bool:
+    first, fewest = schema.get("prefixItems", []), schema.get("minItems", 0)
+    assert isinstance(first, list) and isinstance(fewest, int)
+    needed = [*first[:fewest], *([schema.get("items", True)] if fewest > len(first) else [])]
+    return all(is_finite(item, finite) for item in needed)
+
+
+def are_tagged(options: object, definitions: Sequence[Prepared]) -> bool:
+    """Whether the schemas are of objects that some required property tells apart: it has other texts in each."""
+    assert isinstance(options, list)
+    schemas = [_behind_reference(option, definitions) for option in options]
+    tags: dict[str, list[set[str]]] = {}
+    for schema in schemas:
+        properties, required = schema.get("properties", {}), schema.get("required", [])
+        assert isinstance(properties, dict) and isinstance(required, list)
+        for name in set(required) if schema.get("type") == "object" else ():
+            if texts := _texts_of(properties.get(name)):
+                tags.setdefault(name, []).append(texts)
+    return any(len(rows) == len(schemas) and len(set().union(*rows)) == sum(map(len, rows)) for rows in tags.values())
+
+
+def _behind_reference(schema: Prepared, definitions: Sequence[Prepared]) -> Schema:
+    """The schema, or what it refers to and nothing else."""
+    if isinstance(schema, dict) and schema.keys() == {"$ref"}:
+        schema = definitions[int(str(schema["$ref"]).rpartition("/")[2])]
+    return schema if isinstance(schema, dict) else {}
+
+
+def _texts_of(schema: object) -> set[str]:
+    """The only texts that the schema allows; empty if it allows anything else."""
+    if not isinstance(schema, dict):
+        return set()
+    options = [schema["const"]] if "const" in schema else schema.get("enum", [])
+    return set(options) if all(isinstance(option, str) for option in options) else set()
+
+
+def states_of(multiples: Sequence[Decimal]) -> int:
+    """About how many states an automaton has that knows the common multiples of these numbers."""
+    decimals = max((-int(number.as_tuple().exponent) for number in multiples), default=0)
+    return math.lcm(*(int(number.scaleb(max(0, decimals))) for number in multiples))
+
+
+def place_of_fault(
+    schema: Prepared, definitions: Sequence[Prepared], targets: Sequence[str], options: Schema, error: str
+) -> tuple[str, str]:
+    """The path of the smallest part that llguidance does not take, as its errors name no place; and its error there.
+
+    targets: the reference to each definition in the client's schema. error: of the whole schema.
+    """
+    until = time.monotonic() + _MAX_SEARCH_S
+
+    def within(part: Prepared, where: str) -> tuple[str, str] | None:
+        if part is False or time.monotonic() > until:
+            return None
+        fault = grammar_error(json_grammar(text_of(part, definitions, options)))
+        if not fault:
+            return None
+        found = (within(inner, f"{where}/{path}") for path, inner in _parts(part))
+        return next(filter(None, found), (where, fault))
+
+    # Definitions that others refer to come later, so the last ones first.
+    places = [*zip(reversed(definitions), reversed(targets), strict=True), (schema, "")]
+    found = (within(part, where.removeprefix("#")) for part, where in places)
+    return next(filter(None, found), ("", error))
+
+
+def _parts(schema: Prepared) -> Iterator[tuple[str, Prepared]]:
+    """The schemas directly within one, with their paths."""
+    for keyword, value in schema.items() if isinstance(schema, dict) else ():
+        if keyword in ("items", "additionalProperties"):
+            yield keyword, value  # type: ignore[misc]
+        elif keyword in ("properties", "patternProperties"):
+            assert isinstance(value, dict)
+            yield from ((f"{keyword}/{shortened(name)}", part) for name, part in value.items())
+        elif keyword in ("allOf", "anyOf", "oneOf", "prefixItems"):
+            assert isinstance(value, list)
+            yield from ((f"{keyword}/{index}", part) for index, part in enumerate(value))
