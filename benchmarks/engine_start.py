@@ -22,7 +22,7 @@ from benchmarks.service import report
 from cluster.models.folder import WEIGHTS_FILE, ServedModel, open_model
 from cluster.settings import ModelSettings, default_models_dir
 from deployments.common.messages import EngineConfig, EngineRequest, Ready, Sampling
-from deployments.engine.model import config_for
+from deployments.engine.model import Chunk, PagedModel, config_for
 from deployments.engine.process import EngineProcess
 
 _CACHES: dict[str, dict[str, str]] = {
@@ -130,24 +130,12 @@ def _load(model: ServedModel, properties: dict[str, str]) -> dict[str, float]:
 
 
 def _load_here(folder: str, properties: dict[str, Any]) -> None:
-    """Runs in a separate process: loads the model as the engine does, and generates one token."""
-    import numpy
-    import openvino
-    import openvino_genai
-
-    scheduler = openvino_genai.SchedulerConfig()
-    scheduler.num_kv_blocks = 64
+    """Runs in a separate process: loads the model as the engine does, and computes a prompt."""
     began = time.perf_counter()
-    properties = {"INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0)), **properties}
-    pipeline = openvino_genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", properties)
+    model = open_model(ModelSettings(source=folder), default_models_dir())
+    paged = PagedModel(config_for(model, tuple(os.sched_getaffinity(0))), properties)
     loaded = time.perf_counter()
-    config = openvino_genai.GenerationConfig()
-    config.max_new_tokens = 1
-    config.apply_chat_template = False
-    ids = openvino.Tensor(numpy.arange(256, dtype=numpy.int64)[None, :])
-    handle = pipeline.add_request(0, ids, config)
-    while handle.get_status() == openvino_genai.GenerationStatus.RUNNING:
-        pipeline.step()
+    paged.forward([Chunk(list(range(256)), 0, list(range(8)), 1)])
     json.dump({"load": loaded - began, "first": time.perf_counter() - loaded}, sys.stdout)
 
 

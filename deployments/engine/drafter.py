@@ -13,7 +13,7 @@ _STORED_TOKENS = 1 << 16
 
 
 class Drafter:
-    """Guesses for all streams of an engine. guessed, accepted: tokens guessed and checked so far, and those that were right."""
+    """Guesses for all streams of an engine. guessed, accepted: guesses checked so far, and those that were right."""
 
     def __init__(self, pace: StepPace) -> None:
         self.guessed = self.accepted = 0
