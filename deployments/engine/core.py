@@ -114,6 +114,10 @@ class Engine:
         if len(prompt) + 1 > self.kv_tokens:
             self._refused[message.id] = TokenBatch([], "overloaded")
             return
+        if message.request.prompt_logprobs:
+            reason = "this engine has no log probabilities of prompts"
+            self._refused[message.id] = TokenBatch([], "invalid", reason=reason)
+            return
         self._waiting[message.id] = (message.request, block_keys(_prompt_of(message.request)))
 
     def _admit(self) -> None:
