@@ -68,6 +68,7 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     namespace: of the caller's answers; the engine says how much of the prompt this namespace has had computed before.
     generated_tokens: how many of the last prompt ids are the completion so far, which another engine generated; the
     limits, penalties and grammar of `sampling` count them. priority: 0 for people, 1 for batch work.
+    prompt_logprobs: whether to report log probabilities of the prompt, with `sampling.top_logprobs` alternatives.
     """
 
     prompt_ids: list[int]
@@ -82,6 +83,7 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     namespace: str = ""
     generated_tokens: int = 0
     priority: int = 0
+    prompt_logprobs: bool = False
 
     @property
     def max_new_tokens(self) -> int:
@@ -107,6 +109,7 @@ class TokenBatch(msgspec.Struct, frozen=True, array_like=True):
     own_cached_tokens: those of them that requests of the same namespace have had computed.
     reason: the engine's message for `invalid`; KILLED_FROM_OUTSIDE or empty for `lost`.
     logprobs: one for each token, if requested.
+    prompt_logprobs: one for each token of the prompt but the first, if requested; all in the first message with tokens.
     replica: the replica that generates; set in the first message, else empty.
     """
 
@@ -117,6 +120,7 @@ class TokenBatch(msgspec.Struct, frozen=True, array_like=True):
     logprobs: list[TokenLogprobs] = []
     replica: str = ""
     own_cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs] = []
 
 
 class EngineConfig(msgspec.Struct, frozen=True):

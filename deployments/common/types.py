@@ -1,5 +1,6 @@
 """A generation request and its result, in one form for every API."""
 
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -54,6 +55,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     cannot be enforced as a whole.
     template_args: further arguments of the chat template, as JSON text. num_choices: number of answers.
     max_thinking_tokens: the answer must begin after this many; None for no limit.
+    prompt_logprobs: whether each choice's log probabilities begin with those of the prompt.
     """
 
     messages: tuple[Message, ...]
@@ -67,6 +69,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     num_choices: int = 1
     max_thinking_tokens: int | None = None
     strict_schema: bool = False
+    prompt_logprobs: bool = False
 
 
 class LikelyToken(msgspec.Struct, frozen=True, array_like=True):
@@ -77,11 +80,12 @@ class LikelyToken(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def text(self) -> str:
-        return bytes(self.bytes).decode(errors="replace")
+        return _decoded(self.bytes)
 
 
 class TokenLogprob(LikelyToken, frozen=True, array_like=True):
-    """A token of the answer. top: the most likely tokens in its place, the most likely first."""
+    """A token of the answer, or of the prompt before it. top: the most likely tokens in its place, the most likely
+    first. The first token of a prompt has the log probability 0: nothing is before it."""
 
     top: tuple[LikelyToken, ...] = ()
 
@@ -147,6 +151,12 @@ class GenerationResult(msgspec.Struct, frozen=True, array_like=True):
             )
             for index, choice in enumerate(self.choices)
         ]
+
+
+# Answers with alternatives have the same few tokens thousands of times.
+@lru_cache(8192)
+def _decoded(utf8: tuple[int, ...]) -> str:
+    return bytes(utf8).decode(errors="replace")
 
 
 def canonical(value: Any) -> str:

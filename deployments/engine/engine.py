@@ -9,6 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from deployments.common.messages import (
     Add,
     Cancel,
@@ -25,6 +28,7 @@ from deployments.engine.blocks import BlockPool
 from deployments.engine.drafter import Drafter
 from deployments.engine.drafts import Draft
 from deployments.engine.grammar import GrammarCompiler, GrammarError, Mask, Matcher
+from deployments.engine.logprobs import next_token_logprobs
 from deployments.engine.model import Chunk, PagedModel, stop_token_ids
 from deployments.engine.pace import StepPace
 from deployments.engine.sampler import Row, Sampled, sample
@@ -206,17 +210,25 @@ class Engine:
         }
         logits = self._model.forward(chunks)
         rows: list[Row] = []
-        for work in plan:
+        kept: list[int] = []
+        end = 0
+        for work, chunk in zip(plan, chunks, strict=True):
+            end += chunk.rows
+            if work.sequence.reports_prompt:
+                _report_prompt(work, logits[end - chunk.rows : end])
             if work.samples:
-                rows += self._rows(work, masks.get(work.sequence.number), batches)
+                own = self._rows(work, masks.get(work.sequence.number), batches)
+                rows += own
+                kept += range(end - len(own), end)
+        sampled = sample(logits if len(kept) == end else logits[kept], rows)
         decoding = sum(len(chunk.tokens) for chunk, work in zip(chunks, plan, strict=True) if work.decodes)
         prompt_tokens = sum(len(chunk.tokens) for chunk in chunks) - decoding
-        sampled = sample(logits, rows)
         generated = taken = 0
-        for work, chunk in zip(plan, chunks, strict=True):
+        for work in plan:
             if work.samples:
-                generated += self._append(work, sampled[taken : taken + chunk.rows], batches)
-                taken += chunk.rows
+                count = 1 + len(work.guesses)
+                generated += self._append(work, sampled[taken : taken + count], batches)
+                taken += count
             else:
                 self._scheduler.computed(work)
         self._measure(decoding, generated, prompt_tokens, time.perf_counter() - started)
@@ -262,7 +274,10 @@ class Engine:
             self._drafter.ended(sequence)
         cached, own = (sequence.cached, sequence.own_cached) if first else (0, 0)
         logprobs = [row.logprobs for row in sampled[: len(ids)] if row.logprobs is not None]
-        batches[sequence.number] = TokenBatch(ids, finish, cached, reason, logprobs, own_cached_tokens=own)
+        prompt_logprobs = sequence.prompt_logprobs if first else []
+        batches[sequence.number] = TokenBatch(
+            ids, finish, cached, reason, logprobs, own_cached_tokens=own, prompt_logprobs=prompt_logprobs
+        )
         return len(ids)
 
     def _measure(self, decoding: int, generated: int, prompt_tokens: int, seconds: float) -> None:
@@ -278,7 +293,22 @@ class Engine:
 def _chunk(work: Work) -> Chunk:
     sequence = work.sequence
     tokens = [*sequence.tokens[sequence.computed : sequence.computed + work.count], *work.guesses]
-    return Chunk(tokens, sequence.computed, sequence.table, work.samples + len(work.guesses))
+    return Chunk(tokens, sequence.computed, sequence.table, work.rows)
+
+
+def _report_prompt(work: Work, logits: npt.NDArray[np.float32]) -> None:
+    """Appends the log probabilities of the prompt's tokens that these rows of logits are before.
+
+    After a preemption some rows are computed again.
+    """
+    sequence = work.sequence
+    first = len(sequence.prompt_logprobs) - sequence.computed
+    if first >= 0:
+        tokens = sequence.tokens[
+            sequence.computed + first + 1 : min(sequence.computed + work.count + 1, sequence.prompt_length)
+        ]
+        top = sequence.request.sampling.top_logprobs or 0
+        sequence.prompt_logprobs += next_token_logprobs(logits[first : first + len(tokens)], tokens, top)
 
 
 def _follow(matcher: Matcher, token: int) -> tuple[StreamFinish, str]:

@@ -3,6 +3,8 @@
 So they are comparable between requests, and say something of greedy answers too. vLLM's default is the same.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,6 +32,12 @@ def token_logprobs(logits: NDArray[np.float32], token: int, top: int) -> TokenLo
     best = largest(logits, top).tolist() if top else []
     best.sort(key=lambda index: (-logits[index], index))
     return TokenLogprobs(logprob(token), tuple((index, logprob(index)) for index in best))
+
+
+def next_token_logprobs(logits: NDArray[np.float32], tokens: Sequence[int], top: int) -> list[TokenLogprobs]:
+    """Of the token that follows each row, and of the `top` most likely ones there. logits: [rows, vocabulary];
+    unchanged."""
+    return [token_logprobs(row, token, top) for row, token in zip(logits, tokens, strict=True)]
 
 
 def largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:

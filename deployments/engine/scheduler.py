@@ -17,6 +17,10 @@ from deployments.engine.pace import StepPace
 from deployments.engine.sequence import Sequence
 
 
+_MAX_LOGIT_ROWS = 64
+"""Of one sequence in a step: 40 MB for a vocabulary of 152,000 words."""
+
+
 @dataclass(slots=True)
 class Work:
     """What a step computes of a sequence: its next `count` tokens, and after them `guesses`."""
@@ -29,6 +33,11 @@ class Work:
     def samples(self) -> bool:
         """Whether the step leaves nothing pending, so that the next token can be sampled."""
         return self.count == self.sequence.pending
+
+    @property
+    def rows(self) -> int:
+        """How many of the last tokens need logits: those to sample after, or all of a prompt with log probabilities."""
+        return self.count if self.sequence.reports_prompt else self.samples + len(self.guesses)
 
     @property
     def decodes(self) -> bool:
@@ -201,6 +210,8 @@ def _importance(sequence: Sequence) -> tuple[int, int]:
 
 def _chunk(sequence: Sequence, budget: int) -> int:
     """How many of its pending tokens fit into the budget: all, or up to the end of a block where that is any."""
+    if sequence.reports_prompt:
+        budget = min(budget, _MAX_LOGIT_ROWS)
     if sequence.pending <= budget:
         return sequence.pending
     end = (sequence.computed + budget) // BLOCK_TOKENS * BLOCK_TOKENS

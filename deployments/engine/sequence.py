@@ -1,6 +1,6 @@
 """A sequence that the engine computes: its tokens, its KV blocks, and how far it is."""
 
-from deployments.common.messages import EngineRequest
+from deployments.common.messages import EngineRequest, TokenLogprobs
 from deployments.common.prefix import BLOCK_TOKENS, BlockKeys
 from deployments.engine.drafts import Draft
 from deployments.engine.grammar import Matcher
@@ -17,7 +17,7 @@ class Sequence:
 
     __slots__ = (
         *("_keys", "admitted", "arrival", "cached", "computed", "draft", "matcher", "number", "own_cached"),
-        *("prompt_length", "request", "sampling", "table", "tokens"),
+        *("prompt_length", "prompt_logprobs", "request", "sampling", "table", "tokens"),
     )
 
     def __init__(
@@ -44,6 +44,7 @@ class Sequence:
         """Whether it has a place among the running sequences, and so may have KV blocks."""
         self.table: list[int] = []
         self.cached = self.own_cached = 0
+        self.prompt_logprobs: list[TokenLogprobs] = []
         self._keys = BlockKeys(self.tokens, salt)
 
     @property
@@ -57,6 +58,11 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     @property
+    def reports_prompt(self) -> bool:
+        """Whether log probabilities of the prompt are still to compute."""
+        return self.request.prompt_logprobs and len(self.prompt_logprobs) < self.prompt_length - 1
+
+    @property
     def generated(self) -> int:
         """Tokens sampled so far."""
         return len(self.tokens) - self.prompt_length
@@ -68,10 +74,12 @@ class Sequence:
 
     @property
     def next_key(self) -> bytes | None:
-        """Key of the next whole block to compute; None within a block, and in the last one."""
+        """Key of the next whole block, if it may come from the prefix cache; None within a block, and in the last one."""
         index, begun = divmod(self.computed, BLOCK_TOKENS)
         # The last token is always computed, as its logits are needed.
-        return None if begun or (index + 1) * BLOCK_TOKENS >= len(self.tokens) else self._keys.keys[index]
+        if begun or (index + 1) * BLOCK_TOKENS >= len(self.tokens) or self.reports_prompt:
+            return None
+        return self._keys.keys[index]
 
     @property
     def left(self) -> int:

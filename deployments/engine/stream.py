@@ -42,6 +42,7 @@ class Stream:
                 batch.reason,
                 unread.logprobs + batch.logprobs,
                 own_cached_tokens=unread.own_cached_tokens or batch.own_cached_tokens,
+                prompt_logprobs=unread.prompt_logprobs or batch.prompt_logprobs,
             )
         self.pending = batch
         self.ended = self.ended or batch.finish_reason != ""

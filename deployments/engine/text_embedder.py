@@ -45,7 +45,10 @@ class TextEmbedder:
         }
         outputs = self._request.infer({name: array for name, array in inputs.items() if name in self._inputs})
         vectors = self._pool(np.asarray(outputs[0], np.float32), mask)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        normalized: npt.NDArray[np.float32] = vectors / np.maximum(
+            np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12
+        )
+        return normalized
 
     def _pool(self, hidden: npt.NDArray[np.float32], mask: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """One vector for each text. hidden: the last layer's states, of shape [texts, tokens, size]."""

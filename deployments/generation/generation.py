@@ -138,9 +138,13 @@ class Generation:
                 return
             ids += self._append(parser, _CLOSE_THINKING if parser.thinking else _AFTER_THINKING)
         sampling = msgspec.structs.replace(sampling, max_tokens=left, grammar=self.grammar)
-        engine_request = EngineRequest(ids, sampling, namespace=self.namespace)
+        wants_prompt = request.prompt_logprobs
+        engine_request = EngineRequest(ids, sampling, namespace=self.namespace, prompt_logprobs=wants_prompt)
         async with aclosing(self._tokens(index, _ANSWER, engine_request)) as stream:
             async for batch in stream:
+                if wants_prompt and batch.ids:
+                    wants_prompt = False
+                    yield _delta(index, parser.feed_prompt(ids, batch.prompt_logprobs))
                 parsed, finish_reason = parser.feed(batch.ids, batch.logprobs), batch.finish_reason
                 if parser.stopped:
                     finish_reason = "stop"

@@ -139,6 +139,13 @@ class OutputParser:
         text, tools = self._without_calls(text, last=False)
         return ParsedDelta(reasoning, text, tools, tuple(self._logprobs[first_new:]))
 
+    def feed_prompt(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> ParsedDelta:
+        """Adds the prompt's tokens before those of the completion. logprobs: one a token, but none for the first."""
+        each = zip(ids, (TokenLogprobs(0.0), *logprobs), strict=True)
+        tokens = tuple(self._vocabulary.logprob_of(token, reported) for token, reported in each)
+        self._logprobs += tokens
+        return ParsedDelta(logprobs=tokens)
+
     def finish(self) -> ParsedDelta:
         """Ends the completion. Returns the text that was held back because a stop string or call might begin in it."""
         rest = "" if self.thinking or self.stopped else self._held

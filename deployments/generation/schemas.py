@@ -189,6 +189,7 @@ class _Document:
             if not old_style and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise self.owner.refusal(where, f"{keyword} must be a number")
             if keyword == "multipleOf":
+                assert isinstance(value, int | float)
                 self._count_multiples(value, where)
         elif keyword == "pattern":
             return self._holds_pattern(value, where)

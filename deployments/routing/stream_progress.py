@@ -65,6 +65,8 @@ class StreamProgress:
             self._request,
             prompt_ids=self._request.prompt_ids + self._delivered,
             generated_tokens=self.tokens,
+            # They come with the first token.
+            prompt_logprobs=self._request.prompt_logprobs and not self._delivered,
             avoid_replicas=tuple(self._avoided),
         )
 

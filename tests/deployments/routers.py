@@ -30,13 +30,14 @@ from tests.conftest import MODEL
 class Engines:
     """A handle of engines that answer every request with the same tokens, or with the same vector.
 
-    on_request: called with each request. tokens, logprobs: those of the answer. blocked: engines send nothing until it
-    is set. error: raised instead of the first token. payload: the last request.
+    on_request: called with each request. tokens, logprobs, prompt_logprobs: those of the answer. blocked: engines send
+    nothing until it is set. error: raised instead of the first token. payload: the last request.
     """
 
     on_request: Callable[[], None] = lambda: None
     tokens: tuple[int, ...] = (40, 41, 42)
     logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     blocked: asyncio.Event | None = None
     error: Exception | None = None
     requests: int = 0
@@ -73,7 +74,9 @@ class Response:
             await self.engines.blocked.wait()
         if self.engines.error is not None:
             raise self.engines.error
-        yield encode(TokenBatch(list(self.engines.tokens), "stop", logprobs=list(self.engines.logprobs)))
+        engines = self.engines
+        reported = {"logprobs": list(engines.logprobs), "prompt_logprobs": list(engines.prompt_logprobs)}
+        yield encode(TokenBatch(list(engines.tokens), "stop", **reported))
 
     def __await__(self) -> Generator[Any, None, bytes]:
         return self._vectors().__await__()

@@ -197,6 +197,22 @@ def test_the_chunks_of_a_completion_add_up_to_the_whole(http: httpx.Client, more
                 assert (tokens, offsets) == (choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"])
 
 
+def test_an_echo_scores_the_prompt_as_its_own_generation_did(http: httpx.Client) -> None:
+    """What lm-evaluation-harness asks for: how likely a given continuation is."""
+    rendered = http.post("/tokenize", json={"model": MODEL, "messages": REQUEST["messages"]}).json()["tokens"]
+    body = {"model": MODEL, "logprobs": 1, "temperature": 0}
+    generated = http.post("/v1/completions", json=body | {"prompt": rendered, "max_tokens": 8}).json()["choices"][0]
+    text = http.post("/detokenize", json={"model": MODEL, "tokens": rendered}).json()["prompt"] + generated["text"]
+    whole = http.post("/tokenize", json={"model": MODEL, "prompt": text, "add_special_tokens": False}).json()["tokens"]
+    scored = http.post("/v1/completions", json=body | {"prompt": whole, "max_tokens": 1, "echo": True}).json()
+    reported = scored["choices"][0]["logprobs"]
+    assert len(reported["token_logprobs"]) == len(whole) + 1 and reported["token_logprobs"][0] is None
+    own = reported["token_logprobs"][len(rendered) : -1]
+    assert own == pytest.approx(generated["logprobs"]["token_logprobs"], abs=0.05)
+    for value, likely in list(zip(reported["token_logprobs"], reported["top_logprobs"], strict=True))[1:]:
+        assert value in likely.values() and value <= max(likely.values())
+
+
 def test_tokens_and_back(http: httpx.Client) -> None:
     body = {"model": MODEL, "prompt": "鸡兔同笼 23", "add_special_tokens": False, "return_token_strs": True}
     tokens = http.post("/tokenize", json=body).json()

@@ -76,7 +76,7 @@ class TopLogprob(msgspec.Struct, frozen=True):
 
     token: str
     logprob: float
-    bytes: list[int]
+    bytes: tuple[int, ...]
 
 
 class ChatLogprob(msgspec.Struct, frozen=True):
@@ -84,7 +84,7 @@ class ChatLogprob(msgspec.Struct, frozen=True):
 
     token: str
     logprob: float
-    bytes: list[int]
+    bytes: tuple[int, ...]
     top_logprobs: list[TopLogprob]
 
 
@@ -156,8 +156,8 @@ def logprobs_of(tokens: Iterable[TokenLogprob]) -> list[ChatLogprob]:
         ChatLogprob(
             token.text,
             token.logprob,
-            list(token.bytes),
-            [TopLogprob(other.text, other.logprob, list(other.bytes)) for other in token.top],
+            token.bytes,
+            [TopLogprob(other.text, other.logprob, other.bytes) for other in token.top],
         )
         for token in tokens
     ]

@@ -29,6 +29,7 @@ from deployments.common.errors import ApiError, invalid_request, new_id, sse_eve
 from deployments.common.types import Delta, GenerationRequest, GenerationResult, TokenLogprob
 
 _DEFAULT_MAX_TOKENS = 16
+_MAX_PROMPT_ALTERNATIVES = 5
 Prompt = str | list[str | int | list[int]]
 
 
@@ -70,8 +71,8 @@ def read_completion(body: bytes, limits: LimitSettings) -> CompletionRequest:
         raise invalid_request("suffix", "suffix is not supported; leave it out.", code="unsupported_parameter")
     if request.best_of not in (None, request.n or 1):
         raise invalid_request("best_of", "best_of must equal n: all choices that are generated are returned.")
-    if request.logprobs is not None and request.echo:
-        message = "logprobs and echo cannot be combined: the engine reports no logprobs of the prompt."
+    if request.echo and (request.logprobs or 0) > _MAX_PROMPT_ALTERNATIVES:
+        message = f"logprobs must be at most {_MAX_PROMPT_ALTERNATIVES} with echo: prompts are long."
         raise invalid_request("logprobs", message)
     check_logit_bias(request.logit_bias)
     if request.stream_options is not None and not request.stream:
@@ -110,16 +111,21 @@ def completion_generations(
         raise invalid_request("max_tokens", "max_tokens must be at least 1.")
     sampling = with_logprobs(sampling_for(model, limits, max_tokens, request), request.logprobs)
     stop, choices = stop_strings(request.stop), request.n or 1
-    return [GenerationRequest((), sampling, prompt, stop=stop, num_choices=choices) for prompt in prompts_of(request)]
+    prompt_logprobs = bool(request.echo) and request.logprobs is not None
+    return [
+        GenerationRequest((), sampling, prompt, stop=stop, num_choices=choices, prompt_logprobs=prompt_logprobs)
+        for prompt in prompts_of(request)
+    ]
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
     """Tokens with the natural logarithms of their probabilities. top_logprobs: for each, the most likely tokens in its
-    place and itself. text_offset: where each begins in the choice's text, in characters."""
+    place and itself. text_offset: where each begins in the choice's text, in characters. With `echo`, the prompt's
+    tokens come first; nothing is known of the very first."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 
@@ -151,12 +157,14 @@ class TextCursor:
     """
 
     def __init__(self, start: int) -> None:
+        self.at_start = True
+        """Whether no token has been passed yet."""
         self._position = start
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def advance(self, token: TokenLogprob) -> int:
         """Moves past the token and returns where it begins."""
-        start = self._position
+        start, self.at_start = self._position, False
         self._position += len(self._utf8.decode(bytes(token.bytes)))
         return start
 
@@ -173,7 +181,8 @@ class CompletionWriter:
         )
         self._logprobs = request.logprobs
         self._echo = [text for text in echo for _ in range(request.n or 1)]
-        self._cursors = [TextCursor(len(text)) for text in self._echo]
+        self._reports_prompt = bool(request.echo) and request.logprobs is not None
+        self._cursors = [TextCursor(0 if self._reports_prompt else len(text)) for text in self._echo]
 
     def complete(self, answer: GenerationResult) -> TextCompletion:
         choices = [
@@ -210,11 +219,14 @@ class CompletionWriter:
     def _logprobs_of(self, choice: int, tokens: tuple[TokenLogprob, ...]) -> TokenLogprobs | None:
         if self._logprobs is None:
             return None
+        cursor = self._cursors[choice]
+        begins = self._reports_prompt and cursor.at_start
+        marked = [(begins and index == 0, token) for index, token in enumerate(tokens)]
         return TokenLogprobs(
             [token.text for token in tokens],
-            [token.logprob for token in tokens],
-            [_most_likely(token) for token in tokens] if self._logprobs else None,
-            [self._cursors[choice].advance(token) for token in tokens],
+            [None if first else token.logprob for first, token in marked],
+            [None if first else _most_likely(token) for first, token in marked] if self._logprobs else None,
+            [cursor.advance(token) for token in tokens],
         )
 
 

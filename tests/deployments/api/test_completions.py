@@ -28,6 +28,10 @@ def choices(draw: st.DrawFn) -> Choice:
     return Choice("", written, "stop", (), tuple(TokenLogprob(tuple(token), -0.5) for token in tokens))
 
 
+def _characters(prompt: str) -> list[TokenLogprob]:
+    return [TokenLogprob(tuple(character.encode()), -1.5) for character in prompt]
+
+
 def deltas_of(index: int, choice: Choice, cut: int) -> list[Delta]:
     """The deltas of a choice: its logprobs in deltas of `cut` tokens, then a delta with its text."""
     pieces = [
@@ -52,6 +56,11 @@ def assembled(events: bytes, count: int) -> list[dict[str, Any]]:
 @given(st.lists(text, min_size=1, max_size=2), st.integers(1, 2), st.data(), st.integers(1, 4), st.randoms())
 def test_chunks_put_together_are_the_whole(prompts: list[str], n: int, data: Any, cut: int, order: Any) -> None:
     drawn = data.draw(st.lists(choices(), min_size=n * len(prompts), max_size=n * len(prompts)))
+    drawn = [
+        # With an echo, the prompt's tokens come first.
+        msgspec.structs.replace(choice, logprobs=(*_characters(prompts[index // n]), *choice.logprobs))
+        for index, choice in enumerate(drawn)
+    ]
     result = GenerationResult(tuple(drawn), USAGE, 0.0)
     request = CompletionRequest("m", "x", n=n, logprobs=1, echo=True, stream=True, stream_options=StreamOptions())
     body = msgspec.to_builtins(CompletionWriter(request, "fp", prompts).complete(result))

@@ -177,6 +177,38 @@ def test_completions_report_alternatives_by_their_texts(
     asyncio.run(work())
 
 
+def test_an_echo_has_the_log_probabilities_of_the_prompt(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
+) -> None:
+    async def work() -> None:
+        prompt = tokenizer.encode("鸡1 2", add_special_tokens=False).ids
+        a, b = (tokenizer.token_to_id(text) for text in "ab")
+        of_prompt = tuple(TokenLogprobs(-float(n), ((a, -0.5),)) for n in range(1, len(prompt)))
+        engines = Engines(tokens=(b,), logprobs=(TokenLogprobs(-9.0, ((b, -9.0),)),), prompt_logprobs=of_prompt)
+        async with asking(server, monkeypatch, engines) as client:
+            body = {"model": MODEL, "prompt": "鸡1 2", "temperature": 0, "logprobs": 1, "echo": True}
+            whole = (await client.post("/v1/completions", json=body)).json()["choices"][0]
+            assert whole["text"] == "鸡1 2b" and engines.request.prompt_logprobs
+            reported = whole["logprobs"]
+            assert reported["token_logprobs"] == [None, *(-float(n) for n in range(1, len(prompt))), -9.0]
+            assert reported["top_logprobs"][0] is None and reported["top_logprobs"][1]["a"] == -0.5
+            assert reported["text_offset"][0] == 0 and reported["text_offset"][-1] == len("鸡1 2")
+            hit = (await client.post("/v1/completions", json=body)).json()["choices"][0]
+            ids = (await client.post("/v1/completions", json=body | {"prompt": prompt})).json()["choices"][0]
+            assert hit == whole and ids == whole
+            events = events_of(await client.post("/v1/completions", json=body | {"stream": True}))
+            parts = [event["choices"][0] for event in events if event["choices"]]
+            assert "".join(part["text"] for part in parts) == whole["text"]
+            for name, values in reported.items():
+                assert [v for part in parts if part["logprobs"] for v in part["logprobs"][name]] == values
+            many = await client.post("/v1/completions", json=body | {"logprobs": 6})
+            assert (many.status_code, many.json()["error"]["param"]) == (400, "logprobs")
+            plain = (await client.post("/v1/completions", json=body | {"echo": False})).json()["choices"][0]
+            assert plain["logprobs"]["tokens"] == ["b"] and not engines.request.prompt_logprobs
+
+    asyncio.run(work())
+
+
 @pytest.mark.parametrize("missing", [0, 1], ids=["whole", "cut"])
 def test_tokens_that_are_parts_of_a_character_come_once_in_responses(
     server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, missing: int

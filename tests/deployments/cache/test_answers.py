@@ -106,6 +106,7 @@ def test_the_key_covers_all_that_the_answer_depends_on(server: OwnRedis) -> None
         GenerationRequest((Message("user", "a"), Message("user", "")), Sampling(5)),
         GenerationRequest((), Sampling(5), "a"),
         GenerationRequest((), Sampling(5), (1, 2)),
+        GenerationRequest((), Sampling(5), (1, 2), prompt_logprobs=True),
     ]
     keys = {answers.key("m", "s", "n", question) for question in questions}
     other_subjects = [("m", "s2", "n"), ("m", "s", "other"), ("m2", "s", "n")]

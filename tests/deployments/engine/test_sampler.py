@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from deployments.common.messages import Sampling
+from deployments.engine.logprobs import next_token_logprobs
 from deployments.engine.sampler import Row, Sampled, sample
 from deployments.engine.sampling_state import SamplingState, TokenCounts
 
@@ -369,6 +370,15 @@ def test_logprobs_are_the_models_own(size: int) -> None:
             assert [token for token, _ in logprobs.top] == best[:top].tolist()
             assert [value for _, value in logprobs.top] == pytest.approx(expected[best[:top]].tolist(), abs=1e-5)
     assert choose(logits, Row(state_of(Sampling(9), size=size))).logprobs is None
+
+
+def test_next_tokens_are_reported_row_by_row() -> None:
+    logits = np.array([logits_after([n]) for n in range(4)])
+    reported = next_token_logprobs(logits, [5, 6, 7, 8], 2)
+    for row, token, logprobs in zip(logits, [5, 6, 7, 8], reported, strict=True):
+        chances = np.exp(row.astype(np.float64)) / np.exp(row.astype(np.float64)).sum()
+        assert logprobs.chosen == pytest.approx(math.log(chances[token]), abs=1e-5)
+        assert [other for other, _ in logprobs.top] == np.argsort(-chances)[:2].tolist()
 
 
 def test_alternatives_with_equal_logits_come_by_their_ids() -> None:

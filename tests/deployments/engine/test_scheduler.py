@@ -11,7 +11,7 @@ from deployments.common.messages import EngineRequest, Sampling
 from deployments.common.prefix import BLOCK_TOKENS
 from deployments.engine.blocks import BlockPool
 from deployments.engine.pace import StepPace
-from deployments.engine.sampler import SamplingState
+from deployments.engine.sampling_state import SamplingState
 from deployments.engine.scheduler import Scheduler
 from deployments.engine.sequence import Sequence
 

@@ -58,6 +58,15 @@ def test_tokens_delivered_by_another_router_count() -> None:
     assert progress.complete
 
 
+def test_the_prompts_log_probabilities_are_requested_until_the_first_token() -> None:
+    progress = StreamProgress(EngineRequest([1, 2], Sampling(9, top_logprobs=0), prompt_logprobs=True), clock=Clock())
+    lose(progress, CRASHED)
+    assert progress.next_attempt().prompt_logprobs
+    progress.deliver(TokenBatch([5], prompt_logprobs=[TokenLogprobs(-1.0)]))
+    progress.lost(CRASHED)
+    assert not progress.next_attempt().prompt_logprobs
+
+
 def test_a_stream_with_a_grammar_continues_like_any_other() -> None:
     progress = progress_of(Grammar("root ::= [0-9]+"))
     lose(progress, CRASHED, 7, 8, 9)
