@@ -3,6 +3,7 @@
 from collections.abc import Sequence as Streams
 
 from deployments.engine.drafts import MAX_GUESSES, MAX_MATCH, CompletionStore, worthwhile
+from deployments.engine.grammar import GrammarError, Matcher
 from deployments.engine.pace import StepPace
 from deployments.engine.sequence import Sequence
 
@@ -39,7 +40,7 @@ class Drafter:
         limit = min(MAX_GUESSES, sequence.left - 1)
         if sequence.draft is None or limit <= 0:
             return []
-        if sequence.matcher is not None and (forced := sequence.matcher.forced()):
+        if sequence.matcher is not None and (forced := _forced(sequence.matcher)):
             return forced[:limit]
         end = sequence.tokens[-MAX_MATCH:]
         return sequence.draft.guess(end, self._completions, sequence.request.namespace, limit)
@@ -55,3 +56,11 @@ class Drafter:
         """Remembers the completion of a stream that has ended."""
         if sequence.draft is not None:
             self._completions.add(sequence.request.namespace, sequence.tokens[sequence.prompt_length :])
+
+
+def _forced(matcher: Matcher) -> list[int]:
+    """The tokens that the grammar forces next; none if it fails, which its mask will show too."""
+    try:
+        return matcher.forced()
+    except GrammarError:
+        return []

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Sequence_
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +25,7 @@ from deployments.common.messages import (
 )
 from deployments.common.prefix import BLOCK_TOKENS
 from deployments.engine.blocks import BlockPool
+from deployments.engine.compilations import Compilations
 from deployments.engine.drafter import Drafter
 from deployments.engine.drafts import Draft
 from deployments.engine.grammar import GrammarCompiler, GrammarError, Mask, Matcher
@@ -42,7 +43,6 @@ _PROBING_S = 0.2
 _MIN_PREFILL_SAMPLE = 64
 """Minimum prompt tokens in a step for the step to count in the prefill speed."""
 _PREFILL_SPEED_WEIGHT = 0.2
-_COMPILE_WAIT_S = 0.01
 
 
 class Engine:
@@ -56,7 +56,7 @@ class Engine:
         self._model = PagedModel(config, properties)
         folder = Path(config.model_dir)
         self._stop_ids = stop_token_ids(folder)
-        self._grammars = GrammarCompiler(folder, self._model.vocabulary, self._stop_ids)
+        self._compilations = Compilations(GrammarCompiler(folder, self._model.vocabulary, self._stop_ids))
         self._max_step_tokens = config.max_num_batched_tokens
         self._pool = BlockPool(self._model.blocks)
         self._pace = StepPace(config.decode_slowdown, config.max_num_batched_tokens, BLOCK_TOKENS)
@@ -65,9 +65,6 @@ class Engine:
         self._drafter = Drafter(self._pace)
         self._guess_tokens = config.guess_tokens
         self._sequences: dict[int, Sequence] = {}
-        self._compiling: dict[int, Future[Matcher]] = {}
-        """Sequences whose grammars are being compiled, on a thread, since that may take a second."""
-        self._compiler = ThreadPoolExecutor(1, "compile")
         self._masker = ThreadPoolExecutor(1, "mask")
         """Computes masks beside the forward pass."""
         self._refused: dict[int, TokenBatch] = {}
@@ -133,7 +130,7 @@ class Engine:
         if request.sampling.grammar is None:
             self._scheduler.add(sequence)
         else:
-            self._compiling[message.id] = self._compiler.submit(self._compile, request)
+            self._compilations.start(message.id, request)
 
     def _sequence(self, number: int, request: EngineRequest) -> Sequence:
         sampling = SamplingState(
@@ -143,38 +140,21 @@ class Engine:
         salt = request.namespace.encode() if self._isolate else b""
         return Sequence(number, self._arrivals, request, sampling, draft, salt)
 
-    def _compile(self, request: EngineRequest) -> Matcher:
-        """The state of the request's completion so far in its grammar. Raises GrammarError."""
-        assert request.sampling.grammar is not None
-        matcher = self._grammars.compile(request.sampling.grammar)
-        if request.generated_tokens:
-            matcher.consume(request.prompt_ids[-request.generated_tokens :])
-        return matcher
-
     def _add_compiled(self) -> None:
         """Lets the sequences wait for a place whose grammars are compiled."""
-        if not self._compiling:
-            return
-        if len(self._sequences) == len(self._compiling):
-            # There is nothing else to do. Not for long: other messages may arrive.
-            wait(self._compiling.values(), _COMPILE_WAIT_S, FIRST_COMPLETED)
-        for number, compiling in list(self._compiling.items()):
-            if not compiling.done():
-                continue
-            del self._compiling[number]
-            try:
-                self._sequences[number].matcher = compiling.result()
-            except GrammarError as error:
+        idle = len(self._sequences) == len(self._compilations)
+        for number, compiled in self._compilations.done(idle=idle):
+            if isinstance(compiled, GrammarError):
                 del self._sequences[number]
-                self._refused[number] = TokenBatch([], "invalid", reason=str(error))
+                self._refused[number] = TokenBatch([], "invalid", reason=str(compiled))
             else:
+                self._sequences[number].matcher = compiled
                 self._scheduler.add(self._sequences[number])
 
     def cancel(self, message: Cancel) -> None:
         """Ends a stream that nobody reads. Does nothing if it has ended."""
         self._refused.pop(message.id, None)
-        if (compiling := self._compiling.pop(message.id, None)) is not None:
-            compiling.cancel()
+        if self._compilations.cancel(message.id):
             del self._sequences[message.id]
         elif (sequence := self._sequences.get(message.id)) is not None:
             self._end(sequence)

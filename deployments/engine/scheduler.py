@@ -16,7 +16,6 @@ from deployments.engine.blocks import BlockPool
 from deployments.engine.pace import StepPace
 from deployments.engine.sequence import Sequence
 
-
 _MAX_LOGIT_ROWS = 64
 """Of one sequence in a step: 40 MB for a vocabulary of 152,000 words."""
 

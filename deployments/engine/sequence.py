@@ -74,7 +74,7 @@ class Sequence:
 
     @property
     def next_key(self) -> bytes | None:
-        """Key of the next whole block, if it may come from the prefix cache; None within a block, and in the last one."""
+        """Key of the next whole block, if that may come from the prefix cache; None within a block, and in the last."""
         index, begun = divmod(self.computed, BLOCK_TOKENS)
         # The last token is always computed, as its logits are needed.
         if begun or (index + 1) * BLOCK_TOKENS >= len(self.tokens) or self.reports_prompt:

@@ -1,15 +1,18 @@
 """The engine on the bundled model: whatever happens around it, a stream's text is that of an otherwise idle engine."""
 
+import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 import pytest
 
 from cluster.models.folder import ServedModel
-from deployments.common.messages import Add, Cancel, EngineRequest, Sampling
+from deployments.common.grammars import json_grammar
+from deployments.common.messages import Add, Cancel, EngineRequest, Grammar, Sampling, TokenBatch, TokenLogprobs
 from deployments.common.types import GenerationRequest, Message
 from deployments.engine.engine import Engine
 from deployments.engine.model import config_for
@@ -103,15 +106,25 @@ def over_the_limit(texts: Texts, chance: random.Random) -> None:
         texts.step()
 
 
-def engine(model: ServedModel, **otherwise: Any) -> Engine:
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+"""Logits that do not depend on the size of the batch, so that draws are equal too."""
+
+
+def engine(model: ServedModel, properties: Mapping[str, str] = MappingProxyType({}), **otherwise: Any) -> Engine:
     config = config_for(model, tuple(sorted(os.sched_getaffinity(0))))
-    return Engine(msgspec.structs.replace(config, **otherwise))
+    return Engine(msgspec.structs.replace(config, **otherwise), properties)
 
 
 @pytest.fixture(scope="module")
 def calm(bundled: ServedModel) -> Engine:
     """Generates one text at a time, without guesses."""
     return engine(bundled, guess_tokens=False)
+
+
+@pytest.fixture(scope="module")
+def exact(bundled: ServedModel) -> Engine:
+    """The same, in full precision."""
+    return engine(bundled, EXACT, guess_tokens=False)
 
 
 @pytest.mark.parametrize(
@@ -154,10 +167,10 @@ REPEATED = list(range(20, 60)) * 3
 
 
 @pytest.mark.parametrize("sampling", [Sampling(80, ignore_eos=True), Sampling(80, 0.8, seed=5, ignore_eos=True)])
-def test_guesses_change_no_text_and_save_steps(bundled: ServedModel, calm: Engine, sampling: Sampling) -> None:
+def test_guesses_change_no_text_and_save_steps(bundled: ServedModel, exact: Engine, sampling: Sampling) -> None:
     """Sampled texts are the same too: each position of a text has its own random number."""
-    guessing = engine(bundled)
-    [plain] = generate(calm, EngineRequest(REPEATED, sampling))
+    guessing = engine(bundled, EXACT)
+    [plain] = generate(exact, EngineRequest(REPEATED, sampling))
     assert generate(guessing, EngineRequest(REPEATED, sampling)) == [plain]
     earlier = guessing.load.decoded_tokens
     steps = 0
@@ -169,11 +182,11 @@ def test_guesses_change_no_text_and_save_steps(bundled: ServedModel, calm: Engin
     assert guessing.load.decoded_tokens - earlier == len(plain)
 
 
-def test_a_stream_carried_on_elsewhere_draws_what_it_would_have_drawn(bundled: ServedModel, calm: Engine) -> None:
+def test_a_stream_carried_on_elsewhere_draws_what_it_would_have_drawn(bundled: ServedModel, exact: Engine) -> None:
     sampling = Sampling(60, 0.9, top_p=0.95, seed=11, presence_penalty=0.7, ignore_eos=True)
-    [whole] = generate(calm, EngineRequest(REPEATED, sampling))
+    [whole] = generate(exact, EngineRequest(REPEATED, sampling))
     carried_on = EngineRequest(REPEATED + whole[:23], sampling, generated_tokens=23)
-    assert generate(calm, carried_on) == [whole[23:]]
+    assert generate(exact, carried_on) == [whole[23:]]
 
 
 def test_prefixes_are_shared_only_within_a_namespace_where_that_is_asked_for(bundled: ServedModel) -> None:
@@ -216,3 +229,55 @@ def test_what_does_not_fit_is_refused_and_costs_the_others_nothing(bundled: Serv
     while small.busy:
         ends |= {number: batch.finish_reason for number, batch in small.step().streams.items() if batch.finish_reason}
     assert ends[4] == "overloaded", "alone, and more than the whole KV cache"
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"first": {"enum": ["北京", "上海"]}, "second": {"type": "integer", "minimum": 3, "maximum": 12}},
+    "required": ["first", "second"],
+    "additionalProperties": False,
+    "x-guidance": {"whitespace_flexible": False},
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_grammar_holds_with_guesses_and_carried_on(bundled: ServedModel, exact: Engine, temperature: float) -> None:
+    sampling = Sampling(200, temperature, seed=3, grammar=Grammar(json_grammar(json.dumps(SCHEMA))))
+    guessing = engine(bundled, EXACT)
+    request = EngineRequest(REPEATED, sampling)
+    [plain] = generate(exact, request)
+    assert generate(guessing, request) == [plain]
+    assert guessing.load.accepted_tokens > 5, "what the grammar forces is guessed"
+    assert generate(exact, EngineRequest(REPEATED + plain[:4], sampling, generated_tokens=4)) == [plain[4:]]
+    decoded = json.loads(PromptRenderer(bundled).vocabulary.tokenizer.decode(plain))
+    assert decoded["first"] in ("北京", "上海") and 3 <= decoded["second"] <= 12
+
+
+def test_a_grammar_that_fails_ends_its_own_stream_alone(calm: Engine) -> None:
+    calm.add(Add(1, EngineRequest(REPEATED, Sampling(9, grammar=Grammar("start: undefined")))))
+    calm.add(Add(2, EngineRequest(REPEATED, Sampling(9, ignore_eos=True))))
+    ends: dict[int, TokenBatch] = {}
+    while calm.busy:
+        ends |= {number: batch for number, batch in calm.step().streams.items() if batch.finish_reason}
+    assert ends[1].finish_reason == "invalid" and ends[1].reason
+    assert ends[2].finish_reason == "length"
+
+
+def test_log_probabilities_of_a_prompt_are_those_of_its_generation(bundled: ServedModel, calm: Engine) -> None:
+    sampling = Sampling(50, top_logprobs=3, ignore_eos=True)
+    generated, logprobs = list[int](), list[TokenLogprobs]()
+    calm.add(Add(1, EngineRequest(REPEATED, sampling)))
+    while calm.busy:
+        for batch in calm.step().streams.values():
+            generated, logprobs = generated + batch.ids, logprobs + batch.logprobs
+    small_steps = engine(bundled, max_num_batched_tokens=48)
+    small_steps.add(Add(1, EngineRequest(REPEATED, Sampling(1))))  # the prefix cache must not swallow any
+    reported: list[TokenLogprobs] = []
+    small_steps.add(Add(2, EngineRequest(REPEATED + generated, Sampling(1, top_logprobs=3), prompt_logprobs=True)))
+    while small_steps.busy:
+        for batch in small_steps.step().streams.values():
+            reported += batch.prompt_logprobs
+    assert len(reported) == len(REPEATED) + len(generated) - 1
+    for ours, theirs in zip(reported[-len(generated) :], logprobs, strict=True):
+        assert ours.chosen == pytest.approx(theirs.chosen, abs=0.3)
+        assert ours.top[0][1] == pytest.approx(theirs.top[0][1], abs=0.3)
