@@ -301,6 +301,7 @@ def test_secrets_are_stored_nowhere_and_keys_outlive_a_restart(guarded: Dray, ke
     assert ask(guarded, "").status_code == 401 and ask(guarded, key).status_code == 200
 
 
+@pytest.mark.slow
 def test_without_its_last_key_it_stays_shut_until_keys_are_disabled(guarded: Dray, key: str) -> None:
     """The last test here: afterwards no key is left."""
     for team in run_json(guarded, "teams", "list"):

@@ -116,6 +116,7 @@ def test_ctrl_c_leaves_nothing(another: Dray, number: signal.Signals) -> None:
         probe.bind(("127.0.0.1", another.port))
 
 
+@pytest.mark.slow
 def test_down_clears_away_what_a_killed_launcher_left(another: Dray) -> None:
     assert another.run("up", "--detach").returncode == 0
     record = json.loads((another.folder / "s" / "dray.json").read_text())
@@ -193,6 +194,7 @@ def test_without_its_redis_dray_serves_uncached_until_redis_restarts(dray: Dray,
     wait_for(lambda: ask(http, question).headers["x-dray-cache"] == "hit")
 
 
+@pytest.mark.slow
 def test_when_ray_ends_at_once_dray_ends_with_one_line_and_leaves_nothing(another: Dray) -> None:
     assert another.run("up", "--detach").returncode == 0
     launcher = launcher_of(another)
