@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -11,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from cluster import liveness
 from cluster.models.folder import ServedModel, open_models
 from cluster.node import Node
 from cluster.serve_config import ENGINE, RouterArgs
@@ -143,6 +145,8 @@ class Router:
         self._tasks.supervise("refresh teams and keys", self._authenticator.refresh_forever)
         self._tasks.supervise("flush usage", self._usage.flush_forever)
         self._tasks.supervise("renew quota leases", self._quotas.renew_forever)
+        if folder := os.environ.get(liveness.FOLDER):
+            self._tasks.supervise("show life", lambda: liveness.show_life(Path(folder)))
         if self._settings.router.replica_limit > self._settings.router.replicas:
             self._tasks.supervise("router heartbeat", lambda: heartbeat(self._teams, self._set_routers))
         yield

@@ -14,6 +14,7 @@ from typing import Any
 
 from ray import serve
 
+from cluster import liveness
 from cluster.cores import pin_process
 from cluster.models.folder import ServedModel, open_model
 from cluster.node import Node
@@ -51,6 +52,7 @@ class EmbedderReplica:
         loaded = time.perf_counter()
         await asyncio.to_thread(self._pipeline.embed_documents, ["warm-up"])
         ready = Ready(loaded - started, time.perf_counter() - loaded, 0)
+        self._life = asyncio.create_task(liveness.show_life(Path(os.environ[liveness.FOLDER])))
         self._metrics.started(self._lease.cpus, os.getpid(), ready)
         log.info("embedder ready", extra={"cpus": list(self._lease.cpus), "load_s": ready.load_s})
 
