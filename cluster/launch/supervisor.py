@@ -12,7 +12,7 @@ from functools import partial
 from cluster.configuration import changed_fixed_settings, parse
 from cluster.launch import membership
 from cluster.launch.duty import Duty
-from cluster.launch.preflight import LaunchError, check_change
+from cluster.launch.preflight import LaunchError, check_change, with_routers
 from cluster.launch.rollout import RolloutError, roll
 from cluster.launch.serving import apply, one_line
 from cluster.launch.state import DeployRequest, DeployRequestError, Record, take_deploy_request, write_record
@@ -126,7 +126,7 @@ class Supervisor:
 
     def _plan(self, request: DeployRequest) -> tuple[Routers, Iterator[str]]:
         """What the request wants to run, and the steps to it. Raises LaunchError, SettingsError."""
-        settings = parse(request.settings)
+        settings = with_routers(parse(request.settings), self._usable)
         if changed := changed_fixed_settings(settings, self._routers.settings):
             raise LaunchError(f"{', '.join(changed)} cannot change while Dray runs; use dray down, then dray up")
         found, free, beside = check_change(settings, self._routers.engines)
