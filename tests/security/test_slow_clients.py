@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import stat
 import subprocess
@@ -208,6 +209,13 @@ def test_the_service_listens_where_the_settings_say() -> None:
     for host, expected in (("0.0.0.0", "bind 0.0.0.0:8000"), ("::", "bind ipv6@:::8000"), ("", "bind 127.0.0.1:8000")):
         made = haproxy.changed(config, {haproxy.HOST: host})
         assert re.findall("bind .*", made) == [expected]
+
+
+def test_what_it_writes_to_files_is_bounded(proxy: Proxy) -> None:
+    soft, hard = proxy.process.rlimit(psutil.RLIMIT_FSIZE)
+    assert 0 < soft <= hard <= 10 * 2**20
+    ignored = Path(f"/proc/{proxy.process.pid}/status").read_text().partition("SigIgn:")[2].split()[0]
+    assert int(ignored, 16) >> (signal.SIGXFSZ - 1) & 1, "else it would die at the limit"
 
 
 def test_until_a_router_is_known_clients_are_told_to_try_again() -> None:
