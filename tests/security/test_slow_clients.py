@@ -55,6 +55,10 @@ class Backend(BaseHTTPRequestHandler):
     cut_off = threading.Event()
 
     def do_GET(self) -> None:
+        if self.path == "/dies":
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
         if self.path == "/late":
             time.sleep(BACKEND_S)
         if self.path == "/endless":
@@ -184,6 +188,17 @@ def test_a_client_that_stops_reading_is_cut_off_and_costs_little(proxy: Proxy) -
         connection.sendall(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
         assert Backend.cut_off.wait(PATIENCE_S)
     assert Backend.sent < 2_000_000
+
+
+def test_a_router_that_dies_gets_openais_error(proxy: Proxy) -> None:
+    def answer_of_haproxy() -> httpx.Response | None:
+        try:
+            return httpx.get(f"{proxy.url}/dies")
+        except httpx.RemoteProtocolError:
+            return None  # where HAProxy's connection to the router was an older one, it only closes the client's
+
+    answer = wait_for(answer_of_haproxy)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "router_ended")
 
 
 def test_http2_without_tls_is_refused(proxy: Proxy) -> None:
