@@ -238,11 +238,11 @@ class Routers:
 
     def _scale(self) -> dict[str, Any]:
         router = self.settings.router
-        if router.replica_limit == router.replicas:
-            return {"num_replicas": router.replicas}
+        if router.replica_limit == router.replica_minimum:
+            return {"num_replicas": router.replica_minimum}
         return {
             "autoscaling_config": {
-                "min_replicas": router.replicas,
+                "min_replicas": router.replica_minimum,
                 "max_replicas": router.replica_limit,
                 "target_ongoing_requests": router.target_streams,
                 "upscale_delay_s": 5,

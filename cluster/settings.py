@@ -197,10 +197,11 @@ class ServerSettings(Group):
 class RouterSettings(Group):
     """The routers: the HTTP service in front of the engines."""
 
-    replicas: Positive = Field(
-        1,
-        description="Minimum number of router replicas, behind HAProxy. A router that dies breaks its streams: with "
-        "only one, that is all of them. With several machines, each runs at most one.",
+    replicas: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Minimum number of router replicas, behind HAProxy. 0: 2 where a machine by itself has 4 cores or "
+        "more, else 1. A router that dies breaks its streams: with only one, that is all of them. With several "
+        "machines, each runs at most one.",
     )
     max_replicas: Annotated[int, Field(ge=0)] = Field(
         0, description="Maximum number of router replicas; 0 turns autoscaling off."
@@ -219,9 +220,14 @@ class RouterSettings(Group):
     )
 
     @property
+    def replica_minimum(self) -> int:
+        """Minimum number of router replicas, at least 1."""
+        return max(1, self.replicas)
+
+    @property
     def replica_limit(self) -> int:
         """Maximum number of router replicas."""
-        return self.replicas if self.replicas > self.max_replicas else self.max_replicas
+        return max(self.replica_minimum, self.max_replicas)
 
 
 class LimitSettings(Group):

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -11,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from cluster import liveness
 from cluster.models.folder import ServedModel, open_models
 from cluster.node import Node
 from cluster.serve_config import ENGINE, RouterArgs
@@ -66,7 +68,7 @@ class Router:
         self._answers = self._store("answers", arguments.redis_url, cache.timeout_s) if cache.enabled else None
         self._authenticator = Authenticator(self._teams, settings.host, cache.namespace, settings.teams.metrics_teams)
         self._guard = BrowserGuard(self._authenticator, settings.host, settings.server.allowed_hosts)
-        self._quotas = Quotas(self._teams, settings.router.replicas)
+        self._quotas = Quotas(self._teams, settings.router.replica_minimum)
         self._usage = UsageRecorder(self._teams)
 
         models = open_models(settings, Node.here().models_dir)
@@ -105,7 +107,7 @@ class Router:
         replicas = registry().replicas_of(application)
         dispatcher = Dispatcher(DeploymentHandle(ENGINE, application), replicas, count_resumed, prefix_index)
         queue = FairQueue(track_wait=self._metrics.waiting.labels(model.name).track_inprogress)
-        share = RouterShare(queue, model.settings, self._settings.limits, self._settings.router.replicas)
+        share = RouterShare(queue, model.settings, self._settings.limits, self._settings.router.replica_minimum)
         replicas.subscribe(share.set_replicas)
         self._shares.append(share)
         return ModelEndpoint(model, model.fingerprint, PromptRenderer(model), dispatcher, queue)
@@ -143,7 +145,9 @@ class Router:
         self._tasks.supervise("refresh teams and keys", self._authenticator.refresh_forever)
         self._tasks.supervise("flush usage", self._usage.flush_forever)
         self._tasks.supervise("renew quota leases", self._quotas.renew_forever)
-        if self._settings.router.replica_limit > self._settings.router.replicas:
+        if folder := os.environ.get(liveness.FOLDER):
+            self._tasks.supervise("show life", lambda: liveness.show_life(Path(folder)))
+        if self._settings.router.replica_limit > self._settings.router.replica_minimum:
             self._tasks.supervise("router heartbeat", lambda: heartbeat(self._teams, self._set_routers))
         yield
         # Shielded: whoever stops waiting, the last usage is still written before its store closes.

@@ -84,6 +84,8 @@ class Dray:
             "DRAY_MODEL__KV_CACHE_MB": "64",
             "DRAY_MODEL__STALL_TIMEOUT_S": "5",
             "DRAY_CACHE__MEMORY_MB": "32",
+            # Tests count routers, however many cores their machine has.
+            "DRAY_ROUTER__REPLICAS": "1",
             # Only tests/browser needs the chat page.
             "DRAY_PAGE": "false",
             # The tests keep all cores busy: a slow Redis must not turn into a cache miss.

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 CLUSTER = {
     "settings": "",
     "child": "",
+    "liveness": "",
     "ports": "",
     "private_files": "",
     "extras": "",
@@ -31,8 +32,8 @@ CLUSTER = {
     "models": "extras ports settings units",
     "serve_config": "configuration models redis_client settings",
     "launch": (
-        "child configuration cores models node private_files records redis_client redis_server serve_config settings "
-        "units"
+        "child configuration cores liveness models node private_files records redis_client redis_server serve_config "
+        "settings units"
     ),
     "kubernetes": "configuration launch models redis_client serve_config settings",
     "doctor": "cores extras kubernetes launch models redis_client redis_server serve_config settings units",
@@ -47,7 +48,7 @@ CLUSTER = {
 DEPLOYMENTS = {
     "common": ("", "records redis_client"),
     # Metrics count errors and messages of `common`, which therefore logs and counts nothing itself.
-    "observability": ("common", "launch"),
+    "observability": ("common", "launch liveness"),
     "routing": ("common observability", "models plan records settings"),
     # The semantic cache asks the embedding replicas.
     "cache": ("common routing", "records settings"),
@@ -60,10 +61,10 @@ DEPLOYMENTS = {
     ),
     # Their routes answer JSON and refuse as the API does.
     "pages": ("api common observability tenancy", "cores launch models serve_config sse"),
-    "engine": ("common observability", "autoscaling cores models node plan serve_config settings"),
+    "engine": ("common observability", "autoscaling cores liveness models node plan serve_config settings"),
     "router": (
         "api cache common generation observability pages routing tenancy",
-        "models node serve_config",
+        "liveness models node serve_config",
     ),
     "app": ("engine router", "serve_config"),
 }

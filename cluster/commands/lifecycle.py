@@ -29,6 +29,7 @@ from cluster.commands.downloads import obtain_all
 from cluster.commands.greeting import greet
 from cluster.configuration import CONFIG_VARIABLE, environment, keep_fixed_settings
 from cluster.cores import sweep
+from cluster.launch import log_file
 from cluster.launch.join import joined_cluster
 from cluster.launch.membership import JoinError
 from cluster.launch.preflight import LaunchError
@@ -131,11 +132,12 @@ def _detach(settings: Settings) -> None:
     """Starts `dray up` in its own session and waits until its record says that it is ready."""
     folder = settings.state_dir
     private_folder(folder)
-    log = folder / "dray.log"
+    log_file.remove(folder)
+    log = folder / log_file.LOG_FILE
     # The child gets the settings in force here as variables, so that it reads no file or flag of its own.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DRAY_")}
     inherited |= environment(settings) | {CONFIG_VARIABLE: os.devnull}
-    with log.open("w") as sink:
+    with log.open("a") as sink:  # appending, so that it can be cut off
         child = subprocess.Popen(
             [sys.executable, "-m", "cluster.cli", "up"],
             stdin=subprocess.DEVNULL,
@@ -160,7 +162,7 @@ def _detach(settings: Settings) -> None:
     if child.returncode is not None:
         lines = log.read_text(errors="replace").strip().splitlines()
         if not is_held(folder):
-            log.unlink(missing_ok=True)
+            log_file.remove(folder)
             remove_folder_if_empty(folder)
         raise fail(
             lines[-1].removeprefix("error: ") if lines else f"`dray up` ended at once; exit code {child.returncode}"
@@ -244,8 +246,9 @@ def down(state_dir: StateDir = None, config: Config = None) -> None:
         # Its launcher was killed and could not clean up.
         clear(folder)
         sweep(settings.core_lock_dir)
-        for name in (RECORD_FILE, DEPLOY_REQUEST_FILE, LOCK_FILE, "dray.log", "ray-token"):
+        for name in (RECORD_FILE, DEPLOY_REQUEST_FILE, LOCK_FILE, "ray-token"):
             (folder / name).unlink(missing_ok=True)
+        log_file.remove(folder)
         remove_folder_if_empty(folder)
     if (record := read_record(folder)) is None:
         raise fail("Dray is not running; start it with `dray up`")
@@ -258,6 +261,6 @@ def down(state_dir: StateDir = None, config: Config = None) -> None:
         pass
     except psutil.TimeoutExpired:
         raise fail(f"process {record.pid} did not end within {_DOWN_TIMEOUT_S:.0f} s") from None
-    (folder / "dray.log").unlink(missing_ok=True)
+    log_file.remove(folder)
     remove_folder_if_empty(folder)
     out.print("stopped")

@@ -16,6 +16,7 @@ from cluster.launch.preflight import (
     check_memory,
     engines_of,
     find_engines,
+    with_routers,
 )
 from cluster.launch.state import Record
 from cluster.models.folder import (
@@ -75,7 +76,7 @@ def check_room(
 
     yield attempt("cores", cores)
     available = available_memory() + sum(memory_needed(engine.model) for engine in running)
-    base = 0 if running else base_memory(settings)
+    base = 0 if running else base_memory(with_routers(settings, usable.count))
     yield attempt("memory", partial(check_memory, engines, base, available))
 
 

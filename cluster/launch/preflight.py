@@ -18,8 +18,11 @@ from cluster.settings import Settings, is_loopback
 from cluster.units import format_bytes
 
 _MAX_DEFAULT_CORES = 8
+_CORES_FOR_TWO_ROUTERS = 4
 RUNTIME_BYTES = 900 * 2**20
 """Memory of Ray with Serve, HAProxy, one router and a replica's own Python."""
+_ROUTER_BYTES = 250 * 2**20
+"""Of each further router."""
 _PAGE_BYTES = 170 * 2**20
 _MAX_STATE_DIR_CHARS = 40
 _BLOCKS = range(20_000, 30_000, 100)
@@ -42,6 +45,18 @@ class PreflightResult:
     def leased(self) -> int:
         """Cores that all replicas together lease."""
         return sum(engine.leased_cores for engine in self.engines)
+
+
+def with_routers(settings: Settings, usable: int) -> Settings:
+    """The settings with a number of routers. usable: cores of this machine.
+
+    Where none is set: two on a machine of some size, so that the death of one breaks half of the streams and refuses no
+    request. With a head one, as each machine runs at most one.
+    """
+    router = settings.router
+    if router.replicas or settings.cluster.head or usable < _CORES_FOR_TWO_ROUTERS:
+        return settings
+    return settings.model_copy(update={"router": router.model_copy(update={"replicas": 2})})
 
 
 def check(settings: Settings) -> PreflightResult:
@@ -181,7 +196,8 @@ def check_cores(settings: Settings, found: PreflightResult, usable: UsableCores,
 
 def base_memory(settings: Settings) -> int:
     """Bytes needed besides the engines: by Redis, Ray, the routers and the chat page."""
-    return settings.cache.memory_mb * 2**20 + RUNTIME_BYTES + (_PAGE_BYTES if has_page(settings) else 0)
+    routers = RUNTIME_BYTES + (settings.router.replica_minimum - 1) * _ROUTER_BYTES
+    return settings.cache.memory_mb * 2**20 + routers + (_PAGE_BYTES if has_page(settings) else 0)
 
 
 def check_memory(engines: Sequence[Engine], base: int, available: int) -> str:

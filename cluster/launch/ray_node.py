@@ -22,6 +22,7 @@ from cluster.launch.environment import HAPROXY_FOLDER, METRICS_FOLDER, OBJECT_ST
 from cluster.launch.import_guard import leave_out_pandas
 from cluster.launch.preflight import LaunchError
 from cluster.launch.ray_parts import hide_redis_password, leave_out_unused_processes
+from cluster.launch.watch import killing_hung_processes
 from cluster.private_files import check_private_folder, private_folder, read_private, write_private
 from cluster.redis_server import Listen
 from cluster.settings import ClusterSettings, Settings
@@ -153,7 +154,8 @@ def further_node(settings: Settings, cores: int, head: str) -> Iterator[Callable
 
 @contextmanager
 def prepared(settings: Settings, ports: range, token: str, *, alone: bool) -> Iterator[None]:
-    """Sets the environment and the folders of a node on this machine; removes the folders at the end.
+    """Sets the environment and the folders of a node on this machine; removes the folders at the end. In between,
+    replicas that hang are killed.
 
     alone: no other machine belongs to this Ray.
     """
@@ -166,7 +168,8 @@ def prepared(settings: Settings, ports: range, token: str, *, alone: bool) -> It
     for name in (METRICS_FOLDER, HAPROXY_FOLDER):
         private_folder(folder / name)
     try:
-        yield
+        with killing_hung_processes(folder / METRICS_FOLDER):
+            yield
     finally:
         for name in _NODE_FOLDERS:
             shutil.rmtree(folder / name, ignore_errors=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from cluster.cores import sweep
+from cluster.cores import sweep, usable_cores
 from cluster.launch import serving
-from cluster.launch.preflight import LaunchError, check, port_block
+from cluster.launch.preflight import LaunchError, check, port_block, with_routers
 from cluster.launch.ray_node import address_of, clear, first_node, interrupt_on_sigterm, token_of
 from cluster.launch.state import AlreadyRunning, Record, hold, remove_folder_if_empty, write_record
 from cluster.launch.supervisor import Supervisor
@@ -37,6 +37,7 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Sup
     Raises LaunchError, AlreadyRunning.
     """
     folder = settings.state_dir
+    settings = with_routers(settings, usable_cores().count)
     interrupt_on_sigterm()
     with hold(folder), ExitStack() as stack:
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from cluster.configuration import changed_fixed_settings, parse
-from cluster.launch import membership
+from cluster.launch import log_file, membership
 from cluster.launch.duty import Duty
-from cluster.launch.preflight import LaunchError, check_change
+from cluster.launch.preflight import LaunchError, check_change, with_routers
 from cluster.launch.rollout import RolloutError, roll
 from cluster.launch.serving import apply, one_line
 from cluster.launch.state import DeployRequest, DeployRequestError, Record, take_deploy_request, write_record
@@ -78,10 +78,13 @@ class Supervisor:
             )
             for what, server in redis_servers.items()
         ]
+        log_rotation = Duty(
+            "the launcher's log is not rotated", partial(log_file.rotate, self._folder), interval_s=_UPKEEP_INTERVAL_S
+        )
         restore = Duty("the failed deployment is only half undone", self._restore)
         deploy = Duty("cannot take deploy requests", self._deploy)
         self._publish = Duty("other machines cannot join", self._publish_terms)
-        self._duties = (*revivals, *upkeep, restore, deploy, self._publish)
+        self._duties = (*revivals, *upkeep, log_rotation, restore, deploy, self._publish)
         self._write = Duty(f"cannot write the record that `dray status` reads, in {self._folder}", self._write_record)
         self._publish.run()
         self._write.run()
@@ -126,7 +129,7 @@ class Supervisor:
 
     def _plan(self, request: DeployRequest) -> tuple[Routers, Iterator[str]]:
         """What the request wants to run, and the steps to it. Raises LaunchError, SettingsError."""
-        settings = parse(request.settings)
+        settings = with_routers(parse(request.settings), self._usable)
         if changed := changed_fixed_settings(settings, self._routers.settings):
             raise LaunchError(f"{', '.join(changed)} cannot change while Dray runs; use dray down, then dray up")
         found, free, beside = check_change(settings, self._routers.engines)

@@ -130,7 +130,7 @@ class ServedModel:
     def generation_defaults(self) -> dict[str, Any]:
         """The sampling parameters that the model's authors recommend (generation_config.json); may be empty."""
         file = self.folder / "generation_config.json"
-        return _read_json(file) if file.is_file() else {}
+        return read_json(file) if file.is_file() else {}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -189,16 +189,16 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
 def _context_limit(folder: Path) -> int:
     """Maximum tokens: what an embedding model's authors tested, where they say so, else its position embeddings."""
     tested = folder / "sentence_bert_config.json"
-    tokens = _read_json(tested).get("max_seq_length") if tested.is_file() else None
-    return int(tokens or _read_json(folder / "config.json")["max_position_embeddings"])
+    tokens = read_json(tested).get("max_seq_length") if tested.is_file() else None
+    return int(tokens or read_json(folder / "config.json")["max_position_embeddings"])
 
 
 def _check_defaults(folder: Path) -> None:
     if (file := folder / "generation_config.json").is_file():
-        _read_json(file)
+        read_json(file)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """The object in a model's JSON file. Raises ValueError, RecursionError."""
     with file.open("rb") as content:
         text = content.read(_MAX_JSON_BYTES + 1)

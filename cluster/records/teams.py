@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from cluster.records.client import BlockingRedis
 from cluster.records.team_records import ADMIN, AlreadyExists, CreatedKey, Key, NotFound, Team, TeamsError, UnknownKey
@@ -25,7 +26,7 @@ T = TypeVar("T")
 _ID_CHARACTERS = string.ascii_lowercase + string.digits
 _ID_LENGTH = 10
 _KEY = re.compile(r"dray-([a-z0-9]{10})-([A-Za-z0-9_-]{43})")
-_REFUSES_WRITES = "MISCONF"
+REFUSES_WRITES = "MISCONF"
 """Redis' code for: the last write to the disk failed."""
 _NO_DIGEST = "0" * 64
 """Compared with where there is no such key, so that this takes the same time."""
@@ -188,13 +189,23 @@ def remove_key(client: BlockingRedis, key_id: str) -> None:
 def revoke_key(client: BlockingRedis, key_id: str) -> RevokedKey:
     """Ends the key at once, even where the disk is full. Raises NotFound."""
     try:
-        return RevokedKey(end_key(client, key_id), kept=True)
+        key = end_key(client, key_id)
     except Exception as error:
-        if _REFUSES_WRITES not in str(error):
+        if REFUSES_WRITES not in str(error):
             raise
-    # The server refuses changes that it cannot write down. A key that must go is worth more than that.
-    client.config_set("appendonly", "no")
-    return RevokedKey(end_key(client, key_id), kept=False)
+        # The server refuses changes that it cannot write down. A key that must go is worth more than that.
+        client.config_set("appendonly", "no")
+        key = end_key(client, key_id)
+    return RevokedKey(key, kept=not _gave_up_writing(client))
+
+
+def _gave_up_writing(client: BlockingRedis) -> bool:
+    """Whether the server keeps changes in memory only, since an earlier one was worth more than the disk."""
+    try:
+        persistence = client.info("persistence")
+    except ResponseError:
+        return False  # a server of somebody else's may forbid the question
+    return persistence.get("aof_enabled") == 0 and persistence.get("aof_last_write_status") == "err"
 
 
 def read_team(client: BlockingRedis, name: str) -> Team:

@@ -110,7 +110,8 @@ class AdminApi:
         self._check(http)
         number = http.path_params["id"]
         if http.method == "DELETE":
-            return json_response(KeyResponse.of(await self._run(lambda client: teams.revoke_key(client, number).key)))
+            revoked = await self._run(lambda client: teams.revoke_key(client, number))
+            return json_response(KeyResponse.of(revoked.key, kept=revoked.kept))
         return json_response(KeyResponse.of(await self._run(lambda client: teams.read_key(client, number))))
 
     async def rotate(self, http: HttpRequest) -> Response:
@@ -152,8 +153,8 @@ class AdminApi:
             status = 404 if isinstance(error, NotFound) else 409 if isinstance(error, AlreadyExists) else 400
             message = str(error)  # not capitalize(): it would lower the letters of names
             raise ApiError(status, f"{message[:1].upper()}{message[1:]}.", code="teams_error") from None
-        except REDIS_ERRORS:
-            raise _teams_unreachable() from None
+        except REDIS_ERRORS as error:
+            raise (_disk_full() if teams.REFUSES_WRITES in str(error) else _teams_unreachable()) from None
 
 
 async def _body(http: HttpRequest) -> bytes:
@@ -163,6 +164,11 @@ async def _body(http: HttpRequest) -> bytes:
 def _teams_unreachable() -> ApiError:
     message = "The Redis that keeps teams, keys and usage does not answer."
     return ApiError(503, message, code="teams_unreachable", kind="server_error", retry_after_s=1)
+
+
+def _disk_full() -> ApiError:
+    message = "The disk of data_dir is full: nothing was changed. Make room and try again. Keys can still be revoked."
+    return ApiError(503, message, code="disk_full", kind="server_error", retry_after_s=60)
 
 
 def _integer(http: HttpRequest, name: str, default: int, max_value: int) -> int:

@@ -7,10 +7,12 @@ import asyncio
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from ray import serve
 
+from cluster import liveness
 from cluster.cores import pin_process
 from cluster.models.folder import open_model
 from cluster.node import Node
@@ -48,6 +50,7 @@ class EmbedderReplica:
         await asyncio.to_thread(self._embedder.embed, ["warm-up"])
         ready = Ready(loaded - started, time.perf_counter() - loaded, 0)
         self._metrics.started(self._lease.cpus, os.getpid(), ready)
+        self._life = asyncio.create_task(liveness.show_life(Path(os.environ[liveness.FOLDER])))
         log.info("embedder ready", extra={"cpus": list(self._lease.cpus), "load_s": ready.load_s})
 
     async def embed(self, payload: bytes) -> bytes:

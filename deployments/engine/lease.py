@@ -7,6 +7,8 @@ from pathlib import Path
 from cluster.cores import CoreLease, NotEnoughCores, lease_cores
 
 _WAIT_S = 60.0
+_LOCK_WAIT_S = 5.0
+"""Waiting for the lock of all leases stops the event loop, so it must end before this process counts as hung."""
 
 
 async def wait_for_lease(cores: int, directory: Path, owner: str, on_timeout: Callable[[], object]) -> CoreLease:
@@ -19,7 +21,7 @@ async def wait_for_lease(cores: int, directory: Path, owner: str, on_timeout: Ca
     deadline = loop.time() + _WAIT_S
     while True:
         try:
-            return lease_cores(cores, directory, owner=owner)
+            return lease_cores(cores, directory, owner=owner, wait_s=_LOCK_WAIT_S)
         except NotEnoughCores:
             if loop.time() > deadline:
                 on_timeout()

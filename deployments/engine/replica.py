@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from ray import serve
 
+from cluster import liveness
 from cluster.autoscaling import PACE, QUEUE_REPORT_TTL_S, QUEUED, REPORTED_AT, TOKENS
 from cluster.cores import check_affinity, repin
 from cluster.models.folder import open_model
@@ -54,6 +57,7 @@ class EngineReplica:
         """
         engine_args = EngineArgs.model_validate(args)
         configure_logging(engine_args.log_level)
+        self._life = asyncio.create_task(liveness.show_life(Path(os.environ[liveness.FOLDER])))
         node = Node.here()
         model = open_model(engine_args.model, node.models_dir)
         self._name = serve.get_replica_context().replica_id.unique_id

@@ -1,6 +1,5 @@
 """An embedding model on OpenVINO: texts in, vectors out."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.models.folder import ServedModel
+from cluster.models.folder import ServedModel, read_json
 
 _POOLING_FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
 
@@ -25,7 +24,7 @@ class TextEmbedder:
         self._tokenizer.enable_truncation(model.context_tokens)
         self._tokenizer.enable_padding()
         settings = model.settings
-        self._pooling = settings.pooling if settings.pooling != "auto" else _trained_pooling(model.folder)
+        self._pooling = settings.pooling if settings.pooling != "auto" else trained_pooling(model.folder)
         core = openvino.Core()
         compiled = core.compile_model(
             core.read_model(model.folder / "openvino_model.xml"), "CPU", {"INFERENCE_NUM_THREADS": threads}
@@ -63,8 +62,8 @@ class TextEmbedder:
         return means
 
 
-def _trained_pooling(folder: Path) -> str:
+def trained_pooling(folder: Path) -> str:
     """The pooling that the model was trained with, from the sentence-transformers config; mean without one."""
     file = folder / "1_Pooling" / "config.json"
-    flags = json.loads(file.read_text()) if file.is_file() else {}
+    flags = read_json(file) if file.is_file() else {}
     return next((name for flag, name in _POOLING_FLAGS.items() if flags.get(flag)), "mean")

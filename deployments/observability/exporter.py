@@ -1,4 +1,4 @@
-"""Serves the metrics of all Dray processes in a pod, read from the folder that they share.
+"""Serves the metrics of all Dray processes in a pod, read from the folder that they share, and kills those that hang.
 
 Run as `python -m deployments.observability.exporter`.
 
@@ -7,9 +7,13 @@ this server in each pod instead. It must see the pod's processes, to tell the ga
 dead.
 """
 
+import os
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from cluster.launch.environment import METRICS_PORT
+from cluster.launch.watch import killing_hung_processes
+from cluster.liveness import FOLDER
 from deployments.observability.metrics import METRICS_TYPE, exposition
 
 
@@ -32,5 +36,11 @@ def serve(port: int = METRICS_PORT) -> ThreadingHTTPServer:
     return ThreadingHTTPServer(("0.0.0.0", port), _Handler)
 
 
+def main(port: int = METRICS_PORT) -> None:
+    """Serves until the process is ended."""
+    with killing_hung_processes(Path(os.environ[FOLDER])), serve(port) as server:
+        server.serve_forever()
+
+
 if __name__ == "__main__":
-    serve().serve_forever()
+    main()

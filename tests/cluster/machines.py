@@ -51,13 +51,14 @@ class Machine:
 
     def start(self, *arguments: str) -> None:
         """Starts `dray` on this machine, and does not wait for it."""
-        self.launcher = subprocess.Popen(
-            self.command(*arguments),
-            env=self.environment,
-            stdout=(self.folder / "out").open("a"),
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        with (self.folder / "out").open("a") as out:
+            self.launcher = subprocess.Popen(
+                self.command(*arguments),
+                env=self.environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
 
     def stop(self) -> int:
         """Asks the started `dray` to end, waits, and returns its exit code."""

@@ -6,6 +6,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
+from cluster.launch import log_file
 from cluster.launch.environment import serve_environment
 from cluster.redis_server import OwnRedis
 from cluster.settings import Settings
@@ -60,3 +63,29 @@ def test_the_log_of_redis_is_rotated(tmp_path: Path) -> None:
         assert server.resume_persistence(), "a cache has none"
     finally:
         server.stop()
+
+
+def test_the_log_of_the_launcher_is_rotated_while_it_is_written(tmp_path: Path) -> None:
+    log = tmp_path / log_file.LOG_FILE
+    with log.open("a") as file:
+        for number in range(5):
+            print(f"{number:0100}", file=file, flush=True)
+            log_file.rotate(tmp_path, max_bytes=100)
+            print("after", file=file, flush=True)
+            log_file.rotate(tmp_path, max_bytes=100)
+    assert log.read_text() == "after\n"
+    texts = [log.with_suffix(f".log.{number}").read_text() for number in (1, 2)]
+    assert texts == [f"after\n{number:0100}\n" for number in (4, 3)]
+    assert len(list(tmp_path.iterdir())) == 3
+    log_file.remove(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_log_of_the_launcher_is_cut_off_where_it_cannot_be_copied(tmp_path: Path) -> None:
+    log = tmp_path / log_file.LOG_FILE
+    log.write_text("x" * 200)
+    log.with_suffix(".log.1").mkdir()
+    log.with_suffix(".log.2").touch()
+    with pytest.raises(OSError, match="irectory"):
+        log_file.rotate(tmp_path, max_bytes=100)
+    assert log.read_text() == ""

@@ -112,7 +112,7 @@ def numbers(documents: list[Document], settings: Settings) -> Iterator[str]:
     )
     if group_cpus != needed_cpus:
         yield f"all engines together need {needed_cpus} CPUs, their groups have {group_cpus}"
-    if groups["routers"]["minReplicas"] != settings.router.replicas:
+    if groups["routers"]["minReplicas"] != settings.router.replica_minimum:
         yield "the number of routers' pods differs from the number of routers"
     variables = pod_environment(in_cluster(settings))
     for name, template in pod_templates(documents):

@@ -16,6 +16,7 @@ from cluster.models.export import Compression
 from cluster.models.folder import BUNDLED_FOLDER, ModelFolderError, open_model
 from cluster.models.hubs import Listing, OnBytes, RemoteFile
 from cluster.settings import ModelSettings
+from deployments.engine import text_embedder
 from deployments.generation import prompts
 
 LAUGHS = "a0: &a0 {b: 1}\n" + "".join(
@@ -58,6 +59,14 @@ def test_a_models_json_is_bounded(tmp_path: Path, name: str, text: str) -> None:
     (folder / name).write_text(text)
     with pytest.raises(ModelFolderError, match="not a model configuration"):
         open_model(ModelSettings(source=str(folder)), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": "' + "a" * 2_000_000 + '"}'], ids=["deep", "large"])
+def test_the_pooling_of_an_embedding_model_is_bounded(tmp_path: Path, text: str) -> None:
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(text)
+    with pytest.raises((ValueError, RecursionError)):
+        text_embedder.trained_pooling(tmp_path)
 
 
 class Hubless:

@@ -1,21 +1,26 @@
 """A full disk: a file system of its own with little room, so that only root can run these."""
 
+import asyncio
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from cluster.records import teams
-from cluster.records.team_records import Team
+from cluster.records.team_records import ADMIN, Team
 from cluster.redis_client import connect
 from cluster.redis_server import OwnRedis
 from deployments.api.info import disk_warnings
 from tests.conftest import wait_for
+from tests.deployments.routers import running_router
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
 
@@ -86,10 +91,12 @@ def test_a_key_is_revoked_at_once_and_later_on_disk_too(disk: Path, tmp_path: Pa
             assert teams.revoke_key(client, first).kept
             fill(disk)
             wait_for(lambda: not teams.revoke_key(client, second).kept)
+            assert not teams.revoke_key(client, first).kept, "nothing is kept from now on"
             assert teams.read_key(client, second).ends
             (disk / "ballast").unlink()
             wait_for(server.resume_persistence)
             wait_for(lambda: client.info("persistence")["aof_last_bgrewrite_status"] == "ok")
+            assert teams.revoke_key(client, first).kept
         assert server.pid
         os.kill(server.pid, signal.SIGKILL)
         wait_for(server.revive)
@@ -97,3 +104,33 @@ def test_a_key_is_revoked_at_once_and_later_on_disk_too(disk: Path, tmp_path: Pa
             assert teams.read_key(client, second).ends
     finally:
         server.stop()
+
+
+def test_the_admin_api_says_what_is_not_kept(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = OwnRedis(tmp_path / "s", 64, disk / "teams")
+    server.start()
+    try:
+        with connect(server.url) as client:
+            admin = teams.create_key(client, ADMIN)
+            first, second = (teams.create_key(client, ADMIN).key.id for _ in range(2))
+        asyncio.run(_ask_the_admin_api(server.url, admin.secret, first, second, disk, monkeypatch))
+    finally:
+        server.stop()
+
+
+async def _ask_the_admin_api(
+    url: str, secret: str, first: str, second: str, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = {"Authorization": f"Bearer {secret}"}
+    async with (
+        running_router(monkeypatch, url) as router,
+        httpx.AsyncClient(base_url=router.url, headers=headers, timeout=30) as http,
+    ):
+        assert (await http.delete(f"/admin/keys/{first}")).json()["kept"]
+        fill(disk)
+        deadline = time.monotonic() + 30
+        while (refused := await http.post("/admin/teams", json={"name": secrets.token_hex(4)})).status_code == 201:
+            assert time.monotonic() < deadline
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "disk_full")
+        revoked = (await http.delete(f"/admin/keys/{second}")).json()
+        assert revoked["ends"] and not revoked["kept"]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import stat
 import subprocess
@@ -54,6 +55,10 @@ class Backend(BaseHTTPRequestHandler):
     cut_off = threading.Event()
 
     def do_GET(self) -> None:
+        if self.path == "/dies":
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
         if self.path == "/late":
             time.sleep(BACKEND_S)
         if self.path == "/endless":
@@ -185,6 +190,17 @@ def test_a_client_that_stops_reading_is_cut_off_and_costs_little(proxy: Proxy) -
     assert Backend.sent < 2_000_000
 
 
+def test_a_router_that_dies_gets_openais_error(proxy: Proxy) -> None:
+    def answer_of_haproxy() -> httpx.Response | None:
+        try:
+            return httpx.get(f"{proxy.url}/dies")
+        except httpx.RemoteProtocolError:
+            return None  # where HAProxy's connection to the router was an older one, it only closes the client's
+
+    answer = wait_for(answer_of_haproxy)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "router_ended")
+
+
 def test_http2_without_tls_is_refused(proxy: Proxy) -> None:
     with proxy.connect(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0") as connection:
         assert _received(connection).startswith(b"HTTP/1.1 400 ")
@@ -208,6 +224,13 @@ def test_the_service_listens_where_the_settings_say() -> None:
     for host, expected in (("0.0.0.0", "bind 0.0.0.0:8000"), ("::", "bind ipv6@:::8000"), ("", "bind 127.0.0.1:8000")):
         made = haproxy.changed(config, {haproxy.HOST: host})
         assert re.findall("bind .*", made) == [expected]
+
+
+def test_what_it_writes_to_files_is_bounded(proxy: Proxy) -> None:
+    soft, hard = proxy.process.rlimit(psutil.RLIMIT_FSIZE)
+    assert 0 < soft <= hard <= 10 * 2**20
+    ignored = Path(f"/proc/{proxy.process.pid}/status").read_text().partition("SigIgn:")[2].split()[0]
+    assert int(ignored, 16) >> (signal.SIGXFSZ - 1) & 1, "else it would die at the limit"
 
 
 def test_until_a_router_is_known_clients_are_told_to_try_again() -> None:

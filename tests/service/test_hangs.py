@@ -8,6 +8,7 @@ import httpx
 import psutil
 import pytest
 
+from cluster.cores import held_cores
 from tests.conftest import MODEL, Dray, started_dray, wait_for
 from tests.service.test_cache import new_question
 
@@ -16,6 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 REPLACED = {
     "router": "ServeReplica:dray:router",
     "engine": "deployments.engine.core",
+    "engine replica": "ServeReplica:engine",
     "HAProxy": "bin/haproxy",
 }
 """Parts without which nothing is answered, by the text of their command lines."""
@@ -38,6 +40,14 @@ def dray() -> Iterator[Dray]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Dray]:
+    """With two routers, and two engine replicas of one core each."""
+    settings = {"DRAY_MODEL__REPLICAS": "2", "DRAY_MODEL__CORES_PER_REPLICA": "1", "DRAY_ROUTER__REPLICAS": "2"}
+    with started_dray(settings=settings) as running:
+        yield running
+
+
 def parts(dray: Dray, text: str) -> list[psutil.Process]:
     """The processes of a part. Redis shows its folder only as its working directory."""
     if not text.startswith("/"):
@@ -50,6 +60,14 @@ def status_of(client: httpx.Client) -> int:
     return client.post("/v1/chat/completions", json={"model": MODEL, "messages": messages}).status_code
 
 
+def status_or_none(client: httpx.Client) -> int | None:
+    """None where the connection ends without an answer."""
+    try:
+        return status_of(client)
+    except httpx.TransportError:
+        return None
+
+
 def answers(dray: Dray) -> bool:
     """Whether a new question is answered right now."""
     try:
@@ -60,7 +78,7 @@ def answers(dray: Dray) -> bool:
 
 
 @contextmanager
-def hanging(dray: Dray, text: str) -> Iterator[None]:
+def hanging(dray: Dray, text: str) -> Iterator[list[psutil.Process]]:
     """Stops all processes of a part of a Dray that answers, and lets those that are left go on afterwards."""
     wait_for(lambda: answers(dray), 120)
     hung = parts(dray, text)
@@ -68,7 +86,7 @@ def hanging(dray: Dray, text: str) -> Iterator[None]:
     for process in hung:
         process.suspend()
     try:
-        yield
+        yield hung
     finally:
         for process in hung:
             with suppress(psutil.NoSuchProcess):
@@ -77,10 +95,31 @@ def hanging(dray: Dray, text: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("text", REPLACED.values(), ids=list(REPLACED))
 def test_a_part_that_hangs_is_replaced(dray: Dray, text: str) -> None:
-    with hanging(dray, text):
+    with hanging(dray, text) as hung:
         started = time.monotonic()
         wait_for(lambda: answers(dray), REPLACED_S)
         print(f"{text}: answers after {time.monotonic() - started:.1f} s")
+        wait_for(lambda: not any(process.is_running() for process in hung), REPLACED_S)
+
+
+@pytest.mark.parametrize("text", ["ServeReplica:engine", "ServeReplica:dray:router"], ids=["engine replica", "router"])
+def test_requests_go_on_beside_a_replica_that_hangs_until_it_is_replaced(pair: Dray, text: str) -> None:
+    wait_for(lambda: answers(pair) and len(parts(pair, text)) == 2, 120)
+    hung = parts(pair, text)[0]
+    hung.suspend()
+    started, slowest, again = time.monotonic(), 0.0, 0
+    with httpx.Client(base_url=pair.root, timeout=REPLACED_S) as client:
+        while hung.is_running() or len(parts(pair, text)) < 2:
+            assert time.monotonic() - started < REPLACED_S
+            asked = time.monotonic()
+            while (status := status_or_none(client)) != 200:
+                # What the hung router had accepted is lost; clients send it again.
+                assert "router" in text and status is None
+                again += 1
+            slowest = max(slowest, time.monotonic() - asked)
+    print(f"{text}: replaced after {time.monotonic() - started:.1f} s, slowest {slowest:.1f} s, sent again {again}")
+    replicas = {process.pid for process in parts(pair, "ServeReplica:engine")}
+    wait_for(lambda: {core.pid for core in held_cores(pair.folder / "c")} == replicas)
 
 
 @pytest.mark.parametrize("text", SPARED.values(), ids=list(SPARED))

@@ -83,8 +83,8 @@ async def ask(
         answer = await client.post(path, json=body)
     except httpx.TransportError:
         return received
-    if answer.status_code == 500 and answer.text == "Internal Server Error":
-        return received  # HAProxy's response for a router that died
+    if answer.status_code == 502 and answer.json()["error"]["code"] == "router_ended":
+        return received
     assert answer.status_code == 200, answer.text
     message = answer.json()["choices"][0]["message"]
     received.result, received.complete, received.pieces = answer.headers["x-dray-cache"], True, 1

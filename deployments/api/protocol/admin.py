@@ -46,7 +46,9 @@ class RotateKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KeyResponse(msgspec.Struct, frozen=True):
-    """A key. ends: Unix time; 0: never. team: empty for an admin key. key: only in the response that creates it."""
+    """A key. ends: Unix time; 0: never. team: empty for an admin key. key: only in the response that creates it.
+    kept: only in the response that revokes it; false where the disk of data_dir is full: then the key is valid again if
+    Dray restarts before there is room."""
 
     id: str
     team: str
@@ -56,10 +58,16 @@ class KeyResponse(msgspec.Struct, frozen=True):
     replaced_by: str = ""
     """The id of the key that replaced it in a rotation."""
     key: str | msgspec.UnsetType = msgspec.UNSET
+    kept: bool | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
-    def of(cls, key: Key, secret: str | msgspec.UnsetType = msgspec.UNSET) -> "KeyResponse":
-        return cls(**key.public_fields(), key=secret)
+    def of(
+        cls,
+        key: Key,
+        secret: str | msgspec.UnsetType = msgspec.UNSET,
+        kept: bool | msgspec.UnsetType = msgspec.UNSET,
+    ) -> "KeyResponse":
+        return cls(**key.public_fields(), key=secret, kept=kept)
 
 
 class TeamsResponse(msgspec.Struct, frozen=True):

@@ -1,0 +1,29 @@
+"""Kills processes of this machine that hang. In a thread, because the launcher's other work waits for Ray, which may
+hang too."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+
+from cluster.launch.duty import Duty
+from cluster.liveness import INTERVAL_S, HungProcesses
+
+
+@contextmanager
+def killing_hung_processes(folder: Path) -> Iterator[None]:
+    """Kills, while the block runs, replicas that no longer show life. folder: where they show it."""
+    over = Event()
+    duty = Duty("replicas that hang are not noticed", HungProcesses(folder).kill)
+
+    def watch() -> None:
+        while not over.wait(INTERVAL_S):
+            duty.run()
+
+    thread = Thread(target=watch, name="hung processes", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
