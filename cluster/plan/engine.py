@@ -1,12 +1,14 @@
 """A simulated replica: continuous batching, one step at a time.
 
-As in the engine, every decoding stream gets a token in each step, and the rest of the step's tokens goes to prompts in
-order of arrival. Consecutive steps that only decode, and in which no stream ends, are simulated together.
+As in the engine, every decoding stream gets a token in each step, and prompts get, in order of arrival, as many tokens
+as keep the step within its limits. Consecutive steps that only decode, and in which no stream ends, are simulated
+together.
 """
 
 from collections import OrderedDict, deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import simpy
@@ -153,7 +155,7 @@ class SimulatedReplica:
         """The prompts that the next step computes, with the tokens of each; and the tokens before all of these, added
         up."""
         decoding = len(self._decoding)
-        left, behind, held = self._engine.max_num_batched_tokens - decoding, 0, self._context + decoding
+        left, behind, held = self._prompt_tokens(decoding), 0, self._context + decoding
         chunks: list[tuple[SimulatedSequence, int]] = []
         for sequence in self._prompts:
             size = min(left, sequence.request.prompt - sequence.computed)
@@ -167,6 +169,16 @@ class SimulatedReplica:
             held += sequence.computed + size
             left -= size
         return chunks, behind
+
+    def _prompt_tokens(self, decoding: int) -> int:
+        """How many prompt tokens a step may have, so that running streams are not slowed too much."""
+        most = self._engine.max_num_batched_tokens - decoding
+        if not decoding:
+            return most
+        allowed = self._engine.decode_slowdown * self._times.step(decoding, self._context)
+        sizes = range(2 * _BLOCK_TOKENS, most + 1, _BLOCK_TOKENS)
+        fitting = takewhile(lambda size: self._times.step(decoding, self._context, size) <= allowed, sizes)
+        return max(fitting, default=min(most, _BLOCK_TOKENS))
 
     def _decode_steps(self) -> Generator[simpy.Event, Any, None]:
         """Decode steps, until a stream ends or a prompt arrives."""

@@ -36,7 +36,7 @@ class ProfileRequest(msgspec.Struct, frozen=True):
 
 
 class ProfiledEngine(msgspec.Struct, frozen=True):
-    """The engine that was measured."""
+    """The engine that was measured. decode_slowdown: as the setting of that name."""
 
     model: str
     cores: int
@@ -45,6 +45,7 @@ class ProfiledEngine(msgspec.Struct, frozen=True):
     kv_tokens: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    decode_slowdown: float = 2.0
 
 
 class MeasuredStep(msgspec.Struct, frozen=True):

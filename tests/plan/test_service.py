@@ -49,6 +49,9 @@ def one_step_at_a_time(requests: Sequence[TraceRequest]) -> tuple[list[float], l
             request = arriving.popleft()
             prompts.append([request.at, request.prompt, 0, request.output])
         left, behind, sizes = ENGINE.max_num_batched_tokens - len(streams), 0, []
+        context = int(sum(stream[1] for stream in streams))
+        while streams and left > 32 and TIMES.step(len(streams), context, left) > 2 * TIMES.step(len(streams), context):
+            left = (left - 1) // 32 * 32
         for _, prompt, computed, _ in prompts:
             size = int(min(left, prompt - computed))
             sizes.append(size)
@@ -129,7 +132,8 @@ def test_a_conversation_returns_to_the_replica_that_has_cached_it(policy: str) -
 def test_more_replicas_share_the_load(policy: str) -> None:
     requests = random_requests(300, 0.5)
     single, four = (run(requests, count, ServiceModel(policy=policy)) for count in (1, 4))
-    assert four.tpot.at(0.95) < 0.7 * single.tpot.at(0.95) and four.ttft.at(0.95) < 0.6 * single.ttft.at(0.95)
+    # Prompts slow streams down only so far, however many there are, so a token's time gains less.
+    assert four.tpot.at(0.95) < 0.9 * single.tpot.at(0.95) and four.ttft.at(0.95) < 0.6 * single.ttft.at(0.95)
     assert four.tokens == single.tokens == sum(request.output for request in requests)
 
 
