@@ -84,18 +84,24 @@ def _sample(logits: Floats, row: Row) -> Sampled:
     state, ahead, sampling = row.state, len(row.ahead), row.state.sampling
     raw = None if sampling.top_logprobs is None else logits.copy()
     state.adjust(logits, row.ahead)
-    if row.mask is None:
-        token = _choose(logits, state, ahead)
-    else:
-        allowed = _allowed_ids(row.mask, logits.size)
-        token = int(allowed[_choose(logits[allowed], state, ahead)]) if allowed.size else state.end_id
+    token = _choose(logits, state, ahead) if row.mask is None else _choose_allowed(logits, row.mask, state, ahead)
     if raw is None or sampling.top_logprobs is None:
         return Sampled(token)
     return Sampled(token, token_logprobs(raw, token, sampling.top_logprobs))
 
 
-def _allowed_ids(mask: NDArray[np.uint32], vocabulary: int) -> Ids:
-    return np.unpackbits(mask.view(np.uint8), count=vocabulary, bitorder="little").nonzero()[0]
+def _choose_allowed(logits: Floats, mask: NDArray[np.uint32], state: SamplingState, ahead: int) -> int:
+    allowed = np.unpackbits(mask.view(np.uint8), count=logits.size, bitorder="little").view(np.bool_)
+    count = np.count_nonzero(allowed)
+    if not count:
+        return state.end_id
+    # Whichever is quicker: to pick out the allowed ones, or to strike the others.
+    if count * 2 < logits.size:
+        ids = positions(allowed)
+        return int(ids[_choose(logits[ids], state, ahead)])
+    logits[positions(~allowed)] = -np.inf
+    token = _choose(logits, state, ahead)
+    return token if allowed[token] else int(allowed.argmax())
 
 
 def _choose(logits: Floats, state: SamplingState, ahead: int) -> int:
@@ -158,7 +164,11 @@ def _index_at(weights: Floats, number: float) -> int:
     # Block by block, because a running sum over a vocabulary takes as long as all the rest.
     blocks = np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK)).cumsum(dtype=np.float64)
     passed = number * blocks[-1]
-    block = min(int(blocks.searchsorted(passed, side="right")), blocks.size - 1)
-    inside = weights[block * _BLOCK : (block + 1) * _BLOCK].cumsum(dtype=np.float64)
-    before = blocks[block - 1] if block else 0.0
-    return block * _BLOCK + min(int(inside.searchsorted(passed - before, side="right")), inside.size - 1)
+    block = int(blocks.searchsorted(passed, side="right"))
+    inside = weights[block * _BLOCK : (block + 1) * _BLOCK]
+    left = passed - (blocks[block - 1] if block else 0.0)
+    index = int(inside.cumsum(dtype=np.float64).searchsorted(left, side="right"))
+    if index == inside.size:
+        # By rounding. A token without weight, such as one that is masked, is never drawn.
+        index = int(inside.nonzero()[0][-1])
+    return block * _BLOCK + index

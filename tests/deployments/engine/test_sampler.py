@@ -125,7 +125,7 @@ tokens = st.lists(st.integers(0, VOCABULARY - 1), max_size=5)
 logit_rows = st.lists(eighths, min_size=VOCABULARY, max_size=VOCABULARY)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     samplings, logit_rows, tokens, tokens, st.none() | st.sets(st.integers(0, VOCABULARY - 1), min_size=1), st.data()
 )
@@ -281,6 +281,32 @@ def test_a_mask_is_never_left_and_min_tokens_yields_to_it() -> None:
         for sampling in (Sampling(9), Sampling(9, 2.0, seed=1), Sampling(9, 2.0, seed=2, min_tokens=5)):
             assert choose(logits, Row(state_of(sampling), mask=mask_of(allowed))).token in allowed
     assert choose(logits, Row(state_of(Sampling(9)), mask=mask_of(set()))).token == min(STOP), "the stream ends"
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.7, 0.99])
+def test_a_mask_of_a_large_vocabulary_holds_for_every_draw(share: float) -> None:
+    rng = np.random.default_rng(1)
+    allowed = rng.random(LARGE) < share
+    mask = np.packbits(allowed, bitorder="little").view(np.uint32)
+    flat, broken = np.zeros(LARGE, np.float32), np.full(LARGE, np.nan, np.float32)
+    expected = np.flatnonzero(allowed)
+    for seed in range(30):
+        state = state_of(Sampling(9, 1.0, seed=seed, logit_bias=((int(expected[3]), -50.0),)), size=LARGE)
+        token = choose(flat, Row(state, mask=mask)).token
+        # All allowed ones are equally likely, so the number says which of them it is.
+        assert abs(int(expected.searchsorted(token)) - state.uniform(0) * expected.size) < 3 and allowed[token]
+        assert choose(broken, Row(state, mask=mask)).token == expected[0]
+
+
+def test_the_largest_number_draws_no_token_without_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SamplingState, "uniform", lambda state, ahead: 1 - 2.0**-53)
+    rng = np.random.default_rng(2)
+    for size in (40, 300, 5000, LARGE):
+        logits = rng.random(size).astype(np.float32)
+        logits[-size // 4 :] = -np.inf
+        for scale in (1, 1e-3, 10):
+            token = choose(logits * np.float32(scale), Row(state_of(Sampling(9, 1.0), size=size))).token
+            assert token < size - size // 4
 
 
 def test_finish_reasons_count_what_was_generated_before() -> None:
