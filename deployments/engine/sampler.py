@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.common.messages import Sampling, TokenLogprobs
-from deployments.engine.logprobs import largest, positions, token_logprobs
+from deployments.engine.logprobs import largest, not_below, positions, token_logprobs
 from deployments.engine.sampling_state import SamplingState
 
 Floats = NDArray[np.float32]
@@ -151,8 +151,11 @@ def _nucleus(candidates: Ids | None, weights: Floats, top_p: float) -> tuple[Ids
             break
         candidates, weights = _reduced(candidates, weights, kept)
         total = float(weights.sum())
-    count = int(np.sort(weights)[::-1].cumsum(dtype=np.float64).searchsorted(needed)) + 1
-    return _reduced(candidates, weights, largest(weights, count))
+    descending = np.sort(weights)[::-1]
+    count = int(descending.cumsum(dtype=np.float64).searchsorted(needed)) + 1
+    if count >= weights.size:
+        return candidates, weights
+    return _reduced(candidates, weights, not_below(descending[count - 1], weights, count))
 
 
 def _reduced(candidates: Ids | None, values: Floats, kept: Ids) -> tuple[Ids, Floats]:
@@ -161,14 +164,17 @@ def _reduced(candidates: Ids | None, values: Floats, kept: Ids) -> tuple[Ids, Fl
 
 def _index_at(weights: Floats, number: float) -> int:
     """Where the running sum of the weights passes this share of the whole."""
+    if weights.size <= _BLOCK:
+        return _index_in(weights, number * float(weights.sum(dtype=np.float64)))
     # Block by block, because a running sum over a vocabulary takes as long as all the rest.
     blocks = np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK)).cumsum(dtype=np.float64)
     passed = number * blocks[-1]
     block = int(blocks.searchsorted(passed, side="right"))
-    inside = weights[block * _BLOCK : (block + 1) * _BLOCK]
-    left = passed - (blocks[block - 1] if block else 0.0)
-    index = int(inside.cumsum(dtype=np.float64).searchsorted(left, side="right"))
-    if index == inside.size:
-        # By rounding. A token without weight, such as one that is masked, is never drawn.
-        index = int(inside.nonzero()[0][-1])
-    return block * _BLOCK + index
+    before = float(blocks[block - 1]) if block else 0.0
+    return block * _BLOCK + _index_in(weights[block * _BLOCK : (block + 1) * _BLOCK], passed - before)
+
+
+def _index_in(weights: Floats, passed: float) -> int:
+    index = int(weights.cumsum(dtype=np.float64).searchsorted(passed, side="right"))
+    # Past the end by rounding: a token without weight, such as one that is masked, is never drawn.
+    return index if index < weights.size else int(weights.nonzero()[0][-1])
