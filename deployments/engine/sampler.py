@@ -26,7 +26,9 @@ are less likely than 1 in 10 million."""
 _SORTABLE = 512
 """So few candidates are sorted at once; of more, the unlikely ones are dropped first."""
 _WORTHWHILE = 0.75
-_FEW = 0.1
+"""Candidates are dropped for as long as no more than this share of them stays."""
+_FEW = 0.01
+"""Of a vocabulary: so few candidates are picked out before anything is computed of them."""
 _BLOCK = 256
 _LARGEST = float(np.finfo(np.float32).max)
 
