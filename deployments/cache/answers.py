@@ -23,6 +23,10 @@ from deployments.common.redis import RedisStore, RedisUnavailable
 from deployments.common.types import GenerationRequest, GenerationResult
 from deployments.routing.queue_class import QueueClass
 
+_MAX_BYTES = 2 * 2**20
+"""Answers are larger only with log probabilities of many alternatives. To decode and write one takes a router longer
+than a tenth of a second, in which it does nothing else, and a client may ask for a stored one as often as it likes."""
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(GenerationResult).decode
 
@@ -107,8 +111,16 @@ class AnswerCache:
     async def put(
         self, key: str, result: GenerationResult, control: CacheControl, lease: FlightLease | None = None
     ) -> None:
-        """Stores an answer, if Redis takes it. lease: of the flight that the answer ends, in the same step."""
-        value, ttl_s = pack(_encode(result)), self._ttl_s(control)
+        """Stores an answer, unless it is huge, if Redis takes it.
+
+        lease: of the flight that the answer ends, in the same step.
+        """
+        body, ttl_s = _encode(result), self._ttl_s(control)
+        if len(body) > _MAX_BYTES:
+            if lease is not None:
+                await lease.complete()
+            return
+        value = pack(body)
         if lease is not None:
             await lease.complete(value, ttl_s)
             return

@@ -44,7 +44,11 @@ def largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """The indices of the largest values, in ascending order; of equal values, those of the lowest index."""
     if count >= values.size:
         return np.arange(values.size)
-    limit = np.partition(values, values.size - count)[values.size - count]
+    return not_below(np.partition(values, values.size - count)[values.size - count], values, count)
+
+
+def not_below(limit: np.float32, values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """The same where the smallest of the largest values is known."""
     kept = positions(values >= limit)
     if kept.size > count:
         surplus = kept[values[kept] == limit][count - kept.size :]

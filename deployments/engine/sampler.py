@@ -1,9 +1,13 @@
 """Chooses the next token of each stream from the model's logits.
 
 In this order: penalties, biases, and masks; then temperature, min-p, top-k and top-p, each over what the one before has
-left (as in vLLM, except that vLLM adds biases before the penalties); then one draw. The random number of a draw depends
-on the seed and the token's position alone, so a stream that continues on another replica, or whose guesses are checked,
-draws what it would have drawn.
+left (as in vLLM, except that vLLM adds biases before the penalties); then one draw.
+
+A draw is a race: each token gets an exponential random number, which is divided by the token's probability, and the
+smallest quotient wins (the Gumbel-max trick). The numbers depend on seed, position and token alone. So a stream that
+continues on another replica, or whose guesses are checked, draws what it would have drawn. It nearly always does so too
+where logits differ by rounding, because the batch is another one. One number, compared with the running sum of the
+probabilities, drew other tokens 6 to 70 times as often in a simulation, as each rounding shifts all limits after it.
 """
 
 import math
@@ -14,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deployments.common.messages import Sampling, TokenLogprobs
-from deployments.engine.logprobs import largest, positions, token_logprobs
+from deployments.engine.logprobs import largest, not_below, positions, token_logprobs
 from deployments.engine.sampling_state import SamplingState
 
 Floats = NDArray[np.float32]
@@ -26,8 +30,9 @@ are less likely than 1 in 10 million."""
 _SORTABLE = 512
 """So few candidates are sorted at once; of more, the unlikely ones are dropped first."""
 _WORTHWHILE = 0.75
-_FEW = 0.1
-_BLOCK = 256
+"""Candidates are dropped for as long as no more than this share of them stays."""
+_FEW = 0.01
+"""Of a vocabulary: so few candidates are picked out before anything is computed of them."""
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -84,31 +89,45 @@ def _sample(logits: Floats, row: Row) -> Sampled:
     state, ahead, sampling = row.state, len(row.ahead), row.state.sampling
     raw = None if sampling.top_logprobs is None else logits.copy()
     state.adjust(logits, row.ahead)
-    if row.mask is None:
-        token = _choose(logits, state, ahead)
-    else:
-        allowed = _allowed_ids(row.mask, logits.size)
-        token = int(allowed[_choose(logits[allowed], state, ahead)]) if allowed.size else state.end_id
+    token = _choose_allowed(logits, row.mask, state, ahead)
     if raw is None or sampling.top_logprobs is None:
         return Sampled(token)
     return Sampled(token, token_logprobs(raw, token, sampling.top_logprobs))
 
 
-def _allowed_ids(mask: NDArray[np.uint32], vocabulary: int) -> Ids:
-    return np.unpackbits(mask.view(np.uint8), count=vocabulary, bitorder="little").nonzero()[0]
+def _choose_allowed(logits: Floats, mask: NDArray[np.uint32] | None, state: SamplingState, ahead: int) -> int:
+    if mask is None:
+        return _choose(logits, None, state, ahead)
+    allowed = np.unpackbits(mask.view(np.uint8), count=logits.size, bitorder="little").view(np.bool_)
+    count = np.count_nonzero(allowed)
+    if not count:
+        return state.end_id
+    # Whichever is quicker: to pick out the allowed ones, or to strike the others.
+    if count * 2 < logits.size:
+        ids = positions(allowed)
+        return _choose(logits[ids], ids, state, ahead)
+    logits[positions(~allowed)] = -np.inf
+    token = _choose(logits, None, state, ahead)
+    return token if allowed[token] else int(allowed.argmax())
 
 
-def _choose(logits: Floats, state: SamplingState, ahead: int) -> int:
-    """The index of the chosen one of these logits; of equal ones, the first. May change them in place."""
-    sampling, likeliest = state.sampling, float(logits.max())
+def _choose(logits: Floats, tokens: Ids | None, state: SamplingState, ahead: int) -> int:
+    """The chosen one of these tokens; if it is not drawn, the first of those with equal logits. May change the logits.
+
+    tokens: None: all.
+    """
+    likeliest = float(logits.max())
     if not math.isfinite(likeliest):
         np.nan_to_num(logits, copy=False, nan=-np.inf, posinf=_LARGEST, neginf=-np.inf)
         likeliest = float(logits.max())
     if state.greedy or likeliest == -math.inf:
-        return int(logits.argmax())
-    candidates, weights = _candidates(logits, likeliest, sampling)
-    index = _index_at(weights, state.uniform(ahead))
-    return index if candidates is None else int(candidates[index])
+        index = int(logits.argmax())
+        return index if tokens is None else int(tokens[index])
+    candidates, weights = _candidates(logits, likeliest, state.sampling)
+    if candidates is not None:
+        tokens = candidates if tokens is None else tokens[candidates]
+    drawn = np.arange(weights.size, dtype=np.uint32) if tokens is None else tokens.astype(np.uint32)
+    return int(drawn[(state.exponentials(ahead, drawn) / weights).argmin()])
 
 
 def _candidates(logits: Floats, likeliest: float, sampling: Sampling) -> tuple[Ids | None, Floats]:
@@ -145,20 +164,12 @@ def _nucleus(candidates: Ids | None, weights: Floats, top_p: float) -> tuple[Ids
             break
         candidates, weights = _reduced(candidates, weights, kept)
         total = float(weights.sum())
-    count = int(np.sort(weights)[::-1].cumsum(dtype=np.float64).searchsorted(needed)) + 1
-    return _reduced(candidates, weights, largest(weights, count))
+    descending = np.sort(weights)[::-1]
+    count = int(descending.cumsum(dtype=np.float64).searchsorted(needed)) + 1
+    if count >= weights.size:
+        return candidates, weights
+    return _reduced(candidates, weights, not_below(descending[count - 1], weights, count))
 
 
 def _reduced(candidates: Ids | None, values: Floats, kept: Ids) -> tuple[Ids, Floats]:
     return kept if candidates is None else candidates[kept], values[kept]
-
-
-def _index_at(weights: Floats, number: float) -> int:
-    """Where the running sum of the weights passes this share of the whole."""
-    # Block by block, because a running sum over a vocabulary takes as long as all the rest.
-    blocks = np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK)).cumsum(dtype=np.float64)
-    passed = number * blocks[-1]
-    block = min(int(blocks.searchsorted(passed, side="right")), blocks.size - 1)
-    inside = weights[block * _BLOCK : (block + 1) * _BLOCK].cumsum(dtype=np.float64)
-    before = blocks[block - 1] if block else 0.0
-    return block * _BLOCK + min(int(inside.searchsorted(passed - before, side="right")), inside.size - 1)

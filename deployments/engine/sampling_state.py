@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from deployments.common.messages import Sampling, StreamFinish
 
 _COUNTER = Struct("<QQ")
+_KEYS = Struct("<II")
+_ABOVE_MINUS_ONE = np.nextafter(np.float32(-1), np.float32(0))
 _64_BITS = 2**64 - 1
 _MIN_TEMPERATURE = 1e-5
 """Below it, sampling is greedy, as in vLLM: dividing by less means nothing in 32 bits."""
@@ -87,10 +89,24 @@ class SamplingState:
         if self.must_continue(len(ahead)):
             logits[self._held_back] = -np.inf
 
-    def uniform(self, ahead: int) -> float:
-        """The random number in [0, 1) for the token that comes after `ahead` more."""
+    def exponentials(self, ahead: int, tokens: NDArray[np.uint32]) -> NDArray[np.float32]:
+        """Random numbers of the standard exponential distribution, one for each of these tokens, for the place after
+        `ahead` more. Each depends on the seed, the position, and its token alone."""
         counter = _COUNTER.pack(self._seed, self.position + ahead)
-        return (int.from_bytes(blake2b(counter, digest_size=8).digest(), "little") >> 11) * 2.0**-53
+        factor, offset = _KEYS.unpack(blake2b(counter, digest_size=_KEYS.size).digest())
+        hashed = tokens * np.uint32(factor | 1)
+        hashed += np.uint32(offset)
+        # MurmurHash3's finalizer.
+        for shift, multiplier in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+            hashed ^= hashed >> np.uint32(shift)
+            hashed *= np.uint32(multiplier)
+        hashed ^= hashed >> np.uint32(16)
+        uniform = hashed.astype(np.float32)
+        uniform += np.float32(0.5)
+        uniform *= np.float32(-(2.0**-32))
+        # Of small numbers log1p keeps all digits, and the smallest are those that win for unlikely tokens.
+        numbers: NDArray[np.float32] = -np.log1p(np.maximum(uniform, _ABOVE_MINUS_ONE))
+        return numbers
 
     def _penalize(self, logits: NDArray[np.float32]) -> None:
         """Repetition: CTRL's (arXiv:1909.05858), over prompt and completion. Frequency and presence: OpenAI's, over

@@ -93,6 +93,7 @@ class OutputParser:
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._undecided: list[TokenLogprob] = []
+        self._has_prompt = False
         self._held = ""
         self._began = False
         self.reasoning_tokens = 0
@@ -134,13 +135,17 @@ class OutputParser:
             else:
                 decoded = self._decode(token)
                 text += self._add_answer(decoded)
-                if logprobs and not self._vocabulary.is_special(token):
+                if logprobs and (self._has_prompt or not self._vocabulary.is_special(token)):
                     self._add_logprob(self._vocabulary.logprob_of(token, logprobs[index]), decoded)
         text, tools = self._without_calls(text, last=False)
         return ParsedDelta(reasoning, text, tools, tuple(self._logprobs[first_new:]))
 
     def feed_prompt(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> ParsedDelta:
-        """Adds the prompt's tokens before those of the completion. logprobs: one a token, but none for the first."""
+        """Adds the prompt's tokens before those of the completion. logprobs: one a token, but none for the first.
+
+        From then on, special tokens are reported too: who scores prompts counts on one entry for each token.
+        """
+        self._has_prompt = True
         each = zip(ids, (TokenLogprobs(0.0), *logprobs), strict=True)
         tokens = tuple(self._vocabulary.logprob_of(token, reported) for token, reported in each)
         self._logprobs += tokens

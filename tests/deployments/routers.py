@@ -75,8 +75,8 @@ class Response:
         if self.engines.error is not None:
             raise self.engines.error
         engines = self.engines
-        reported = {"logprobs": list(engines.logprobs), "prompt_logprobs": list(engines.prompt_logprobs)}
-        yield encode(TokenBatch(list(engines.tokens), "stop", **reported))
+        logprobs, of_prompt = list(engines.logprobs), list(engines.prompt_logprobs)
+        yield encode(TokenBatch(list(engines.tokens), "stop", logprobs=logprobs, prompt_logprobs=of_prompt))
 
     def __await__(self) -> Generator[Any, None, bytes]:
         return self._vectors().__await__()

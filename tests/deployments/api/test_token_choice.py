@@ -19,6 +19,7 @@ from tests.deployments.routers import Engines, running_router
 
 HI = [{"role": "user", "content": "hi"}]
 VOCABULARY = 2050
+END = 1
 TEXT = "鸡a12"
 
 
@@ -201,8 +202,14 @@ def test_an_echo_has_the_log_probabilities_of_the_prompt(
             assert "".join(part["text"] for part in parts) == whole["text"]
             for name, values in reported.items():
                 assert [v for part in parts if part["logprobs"] for v in part["logprobs"][name]] == values
+            engines.tokens = (END,)
+            ended = (await client.post("/v1/completions", json=body | {"seed": 3, "temperature": 1})).json()["choices"][
+                0
+            ]
+            assert ended["text"] == "鸡1 2" and len(ended["logprobs"]["tokens"]) == len(prompt) + 1, "the end counts"
             many = await client.post("/v1/completions", json=body | {"logprobs": 6})
             assert (many.status_code, many.json()["error"]["param"]) == (400, "logprobs")
+            engines.tokens = (b,)
             plain = (await client.post("/v1/completions", json=body | {"echo": False})).json()["choices"][0]
             assert plain["logprobs"]["tokens"] == ["b"] and not engines.request.prompt_logprobs
 

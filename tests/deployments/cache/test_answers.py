@@ -20,6 +20,7 @@ from deployments.common.types import (
     FinishReason,
     GenerationRequest,
     GenerationResult,
+    LikelyToken,
     Message,
     TokenLogprob,
     Tool,
@@ -27,6 +28,7 @@ from deployments.common.types import (
     ToolChoice,
     Usage,
 )
+from deployments.routing.queue_class import QueueClass
 from tests.conftest import redis_server
 
 T = TypeVar("T")
@@ -113,6 +115,26 @@ def test_the_key_covers_all_that_the_answer_depends_on(server: OwnRedis) -> None
     keys |= {answers.key(*subject, request_for()) for subject in other_subjects}
     assert len(keys) == len(questions) + 3
     assert answers.key("m", "s", "n", request_for()) == answers.key("m", "s", "n", request_for())
+
+
+@pytest.mark.parametrize(("tokens", "stored"), [(4000, True), (16_000, False)])
+@pytest.mark.parametrize("leads", [False, True])
+def test_an_answer_that_takes_long_to_read_is_not_stored(
+    server: OwnRedis, tokens: int, stored: bool, leads: bool
+) -> None:
+    """One whose every token has twenty alternatives."""
+    token = TokenLogprob((65,), -0.5, tuple(LikelyToken((65, n), -float(n)) for n in range(20)))
+    huge = GenerationResult((Choice("", "A" * tokens, "stop", (), (token,) * tokens),), Usage(1, tokens, 0, 0), 1.0)
+
+    async def work() -> None:
+        answers = cache(server)
+        key = answers.key("m", "s", f"{leads}{tokens}", request_for())
+        lease = await answers.lead(key, QueueClass("t", 1.0, batch=False)) if leads else None
+        assert not isinstance(lease, GenerationResult)
+        await answers.put(key, huge, CacheControl(), lease)
+        assert (await answers.get(key) == huge) is stored
+
+    asyncio.run(closing(work()))
 
 
 @pytest.mark.parametrize(

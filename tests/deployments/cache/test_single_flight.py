@@ -16,12 +16,18 @@ from cluster.redis_server import OwnRedis
 from deployments.cache.flight_store import FlightStore
 from deployments.cache.single_flight import FlightLease, SingleFlight
 from deployments.common.errors import ApiError
-from deployments.common.messages import TokenBatch
+from deployments.common.messages import TokenBatch, TokenLogprobs
 from deployments.routing.queue_class import QueueClass
 from tests.conftest import redis_server
 from tests.deployments.cache.test_answers import store_at
 
-BATCHES = [TokenBatch([1, 2], cached_tokens=3), TokenBatch([3]), TokenBatch([4, 5, 6]), TokenBatch([7], "stop")]
+LOGPROBS = TokenLogprobs(-0.5, ((3, -0.5), (8, -1.5)))
+BATCHES = [
+    TokenBatch([1, 2], cached_tokens=3, prompt_logprobs=[LOGPROBS]),
+    TokenBatch([3], logprobs=[LOGPROBS]),
+    TokenBatch([4, 5, 6]),
+    TokenBatch([7], "stop"),
+]
 PERSON, BATCH = QueueClass("support", 1.0, batch=False), QueueClass("nightly", 1.0, batch=True)
 
 
