@@ -12,6 +12,9 @@ LIMITS = LLParserLimits(
 )
 """With these, the slowest masks that attacks have brought about take 0.2 s (`tests/security/test_grammars.py`)."""
 
+MAX_CHARACTERS = 400_000
+"""Of a grammar: several times what the limits of a schema's parts allow."""
+
 
 def json_grammar(schema: str) -> str:
     """The grammar of a JSON value that the schema (JSON text) allows, as llguidance takes it."""

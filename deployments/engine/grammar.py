@@ -9,7 +9,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
-from deployments.common.grammars import LIMITS, first_line
+from deployments.common.grammars import LIMITS, MAX_CHARACTERS, first_line
 from deployments.common.messages import Grammar
 from deployments.engine.token_bytes import TokenBytes
 
@@ -37,6 +37,8 @@ class GrammarCompiler:
 
         The first call reads the tokenizer, which takes a second for 150,000 tokens.
         """
+        if len(grammar.text) > MAX_CHARACTERS:
+            raise GrammarError(f"the grammar has more than {MAX_CHARACTERS} characters")
         with self._lock:
             tokenizer = self._tokenizer
         matcher = Matcher(LLMatcher(tokenizer, grammar.text, log_level=0, limits=LIMITS), self._vocabulary)

@@ -43,7 +43,7 @@ _MAX_DEPTH = 64
 _CHARACTERS_PER_PART = 100
 """Texts cost by their length: each whole hundred of characters counts as another part."""
 _OPTIONS_PER_PART = 20
-_PROPERTIES_PER_PART = 1000
+_PROPERTIES_PER_PART = 500
 _MULTIPLES_PER_PART = 10
 """Some things cost llguidance more than by their size, and count as more parts: patterns of properties by their number
 squared, as each is compared with each; so do alternatives, as all may be possible at once; properties of which some are
