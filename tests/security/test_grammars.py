@@ -86,8 +86,12 @@ LARGEST: dict[str, dict[str, Any]] = {
     "combined factors": {"type": "integer", "allOf": [{"multipleOf": 89}, {"multipleOf": 97}]},
     "patterns": {
         "type": "object",
-        "patternProperties": {f"^a{n}x[a-z]{{1,50}}$": {} for n in range(30)},
+        "patternProperties": {f"^a{n}x[a-z]{{1,50}}$": {} for n in range(25)},
         "additionalProperties": False,
+    },
+    "regular expressions": {
+        "type": "object",
+        "properties": {f"p{n}": {"type": "string", "pattern": f"^\\p{{L}}{{1,500}}x{n}$"} for n in range(70)},
     },
     "text": {"const": "lorem ipsum " * 8000},
     "texts": {
