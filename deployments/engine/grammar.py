@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
@@ -31,11 +32,13 @@ class GrammarCompiler:
         self._vocabulary = vocabulary
         self._stop_ids = sorted(stop_ids)
         self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "grammar")
 
     def compile(self, grammar: Grammar) -> "Matcher":
         """A matcher at the grammar's start. Raises GrammarError.
 
-        The first call reads the tokenizer, which takes a second for 150,000 tokens.
+        The first call reads the tokenizer, which takes more than a second for 150,000 tokens: in `submit`, that holds
+        the interpreter for 0.5 s at most.
         """
         if len(grammar.text) > MAX_CHARACTERS:
             raise GrammarError(f"the grammar has more than {MAX_CHARACTERS} characters")
@@ -45,6 +48,10 @@ class GrammarCompiler:
         # The first mask is the slowest: it makes most of the lexer's states.
         matcher.mask()
         return matcher
+
+    def submit(self, grammar: Grammar) -> "Future[Matcher]":
+        """Compiles beside what the caller does, one grammar after another. The future's error is a GrammarError."""
+        return self._thread.submit(self.compile, grammar)
 
     @cached_property
     def tokens(self) -> TokenBytes:

@@ -180,11 +180,7 @@ class _Document:
         elif keyword in _COUNTS:
             return self._holds_count(keyword, value, where)
         elif keyword in _NUMBERS:
-            old_style = isinstance(value, bool) and keyword.startswith("exclusive")
-            if not old_style and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise self.owner.refusal(where, f"{keyword} must be a number")
-            if keyword == "multipleOf":
-                self._check_factor(value, where)
+            self._check_number(keyword, value, where)
         elif keyword == "pattern":
             return self._holds_pattern(value, where)
         elif keyword == "format":
@@ -216,7 +212,13 @@ class _Document:
     def _count_value(self, value: object, where: str) -> None:
         self.owner.count(schema_cost.of_value(value, self.owner.max_parts), where)
 
-    def _check_factor(self, value: int | float, where: str) -> None:
+    def _check_number(self, keyword: str, value: object, where: str) -> None:
+        if isinstance(value, bool) and keyword.startswith("exclusive"):
+            return  # as in draft 4, where it says how to read the bound beside it
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.owner.refusal(where, f"{keyword} must be a number")
+        if keyword != "multipleOf":
+            return
         if value <= 0:
             raise self.owner.refusal(where, "multipleOf must be above 0")
         self._factors.append(Decimal(str(value)))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from deployments.common.errors import ApiError
-from deployments.common.grammars import json_grammar
+from deployments.common.grammars import grammar_error, json_grammar
 from deployments.common.messages import Grammar
 from deployments.engine.grammar import GrammarError
 from deployments.generation.schemas import SchemaPreparer
@@ -146,6 +146,14 @@ def test_a_schema_is_refused_or_followed_at_once(walker: Walker, schema: dict[st
         times += [time.process_time(), *follow(walker, Grammar(json_grammar(prepared)))]
     assert max(after - before for before, after in pairwise(times)) < SLOWEST_S
     assert memory_mb() - memory < MAX_MEMORY_MB
+
+
+def test_a_fault_in_llguidance_is_an_error_as_any_other(walker: Walker) -> None:
+    """One that no router lets through; but the next one may be another."""
+    grammar = json_grammar(json.dumps({"type": "integer", "minimum": "a" + "鸡" * 100}, ensure_ascii=False))
+    assert grammar_error(grammar) == "llguidance failed on it"
+    with pytest.raises(GrammarError):
+        walker.compiler.compile(Grammar(grammar))
 
 
 def test_an_engine_takes_no_grammar_that_no_router_would_send(walker: Walker) -> None:
