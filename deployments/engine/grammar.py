@@ -9,7 +9,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
-from deployments.common.grammars import LIMITS, first_line
+from deployments.common.grammars import LIMITS, MAX_CHARACTERS, first_line
 from deployments.common.messages import Grammar
 from deployments.engine.token_bytes import TokenBytes
 
@@ -35,8 +35,11 @@ class GrammarCompiler:
     def compile(self, grammar: Grammar) -> "Matcher":
         """A matcher at the grammar's start. Raises GrammarError.
 
-        The first call reads the tokenizer, which takes a second for 150,000 tokens.
+        The first call reads the tokenizer, which takes more than a second for 150,000 tokens; that holds the
+        interpreter for 0.5 s at most.
         """
+        if len(grammar.text) > MAX_CHARACTERS:
+            raise GrammarError(f"the grammar has more than {MAX_CHARACTERS} characters")
         with self._lock:
             tokenizer = self._tokenizer
         matcher = Matcher(LLMatcher(tokenizer, grammar.text, log_level=0, limits=LIMITS), self._vocabulary)

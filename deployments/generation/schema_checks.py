@@ -1,10 +1,8 @@
 """What is checked on a schema as a whole: whether a finite value satisfies it, and what llguidance does not take."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from decimal import Decimal
 from urllib.parse import unquote
 
 from deployments.common.errors import shortened
@@ -14,7 +12,7 @@ Schema = dict[str, object]
 Prepared = Schema | bool
 """A schema whose parts have been checked: every keyword holds what it should."""
 
-_MAX_SEARCH_S = 0.2
+_MAX_SEARCH_S = 0.1
 """For the place of an error, which is only there to help."""
 
 
@@ -112,12 +110,6 @@ def _texts_of(schema: object) -> set[str]:
         return set()
     options = [schema["const"]] if "const" in schema else schema.get("enum", [])
     return set(options) if all(isinstance(option, str) for option in options) else set()
-
-
-def states_of(multiples: Sequence[Decimal]) -> int:
-    """About how many states an automaton has that knows the common multiples of these numbers."""
-    decimals = max((-int(number.as_tuple().exponent) for number in multiples), default=0)
-    return math.lcm(*(int(number.scaleb(max(0, decimals))) for number in multiples))
 
 
 def place_of_fault(

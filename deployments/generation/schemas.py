@@ -11,6 +11,7 @@ from decimal import Decimal
 
 from deployments.common.errors import ApiError, invalid_request, shortened
 from deployments.common.grammars import grammar_error, json_grammar
+from deployments.generation import schema_cost
 from deployments.generation.schema_checks import (
     Prepared,
     Schema,
@@ -19,7 +20,6 @@ from deployments.generation.schema_checks import (
     is_finite,
     place_of_fault,
     pointed_to,
-    states_of,
     text_of,
 )
 
@@ -40,14 +40,6 @@ _COUNTS = {
 _NUMBERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 _MAX_DEPTH = 64
 """Of schemas within schemas, references included: llguidance recurses along both."""
-_CHARACTERS_PER_PART = 100
-"""Texts cost by their length: each whole hundred of characters counts as another part."""
-_OPTIONS_PER_PART = 20
-_PROPERTIES_PER_PART = 1000
-_MULTIPLES_PER_PART = 10
-"""Some things cost llguidance more than by their size, and count as more parts: patterns of properties by their number
-squared, as each is compared with each; so do alternatives, as all may be possible at once; properties of which some are
-required, whichever, by their number cubed; a factor by itself."""
 WHITE_SPACE = " "
 """A regular expression for what may stand between JSON's tokens, once: small models would emit more for ever."""
 
@@ -100,16 +92,16 @@ class _Document:
     """Objects that list their properties and do not say whether there may be more."""
     _exclusive: list[Schema] = field(default_factory=list)
     """Schemas with `oneOf`."""
-    _multiples: list[Decimal] = field(default_factory=list)
+    _factors: list[Decimal] = field(default_factory=list)
     """The values of `multipleOf`."""
     _patterns: int = 0
     """How many patterns of properties there are."""
 
     def text(self) -> str:
         prepared = self._schema(self.root, "")
-        self.owner.count(self._patterns**2, "")
+        self.owner.count(schema_cost.of_property_patterns(self._patterns), "")
         if self._combined:
-            self.owner.count(states_of(self._multiples) // _MULTIPLES_PER_PART, "")
+            self.owner.count(schema_cost.of_multiples(self._factors), "")
         else:
             # By the standard there may be more, and a small model would go on with them for ever. But where schemas
             # are combined, each must leave room for the others' properties.
@@ -153,10 +145,13 @@ class _Document:
                 prepared[keyword] = f"#/$defs/{self._reference(value, where)}"
             case "properties" | "patternProperties":
                 prepared[keyword] = schemas = self._map(value, where)
-                self._patterns += len(schemas) if keyword == "patternProperties" else 0
+                if keyword == "patternProperties":
+                    self._patterns += len(schemas)
+                    for pattern in schemas:
+                        self.owner.count(schema_cost.of_pattern(pattern), where)
             case "allOf" | "anyOf" | "oneOf" | "prefixItems":
                 prepared[keyword] = options = self._list(value, where)
-                self.owner.count(len(options) ** 2 // _OPTIONS_PER_PART, where)
+                self.owner.count(schema_cost.of_options(len(options)), where)
             case "items" if isinstance(value, list):
                 # Before 2020-12, `items` was what `prefixItems` is now, and `additionalItems` what `items` is.
                 prepared["prefixItems"] = self._list(value, where)
@@ -173,24 +168,19 @@ class _Document:
     def _holds(self, keyword: str, value: object, where: str) -> bool:
         """Whether a keyword whose value is no schema constrains, and can be held. Raises ApiError."""
         if keyword == "const":
-            self._count_values(value, where)
+            self._count_value(value, where)
         elif keyword == "enum":
             if not isinstance(value, list) or not value:
                 raise self.owner.refusal(where, "enum must be a list of values")
-            self._count_values(value, where)
+            self._count_value(value, where)
         elif keyword == "required":
             if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
                 raise self.owner.refusal(where, "required must be a list of the properties' names")
-            self._count_values(value, where)
+            self._count_value(value, where)
         elif keyword in _COUNTS:
             return self._holds_count(keyword, value, where)
         elif keyword in _NUMBERS:
-            old_style = isinstance(value, bool) and keyword.startswith("exclusive")
-            if not old_style and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise self.owner.refusal(where, f"{keyword} must be a number")
-            if keyword == "multipleOf":
-                assert isinstance(value, int | float)
-                self._count_multiples(value, where)
+            self._check_number(keyword, value, where)
         elif keyword == "pattern":
             return self._holds_pattern(value, where)
         elif keyword == "format":
@@ -213,34 +203,32 @@ class _Document:
     def _holds_pattern(self, value: object, where: str) -> bool:
         if not isinstance(value, str):
             raise self.owner.refusal(where, f"pattern {_shown(value)} is not a regular expression")
-        self.owner.count(len(value) // _CHARACTERS_PER_PART, where)
+        self.owner.count(schema_cost.of_pattern(value), where)
         error = grammar_error(json_grammar(json.dumps({"type": "string", "pattern": value})))
         if error and self.strict:
             raise self.owner.refusal(where, f"it cannot be enforced: {error}")
         return not error
 
-    def _count_multiples(self, value: int | float, where: str) -> None:
+    def _count_value(self, value: object, where: str) -> None:
+        self.owner.count(schema_cost.of_value(value, self.owner.max_parts), where)
+
+    def _check_number(self, keyword: str, value: object, where: str) -> None:
+        if isinstance(value, bool) and keyword.startswith("exclusive"):
+            return  # as in draft 4, where it says how to read the bound beside it
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.owner.refusal(where, f"{keyword} must be a number")
+        if keyword != "multipleOf":
+            return
         if value <= 0:
             raise self.owner.refusal(where, "multipleOf must be above 0")
-        self._multiples.append(Decimal(str(value)))
-        self.owner.count(states_of([self._multiples[-1]]) // _MULTIPLES_PER_PART, where)
-
-    def _count_values(self, value: object, where: str) -> None:
-        """Counts JSON values that are written into the grammar as they are."""
-        pending = [value]
-        while pending:
-            member = pending.pop()
-            self.owner.count(1 + (len(member) // _CHARACTERS_PER_PART if isinstance(member, str) else 0), where)
-            if isinstance(member, dict):
-                pending += (*member, *member.values())
-            elif isinstance(member, list):
-                pending += member
+        self._factors.append(Decimal(str(value)))
+        self.owner.count(schema_cost.of_multiples(self._factors[-1:]), where)
 
     def _complete(self, prepared: Schema) -> None:
         """Adds what clients leave unsaid, and notes what depends on the whole schema."""
         properties, required = prepared.get("properties"), prepared.get("required", [])
         if prepared.get("minProperties"):
-            self.owner.count(len(properties or ()) ** 3 // _PROPERTIES_PER_PART, "")  # type: ignore[arg-type]
+            self.owner.count(schema_cost.of_optional_properties(len(properties or ())), "")  # type: ignore[arg-type]
         if properties is not None:
             prepared.setdefault("type", "object")
         sources = prepared.keys() & {"allOf", "anyOf", "oneOf", "$ref"}
@@ -271,7 +259,7 @@ class _Document:
     def _map(self, value: object, where: str) -> dict[str, Prepared]:
         if not isinstance(value, dict):
             raise self.owner.refusal(where, "it must be an object of schemas")
-        self.owner.count(sum(len(name) // _CHARACTERS_PER_PART for name in value), where)
+        self.owner.count(sum(map(schema_cost.of_text, value)), where)
         return {name: self._schema(member, f"{where}/{shortened(name)}") for name, member in value.items()}
 
     def _reference(self, target: object, where: str) -> int:

@@ -2,7 +2,6 @@
 
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ from tokenizers import Tokenizer
 
 from cluster.models.folder import BUNDLED_FOLDER
 from deployments.common.grammars import json_grammar
-from deployments.common.messages import Grammar
-from deployments.engine.grammar import GrammarCompiler, GrammarError
+from deployments.common.messages import EngineRequest, Grammar, Sampling
+from deployments.engine.compilations import Compilations
+from deployments.engine.grammar import GrammarCompiler, GrammarError, Matcher
 from deployments.engine.token_bytes import TokenBytes
 from tests.deployments.grammars import Walker, add_tokens, bundled_with, large_tokenizer
 
@@ -155,11 +155,17 @@ def test_sentencepiece_vocabularies(tmp_path: Path) -> None:
 
 def test_a_large_vocabulary_is_read_while_other_streams_go_on(tmp_path: Path) -> None:
     """The first grammar of an engine is compiled beside its steps, and never holds the interpreter for long."""
-    compiler, began = GrammarCompiler(large_tokenizer(tmp_path), 150_016, [150_000]), time.monotonic()
-    with ThreadPoolExecutor(1) as thread:
-        compiled, longest, last = thread.submit(compiler.compile, SUM), 0.0, began
-        while not compiled.done():
-            time.sleep(0.001)
-            longest, last = max(longest, time.monotonic() - last), time.monotonic()
-        assert compiled.result().mask().any()
+    compilations = Compilations(GrammarCompiler(large_tokenizer(tmp_path), 150_016, [150_000]))
+    began = last = time.monotonic()
+    longest = 0.0
+    compilations.start(1, EngineRequest([], Sampling(9, grammar=SUM)))
+    while not (done := list(compilations.done(idle=False))):
+        time.sleep(0.001)
+        longest, last = max(longest, time.monotonic() - last), time.monotonic()
+    [(number, matcher)] = done
+    assert number == 1 and isinstance(matcher, Matcher) and matcher.mask().any()
     assert longest < 0.8 * (last - began)
+    compilations.start(2, EngineRequest([], Sampling(9, grammar=Grammar("start: ("))))
+    while not (done := list(compilations.done(idle=True))):
+        pass
+    assert isinstance(done[0][1], GrammarError)

@@ -1,0 +1,163 @@
+"""Schemas made to cost time or memory: neither a router nor an engine takes long over one, and none dies of it."""
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.common.errors import ApiError
+from deployments.common.grammars import grammar_error, json_grammar
+from deployments.common.messages import Grammar
+from deployments.engine.grammar import GrammarError
+from deployments.generation.schemas import SchemaPreparer
+from tests.deployments.grammars import Walker, large_tokenizer
+
+MAX_PARTS = 1000
+SLOWEST_S = 1.0
+"""No other stream of an engine may wait longer, nor another request of a router."""
+MAX_MEMORY_MB = 300
+
+
+def nested(depth: int, around: dict[str, Any], inner: dict[str, Any]) -> dict[str, Any]:
+    for _ in range(depth):
+        inner = {**around, "items": inner}
+    return inner
+
+
+ATTACKS: dict[str, dict[str, Any]] = {
+    "16 strings of about 400": {"anyOf": [{"type": "string", "minLength": n, "maxLength": 400 + n} for n in range(16)]},
+    "300 strings of about 1,000": {
+        "anyOf": [{"type": "string", "minLength": n, "maxLength": 1000 + n} for n in range(300)]
+    },
+    "a value of 2 MB": {"enum": ["x" * 2_000_000]},
+    "2 MB of values": {"enum": [f"{n} lorem ipsum dolor sit amet" for n in range(60_000)]},
+    "values as large as they may be": {"enum": ["".join(random.Random(n).choices("abc ", k=99)) for n in range(998)]},
+    "nested lists": nested(60, {"type": "array"}, {"type": "string"}),
+    "nested lists of 1,000": nested(60, {"type": "array", "minItems": 1000, "maxItems": 1000}, {"type": "string"}),
+    "a counted repeat of one": {"type": "string", "pattern": "^(a{1,1000}){1,1000}$"},
+    "two long repeats": {"type": "string", "pattern": "^.{0,10000}x.{10000}y$"},
+    "an exponential automaton": {"type": "string", "pattern": "^.*a.{300}$"},
+    "many exponential automatons": {
+        "anyOf": [{"type": "string", "pattern": f"{chr(97 + n)}.{{{100 + n}}}"} for n in range(26)]
+    },
+    "a repeat of 100 million": {"type": "string", "pattern": "^a{0,100000000}$"},
+    "a repeat of words": {"type": "string", "pattern": r"^(\w{1,500}\s){500}$"},
+    "many optional properties": {"type": "object", "properties": {f"p{n}": {} for n in range(990)}},
+    "one of many properties": {
+        "type": "object",
+        "properties": {f"p{n}": {} for n in range(990)},
+        "additionalProperties": False,
+        "minProperties": 1,
+    },
+    "an ambiguous recursion": {
+        "$ref": "#/$defs/a",
+        "$defs": {"a": {"anyOf": [*[{"type": "array", "items": {"$ref": "#/$defs/a"}}] * 300, {"type": "null"}]}},
+    },
+    "strings of 100,000": {"type": "string", "minLength": 50_000, "maxLength": 100_000},
+    "products of alternatives": {
+        "allOf": [
+            {"anyOf": [{"type": "string", "minLength": n, "maxLength": 900 - m} for n in range(30)]} for m in range(8)
+        ]
+    },
+    "a large factor": {"type": "integer", "multipleOf": 99_999_989},
+    "names of 100,000 properties": {"type": "object", "required": [str(n) for n in range(100_000)]},
+}
+
+
+LARGEST: dict[str, dict[str, Any]] = {
+    "properties, one required": {
+        "type": "object",
+        "properties": {f"p{n}": {} for n in range(70)},
+        "additionalProperties": False,
+        "minProperties": 1,
+    },
+    "properties, none required": {"type": "object", "properties": {f"p{n}": {} for n in range(980)}},
+    "alternatives": {
+        "$ref": "#/$defs/a",
+        "$defs": {"a": {"anyOf": [*[{"type": "array", "items": {"$ref": "#/$defs/a"}}] * 110, {"type": "null"}]}},
+    },
+    "factor": {"type": "integer", "multipleOf": 9973, "maximum": 10**12},
+    "combined factors": {"type": "integer", "allOf": [{"multipleOf": 89}, {"multipleOf": 97}]},
+    "patterns": {
+        "type": "object",
+        "patternProperties": {f"^a{n}x[a-z]{{1,50}}$": {} for n in range(25)},
+        "additionalProperties": False,
+    },
+    "regular expressions": {
+        "type": "object",
+        "properties": {f"p{n}": {"type": "string", "pattern": f"^\\p{{L}}{{1,500}}x{n}$"} for n in range(70)},
+    },
+    "text": {"const": "lorem ipsum " * 8000},
+    "texts": {
+        "type": "object",
+        "properties": {f"p{n}": {"const": "lorem ipsum " * 20} for n in range(150)},
+        "required": [f"p{n}" for n in range(150)],
+    },
+}
+"""About as large as they may be."""
+
+
+def memory_mb() -> float:
+    """This process's memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+@pytest.fixture(scope="module")
+def walker(tmp_path_factory: pytest.TempPathFactory) -> Walker:
+    """A vocabulary as large as those of real models, read."""
+    walker = Walker(large_tokenizer(tmp_path_factory.mktemp("large")), 150_016, [150_000])
+    walker.compiler.compile(Grammar(json_grammar('{"const": "lorem"}')))
+    return walker
+
+
+def follow(walker: Walker, grammar: Grammar) -> Iterator[float]:
+    """Follows a grammar at random for some steps; gives the processor's time after each."""
+    draw = random.Random(1)
+    with suppress(GrammarError):
+        matcher = walker.compiler.compile(grammar)
+        yield time.process_time()
+        for _ in range(40):
+            allowed = [token for token in walker.allowed(matcher.mask()) if token not in walker.stop_ids]
+            if not allowed:
+                break
+            matcher.consume([draw.choice(allowed)])
+            yield time.process_time()
+    yield time.process_time()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("schema", [*ATTACKS.values(), *LARGEST.values()], ids=[*ATTACKS, *LARGEST])
+def test_a_schema_is_refused_or_followed_at_once(walker: Walker, schema: dict[str, Any], strict: bool) -> None:
+    text, memory, times = json.dumps(schema), memory_mb(), [time.process_time()]
+    try:
+        prepared = SchemaPreparer("response_format", MAX_PARTS).prepare(text, strict=strict)
+    except ApiError as error:
+        assert error.status == 400 and len(error.message) < 400
+        assert schema not in LARGEST.values()
+        times.append(time.process_time())
+    else:
+        times += [time.process_time(), *follow(walker, Grammar(json_grammar(prepared)))]
+    assert max(after - before for before, after in pairwise(times)) < SLOWEST_S
+    assert memory_mb() - memory < MAX_MEMORY_MB
+
+
+def test_a_fault_in_llguidance_is_an_error_as_any_other(walker: Walker) -> None:
+    """One that no router lets through; but the next one may be another."""
+    grammar = json_grammar(json.dumps({"type": "integer", "minimum": "a" + "鸡" * 100}, ensure_ascii=False))
+    assert grammar_error(grammar) == "llguidance failed on it"
+    with pytest.raises(GrammarError):
+        walker.compiler.compile(Grammar(grammar))
+
+
+def test_an_engine_takes_no_grammar_that_no_router_would_send(walker: Walker) -> None:
+    began = time.process_time()
+    with pytest.raises(GrammarError, match="characters"):
+        walker.compiler.compile(Grammar(json_grammar(json.dumps(ATTACKS["a value of 2 MB"]))))
+    assert time.process_time() - began < SLOWEST_S
