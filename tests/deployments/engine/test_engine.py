@@ -137,7 +137,7 @@ def exact(bundled: ServedModel) -> Engine:
     ],
 )
 def test_nothing_around_it_changes_a_text(
-    bundled: ServedModel, calm: Engine, trouble: Callable[[Texts, random.Random], None], otherwise: dict[str, int]
+    bundled: ServedModel, calm: Engine, trouble: Callable[[Texts, random.Random], None], otherwise: dict[str, Any]
 ) -> None:
     busy = engine(bundled, **otherwise)
     prompts = PromptRenderer(bundled)
