@@ -1,6 +1,7 @@
 """The engine process, used as its replica uses it: a real pipeline with the bundled model."""
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,7 +11,8 @@ import msgspec
 import pytest
 
 from cluster.models.folder import ServedModel
-from deployments.common.messages import Add, EngineConfig, EngineRequest, Sampling, StreamFinish
+from deployments.common.grammars import json_grammar
+from deployments.common.messages import Add, EngineConfig, EngineRequest, Grammar, Sampling, StreamFinish
 from deployments.engine.engine import Engine
 from deployments.engine.process import EngineProcess, EngineStartError
 
@@ -87,6 +89,28 @@ def test_streams_of_a_killed_engine_end_as_lost(bundled: ServedModel) -> None:
         await engine.closed.wait()
 
     with_engine(bundled, work)
+
+
+def test_engines_killed_under_a_grammar_start_again_and_work(bundled: ServedModel) -> None:
+    """A grammar of many states, whose mask or compilation the kill meets at some point."""
+    schema = {"type": "array", "items": {"type": "string", "minLength": 90, "maxLength": 100}, "minItems": 50}
+    constrained = Sampling(500, 1.0, seed=1, grammar=Grammar(json_grammar(json.dumps(schema))))
+
+    async def work(engine: EngineProcess, delay_s: float) -> None:
+        streams = [engine.generate(EngineRequest([*PROMPT, number], constrained)) for number in range(3)]
+        reading = [asyncio.create_task(anext(stream)) for stream in streams]
+        await asyncio.sleep(delay_s)
+        os.kill(engine.pid, signal.SIGKILL)
+        await asyncio.gather(*reading, return_exceptions=True)
+        await engine.closed.wait()
+
+    for delay_s in (0.0, 0.02, 0.2):
+        with_engine(bundled, lambda engine, delay_s=delay_s: work(engine, delay_s))  # type: ignore[misc]
+
+    async def whole(engine: EngineProcess) -> None:
+        assert (await complete(engine, PROMPT, 20))[1]
+
+    with_engine(bundled, whole)
 
 
 def test_an_unread_end_of_a_stream_survives_the_engines_death(bundled: ServedModel) -> None:
