@@ -77,7 +77,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
 LARGEST: dict[str, dict[str, Any]] = {
     "properties, one required": {
         "type": "object",
-        "properties": {f"p{n}": {} for n in range(70)},
+        "properties": {f"p{n}": {} for n in range(55)},
         "additionalProperties": False,
         "minProperties": 1,
     },
