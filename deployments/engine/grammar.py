@@ -1,6 +1,7 @@
 """Grammars: which tokens a constrained stream may go on with, by llguidance."""
 
 import threading
+from collections import deque
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -65,7 +66,7 @@ class Matcher:
     def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
-        self._forced: list[int] = []
+        self._forced = deque[int]()
         self._check()
 
     @property
@@ -77,9 +78,10 @@ class Matcher:
         """The tokens that may come next. Raises GrammarError."""
         self._check()
         words = (self._vocabulary + 31) // 32
-        if forced := self.forced():
+        self._look_ahead()
+        if self._forced:
             mask = np.zeros(words, np.uint32)
-            mask[forced[0] // 32] = 1 << (forced[0] % 32)
+            mask[self._forced[0] // 32] = 1 << (self._forced[0] % 32)
             return mask
         mask = np.empty(words, np.uint32)
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
@@ -93,14 +95,15 @@ class Matcher:
         Raises GrammarError.
         """
         masks, taken = [self.mask()], 0
-        forced = self._forced
+        forced = self._forced.copy()
         for guess in guesses:
             # llguidance would take any token that fits, and an id outside the vocabulary for a fault of its own.
             if not 0 <= guess < self._vocabulary or not masks[-1][guess // 32] >> (guess % 32) & 1:
                 break
             if not self._matcher.try_consume_tokens([guess]):
                 break
-            taken, self._forced = taken + 1, self._forced[1:]
+            taken += 1
+            self._advance(guess)
             masks.append(self.mask())
         self._matcher.rollback(taken)
         self._forced = forced
@@ -113,15 +116,24 @@ class Matcher:
             if not self._matcher.consume_token(token):
                 self._check()
                 raise GrammarError(f"the grammar does not allow token {token}")
-            self._forced = self._forced[1:] if self._forced[:1] == [token] else []
+            self._advance(token)
 
     def forced(self) -> list[int]:
         """The tokens that must come next, as far as there is no choice. Raises GrammarError."""
+        self._look_ahead()
+        return list(self._forced)
+
+    def _look_ahead(self) -> None:
         if not self._forced and not self.finished:
-            # Kept, as each call looks for the whole text that is forced, and tokenizes it.
-            self._forced = self._matcher.compute_ff_tokens()
+            # Kept until they are there, as this takes the whole text that is forced, and tokenizes it.
+            self._forced.extend(self._matcher.compute_ff_tokens())
             self._check()
-        return self._forced
+
+    def _advance(self, token: int) -> None:
+        if self._forced and self._forced[0] == token:
+            self._forced.popleft()
+        else:
+            self._forced.clear()
 
     def _check(self) -> None:
         if self._matcher.is_error():

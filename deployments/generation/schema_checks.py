@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from urllib.parse import unquote
 
 from deployments.common.errors import shortened
@@ -12,6 +13,8 @@ Schema = dict[str, object]
 Prepared = Schema | bool
 """A schema whose parts have been checked: every keyword holds what it should."""
 
+MAX_NUMBER = 2**53
+"""llguidance 1.9.1 computes in floating point, in which larger integers run together, and dies of const -2^63."""
 _MAX_SEARCH_S = 0.1
 """For the place of an error, which is only there to help."""
 
@@ -21,6 +24,46 @@ def text_of(schema: Prepared, definitions: Sequence[Prepared], options: Schema) 
     document: Schema = schema if isinstance(schema, dict) else {} if schema else {"allOf": [False]}
     numbered = {str(number): definition for number, definition in enumerate(definitions)}
     return json.dumps({**document, "$defs": numbered, "x-guidance": options}, ensure_ascii=False)
+
+
+def numbers_in(value: object) -> Iterator[int | float]:
+    """All numbers in a JSON value."""
+    pending = [value]
+    while pending:
+        member = pending.pop()
+        if isinstance(member, dict):
+            pending += member.values()
+        elif isinstance(member, list):
+            pending += member
+        elif isinstance(member, int | float):
+            yield member
+
+
+def is_exact(number: int | float) -> bool:
+    """Whether llguidance can hold a value to be this very number."""
+    few_digits = isinstance(number, int) or len(Decimal(repr(number)).as_tuple().digits) <= 15
+    return abs(number) <= MAX_NUMBER and few_digits
+
+
+def without_near_exclusive_bounds(schema: Schema) -> Schema:
+    """The schema, with an inclusive bound in place of an exclusive one within 1 of the other side's.
+
+    llguidance 1.9.1 takes the bound itself then, if it is an integer. The new bound is a thousandth of the range
+    further in: what satisfies it satisfies the old one.
+    """
+    changed = dict(schema)
+    for bound, inclusive, others in (
+        ("exclusiveMinimum", "minimum", ("maximum", "exclusiveMaximum")),
+        ("exclusiveMaximum", "maximum", ("minimum", "exclusiveMinimum")),
+    ):
+        values = [float(schema[other]) for other in others if type(schema.get(other)) in (int, float)]  # type: ignore[arg-type]
+        if values and type(schema.get(bound)) in (int, float):
+            start = float(schema[bound])  # type: ignore[arg-type]
+            end = min(values, key=lambda value: abs(value - start))
+            if 0 < abs(end - start) < 1 and inclusive not in schema:
+                del changed[bound]
+                changed[inclusive] = start + (end - start) / 1000
+    return changed
 
 
 def pointed_to(document: object, reference: str) -> object:

@@ -44,7 +44,7 @@ def of_options(number: int) -> int:
 
 def of_optional_properties(number: int) -> int:
     """Properties of which a minimum number is required: each may be the one that is there."""
-    return number**3 // 500
+    return number**3 // 250
 
 
 def of_multiples(factors: Sequence[Decimal]) -> int:

@@ -13,14 +13,18 @@ from deployments.common.errors import ApiError, invalid_request, shortened
 from deployments.common.grammars import grammar_error, json_grammar
 from deployments.generation import schema_cost
 from deployments.generation.schema_checks import (
+    MAX_NUMBER,
     Prepared,
     Schema,
     are_tagged,
     finite_definitions,
+    is_exact,
     is_finite,
+    numbers_in,
     place_of_fault,
     pointed_to,
     text_of,
+    without_near_exclusive_bounds,
 )
 
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
@@ -133,6 +137,7 @@ class _Document:
         for keyword, value in schema.items():
             self._keyword(prepared, keyword, value, f"{where}/{shortened(keyword)}")
         self._depth -= 1
+        prepared = without_near_exclusive_bounds(prepared)
         self._complete(prepared)
         return prepared
 
@@ -162,34 +167,32 @@ class _Document:
             case _ if keyword in _UNSUPPORTED:
                 if self.strict and value is not False:
                     raise self.owner.refusal(where, "it cannot be enforced; leave it out or put it in the description")
+            case _ if keyword in _NUMBERS:
+                prepared[keyword] = self._number(keyword, value, where)
             case _ if self._holds(keyword, value, where):
                 prepared[keyword] = value
 
     def _holds(self, keyword: str, value: object, where: str) -> bool:
         """Whether a keyword whose value is no schema constrains, and can be held. Raises ApiError."""
         if keyword == "const":
-            self._count_value(value, where)
-        elif keyword == "enum":
+            return self._holds_value(value, where)
+        if keyword == "enum":
             if not isinstance(value, list) or not value:
                 raise self.owner.refusal(where, "enum must be a list of values")
-            self._count_value(value, where)
-        elif keyword == "required":
+            return self._holds_value(value, where)
+        if keyword == "required":
             if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
                 raise self.owner.refusal(where, "required must be a list of the properties' names")
-            self._count_value(value, where)
-        elif keyword in _COUNTS:
+            return self._holds_value(value, where)
+        if keyword in _COUNTS:
             return self._holds_count(keyword, value, where)
-        elif keyword in _NUMBERS:
-            self._check_number(keyword, value, where)
-        elif keyword == "pattern":
+        if keyword == "pattern":
             return self._holds_pattern(value, where)
-        elif keyword == "format":
+        if keyword == "format":
             if not isinstance(value, str):
                 raise self.owner.refusal(where, f"format {_shown(value)} is not the name of a format")
             return value in _FORMATS
-        else:
-            return False
-        return True
+        return False
 
     def _holds_count(self, keyword: str, value: object, where: str) -> bool:
         limit = _COUNTS[keyword]
@@ -209,20 +212,30 @@ class _Document:
             raise self.owner.refusal(where, f"it cannot be enforced: {error}")
         return not error
 
-    def _count_value(self, value: object, where: str) -> None:
+    def _holds_value(self, value: object, where: str) -> bool:
+        """Whether this very value, or one of these, can be held."""
         self.owner.count(schema_cost.of_value(value, self.owner.max_parts), where)
+        held = all(map(is_exact, numbers_in(value)))
+        if not held and self.strict:
+            raise self.owner.refusal(where, "a number of more than 15 digits cannot be enforced")
+        return held
 
-    def _check_number(self, keyword: str, value: object, where: str) -> None:
+    def _number(self, keyword: str, value: object, where: str) -> object:
+        """The value of a keyword that holds numbers to something."""
         if isinstance(value, bool) and keyword.startswith("exclusive"):
-            return  # as in draft 4, where it says how to read the bound beside it
+            return value  # as in draft 4, where it says how to read the bound beside it
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.owner.refusal(where, f"{keyword} must be a number")
-        if keyword != "multipleOf":
-            return
-        if value <= 0:
-            raise self.owner.refusal(where, "multipleOf must be above 0")
-        self._factors.append(Decimal(str(value)))
-        self.owner.count(schema_cost.of_multiples(self._factors[-1:]), where)
+        if keyword == "multipleOf":
+            if value <= 0:
+                raise self.owner.refusal(where, "multipleOf must be above 0")
+            self._factors.append(Decimal(str(value)))
+            self.owner.count(schema_cost.of_multiples(self._factors[-1:]), where)
+            return value
+        if value > MAX_NUMBER if keyword.lower().endswith("minimum") else value < -MAX_NUMBER:
+            raise self.owner.refusal(where, f"it cannot be enforced beyond {MAX_NUMBER}")
+        # A bound such as 2^63 - 1 is narrowed: what satisfies that satisfies it too.
+        return min(max(value, -MAX_NUMBER), MAX_NUMBER)
 
     def _complete(self, prepared: Schema) -> None:
         """Adds what clients leave unsaid, and notes what depends on the whole schema."""

@@ -1,5 +1,6 @@
 """Schemas made to cost time or memory: neither a router nor an engine takes long over one, and none dies of it."""
 
+import asyncio
 import json
 import random
 import time
@@ -9,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from deployments.common.errors import ApiError
@@ -16,7 +18,9 @@ from deployments.common.grammars import grammar_error, json_grammar
 from deployments.common.messages import Grammar
 from deployments.engine.grammar import GrammarError
 from deployments.generation.schemas import SchemaPreparer
+from tests.conftest import MODEL, redis_server
 from tests.deployments.grammars import Walker, large_tokenizer
+from tests.deployments.routers import running_router
 
 MAX_PARTS = 1000
 SLOWEST_S = 1.0
@@ -73,7 +77,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
 LARGEST: dict[str, dict[str, Any]] = {
     "properties, one required": {
         "type": "object",
-        "properties": {f"p{n}": {} for n in range(70)},
+        "properties": {f"p{n}": {} for n in range(55)},
         "additionalProperties": False,
         "minProperties": 1,
     },
@@ -161,3 +165,25 @@ def test_an_engine_takes_no_grammar_that_no_router_would_send(walker: Walker) ->
     with pytest.raises(GrammarError, match="characters"):
         walker.compiler.compile(Grammar(json_grammar(json.dumps(ATTACKS["a value of 2 MB"]))))
     assert time.process_time() - began < SLOWEST_S
+
+
+def test_a_router_names_what_it_refuses_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = {"type": "array", "items": {"type": "null"}, "uniqueItems": True}
+    unique = {"type": "object", "properties": {"a": items}}
+
+    async def work(url: str) -> None:
+        async with (
+            running_router(monkeypatch, url) as router,
+            httpx.AsyncClient(base_url=router.url, timeout=30) as client,
+        ):
+            for schema, place in ((unique, "/properties/a/uniqueItems"), ({"const": -(2**63)}, "/const")):
+                form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema, "strict": True}}
+                body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+                refused = await client.post("/v1/chat/completions", json=body | {"response_format": form})
+                error = refused.json()["error"]
+                assert (refused.status_code, error["code"]) == (400, "invalid_json_schema")
+                assert error["param"] == "response_format" and f"Schema at {place}:" in error["message"]
+            assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+
+    with redis_server(64) as server:
+        asyncio.run(asyncio.wait_for(work(server.url), 60))

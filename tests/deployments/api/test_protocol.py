@@ -243,6 +243,16 @@ def test_a_valid_body_is_accepted(api: Api, bundled: ServedModel) -> None:
     assert refusal(api, bundled, json.dumps(api.body).encode()) is None
 
 
+@pytest.mark.parametrize(("strict", "expected"), [(True, True), (False, False), (None, False)])
+def test_a_schema_is_strict_if_the_request_says_so(bundled: ServedModel, strict: bool | None, expected: bool) -> None:
+    spec = {"name": "s", "schema": SCHEMA, "strict": strict}
+    of_chat = {"messages": CHAT["messages"], "response_format": {"type": "json_schema", "json_schema": spec}}
+    of_responses = {"input": "hi", "text": {"format": {"type": "json_schema", **spec}}}
+    for read, body in ((chat, of_chat), (responses, of_responses)):
+        [request] = read(json.dumps({"model": "m", **body}).encode(), bundled)
+        assert (request.strict_schema, json.loads(request.schema)) == (expected, SCHEMA)
+
+
 @each_api
 def test_any_json_in_any_field_is_accepted_or_refused(api: Api, bundled: ServedModel) -> None:
     paths = list(paths_of(api.body))
