@@ -29,6 +29,7 @@ from cluster.kubernetes.render import routers_of, serve_config_of
 from cluster.launch.preflight import port_block
 from cluster.launch.ray_node import clear, prepared
 from cluster.ports import free_port
+from cluster.private_files import private_folder
 from cluster.settings import CacheSettings, ModelSettings, Settings, TeamSettings
 from tests.conftest import MODEL, redis_server, wait_for
 from tests.slowly import slowed
@@ -99,7 +100,7 @@ def fake_cluster() -> Iterator[Cluster]:
                 downscale_delay_s=6,
             ),
         )
-        settings.state_dir.mkdir()
+        private_folder(settings.state_dir)
         stack.enter_context(patch.dict(os.environ))
         stack.enter_context(prepared(settings, stack.enter_context(port_block()), TOKEN, alone=False))
         dashboard = stack.enter_context(head(settings, folder))
