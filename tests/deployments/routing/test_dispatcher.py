@@ -12,7 +12,6 @@ from cluster.redis_server import OwnRedis
 from deployments.common.errors import ApiError
 from deployments.common.messages import (
     EngineRequest,
-    Grammar,
     ReplicaStats,
     Sampling,
     TokenBatch,
@@ -30,6 +29,10 @@ from deployments.routing.registry import EngineReplicas
 from tests.conftest import redis_server
 from tests.deployments.cache.test_answers import store_at
 from tests.deployments.waiting import until
+
+
+POISON = 666
+"""Seed of a request that crashes engines. None is known that really does."""
 
 
 class Replica:
@@ -63,6 +66,8 @@ class Replica:
                 self._engine, _ = await EngineProcess.start(self._config, timeout_s=60)
                 self.starts += 1
         engine, sent = self._engine, 0
+        if request.sampling.seed == POISON:
+            os.kill(engine.pid, signal.SIGABRT)
         self._kill_at(engine, sent)
         async for batch in engine.generate(request):
             yield encode(batch)
@@ -103,7 +108,7 @@ def test_a_poisonous_request_is_stopped_after_two_engines_and_others_are_answere
         dispatcher = Dispatcher(replica, replicas, lambda: resumed.append(1))
         prompt = prompt_of(bundled, "What is 345 times 678?")
         plain = EngineRequest(prompt, Sampling(300))
-        poison = EngineRequest(prompt, Sampling(50, grammar=Grammar("root ::= (")))
+        poison = EngineRequest(prompt, Sampling(50, seed=POISON))
         try:
             right = await answer(dispatcher, plain)
             beside = [asyncio.create_task(answer(dispatcher, plain)) for _ in range(6)]
