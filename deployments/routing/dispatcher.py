@@ -124,7 +124,7 @@ class Dispatcher:
                 batch = decode_tokens(await silence.wait(anext(messages), silence_s))
                 silence_s = _MAX_SILENCE_S
                 finished = batch.finish_reason != ""
-                _raise_refusal(batch)
+                _raise_refusal(batch, "messages" if request.sampling.grammar is None else "response_format")
                 yield batch
         except (TimeoutError, StopAsyncIteration, RayActorError):
             yield _LOST
@@ -152,8 +152,9 @@ class Dispatcher:
 _LOST = TokenBatch([], "lost", reason=KILLED_FROM_OUTSIDE)
 
 
-def _raise_refusal(batch: TokenBatch) -> None:
+def _raise_refusal(batch: TokenBatch, param: str) -> None:
+    """Raises ApiError if the engine has refused a request. param: the field that an invalid request names."""
     if batch.finish_reason == "overloaded":
         raise overloaded("The KV cache cannot hold this request now. Try again, or shorten it.", retry_after_s=5)
     if batch.finish_reason == "invalid":
-        raise ApiError(400, f"The engine refused the request: {batch.reason}", code="invalid_value", param="messages")
+        raise ApiError(400, f"The engine refused the request: {batch.reason}", code="invalid_value", param=param)

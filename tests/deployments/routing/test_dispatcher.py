@@ -30,7 +30,6 @@ from tests.conftest import redis_server
 from tests.deployments.cache.test_answers import store_at
 from tests.deployments.waiting import until
 
-
 POISON = 666
 """Seed of a request that crashes engines. None is known that really does."""
 
