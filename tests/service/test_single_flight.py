@@ -174,9 +174,13 @@ def url_of(router: psutil.Process) -> str:
         except httpx.HTTPError:
             return False
 
-    sockets = router.net_connections("tcp")
-    ports = [socket.laddr.port for socket in sockets if socket.status == psutil.CONN_LISTEN]
-    return f"http://127.0.0.1:{next(port for port in ports if serves(port))}"
+    def port() -> int | None:
+        sockets = router.net_connections("tcp")
+        ports = [socket.laddr.port for socket in sockets if socket.status == psutil.CONN_LISTEN]
+        return next((port for port in ports if serves(port)), None)
+
+    # A router that has just started may not listen yet.
+    return f"http://127.0.0.1:{wait_for(port, 60)}"
 
 
 def test_followers_continue_the_flight_of_a_killed_router(several: Dray) -> None:
