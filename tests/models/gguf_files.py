@@ -18,7 +18,8 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TOKENS = [*BYTES, *(merge.replace(" ", "") for merge in MERGES), *SPECIAL, "<think>", "</think>", "[PAD]"]
 EOS, THINK = TOKENS.index("<|im_end|>"), TOKENS.index("<think>")
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>"
-Array = npt.NDArray[np.floating[Any]]
+TensorType = gguf.GGMLQuantizationType
+Array = npt.NDArray[Any]
 
 
 @dataclass
@@ -26,7 +27,7 @@ class TinyModel:
     """architecture: llama, qwen2 or qwen3. metadata: of the file, instead of the usual. divisors: rope_freqs.weight."""
 
     architecture: str = "qwen2"
-    type: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F16
+    type: gguf.GGMLQuantizationType = TensorType.F16
     metadata: Mapping[str, Any] = field(default_factory=dict)
     divisors: Array | None = None
     weights: dict[str, Array] = field(default_factory=dict)
@@ -37,10 +38,10 @@ class TinyModel:
 
         def add(name: str, *shape: int) -> None:
             scale = 1 if len(shape) == 1 else 3 / shape[-1] ** 0.5
-            weights = (chance.standard_normal(shape) * scale).astype(np.float16).astype(np.float32)
+            weights: Array = (chance.standard_normal(shape) * scale).astype(np.float16).astype(np.float32)
             if name.endswith("norm.weight"):
                 weights = 1 + weights / 8
-            quantized = len(shape) == 2 and self.type != gguf.GGMLQuantizationType.F16
+            quantized = len(shape) == 2 and self.type != TensorType.F16
             self.weights[name] = (
                 gguf.dequantize(gguf.quantize(weights, self.type), self.type).astype(np.float32)
                 if quantized
@@ -81,7 +82,7 @@ class TinyModel:
             f"{name}.attention.head_count_kv": KEY_HEADS,
             f"{name}.attention.layer_norm_rms_epsilon": EPSILON,
             f"{name}.rope.freq_base": BASE,
-            "general.file_type": 1 if self.type == gguf.GGMLQuantizationType.F16 else 7,
+            "general.file_type": 1 if self.type == TensorType.F16 else 7,
             "tokenizer.ggml.model": "gpt2",
             "tokenizer.ggml.pre": "qwen2",
             "tokenizer.ggml.tokens": TOKENS,

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from cluster.cli import app
+from cluster.commands.downloads import obtain_all
 from cluster.models.fetch import FetchError, exclusive
 from cluster.models.folder import ModelFolderError, folder_of, is_to_be_fetched, known_as, open_model
 from cluster.models.gguf.header import GgufError
 from cluster.models.gguf.install import install_gguf
 from cluster.models.paths import UnsafeNameError
-from cluster.settings import ModelSettings
+from cluster.settings import ModelSettings, Settings
 from deployments.common.messages import Add, EngineRequest, Sampling
 from deployments.common.types import GenerationRequest, Message
 from deployments.engine.engine import Engine
@@ -64,8 +66,8 @@ def logits(folder: Path) -> Any:
         ({"architecture": "llama"}, 1),
         ({"architecture": "qwen2"}, 1),
         ({"architecture": "qwen3"}, 1),
-        ({"type": gguf_files.gguf.GGMLQuantizationType.Q8_0}, 1),
-        ({"type": gguf_files.gguf.GGMLQuantizationType.Q4_0}, 1),
+        ({"type": gguf_files.TensorType.Q8_0}, 1),
+        ({"type": gguf_files.TensorType.Q4_0}, 1),
         ({"architecture": "llama", "divisors": np.linspace(1, 8, gguf_files.HEAD // 2, dtype=np.float32)}, 1),
         ({"metadata": {"qwen2.rope.scaling.type": "linear", "qwen2.rope.scaling.factor": 4.0}}, 4),
     ],
@@ -138,6 +140,7 @@ def test_the_same_file_is_converted_once(tiny: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in (store / "tiny-gguf").iterdir()}
     stages: list[str] = []
     assert install_gguf(tiny, store, stages.append) == store / "tiny-gguf" and not stages
+    assert "tiny-gguf is ready: dray up --model" in dray(tiny.parent, "pull", str(tiny)).stdout
     assert before == {file: file.stat().st_mtime_ns for file in (store / "tiny-gguf").iterdir()}
 
 
@@ -147,6 +150,12 @@ def test_another_file_of_the_same_name_is_refused(tiny: Path, tmp_path: Path) ->
     before = snapshot(store)
     with pytest.raises(GgufError, match=r"converted from another file.*dray models remove tiny-gguf"):
         install_gguf(other, store, silent)
+    with pytest.raises(typer.Exit):  # `dray up` and `dray deploy` too, though a folder of this name is there
+        obtain_all(Settings(model=ModelSettings(source=str(other)), models_dir=store))
+    shutil.rmtree(tmp_path / "models", ignore_errors=True)
+    (tmp_path / "models" / "tiny-gguf").mkdir(parents=True)
+    with pytest.raises(GgufError, match="converted from another file"):
+        install_gguf(other, tmp_path / "models", silent)
     assert snapshot(store) == before
 
 

@@ -97,7 +97,11 @@ def _is_installed(folder: Path, file: Path) -> bool:
     """Whether the folder holds the file's model. Raises GgufError where it holds another file's."""
     if not folder.is_dir():
         return False
-    if file.is_file() and read_json(folder / MANIFEST).get(_FILE_DIGEST) != sampled_digest(file):
+    try:
+        installed = read_json(folder / MANIFEST).get(_FILE_DIGEST)
+    except (OSError, ValueError):  # nothing that Dray has converted
+        installed = None
+    if file.is_file() and installed != sampled_digest(file):
         raise GgufError(
             f"{folder} was converted from another file named {file.name}; give {file} another name, or remove that "
             f"model: dray models remove {folder.name}"
