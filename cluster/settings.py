@@ -99,7 +99,7 @@ class ModelSettings(Group):
 
     source: str = Field(
         BUNDLED,
-        description="Model to serve: `bundled`, a catalog name, a Hub id (org/name), or a folder.",
+        description="Model to serve: `bundled`, a catalog name, a Hub id (org/name), a folder, or a GGUF file.",
     )
     weight: Weight = Field(
         "int8", description="Weight format in which a catalog or Hub model is downloaded or exported."

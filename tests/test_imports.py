@@ -72,8 +72,8 @@ DEPLOYMENTS = {
 RESTRICTED = {
     # The models' folder and their comparison read a model; the engine runs it.
     "openvino": "cluster.models deployments.engine",
-    # Only benchmarks compare with it.
-    "openvino_genai": "",
+    # It converts GGUF files, in a process of its own; benchmarks compare with it.
+    "openvino_genai": "cluster.models",
     # Routers check grammars, engines follow them.
     "llguidance": "deployments.common deployments.engine",
     # Export is the extra `export`; optimum and nncf run as commands of its virtual environment.

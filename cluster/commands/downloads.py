@@ -19,7 +19,8 @@ from cluster.commands.console import err, fail
 from cluster.models import store
 from cluster.models.export import Compression, ExportError
 from cluster.models.fetch import FetchError
-from cluster.models.folder import ModelFolderError, is_to_be_fetched
+from cluster.models.folder import ModelFolderError, is_gguf, is_to_be_fetched
+from cluster.models.gguf.install import install_gguf
 from cluster.models.hubs import HubError, RemoteFile, open_hub
 from cluster.models.paths import UnsafeNameError
 from cluster.settings import Settings
@@ -66,10 +67,14 @@ def failures() -> Iterator[None]:
 
 
 def obtain_all(settings: Settings) -> None:
-    """Fetches every served model that is given by name and missing here. Ends the command if one cannot be fetched."""
+    """Fetches every served model that is given by name and missing here, and converts GGUF files.
+
+    Ends the command if one cannot be had.
+    """
     for model in settings.served:
         with failures():
-            if is_to_be_fetched(model, settings.models_dir):
+            # A GGUF file that is converted already may have changed since.
+            if is_gguf(model.source) or is_to_be_fetched(model, settings.models_dir):
                 obtain(settings, model.source, Compression(model.weight))
 
 
@@ -81,6 +86,11 @@ def obtain(
     revision: str | None = None,
     remote_code: bool = False,
 ) -> Path:
+    def on_stage(stage: str) -> None:
+        err.print(escape(stage), highlight=False, style="dim")
+
+    if is_gguf(source):
+        return install_gguf(Path(source).expanduser(), settings.models_dir, on_stage)
     with _progress_bars() as bars:
         return store.obtain(
             source,
@@ -88,7 +98,7 @@ def obtain(
             settings.models_dir,
             open_hub(settings.hub),
             bars,
-            lambda stage: err.print(escape(stage), highlight=False, style="dim"),
+            on_stage,
             revision=revision,
             remote_code=remote_code,
         )

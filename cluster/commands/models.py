@@ -25,7 +25,7 @@ from cluster.models import store
 from cluster.models.catalog import CATALOG
 from cluster.models.export import Compression, export_model
 from cluster.models.fetch import FetchError
-from cluster.models.folder import folder_of, is_folder
+from cluster.models.folder import folder_of, is_folder, is_gguf
 from cluster.settings import BUNDLED
 from cluster.units import format_bytes, plural
 
@@ -122,7 +122,9 @@ def show(name: CatalogName, as_json: AsJson = False) -> None:
 
 @app.command(epilog="Example: dray models pull deepseek-r1-distill-qwen-1.5b --source modelscope")
 def pull(
-    name: Annotated[str, typer.Argument(help="Catalog name or Hub id (org/name).", autocompletion=catalog_names)],
+    name: Annotated[
+        str, typer.Argument(help="Catalog name, Hub id (org/name), or GGUF file.", autocompletion=catalog_names)
+    ],
     weight: Weight = None,
     source: From = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository.")] = None,
@@ -131,10 +133,13 @@ def pull(
     trust_remote_code: RemoteCode = False,
     config: Config = None,
 ) -> None:
-    """Fetch a model: the ready-made OpenVINO model if the hub has one, else the original weights, then export them."""
+    """Fetch a model: the ready-made OpenVINO model if the hub has one, else the original weights, then export them.
+
+    A GGUF file is converted.
+    """
     settings = load_settings(config, model__weight=weight, hub=source).settings
     with failures():
-        if name == BUNDLED or is_folder(name):
+        if name == BUNDLED or (is_folder(name) and not is_gguf(name)):
             raise FetchError(f"{name} is already on this machine")
         compression = Compression(settings.model.weight, group_size, ratio)
         folder = obtain(settings, name, compression, revision=revision, remote_code=trust_remote_code)

@@ -124,14 +124,19 @@ def _brings_code(config: dict[str, Any]) -> bool:
     return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
 
 
-def _manifest(folder: Path, compression: Compression) -> dict[str, Any]:
+def weights_digest(folder: Path) -> str:
+    """BLAKE2b of a model folder's weights, for its manifest."""
     digest = blake2b(digest_size=16)
     with (folder / WEIGHTS_FILE).open("rb") as weights:
         while chunk := weights.read(1 << 22):
             digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _manifest(folder: Path, compression: Compression) -> dict[str, Any]:
     packages = ("openvino", "optimum-intel", "nncf", "transformers", "torch")
     return {
         **{name: value for name, value in asdict(compression).items() if value is not None},
-        "weights_blake2b": digest.hexdigest(),
+        "weights_blake2b": weights_digest(folder),
         "versions": {name: version(name) for name in packages},
     }

@@ -1,6 +1,7 @@
 """A model folder: whether it is complete, its name, how much memory it needs, and which exact model it holds."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -39,15 +40,33 @@ class UnknownModel(ModelFolderError):
     """The source is neither a folder, nor a catalog name, nor a Hub id."""
 
 
+def is_gguf(source: str) -> bool:
+    """Whether the source is a GGUF file: by its name, or any file whose path is given, as Ollama's have no suffix."""
+    if source.lower().endswith(".gguf"):
+        return not Path(source).expanduser().is_dir()
+    return source.startswith((".", "/", "~")) and Path(source).expanduser().is_file()
+
+
 def is_folder(source: str) -> bool:
     """Whether the source is a path rather than a model's name."""
-    return source.startswith((".", "/", "~")) or Path(source).is_dir()
+    return source.startswith((".", "/", "~")) or Path(source).is_dir() or is_gguf(source)
+
+
+def gguf_folder(file: Path, models_dir: Path) -> Path:
+    """The folder in `models_dir` that a GGUF file is converted into; it need not exist."""
+    return child(models_dir, f"{_gguf_name(file)}-gguf")
+
+
+def _gguf_name(file: Path) -> str:
+    return file.name.lower().removesuffix(".gguf")
 
 
 def known_as(source: str) -> str:
     """The name under which a source is served unless the settings give another."""
     if source == BUNDLED:
         return "dray-demo"
+    if is_gguf(source):
+        return _gguf_name(Path(source))
     if is_folder(source):
         return Path(source).expanduser().resolve().name.lower()
     return source.rpartition("/")[2].lower()
@@ -76,16 +95,23 @@ def folder_of(source: str, weight: str, models_dir: Path) -> Path:
     """The folder of a source's model; it need not exist. Raises UnknownModel for a name that no model can have."""
     if source == BUNDLED:
         return BUNDLED_FOLDER
+    if is_gguf(source):
+        return gguf_folder(Path(source).expanduser(), models_dir)
     if is_folder(source):
         return Path(source).expanduser()
     return store_folder(source, weight, models_dir)
 
 
 def is_to_be_fetched(model: ModelSettings, models_dir: Path) -> bool:
-    """Whether the model is given by name and not on this machine yet. Raises UnknownModel."""
-    if model.source == BUNDLED or is_folder(model.source):
+    """Whether the model is given by name, or as a GGUF file, and not in the store yet. Raises UnknownModel."""
+    source = model.source
+    if source == BUNDLED or (is_folder(source) and not is_gguf(source)):
         return False
-    return not folder_of(model.source, model.weight, models_dir).is_dir()
+    if folder_of(source, model.weight, models_dir).is_dir():
+        return False
+    if is_gguf(source) and not Path(source).expanduser().is_file():
+        raise UnknownModel(f"the GGUF file {source} does not exist")
+    return True
 
 
 class KnownModel(Protocol):
@@ -143,13 +169,27 @@ class ServedModel:
         for name in _FINGERPRINTED:
             file = self.folder / name
             digest.update(name.encode() + (file.read_bytes() if file.is_file() else b""))
-        size = self.weights_bytes
-        digest.update(size.to_bytes(8, "little"))
-        with (self.folder / WEIGHTS_FILE).open("rb") as weights:
-            for sample in range(_SAMPLES):
-                weights.seek(sample * max(0, size - _SAMPLE_BYTES) // max(1, _SAMPLES - 1))
-                digest.update(weights.read(_SAMPLE_BYTES))
+        for sample in _samples(self.folder / WEIGHTS_FILE):
+            digest.update(sample)
         return digest.hexdigest()
+
+
+def sampled_digest(file: Path) -> str:
+    """Tells large files apart in milliseconds, as `ServedModel.fingerprint` does."""
+    digest = blake2b(digest_size=16)
+    for sample in _samples(file):
+        digest.update(sample)
+    return digest.hexdigest()
+
+
+def _samples(file: Path) -> Iterator[bytes]:
+    """A file's size, and 64 evenly spaced samples of 1 MiB."""
+    size = file.stat().st_size
+    yield size.to_bytes(8, "little")
+    with file.open("rb") as content:
+        for sample in range(_SAMPLES):
+            content.seek(sample * max(0, size - _SAMPLE_BYTES) // max(1, _SAMPLES - 1))
+            yield content.read(_SAMPLE_BYTES)
 
 
 def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
@@ -160,6 +200,8 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
     source = settings.source
     folder = folder_of(source, settings.weight, models_dir)
     if not folder.is_dir():
+        if is_gguf(source):
+            raise ModelFolderError(f"{source} is not converted on this machine; do so with `dray models pull {source}`")
         if source == BUNDLED or is_folder(source):
             raise ModelFolderError(f"model folder {folder} does not exist")
         raise ModelFolderError(f"{source} is not on this machine; fetch it with `dray models pull {source}`")

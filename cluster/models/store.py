@@ -12,7 +12,15 @@ from cluster.models import fetch as fetching
 from cluster.models.catalog import CATALOG, CatalogModel, ready_made
 from cluster.models.export import Compression, ExportError, check_export_extra, export_model
 from cluster.models.fetch import DownloadProgress, FetchError, exclusive, fetch, matching_files
-from cluster.models.folder import MANIFEST, WEIGHTS_FILE, ModelFolderError, UnknownModel, store_folder
+from cluster.models.folder import (
+    MANIFEST,
+    WEIGHTS_FILE,
+    ModelFolderError,
+    UnknownModel,
+    gguf_folder,
+    is_gguf,
+    store_folder,
+)
 from cluster.models.hubs import Listing, ModelHub, NotOnHub, RemoteFile
 from cluster.models.paths import owned_child
 
@@ -69,7 +77,11 @@ def _installed_name(source: str, weight: str, models_dir: Path) -> str:
     downloads = {path.name.removesuffix(_WEIGHTS_SUFFIX) for path in _entries(models_dir / _PARTIAL) if path.is_dir()}
     candidates = [source]
     with suppress(UnknownModel):  # raised for a folder's name
-        candidates.append(store_folder(source, weight, models_dir).name)
+        candidates.append(
+            gguf_folder(Path(source), models_dir).name
+            if is_gguf(source)
+            else store_folder(source, weight, models_dir).name
+        )
     for name in candidates:
         if name in models | downloads:
             return name

@@ -15,7 +15,7 @@ CHECKOUT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
-@pytest.mark.parametrize("extra", ["page", "plan", "export"])
+@pytest.mark.parametrize("extra", ["page", "plan", "export", "gguf"])
 def test_from_a_checkout_it_names_the_folder(extra: str) -> None:
     *pip, editable, target = shlex.split(install_command(extra))
     assert pip == [sys.executable, "-m", "pip", "install"] and editable == "--editable"

@@ -1,0 +1,147 @@
+"""Tokenizers from the metadata of GGUF files: token by token those of the models, which two real ones show (slow)."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, pre_tokenizers
+
+from cluster.models.folder import open_model
+from cluster.models.gguf.header import Header
+from cluster.models.gguf.install import install_gguf
+from cluster.models.gguf.tokenizer import build_tokenizer, stop_ids
+from cluster.settings import ModelSettings
+from deployments.common.messages import Add, EngineRequest, Sampling
+from deployments.common.types import GenerationRequest, Message
+from deployments.engine.engine import Engine
+from deployments.engine.model import config_for
+from deployments.generation.prompts import PromptRenderer
+
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+MERGES = ["h i", "Ġ t", "Ġt h"]
+TOKENS = [*BYTES, "hi", "Ġt", "Ġth", "<|endoftext|>"]
+
+
+def vocabulary(pre: str, tokens: list[str], merges: list[str], special: int = 0) -> Header:
+    """Only a tokenizer; the last `special` tokens are special."""
+    return Header(
+        {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": pre,
+            "tokenizer.ggml.tokens": tuple(tokens),
+            "tokenizer.ggml.token_type": (*[1] * (len(tokens) - special), *[3] * special),
+            "tokenizer.ggml.merges": tuple(merges),
+            "tokenizer.ggml.bos_token_id": len(tokens) - 1,
+        },
+        {},
+    )
+
+
+@pytest.mark.parametrize(
+    ("pre", "sample", "words"),
+    [
+        ("qwen2", "It'S 2024!\n x", "It 'S Ġ 2 0 2 4 !Ċ Ġx"),
+        ("deepseek-r1-qwen", "a  b", "a Ġ Ġb"),
+        ("llama-bpe", "It'S 2024!\n x", "It 'S Ġ 202 4 !Ċ Ġx"),
+        ("smollm", "It's 2024!", "It 's Ġ 2 0 2 4 !"),
+        ("default", "It's 2024+1", "It ' s Ġ 202 4 + 1"),
+    ],
+)
+def test_pre_tokenizers_split_as_the_models_own(pre: str, sample: str, words: str) -> None:
+    pre_tokenizer = build_tokenizer(vocabulary(pre, TOKENS, MERGES, 1)).pre_tokenizer
+    assert [word for word, _ in pre_tokenizer.pre_tokenize_str(sample)] == words.split(" ")
+
+
+def test_llama_3_texts_begin_with_its_first_token() -> None:
+    tokenizer = build_tokenizer(vocabulary("llama-bpe", TOKENS, MERGES, 1))
+    assert tokenizer.encode("hi").ids == [len(TOKENS) - 1, TOKENS.index("hi")]
+    assert tokenizer.encode("hi", add_special_tokens=False).ids == [TOKENS.index("hi")]
+
+
+def test_all_special_tokens_that_end_a_turn_stop_the_answer() -> None:
+    tokens = [*BYTES, "<|im_end|>", "<|endoftext|>"]
+    header = vocabulary("qwen2", tokens, MERGES, 2)
+    assert stop_ids(Header({**header.metadata, "tokenizer.ggml.eos_token_id": 257}, {})) == [257, 256]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("DRAY_TEST_GGUF" not in os.environ, reason="DRAY_TEST_GGUF names no SmolLM2-135M-Instruct")
+def test_a_real_model_answers(tmp_path: Path) -> None:
+    """The ids are llama.cpp's."""
+    source = os.environ["DRAY_TEST_GGUF"]
+    install_gguf(Path(source), tmp_path, lambda stage: None)
+    model = open_model(ModelSettings(source=source, kv_cache_mb=64), tmp_path)
+    prompts = PromptRenderer(model)
+    assert prompts.encode("Hello world! 123") == [19556, 905, 17, 216, 33, 34, 35]
+    assert prompts.encode("Café déjà vu.") == [51, 1939, 2756, 32564, 90, 16739, 386, 101, 30]
+    assert prompts.encode("  multiple   spaces") == [216, 2701, 256, 5600]
+    question = GenerationRequest((Message("user", "The capital of France is ..."),), Sampling(32))
+    engine = Engine(config_for(model, tuple(os.sched_getaffinity(0))))
+    engine.add(Add(1, EngineRequest(prompts.render(question).ids, Sampling(32))))
+    ids: list[int] = []
+    while engine.busy:
+        for batch in engine.step().streams.values():
+            ids += batch.ids
+    assert "Paris" in prompts.decode(ids), prompts.decode(ids)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("DRAY_TEST_R1_TOKENIZER" not in os.environ, reason="DRAY_TEST_R1_TOKENIZER names no folder")
+@pytest.mark.parametrize("pre", ["deepseek-r1-qwen", "qwen2"])
+def test_a_real_tokenizer_is_rebuilt_token_by_token(pre: str) -> None:
+    """The tokenizer of the R1 distills on Qwen2, against its own tokenizer.json."""
+    file = Path(os.environ["DRAY_TEST_R1_TOKENIZER"], "tokenizer.json")
+    document, original = json.loads(file.read_text()), Tokenizer.from_file(str(file))
+    added = {entry["id"]: (entry["content"], 3 if entry["special"] else 4) for entry in document["added_tokens"]}
+    words = {number: (word, 1) for word, number in document["model"]["vocab"].items()}
+    known = words | added
+    tokens = [known.get(number, (f"[PAD{number}]", 5)) for number in range(151_936)]
+    rebuilt = build_tokenizer(
+        Header(
+            {
+                "tokenizer.ggml.model": "gpt2",
+                "tokenizer.ggml.pre": pre,
+                "tokenizer.ggml.tokens": tuple(token for token, _ in tokens),
+                "tokenizer.ggml.token_type": tuple(kind for _, kind in tokens),
+                "tokenizer.ggml.merges": tuple(" ".join(pair) for pair in document["model"]["merges"]),
+            },
+            {},
+        )
+    )
+    for sample in samples(200):
+        ids = original.encode(sample, add_special_tokens=False).ids
+        assert rebuilt.encode(sample, add_special_tokens=False).ids == ids, sample
+        assert rebuilt.decode(ids) == original.decode(ids)
+
+
+def samples(count: int) -> list[str]:
+    chance = np.random.default_rng(0)
+    parts = [
+        *(
+            "你好，世界！",
+            "今天天气怎么样？",
+            "def f(x):\n    return x**2\n",
+            "12345 67",
+            "3.14159",
+            "😀👨‍👩‍👧‍👦",
+            " ",
+            "   ",
+            "\n\n",
+        ),
+        *(
+            "\t",
+            "<think>",
+            "</think>",
+            "<｜User｜>",
+            "<｜Assistant｜>",
+            "<tool_call>",
+            "don't I'LL we've",
+            "é e\u0301",
+            "ﬁ",
+        ),
+        *("한국어", "русский", "العربية", "\r\n", "a_b-c/d", "http://x.y/?q=1&z=2", "…—“”", "x" * 40, "½²", "\u200b"),
+        *("\x00\x7f", "<|fim_prefix|>", "<｜tool▁calls▁begin｜>", "[PAD151700]", "ĠĠ"),
+    ]
+    return ["".join(chance.choice(parts, size=chance.integers(1, 13))) for _ in range(count)]
