@@ -47,17 +47,15 @@ DEFAULT = Variant("auto", DEFAULT_GROUP_SIZE)
 class LoadTimes(msgspec.Struct, frozen=True):
     """Median seconds of a step under one load, with the default and with a variant, measured in turn.
 
-    streams: that decode; 0 for a prompt. tokens: that the step computes.
+    streams: that decode; 0 for a prompt. tokens: that the step computes. speedup: how many times as fast the variant
+    is, the median over the turns: other load lasts longer than a turn, so it slows both steps of one alike.
     """
 
     streams: int
     tokens: int
     default_s: float
     variant_s: float
-
-    @property
-    def speedup(self) -> float:
-        return self.default_s / self.variant_s
+    speedup: float
 
     def __str__(self) -> str:
         if not self.streams:
@@ -106,20 +104,35 @@ def candidates(own_precision: Precision) -> Iterator[Variant]:
 
 def choose(trials: Sequence[Trial], *, allow_lower_precision: bool) -> Variant:
     """The variant with the highest score, if it beats the default by MIN_GAIN; else the default."""
-    allowed = [trial for trial in trials if allow_lower_precision or not trial.variant.is_less_precise]
-    best = max(allowed, key=_score, default=None)
-    return best.variant if best is not None and best.score >= MIN_GAIN else DEFAULT
+    scores = {
+        variant: score
+        for variant, score in worst_scores(trials).items()
+        if score >= MIN_GAIN and (allow_lower_precision or not variant.is_less_precise)
+    }
+    return max(scores, key=scores.__getitem__, default=DEFAULT)
 
 
-def forgone(trials: Sequence[Trial], chosen: Variant) -> Trial | None:
-    """The fastest of the less precise variants, if it was not chosen and would win MIN_GAIN over the chosen one."""
-    best = max((trial for trial in trials if trial.variant.is_less_precise), key=_score, default=None)
-    score = next((trial.score for trial in trials if trial.variant == chosen), 1.0)
-    return best if best is not None and best.score >= score * MIN_GAIN else None
+def worst_scores(trials: Sequence[Trial]) -> dict[Variant, float]:
+    """Each variant's score; of several trials of one the lowest, so that one lucky trial does not decide."""
+    scores: dict[Variant, float] = {}
+    for trial in trials:
+        scores[trial.variant] = min(trial.score, scores.get(trial.variant, trial.score))
+    return scores
 
 
-def _score(trial: Trial) -> float:
-    return trial.score
+def is_confirmed(trials: Sequence[Trial], variant: Variant) -> bool:
+    """Whether a choice needs no second trial."""
+    return variant == DEFAULT or sum(trial.variant == variant for trial in trials) > 1
+
+
+def forgone(trials: Sequence[Trial], chosen: Variant) -> tuple[Variant, float] | None:
+    """The fastest of the less precise variants and its score, if it was not chosen and would win MIN_GAIN over the
+    chosen one."""
+    scores = worst_scores(trials)
+    best = max(scores, key=lambda variant: variant.is_less_precise and scores[variant], default=DEFAULT)
+    if not best.is_less_precise or scores[best] < scores.get(chosen, 1.0) * MIN_GAIN:
+        return None
+    return best, scores[best]
 
 
 def choose_step_tokens(speeds: Mapping[int, float]) -> int:

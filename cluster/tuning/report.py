@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from cluster.tuning.choice import DEFAULT, AnswerCheck, PromptSpeeds, Trial, forgone
+from cluster.tuning.choice import DEFAULT, AnswerCheck, PromptSpeeds, Trial, forgone, worst_scores
 from cluster.tuning.measure import Baseline, Chosen, Event
 
 
@@ -37,10 +37,11 @@ class Results:
     @property
     def stage(self) -> str:
         """What is being measured now."""
-        if self.baseline is None or len(self.trials) < self.baseline.variants:
-            done = len(self.trials)
-            return "loading the model" if self.baseline is None else f"variant {done + 1} of {self.baseline.variants}"
-        return "prompts by step size"
+        if self.baseline is None:
+            return "loading the model"
+        if (done := len(self.trials)) < self.baseline.variants:
+            return f"variant {done + 1} of {self.baseline.variants}"
+        return "the fastest again, and prompts by step size"
 
     def table(self) -> Table:
         """The speed of the default, and how many times as fast each variant is."""
@@ -67,14 +68,13 @@ class Results:
             verdict = "" if check.passed else ": too few, so that is not chosen"
             yield f"Held-out problems solved, of {check.problems}: {right}{verdict}."
         variant = self.chosen.variant
-        score = next((trial.score for trial in self.trials if trial.variant == variant), 1.0)
-        gain = "" if variant == DEFAULT else f", {score:.2f} times as fast as the default"
+        gain = "" if variant == DEFAULT else f", {worst_scores(self.trials)[variant]:.2f} times as fast as the default"
         yield f"Chosen: {variant}{gain}; up to {self.chosen.step_tokens} tokens in a step."
         if variant.is_less_precise and self.answers is None:
             yield "The answers were not checked: compare some of your own before you serve it."
         if self.answers is None and (faster := forgone(self.trials, variant)) is not None:
             yield (
-                f"{faster.variant} would be {faster.score:.2f} times as fast as the default. It quantizes activations "
+                f"{faster[0]} would be {faster[1]:.2f} times as fast as the default. It quantizes activations "
                 f"that bf16 does not, which costs a little accuracy, so it is chosen only if you allow it: "
                 f"dray tune {self.source} --allow-lower-precision"
             )
@@ -115,5 +115,5 @@ class Results:
                 "dynamic_quantization_group_size": self.chosen.variant.group_size,
                 "max_num_batched_tokens": self.chosen.step_tokens,
             },
-            "faster_if_less_precise": None if faster is None else round(faster.score, 3),
+            "faster_if_less_precise": None if faster is None else round(faster[1], 3),
         }

@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from operator import truediv
 from statistics import median
 
 import msgspec
@@ -85,14 +86,22 @@ def compare(
     for count in streams:
         default.start(count)
         other.start(count)
-        yield LoadTimes(count, count, *in_turn((default.decode, other.decode), rounds))
+        yield _load(count, count, in_turn((default.decode, other.decode), rounds))
     prompts = [partial(side.prompt, prompt_tokens, prompt_tokens) for side in (default, other)]
-    yield LoadTimes(0, prompt_tokens, *in_turn(prompts, rounds))
+    yield _load(0, prompt_tokens, in_turn(prompts, rounds))
 
 
-def in_turn(measurements: Sequence[Callable[[], float]], rounds: int) -> list[float]:
-    """The median of each measurement. They take turns, in alternating order, so that what else the machine does in the
-    meantime slows them alike. Each runs once more before, untimed. rounds: at least."""
+def _load(streams: int, tokens: int, times: Sequence[Sequence[float]]) -> LoadTimes:
+    default, other = times
+    return LoadTimes(streams, tokens, median(default), median(other), median(map(truediv, default, other)))
+
+
+def in_turn(measurements: Sequence[Callable[[], float]], rounds: int) -> list[list[float]]:
+    """The times of each measurement, by turn.
+
+    They take turns, in alternating order, so that what else the machine does in the meantime slows them alike. Each
+    runs once more before, untimed. rounds: at least.
+    """
     for measure in measurements:
         measure()
     times: list[list[float]] = [[] for _ in measurements]
@@ -101,4 +110,4 @@ def in_turn(measurements: Sequence[Callable[[], float]], rounds: int) -> list[fl
         for index, measure in order:
             times[index].append(measure())
         order.reverse()
-    return [median(own) for own in times]
+    return times

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import msgspec
 
@@ -26,6 +27,7 @@ from cluster.tuning.choice import (
     candidates,
     choose,
     choose_step_tokens,
+    is_confirmed,
 )
 from cluster.tuning.measure import PROBLEMS, Baseline, Chosen, Event, TuneRequest
 from deployments.common.messages import EngineConfig
@@ -50,6 +52,10 @@ def tune(request: TuneRequest, model: ServedModel) -> Iterator[Event]:
         trials.append(_trial(config, default, variant, request.rounds))
         yield trials[-1]
     chosen = choose(trials, allow_lower_precision=request.allow_lower_precision)
+    while not is_confirmed(trials, chosen):
+        trials.append(_trial(config, default, chosen, request.rounds))
+        yield trials[-1]
+        chosen = choose(trials, allow_lower_precision=request.allow_lower_precision)
     if chosen.is_less_precise and model.settings.source == BUNDLED:
         check = _check(model, config, chosen)
         yield check
@@ -87,7 +93,7 @@ def _prompt_speeds(loaded: LoadedVariant, context_tokens: int, rounds: int) -> P
     length = min(STEP_SIZES[-1], context_tokens, loaded.max_prompt)
     sizes = [size for size in STEP_SIZES if size <= length] or [STEP_SIZES[0]]
     times = in_turn([partial(loaded.prompt, length, size) for size in sizes], rounds)
-    return PromptSpeeds({size: length / seconds for size, seconds in zip(sizes, times, strict=True)})
+    return PromptSpeeds({size: length / median(seconds) for size, seconds in zip(sizes, times, strict=True)})
 
 
 def main() -> None:

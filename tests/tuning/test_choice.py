@@ -12,6 +12,7 @@ from cluster.tuning.choice import (
     choose,
     choose_step_tokens,
     forgone,
+    is_confirmed,
 )
 from cluster.tuning.measure import Baseline, Chosen
 from cluster.tuning.report import Results
@@ -22,7 +23,9 @@ SMALL = Variant("auto", 32)
 
 def trial(variant: Variant, *speedups: float) -> Trial:
     loads = zip((1, 8, 32, 0), speedups, strict=True)
-    return Trial(variant, tuple(LoadTimes(streams, streams or 512, 1.0, 1 / speedup) for streams, speedup in loads))
+    return Trial(
+        variant, tuple(LoadTimes(streams, streams or 512, 1.0, 1 / speedup, speedup) for streams, speedup in loads)
+    )
 
 
 def even(variant: Variant, speedup: float) -> Trial:
@@ -39,7 +42,7 @@ def test_what_is_less_precise_is_chosen_only_if_that_is_allowed() -> None:
     trials = [even(SMALL, 1.02), trial(F32, 1.9, 2.1, 1.35, 0.8)]
     assert choose(trials, allow_lower_precision=False) == DEFAULT
     assert choose(trials, allow_lower_precision=True) == F32
-    assert forgone(trials, DEFAULT) == trials[1]
+    assert forgone(trials, DEFAULT) == (F32, trials[1].score)
     assert forgone(trials, F32) is None
 
 
@@ -48,6 +51,14 @@ def test_a_variant_must_win_five_percent(speedup: float, chosen: Variant) -> Non
     trials = [even(SMALL, speedup), even(Variant("auto", 64), 1.01)]
     assert choose(trials, allow_lower_precision=False) == chosen
     assert forgone([*trials, even(F32, (chosen == SMALL and 1.10) or 1.04)], chosen) is None
+
+
+def test_a_variant_is_chosen_only_if_a_second_trial_confirms_it() -> None:
+    once = [even(SMALL, 1.3), even(Variant("auto", 64), 1.1)]
+    assert choose(once, allow_lower_precision=False) == SMALL and not is_confirmed(once, SMALL)
+    lucky = [*once, even(SMALL, 1.0)]
+    assert choose(lucky, allow_lower_precision=False) == Variant("auto", 64)
+    assert is_confirmed([*once, even(SMALL, 1.2)], SMALL) and is_confirmed(once, DEFAULT)
 
 
 def test_nothing_measured_is_the_default() -> None:
