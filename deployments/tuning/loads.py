@@ -16,6 +16,8 @@ from deployments.engine.model import Chunk, PagedModel
 
 _CONTEXT = 64
 """Tokens before the one that a stream decodes, again and again at the same place."""
+_STARTED_TOGETHER = 8
+"""Streams whose prompts one forward pass computes."""
 _BLOCKS = _CONTEXT // BLOCK_TOKENS + 1
 """KV blocks of a stream."""
 _MIN_SECONDS = 0.3
@@ -49,8 +51,9 @@ class LoadedVariant:
     def start(self, streams: int) -> None:
         """Computes the streams' prompts."""
         self._streams = streams
-        for stream in range(streams):
-            self._model.forward([Chunk(self._tokens(_CONTEXT), 0, _table(stream), 1)])
+        for first in range(0, streams, _STARTED_TOGETHER):
+            started = range(first, min(first + _STARTED_TOGETHER, streams))
+            self._model.forward([Chunk(self._tokens(_CONTEXT), 0, _table(stream), 1) for stream in started])
 
     def decode(self) -> float:
         """Seconds in which each stream gets a token."""
