@@ -6,6 +6,7 @@ from typing import Any
 import numpy
 
 from cluster.models.folder import ServedModel
+from cluster.tuning.kept import engine_choice
 
 _KV_BLOCKS = 2000
 
@@ -17,16 +18,17 @@ class Pipeline:
         import openvino_genai
 
         settings = model.settings
+        threads = len(os.sched_getaffinity(0))
+        choice = engine_choice(model, threads)
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.num_kv_blocks = _KV_BLOCKS
         scheduler.max_num_seqs = settings.max_num_seqs
-        scheduler.max_num_batched_tokens = settings.max_num_batched_tokens
+        scheduler.max_num_batched_tokens = choice.step_tokens
         scheduler.dynamic_split_fuse = True
         scheduler.enable_prefix_caching = True
-        threads = len(os.sched_getaffinity(0))
         properties = {
             "INFERENCE_NUM_THREADS": threads,
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": settings.dynamic_quantization_group_size,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": choice.group_size,
             "sampler_num_threads": threads,
         }
         self._genai = openvino_genai

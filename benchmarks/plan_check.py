@@ -24,7 +24,7 @@ from cluster.plan.load import TraceRequest
 from cluster.plan.measure import measure as measure_steps
 from cluster.plan.profile import Profile, StepTimes, fit, read_profile
 from cluster.plan.service import Measurements, ServiceModel, simulate
-from cluster.settings import ModelSettings, default_models_dir
+from cluster.settings import ModelSettings, default_data_dir, default_models_dir
 
 _SHARES = (0.5, 0.95)
 
@@ -34,7 +34,8 @@ def profile_of(args: argparse.Namespace) -> Profile:
     if args.profile and args.profile.is_file():
         return read_profile(args.profile)
     with tempfile.TemporaryDirectory() as leases:
-        for one in measure_steps(ModelSettings(source=args.model), default_models_dir(), 1, Path(leases)):
+        model, data_dir = ModelSettings(source=args.model), default_data_dir()
+        for one in measure_steps(model, default_models_dir(), 1, Path(leases), data_dir):
             if isinstance(one, Profile):
                 if args.profile:
                     args.profile.write_bytes(msgspec.json.encode(one))

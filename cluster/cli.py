@@ -14,6 +14,7 @@ from cluster.commands import (
     settings,
     status,
     teams,
+    tune,
     warm,
 )
 from cluster.commands.console import fail
@@ -33,6 +34,7 @@ app.command(epilog="Example: dray join 10.0.0.1:6379")(lifecycle.join)
 app.command(epilog="Example: dray deploy --model ./r1-1.5b-tuned")(lifecycle.deploy)
 app.command(epilog="Example: dray down")(lifecycle.down)
 app.command(epilog="Example: dray doctor --model deepseek-r1-distill-qwen-1.5b --offline")(doctor.doctor)
+app.command(epilog="Example: dray tune deepseek-r1-distill-qwen-1.5b --cores 4")(tune.tune)
 app.command(epilog="Example: dray status --json")(status.status)
 app.command(epilog="Example: dray chat")(chat.chat)
 app.command(epilog="Example: dray bench --concurrency 1,4,16 --prompt 200 --output 128 --chart bench.svg")(bench.bench)

@@ -7,13 +7,14 @@ generated from it.
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from datetime import datetime, time
 from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -26,6 +27,11 @@ BUNDLED = "bundled"
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Weight = Literal["int4", "int8", "fp16"]
+Precision = Literal["auto", "bf16", "f32"]
+
+DEFAULT_GROUP_SIZE = 128
+DEFAULT_STEP_TOKENS = 512
+"""What `auto` is where `dray tune` has kept nothing."""
 
 
 _HOST_NAME = re.compile(r"[^\s:/@*]+|[0-9A-Fa-f:]+")
@@ -39,6 +45,23 @@ def _host_name(name: str) -> str:
 
 
 HostName = Annotated[str, AfterValidator(_host_name)]
+
+
+def _auto_or_at_least(minimum: int) -> Callable[[object], object]:
+    """One check with one message; those of a union's members would name the members."""
+
+    def check(value: object) -> object:
+        if value == "auto":
+            return value
+        if not re.fullmatch(r"[0-9]{1,18}", str(value)) or int(str(value)) < minimum:
+            raise ValueError(f"must be auto, or a whole number of at least {minimum}")
+        return int(str(value))
+
+    return check
+
+
+AutoOrCount = Annotated[Literal["auto"] | Annotated[int, Field(ge=0)], BeforeValidator(_auto_or_at_least(0))]
+AutoOrPositive = Annotated[Literal["auto"] | Positive, BeforeValidator(_auto_or_at_least(1))]
 
 
 def default_state_dir() -> Path:
@@ -125,9 +148,10 @@ class ModelSettings(Group):
     max_num_seqs: Positive = Field(
         32, description="Maximum number of sequences that a replica decodes at a time; further ones wait."
     )
-    max_num_batched_tokens: Positive = Field(
-        512,
-        description="Maximum number of tokens in one engine step; longer prompts are prefilled in chunks of this size.",
+    max_num_batched_tokens: AutoOrPositive = Field(
+        "auto",
+        description="Maximum number of tokens in one engine step; longer prompts are prefilled in chunks of this size. "
+        f"auto: what `dray tune` has measured on this machine, else {DEFAULT_STEP_TOKENS}.",
     )
     decode_slowdown: Annotated[float, Field(ge=1.1, le=100)] = Field(
         2.0,
@@ -139,8 +163,16 @@ class ModelSettings(Group):
         description="Guess tokens from the prompt and from earlier text, and check several in one step, where "
         "measurements say that this is faster. Answers stay the same.",
     )
-    dynamic_quantization_group_size: Annotated[int, Field(ge=0)] = Field(
-        128, description="Group size for INT8 quantization of the activations; 0 turns it off."
+    inference_precision: Precision = Field(
+        "auto",
+        description="Number format of the engine's arithmetic. f32 with quantized activations multiplies in INT8, "
+        "which can be faster than bf16 and costs a little accuracy. auto: what `dray tune` has kept for this machine, "
+        "else what OpenVINO chooses.",
+    )
+    dynamic_quantization_group_size: AutoOrCount = Field(
+        "auto",
+        description="Group size for INT8 quantization of the activations; 0 turns it off. auto: what `dray tune` has "
+        f"kept for this machine, if inference_precision is auto too, else {DEFAULT_GROUP_SIZE}.",
     )
     context_tokens: Annotated[int, Field(ge=0)] = Field(
         0, description="Maximum length of prompt and completion together, in tokens. 0: the model's own maximum."
@@ -168,6 +200,11 @@ class ModelSettings(Group):
         "waits until they have started again. 0: never.",
     )
     start_timeout_s: Seconds = Field(300, description="Maximum time for an engine process to start, in seconds.")
+
+    @property
+    def assumed_step_tokens(self) -> int:
+        """`max_num_batched_tokens`; for auto the default, as only an engine's machine knows what was measured there."""
+        return DEFAULT_STEP_TOKENS if self.max_num_batched_tokens == "auto" else self.max_num_batched_tokens
 
     @model_validator(mode="after")
     def _bounds_agree(self) -> Self:

@@ -2,10 +2,13 @@
 
 Runs Dray's engine with greedy decoding. An answer is correct when it agrees with Python's arithmetic; the thinking is
 ignored. `numbers`: numbers that were held out of training, in trained phrasings. `phrasings`: held-out phrasings.
+
+python -m demo.measure --problems cluster/tuning/problems.jsonl writes the problems that `dray tune bundled` asks.
 """
 
 import argparse
 import asyncio
+import json
 import os
 import random
 from collections.abc import Sequence
@@ -14,7 +17,7 @@ from pathlib import Path
 from cluster.models.folder import ServedModel, open_model
 from cluster.settings import ModelSettings
 from demo.others import STRANGERS
-from demo.problems import FAMILIES, Problem, make
+from demo.problems import ARITHMETIC, FAMILIES, Problem, make
 from deployments.common.messages import EngineConfig, EngineRequest, Sampling
 from deployments.common.types import GenerationRequest, Message
 from deployments.engine.process import EngineProcess
@@ -23,12 +26,27 @@ from deployments.generation.prompts import PromptRenderer
 _SEED = 20_260
 _AT_A_TIME = 32
 _MAX_TOKENS = 400
+TUNE_PROBLEMS = 10
 
 
 def asked(family: str, split: str, count: int) -> list[Problem]:
     """The problems of one cell of the table; the same in every run."""
     rng = random.Random(f"{_SEED} {family} {split}")
     return [make(rng, family, rng.choice(("zh", "en")), split) for _ in range(count)]  # type: ignore[arg-type]
+
+
+def problem_lines(count: int) -> str:
+    """Held-out problems as JSON Lines with `question` and `answer`: this many of each family and split."""
+    problems = [
+        problem
+        for family in ARITHMETIC
+        for split in ("numbers", "phrasings")
+        for problem in asked(family, split, count)
+    ]
+    return "".join(
+        json.dumps({"question": problem.question, "answer": problem.expect}, ensure_ascii=False) + "\n"
+        for problem in problems
+    )
 
 
 async def answers(engine: EngineProcess, prompts: PromptRenderer, questions: Sequence[str]) -> list[str]:
@@ -85,15 +103,19 @@ def table(results: dict[str, dict[tuple[str, str], float]], count: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", type=Path, help="OpenVINO model folders")
+    parser.add_argument("models", nargs="*", type=Path, help="OpenVINO model folders")
     parser.add_argument("--count", type=int, default=400, help="questions per cell")
     parser.add_argument("--show", type=int, default=0, help="wrong answers to print per cell")
+    parser.add_argument("--problems", type=Path, help=f"write {TUNE_PROBLEMS} problems per cell to this file")
     args = parser.parse_args()
+    if args.problems:
+        args.problems.write_text(problem_lines(TUNE_PROBLEMS), encoding="utf-8")
     results = {}
     for folder in args.models:
         model = open_model(ModelSettings(source=str(folder)), folder)
         results[folder.name] = asyncio.run(measure(model, args.count, args.show))
-    print(table(results, args.count))
+    if results:
+        print(table(results, args.count))
 
 
 if __name__ == "__main__":

@@ -122,7 +122,13 @@ def _values(schema: dict[str, Any], name: str) -> str:
     for group in groups:
         node = schema["$defs"][node["properties"][group]["$ref"].rpartition("/")[2]]
     node = node["properties"][leaf]
-    node = next((option for option in node.get("anyOf", ()) if option.get("type") != "null"), node)
+    options = [option for option in node.get("anyOf", [node]) if option.get("type") != "null"]
+    return " or ".join(map(_kind, options))
+
+
+def _kind(node: dict[str, Any]) -> str:
+    if "const" in node:
+        return f"`{node['const']}`"
     if "enum" in node:
         return ", ".join(f"`{value}`" for value in node["enum"])
     bounds = " ".join(f"{sign} {node[bound]}" for bound, sign in _BOUNDS.items() if bound in node)

@@ -31,22 +31,23 @@ CLUSTER = {
     "autoscaling": "scaling_metrics settings",
     "models": "extras ports settings units",
     "serve_config": "configuration models redis_client settings",
+    "tuning": "cores models private_files settings",
     "launch": (
         "child configuration cores liveness models node private_files records redis_client redis_server serve_config "
         "settings units"
     ),
     "kubernetes": "configuration launch models redis_client serve_config settings",
-    "doctor": "cores extras kubernetes launch models redis_client redis_server serve_config settings units",
+    "doctor": "cores extras kubernetes launch models redis_client redis_server serve_config settings tuning units",
     "bench": "charts sse",
     "plan": "autoscaling bench charts cores models settings units",
     "commands": (
         "bench charts client configuration cores doctor extras kubernetes launch models plan private_files records "
-        "redis_client scaling_metrics serve_config settings units warm"
+        "redis_client scaling_metrics serve_config settings tuning units warm"
     ),
     "cli": "commands private_files",
 }
 DEPLOYMENTS = {
-    "common": ("", "records redis_client"),
+    "common": ("", "records redis_client settings"),
     # Metrics count errors and messages of `common`, which therefore logs and counts nothing itself.
     "observability": ("common", "launch liveness"),
     "routing": ("common observability", "models plan records settings"),
@@ -61,7 +62,8 @@ DEPLOYMENTS = {
     ),
     # Their routes answer JSON and refuse as the API does.
     "pages": ("api common observability tenancy", "cores launch models serve_config sse"),
-    "engine": ("common observability", "autoscaling cores liveness models node plan serve_config settings"),
+    "engine": ("common observability", "autoscaling cores liveness models node plan serve_config settings tuning"),
+    "tuning": ("common engine generation", "models settings tuning"),
     "router": (
         "api cache common generation observability pages routing tenancy",
         "liveness models node serve_config",

@@ -188,7 +188,8 @@ def measure(
     chosen = settings.model.model_copy(update={"source": model, "name": ""})
     try:
         with err.status("loading the model") as status:
-            for count, step in enumerate(measure_steps(chosen, settings.models_dir, cores, settings.core_lock_dir), 1):
+            steps = measure_steps(chosen, settings.models_dir, cores, settings.core_lock_dir, settings.data_dir)
+            for count, step in enumerate(steps, 1):
                 if isinstance(step, Profile):
                     path = to or Path(f"{step.engine.model}.steps.json")
                     path.write_bytes(msgspec.json.encode(step))

@@ -22,6 +22,7 @@ from cluster.launch.state import Record
 from cluster.models.folder import (
     KnownModel,
     ModelFolderError,
+    ServedModel,
     check_readable,
     is_to_be_fetched,
     memory_needed,
@@ -29,6 +30,7 @@ from cluster.models.folder import (
 )
 from cluster.serve_config import Engine
 from cluster.settings import Settings
+from cluster.tuning.kept import find_all
 from cluster.units import format_bytes
 
 
@@ -46,6 +48,21 @@ def check_models(settings: Settings) -> Iterator[tuple[Finding, KnownModel | Non
             continue
         size = f"{format_bytes(opened.weights_bytes)}, {opened.context_tokens} tokens of context"
         yield Finding("model", "passed", f"{opened.name} in {opened.folder}: {size}"), opened
+        if model.task == "generate":
+            yield _check_tuned(opened, settings), None
+
+
+def _check_tuned(model: ServedModel, settings: Settings) -> Finding:
+    cores = sorted({tuning.cores for tuning in find_all(model, settings.data_dir)})
+    command = f"`dray tune {model.settings.source}`"
+    if not cores:
+        message = f"{model.name} is not tuned for this processor; {command} measures what is fastest"
+    else:
+        counts = " and ".join(map(str, cores))
+        message = (
+            f"{model.name} is tuned for this processor with {counts} core(s) per replica; {command} measures again"
+        )
+    return Finding("tuning", "passed", message)
 
 
 def _check_missing(settings: Settings, model: ModelInCluster) -> tuple[Finding, KnownModel | None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from cluster.cores import lease_cores
+from cluster.cores import lease_cores, processor_name
 from cluster.models.folder import open_model
 from cluster.plan.profile import MeasuredStep, Profile, ProfiledEngine, ProfileError, ProfileRequest
 from cluster.settings import ModelSettings
@@ -16,14 +16,18 @@ from cluster.settings import ModelSettings
 _STEPPER = "deployments.engine.steps"
 
 
-def measure(model: ModelSettings, models_dir: Path, cores: int, lease_dir: Path) -> Iterator[MeasuredStep | Profile]:
+def measure(
+    model: ModelSettings, models_dir: Path, cores: int, lease_dir: Path, data_dir: Path
+) -> Iterator[MeasuredStep | Profile]:
     """Yields each kind of step once it has been measured, and in the end the profile.
+
+    data_dir: where `dray tune` may have kept how the model's engines run here.
 
     Raises ModelFolderError, NotEnoughCores, ProfileError.
     """
     open_model(model, models_dir)
     with lease_cores(cores, lease_dir, owner="plan") as lease:
-        request = ProfileRequest(model.model_dump(mode="json"), str(models_dir), lease.cpus)
+        request = ProfileRequest(model.model_dump(mode="json"), str(models_dir), lease.cpus, str(data_dir))
         process = subprocess.Popen(
             [sys.executable, "-m", _STEPPER, msgspec.json.encode(request).decode()],
             stdout=subprocess.PIPE,
@@ -45,13 +49,4 @@ def measure(model: ModelSettings, models_dir: Path, cores: int, lease_dir: Path)
             process.wait()
         if header is None or not points:
             raise ProfileError(f"the engine exited with status {status} during the measurement")
-        yield Profile(header, points, _machine(), time.strftime("%Y-%m-%d %H:%M"))
-
-
-def _machine() -> str:
-    names = {
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    }
-    return ", ".join(sorted(names)) or "unknown CPU"
+        yield Profile(header, points, processor_name(), time.strftime("%Y-%m-%d %H:%M"))

@@ -33,6 +33,7 @@ class ProfileRequest(msgspec.Struct, frozen=True):
     model: dict[str, object]
     models_dir: str
     cpus: tuple[int, ...]
+    data_dir: str
 
 
 class ProfiledEngine(msgspec.Struct, frozen=True):

@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from cluster.settings import Precision
+
 StreamFinish = Literal["", "stop", "length", "overloaded", "lost", "invalid"]
 """Why a stream ended; "" while it continues. `overloaded`: the KV cache cannot hold it. `lost`: its engine process
 died, and another can continue it. `invalid`: the engine refused it."""
@@ -128,7 +130,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
 
     decode_slowdown: how many times as long as a decoding step one with prompt tokens beside it may take. guess_tokens:
     whether to guess tokens and check several in a step. isolate_prefixes: requests share cached prompts only within
-    their namespace.
+    their namespace. inference_precision: as the setting of that name; auto leaves it to OpenVINO.
     """
 
     model_dir: str
@@ -140,6 +142,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     decode_slowdown: float = 2.0
     guess_tokens: bool = True
     isolate_prefixes: bool = False
+    inference_precision: Precision = "auto"
 
 
 class Add(msgspec.Struct, frozen=True, tag=True):

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.models.folder import ServedModel
+from cluster.tuning.kept import engine_choice
 from deployments.common.messages import EngineConfig
 from deployments.common.prefix import BLOCK_TOKENS
 
@@ -25,19 +26,26 @@ _LOGIT_ROWS = "logit_rows"
 _CACHES = ("key_cache", "value_cache")
 
 
-def config_for(model: ServedModel, cpus: tuple[int, ...], *, isolate_prefixes: bool = False) -> EngineConfig:
-    """The configuration of an engine process for this model on these logical CPUs."""
+def config_for(
+    model: ServedModel, cpus: tuple[int, ...], *, isolate_prefixes: bool = False, data_dir: Path | None = None
+) -> EngineConfig:
+    """The configuration of an engine process for this model on these logical CPUs.
+
+    data_dir: where `dray tune` may have kept its choice; None looks only into the model's folder.
+    """
     settings = model.settings
+    choice = engine_choice(model, len(cpus), data_dir)
     return EngineConfig(
         model_dir=str(model.folder),
         cpus=cpus,
         kv_cache_mb=settings.kv_cache_mb,
         max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        dynamic_quantization_group_size=settings.dynamic_quantization_group_size,
+        max_num_batched_tokens=choice.step_tokens,
+        dynamic_quantization_group_size=choice.group_size,
         decode_slowdown=settings.decode_slowdown,
         guess_tokens=settings.guess_tokens,
         isolate_prefixes=isolate_prefixes,
+        inference_precision=choice.precision,
     )
 
 
@@ -76,6 +84,8 @@ class PagedModel:
             # As text: properties go to the plugin as C longs, and a group may be as large as 2**64 - 1.
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(config.dynamic_quantization_group_size),
         }
+        if config.inference_precision != "auto":
+            defaults["INFERENCE_PRECISION_HINT"] = config.inference_precision
         core = openvino.Core()
         compiled = core.compile_model(_paged_graph(core, folder), "CPU", {**defaults, **properties})
         self._request = compiled.create_infer_request()
@@ -154,6 +164,13 @@ def _paged_graph(core: Any, folder: Path) -> Any:
     model.add_parameters([rows])
     model.validate_nodes_and_infer_types()
     return model
+
+
+def own_precision() -> str:
+    """The number format that OpenVINO chooses on this processor: bf16, f16 or f32."""
+    import openvino
+
+    return str(openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").to_string())
 
 
 def stop_token_ids(model_dir: Path) -> set[int]:

@@ -66,7 +66,9 @@ class EngineReplica:
         owner = f"{model.name}/{self._name}"
         self._lease = await wait_for_lease(engine_args.cores, node.core_lock_dir, owner, self._metrics.lease_missed.inc)
         self._settings = model.settings
-        self._config = config_for(model, self._lease.cpus, isolate_prefixes=engine_args.isolate_prefixes)
+        self._config = config_for(
+            model, self._lease.cpus, isolate_prefixes=engine_args.isolate_prefixes, data_dir=node.data_dir
+        )
         self._engine: EngineProcess | None = None
         self._running = asyncio.Event()
         self._restarts = 0

@@ -128,7 +128,7 @@ def main() -> None:
     request = msgspec.json.decode(sys.argv[1], type=ProfileRequest)
     os.sched_setaffinity(0, request.cpus)
     model = open_model(ModelSettings.model_validate(request.model), Path(request.models_dir))
-    config = config_for(model, request.cpus)
+    config = config_for(model, request.cpus, data_dir=Path(request.data_dir))
     # Each size is measured as it is, without regard to the streams beside it, and without guesses.
     engine = Engine(msgspec.structs.replace(config, decode_slowdown=_UNLIMITED_SLOWDOWN, guess_tokens=False))
     engine.warm_up()

@@ -34,6 +34,6 @@ class RouterShare:
         # Replicas that died restart, and those that sleep wake up.
         replicas = max(self._replicas, model.replicas)
         # A quarter of a step: prompts handed to an engine go before any later arrival.
-        prefill_tokens = math.ceil(replicas * model.max_num_batched_tokens / 4 / routers)
+        prefill_tokens = math.ceil(replicas * model.assumed_step_tokens / 4 / routers)
         queued = math.ceil(replicas * self._max_queued / routers)
         self._queue.resize(math.ceil(replicas * model.max_num_seqs / routers), queued, prefill_tokens)

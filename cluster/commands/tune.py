@@ -1,0 +1,111 @@
+"""`dray tune`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from cluster.commands.console import AsJson, Config, catalog_names, err, fail, load_settings, out
+from cluster.settings import ModelSettings, Settings
+from cluster.units import format_bytes
+
+if TYPE_CHECKING:
+    from cluster.models.folder import ServedModel
+    from cluster.tuning.report import Results
+
+_TUNED = ("inference_precision", "dynamic_quantization_group_size", "max_num_batched_tokens")
+
+
+def tune(
+    model: Annotated[
+        str,
+        typer.Argument(help="`bundled`, a catalog name, a Hub id or a folder.", autocompletion=catalog_names),
+    ],
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="Cores per replica. Default: as many as `dray up` gives one.")
+    ] = None,
+    allow_lower_precision: Annotated[
+        bool,
+        typer.Option("--allow-lower-precision", help="Also choose what is faster and a little less accurate."),
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Minimum number of measurements of each load.")] = 12,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Measure which arithmetic and step size are fastest for a model on this processor, and keep the choice.
+
+    Engines use it from their next start, where the settings are `auto`. Takes minutes and needs the cores to itself.
+    """
+    from cluster.cores import LeasesUnavailable, NotEnoughCores
+    from cluster.models.compare import CompareError
+    from cluster.models.folder import ModelFolderError, open_model
+    from cluster.tuning.kept import keep
+    from cluster.tuning.measure import TuneError, measure
+    from cluster.tuning.report import Results
+
+    settings = load_settings(config).settings
+    chosen = _settings_of(settings, model)
+    if chosen.task != "generate":
+        raise fail(f"{model} is an embedding model; `dray tune` measures models that generate text")
+    results = Results(model)
+    try:
+        opened = open_model(chosen, settings.models_dir)
+        count = cores or _cores_of_a_replica(settings, opened)
+        _check_memory(opened)
+        with err.status(results.stage) as status:
+            for event in measure(
+                opened,
+                settings.models_dir,
+                count,
+                settings.core_lock_dir,
+                rounds=rounds,
+                allow_lower_precision=allow_lower_precision,
+            ):
+                results.add(event)
+                status.update(f"measuring: {results.stage}")
+        assert results.chosen is not None
+        file = keep(opened, count, results.chosen.variant, results.chosen.step_tokens, settings.data_dir)
+    except (ModelFolderError, NotEnoughCores, LeasesUnavailable, TuneError, CompareError, OSError) as error:
+        raise fail(str(error)) from None
+    if as_json:
+        out.print_json(data={"model": opened.name, "cores": count, "file": str(file), **results.as_dict()})
+    else:
+        _print(results, f"Kept for this processor and {count} core(s) a replica in {file}.", chosen)
+
+
+def _print(results: "Results", kept: str, settings: ModelSettings) -> None:
+    out.print(results.table())
+    sentences = [*results.sentences(), kept]
+    if explicit := [f"model.{name}" for name in _TUNED if getattr(settings, name) != "auto"]:
+        sentences.append(f"Your settings decide instead: set {', '.join(explicit)} to auto to use what was kept.")
+    for sentence in sentences:
+        out.print(escape(sentence), highlight=False, soft_wrap=True)
+
+
+def _settings_of(settings: Settings, source: str) -> ModelSettings:
+    """The settings of the served model with this source, else those of `model` with it."""
+    served = next((model for model in settings.served if model.source == source), None)
+    return served or settings.model.model_copy(update={"source": source, "name": ""})
+
+
+def _cores_of_a_replica(settings: Settings, model: "ServedModel") -> int:
+    """As many as `dray up` gives each of the model's replicas."""
+    from cluster.cores import usable_cores
+    from cluster.launch.preflight import engines_of
+    from cluster.models.folder import open_models
+
+    models = open_models(settings) if model.settings in settings.served else [model]
+    engines = engines_of(settings, models, usable_cores())
+    return next(engine.cores for engine in engines if engine.model.name == model.name)
+
+
+def _check_memory(model: "ServedModel") -> None:
+    from cluster.launch.preflight import available_memory
+    from cluster.tuning.measure import memory_to_tune
+
+    needed, available = memory_to_tune(model), available_memory()
+    if needed > available:
+        raise fail(
+            f"tuning {model.name} needs {format_bytes(needed)} of memory, because two variants are loaded at a time; "
+            f"{format_bytes(available)} is available. Stop what else runs, or set a smaller model.kv_cache_mb"
+        )

@@ -1,0 +1,1 @@
+"""`dray tune`: what is fastest for a model on this processor, measured and kept."""

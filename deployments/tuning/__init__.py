@@ -1,0 +1,1 @@
+"""The program behind `dray tune`: compares an engine's variants on this machine."""
