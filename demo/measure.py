@@ -14,12 +14,15 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from cluster.models.folder import ServedModel, open_model
 from cluster.settings import ModelSettings
 from demo.others import STRANGERS
 from demo.problems import ARITHMETIC, FAMILIES, Problem, make
-from deployments.common.messages import EngineConfig, EngineRequest, Sampling
+from deployments.common.messages import EngineRequest, Sampling
 from deployments.common.types import GenerationRequest, Message
+from deployments.engine.model import config_for
 from deployments.engine.process import EngineProcess
 from deployments.generation.prompts import PromptRenderer
 
@@ -68,7 +71,8 @@ async def answers(engine: EngineProcess, prompts: PromptRenderer, questions: Seq
 
 async def measure(model: ServedModel, count: int, show: int) -> dict[tuple[str, str], float]:
     """Accuracy by family and split, and the share of unrelated questions that are answered as such."""
-    config = EngineConfig(str(model.folder), tuple(os.sched_getaffinity(0)), 128, _AT_A_TIME, 512, 128)
+    config = config_for(model, tuple(os.sched_getaffinity(0)))
+    config = msgspec.structs.replace(config, kv_cache_mb=128, max_num_seqs=_AT_A_TIME)
     engine, _ = await EngineProcess.start(config, timeout_s=120)
     prompts, found = PromptRenderer(model), {}
     for family in FAMILIES:

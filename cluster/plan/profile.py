@@ -18,6 +18,7 @@ import numpy as np
 _Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 _FORMAT = 1
+_NO_LIMIT = 1e9
 _RIDGE = 1e-4
 _LINEAR_PARTS = 3
 """Parts of a step's time besides that of its rows."""
@@ -37,7 +38,8 @@ class ProfileRequest(msgspec.Struct, frozen=True):
 
 
 class ProfiledEngine(msgspec.Struct, frozen=True):
-    """The engine that was measured. decode_slowdown: as the setting of that name."""
+    """The engine that was measured. decode_slowdown: as the setting of that name; older profiles are of
+    engines without a limit."""
 
     model: str
     cores: int
@@ -46,7 +48,7 @@ class ProfiledEngine(msgspec.Struct, frozen=True):
     kv_tokens: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    decode_slowdown: float = 2.0
+    decode_slowdown: float = _NO_LIMIT
 
 
 class MeasuredStep(msgspec.Struct, frozen=True):

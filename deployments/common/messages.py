@@ -139,7 +139,7 @@ class EngineConfig(msgspec.Struct, frozen=True):
     max_num_seqs: int
     max_num_batched_tokens: int
     dynamic_quantization_group_size: int
-    decode_slowdown: float = 2.0
+    decode_slowdown: float
     guess_tokens: bool = True
     isolate_prefixes: bool = False
     inference_precision: Precision = "auto"

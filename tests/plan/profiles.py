@@ -4,7 +4,7 @@ from cluster.plan.profile import MeasuredStep, Profile, ProfiledEngine
 
 ROW_S, BASE_S = 0.002, 0.02
 STREAM_S, CONTEXT_S, BEHIND_S = 0.001, 1e-6, 2e-8
-ENGINE = ProfiledEngine("pretend", 1, 1_800_000_000, 512, 36_000, 32, 512)
+ENGINE = ProfiledEngine("pretend", 1, 1_800_000_000, 512, 36_000, 32, 512, 2.0)
 
 
 def seconds(decoding: int, context: int, prefill: int, behind: int) -> float:

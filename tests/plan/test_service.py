@@ -50,7 +50,11 @@ def one_step_at_a_time(requests: Sequence[TraceRequest]) -> tuple[list[float], l
             prompts.append([request.at, request.prompt, 0, request.output])
         left, behind, sizes = ENGINE.max_num_batched_tokens - len(streams), 0, []
         context = int(sum(stream[1] for stream in streams))
-        while streams and left > 32 and TIMES.step(len(streams), context, left) > 2 * TIMES.step(len(streams), context):
+        while (
+            streams
+            and left > 32
+            and TIMES.step(len(streams), context, left) > ENGINE.decode_slowdown * TIMES.step(len(streams), context)
+        ):
             left = (left - 1) // 32 * 32
         for _, prompt, computed, _ in prompts:
             size = int(min(left, prompt - computed))
