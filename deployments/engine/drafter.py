@@ -41,7 +41,7 @@ class Drafter:
         if sequence.draft is None or limit <= 0:
             return []
         if sequence.matcher is not None and (forced := _forced(sequence.matcher)):
-            return forced[:limit]
+            return sequence.draft.force(forced[:limit])
         end = sequence.tokens[-MAX_MATCH:]
         return sequence.draft.guess(end, self._completions, sequence.request.namespace, limit)
 

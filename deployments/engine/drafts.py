@@ -17,7 +17,9 @@ _MAX_PLACES = 16
 _SEPARATOR = -1
 _MAX_CHECKED = 16
 """Guesses that a step checks at most, of all streams."""
-_FIRST_ACCEPTANCE = 0.5
+_FIRST_ACCEPTANCES = (0.4, 0.6, 0.8, 1.0)
+"""How likely a guess is right at first: after a match of 2 or 3 tokens, of 4 to 7, of 8, and where it is certain."""
+_CERTAIN = 3
 _ACCEPTANCE_WEIGHT = 0.1
 _RECOVERY = 0.01
 """By how much the acceptance goes back to the first one in a step without guesses, so that they are tried again."""
@@ -98,14 +100,24 @@ class CompletionStore:
 
 
 class Draft:
-    """What one stream guesses, and how often its guesses are right."""
+    """What one stream guesses, and how often its guesses are right.
 
-    __slots__ = ("_index", "acceptance")
+    Guesses after a long match are right more often than after a short one, so they are counted apart.
+    """
+
+    __slots__ = ("_acceptances", "_index", "_kind")
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self._index = SuffixIndex()
         self._index.extend(prompt)
-        self.acceptance = _FIRST_ACCEPTANCE
+        self._acceptances = [*_FIRST_ACCEPTANCES]
+        self._kind = 0
+        """Of the present guesses: their place in `_acceptances`."""
+
+    @property
+    def acceptance(self) -> float:
+        """How likely the next one of the present guesses is right, if those before it are."""
+        return self._acceptances[self._kind]
 
     def append(self, tokens: Sequence[int]) -> None:
         """Tokens that were generated."""
@@ -120,18 +132,27 @@ class Draft:
         if length < MAX_MATCH:
             other, others = store.continuation(namespace, end, limit)
             if other > length:
-                return others
+                length, tokens = other, others
+        self._kind = max(0, length.bit_length() - _MIN_MATCH.bit_length())
+        return tokens
+
+    def force(self, tokens: list[int]) -> list[int]:
+        """Guesses these tokens, which are certain."""
+        self._kind = _CERTAIN
         return tokens
 
     def checked(self, guessed: int, accepted: int) -> None:
-        """Records that so many of the guesses were right."""
-        if not guessed:
-            self.acceptance += (_FIRST_ACCEPTANCE - self.acceptance) * _RECOVERY
+        """Records that so many of the present guesses were right."""
+        if self._kind == _CERTAIN:
             return
+        acceptance = self.acceptance
+        if not guessed:
+            acceptance += (_FIRST_ACCEPTANCES[self._kind] - acceptance) * _RECOVERY
         for _ in range(accepted):
-            self.acceptance += (1 - self.acceptance) * _ACCEPTANCE_WEIGHT
+            acceptance += (1 - acceptance) * _ACCEPTANCE_WEIGHT
         if accepted < guessed:
-            self.acceptance -= self.acceptance * _ACCEPTANCE_WEIGHT
+            acceptance -= acceptance * _ACCEPTANCE_WEIGHT
+        self._acceptances[self._kind] = acceptance
 
 
 def worthwhile(acceptances: Sequence[float], lengths: Sequence[int], pace: StepPace) -> list[int]:

@@ -58,16 +58,34 @@ def test_as_many_guesses_are_checked_as_pay() -> None:
     assert worthwhile([0.9, 0.9], [0, 3], free) == [0, 3]
 
 
+TEXT = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2]
+SHORT, LONG = [1, 2], [1, 2, 3, 4, 5, 6, 7, 8]
+
+
 def test_streams_whose_guesses_are_wrong_guess_less_and_try_again_later() -> None:
-    draft, steps = Draft([1, 2, 3]), pace(1.0, 1.2, 1.4, 1.6)
-    first = worthwhile([draft.acceptance], [4], steps)
-    assert first[0] > 0
+    draft, store, steps = Draft(TEXT), CompletionStore(100), pace(1.0, 1.2, 1.4, 1.6)
+
+    def checks(end: list[int]) -> int:
+        tokens = draft.guess(end, store, "", 4)
+        return worthwhile([draft.acceptance], [len(tokens)], steps)[0]
+
+    first, after_a_long_match = checks(SHORT), checks(LONG)
+    assert 0 < first <= after_a_long_match
+    draft.guess(SHORT, store, "", 4)
     for _ in range(20):
         draft.checked(3, 0)
-    assert worthwhile([draft.acceptance], [4], steps) == [0]
+    assert checks(SHORT) == 0 and checks(LONG) == after_a_long_match
+    draft.guess(SHORT, store, "", 4)
     for _ in range(500):
         draft.checked(0, 0)
-    assert worthwhile([draft.acceptance], [4], steps) == first
+    assert checks(SHORT) == first
     for _ in range(20):
         draft.checked(3, 3)
     assert draft.acceptance > 0.9
+
+
+def test_what_a_grammar_forces_is_certain() -> None:
+    draft = Draft(TEXT)
+    assert draft.force([7, 8]) == [7, 8] and draft.acceptance == 1
+    draft.checked(2, 1)
+    assert draft.acceptance == 1
