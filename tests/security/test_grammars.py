@@ -126,28 +126,28 @@ def follow(walker: Walker, grammar: Grammar) -> Iterator[float]:
     draw = random.Random(1)
     with suppress(GrammarError):
         matcher = walker.compiler.compile(grammar)
-        yield time.process_time()
+        yield time.thread_time()
         for _ in range(40):
             allowed = [token for token in walker.allowed(matcher.mask()) if token not in walker.stop_ids]
             if not allowed:
                 break
             matcher.consume([draw.choice(allowed)])
-            yield time.process_time()
-    yield time.process_time()
+            yield time.thread_time()
+    yield time.thread_time()
 
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("schema", [*ATTACKS.values(), *LARGEST.values()], ids=[*ATTACKS, *LARGEST])
 def test_a_schema_is_refused_or_followed_at_once(walker: Walker, schema: dict[str, Any], strict: bool) -> None:
-    text, memory, times = json.dumps(schema), memory_mb(), [time.process_time()]
+    text, memory, times = json.dumps(schema), memory_mb(), [time.thread_time()]
     try:
         prepared = SchemaPreparer("response_format", MAX_PARTS).prepare(text, strict=strict)
     except ApiError as error:
         assert error.status == 400 and len(error.message) < 400
         assert schema not in LARGEST.values()
-        times.append(time.process_time())
+        times.append(time.thread_time())
     else:
-        times += [time.process_time(), *follow(walker, Grammar(json_grammar(prepared)))]
+        times += [time.thread_time(), *follow(walker, Grammar(json_grammar(prepared)))]
     assert max(after - before for before, after in pairwise(times)) < SLOWEST_S
     assert memory_mb() - memory < MAX_MEMORY_MB
 
@@ -161,10 +161,10 @@ def test_a_fault_in_llguidance_is_an_error_as_any_other(walker: Walker) -> None:
 
 
 def test_an_engine_takes_no_grammar_that_no_router_would_send(walker: Walker) -> None:
-    began = time.process_time()
+    began = time.thread_time()
     with pytest.raises(GrammarError, match="characters"):
         walker.compiler.compile(Grammar(json_grammar(json.dumps(ATTACKS["a value of 2 MB"]))))
-    assert time.process_time() - began < SLOWEST_S
+    assert time.thread_time() - began < SLOWEST_S
 
 
 def test_a_router_names_what_it_refuses_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,9 +88,8 @@ def fingerprint(dray: Dray) -> str:
         return str(client.chat.completions.create(model="bot", messages=messages).system_fingerprint)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "cores", [pytest.param("1", marks=TWO_CORES, id="beside"), pytest.param("0", marks=pytest.mark.slow, id="in turn")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("cores", [pytest.param("1", marks=TWO_CORES, id="beside"), pytest.param("0", id="in turn")])
 def test_a_new_version_without_a_failed_request(another: Dray, cores: str) -> None:
     settings = {"DRAY_MODEL__CORES_PER_REPLICA": cores, "DRAY_MODEL__NAME": "bot"}
     old, new = copy_model(another.folder, 1), copy_model(another.folder, 2)

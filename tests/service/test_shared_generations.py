@@ -22,6 +22,8 @@ from tests.conftest import MODEL, Dray, wait_for
 from tests.service.test_cache import new_question
 from tests.service.test_single_flight import routers, url_of
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Narrow:

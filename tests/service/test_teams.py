@@ -289,6 +289,7 @@ def test_usage_counts_what_was_generated_and_what_the_cache_saved(guarded: Dray,
     assert run_json(guarded, "keys", "usage", "--team", "counted", "--days", "1") == [row]
 
 
+@pytest.mark.slow
 def test_secrets_are_stored_nowhere_and_keys_outlive_a_restart(guarded: Dray, key: str) -> None:
     secret = key.rpartition("-")[2]
     files = [path for path in guarded.folder.rglob("*") if path.is_file() and path.stat().st_size < 50_000_000]

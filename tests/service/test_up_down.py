@@ -102,7 +102,8 @@ def test_down_without_up(another: Dray) -> None:
     assert done.returncode == 1 and "not running" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_nothing(another: Dray, number: signal.Signals) -> None:
     command = another.command("up")
     with subprocess.Popen(command, env=another.environment, stdout=subprocess.PIPE, text=True) as process:
