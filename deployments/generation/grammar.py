@@ -12,11 +12,12 @@ from deployments.common.grammars import json_grammar
 from deployments.common.messages import Grammar
 from deployments.common.types import GenerationRequest, Tool, ToolChoice
 from deployments.generation.schemas import WHITE_SPACE, SchemaPreparer
-from deployments.generation.tool_formats import ToolFormat
+from deployments.generation.tool_formats import MARKERS, ToolFormat
 
 _MAX_CALLS = 16
 """Maximum calls in an answer that must call tools, and in one run of calls."""
 _ANY_OBJECT = json.dumps({"type": "object", "x-guidance": {"whitespace_pattern": WHITE_SPACE}})
+_MARK = re.compile(f"({'|'.join(map(re.escape, MARKERS))})")
 _TEXT = r"TEXT: /(?s:.*)/"
 
 
@@ -115,7 +116,7 @@ class _Writer:
         """An expression for exactly this text, marks that are special tokens included."""
         if not self._special:
             return _quoted(text)
-        pieces = re.split(f"({'|'.join(map(re.escape, self._special))})", text)
+        pieces = _MARK.split(text)
         return " ".join(f"<[{self._special[piece]}]>" if piece in self._special else _quoted(piece) for piece in pieces)
 
 
