@@ -46,6 +46,8 @@ def _host_name(name: str) -> str:
 
 HostName = Annotated[str, AfterValidator(_host_name)]
 
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")
+
 
 def _auto_or_at_least(minimum: int) -> Callable[[object], object]:
     """One check with one message; those of a union's members would name the members."""
@@ -53,7 +55,7 @@ def _auto_or_at_least(minimum: int) -> Callable[[object], object]:
     def check(value: object) -> object:
         if value == "auto":
             return value
-        if not re.fullmatch(r"[0-9]{1,18}", str(value)) or int(str(value)) < minimum:
+        if not _WHOLE_NUMBER.fullmatch(str(value)) or int(str(value)) < minimum:
             raise ValueError(f"must be auto, or a whole number of at least {minimum}")
         return int(str(value))
 
