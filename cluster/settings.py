@@ -156,7 +156,7 @@ class ModelSettings(Group):
         f"auto: what `dray tune` has measured on this machine, else {DEFAULT_STEP_TOKENS}.",
     )
     decode_slowdown: Annotated[float, Field(ge=1.1, le=100)] = Field(
-        8.0,
+        4.0,
         description="How many times as long as usual a step of running streams may take because it also computes part "
         "of a prompt: more gives sooner first tokens, less gives steadier streams.",
     )
