@@ -33,9 +33,6 @@ class SuffixIndex:
         self._ends: dict[tuple[int, int], list[int]] = {}
         """After which positions each pair of tokens has occurred, the latest last."""
 
-    def __len__(self) -> int:
-        return len(self._tokens)
-
     def extend(self, tokens: Sequence[int]) -> None:
         """Appends to the text."""
         for token in tokens:
@@ -105,11 +102,12 @@ class Draft:
     Guesses after a long match are right more often than after a short one, so they are counted apart.
     """
 
-    __slots__ = ("_acceptances", "_index", "_kind")
+    __slots__ = ("_acceptances", "_index", "_kind", "_unread")
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self._index = SuffixIndex()
-        self._index.extend(prompt)
+        self._unread = list(prompt)
+        """Tokens that are not in the index yet: where many streams run nobody asks, and a prompt may be long."""
         self._acceptances = [*_FIRST_ACCEPTANCES]
         self._kind = 0
         """Of the present guesses: their place in `_acceptances`."""
@@ -121,13 +119,15 @@ class Draft:
 
     def append(self, tokens: Sequence[int]) -> None:
         """Tokens that were generated."""
-        self._index.extend(tokens)
+        self._unread += tokens
 
     def guess(self, end: Sequence[int], store: CompletionStore, namespace: str, limit: int) -> list[int]:
         """At most `limit` guesses of what follows. end: the text's last tokens, at least MAX_MATCH where it has them.
 
         The longer match of this text and of the earlier completions counts; of equal ones, this text's.
         """
+        self._index.extend(self._unread)
+        self._unread.clear()
         length, tokens = self._index.continuation(end, limit)
         if length < MAX_MATCH:
             other, others = store.continuation(namespace, end, limit)

@@ -110,7 +110,7 @@ class Scheduler:
     def _room_for(self, sequence: Sequence, guesses: Mapping[int, tuple[int, ...]]) -> tuple[int, ...]:
         """The sequence's guesses, if there are blocks for them that nobody else needs."""
         tokens = guesses.get(sequence.number, ())
-        needed = -(-(sequence.computed + 1 + len(tokens)) // BLOCK_TOKENS) - len(sequence.table)
+        needed = sequence.missing_blocks(1 + len(tokens))
         if needed > self.pool.available - len(self.running):
             return ()
         if needed > 0:
@@ -174,7 +174,7 @@ class Scheduler:
 
         False: the sequence itself was the least important one, and has given its blocks back.
         """
-        needed = -(-(sequence.computed + count) // BLOCK_TOKENS) - len(sequence.table)
+        needed = sequence.missing_blocks(count)
         if needed <= 0:
             return True
         while needed > self.pool.available:

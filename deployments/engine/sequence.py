@@ -86,6 +86,10 @@ class Sequence:
         """Tokens that the completion may still get."""
         return self.request.max_new_tokens - self.generated
 
+    def missing_blocks(self, count: int) -> int:
+        """How many blocks `table` lacks for `count` more computed tokens; negative if it has more than that."""
+        return -(-(self.computed + count) // BLOCK_TOKENS) - len(self.table)
+
     def append(self, tokens: list[int]) -> None:
         """Adds sampled tokens."""
         self.tokens += tokens
