@@ -129,8 +129,10 @@ def main() -> None:
     os.sched_setaffinity(0, request.cpus)
     model = open_model(ModelSettings.model_validate(request.model), Path(request.models_dir))
     config = config_for(model, request.cpus, data_dir=Path(request.data_dir))
-    # Each size is measured as it is, without regard to the streams beside it, and without guesses.
-    engine = Engine(msgspec.structs.replace(config, decode_slowdown=_UNLIMITED_SLOWDOWN, guess_tokens=False))
+    # Each size is measured as it is, without regard to the streams beside it, and without guesses; with a place for a
+    # prompt beside a full batch.
+    unlimited = {"decode_slowdown": _UNLIMITED_SLOWDOWN, "guess_tokens": False, "max_num_seqs": config.max_num_seqs + 1}
+    engine = Engine(msgspec.structs.replace(config, **unlimited))
     engine.warm_up()
     release_weights(config.model_dir)
     batches = tuple(batch for batch in _BATCHES if batch <= config.max_num_seqs)
