@@ -31,7 +31,8 @@ CLUSTER = {
     "autoscaling": "scaling_metrics settings",
     "models": "extras ports settings units",
     "serve_config": "configuration models redis_client settings",
-    "tuning": "cores models private_files settings",
+    "measuring": "cores",
+    "tuning": "cores measuring models private_files settings",
     "launch": (
         "child configuration cores liveness models node private_files records redis_client redis_server serve_config "
         "settings units"
@@ -39,7 +40,7 @@ CLUSTER = {
     "kubernetes": "configuration launch models redis_client serve_config settings",
     "doctor": "cores extras kubernetes launch models redis_client redis_server serve_config settings tuning units",
     "bench": "charts sse",
-    "plan": "autoscaling bench charts cores models settings units",
+    "plan": "autoscaling bench charts cores measuring models settings units",
     "commands": (
         "bench charts client configuration cores doctor extras kubernetes launch models plan private_files records "
         "redis_client scaling_metrics serve_config settings tuning units warm"

@@ -1,7 +1,5 @@
 """Measures a profile: a separate process steps the engine on leased cores."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from cluster.cores import lease_cores, processor_name
+from cluster.measuring import measuring
 from cluster.models.folder import open_model
 from cluster.plan.profile import MeasuredStep, Profile, ProfiledEngine, ProfileError, ProfileRequest
 from cluster.settings import ModelSettings
@@ -28,25 +27,15 @@ def measure(
     open_model(model, models_dir)
     with lease_cores(cores, lease_dir, owner="plan") as lease:
         request = ProfileRequest(model.model_dump(mode="json"), str(models_dir), lease.cpus, str(data_dir))
-        process = subprocess.Popen(
-            [sys.executable, "-m", _STEPPER, msgspec.json.encode(request).decode()],
-            stdout=subprocess.PIPE,
-            pass_fds=lease.pass_fds,
-        )
-        assert process.stdout is not None
-        try:
-            header, points = None, []
-            for line in process.stdout:
+        header, points = None, []
+        with measuring(_STEPPER, request, lease) as (process, lines):
+            for line in lines:
                 if header is None:
                     header = msgspec.json.decode(line, type=ProfiledEngine)
                     continue
                 points.append(msgspec.json.decode(line, type=MeasuredStep))
                 yield points[-1]
             status = process.wait()
-        finally:
-            process.stdout.close()
-            process.kill()
-            process.wait()
-        if header is None or not points:
+        if status or header is None or not points:
             raise ProfileError(f"the engine exited with status {status} during the measurement")
         yield Profile(header, points, processor_name(), time.strftime("%Y-%m-%d %H:%M"))

@@ -1,14 +1,12 @@
 """Measures what is fastest: a separate process compares an engine's variants on leased cores."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from cluster.cores import lease_cores
+from cluster.measuring import measuring
 from cluster.models.folder import ServedModel, private_memory
 from cluster.tuning.choice import AnswerCheck, PromptSpeeds, Trial, Variant
 
@@ -60,23 +58,11 @@ def measure(
     with lease_cores(cores, lease_dir, owner="tune") as lease:
         settings = model.settings.model_dump(mode="json")
         request = TuneRequest(settings, str(models_dir), lease.cpus, rounds, allow_lower_precision)
-        process = subprocess.Popen(
-            [sys.executable, "-m", _PROGRAM, msgspec.json.encode(request).decode()],
-            stdout=subprocess.PIPE,
-            # It would say that there is no PyTorch.
-            env=os.environ | {"TRANSFORMERS_VERBOSITY": "error"},
-            pass_fds=lease.pass_fds,
-        )
-        assert process.stdout is not None
         event: Event | None = None
-        try:
-            for line in process.stdout:
+        with measuring(_PROGRAM, request, lease) as (process, lines):
+            for line in lines:
                 event = msgspec.json.decode(line, type=Event)
                 yield event
             status = process.wait()
-        finally:
-            process.stdout.close()
-            process.kill()
-            process.wait()
         if status or not isinstance(event, Chosen):
             raise TuneError(f"the engine exited with status {status} during the measurement; nothing was kept")
