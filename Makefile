@@ -7,9 +7,8 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 EXPORT_VENV := .venv-export
 
-# Those that `make coverage` measures: all but the tests of a running service.
-UNIT_TESTS := tests/bench tests/cluster tests/demo tests/deployments tests/k8s tests/models tests/plan \
-	tests/test_docs.py tests/test_imports.py tests/test_package.py
+# All but the tests of a running service, which measure times and so run alone. A file's tests share fixtures.
+UNIT_TESTS := --ignore tests/service --numprocesses 2 --dist loadfile
 
 # After a pip command: its output is shown only if it fails.
 QUIETLY := > .pip.log 2>&1 && rm .pip.log || { cat .pip.log; rm .pip.log; exit 1; }
@@ -33,8 +32,10 @@ docs: $(VENV)/.documenting
 	$(BIN)/python -m mkdocs build --strict
 
 test: $(VENV)/.testing
-	@echo "== running the tests, against a Dray that they start (10 to 20 minutes)"
-	$(BIN)/python -m pytest
+	@echo "== running the unit tests, two files at a time (6 minutes)"
+	$(BIN)/python -m pytest $(UNIT_TESTS)
+	@echo "== running the tests of a Dray that they start (12 minutes)"
+	$(BIN)/python -m pytest tests/service
 
 # The floor is in pyproject.toml.
 coverage: $(VENV)/.testing
