@@ -4,10 +4,33 @@ Sources: the chat templates of Qwen3 (Hermes' format), Llama 3.1, Phi-4-mini and
 """
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deployments.common.types import Tool, ToolCall
+
+_JSON_HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*+")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=[{\[])')
+_JSON_TAIL = re.compile(r"\s*\}")
+_R1_HEAD = re.compile(r"<｜tool▁call▁begin｜>\s*+\w*+\s*+<｜tool▁sep｜>\s*+([^\n]++)\n\s*+```(?:json)?\s*+(?=[{\[])")
+_R1_TAIL = re.compile(r"\s*```\s*<｜tool▁call▁end｜>")
+
+
+@dataclass(frozen=True, slots=True)
+class CallSyntax:
+    """How the parser recognizes a call, with what models vary in: white space, other names of a key.
+
+    start: text that a call begins with. head: from there to the arguments; its group is the tool's name. tail: what
+    follows the arguments.
+    """
+
+    start: str
+    head: re.Pattern[str]
+    tail: re.Pattern[str]
+
+
+JSON_CALL = CallSyntax("{", _JSON_HEAD, _JSON_TAIL)
+R1_CALL = CallSyntax("<｜tool▁call▁begin｜>", _R1_HEAD, _R1_TAIL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +38,8 @@ class ToolFormat:
     """The texts around the calls of an answer, in order: begin, calls with `between` in the middle, end.
 
     A call is `before`, the tool's name, `middle`, the arguments, `after`. bare: the name is written as it is, and not
-    as a JSON string. opens: text that distinguishes the first call from an answer's text; empty: an answer that begins
-    with "{" is a call. closes: text that ends a run of calls.
+    as a JSON string. syntax: how a call is parsed. opens: text that distinguishes the first call from an answer's
+    text; empty: an answer that begins with "{" is a call. closes: text that ends a run of calls.
     """
 
     name: str
@@ -29,6 +52,7 @@ class ToolFormat:
     middle: str
     after: str
     bare: bool = False
+    syntax: CallSyntax = JSON_CALL
 
     def around(self, tool: str) -> tuple[str, str]:
         """The texts before and after the arguments of a call of this tool."""
@@ -97,6 +121,7 @@ R1 = ToolFormat(
     middle="\n```json\n",
     after="\n```<｜tool▁call▁end｜>",
     bare=True,
+    syntax=R1_CALL,
 )
 _MARKS = (
     ("<｜tool▁calls▁begin｜>", R1),

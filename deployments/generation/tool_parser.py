@@ -9,15 +9,10 @@ from typing import Any
 import msgspec
 
 from deployments.common.types import ToolCall, ToolDelta
-from deployments.generation.tool_formats import R1, ToolFormat
+from deployments.generation.tool_formats import ToolFormat
 
 _SEPARATORS = " \t\r\n,;[]"
 _PYTHON_TAG = "<|python_tag|>"
-_JSON_HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*+")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=[{\[])')
-_JSON_TAIL = re.compile(r"\s*\}")
-_R1_CALL = "<｜tool▁call▁begin｜>"
-_R1_HEAD = re.compile(r"<｜tool▁call▁begin｜>\s*+\w*+\s*+<｜tool▁sep｜>\s*+([^\n]++)\n\s*+```(?:json)?\s*+(?=[{\[])")
-_R1_TAIL = re.compile(r"\s*```\s*<｜tool▁call▁end｜>")
 _MAX_TAIL = 64
 """Characters after the arguments. If the end of the call is not among them, it is missing."""
 
@@ -119,7 +114,7 @@ class ToolCallParser:
         if not held or (closes and closes.startswith(held)):
             self._held = held
             return False
-        head = _R1_HEAD.match(held) if self.family is R1 else _JSON_HEAD.match(held)
+        head = self.family.syntax.head.match(held)
         if head is not None:
             return self._head(head, held)
         if held.startswith("{") and (size := self._end_of_object(held)):
@@ -127,7 +122,7 @@ class ToolCallParser:
                 self._held = held[size:]
                 return True
             return self._reject(held, size)
-        start = _R1_CALL if self.family is R1 else "{"
+        start = self.family.syntax.start
         if not held.startswith(start) and not start.startswith(held):
             self._state = "text"
             return True
@@ -142,7 +137,7 @@ class ToolCallParser:
 
     def _head(self, head: re.Match[str], held: str) -> bool:
         """A call up to its arguments."""
-        name = head.group(1).rstrip() if self.family is R1 else _json_string(head.group(1))
+        name = head.group(1).rstrip() if self.family.bare else _json_string(head.group(1))
         if name is None:
             return self._reject(held, head.end())
         self._begin(name, "")
@@ -175,7 +170,7 @@ class ToolCallParser:
         return True
 
     def _tail(self, last: bool) -> bool:
-        tail = _R1_TAIL.match(self._held) if self.family is R1 else _JSON_TAIL.match(self._held)
+        tail = self.family.syntax.tail.match(self._held)
         if tail is not None:
             self._held, self._state = self._held[tail.end() :], "between"
             return True

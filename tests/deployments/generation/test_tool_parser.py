@@ -1,15 +1,31 @@
 """Tool calls in streamed text: each family's format, however the text is cut."""
 
+import re
+
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deployments.common.types import Tool, ToolCall
-from deployments.generation.tool_formats import HERMES, LLAMA, PHI, R1, ToolFormat, tool_format_of
+from deployments.generation.tool_formats import HERMES, LLAMA, PHI, R1, CallSyntax, ToolFormat, tool_format_of
 from deployments.generation.tool_parser import JsonScanner, ToolCallParser
 
-FAMILIES = (HERMES, LLAMA, PHI, R1)
+# A format that Dray does not ship: everything that the parser knows of a format is in its ToolFormat.
+ADDED = ToolFormat(
+    name="added",
+    opens="[CALLS]",
+    closes="</CALLS>",
+    begin="[CALLS]",
+    between=", ",
+    end="</CALLS>",
+    before="!",
+    middle="[ARGS]",
+    after="",
+    bare=True,
+    syntax=CallSyntax("!", re.compile(r"!([^\[]++)\[ARGS\](?=\{)"), re.compile("")),
+)
+FAMILIES = (HERMES, LLAMA, PHI, R1, ADDED)
 ARGUMENTS = ['{"city": "北京", "days": [1, {"x": "}\\"{"}]}', "{}", '{"a": "</tool_call>"}']
 
 
