@@ -27,7 +27,9 @@ def text_of(stream: httpx.Response) -> tuple[str, str]:
     lines = [line[6:] for line in stream.text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"
     deltas = [choice["delta"] for line in lines[:-1] for choice in json.loads(line)["choices"]]
-    return "".join(d.get("reasoning_content", "") for d in deltas), "".join(d.get("content", "") for d in deltas)
+    return "".join((d.get("reasoning_content") or "") for d in deltas), "".join(
+        (d.get("content") or "") for d in deltas
+    )
 
 
 def test_a_hit_equals_the_miss_whole_and_streamed(http: httpx.Client) -> None:

@@ -118,7 +118,7 @@ def test_a_slow_client_gets_the_whole_answer(endless: Dray) -> None:
                 events.append(json.loads(line[6:]))
                 time.sleep(0.01)  # this client reads more slowly than the engine generates
     assert events[-1]["usage"]["completion_tokens"] == 400
-    text = "".join(choice["delta"].get("reasoning_content", "") for event in events for choice in event["choices"])
+    text = "".join(choice["delta"].get("reasoning_content") or "" for event in events for choice in event["choices"])
     whole = httpx.post(f"{endless.url}/chat/completions", json=BODY | {"max_tokens": 400}, timeout=60).json()
     assert text == whole["choices"][0]["message"]["reasoning_content"] != ""
 

@@ -88,7 +88,7 @@ async def ask(
     assert answer.status_code == 200, answer.text
     message = answer.json()["choices"][0]["message"]
     received.result, received.complete, received.pieces = answer.headers["x-dray-cache"], True, 1
-    received.reasoning, received.text = message.get("reasoning_content", ""), message["content"]
+    received.reasoning, received.text = message.get("reasoning_content") or "", message["content"]
     received.usage = answer.json()["usage"]
     return received
 
@@ -101,8 +101,8 @@ async def read_stream(response: httpx.Response, received: Received, leave_after:
         if not line.startswith("data: {"):
             continue
         for choice in json.loads(line[6:])["choices"]:
-            received.reasoning += choice["delta"].get("reasoning_content", "")
-            received.text += choice["delta"].get("content", "")
+            received.reasoning += choice["delta"].get("reasoning_content") or ""
+            received.text += choice["delta"].get("content") or ""
             received.pieces += 1
         if leave_after and received.pieces >= leave_after:
             return
@@ -232,7 +232,9 @@ def cut_off_stream(url: str, router: psutil.Process, body: dict[str, Any], heade
                 assert line != "data: [DONE]", "its router was killed too late"
                 if line.startswith("data: {"):
                     for choice in json.loads(line[6:])["choices"]:
-                        text += choice["delta"].get("reasoning_content", "") + choice["delta"].get("content", "")
+                        text += (choice["delta"].get("reasoning_content") or "") + (
+                            choice["delta"].get("content") or ""
+                        )
                 if len(text) > 1300 and not killed:
                     router.kill()
                     killed = True  # and read what is still on its way
@@ -256,7 +258,7 @@ def test_a_retry_continues_the_answer_of_a_killed_router(several: Dray) -> None:
     messages = [retry.json()["choices"][0]["message"] for retry in retries]
     assert retries[1].headers["x-dray-cache"] == "hit" and messages[0] == messages[1]
     # Text that was not published yet when the router died is sampled again.
-    assert (messages[0].get("reasoning_content", "") + messages[0]["content"])[:500] == text[:500]
+    assert ((messages[0].get("reasoning_content") or "") + messages[0]["content"])[:500] == text[:500]
     without_key = httpx.post(f"{several.url}/chat/completions", json=unstreamed, timeout=60)
     assert without_key.json()["choices"][0]["message"] != messages[0]
 

@@ -1,7 +1,8 @@
 """The answers of POST /v1/chat/completions, whole and streamed."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Literal, TypeVar
 
 import msgspec
@@ -34,11 +35,11 @@ class ChatUsage(msgspec.Struct, frozen=True):
     completion_tokens_details: CompletionDetails
 
 
-class FunctionCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A piece of a function call: first its name, then its arguments piece by piece."""
+class FunctionCallDelta(msgspec.Struct, frozen=True):
+    """A piece of a function call: first its name with empty arguments, then the arguments piece by piece."""
 
-    name: str | None = None
-    arguments: str = ""
+    arguments: str
+    name: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -55,19 +56,19 @@ class AnswerMessage(msgspec.Struct, frozen=True):
 
     role: Literal["assistant"]
     content: str | None
-    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
-    reasoning: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType | None = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType | None = msgspec.UNSET
     refusal: None = None
     tool_calls: list[ToolCallParam] | msgspec.UnsetType = msgspec.UNSET
 
 
 class AnswerDelta(msgspec.Struct, frozen=True):
-    """A piece of an answer. It has only the fields that are new."""
+    """A piece of an answer. Its thinking is null where it has none: clients of DeepSeek's API read it in each."""
 
     role: Literal["assistant"] | msgspec.UnsetType = msgspec.UNSET
-    content: str | msgspec.UnsetType = msgspec.UNSET
-    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
-    reasoning: str | msgspec.UnsetType = msgspec.UNSET
+    content: str | msgspec.UnsetType | None = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType | None = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType | None = msgspec.UNSET
     tool_calls: list[ToolCallDelta] | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -185,21 +186,20 @@ class ChatWriter:
         return ChatCompletion(*self._head, choices, usage_of(answer.usage), replica=answer.replica or msgspec.UNSET)
 
     def start(self) -> bytes:
-        return b"".join(self._chunk(index, AnswerDelta("assistant", "")) for index in range(self._num_choices))
+        first = self._with_thinking(AnswerDelta("assistant", ""), None)
+        return b"".join(self._chunk(index, first) for index in range(self._num_choices))
 
     def delta(self, delta: Delta) -> bytes:
-        events = b""
+        events, rest = b"", self._with_thinking(AnswerDelta(), None)
         if delta.reasoning and self._fields:
-            events += self._chunk(delta.choice, self._with_thinking(AnswerDelta(), delta.reasoning))
+            events += self._chunk(delta.choice, self._with_thinking(AnswerDelta(content=None), delta.reasoning))
         if delta.text or (delta.logprobs and self._logprobs):
             logprobs = self._logprobs_of(delta.logprobs) if delta.logprobs else None
-            events += self._chunk(delta.choice, AnswerDelta(content=delta.text), logprobs)
-        if delta.tool_calls:
-            events += self._chunk(
-                delta.choice, AnswerDelta(tool_calls=[_call_delta(call) for call in delta.tool_calls])
-            )
+            events += self._chunk(delta.choice, msgspec.structs.replace(rest, content=delta.text), logprobs)
+        for call in _call_deltas(delta.tool_calls):
+            events += self._chunk(delta.choice, msgspec.structs.replace(rest, content=None, tool_calls=[call]))
         if delta.finish_reason:
-            events += self._chunk(delta.choice, AnswerDelta(), None, delta.finish_reason)
+            events += self._chunk(delta.choice, rest, None, delta.finish_reason)
         return events
 
     def end(self, answer: GenerationResult) -> bytes:
@@ -215,11 +215,10 @@ class ChatWriter:
         calls = [ToolCallParam(call.id, FunctionCall(call.name, call.arguments)) for call in choice.tool_calls]
         content = choice.text if choice.text or not calls else None
         message = AnswerMessage("assistant", content, tool_calls=calls or msgspec.UNSET)
-        if choice.reasoning:
-            message = self._with_thinking(message, choice.reasoning)
+        message = self._with_thinking(message, choice.reasoning or None)
         return ChatChoice(index, message, self._logprobs_of(choice.logprobs), choice.finish_reason)
 
-    def _with_thinking(self, message: Message, thinking: str) -> Message:
+    def _with_thinking(self, message: Message, thinking: str | None) -> Message:
         return msgspec.structs.replace(message, **dict.fromkeys(self._fields, thinking))
 
     def _chunk(
@@ -234,7 +233,13 @@ class ChatWriter:
         return ChatLogprobs(logprobs_of(tokens))
 
 
-def _call_delta(call: ToolDelta) -> ToolCallDelta:
-    if not call.id:
-        return ToolCallDelta(call.index, FunctionCallDelta(arguments=call.arguments))
-    return ToolCallDelta(call.index, FunctionCallDelta(call.name, call.arguments), call.id, "function")
+def _call_deltas(calls: Iterable[ToolDelta]) -> Iterator[ToolCallDelta]:
+    """One piece for each chunk, as OpenAI sends them: some clients take two in one chunk for two calls."""
+    for index, pieces in groupby(calls, key=lambda call: call.index):
+        arguments = ""
+        for piece in pieces:
+            arguments += piece.arguments
+            if piece.id:
+                yield ToolCallDelta(index, FunctionCallDelta("", piece.name), piece.id, "function")
+        if arguments:
+            yield ToolCallDelta(index, FunctionCallDelta(arguments))
