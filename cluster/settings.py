@@ -46,6 +46,18 @@ def _host_name(name: str) -> str:
 
 HostName = Annotated[str, AfterValidator(_host_name)]
 
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:_-]{1,255}")
+
+
+def _origin(text: str) -> str:
+    """The origin as browsers send it."""
+    if text != "*" and not _ORIGIN.fullmatch(text):
+        raise ValueError("must be * or an origin, as scheme and host without a path: https://bot.example.com")
+    return text.lower()
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
+
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
@@ -230,6 +242,26 @@ class ServerSettings(Group):
         (),
         description="Host names by which Dray is reached besides localhost, as through a proxy. Only while no API key "
         "is needed: requests with another name, or from web pages of other hosts, are then refused.",
+    )
+
+
+class ApiSettings(Group):
+    """What requests may contain."""
+
+    unknown_fields: Literal["ignore", "refuse"] = Field(
+        "ignore",
+        description="What happens to fields of a request that Dray does not know, as other servers have them: `ignore` "
+        "answers without them and names them in the header X-Dray-Ignored; `refuse` answers 400.",
+    )
+
+
+class CorsSettings(Group):
+    """Cross-origin resource sharing: web pages of other sites that may ask the API from a browser."""
+
+    origins: tuple[Origin, ...] = Field(
+        (),
+        description="Origins of these pages, such as https://bot.example.com; * for all. A page that asks needs a key "
+        "of its own; while no key is needed, only origins that are named here are answered, whatever * says.",
     )
 
 
@@ -460,6 +492,8 @@ class Settings(BaseSettings):
         description="Several served models; each inherits its unset values from `model`. Empty: only `model`.",
     )
     server: ServerSettings = ServerSettings()
+    api: ApiSettings = ApiSettings()
+    cors: CorsSettings = CorsSettings()
     router: RouterSettings = RouterSettings()
     limits: LimitSettings = LimitSettings()
     cache: CacheSettings = CacheSettings()

@@ -67,7 +67,8 @@ class Router:
         cache = settings.cache
         self._answers = self._store("answers", arguments.redis_url, cache.timeout_s) if cache.enabled else None
         self._authenticator = Authenticator(self._teams, settings.host, cache.namespace, settings.teams.metrics_teams)
-        self._guard = BrowserGuard(self._authenticator, settings.host, settings.server.allowed_hosts)
+        allowed_hosts, origins = settings.server.allowed_hosts, settings.cors.origins
+        self._guard = BrowserGuard(self._authenticator, settings.host, allowed_hosts, origins)
         self._quotas = Quotas(self._teams, settings.router.replica_minimum)
         self._usage = UsageRecorder(self._teams)
 
@@ -136,6 +137,7 @@ class Router:
             lifespan=self._lifespan,
             exception_handlers=ERROR_RESPONSES,
         )
+        CacheFastPath.cors_origins = self._settings.cors.origins
         if self._answers:
             CacheFastPath.api, CacheFastPath.recorder = self._inference, self._recorder
         return app

@@ -34,11 +34,15 @@ _MAX_SHOWN = 80
 class BrowserGuard:
     """Refuses what a web page could have sent, while no key is needed."""
 
-    def __init__(self, authenticator: Authenticator, host: str, allowed_hosts: Collection[str]) -> None:
-        """host: the address that Dray listens on. allowed_hosts: more names that it is reached by."""
+    def __init__(
+        self, authenticator: Authenticator, host: str, allowed_hosts: Collection[str], origins: Collection[str] = ()
+    ) -> None:
+        """host: the address that Dray listens on. allowed_hosts: more names that it is reached by. origins: of web
+        pages that may ask; * means nothing here."""
         self._authenticator = authenticator
         self._host = host
         self._allowed_hosts = frozenset(allowed_hosts)
+        self._origins = frozenset(origins)
 
     def check(self, scope: Scope) -> None:
         """Raises ApiError 421, 403 or 415; 503 until keys are loaded."""
@@ -69,7 +73,7 @@ class BrowserGuard:
     def _check_origin(self, method: str, headers: Mapping[bytes, str]) -> None:
         origin = headers.get(b"origin")
         authority = "" if origin is None else origin.partition("://")[2].lower()
-        if host_name(authority) in self._allowed_hosts:
+        if host_name(authority) in self._allowed_hosts or origin in self._origins:
             return
         foreign = origin is not None and authority != headers.get(b"host", "").lower()
         if not foreign and (headers.get(b"sec-fetch-site") != "cross-site" or _is_followed_link(method, headers)):
@@ -77,7 +81,7 @@ class BrowserGuard:
         sender = "another site" if origin is None else repr(origin[:_MAX_SHOWN])
         message = (
             f"A web page of {sender} sent this request. While no API key is needed, Dray answers only its own pages. "
-            "If you trust that site, add its host to server.allowed_hosts."
+            "If you trust that site, add its origin to cors.origins."
         )
         raise ApiError(403, message, code="origin_not_allowed")
 

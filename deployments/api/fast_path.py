@@ -13,6 +13,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 PREPARED_REQUEST = "dray.prepared"
 """Key of the PreparedRequest in the ASGI scope of a request that continues to Serve."""
 _ID = b"x-request-id"
+_API = "/v1/"
+_EXPOSED = ("x-request-id", "retry-after", "x-dray-cache", "x-dray-cache-key", "x-dray-cache-match", "x-dray-ignored")
+"""Response headers that a page of another site may read."""
 
 
 class LookupApi(Protocol):
@@ -49,11 +53,28 @@ class CacheFastPath:
     api: ClassVar[LookupApi | None] = None
     """The router's, in a router's process with an answer cache."""
     recorder: ClassVar[Recorder]
+    cors_origins: ClassVar[Collection[str]] = ()
+    """Web pages that may ask the router, whose answers from the cache need the headers too."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._serve = app
+        self._shared: CORSMiddleware | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not CacheFastPath.cors_origins:
+            await self._handle(scope, receive, send)
+            return
+        if self._shared is None:
+            origins = CacheFastPath.cors_origins
+            self._shared = CORSMiddleware(
+                self._handle, origins, allow_methods=("*",), allow_headers=("*",), expose_headers=_EXPOSED
+            )
+        await self._shared(scope, receive, send)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(_API) and scope["path"].endswith("/"):
+            # Some clients join a base URL and a path so. A redirect would not reach those behind another proxy.
+            scope = {**scope, "path": scope["path"].rstrip("/"), "raw_path": scope["raw_path"].rstrip(b"/")}
         api = CacheFastPath.api
         if api is None or scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in api.paths:
             await self._serve(scope, receive, send)

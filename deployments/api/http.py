@@ -12,6 +12,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Message, Receive
 
+from deployments.api.encodings import decompress
 from deployments.api.protocol.messages import anthropic_error
 from deployments.api.protocol.responses import response_error
 from deployments.common.errors import ApiError, shortened
@@ -39,17 +40,18 @@ def headers_of(http: HttpRequest) -> dict[str, str]:
 
 
 async def read_body(http: HttpRequest, headers: Mapping[str, str], max_bytes: int, timeout_s: float) -> bytes:
-    """The request's body, not parsed. timeout_s: for the whole body to arrive.
+    """The request's body, decompressed and not parsed. timeout_s: for the whole body to arrive.
 
-    Raises ApiError 415 if it is not JSON, 413 as soon as it exceeds max_bytes, 408 if it takes too long;
-    ClientDisconnect if it ends early.
+    Raises ApiError 415 if it is not JSON, 413 as soon as it exceeds max_bytes, 408 if it takes too long, and what
+    `decompress` raises; ClientDisconnect if it ends early.
     """
     check_json(headers.get("content-type", _JSON))
     try:
         async with asyncio.timeout(timeout_s):
-            return await _read(http.receive, max_bytes)
+            body = await _read(http.receive, max_bytes)
     except TimeoutError:
         raise _too_slow(timeout_s) from None
+    return decompress(body, headers.get("content-encoding", ""), max_bytes)
 
 
 def receive_within(receive: Receive, timeout_s: float) -> Receive:

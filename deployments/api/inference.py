@@ -69,12 +69,13 @@ class AuthenticatedRequest:
 class PreparedRequest:
     """An authenticated and parsed request, whose answer is not stored. Nothing is charged for it yet.
 
-    contexts: one for each of its prompts.
+    contexts: one for each of its prompts. headers: of its response, whatever the answer is.
     """
 
     contexts: tuple[RequestContext, ...]
     writer: AnswerWriter
     stream: bool
+    headers: Mapping[str, str]
 
 
 class InferenceApi:
@@ -210,7 +211,7 @@ class InferenceApi:
         key, result = stored
         hit = self._answers.hit(context, key, result)
         current.get().note({"dray.cache.result": hit.result})
-        return replay(result, prepared.writer, prepared.stream, hit.headers | grant.headers)
+        return replay(result, prepared.writer, prepared.stream, {**hit.headers, **grant.headers, **prepared.headers})
 
     async def _prepare(self, http: HttpRequest) -> PreparedRequest:
         """Authenticates, reads and parses a request, and charges nothing. Raises ApiError 400 to 404, 413, 415."""
@@ -228,7 +229,7 @@ class InferenceApi:
             RequestContext(endpoint, generation, caller, control, state.started, deadline, self._no_grant, batch, key)
             for generation in parsed.generations
         )
-        return PreparedRequest(contexts, parsed.writer, bool(parsed.stream))
+        return PreparedRequest(contexts, parsed.writer, bool(parsed.stream), parsed.headers)
 
     async def _generate(self, http: HttpRequest, prepared: PreparedRequest) -> Response:
         """The response to a request whose answer is not stored: generated for it, or joined from another request."""
@@ -245,14 +246,15 @@ class InferenceApi:
                 headers = found.headers
                 if found.stored is not None:
                     self._release(grant)
-                    return replay(found.stored, prepared.writer, prepared.stream, headers | grant.headers)
+                    headers = {**headers, **grant.headers, **prepared.headers}
+                    return replay(found.stored, prepared.writer, prepared.stream, headers)
                 assert found.subscriber is not None
                 subscriber = found.subscriber
         except BaseException:
             self._release(grant)
             raise
         subscriber.on_close = partial(self._release, grant)
-        headers |= grant.headers
+        headers = {**headers, **grant.headers, **prepared.headers}
         if prepared.stream:
             return await stream_response(subscriber, prepared.writer, headers, self._stream_timeouts)
         return await complete_response(http, subscriber, prepared.writer, headers)

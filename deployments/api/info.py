@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -52,9 +53,12 @@ class InfoApi:
             Route("/openapi.json", self.openapi),
             Route("/docs", self.docs),
             Route(PAGE_PREFIX, self.chat),
+            Route("/health", self.ready),
             Route("/health/live", self.live),
             Route("/health/ready", self.ready),
             Route("/metrics", self.metrics),
+            Route("/ping", self.live),
+            Route("/version", self.version),
         ]
 
     async def models(self, http: HttpRequest) -> Response:
@@ -85,17 +89,21 @@ class InfoApi:
         raise ApiError(404, message, code="no_chat_page")
 
     async def live(self, http: HttpRequest) -> Response:
-        """GET /health/live: this router's process responds."""
+        """GET /health/live, /ping: this router's process responds."""
         return json_response({"status": "ok"})
 
     async def ready(self, http: HttpRequest) -> Response:
-        """GET /health/ready: every model has a running replica, or sleeps. The cache does not matter."""
+        """GET /health/ready, /health: every model has a running replica, or sleeps. The cache does not matter."""
         if missing := ", ".join(await self._missing.value()):
             raise ApiError(503, f"No running engine replica of {missing}.", code="not_ready", kind="server_error")
         # A full disk stops no request, so it is no reason to send them elsewhere.
         metrics = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
         warnings = disk_warnings(Path(metrics)) if metrics else []
         return json_response({"status": "ok", "warnings": warnings} if warnings else {"status": "ok"})
+
+    async def version(self, http: HttpRequest) -> Response:
+        """GET /version: Dray's."""
+        return json_response({"version": version("dray")})
 
     async def _ask_controller(self) -> list[str]:
         try:

@@ -1,40 +1,73 @@
 """Bodies of the four APIs that generate text, brought into one form."""
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from codecs import BOM_UTF8
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from urllib.parse import quote
+
+import msgspec
 
 from cluster.settings import Settings
 from deployments.api.models import ModelDirectory
-from deployments.api.protocol.chat import chat_generation, read_chat
+from deployments.api.protocol.chat import ChatRequest, chat_generation, read_chat
 from deployments.api.protocol.chat_writer import ChatWriter
 from deployments.api.protocol.common import check_bias_ids
 from deployments.api.protocol.completions import (
+    CompletionRequest,
     CompletionWriter,
     completion_generations,
     prompts_of,
     read_completion,
 )
-from deployments.api.protocol.messages import messages_generation, read_messages
+from deployments.api.protocol.messages import MessagesRequest, messages_generation, read_messages
 from deployments.api.protocol.messages_writer import MessagesWriter
-from deployments.api.protocol.responses import read_response, response_generation
+from deployments.api.protocol.responses import ResponseRequest, read_response, response_generation
 from deployments.api.protocol.responses_writer import ResponseWriter
 from deployments.api.responses import AnswerWriter
+from deployments.common.errors import ApiError, shortened
 from deployments.common.types import GenerationRequest
 from deployments.generation.endpoint import ModelEndpoint
 from deployments.tenancy.auth import Caller
 
+_FIELDS = {
+    path: frozenset(request.__struct_encode_fields__)
+    for path, request in {
+        "/v1/chat/completions": ChatRequest,
+        "/v1/completions": CompletionRequest,
+        "/v1/responses": ResponseRequest,
+        "/v1/messages": MessagesRequest,
+    }.items()
+}
+"""The fields of each API's body."""
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_MAX_SHOWN = 16
+"""Ignored fields that a header names."""
 _THINKING_FIELDS = {"both": ("reasoning_content", "reasoning")}
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """A body in the form that all APIs share: a request with several prompts is several generations."""
+    """A body in the form that all APIs share: a request with several prompts is several generations.
+
+    ignored: names of the body's fields that Dray does not know.
+    """
 
     endpoint: ModelEndpoint
     generations: tuple[GenerationRequest, ...]
     writer: AnswerWriter
     stream: bool | None
     service_tier: str | None = None
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Of the response. The names of fields are the client's own, of any length and with any characters."""
+        if not self.ignored:
+            return _NO_HEADERS
+        shown = [quote(shortened(name), safe=" $@[]") for name in self.ignored[:_MAX_SHOWN]]
+        more = [f"and {len(self.ignored) - len(shown)} more"] if len(self.ignored) > len(shown) else []
+        return {"X-Dray-Ignored": ", ".join(shown + more)}
 
 
 class RequestParser:
@@ -42,6 +75,7 @@ class RequestParser:
 
     def __init__(self, settings: Settings, models: ModelDirectory) -> None:
         self._limits = settings.limits
+        self._ignores_unknown = settings.api.unknown_fields == "ignore"
         self._models = models
         field = settings.router.thinking_field
         self._thinking_fields = _THINKING_FIELDS.get(field, (field,))
@@ -59,7 +93,14 @@ class RequestParser:
 
     def parse(self, path: str, body: bytes, caller: Caller) -> ParsedRequest:
         """The request in a body that was sent to this path. Raises ApiError 400, 403, 404."""
-        return self._parsers[path](body, caller)
+        try:
+            return self._parsers[path](body, caller)
+        except ApiError as error:
+            if not self._ignores_unknown or error.body.error.code != "unknown_parameter":
+                raise
+        # Parsed once more without them: few requests have any, and the others must not pay for these.
+        body, ignored = _without_unknown(body, _FIELDS[path])
+        return replace(self._parsers[path](body, caller), ignored=ignored)
 
     def _chat_completion(self, body: bytes, caller: Caller) -> ParsedRequest:
         request = read_chat(body, self._limits)
@@ -89,6 +130,13 @@ class RequestParser:
         endpoint = self._models.generator(request.model, caller)
         generation = messages_generation(request, endpoint.model, self._limits)
         return ParsedRequest(endpoint, (generation,), MessagesWriter(request), request.stream, request.service_tier)
+
+
+def _without_unknown(body: bytes, known: frozenset[str]) -> tuple[bytes, tuple[str, ...]]:
+    """The body without the fields that are not known, and their names."""
+    fields = msgspec.json.decode(body.removeprefix(BOM_UTF8), type=dict[str, msgspec.Raw])
+    kept = {name: value for name, value in fields.items() if name in known}
+    return msgspec.json.encode(kept), tuple(name for name in fields if name not in known)
 
 
 def _echo(endpoint: ModelEndpoint, prompt: str | tuple[int, ...]) -> str:

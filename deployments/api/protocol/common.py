@@ -16,7 +16,7 @@ Natural = Annotated[int, msgspec.Meta(ge=0)]
 Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
-Probability = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 LogitBias = dict[str, Annotated[float, msgspec.Meta(ge=-100, le=100)]]
 TopLogprobs = Annotated[int, msgspec.Meta(ge=0, le=20)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
@@ -78,7 +78,7 @@ def sampling_for(
         ignore_eos=bool(getattr(request, "ignore_eos", None)),
         logit_bias=_biases(getattr(request, "logit_bias", None)),
     )
-    if temperature == 0:
+    if temperature == 0 or request.top_p == 0:
         return base  # greedy: the other parameters have no effect, and would split the cache
     return msgspec.structs.replace(
         base,

@@ -120,6 +120,9 @@ OPERATIONS = (
     Operation("/admin/keys/{id}/rotate", "Rotate a key", RotateKeyRequest, KeyResponse, parameters=("id",), status=201),
     Operation("/health/live", "Check whether this router answers", answer=_OBJECT),
     Operation("/health/ready", "Check whether every model has a running replica", answer=_OBJECT),
+    Operation("/health", "Check readiness, as vLLM and llama-server name it", answer=_OBJECT),
+    Operation("/ping", "Check whether the router responds", answer=_OBJECT),
+    Operation("/version", "Read Dray's version", answer=_OBJECT),
 )
 
 

@@ -1,5 +1,6 @@
 """Decodes request bodies, and turns what is wrong with them into an error that names the field."""
 
+import codecs
 import json
 from typing import Any, TypeVar
 
@@ -16,12 +17,18 @@ _LONG_NUMBER = b"0" * 19
 """An integer of fewer digits always fits."""
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
 _TOO_LARGE = object()
+_LONE_SURROGATE = (
+    "a text has half of a surrogate pair (\\ud800 to \\udfff alone), which is no character. It was probably cut in the "
+    "middle of an emoji."
+)
 
 T = TypeVar("T")
 
 
 def parse(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
     """The request in a body. Raises ApiError 400 that names the field."""
+    # Windows programs write a byte order mark.
+    body = body.removeprefix(codecs.BOM_UTF8)
     try:
         _check_integers(body)
         return decoder.decode(body)
@@ -29,8 +36,12 @@ def parse(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
         raise _refusal(str(error)) from None
     except RecursionError:
         raise ApiError(400, "The body is nested too deeply.", code="invalid_json") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ApiError(400, f"The body is not valid JSON: {error}", code="invalid_json") from None
+    except UnicodeDecodeError as error:
+        message = f"The body is not valid UTF-8: {error.reason}. Encode it as UTF-8."
+        raise ApiError(400, message, code="invalid_json") from None
+    except msgspec.DecodeError as error:
+        reason = _LONE_SURROGATE if _has_lone_surrogate(body) else str(error)
+        raise ApiError(400, f"The body is not valid JSON: {reason}", code="invalid_json") from None
 
 
 def depth_of(value: Any, max_depth: int) -> int:
@@ -59,6 +70,17 @@ def _check_integers(body: bytes) -> None:
         return  # the decoder reports invalid JSON
     if (path := _path_to_large_integer(value)) is not None:
         raise _invalid(path, "integers must be between -2^63 and 2^64 - 1", "invalid_value")
+
+
+def _has_lone_surrogate(body: bytes) -> bool:
+    """Whether it is JSON but for half of a surrogate pair, which Python's own parser takes."""
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    except (ValueError, RecursionError):
+        pass
+    return False
 
 
 def _integer(digits: str) -> object:

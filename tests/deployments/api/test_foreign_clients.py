@@ -1,0 +1,202 @@
+"""Requests as clients of other servers, and programs on other machines, send them."""
+
+import asyncio
+import gzip
+import json
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+import pytest
+import zstandard
+
+from tests.conftest import MODEL, redis_server
+from tests.deployments.routers import running_router
+
+CHAT = "/v1/chat/completions"
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": [{"role": "user", "content": "3+4?"}]},
+    "/v1/completions": {"prompt": "3+4="},
+    "/v1/responses": {"input": "3+4?"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "3+4?"}], "max_tokens": 16},
+}
+ORIGIN = "https://bot.example.com"
+
+
+class OpenRouter(Protocol):
+    """Starts a router with these settings and an empty cache, and yields a client of it."""
+
+    def __call__(self, **settings: Any) -> AbstractAsyncContextManager[httpx.AsyncClient]: ...
+
+
+@pytest.fixture
+def router(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[OpenRouter]:
+    with redis_server(16) as redis:
+
+        @asynccontextmanager
+        async def client_of(**settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+            async with (
+                running_router(monkeypatch, redis.url, data_dir=tmp_path, **settings) as running,
+                httpx.AsyncClient(base_url=running.url, timeout=30) as client,
+            ):
+                yield client
+
+        yield client_of
+
+
+def body_of(path: str, **fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, **BODIES[path], **fields}
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_unknown_fields_are_named_and_change_nothing(path: str, router: OpenRouter) -> None:
+    async def work() -> None:
+        async with router() as client:
+            first = await client.post(path, json=body_of(path))
+            assert first.status_code == 200 and "x-dray-ignored" not in first.headers
+            more = {"num_ctx": 2048, "mirostat": 0, "名 字\r\nX-Evil: 1": None}
+            for stream in (False, True):
+                answer = await client.post(path, json=body_of(path, stream=stream, **more))
+                assert answer.status_code == 200, answer.text
+                assert answer.headers["x-dray-cache"] == "hit"
+                assert answer.headers["x-dray-ignored"].startswith("num_ctx, mirostat, %E5%90%8D")
+                assert "x-evil" not in answer.headers
+            many = {f"field{number}" * 20: number for number in range(1000)}
+            answer = await client.post(path, json=body_of(path, **many))
+            assert answer.headers["x-dray-ignored"].endswith("and 984 more")
+            assert len(answer.headers["x-dray-ignored"]) < 4000
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_unknown_fields_can_be_refused(path: str, router: OpenRouter) -> None:
+    async def work() -> None:
+        async with router(api={"unknown_fields": "refuse"}) as client:
+            answer = await client.post(path, json=body_of(path, num_ctx=2048))
+            assert answer.status_code == 400 and "num_ctx" in answer.json()["error"]["message"]
+
+    asyncio.run(work())
+
+
+def _raw_deflate(body: bytes) -> bytes:
+    encoder = zlib.compressobj(wbits=-15)
+    return encoder.compress(body) + encoder.flush()
+
+
+COMPRESSED: list[tuple[str, Callable[[bytes], bytes]]] = [
+    ("gzip", gzip.compress),
+    ("deflate", zlib.compress),
+    ("deflate", _raw_deflate),
+    ("zstd", zstandard.compress),
+    ("identity", bytes),
+]
+
+
+def test_bodies_may_be_compressed(router: OpenRouter) -> None:
+    async def work() -> None:
+        limits = {"body_bytes": 100_000}
+        async with router(limits=limits) as client:
+
+            async def send(body: bytes, encoding: str) -> httpx.Response:
+                headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+                return await client.post(CHAT, content=body, headers=headers)
+
+            body = json.dumps(body_of(CHAT)).encode()
+            for encoding, compress in COMPRESSED:
+                assert (await send(compress(body), encoding)).status_code == 200, encoding
+            for encoding, compress in COMPRESSED[:-1]:
+                bomb = await send(compress(b" " * 50_000_000), encoding)
+                assert (bomb.status_code, bomb.json()["error"]["code"]) == (413, "request_too_large"), encoding
+                for damaged in (b"no such stream", compress(body)[:-6]):
+                    answer = await send(damaged, encoding)
+                    assert answer.status_code == 400, encoding
+            for encoding in ("br", "gzip, gzip", "x" * 5000):
+                answer = await send(body, encoding)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_content_encoding")
+
+    asyncio.run(work())
+
+
+def test_what_editors_and_cut_texts_do_to_json(router: OpenRouter) -> None:
+    async def work() -> None:
+        async with router() as client:
+
+            async def send(body: bytes) -> httpx.Response:
+                return await client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+
+            body = json.dumps(body_of(CHAT), ensure_ascii=False).encode()
+            assert (await send(b"\xef\xbb\xbf" + body)).status_code == 200
+            for damage, words in (
+                (b"\\ud83d", "surrogate pair"),
+                (b"\xff\xfe", "not valid UTF-8"),
+                (b"\xed\xa0\xbd", "not valid UTF-8"),
+            ):
+                answer = await send(body.replace(b"3+4", damage))
+                error = answer.json()["error"]
+                assert (answer.status_code, error["code"]) == (400, "invalid_json") and words in error["message"]
+            assert (await send(body.replace(b"3+4", b"\\ud83d\\ude00"))).status_code == 200
+
+    asyncio.run(work())
+
+
+def test_names_and_slashes_of_other_servers(router: OpenRouter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.api.info.models_without_replicas", lambda engines: [])
+
+    async def work() -> None:
+        async with router() as client:
+            for path in ("/health", "/ping", "/version", "/v1/models", "/v1/models/"):
+                assert (await client.get(path)).status_code == 200, path
+            assert (await client.get("/version")).json()["version"]
+            results = [
+                (await client.post(path, json=body_of(CHAT))).headers["x-dray-cache"] for path in (CHAT, f"{CHAT}/")
+            ]
+            assert results == ["miss", "hit"]
+
+    asyncio.run(work())
+
+
+def test_top_p_zero_takes_the_likeliest_token(router: OpenRouter) -> None:
+    async def work() -> None:
+        async with router() as client:
+            greedy = await client.post(CHAT, json=body_of(CHAT, temperature=0))
+            same = await client.post(CHAT, json=body_of(CHAT, temperature=1, top_p=0, seed=3))
+            assert greedy.headers["x-dray-cache-key"] == same.headers["x-dray-cache-key"]
+            assert same.headers["x-dray-cache"] == "hit"
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["cached", "uncached"])
+def test_named_pages_of_other_sites_may_ask(enabled: bool, router: OpenRouter) -> None:
+    settings = {"cors": {"origins": (ORIGIN,)}, "cache": {"enabled": enabled}}
+
+    async def work() -> None:
+        async with router(**settings) as client:
+            asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+            preflight = await client.options(CHAT, headers={"Origin": ORIGIN, **asks})
+            assert preflight.status_code == 200
+            assert preflight.headers["access-control-allow-origin"] == ORIGIN
+            for body, status in ((body_of(CHAT), 200), (body_of(CHAT), 200), ({}, 400)):
+                answer = await client.post(CHAT, json=body, headers={"Origin": ORIGIN})
+                assert answer.status_code == status
+                assert answer.headers["access-control-allow-origin"] == ORIGIN
+                assert "x-dray-cache" in answer.headers["access-control-expose-headers"].lower()
+            for other in ("https://evil.example.com", "null", f"{ORIGIN}.evil.com"):
+                assert (await client.options(CHAT, headers={"Origin": other, **asks})).status_code == 400
+                answer = await client.post(CHAT, json=body_of(CHAT), headers={"Origin": other})
+                assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
+
+    asyncio.run(work())
+
+
+def test_all_pages_may_ask_only_where_keys_are_needed(router: OpenRouter) -> None:
+    async def work() -> None:
+        async with router(cors={"origins": ("*",)}) as client:
+            answer = await client.post(CHAT, json=body_of(CHAT), headers={"Origin": ORIGIN})
+            assert answer.status_code == 403
+
+    asyncio.run(work())
