@@ -11,6 +11,7 @@ from deployments.api.protocol.common import (
     Count,
     Effort,
     LogitBias,
+    MaxTokens,
     Name,
     Natural,
     Penalty,
@@ -22,6 +23,7 @@ from deployments.api.protocol.common import (
     check_logit_bias,
     check_stop,
     check_tool_name,
+    max_tokens_of,
     sampling_for,
     schema_text,
     stop_strings,
@@ -68,14 +70,16 @@ class TextFormat(msgspec.Struct, frozen=True, tag="text", tag_field="type"):
 
 
 class JsonObjectFormat(msgspec.Struct, frozen=True, tag="json_object", tag_field="type"):
-    """Any JSON object."""
+    """Any JSON object. schema: a JSON Schema that it must also fit, as llama-server takes it."""
+
+    schema: dict[str, Any] | None = None
 
 
 class SchemaSpec(msgspec.Struct, frozen=True):
-    """A named JSON Schema, to which the answer is constrained. strict: a schema that cannot be enforced as a whole is
+    """A JSON Schema, to which the answer is constrained. strict: a schema that cannot be enforced as a whole is
     refused; otherwise it is enforced as far as possible."""
 
-    name: Name
+    name: Name | None = None
     description: str | None = None
     schema: dict[str, Any] | None = None
     strict: bool | None = None
@@ -87,13 +91,19 @@ class JsonSchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_field
     json_schema: SchemaSpec
 
 
+class ThinkingSwitch(msgspec.Struct, frozen=True):
+    """Whether the model thinks, as DeepSeek's API has it."""
+
+    type: Literal["enabled", "disabled", "auto"]
+
+
 class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/chat/completions. Unknown fields are refused by name."""
 
     model: str
     messages: Annotated[list[ChatMessage], msgspec.Meta(min_length=1)]
-    max_tokens: Count | None = None
-    max_completion_tokens: Count | None = None
+    max_tokens: MaxTokens | None = None
+    max_completion_tokens: MaxTokens | None = None
     min_tokens: Natural | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     top_p: Probability | None = None
@@ -118,6 +128,10 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reasoning_effort: Effort | None = None
     max_thinking_tokens: Natural | None = None
     include_reasoning: bool | None = None
+    # Other servers' names for the fields above.
+    enable_thinking: bool | None = None
+    thinking: ThinkingSwitch | None = None
+    guided_json: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     # Accepted without effect, as OpenAI does for models that lack them.
     user: str | None = None
@@ -163,7 +177,12 @@ def chat_generation(request: ChatRequest, model: ServedModel, limits: LimitSetti
     messages = tuple(message.to_message() for message in request.messages)
     if not any(message.content.strip() for message in messages):
         raise invalid_request("messages", "All messages are empty; at least one needs text.", code="empty_prompt")
-    max_tokens = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    effort = _effort(request)
+    newer = request.max_completion_tokens is not None
+    max_tokens = max_tokens_of(
+        request.max_completion_tokens if newer else request.max_tokens,
+        "max_completion_tokens" if newer else "max_tokens",
+    )
     sampling = sampling_for(model, limits, max_tokens, request)
     tools = tuple(_tool(tool.function, limits) for tool in request.tools or ())
     return GenerationRequest(
@@ -172,13 +191,19 @@ def chat_generation(request: ChatRequest, model: ServedModel, limits: LimitSetti
         tools=tools,
         tool_choice=_tool_choice(request, tools),
         schema=_schema(request, limits),
-        template_args=template_arguments(request.chat_template_kwargs, request.reasoning_effort, limits),
+        template_args=template_arguments(request.chat_template_kwargs, effort, limits),
         stop=stop_strings(request.stop),
         num_choices=request.n or 1,
-        max_thinking_tokens=thinking_limit(request.reasoning_effort, request.max_thinking_tokens),
+        max_thinking_tokens=thinking_limit(effort, request.max_thinking_tokens),
         strict_schema=isinstance(request.response_format, JsonSchemaFormat)
         and request.response_format.json_schema.strict is True,
     )
+
+
+def _effort(request: ChatRequest) -> str | None:
+    """The reasoning effort, by whichever name the request has it."""
+    off = request.enable_thinking is False or (request.thinking is not None and request.thinking.type == "disabled")
+    return "none" if off and request.reasoning_effort is None else request.reasoning_effort
 
 
 def _tool(function: FunctionSpec, limits: LimitSettings) -> Tool:
@@ -201,7 +226,9 @@ def _tool_choice(request: ChatRequest, tools: tuple[Tool, ...]) -> ToolChoice:
 def _schema(request: ChatRequest, limits: LimitSettings) -> str:
     answer_format = request.response_format
     if isinstance(answer_format, JsonObjectFormat):
-        return '{"type":"object"}'
+        return schema_text(answer_format.schema or {"type": "object"}, "response_format", limits)
     if isinstance(answer_format, JsonSchemaFormat):
         return schema_text(answer_format.json_schema.schema, "response_format", limits)
+    if request.guided_json is not None:
+        return schema_text(request.guided_json, "guided_json", limits)
     return ""

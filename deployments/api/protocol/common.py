@@ -19,7 +19,9 @@ Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 LogitBias = dict[str, Annotated[float, msgspec.Meta(ge=-100, le=100)]]
 TopLogprobs = Annotated[int, msgspec.Meta(ge=0, le=20)]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+MaxTokens = Annotated[int, msgspec.Meta(ge=-1)]
+"""-1: as many as the limits allow, as llama-server has it."""
 
 _MAX_BIASES = 1024
 _MAX_ID_DIGITS = 10
@@ -148,6 +150,13 @@ def check_json(value: Any, param: str, limits: LimitSettings) -> None:
     """Raises ApiError 400 for a value that is nested too deeply."""
     if depth_of(value, limits.json_depth) > limits.json_depth:
         raise invalid_request(param, f"{param} is nested too deeply; the maximum is {limits.json_depth} levels.")
+
+
+def max_tokens_of(max_tokens: int | None, param: str) -> int | None:
+    """A request's maximum; None: it sets none. Raises ApiError 400 for 0."""
+    if max_tokens == 0:
+        raise invalid_request(param, f"{param} must be at least 1, or -1 for as many tokens as possible.")
+    return None if max_tokens == -1 else max_tokens
 
 
 def schema_text(schema: dict[str, Any] | None, param: str, limits: LimitSettings) -> str:

@@ -264,7 +264,7 @@ def _tool_choice(request: ResponseRequest, tools: tuple[Tool, ...]) -> ToolChoic
 def _schema(request: ResponseRequest, limits: LimitSettings) -> str:
     answer_format = request.text.format if request.text else None
     if isinstance(answer_format, JsonObjectFormat):
-        return '{"type":"object"}'
+        return schema_text(answer_format.schema or {"type": "object"}, "text.format", limits)
     if isinstance(answer_format, ResponseSchemaFormat):
         return schema_text(answer_format.schema, "text.format", limits)
     return ""

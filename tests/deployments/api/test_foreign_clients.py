@@ -200,3 +200,33 @@ def test_all_pages_may_ask_only_where_keys_are_needed(router: OpenRouter) -> Non
             assert answer.status_code == 403
 
     asyncio.run(work())
+
+
+SCHEMA = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+JSON_FORMAT = {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}
+SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"enable_thinking": False}, {"reasoning_effort": "none"}),
+    ({"thinking": {"type": "disabled"}}, {"reasoning_effort": "none"}),
+    ({"thinking": {"type": "enabled"}}, {}),
+    ({"enable_thinking": None, "thinking": None, "guided_json": None}, {}),
+    ({"max_tokens": -1}, {}),
+    ({"max_tokens": None, "max_completion_tokens": -1}, {}),
+    ({"guided_json": SCHEMA}, {"response_format": JSON_FORMAT}),
+    ({"response_format": {"type": "json_object", "schema": SCHEMA}}, {"response_format": JSON_FORMAT}),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}}, {"response_format": JSON_FORMAT}),
+]
+
+
+def test_other_names_mean_the_same(router: OpenRouter) -> None:
+    async def work() -> None:
+        async with router() as client:
+            for theirs, ours in SAME:
+                answers = [await client.post(CHAT, json=body_of(CHAT, **fields)) for fields in (theirs, ours)]
+                assert [answer.status_code for answer in answers] == [200, 200], (theirs, answers[0].text)
+                assert len({answer.headers["x-dray-cache-key"] for answer in answers}) == 1, theirs
+                assert all("x-dray-ignored" not in answer.headers for answer in answers)
+            for name in ("max_tokens", "max_completion_tokens"):
+                answer = await client.post(CHAT, json=body_of(CHAT, **{name: 0}))
+                assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+
+    asyncio.run(work())
