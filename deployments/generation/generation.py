@@ -126,17 +126,22 @@ class Generation:
         ids, left = list(self.prompt.ids), sampling.max_tokens
         if self._thinks_apart:
             if not parser.thinking:
-                ids += self._append(parser, f"{THINK}\n")
+                begin = self.endpoint.prompts.encode(f"{THINK}\n")[:left]
+                parser.feed(begin)
+                ids += begin
+                left -= len(begin)
             budget = left if request.max_thinking_tokens is None else min(left, request.max_thinking_tokens)
             async with aclosing(self._think(index, parser, ids, sampling, budget)) as thoughts:
                 async for delta in thoughts:
                     yield delta
-            left = sampling.max_tokens - parser.tokens
+            end = self.endpoint.prompts.encode(_CLOSE_THINKING if parser.thinking else _AFTER_THINKING)
+            left = sampling.max_tokens - parser.tokens - len(end)
             if left <= 0:
                 self._finish_reasons[index] = "length"
                 yield Delta(index, finish_reason="length")
                 return
-            ids += self._append(parser, _CLOSE_THINKING if parser.thinking else _AFTER_THINKING)
+            parser.feed(end)
+            ids += end
         sampling = msgspec.structs.replace(sampling, max_tokens=left, grammar=self.grammar)
         wants_prompt = request.prompt_logprobs
         engine_request = EngineRequest(ids, sampling, namespace=self.namespace, prompt_logprobs=wants_prompt)
@@ -149,7 +154,7 @@ class Generation:
                 if parser.stopped:
                     finish_reason = "stop"
                 if finish_reason:
-                    rest = parser.finish()
+                    rest = parser.finish(finish_reason)
                     self._finish_reasons[index] = finish_reason
                     yield _delta(index, _joined(parsed, rest), parser.choice(finish_reason).finish_reason)
                     return
@@ -182,12 +187,6 @@ class Generation:
                 parsed = parser.feed(thoughts)
                 if parsed != _NOTHING:
                     yield _delta(index, parsed)
-
-    def _append(self, parser: OutputParser, text: str) -> list[int]:
-        """Writes this text in the model's place; returns its token ids."""
-        ids = self.endpoint.prompts.encode(text)
-        parser.feed(ids)
-        return ids
 
     def _sampling(self, index: int) -> Sampling:
         """The sampling of one choice: with its own seed, known here, so that it can be sampled again."""

@@ -151,13 +151,16 @@ class OutputParser:
         self._logprobs += tokens
         return ParsedDelta(logprobs=tokens)
 
-    def finish(self) -> ParsedDelta:
-        """Ends the completion. Returns the text that was held back because a stop string or call might begin in it."""
+    def finish(self, reason: str) -> ParsedDelta:
+        """Ends the completion. Returns the text that was held back because a stop string or call might begin in it.
+
+        reason: why the engine ended it.
+        """
         rest = "" if self.thinking or self.stopped else self._held
         self._held = ""
         tokens = tuple(self._undecided) if rest else ()
         self._logprobs += tokens
-        text, tools = self._without_calls(rest, last=True)
+        text, tools = self._without_calls(rest, last=True, cut=reason == "length")
         return ParsedDelta(text=text, tool_calls=tools, logprobs=tokens)
 
     def _add_logprob(self, token: TokenLogprob, decoded: str) -> None:
@@ -169,10 +172,10 @@ class OutputParser:
             return  # it begins a character, or perhaps a stop string: the next token decides
         self._undecided = []
 
-    def _without_calls(self, text: str, *, last: bool) -> tuple[str, tuple[ToolDelta, ...]]:
+    def _without_calls(self, text: str, *, last: bool, cut: bool = False) -> tuple[str, tuple[ToolDelta, ...]]:
         tools: tuple[ToolDelta, ...] = ()
         if self._calls is not None and (text or last):
-            text, tools = self._calls.feed(text, last=last)
+            text, tools = self._calls.feed(text, last=last, cut=cut)
         if text:
             self._text.append(text)
         return text, tools

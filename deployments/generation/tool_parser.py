@@ -13,6 +13,7 @@ from deployments.generation.tool_formats import ToolFormat
 
 _SEPARATORS = " \t\r\n,;[]"
 _PYTHON_TAG = "<|python_tag|>"
+_NAMED = re.compile(r'[\s;,]*+\{\s*"name"')
 _MAX_TAIL = 64
 """Characters after the arguments. If the end of the call is not among them, it is missing."""
 
@@ -58,20 +59,26 @@ class ToolCallParser:
     _scanned: int = 0
     """How much of an object whose keys are in another order `_object` has read."""
 
-    def feed(self, text: str, *, last: bool = False) -> tuple[str, tuple[ToolDelta, ...]]:
+    def feed(self, text: str, *, last: bool = False, cut: bool = False) -> tuple[str, tuple[ToolDelta, ...]]:
         """Takes the next text of the answer; returns the text outside of calls, and the pieces of calls.
 
-        last: the answer ends here.
+        last: the answer ends here. cut: it ends at the limit of tokens, so that what begins like a call is a part of
+        one and not a text.
         """
         self._held += text
         steps = {"text": self._text, "between": self._between, "arguments": self._arguments, "tail": self._tail}
-        while self._held and steps[self._state](last):
+        while self._held and steps[self._state](last and not cut):
             pass
-        if last and self._held:
+        if last and self._held and not (cut and self._is_part_of_call()):
             self._emit(len(self._held))
         out, deltas = "".join(self._out), tuple(self._deltas)
         self._out, self._deltas = [], []
         return out, deltas
+
+    def _is_part_of_call(self) -> bool:
+        """Whether the held text, which is neither text nor a call yet, belongs to a call."""
+        # Without a mark in front of its calls, a format cannot tell one from an answer that is a JSON object.
+        return bool(self.family.opens) or self._state != "between" or _NAMED.match(self._held) is not None
 
     # Each step consumes held text in one state. It returns whether another step can follow, or more text is needed.
 

@@ -23,5 +23,5 @@ def count_right(engine: Engine, prompts: PromptRenderer, problems: Sequence[Eval
         for number, batch in engine.step().streams.items():
             parsers[number].feed(batch.ids)
     for parser in parsers.values():
-        parser.finish()
+        parser.finish("stop")
     return sum(all(part in parsers[number].text for part in problem.expect) for number, problem in enumerate(problems))

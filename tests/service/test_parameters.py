@@ -80,6 +80,18 @@ def test_biases_force_and_ban_tokens(http: httpx.Client) -> None:
     assert complete(logit_bias=forced) == "aaaaa"
 
 
+@pytest.mark.parametrize("fields", [{}, {"max_thinking_tokens": 2}, {"max_thinking_tokens": 0}], ids=str)
+@pytest.mark.parametrize("constrained", [False, True], ids=["free", "schema"])
+def test_no_answer_is_longer_than_its_limit(http: httpx.Client, fields: dict[str, Any], constrained: bool) -> None:
+    """The texts that end the thinking count too."""
+    schema = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+    answer_format = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+    for limit in range(1, 10):
+        answer = ask(http, max_tokens=limit, **fields, **({"response_format": answer_format} if constrained else {}))
+        assert 0 < answer["usage"]["completion_tokens"] <= limit
+        assert answer["choices"][0]["finish_reason"] == "length" or answer["usage"]["completion_tokens"] < limit
+
+
 def test_thinking_can_be_limited_and_turned_off(http: httpx.Client) -> None:
     free = ask(http)
     limited = ask(http, max_thinking_tokens=4)

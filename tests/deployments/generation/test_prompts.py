@@ -44,7 +44,7 @@ def read(prompts: PromptRenderer, ids: list[int], stop: list[str] | None = None,
     """Parses a completion whose ids arrive in pieces of `cut`."""
     parser = parser_for(prompts, request_of(stop=tuple(stop or ())))
     pieces = [parser.feed(ids[start : start + cut]) for start in range(0, len(ids), cut)]
-    pieces.append(parser.finish())
+    pieces.append(parser.finish("stop"))
     assert "".join(piece.reasoning for piece in pieces) == parser.reasoning
     assert "".join(piece.text for piece in pieces) == parser.text
     return parser
@@ -132,7 +132,7 @@ def test_a_raw_prompt_and_its_completion_are_not_changed(prompts: PromptRenderer
         assert prompt.ids == encode("1+1=") and not prompt.starts_in_thinking
         parser = prompts.parser(request, prompt)
         parser.feed(encode(" 2\n</think>\n"))
-        parser.finish()
+        parser.finish("stop")
         assert (parser.reasoning, parser.text) == ("", " 2\n</think>\n")
     for outside in ((-1,), (10**6,)):
         with pytest.raises(ApiError, match="vocabulary"):
@@ -219,5 +219,5 @@ def test_no_token_of_the_answer_lacks_its_logprob(
         (prompts.parser(raw, prompts.render(raw)), encode(answer)),
     ):
         deltas = [parser.feed(ids[at : at + cut], [TokenLogprobs(-1.0)] * cut) for at in range(0, len(ids), cut)]
-        deltas.append(parser.finish())
+        deltas.append(parser.finish("stop"))
         assert bytes(byte for delta in deltas for token in delta.logprobs for byte in token.bytes).decode() == answer

@@ -107,6 +107,25 @@ def test_a_call_that_is_cut_off_keeps_its_beginning() -> None:
     assert calls == [] and '{"name": "f' in rest
 
 
+@pytest.mark.parametrize("step", [1, 7, 10**6])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_call_that_the_limit_cuts_leaves_no_marks(family: ToolFormat, step: int) -> None:
+    """However much of the call there is, no part of it is text; what came before it is."""
+    text = family.write([ToolCall("", "weather", '{"city": "北京"}')])
+    before = "" if family is LLAMA else "Let me look. "
+    for size in range(len(text)):
+        parser, out = ToolCallParser(family), ""
+        written = before + text[:size]
+        for start in range(0, len(written), step):
+            out += parser.feed(written[start : start + step])[0]
+        out += parser.feed("", last=True, cut=True)[0]
+        # Llama's calls have no mark; before the first key it may still be an answer in JSON.
+        assert out.strip() == (text[:size] if family is LLAMA and size < len('{"name"') else before.strip()), size
+        assert len(parser.calls) <= 1 and all(call.name == "weather" for call in parser.calls)
+    parser = ToolCallParser(LLAMA)
+    assert parser.feed('{"answer": 4', last=True, cut=True) == ('{"answer": 4', ())
+
+
 def test_families_are_recognized_by_their_templates() -> None:
     assert tool_format_of("{{ '<tool_call>' }}") is HERMES
     assert tool_format_of("... <｜tool▁calls▁begin｜> ...") is R1
