@@ -88,7 +88,7 @@ def test_no_answer_is_longer_than_its_limit(http: httpx.Client, fields: dict[str
     answer_format = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
     for limit in range(1, 10):
         answer = ask(http, max_tokens=limit, **fields, **({"response_format": answer_format} if constrained else {}))
-        assert 0 < answer["usage"]["completion_tokens"] <= limit
+        assert answer["usage"]["completion_tokens"] <= limit
         assert answer["choices"][0]["finish_reason"] == "length" or answer["usage"]["completion_tokens"] < limit
 
 
@@ -248,4 +248,5 @@ def test_the_first_event_has_the_role(http: httpx.Client) -> None:
     body = REQUEST | {"stream": True, "messages": [{"role": "user", "content": new_question()}]}
     with http.stream("POST", "/v1/chat/completions", json=body) as answer:
         first = next(answer.iter_lines())
-    assert json.loads(first[6:])["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    delta = json.loads(first[6:])["choices"][0]["delta"]
+    assert delta == {"role": "assistant", "content": "", "reasoning_content": None}
