@@ -253,6 +253,11 @@ class ApiSettings(Group):
         description="What happens to fields of a request that Dray does not know, as other servers have them: `ignore` "
         "answers without them and names them in the header X-Dray-Ignored; `refuse` answers 400.",
     )
+    messages_thinking: Literal["requested", "always"] = Field(
+        "requested",
+        description="When /v1/messages returns blocks of thinking: if the request has `thinking`, as Anthropic "
+        "does, or always.",
+    )
 
 
 class CorsSettings(Group):

@@ -76,6 +76,7 @@ class RequestParser:
     def __init__(self, settings: Settings, models: ModelDirectory) -> None:
         self._limits = settings.limits
         self._ignores_unknown = settings.api.unknown_fields == "ignore"
+        self._always_shows_thinking = settings.api.messages_thinking == "always"
         self._models = models
         field = settings.router.thinking_field
         self._thinking_fields = _THINKING_FIELDS.get(field, (field,))
@@ -129,7 +130,10 @@ class RequestParser:
         request = read_messages(body, self._limits)
         endpoint = self._models.generator(request.model, caller)
         generation = messages_generation(request, endpoint.model, self._limits)
-        return ParsedRequest(endpoint, (generation,), MessagesWriter(request), request.stream, request.service_tier)
+        shows_thinking = request.shows_thinking or self._always_shows_thinking
+        return ParsedRequest(
+            endpoint, (generation,), MessagesWriter(request, shows_thinking), request.stream, request.service_tier
+        )
 
 
 def _without_unknown(body: bytes, known: frozenset[str]) -> tuple[bytes, tuple[str, ...]]:

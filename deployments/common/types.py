@@ -120,13 +120,14 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Choice(msgspec.Struct, frozen=True, array_like=True):
-    """One complete answer."""
+    """One complete answer. stop: the stop string that ended it, if one did."""
 
     reasoning: str
     text: str
     finish_reason: FinishReason
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    stop: str = ""
 
 
 class GenerationResult(msgspec.Struct, frozen=True, array_like=True):

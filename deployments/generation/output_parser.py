@@ -98,7 +98,12 @@ class OutputParser:
         self._began = False
         self.reasoning_tokens = 0
         self.tokens = 0
-        self.stopped = False
+        self.stopped_by = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the answer."""
+        return bool(self.stopped_by)
 
     @property
     def reasoning(self) -> str:
@@ -112,7 +117,7 @@ class OutputParser:
         """The whole completion. finish: why the engine ended it."""
         calls = tuple(self._calls.calls) if self._calls else ()
         reason: FinishReason = "length" if finish == "length" else "tool_calls" if calls else "stop"
-        return Choice(self.reasoning, self.text, reason, calls, tuple(self._logprobs))
+        return Choice(self.reasoning, self.text, reason, calls, tuple(self._logprobs), self.stopped_by)
 
     def feed(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> ParsedDelta:
         """Parses the next token ids. logprobs: one a token, or none. Ignores everything after a stop string."""
@@ -207,8 +212,9 @@ class OutputParser:
         text = self._held + text
         if not self._began and not self._raw:
             text = text.lstrip()
-        if stops := [index for stop in self._stop if (index := text.find(stop)) >= 0]:
-            released, self._held, self.stopped = text[: min(stops)], "", True
+        if stops := [(index, stop) for stop in self._stop if (index := text.find(stop)) >= 0]:
+            index, self.stopped_by = min(stops)
+            released, self._held = text[:index], ""
         else:
             held = max((begins(text, stop) for stop in self._stop), default=0)
             released, self._held = text[: len(text) - held], text[len(text) - held :]

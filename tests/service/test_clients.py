@@ -125,10 +125,13 @@ def test_anthropic(dray: Dray) -> None:
     with anthropic.Anthropic(base_url=dray.root, api_key="none", max_retries=0) as client:
         request: Any = {"model": MODEL, "max_tokens": 300, "messages": SUM, "system": "Be brief."}
         message = client.messages.create(**request)
-        assert [block.type for block in message.content] == ["thinking", "text"]
-        assert "75" in message.content[1].text and message.stop_reason == "end_turn"
+        assert [block.type for block in message.content] == ["text"]
+        assert "75" in message.content[0].text and message.stop_reason == "end_turn"
+        thoughtful = client.messages.create(**request, thinking={"type": "adaptive"})
+        assert [block.type for block in thoughtful.content] == ["thinking", "text"]
+        assert thoughtful.content[1].text == message.content[0].text
         with client.messages.stream(**request) as stream:
-            assert "".join(stream.text_stream) == message.content[1].text
+            assert "".join(stream.text_stream) == message.content[0].text
             assert stream.get_final_message().usage.output_tokens == message.usage.output_tokens
         request |= {
             "tools": [{"name": "count", "input_schema": CITY}],

@@ -1,5 +1,6 @@
 """POST /v1/messages: Anthropic's API, for clients that know no other."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -37,6 +38,46 @@ class ThinkingBlock(msgspec.Struct, frozen=True, tag="thinking", tag_field="type
     signature: str | None = None
 
 
+class RedactedThinkingBlock(msgspec.Struct, frozen=True, tag="redacted_thinking", tag_field="type"):
+    """Thinking of another model, encrypted: accepted and not used."""
+
+    data: str
+
+
+class TextSource(msgspec.Struct, frozen=True, tag="text", tag_field="type"):
+    """A document that is a text."""
+
+    data: str
+    media_type: Literal["text/plain"] = "text/plain"
+
+
+class DocumentBlock(msgspec.Struct, frozen=True, tag="document", tag_field="type"):
+    """A document beside the question. Only text is supported."""
+
+    source: TextSource
+    title: str | None = None
+    context: str | None = None
+    citations: Any = None
+    cache_control: Any = None
+
+    @property
+    def text(self) -> str:
+        """The document with its title, apart from the text around it."""
+        head = "\n".join(line for line in (self.title, self.context) if line)
+        return f"\n\n{head}\n{self.source.data}\n\n" if head else f"\n\n{self.source.data}\n\n"
+
+
+class ToolReferenceBlock(msgspec.Struct, frozen=True, tag="tool_reference", tag_field="type"):
+    """The name of a tool that a search for tools found."""
+
+    tool_name: str
+    cache_control: Any = None
+
+    @property
+    def text(self) -> str:
+        return self.tool_name
+
+
 class ToolUseBlock(msgspec.Struct, frozen=True, tag="tool_use", tag_field="type"):
     """A tool call of an earlier answer."""
 
@@ -50,7 +91,7 @@ class ToolResultBlock(msgspec.Struct, frozen=True, tag="tool_result", tag_field=
     """What a tool returned."""
 
     tool_use_id: str
-    content: str | list[TextBlock] | None = None
+    content: str | list[TextBlock | DocumentBlock | ToolReferenceBlock] | None = None
     is_error: bool | None = None
     cache_control: Any = None
 
@@ -58,8 +99,10 @@ class ToolResultBlock(msgspec.Struct, frozen=True, tag="tool_result", tag_field=
 class MessageParam(msgspec.Struct, frozen=True):
     """A message of the conversation."""
 
-    role: Literal["user", "assistant"]
-    content: str | list[TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock]
+    role: Literal["user", "assistant", "system"]
+    content: (
+        str | list[TextBlock | ThinkingBlock | RedactedThinkingBlock | DocumentBlock | ToolUseBlock | ToolResultBlock]
+    )
 
 
 class MessagesTool(msgspec.Struct, frozen=True):
@@ -86,7 +129,7 @@ class ThinkingOptions(msgspec.Struct, frozen=True):
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: Count | None = None
-    display: str | None = None
+    display: Literal["summarized", "omitted"] | None = None
 
 
 class MessagesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,6 +149,12 @@ class MessagesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     thinking: ThinkingOptions | None = None
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
+
+    @property
+    def shows_thinking(self) -> bool:
+        """Whether the client asks for blocks of thinking, as older clients fail on blocks that they did not ask for."""
+        thinking = self.thinking
+        return thinking is not None and thinking.type != "disabled" and thinking.display != "omitted"
 
 
 decode = msgspec.json.Decoder(MessagesRequest)
@@ -152,7 +201,7 @@ def _messages(message: MessageParam, limits: LimitSettings) -> list[Message]:
         for block in message.content
         if isinstance(block, ToolResultBlock)
     ]
-    text = "".join(block.text for block in message.content if isinstance(block, TextBlock))
+    text = "".join(block.text for block in message.content if isinstance(block, TextBlock | DocumentBlock))
     thinking = "".join(block.thinking for block in message.content if isinstance(block, ThinkingBlock))
     calls = tuple(_call(block, limits) for block in message.content if isinstance(block, ToolUseBlock))
     if results and not (text or calls):
@@ -165,7 +214,7 @@ def _call(block: ToolUseBlock, limits: LimitSettings) -> ToolCall:
     return ToolCall(block.id, block.name, canonical(block.input))
 
 
-def _text(content: str | list[TextBlock] | None) -> str:
+def _text(content: str | Sequence[TextBlock | DocumentBlock | ToolReferenceBlock] | None) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     return "".join(block.text for block in content)

@@ -1,6 +1,8 @@
 """The answers of POST /v1/messages, whole and as events."""
 
+import base64
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -12,32 +14,36 @@ from deployments.common.types import Choice, Delta, GenerationResult, Usage
 
 @dataclass(slots=True)
 class MessagesWriter:
-    """Writes the answer to one request."""
+    """Writes the answer to one request. shows_thinking: whether blocks of thinking are among its blocks."""
 
     request: MessagesRequest
+    shows_thinking: bool
     _id: str = field(default_factory=lambda: new_id("msg_"))
     _blocks: int = 0
     _open: str = ""
+    _thinking: Any = None
 
     def complete(self, answer: GenerationResult) -> dict[str, Any]:
         [choice] = answer.choices
         blocks: list[dict[str, Any]] = []
-        if choice.reasoning:
-            blocks.append({"type": "thinking", "thinking": choice.reasoning, "signature": ""})
+        if choice.reasoning and self.shows_thinking:
+            signature = _signature(_digest(choice.reasoning))
+            blocks.append({"type": "thinking", "thinking": choice.reasoning, "signature": signature})
         if choice.text:
             blocks.append({"type": "text", "text": choice.text})
         for call in choice.tool_calls:
             blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": _input(call.arguments)})
-        return self._message(blocks, _stop_reason(choice), answer.usage)
+        return self._message(blocks, answer.usage, choice)
 
     def start(self) -> bytes:
-        return _event("message_start", message=self._message([], None, Usage(0, 0, 0, 0)))
+        return _event("message_start", message=self._message([], Usage(0, 0, 0, 0)))
 
     def delta(self, delta: Delta) -> bytes:
         events = b""
-        if delta.reasoning:
+        if delta.reasoning and self.shows_thinking:
             block: dict[str, Any] = {"type": "thinking", "thinking": "", "signature": ""}
             events += self._append("thinking", block, {"type": "thinking_delta", "thinking": delta.reasoning})
+            self._thinking.update(delta.reasoning.encode())
         if delta.text:
             events += self._append("text", {"type": "text", "text": ""}, {"type": "text_delta", "text": delta.text})
         for call in delta.tool_calls:
@@ -49,7 +55,7 @@ class MessagesWriter:
 
     def end(self, answer: GenerationResult) -> bytes:
         [choice] = answer.choices
-        delta = {"stop_reason": _stop_reason(choice), "stop_sequence": None}
+        delta = {"stop_reason": _stop_reason(choice), "stop_sequence": choice.stop or None}
         usage = _usage(answer.usage)
         return self._close() + _event("message_delta", delta=delta, usage=usage) + _event("message_stop")
 
@@ -62,29 +68,46 @@ class MessagesWriter:
         if self._open != kind:
             events += self._close() + _event("content_block_start", index=self._blocks, content_block=block)
             self._open = kind
+            self._thinking = _digest("")
         return events + _event("content_block_delta", index=self._blocks, delta=delta)
 
     def _close(self) -> bytes:
         if not self._open:
             return b""
+        events = b""
+        if self._open == "thinking":
+            delta = {"type": "signature_delta", "signature": _signature(self._thinking)}
+            events = _event("content_block_delta", index=self._blocks, delta=delta)
         self._open = ""
         self._blocks += 1
-        return _event("content_block_stop", index=self._blocks - 1)
+        return events + _event("content_block_stop", index=self._blocks - 1)
 
-    def _message(self, blocks: list[dict[str, Any]], stop_reason: str | None, usage: Usage) -> dict[str, Any]:
+    def _message(self, blocks: list[dict[str, Any]], usage: Usage, choice: Choice | None = None) -> dict[str, Any]:
+        """choice: None as long as the answer is not complete."""
         return {
             "id": self._id,
             "type": "message",
             "role": "assistant",
             "model": self.request.model,
             "content": blocks,
-            "stop_reason": stop_reason,
-            "stop_sequence": None,
+            "stop_reason": _stop_reason(choice) if choice else None,
+            "stop_sequence": (choice.stop or None) if choice else None,
             "usage": _usage(usage),
         }
 
 
+def _digest(thinking: str) -> Any:
+    return blake2b(thinking.encode(), digest_size=32)
+
+
+def _signature(digest: Any) -> str:
+    """The signature of a block of thinking. Clients refuse an empty one, and send it back; Dray does not need it."""
+    return base64.b64encode(digest.digest()).decode()
+
+
 def _stop_reason(choice: Choice) -> str:
+    if choice.stop:
+        return "stop_sequence"
     return {"length": "max_tokens", "tool_calls": "tool_use"}.get(choice.finish_reason, "end_turn")
 
 
