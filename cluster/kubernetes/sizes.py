@@ -13,7 +13,8 @@ from typing import Any
 from cluster.launch.environment import OBJECT_STORE_BYTES
 from cluster.launch.preflight import RUNTIME_BYTES
 from cluster.models.catalog import CATALOG, WEIGHT_BITS
-from cluster.models.folder import BUNDLED_FOLDER, WEIGHTS_FILE, known_as, private_memory
+from cluster.models.folder import BUNDLED_FOLDER, known_as, private_memory
+from cluster.models.identity import WEIGHTS_FILE
 from cluster.serve_config import Engine
 from cluster.settings import BUNDLED, ModelSettings, Settings
 
