@@ -255,30 +255,46 @@ def random(
 
 @app.command(epilog="Example: dray models compare ./r1-fp16 ./r1-int8 --questions questions.jsonl")
 def compare(
-    first: Annotated[str, typer.Argument(help="A model: a folder, or the name of a fetched model.")],
+    first: Annotated[str, typer.Argument(help="A model: a folder, or the name of a fetched model. The reference.")],
     second: Annotated[str, typer.Argument(help="The model to compare it with.")],
-    questions: Annotated[Path, typer.Option(help='JSON Lines: {"question": "...", "answer": "..."}.')],
-    text: Annotated[Path | None, typer.Option(help="Text file to measure perplexity on.")] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(help='JSON Lines: {"question": "...", "answer": "..."}. Optional.'),
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="Text file to measure on, instead of Dray's own.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Maximum length of an answer, thinking included.")] = 2048,
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
-    """Ask two models the same questions: how many answers agree, how many are correct, and each one's perplexity."""
+    """Measure what two models lose on a text by how this processor can multiply, and ask both the same questions.
+
+    The reference is the first model in f32. Of the answers: how many agree, and how many are correct.
+    """
     from cluster.models.compare import CompareError, compare, read_questions
+    from cluster.models.text_loss import HELD_OUT_TEXT
 
     settings = load_settings(config).settings
     try:
-        with failures(), err.status(f"asking {first}, then {second}"):
+        with failures(), err.status(f"comparing {first} and {second}"):
             folders = [str(folder_of(name, settings.model.weight, settings.models_dir)) for name in (first, second)]
-            result = compare(folders, read_questions(questions), text.read_text() if text else "", max_tokens)
+            asked = read_questions(questions) if questions else []
+            result = compare(folders, asked, (text or HELD_OUT_TEXT).read_text(), max_tokens)
     except (CompareError, OSError) as error:
         raise fail(str(error)) from None
     if as_json:
         out.print_json(data=asdict(result))
         return
+    losses = Table("model", "arithmetic", "perplexity", "divergence", "same top token")
+    for loss in result.losses:
+        name = first if loss.model == folders[0] else second
+        losses.add_row(
+            escape(name), loss.arithmetic, f"{loss.perplexity:.3f}", f"{loss.divergence:.4f}", _share(loss.same_top)
+        )
+    out.print(losses)
+    if not questions:
+        return
     table = Table("", escape(first), escape(second))
     table.add_row("correct answers", *(_share(value) for value in result.accuracy))
-    table.add_row("perplexity", *("-" if value is None else f"{value:.3f}" for value in result.perplexity))
     out.print(table)
     out.print(
         f"{plural(result.questions, 'question')}: {_share(result.same_answer)} same answer, "
