@@ -31,6 +31,9 @@ _MEMORY_STEP = 256 * 2**20
 _EXPORT_RATIO = 1.5
 """Memory of an export relative to the weights that it reads: 5.3 GB for the 3.56 GB of the 1.5B."""
 
+_CONVERT_RATIO = 3
+"""Memory of a conversion relative to the INT8 weights that it reads."""
+
 
 class KubernetesError(Exception):
     """The settings cannot be served in a cluster. The message says why."""
@@ -130,8 +133,12 @@ def router_pods(settings: Settings) -> Pods:
 
 
 def fetch_memory(model: ModelInCluster, *, exports: bool) -> int:
-    """Memory of the container that fetches a model, in bytes. exports: it may have to export the model."""
-    return _rounded(RUNTIME_BYTES + (_EXPORT_RATIO * model.original_bytes if exports else 0))
+    """Memory of the container that fetches a model, in bytes. exports: it may have to export the model.
+
+    INT8 weights are converted, whether they were exported or came ready-made.
+    """
+    converts = _CONVERT_RATIO * model.weights_bytes if model.settings.weight == "int8" else 0
+    return _rounded(RUNTIME_BYTES + max(_EXPORT_RATIO * model.original_bytes if exports else 0, converts))
 
 
 def storage(models: Iterable[ModelInCluster], *, exports: bool) -> int:

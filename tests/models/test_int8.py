@@ -171,8 +171,9 @@ def test_a_record_of_another_program_counts_as_asymmetric(tmp_path: Path, record
 def test_the_old_model_is_replaced_at_once(tmp_path: Path) -> None:
     folder = copy(tmp_path / "model")
     before = folder.stat().st_ino
-    (tmp_path / work_name("model")).mkdir()
-    (tmp_path / work_name("model") / "left").write_text("by a conversion that was killed")
+    left = tmp_path / work_name("model") / "model"
+    left.mkdir(parents=True)
+    (left / "left").write_text("by a conversion that was killed")
     seen = set()
 
     def on_step(step: Step) -> None:
@@ -183,6 +184,21 @@ def test_the_old_model_is_replaced_at_once(tmp_path: Path) -> None:
         assert served.read() == (BUNDLED_FOLDER / BIN).read_bytes(), "who serves the old weights goes on"
     assert seen == {(before, fingerprint(BUNDLED_FOLDER))}
     assert weights_served(folder) == StoredWeights.INT8_SYMMETRIC_SMOOTHED and not (folder / "left").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_is_converted_by_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = copy(tmp_path / "model")
+
+    def on_step(step: Step) -> None:
+        if step.done == 0:
+            with pytest.raises(ConversionError, match="another process"):
+                convert(folder, folder)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert_folder(folder, folder, on_step)
+    assert fingerprint(folder) == fingerprint(BUNDLED_FOLDER)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -79,25 +79,23 @@ def work_name(name: str) -> str:
 
 @contextmanager
 def _work_folder(target: Path) -> Iterator[Path]:
-    """A folder next to the target, so that the last step is a rename within one file system.
+    """An empty folder next to the target, so that the last step is a rename within one file system.
 
     It is deleted at the end, with what an earlier conversion left that was killed.
     """
-    work = target.with_name(work_name(target.name))
-    parent = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    outer = target.with_name(work_name(target.name))
+    outer.mkdir(exist_ok=True)
+    with (outer / "lock").open("a") as lock:
         try:
-            fcntl.flock(parent, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConversionError(f"another process is converting a model in {target.parent} now") from None
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
+            raise ConversionError(f"another process is converting {target} now") from None
         try:
-            yield work
+            shutil.rmtree(outer / "model", ignore_errors=True)
+            (outer / "model").mkdir()
+            yield outer / "model"
         finally:
-            shutil.rmtree(work, ignore_errors=True)
-    finally:
-        os.close(parent)
+            shutil.rmtree(outer, ignore_errors=True)
 
 
 def _run(request: ConvertRequest, source: Path, on_step: Callable[[Step], None]) -> Converted:
