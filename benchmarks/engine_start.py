@@ -19,7 +19,8 @@ from typing import Any
 
 from benchmarks.memory import pss_mb, weights_and_rest_mb
 from benchmarks.service import report
-from cluster.models.folder import WEIGHTS_FILE, ServedModel, open_model
+from cluster.models.folder import ServedModel, open_model
+from cluster.models.identity import WEIGHTS_FILE
 from cluster.settings import ModelSettings, default_models_dir
 from deployments.common.messages import EngineConfig, EngineRequest, Ready, Sampling
 from deployments.engine.model import Chunk, PagedModel, config_for

@@ -18,7 +18,8 @@ import numpy
 from benchmarks.service import report, running
 from benchmarks.streams import streams
 from benchmarks.throughput import engine_streams
-from cluster.models.folder import WEIGHTS_FILE, open_model
+from cluster.models.folder import open_model
+from cluster.models.identity import WEIGHTS_FILE
 from cluster.settings import ModelSettings, default_models_dir
 from deployments.engine.model import config_for
 from deployments.engine.process import EngineProcess

@@ -13,7 +13,8 @@ from statistics import median
 from benchmarks.memory import pss_mb
 from benchmarks.service import report
 from benchmarks.throughput import engine_streams
-from cluster.models.folder import WEIGHTS_FILE, ServedModel, open_model
+from cluster.models.folder import ServedModel, open_model
+from cluster.models.identity import WEIGHTS_FILE
 from cluster.settings import ModelSettings, default_models_dir
 from deployments.engine.model import config_for
 from deployments.engine.process import EngineProcess

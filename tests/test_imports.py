@@ -29,7 +29,7 @@ CLUSTER = {
     "node": "configuration settings",
     "redis_server": "child private_files",
     "autoscaling": "scaling_metrics settings",
-    "models": "extras ports settings units",
+    "models": "child extras ports settings units",
     "serve_config": "configuration models redis_client settings",
     "measuring": "cores",
     "tuning": "cores measuring models private_files settings",

@@ -1,6 +1,6 @@
 """Fetches models with progress bars; `dray up` and `dray deploy` begin with those that are missing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from cluster.models.fetch import FetchError
 from cluster.models.folder import ModelFolderError, is_gguf, is_to_be_fetched
 from cluster.models.gguf.install import install_gguf
 from cluster.models.hubs import HubError, RemoteFile, open_hub
+from cluster.models.int8.convert import ConversionError
+from cluster.models.int8.messages import Step
 from cluster.models.paths import UnsafeNameError
 from cluster.settings import Settings
 
@@ -56,11 +58,24 @@ def _progress_bars() -> Iterator[ProgressBars]:
 
 
 @contextmanager
+def conversion_bar() -> Iterator[Callable[[Step], None]]:
+    """Shows a conversion: a bar over all its steps, with the name of the present one."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task("reading the model", total=None)
+
+        def on_step(step: Step) -> None:
+            progress.update(task, description=step.name, completed=step.done, total=step.total)
+
+        yield on_step
+
+
+@contextmanager
 def failures() -> Iterator[None]:
-    """Ends the command with one line where a model cannot be fetched, exported, read or removed."""
+    """Ends the command with one line where a model cannot be fetched, exported, converted, read or removed."""
     try:
         yield
-    except (HubError, FetchError, ExportError, ModelFolderError, UnsafeNameError, OSError) as error:
+    except (HubError, FetchError, ExportError, ModelFolderError, ConversionError, UnsafeNameError, OSError) as error:
         raise fail(str(error)) from None
     except KeyboardInterrupt:
         raise fail("stopped; files that arrived are kept, and the same command continues from there") from None
@@ -85,6 +100,7 @@ def obtain(
     *,
     revision: str | None = None,
     remote_code: bool = False,
+    convert: bool = True,
 ) -> Path:
     def on_stage(stage: str) -> None:
         err.print(escape(stage), highlight=False, style="dim")
@@ -101,4 +117,5 @@ def obtain(
             on_stage,
             revision=revision,
             remote_code=remote_code,
+            convert=convert,
         )

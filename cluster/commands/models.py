@@ -19,13 +19,16 @@ from cluster.commands.console import (
     out,
     weight_formats,
 )
-from cluster.commands.downloads import failures, obtain
+from cluster.commands.downloads import conversion_bar, failures, obtain
 from cluster.launch.state import read_record
 from cluster.models import store
 from cluster.models.catalog import CATALOG
 from cluster.models.export import Compression, export_model
 from cluster.models.fetch import FetchError
-from cluster.models.folder import folder_of, is_folder, is_gguf
+from cluster.models.folder import folder_of, is_folder, is_gguf, open_model
+from cluster.models.identity import StoredWeights
+from cluster.models.int8.convert import ConversionError, convert_folder
+from cluster.models.paths import child
 from cluster.settings import BUNDLED
 from cluster.units import format_bytes, plural
 
@@ -46,6 +49,11 @@ Ratio = Annotated[float | None, typer.Option(help="int4: share of the layers in 
 RemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Allow Python code that comes with the weights to run during the export."),
+]
+
+
+KeepWeights = Annotated[
+    bool, typer.Option("--keep-weights", help="Keep INT8 weights as they come, instead of converting them.")
 ]
 
 
@@ -131,18 +139,22 @@ def pull(
     group_size: GroupSize = None,
     ratio: Ratio = None,
     trust_remote_code: RemoteCode = False,
+    keep_weights: KeepWeights = False,
     config: Config = None,
 ) -> None:
     """Fetch a model: the ready-made OpenVINO model if the hub has one, else the original weights, then export them.
 
-    A GGUF file is converted.
+    INT8 weights are made symmetric and smoothed, so that processors can compute in INT8. A GGUF file is converted to
+    OpenVINO.
     """
     settings = load_settings(config, model__weight=weight, hub=source).settings
     with failures():
         if name == BUNDLED or (is_folder(name) and not is_gguf(name)):
             raise FetchError(f"{name} is already on this machine")
         compression = Compression(settings.model.weight, group_size, ratio)
-        folder = obtain(settings, name, compression, revision=revision, remote_code=trust_remote_code)
+        folder = obtain(
+            settings, name, compression, revision=revision, remote_code=trust_remote_code, convert=not keep_weights
+        )
     out.print(f"{folder} is ready: dray up --model {name}", highlight=False, soft_wrap=True)
 
 
@@ -154,11 +166,58 @@ def export(
     group_size: GroupSize = None,
     ratio: Ratio = None,
     trust_remote_code: RemoteCode = False,
+    keep_weights: KeepWeights = False,
 ) -> None:
-    """Export a transformers model to OpenVINO, ready to serve."""
-    with failures(), err.status(f"exporting {source} to {weight}"):
-        export_model(source, target, Compression(weight, group_size, ratio), remote_code=trust_remote_code)
+    """Export a transformers model to OpenVINO, ready to serve.
+
+    INT8 weights are made symmetric and smoothed, so that processors can compute in INT8.
+    """
+    with failures(), err.status(f"exporting {source} to {weight}") as status:
+        export_model(
+            source,
+            target,
+            Compression(weight, group_size, ratio),
+            remote_code=trust_remote_code,
+            convert=not keep_weights,
+            on_stage=lambda stage: status.update(escape(stage)),
+        )
     out.print(f"{target} is ready: dray up --model {target}", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: dray models convert deepseek-r1-distill-qwen-1.5b")
+def convert(
+    name: Annotated[
+        str, typer.Argument(help="A model: a folder, or the name of a fetched model.", autocompletion=catalog_names)
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option("--out", help="New folder, or a new name beside the old one. Without it the old one is replaced."),
+    ] = None,
+    weight: Weight = None,
+    config: Config = None,
+) -> None:
+    """Convert a model's weights to symmetric, smoothed INT8, so that processors can compute in INT8.
+
+    The old model serves until the new one is complete.
+    """
+    settings = load_settings(config, model__weight=weight).settings
+    with failures(), conversion_bar() as on_step:
+        if name == BUNDLED:
+            raise ConversionError("the bundled model belongs to the program and stays as it is")
+        model = open_model(settings.model.model_copy(update={"source": name}), settings.models_dir)
+        if model.weights == StoredWeights.INT8_SYMMETRIC_SMOOTHED:
+            raise ConversionError(f"{model.folder} is converted already")
+        parent = model.folder.parent
+        new = model.folder if target is None else Path(target) if "/" in target else child(parent, target)
+        conversion = convert_folder(model.folder, new, on_step)
+    out.print(
+        f"{new} is ready: {conversion.matrices} matrices of weights converted, {plural(conversion.smoothed, 'input')} "
+        f"smoothed on {conversion.tokens} tokens of text",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if target is None and (record := read_record(settings.state_dir)) and model.name in record.models:
+        out.print("The running Dray has the old weights in memory; restart it: dray down, dray up", highlight=False)
 
 
 @app.command(epilog="Example: dray models remove deepseek-r1-distill-qwen-1.5b")
@@ -196,30 +255,46 @@ def random(
 
 @app.command(epilog="Example: dray models compare ./r1-fp16 ./r1-int8 --questions questions.jsonl")
 def compare(
-    first: Annotated[str, typer.Argument(help="A model: a folder, or the name of a fetched model.")],
+    first: Annotated[str, typer.Argument(help="A model: a folder, or the name of a fetched model. The reference.")],
     second: Annotated[str, typer.Argument(help="The model to compare it with.")],
-    questions: Annotated[Path, typer.Option(help='JSON Lines: {"question": "...", "answer": "..."}.')],
-    text: Annotated[Path | None, typer.Option(help="Text file to measure perplexity on.")] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(help='JSON Lines: {"question": "...", "answer": "..."}. Optional.'),
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="Text file to measure on, instead of Dray's own.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Maximum length of an answer, thinking included.")] = 2048,
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
-    """Ask two models the same questions: how many answers agree, how many are correct, and each one's perplexity."""
+    """Measure what two models lose on a text by how this processor can multiply, and ask both the same questions.
+
+    The reference is the first model in f32. Of the answers: how many agree, and how many are correct.
+    """
     from cluster.models.compare import CompareError, compare, read_questions
+    from cluster.models.text_loss import HELD_OUT_TEXT
 
     settings = load_settings(config).settings
     try:
-        with failures(), err.status(f"asking {first}, then {second}"):
+        with failures(), err.status(f"comparing {first} and {second}"):
             folders = [str(folder_of(name, settings.model.weight, settings.models_dir)) for name in (first, second)]
-            result = compare(folders, read_questions(questions), text.read_text() if text else "", max_tokens)
+            asked = read_questions(questions) if questions else []
+            result = compare(folders, asked, (text or HELD_OUT_TEXT).read_text(), max_tokens)
     except (CompareError, OSError) as error:
         raise fail(str(error)) from None
     if as_json:
         out.print_json(data=asdict(result))
         return
+    losses = Table("model", "arithmetic", "perplexity", "divergence", "same top token")
+    for loss in result.losses:
+        name = first if loss.model == folders[0] else second
+        losses.add_row(
+            escape(name), loss.arithmetic, f"{loss.perplexity:.3f}", f"{loss.divergence:.4f}", _share(loss.same_top)
+        )
+    out.print(losses)
+    if not questions:
+        return
     table = Table("", escape(first), escape(second))
     table.add_row("correct answers", *(_share(value) for value in result.accuracy))
-    table.add_row("perplexity", *("-" if value is None else f"{value:.3f}" for value in result.perplexity))
     out.print(table)
     out.print(
         f"{plural(result.questions, 'question')}: {_share(result.same_answer)} same answer, "

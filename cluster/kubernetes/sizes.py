@@ -13,7 +13,8 @@ from typing import Any
 from cluster.launch.environment import OBJECT_STORE_BYTES
 from cluster.launch.preflight import RUNTIME_BYTES
 from cluster.models.catalog import CATALOG, WEIGHT_BITS
-from cluster.models.folder import BUNDLED_FOLDER, WEIGHTS_FILE, known_as, private_memory
+from cluster.models.folder import BUNDLED_FOLDER, known_as, private_memory
+from cluster.models.identity import WEIGHTS_FILE
 from cluster.serve_config import Engine
 from cluster.settings import BUNDLED, ModelSettings, Settings
 
@@ -29,6 +30,9 @@ _CONNECTION_BYTES = 64 * 2**10
 _MEMORY_STEP = 256 * 2**20
 _EXPORT_RATIO = 1.5
 """Memory of an export relative to the weights that it reads: 5.3 GB for the 3.56 GB of the 1.5B."""
+
+_CONVERT_RATIO = 3
+"""Memory of a conversion relative to the INT8 weights that it reads."""
 
 
 class KubernetesError(Exception):
@@ -129,8 +133,12 @@ def router_pods(settings: Settings) -> Pods:
 
 
 def fetch_memory(model: ModelInCluster, *, exports: bool) -> int:
-    """Memory of the container that fetches a model, in bytes. exports: it may have to export the model."""
-    return _rounded(RUNTIME_BYTES + (_EXPORT_RATIO * model.original_bytes if exports else 0))
+    """Memory of the container that fetches a model, in bytes. exports: it may have to export the model.
+
+    INT8 weights are converted, whether they were exported or came ready-made.
+    """
+    converts = _CONVERT_RATIO * model.weights_bytes if model.settings.weight == "int8" else 0
+    return _rounded(RUNTIME_BYTES + max(_EXPORT_RATIO * model.original_bytes if exports else 0, converts))
 
 
 def storage(models: Iterable[ModelInCluster], *, exports: bool) -> int:

@@ -1,4 +1,4 @@
-"""Compares two models, for example weight formats of one: agreement of greedy answers, accuracy, perplexity."""
+"""Compares two models, for example weight formats of one: agreement of greedy answers, accuracy, loss on a text."""
 
 import json
 import math
@@ -16,11 +16,11 @@ import httpx
 import numpy as np
 
 from cluster.models.folder import ModelFolderError, open_model
+from cluster.models.text_loss import TextLoss, TextModel, TextTooShort, text_losses, windows
 from cluster.ports import free_port
 from cluster.settings import ModelSettings
 
 _CONCURRENCY = 16
-_WINDOW_TOKENS = 512
 _TIMEOUT = httpx.Timeout(10.0, read=900.0)
 
 
@@ -49,15 +49,17 @@ class EvalAnswer:
 class Comparison:
     """Results of a comparison. Pairs are in the order of the models.
 
-    same_answer, same_thinking: shares of all questions. accuracy: share of the questions with an expected answer.
-    perplexity: None without a text.
+    same_answer, same_thinking: shares of all questions; None without questions. accuracy: share of the questions with
+    an expected answer. perplexity: with OpenVINO's own choice of arithmetic. losses: by each way to multiply of each
+    model, against the first one in f32.
     """
 
     questions: int
-    same_answer: float
-    same_thinking: float
+    same_answer: float | None
+    same_thinking: float | None
     accuracy: tuple[float | None, float | None]
-    perplexity: tuple[float | None, float | None]
+    perplexity: tuple[float, float]
+    losses: tuple[TextLoss, ...]
 
 
 def read_questions(path: Path) -> list[EvalQuestion]:
@@ -83,26 +85,32 @@ def read_questions(path: Path) -> list[EvalQuestion]:
 
 
 def compare(models: Sequence[str], questions: Sequence[EvalQuestion], text: str, max_tokens: int) -> Comparison:
-    """Serves two models one after the other and asks both the same questions.
+    """Measures two models' loss on a text, then serves one after the other and asks both the same questions.
 
-    models: their folders. text: for perplexity; empty leaves it out. max_tokens: of each answer. Raises CompareError
-    where a model cannot be served.
+    models: their folders; they have one vocabulary. questions: without any, the models are not served. max_tokens: of
+    each answer. Raises CompareError where a model cannot be read or served.
     """
-    answers = []
     # Both first: asking takes minutes.
     for model in models:
         _check(model)
-    for model in models:
+    folders = [Path(model) for model in models]
+    try:
+        losses = tuple(text_losses(folders[0], folders, text))
+    except (ValueError, RuntimeError) as error:  # RuntimeError: OpenVINO's
+        raise CompareError(str(error).strip().splitlines()[-1]) from None
+    answers = []
+    for model in models if questions else ():
         with _served(model) as (url, name):
             answers.append(_ask(url, name, questions, max_tokens))
-    first, second = answers
-    pairs = list(zip(first, second, strict=True))
+    pairs = list(zip(*answers, strict=True))
+    served = [loss.perplexity for loss in losses if loss.arithmetic == "default"]
     return Comparison(
         len(questions),
-        sum(a.text == b.text for a, b in pairs) / len(pairs),
-        sum(a.reasoning == b.reasoning for a, b in pairs) / len(pairs),
-        (_accuracy(questions, first), _accuracy(questions, second)),
-        tuple(perplexity(Path(model), text) if text else None for model in models),  # type: ignore[arg-type]
+        sum(a.text == b.text for a, b in pairs) / len(pairs) if pairs else None,
+        sum(a.reasoning == b.reasoning for a, b in pairs) / len(pairs) if pairs else None,
+        (_accuracy(questions, answers[0]), _accuracy(questions, answers[1])) if pairs else (None, None),
+        (served[0], served[1]),
+        losses,
     )
 
 
@@ -118,31 +126,14 @@ def perplexity(folder: Path, text: str) -> float:
 
     folder: of the model. Raises CompareError for a text of fewer than two tokens.
     """
-    import openvino
-    from tokenizers import Tokenizer
-
-    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
-    if len(ids) < 2:
-        raise CompareError("the text for perplexity has fewer than two tokens")
-    request = openvino.Core().compile_model(str(folder / "openvino_model.xml"), "CPU").create_infer_request()
-    loss, count = 0.0, 0
-    for start in range(0, len(ids) - 1, _WINDOW_TOKENS):
-        window = np.array([ids[start : start + _WINDOW_TOKENS + 1]], dtype=np.int64)
-        input_ids, targets = window[:, :-1], window[0, 1:]
-        request.reset_state()
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": np.ones_like(input_ids),
-            "position_ids": np.arange(input_ids.shape[1])[None],
-            "beam_idx": np.zeros(1, dtype=np.int32),
-        }
-        names = {port.any_name for port in request.model_inputs}
-        logits = next(iter(request.infer({name: value for name, value in inputs.items() if name in names}).values()))
-        scores = np.asarray(logits[0], dtype=np.float64)
-        highest = scores.max(axis=1)
-        total = np.log(np.exp(scores - highest[:, None]).sum(axis=1)) + highest
-        loss += float((total - scores[np.arange(len(targets)), targets]).sum())
-        count += len(targets)
+    try:
+        text_windows = list(windows(folder, text))
+    except TextTooShort as error:
+        raise CompareError(str(error)) from None
+    model, loss, count = TextModel(folder), 0.0, 0
+    for ids, following in text_windows:
+        loss -= float(model.log_probabilities(ids)[np.arange(len(ids)), following].sum())
+        count += len(ids)
     return math.exp(loss / count)
 
 

@@ -5,15 +5,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cluster.extras import install_command
-from cluster.models.folder import MANIFEST, WEIGHTS_FILE
+from cluster.models.identity import MANIFEST, StoredWeights, weights_digest
+from cluster.models.int8.convert import ConversionError, convert_folder
+from cluster.models.int8.messages import Step
 
 WEIGHTS = ("int8", "int4", "fp16", "fp32")
 _COPIED = ("chat_template.jinja", "generation_config.json")
@@ -70,11 +72,14 @@ def export_model(
     *,
     remote_code: bool = False,
     origin: dict[str, str] | None = None,
+    convert: bool = True,
+    on_stage: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Exports the model in `source` to the new folder `target`, completely or not at all.
 
     remote_code: allow the model's own Python code in the source folder to run. origin: where the source was fetched
-    from, for the manifest. Raises ExportError: without the extra, if the source holds no model, or the target exists.
+    from, for the manifest. convert: make INT8 weights ready for arithmetic in INT8. on_stage: called with what is done
+    next. Raises ExportError: without the extra, if the source holds no model, or the target exists.
     """
     config = source / "config.json"
     if not config.is_file():
@@ -107,7 +112,28 @@ def export_model(
                 shutil.copy(source / name, exported / name)
         manifest = (origin or {"source": source.resolve().name}) | _manifest(exported, compression)
         (exported / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        exported.rename(target)
+        if convert and compression.weight == "int8":
+            finish_int8(exported, target, on_stage)
+        else:
+            exported.rename(target)
+
+
+def finish_int8(folder: Path, target: Path, on_stage: Callable[[str], None]) -> None:
+    """Moves a complete model folder to `target`, with its weights converted where that is possible. Raises OSError."""
+    shown = set()
+
+    def on_step(step: Step) -> None:
+        if step.name not in shown:
+            shown.add(step.name)
+            on_stage(f"converting INT8 weights: {step.name}")
+
+    try:
+        convert_folder(folder, target, on_step)
+    except ConversionError as error:
+        on_stage(f"{error}. The weights stay as they are")
+        folder.rename(target)
+    else:
+        shutil.rmtree(folder)
 
 
 def _installed(name: str) -> bool:
@@ -124,19 +150,11 @@ def _brings_code(config: dict[str, Any]) -> bool:
     return "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
 
 
-def weights_digest(folder: Path) -> str:
-    """BLAKE2b of a model folder's weights, for its manifest."""
-    digest = blake2b(digest_size=16)
-    with (folder / WEIGHTS_FILE).open("rb") as weights:
-        while chunk := weights.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _manifest(folder: Path, compression: Compression) -> dict[str, Any]:
     packages = ("openvino", "optimum-intel", "nncf", "transformers", "torch")
     return {
         **{name: value for name, value in asdict(compression).items() if value is not None},
+        **({"weights": StoredWeights.INT8_ASYMMETRIC} if compression.weight == "int8" else {}),
         "weights_blake2b": weights_digest(folder),
         "versions": {name: version(name) for name in packages},
     }

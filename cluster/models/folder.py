@@ -1,35 +1,24 @@
 """A model folder: whether it is complete, its name, how much memory it needs, and which exact model it holds."""
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.models.catalog import CATALOG
+from cluster.models.identity import (
+    GRAPH_FILE,
+    WEIGHTS_FILE,
+    StoredWeights,
+    fingerprint,
+    read_json,
+    stored_weights,
+)
 from cluster.models.paths import UnsafeNameError, child
 from cluster.settings import BUNDLED, ModelSettings, Settings
 
 BUNDLED_FOLDER = Path(__file__).with_name("bundled")
-WEIGHTS_FILE = "openvino_model.bin"
-MANIFEST = "dray-model.json"
-_REQUIRED = ("openvino_model.xml", WEIGHTS_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
-_FINGERPRINTED = (
-    "openvino_model.xml",
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-)
-_SAMPLE_BYTES = 1 << 20
-_SAMPLES = 64
-
-
-_MAX_JSON_BYTES = 1 << 20
-"""Of the JSON files that are read here; those of real models have a few kilobytes."""
+_REQUIRED = (GRAPH_FILE, WEIGHTS_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 class ModelFolderError(Exception):
@@ -159,37 +148,14 @@ class ServedModel:
         return read_json(file) if file.is_file() else {}
 
     @cached_property
+    def weights(self) -> StoredWeights:
+        """How its weights are stored; those of unknown origin count as asymmetric."""
+        return stored_weights(self.folder)
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Identifies this exact model: weights, tokenizer, template, defaults. Part of every answer's cache key.
-
-        Small files are hashed whole. Of the weights, only the size and 64 evenly spaced samples of 1 MiB are hashed:
-        that takes milliseconds for gigabytes and still tells quantizations and fine-tunes apart.
-        """
-        digest = blake2b(digest_size=16)
-        for name in _FINGERPRINTED:
-            file = self.folder / name
-            digest.update(name.encode() + (file.read_bytes() if file.is_file() else b""))
-        for sample in _samples(self.folder / WEIGHTS_FILE):
-            digest.update(sample)
-        return digest.hexdigest()
-
-
-def sampled_digest(file: Path) -> str:
-    """Tells large files apart in milliseconds, as `ServedModel.fingerprint` does."""
-    digest = blake2b(digest_size=16)
-    for sample in _samples(file):
-        digest.update(sample)
-    return digest.hexdigest()
-
-
-def _samples(file: Path) -> Iterator[bytes]:
-    """A file's size, and 64 evenly spaced samples of 1 MiB."""
-    size = file.stat().st_size
-    yield size.to_bytes(8, "little")
-    with file.open("rb") as content:
-        for sample in range(_SAMPLES):
-            content.seek(sample * max(0, size - _SAMPLE_BYTES) // max(1, _SAMPLES - 1))
-            yield content.read(_SAMPLE_BYTES)
+        """Identifies this exact model: weights, tokenizer, template, defaults. Part of every answer's cache key."""
+        return fingerprint(self.folder)
 
 
 def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
@@ -224,7 +190,7 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
         name=settings.name or known_as(source),
         folder=folder.resolve(),
         context_tokens=settings.context_tokens or limit,
-        created=int((folder / "openvino_model.xml").stat().st_mtime),
+        created=int((folder / GRAPH_FILE).stat().st_mtime),
     )
 
 
@@ -238,18 +204,6 @@ def _context_limit(folder: Path) -> int:
 def _check_defaults(folder: Path) -> None:
     if (file := folder / "generation_config.json").is_file():
         read_json(file)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a model's JSON file. Raises ValueError, RecursionError."""
-    with file.open("rb") as content:
-        text = content.read(_MAX_JSON_BYTES + 1)
-    if len(text) > _MAX_JSON_BYTES:
-        raise ValueError(f"{file.name} has more than {_MAX_JSON_BYTES} bytes")
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError(f"{file.name} holds no JSON object")
-    return value
 
 
 def open_models(settings: Settings, models_dir: Path | None = None) -> list[ServedModel]:
@@ -270,7 +224,7 @@ def check_readable(model: ServedModel) -> None:
     import openvino
 
     try:
-        openvino.Core().read_model(str(model.folder / "openvino_model.xml"))
+        openvino.Core().read_model(str(model.folder / GRAPH_FILE))
     except RuntimeError as error:
         raise ModelFolderError(
             f"model folder {model.folder} is broken: {str(error).strip().splitlines()[-1]}"

@@ -10,11 +10,9 @@ from typing import Any
 
 from cluster.models import fetch as fetching
 from cluster.models.catalog import CATALOG, CatalogModel, ready_made
-from cluster.models.export import Compression, ExportError, check_export_extra, export_model
+from cluster.models.export import Compression, ExportError, check_export_extra, export_model, finish_int8
 from cluster.models.fetch import DownloadProgress, FetchError, exclusive, fetch, matching_files
 from cluster.models.folder import (
-    MANIFEST,
-    WEIGHTS_FILE,
     ModelFolderError,
     UnknownModel,
     gguf_folder,
@@ -22,6 +20,8 @@ from cluster.models.folder import (
     store_folder,
 )
 from cluster.models.hubs import Listing, ModelHub, NotOnHub, RemoteFile
+from cluster.models.identity import MANIFEST, WEIGHTS_FILE
+from cluster.models.int8.convert import work_name
 from cluster.models.paths import owned_child
 
 _PARTIAL = ".partial"
@@ -66,6 +66,7 @@ def remove(source: str, weight: str, models_dir: Path) -> Path:
     downloads = owned_child(models_dir, _PARTIAL)
     folder = owned_child(models_dir, name)
     leftovers = [owned_child(downloads, name), owned_child(downloads, f"{name}{_WEIGHTS_SUFFIX}")]
+    leftovers.append(owned_child(models_dir, work_name(name)))
     with exclusive(owned_child(downloads, f"{name}.lock")):
         for path in (folder, *leftovers):
             _delete(path)
@@ -112,13 +113,14 @@ def obtain(
     *,
     revision: str | None = None,
     remote_code: bool = False,
+    convert: bool = True,
 ) -> Path:
     """The folder of a named model, which is fetched if it is not here yet.
 
     Takes the ready-made OpenVINO model where the hub has one, and otherwise exports the original weights.
-    remote_code: allow Python code that comes with the weights to run during the export.
-    Raises UnknownModel, UnsafeNameError, FetchError, ExportError, HubError. Files that arrived are kept for the next
-    attempt.
+    remote_code: allow Python code that comes with the weights to run during the export. convert: make INT8 weights
+    ready for arithmetic in INT8. Raises UnknownModel, UnsafeNameError, FetchError, ExportError, HubError.
+    Files that arrived are kept for the next attempt.
     """
     target = store_folder(source, compression.weight, models_dir)
     if target.is_dir():
@@ -133,12 +135,23 @@ def obtain(
             fetch(hub, listing, files, work, progress)
             _report_unverified(files, on_stage)
             _complete(work, source, {"source": listing.repository, "hub": hub.name, "revision": listing.revision})
-            work.rename(target)
+            if convert and compression.weight == "int8":
+                finish_int8(work, target, on_stage)
+            else:
+                work.rename(target)
             return target
         weights_folder = owned_child(partial, f"{target.name}{_WEIGHTS_SUFFIX}")
         origin = _fetch_weights(source, weights_folder, hub, revision, progress, on_stage)
         on_stage(f"exporting {source} to {compression.weight}")
-        export_model(weights_folder, target, compression, remote_code=remote_code, origin=origin)
+        export_model(
+            weights_folder,
+            target,
+            compression,
+            remote_code=remote_code,
+            origin=origin,
+            convert=convert,
+            on_stage=on_stage,
+        )
         _complete(target, source, {})
         _delete(weights_folder)
     return target

@@ -86,7 +86,7 @@ def is_bundled_model(folder: Path) -> bool:
 def test_a_catalog_name_fetches_the_ready_made_model(machine: Machine) -> None:
     machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
     machine.server.repositories[R1_IR].files["README.md"] = b"not needed"
-    done = machine.dray("pull", R1)
+    done = machine.dray("pull", R1, "--keep-weights")
     assert done.returncode == 0, done.stderr
     folder = machine.store / f"{R1}-int8"
     assert machine.models() == [folder.name] and is_bundled_model(folder)
@@ -97,15 +97,28 @@ def test_a_catalog_name_fetches_the_ready_made_model(machine: Machine) -> None:
     listed = json.loads(machine.dray("list", "--json").stdout)
     assert [model["name"] for model in listed["installed"]] == [folder.name]
     requests = len(machine.server.asked)
-    assert machine.dray("pull", R1).returncode == 0
+    assert machine.dray("pull", R1, "--keep-weights").returncode == 0
     assert len(machine.server.asked) == requests, "an installed model is not requested again"
     assert machine.dray("remove", R1).returncode == 0
     assert machine.models() == []
 
 
+def test_int8_weights_are_converted_unless_they_are_to_be_kept(machine: Machine) -> None:
+    machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
+    done = machine.dray("pull", R1)
+    assert done.returncode == 0, done.stderr
+    folder = machine.store / f"{R1}-int8"
+    assert machine.models() == [folder.name] and [path.name for path in (machine.store / ".partial").iterdir()] == [
+        f"{folder.name}.lock"
+    ]
+    manifest = json.loads((folder / "dray-model.json").read_text())
+    assert (manifest["source"], manifest["hub"]) == (R1_IR, machine.hub)
+    assert manifest["weights"] == "int8-symmetric-smoothed" and manifest["conversion"]["tokens"] > 3000
+
+
 def test_any_hub_id_works(machine: Machine) -> None:
     machine.server.repositories["someone/Their-Model"] = Repository.of(BUNDLED_FOLDER)
-    assert machine.dray("pull", "someone/Their-Model").returncode == 0
+    assert machine.dray("pull", "someone/Their-Model", "--keep-weights").returncode == 0
     assert machine.models() == ["someone--their-model-int8"]
 
 
@@ -113,7 +126,7 @@ def test_an_interrupted_download_resumes(machine: Machine) -> None:
     repository = machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
     repository.files[BIN] = os.urandom(48 * 2**20)  # the clients write up to 10 MiB at once
     repository.dropped[BIN] = 2
-    done = machine.dray("pull", R1)
+    done = machine.dray("pull", R1, "--keep-weights")
     assert done.returncode == 0, done.stderr
     assert (machine.store / f"{R1}-int8" / BIN).read_bytes() == repository.files[BIN]
     first, *later = machine.server.downloads(BIN)
@@ -123,7 +136,7 @@ def test_an_interrupted_download_resumes(machine: Machine) -> None:
 def test_a_damaged_download_is_repeated_once(machine: Machine) -> None:
     repository = machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
     repository.spoiled[BIN] = 1
-    done = machine.dray("pull", R1)
+    done = machine.dray("pull", R1, "--keep-weights")
     assert done.returncode == 0, done.stderr
     assert is_bundled_model(machine.store / f"{R1}-int8")
 
@@ -134,7 +147,7 @@ def test_damaged_content_is_never_installed(machine: Machine) -> None:
     line = machine.refused("pull", R1)
     assert BIN in line
     repository.spoiled[BIN] = 0
-    assert machine.dray("pull", R1).returncode == 0
+    assert machine.dray("pull", R1, "--keep-weights").returncode == 0
     assert is_bundled_model(machine.store / f"{R1}-int8")
 
 
@@ -161,10 +174,10 @@ def test_a_full_disk_is_one_line_of_error_and_the_next_try_resumes(machine: Mach
         # A limit on file sizes makes writes fail as a full disk does.
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 
-    done = machine.dray("pull", R1, before=small_files_only)
+    done = machine.dray("pull", R1, "--keep-weights", before=small_files_only)
     assert done.returncode == 1 and machine.models() == []
     assert "Traceback" not in done.stderr and "error: " in done.stderr
-    assert machine.dray("pull", R1).returncode == 0
+    assert machine.dray("pull", R1, "--keep-weights").returncode == 0
     assert is_bundled_model(machine.store / f"{R1}-int8")
 
 
@@ -172,7 +185,7 @@ def test_a_gated_model_needs_a_token(machine: Machine) -> None:
     machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
     machine.server.repositories[R1_IR].gated = True
     assert TOKENS[machine.hub] in machine.refused("pull", R1_IR)
-    assert machine.dray("pull", R1_IR, extra={TOKENS[machine.hub]: TOKEN}).returncode == 0
+    assert machine.dray("pull", R1_IR, "--keep-weights", extra={TOKENS[machine.hub]: TOKEN}).returncode == 0
     assert machine.models() == ["openvino--deepseek-r1-distill-qwen-1.5b-int8-ov"]
 
 

@@ -201,7 +201,7 @@ def hub(server: tuple[str, StandIn]) -> tuple[str, Repository]:
 
 
 def pull(hub: str, store: Path) -> Path:
-    return obtain(NAME, Compression(), store, open_hub(hub), NoProgress(), lambda stage: None)  # type: ignore[arg-type]
+    return obtain(NAME, Compression(), store, open_hub(hub), NoProgress(), lambda stage: None, convert=False)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("path", ["../evil.json", "/tmp/evil.json", "a/../../evil.json", "a//evil.json", "evil\0.json"])

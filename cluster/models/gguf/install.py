@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from cluster.models.export import weights_digest
 from cluster.models.fetch import exclusive
-from cluster.models.folder import MANIFEST, gguf_folder, read_json, sampled_digest
+from cluster.models.folder import gguf_folder
 from cluster.models.gguf.description import rotary_frequencies, write_description
 from cluster.models.gguf.header import GgufError, TensorInfo, read_header
 from cluster.models.gguf.weights import check_gguf_extra, convert_weights
+from cluster.models.identity import MANIFEST, read_json, sampled_digest, weights_digest
 from cluster.models.paths import owned_child
 from cluster.units import format_bytes
 

@@ -281,3 +281,9 @@ def test_log_probabilities_of_a_prompt_are_those_of_its_generation(bundled: Serv
     for ours, theirs in zip(reported[-len(generated) :], logprobs, strict=True):
         assert ours.chosen == pytest.approx(theirs.chosen, abs=0.3)
         assert ours.top[0][1] == pytest.approx(theirs.top[0][1], abs=0.3)
+
+
+def test_the_largest_group_size_reaches_openvino(bundled: ServedModel) -> None:
+    """A number would be passed on as a C long, which it does not fit into."""
+    largest = engine(bundled, dynamic_quantization_group_size=2**64 - 1)
+    assert undisturbed(largest, [1, 2, 3])
