@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
 from cluster.launch.watch import killing_hung_processes
-from cluster.liveness import SILENCE_S, HungProcesses
+from cluster.liveness import SILENCE_S, START_S, HungProcesses
 from tests.cluster.test_supervisor import Clock
 from tests.conftest import wait_for
 
@@ -20,6 +21,13 @@ import asyncio, sys
 from pathlib import Path
 from cluster.liveness import show_life
 asyncio.run(show_life(Path(sys.argv[1])))
+"""
+_WORKER = """
+import os, signal, sys
+from pathlib import Path
+from cluster.liveness import announce_worker
+announce_worker(Path(sys.argv[1]))
+os.kill(os.getpid(), signal.SIGSTOP)
 """
 _SIDECAR = """
 from cluster import liveness
@@ -36,6 +44,16 @@ def replica(tmp_path: Path) -> Iterator[psutil.Process]:
         wait_for(lambda: signs(tmp_path))
         yield psutil.Process(process.pid)
         process.kill()
+
+
+@contextmanager
+def worker(folder: Path, title: str, program: str = _WORKER) -> Iterator[psutil.Process]:
+    """A process with this title that runs the program, and ends by itself or with the block."""
+    with subprocess.Popen([title, "-c", program, str(folder)], executable=sys.executable) as process:
+        try:
+            yield psutil.Process(process.pid)
+        finally:
+            process.kill()
 
 
 def signs(folder: Path) -> list[Path]:
@@ -114,6 +132,36 @@ def test_nobody_is_killed_where_signs_cannot_be_written(tmp_path: Path, replica:
     away.rename(tmp_path)
     look(hung, clock, SILENCE_S)
     assert replica.status() == psutil.STATUS_STOPPED
+
+
+def test_a_replica_that_hangs_at_its_start_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hung = HungProcesses(tmp_path, clock := Clock())
+    with worker(tmp_path, "ray::ServeReplica:dray:router") as replica:
+        wait_for(lambda: replica.status() == psutil.STATUS_STOPPED)
+        look(hung, clock, START_S)
+        assert replica.status() == psutil.STATUS_STOPPED and not caplog.records
+        look(hung, clock, 2)
+        wait_for(ended(replica))
+    [line] = caplog.messages
+    assert line.startswith("ray::ServeReplica:dray:router") and "hangs at its start" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_that_waits_for_work_is_spared(tmp_path: Path) -> None:
+    hung = HungProcesses(tmp_path, clock := Clock())
+    with worker(tmp_path, "ray::IDLE") as idle:
+        wait_for(lambda: idle.status() == psutil.STATUS_STOPPED)
+        look(hung, clock, 10 * START_S)
+        assert idle.status() == psutil.STATUS_STOPPED
+    look(hung, clock, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_replica_that_has_started_is_no_longer_watched_as_one_that_starts(tmp_path: Path) -> None:
+    """Its end may take as long as the streams that it still has."""
+    program = _WORKER.replace("os.kill(os.getpid(), signal.SIGSTOP)", "") + _REPLICA
+    with worker(tmp_path, "ray::ServeReplica:dray:router", program):
+        wait_for(lambda: [file.suffix for file in tmp_path.iterdir()] == [".alive"])
 
 
 def test_a_replica_that_ends_leaves_no_file(tmp_path: Path, replica: psutil.Process) -> None:
