@@ -1,10 +1,11 @@
-"""Signs of life: each replica's process touches a file every second, and its machine's supervisor kills silent ones.
+"""Signs of life: Ray's workers on a machine touch files every second, and the machine's supervisor kills silent ones.
 
-Ray ends a process by asking it to end, so one that hangs would stay, with its leased cores. The signs are files because
-Redis and Ray may hang as well. The supervisor is the launcher, and in a pod the sidecar that serves the metrics.
+Ray ends a process by asking it to end, so one that hangs would stay, with its leased cores; and while Serve's
+controller hangs, nothing is replaced. The signs are files because Redis and Ray may hang as well. The supervisor is the
+launcher, and in a pod the sidecar that serves the metrics.
 
-A process can hang before its first sign too. So each of Ray's workers announces itself by another file, and one that
-has become a replica must show life soon.
+Every worker shows from its start, by a thread, that it is not stopped. One that is a replica must soon show more: that
+its event loop runs.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 log = logging.getLogger("dray.liveness")
 
@@ -23,8 +25,8 @@ FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 SILENCE_S = 10.0
 """After this long a process counts as hung. Serve gives up a router after about twice that, an engine replica later."""
 START_S = 120.0
-"""A replica that shows no life for this long after its start counts as hung. On a busy machine a start takes half a
-minute; an engine's own, which may take longer, happens while its replica shows life."""
+"""A replica whose event loop shows no life for this long after its start counts as hung. On a busy machine a start
+takes half a minute; an engine's own, which may take longer, happens beside the event loop."""
 INTERVAL_S = 1.0
 _PAUSE_S = 5.0
 """Whoever looks this rarely was suspended, or had no CPU; the processes had none either."""
@@ -33,34 +35,43 @@ _REPLICA = "ray::ServeReplica:"
 """How the title of a replica's process begins. Ray sets it before it imports the replica's class (ray 2.60)."""
 
 
-def announce_worker(folder: Path) -> None:
-    """Tells the supervisor of this process, which may become a replica, and then has to show life."""
-    with suppress(OSError):
-        _file(folder, _WORKER).touch(0o600)
+def show_worker_life(folder: Path) -> None:
+    """Shows every second, until the process ends, that this worker is not stopped. Returns at once."""
+    file = _file(folder, _WORKER)
+    _touch(file)
+
+    def show() -> None:
+        while True:
+            time.sleep(INTERVAL_S)
+            _touch(file)
+
+    Thread(target=show, name="show life", daemon=True).start()
 
 
 async def show_life(folder: Path) -> None:
     """Shows every second, until it is cancelled, that this process's event loop runs."""
-    file, announced = _file(folder, _ALIVE), _file(folder, _WORKER)
+    file = _file(folder, _ALIVE)
     try:
         while True:
-            # Without a file nobody misses this process. Where nobody can write, `HungProcesses` counts no silence.
-            with suppress(OSError):
-                file.touch(0o600)
-                announced.unlink(missing_ok=True)
+            _touch(file)
             await asyncio.sleep(INTERVAL_S)
     finally:
         file.unlink(missing_ok=True)
 
 
 class HungProcesses:
-    """Kills the processes that stop to show life in a folder; call `kill` every second."""
+    """Kills the processes that stop to show life in a folder, or do not begin to; call `kill` every second."""
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
         self._clock = clock
         self._looked = clock()
         self._seen: dict[Path, tuple[int, float]] = {}
+        """When each file was touched, and since when that has not changed."""
+        self._starting: dict[Path, float] = {}
+        """The replicas whose event loops have shown no life yet, by their workers' files, and since when."""
+        self._started: set[str] = set()
+        """The replicas whose event loops have, by their files' stems. One that ends shows no more, for any time."""
 
     def kill(self) -> None:
         """Kills processes that were silent for too long, and removes the files of those that have ended.
@@ -71,27 +82,32 @@ class HungProcesses:
         now = self._clock()
         if now - self._looked > _PAUSE_S:
             self._seen.clear()
+            self._starting.clear()
         self._looked = now
-        before, self._seen = self._seen, {}
-        for file in self._folder.glob(f"*{_ALIVE}"):
+        self._kill_silent(now)
+        self._kill_starting(now)
+
+    def _kill_silent(self, now: float) -> None:
+        seen = {}
+        for file in (*self._folder.glob(f"*{_ALIVE}"), *self._folder.glob(f"*{_WORKER}")):
             with suppress(FileNotFoundError):
                 # Only whether it changes counts: the wall clock that it comes from may jump.
                 touched = file.stat().st_mtime_ns
-                known, since = before.get(file, (touched, now))
-                self._judge(file, touched, now if touched != known else since, SILENCE_S)
-        for file in self._folder.glob(f"*{_WORKER}"):
-            if not _runs(file):
-                file.unlink(missing_ok=True)
-            # Until it is a replica it may wait for work for ever.
-            elif _title(file).startswith(_REPLICA):
-                self._judge(file, 0, before.get(file, (0, now))[1], START_S)
+                before, since = self._seen.get(file, (touched, now))
+                seen[file] = (touched, now if touched != before else since)
+                if now - seen[file][1] > SILENCE_S:
+                    _end(file, f"hangs: no sign of life for {SILENCE_S:.0f} s")
+        self._seen = seen
 
-    def _judge(self, file: Path, touched: int, since: float, limit_s: float) -> None:
-        """Ends the file's process if it has been silent for too long, and remembers since when otherwise."""
-        if self._looked - since > limit_s:
-            _end(file, limit_s)
-        else:
-            self._seen[file] = (touched, since)
+    def _kill_starting(self, now: float) -> None:
+        self._started |= {file.stem for file in self._seen if file.suffix == _ALIVE}
+        self._started &= {file.stem for file in self._seen}
+        before, self._starting = self._starting, {}
+        for file in self._seen:
+            if file.stem not in self._started and _title(file).startswith(_REPLICA):
+                self._starting[file] = before.get(file, now)
+                if now - self._starting[file] > START_S:
+                    _end(file, f"hangs at its start: no sign of life of its event loop for {START_S:.0f} s")
 
 
 def _file(folder: Path, suffix: str) -> Path:
@@ -100,15 +116,20 @@ def _file(folder: Path, suffix: str) -> Path:
     return folder / f"{os.getpid()}-{_started(os.getpid())}{suffix}"
 
 
-def _end(file: Path, silent_s: float) -> None:
-    """Kills the process that the file belongs to, if it still runs, and removes the file."""
+def _touch(file: Path) -> None:
+    # Without a file nobody misses this process. Where nobody can write, `HungProcesses` counts no silence.
+    with suppress(OSError):
+        file.touch(0o600)
+
+
+def _end(file: Path, reason: str) -> None:
+    """Kills the process that the file belongs to, if it still runs, and removes its files."""
     if _runs(file):
-        name, pid = _title(file) or "a replica", _pid(file)
-        hangs = "hangs at its start" if file.suffix == _WORKER else "hangs"
-        log.error("%s (process %d) %s: no sign of life for %.0f s; killing it", name, pid, hangs, silent_s)
+        log.error("%s (process %d) %s; killing it", _title(file) or "a worker", _pid(file), reason)
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    file.unlink(missing_ok=True)
+            os.kill(_pid(file), signal.SIGKILL)
+    for suffix in (_ALIVE, _WORKER):
+        file.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _runs(file: Path) -> bool:

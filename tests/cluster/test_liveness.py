@@ -23,12 +23,14 @@ from cluster.liveness import show_life
 asyncio.run(show_life(Path(sys.argv[1])))
 """
 _WORKER = """
-import os, signal, sys
+import sys, threading
 from pathlib import Path
-from cluster.liveness import announce_worker
-announce_worker(Path(sys.argv[1]))
-os.kill(os.getpid(), signal.SIGSTOP)
+from cluster import liveness
+liveness.INTERVAL_S = 0.005
+liveness.show_worker_life(Path(sys.argv[1]))
+threading.Event().wait()
 """
+"""Its event loop does not start."""
 _SIDECAR = """
 from cluster import liveness
 liveness.SILENCE_S = 1
@@ -57,7 +59,7 @@ def worker(folder: Path, title: str, program: str = _WORKER) -> Iterator[psutil.
 
 
 def signs(folder: Path) -> list[Path]:
-    return list(folder.glob("*.alive"))
+    return [*folder.glob("*.alive"), *folder.glob("*.worker")]
 
 
 def suspend(replica: psutil.Process) -> None:
@@ -134,34 +136,64 @@ def test_nobody_is_killed_where_signs_cannot_be_written(tmp_path: Path, replica:
     assert replica.status() == psutil.STATUS_STOPPED
 
 
+def look_at_its_signs(hung: HungProcesses, clock: Clock, folder: Path, seconds: float) -> None:
+    """As `look`, but each time at a new sign, until the process is killed."""
+    for _ in range(int(seconds)):
+        before = [sign.stat().st_mtime_ns for sign in signs(folder)]
+        wait_for(lambda before=before: before != [sign.stat().st_mtime_ns for sign in signs(folder)])  # type: ignore[misc]
+        look(hung, clock, 1)
+        if not signs(folder):
+            break
+
+
 def test_a_replica_that_hangs_at_its_start_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     hung = HungProcesses(tmp_path, clock := Clock())
     with worker(tmp_path, "ray::ServeReplica:dray:router") as replica:
-        wait_for(lambda: replica.status() == psutil.STATUS_STOPPED)
-        look(hung, clock, START_S)
-        assert replica.status() == psutil.STATUS_STOPPED and not caplog.records
-        look(hung, clock, 2)
+        wait_for(lambda: signs(tmp_path))
+        look_at_its_signs(hung, clock, tmp_path, START_S)
+        assert replica.is_running() and not caplog.records
+        look_at_its_signs(hung, clock, tmp_path, 3)
         wait_for(ended(replica))
     [line] = caplog.messages
     assert line.startswith("ray::ServeReplica:dray:router") and "hangs at its start" in line
-    assert not list(tmp_path.iterdir())
+    assert not signs(tmp_path)
 
 
 def test_a_worker_that_waits_for_work_is_spared(tmp_path: Path) -> None:
     hung = HungProcesses(tmp_path, clock := Clock())
     with worker(tmp_path, "ray::IDLE") as idle:
-        wait_for(lambda: idle.status() == psutil.STATUS_STOPPED)
-        look(hung, clock, 10 * START_S)
-        assert idle.status() == psutil.STATUS_STOPPED
-    look(hung, clock, 1)
-    assert not list(tmp_path.iterdir())
+        wait_for(lambda: signs(tmp_path))
+        look_at_its_signs(hung, clock, tmp_path, START_S + 5)
+        assert idle.is_running() and idle.status() != psutil.STATUS_ZOMBIE
+    look(hung, clock, SILENCE_S + 2)
+    assert not signs(tmp_path)
 
 
-def test_a_replica_that_has_started_is_no_longer_watched_as_one_that_starts(tmp_path: Path) -> None:
-    """Its end may take as long as the streams that it still has."""
-    program = _WORKER.replace("os.kill(os.getpid(), signal.SIGSTOP)", "") + _REPLICA
-    with worker(tmp_path, "ray::ServeReplica:dray:router", program):
-        wait_for(lambda: [file.suffix for file in tmp_path.iterdir()] == [".alive"])
+def test_any_worker_that_hangs_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As Serve's controller, without which nothing is replaced, or a replica that is stopped at its start."""
+    hung = HungProcesses(tmp_path, clock := Clock())
+    with worker(tmp_path, "ray::ServeController") as controller:
+        wait_for(lambda: signs(tmp_path))
+        suspend(controller)
+        look(hung, clock, SILENCE_S)
+        assert controller.status() == psutil.STATUS_STOPPED
+        look(hung, clock, 2)
+        wait_for(ended(controller))
+    [line] = caplog.messages
+    assert line.startswith("ray::ServeController")
+
+
+def test_a_replica_that_has_shown_life_may_take_any_time_to_end(tmp_path: Path) -> None:
+    hung = HungProcesses(tmp_path, clock := Clock())
+    with worker(tmp_path, "ray::ServeReplica:dray:router") as replica:
+        wait_for(lambda: signs(tmp_path))
+        [sign] = signs(tmp_path)
+        loop = sign.with_suffix(".alive")
+        loop.touch()
+        look(hung, clock, 1)
+        loop.unlink()
+        look_at_its_signs(hung, clock, tmp_path, START_S + 5)
+        assert replica.is_running() and replica.status() != psutil.STATUS_ZOMBIE
 
 
 def test_a_replica_that_ends_leaves_no_file(tmp_path: Path, replica: psutil.Process) -> None:

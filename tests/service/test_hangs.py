@@ -9,7 +9,6 @@ import psutil
 import pytest
 
 from cluster.cores import held_cores
-from cluster.liveness import START_S
 from tests.conftest import MODEL, Dray, started_dray, wait_for
 from tests.service.test_cache import new_question
 
@@ -138,7 +137,21 @@ def test_a_router_that_hangs_at_its_start_is_replaced(dray: Dray) -> None:
     hung = wait_for(lambda: starting(dray, REPLACED["router"]), REPLACED_S)[0]
     hung.suspend()
     assert hung in starting(dray, REPLACED["router"])
-    wait_for(lambda: not hung.is_running(), START_S + REPLACED_S)
+    wait_for(lambda: not hung.is_running(), REPLACED_S)
+    wait_for(lambda: answers(dray), REPLACED_S)
+
+
+@pytest.mark.parametrize("text", ["ServeController", "HAProxyManager", "ProxyActor"])
+def test_a_part_of_serve_that_hangs_is_replaced(dray: Dray, text: str) -> None:
+    with hanging(dray, text) as hung:
+        started = time.monotonic()
+        wait_for(lambda: not any(process.is_running() for process in hung), REPLACED_S)
+        wait_for(lambda: parts(dray, text), REPLACED_S)
+        print(f"{text}: replaced after {time.monotonic() - started:.1f} s")
+    wait_for(lambda: dray.run("status").returncode == 0, 60)
+    # What it replaces itself is replaced again.
+    for haproxy in dray.processes("bin/haproxy"):
+        haproxy.kill()
     wait_for(lambda: answers(dray), REPLACED_S)
 
 
