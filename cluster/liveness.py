@@ -4,8 +4,9 @@ Ray ends a process by asking it to end, so one that hangs would stay, with its l
 controller hangs, nothing is replaced. The signs are files because Redis and Ray may hang as well. The supervisor is the
 launcher, and in a pod the sidecar that serves the metrics.
 
-Every worker shows from its start, by a thread, that it is not stopped. One that is a replica must soon show more: that
-its event loop runs.
+Every worker shows from its start, by a thread, that it is not stopped. One that becomes a replica must show within two
+minutes that its event loop runs. Until then its thread does not count: a library that loads a model on a busy machine
+may keep it waiting.
 """
 
 import asyncio
@@ -84,12 +85,20 @@ class HungProcesses:
             self._seen.clear()
             self._starting.clear()
         self._looked = now
-        self._kill_silent(now)
-        self._kill_starting(now)
+        files = [*self._folder.glob(f"*{_ALIVE}"), *self._folder.glob(f"*{_WORKER}")]
+        self._started |= {file.stem for file in files if file.suffix == _ALIVE}
+        self._started &= {file.stem for file in files}
+        starting = {file for file in files if self._is_starting(file)}
+        self._kill_silent(set(files) - starting, now)
+        self._kill_starting(starting, now)
 
-    def _kill_silent(self, now: float) -> None:
+    def _is_starting(self, file: Path) -> bool:
+        """Whether it is the worker's file of a replica whose event loop has shown no life yet."""
+        return file.stem not in self._started and _title(file).startswith(_REPLICA)
+
+    def _kill_silent(self, files: set[Path], now: float) -> None:
         seen = {}
-        for file in (*self._folder.glob(f"*{_ALIVE}"), *self._folder.glob(f"*{_WORKER}")):
+        for file in files:
             with suppress(FileNotFoundError):
                 # Only whether it changes counts: the wall clock that it comes from may jump.
                 touched = file.stat().st_mtime_ns
@@ -99,15 +108,11 @@ class HungProcesses:
                     _end(file, f"hangs: no sign of life for {SILENCE_S:.0f} s")
         self._seen = seen
 
-    def _kill_starting(self, now: float) -> None:
-        self._started |= {file.stem for file in self._seen if file.suffix == _ALIVE}
-        self._started &= {file.stem for file in self._seen}
-        before, self._starting = self._starting, {}
-        for file in self._seen:
-            if file.stem not in self._started and _title(file).startswith(_REPLICA):
-                self._starting[file] = before.get(file, now)
-                if now - self._starting[file] > START_S:
-                    _end(file, f"hangs at its start: no sign of life of its event loop for {START_S:.0f} s")
+    def _kill_starting(self, files: set[Path], now: float) -> None:
+        self._starting = {file: self._starting.get(file, now) for file in files}
+        for file, since in self._starting.items():
+            if now - since > START_S:
+                _end(file, f"hangs at its start: its event loop shows no life for {START_S:.0f} s")
 
 
 def _file(folder: Path, suffix: str) -> Path:

@@ -159,6 +159,18 @@ def test_a_replica_that_hangs_at_its_start_is_killed(tmp_path: Path, caplog: pyt
     assert not signs(tmp_path)
 
 
+def test_a_replica_that_is_stopped_at_its_start_has_as_much_time(tmp_path: Path) -> None:
+    """As one whose other threads wait while a large file is read."""
+    hung = HungProcesses(tmp_path, clock := Clock())
+    with worker(tmp_path, "ray::ServeReplica:dray:router") as replica:
+        wait_for(lambda: signs(tmp_path))
+        suspend(replica)
+        look(hung, clock, START_S)
+        assert replica.status() == psutil.STATUS_STOPPED
+        look(hung, clock, 3)
+        wait_for(ended(replica))
+
+
 def test_a_worker_that_waits_for_work_is_spared(tmp_path: Path) -> None:
     hung = HungProcesses(tmp_path, clock := Clock())
     with worker(tmp_path, "ray::IDLE") as idle:
@@ -170,7 +182,7 @@ def test_a_worker_that_waits_for_work_is_spared(tmp_path: Path) -> None:
 
 
 def test_any_worker_that_hangs_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As Serve's controller, without which nothing is replaced, or a replica that is stopped at its start."""
+    """As Serve's controller, without which nothing is replaced."""
     hung = HungProcesses(tmp_path, clock := Clock())
     with worker(tmp_path, "ray::ServeController") as controller:
         wait_for(lambda: signs(tmp_path))

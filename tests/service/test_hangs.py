@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from cluster.cores import held_cores
+from cluster.liveness import START_S
 from tests.conftest import MODEL, Dray, started_dray, wait_for
 from tests.service.test_cache import new_question
 
@@ -137,7 +138,7 @@ def test_a_router_that_hangs_at_its_start_is_replaced(dray: Dray) -> None:
     hung = wait_for(lambda: starting(dray, REPLACED["router"]), REPLACED_S)[0]
     hung.suspend()
     assert hung in starting(dray, REPLACED["router"])
-    wait_for(lambda: not hung.is_running(), REPLACED_S)
+    wait_for(lambda: not hung.is_running(), START_S + REPLACED_S)
     wait_for(lambda: answers(dray), REPLACED_S)
 
 
