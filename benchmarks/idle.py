@@ -39,8 +39,9 @@ def idle(service: Service, seconds: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="how long to measure")
+    parser.add_argument("--no-page", action="store_true", help="without the chat page")
     args = parser.parse_args()
-    with running() as service:
+    with running(**({"DRAY_PAGE": "false"} if args.no_page else {})) as service:
         print(idle(service, args.seconds))
 
 

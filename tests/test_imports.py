@@ -62,7 +62,7 @@ DEPLOYMENTS = {
         "models records redis_client serve_config settings units",
     ),
     # Their routes answer JSON and refuse as the API does.
-    "pages": ("api common observability tenancy", "cores launch models serve_config sse"),
+    "pages": ("api common observability tenancy", "cores launch liveness models serve_config sse"),
     "engine": ("common observability", "autoscaling cores liveness models node plan serve_config settings tuning"),
     "tuning": ("common engine generation", "models settings tuning"),
     "router": (

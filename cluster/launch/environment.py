@@ -40,7 +40,12 @@ def serve_environment(settings: Settings, haproxy: Path) -> dict[str, str]:
         # refuses after that is retried by HAProxy at another router.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
         # Serve's controller looks whether what should run does (Serve's default: every 0.1 s, a twentieth of a core).
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+        # Of what nothing reads: how often Serve's own metrics of requests, event loops and HAProxy are updated (Serve's
+        # defaults: every 0.1 s in each replica and each of its handles, 5 s, 10 s).
+        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+        "RAY_SERVE_EVENT_LOOP_MONITORING_INTERVAL_S": "3600",
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         # Replicas report to the autoscaling policy every second (Serve's default: ten seconds).
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         # Cache hits are answered before Serve's own work on a request (deployments.api.fast_path).
@@ -61,6 +66,15 @@ def serve_environment(settings: Settings, haproxy: Path) -> dict[str, str]:
         "RAY_event_stats_print_interval_ms": "3600000",
         # The same for the state that the raylet dumps into a file (Ray's default: every ten seconds, 200 MB a day).
         "RAY_debug_dump_period_milliseconds": "3600000",
+        # How often the raylet looks after things that hardly change in Dray, where workers live long and share no large
+        # objects: free memory (Ray's default: every 0.25 s), the disk, idle workers, objects (0.1 to 0.2 s).
+        "RAY_memory_monitor_refresh_ms": "1000",
+        "RAY_local_fs_monitor_interval_ms": "10000",
+        "RAY_kill_idle_workers_interval_ms": "1000",
+        "RAY_object_manager_timer_freq_ms": "1000",
+        "RAY_raylet_check_gc_period_milliseconds": "1000",
+        # And how often it tells the GCS which resources are free (Ray's default: 0.1 s).
+        "RAY_raylet_report_resources_period_milliseconds": "300",
         # Every Dray process of this node writes its metrics here, so that any of them can expose all.
         "PROMETHEUS_MULTIPROC_DIR": str(settings.state_dir / METRICS_FOLDER),
         "TRANSFORMERS_VERBOSITY": "error",

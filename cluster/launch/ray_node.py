@@ -21,7 +21,7 @@ from cluster.launch import haproxy
 from cluster.launch.environment import HAPROXY_FOLDER, METRICS_FOLDER, OBJECT_STORE_BYTES, serve_environment
 from cluster.launch.import_guard import leave_out_pandas
 from cluster.launch.preflight import LaunchError
-from cluster.launch.ray_parts import hide_redis_password, leave_out_unused_processes
+from cluster.launch.ray_parts import hide_redis_password, leave_out_unused_processes, shrink_agent
 from cluster.launch.watch import killing_hung_processes
 from cluster.private_files import check_private_folder, private_folder, read_private, write_private
 from cluster.redis_server import Listen
@@ -67,6 +67,7 @@ def first_node(
             os.environ["RAY_REDIS_ADDRESS"] = f"{store.address}:{store.port}"
         leave_out_pandas()
         leave_out_unused_processes()
+        shrink_agent()
         hide_redis_password()
         import ray
 
@@ -118,8 +119,7 @@ def further_node(settings: Settings, cores: int, head: str) -> Iterator[Callable
     node that it had lost contact with, and returns whether it had to.
     """
     command = [
-        str(Path(sys.executable).with_name("ray")),
-        "start",
+        *(sys.executable, "-m", "cluster.launch.ray_start", "start"),
         f"--address={head}",
         f"--node-ip-address={address_of(settings.cluster)}",
         f"--num-cpus={cores}",

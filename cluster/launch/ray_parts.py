@@ -7,6 +7,8 @@ metadata services for the name of the cloud, even with usage statistics turned o
 
 import re
 
+_AGENT = re.compile(r'"[^"]*/dashboard/agent\.py"|\S+/dashboard/agent\.py')
+"""The agent's program within the raylet's argument that holds the agent's command line."""
 _GCS_PASSWORD = "--redis_password="
 _WORKER_PASSWORD = re.compile(r" ?[^\s=]*redis[-_.]password=\S*")
 """Within the raylet's arguments that hold the command lines of its workers, in Python, C++ and Java."""
@@ -19,6 +21,19 @@ def leave_out_unused_processes() -> None:
     Node.start_api_server = _start_nothing
     Node.start_monitor = _start_nothing
     Node.start_log_monitor = _start_nothing
+
+
+def shrink_agent() -> None:
+    """Makes `ray.init` in this process start the raylet with the small agent of `cluster.launch.ray_agent`."""
+    from ray._private import services
+
+    start = services.start_ray_process
+
+    def start_with_small_agent(command: list[str], *arguments: object, **options: object) -> object:
+        replaced = [_AGENT.sub("-m cluster.launch.ray_agent --minimal", argument) for argument in command]
+        return start(replaced, *arguments, **options)
+
+    services.start_ray_process = start_with_small_agent
 
 
 def hide_redis_password() -> None:

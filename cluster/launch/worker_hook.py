@@ -1,6 +1,10 @@
 """Prepares each worker process of Ray before it imports Ray Serve (ray 2.60)."""
 
+import os
+from pathlib import Path
+
 from cluster.launch.import_guard import leave_out_pandas
+from cluster.liveness import FOLDER, show_worker_life
 
 WORKER_HOOK = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "cluster.launch.worker_hook.prepare_worker"}
 """Environment that makes Ray's workers call it first. A runtime environment with a `worker_process_setup_hook` has the
@@ -8,7 +12,10 @@ same effect, but prevents Ray from starting workers ahead of need (ray 2.60)."""
 
 
 def prepare_worker() -> None:
-    """Keeps pandas out, and Serve's servers for calls between replicas off addresses that nobody needs."""
+    """Shows the supervisor that this process lives; keeps pandas out, and Serve's servers for calls between replicas
+    off addresses that nobody needs."""
+    if folder := os.environ.get(FOLDER):
+        show_worker_life(Path(folder))
     leave_out_pandas()
     _listen_on_node_address()
 

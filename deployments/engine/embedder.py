@@ -35,6 +35,7 @@ class EmbedderReplica:
         """Leases cores, loads the model and runs a first inference. args: EngineArgs as JSON."""
         engine_args = EngineArgs.model_validate(args)
         configure_logging(engine_args.log_level)
+        self._life = asyncio.create_task(liveness.show_life(Path(os.environ[liveness.FOLDER])))
         node = Node.here()
         model = open_model(engine_args.model, node.models_dir)
         name = serve.get_replica_context().replica_id.unique_id
@@ -50,7 +51,6 @@ class EmbedderReplica:
         await asyncio.to_thread(self._embedder.embed, ["warm-up"])
         ready = Ready(loaded - started, time.perf_counter() - loaded, 0)
         self._metrics.started(self._lease.cpus, os.getpid(), ready)
-        self._life = asyncio.create_task(liveness.show_life(Path(os.environ[liveness.FOLDER])))
         log.info("embedder ready", extra={"cpus": list(self._lease.cpus), "load_s": ready.load_s})
 
     async def embed(self, payload: bytes) -> bytes:

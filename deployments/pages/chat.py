@@ -12,7 +12,9 @@ from deployments.pages.i18n import EXAMPLES, TRANSLATIONS, Texts, texts_for
 
 _MAX_QUEUED = 256
 _MAX_SESSIONS = 1024
-_LOOK_INTERVAL_S = 0.05
+_LOOK_INTERVAL_S = 0.1
+_PROGRESS_INTERVAL_S = 5.0
+"""The page has no progress bars."""
 _NOTE = "note"
 """Id of messages about an answer, which are not part of the conversation."""
 _LATEX = [
@@ -44,7 +46,8 @@ def gradio_app(api_url: str) -> FastAPI:
     """The page as an ASGI application. api_url: base URL of the API, ending in /v1."""
     page = ChatPage(ChatClient(api_url)).build()
     # Gradio looks for new events a thousand times a second, and for progress a hundred times (gradio 6).
-    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = _LOOK_INTERVAL_S
+    page._queue.sleep_when_free = _LOOK_INTERVAL_S
+    page._queue.progress_update_sleep_when_free = _PROGRESS_INTERVAL_S
     page.state_session_capacity = _MAX_SESSIONS
     app: FastAPI = gr.mount_gradio_app(
         FastAPI(),

@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -13,6 +14,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster import liveness
 from cluster.launch.import_guard import allow_pandas
 from cluster.serve_config import PAGE, PageArgs
 from deployments.api.browser_guard import BrowserGuard, BrowserGuardMiddleware
@@ -78,6 +80,8 @@ class Page:
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
             tasks = TaskSupervisor()
+            if folder := os.environ.get(liveness.FOLDER):
+                tasks.supervise("show life", lambda: liveness.show_life(Path(folder)))
             if store is not None:
                 tasks.supervise("refresh teams and keys", authenticator.refresh_forever)
             async with gradio.router.lifespan_context(gradio):

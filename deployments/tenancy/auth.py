@@ -20,7 +20,7 @@ from deployments.routing.fair_queue import ANYONE
 
 log = logging.getLogger("dray.teams")
 
-_REFRESH_S = 0.3
+_REFRESH_S = 0.5
 _SHARED_NAMESPACE = "shared"
 _MAX_LABELS = 20
 OTHER = "other"

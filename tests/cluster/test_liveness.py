@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
 from cluster.launch.watch import killing_hung_processes
-from cluster.liveness import SILENCE_S, HungProcesses
+from cluster.liveness import SILENCE_S, START_S, HungProcesses
 from tests.cluster.test_supervisor import Clock
 from tests.conftest import wait_for
 
@@ -21,6 +22,15 @@ from pathlib import Path
 from cluster.liveness import show_life
 asyncio.run(show_life(Path(sys.argv[1])))
 """
+_WORKER = """
+import sys, threading
+from pathlib import Path
+from cluster import liveness
+liveness.INTERVAL_S = 0.005
+liveness.show_worker_life(Path(sys.argv[1]))
+threading.Event().wait()
+"""
+"""Its event loop does not start."""
 _SIDECAR = """
 from cluster import liveness
 liveness.SILENCE_S = 1
@@ -38,8 +48,18 @@ def replica(tmp_path: Path) -> Iterator[psutil.Process]:
         process.kill()
 
 
+@contextmanager
+def worker(folder: Path, title: str, program: str = _WORKER) -> Iterator[psutil.Process]:
+    """A process with this title that runs the program, and ends by itself or with the block."""
+    with subprocess.Popen([title, "-c", program, str(folder)], executable=sys.executable) as process:
+        try:
+            yield psutil.Process(process.pid)
+        finally:
+            process.kill()
+
+
 def signs(folder: Path) -> list[Path]:
-    return list(folder.glob("*.alive"))
+    return [*folder.glob("*.alive"), *folder.glob("*.worker")]
 
 
 def suspend(replica: psutil.Process) -> None:
@@ -114,6 +134,78 @@ def test_nobody_is_killed_where_signs_cannot_be_written(tmp_path: Path, replica:
     away.rename(tmp_path)
     look(hung, clock, SILENCE_S)
     assert replica.status() == psutil.STATUS_STOPPED
+
+
+def look_at_its_signs(hung: HungProcesses, clock: Clock, folder: Path, seconds: float) -> None:
+    """As `look`, but each time at a new sign, until the process is killed."""
+    for _ in range(int(seconds)):
+        before = [sign.stat().st_mtime_ns for sign in signs(folder)]
+        wait_for(lambda before=before: before != [sign.stat().st_mtime_ns for sign in signs(folder)])  # type: ignore[misc]
+        look(hung, clock, 1)
+        if not signs(folder):
+            break
+
+
+def test_a_replica_that_hangs_at_its_start_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hung = HungProcesses(tmp_path, clock := Clock())
+    with worker(tmp_path, "ray::ServeReplica:dray:router") as replica:
+        wait_for(lambda: signs(tmp_path))
+        look_at_its_signs(hung, clock, tmp_path, START_S)
+        assert replica.is_running() and not caplog.records
+        look_at_its_signs(hung, clock, tmp_path, 3)
+        wait_for(ended(replica))
+    [line] = caplog.messages
+    assert line.startswith("ray::ServeReplica:dray:router") and "hangs at its start" in line
+    assert not signs(tmp_path)
+
+
+def test_a_replica_that_is_stopped_at_its_start_has_as_much_time(tmp_path: Path) -> None:
+    """As one whose other threads wait while a large file is read."""
+    hung = HungProcesses(tmp_path, clock := Clock())
+    with worker(tmp_path, "ray::ServeReplica:dray:router") as replica:
+        wait_for(lambda: signs(tmp_path))
+        suspend(replica)
+        look(hung, clock, START_S)
+        assert replica.status() == psutil.STATUS_STOPPED
+        look(hung, clock, 3)
+        wait_for(ended(replica))
+
+
+def test_a_worker_that_waits_for_work_is_spared(tmp_path: Path) -> None:
+    hung = HungProcesses(tmp_path, clock := Clock())
+    with worker(tmp_path, "ray::IDLE") as idle:
+        wait_for(lambda: signs(tmp_path))
+        look_at_its_signs(hung, clock, tmp_path, START_S + 5)
+        assert idle.is_running() and idle.status() != psutil.STATUS_ZOMBIE
+    look(hung, clock, SILENCE_S + 2)
+    assert not signs(tmp_path)
+
+
+def test_any_worker_that_hangs_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As Serve's controller, without which nothing is replaced."""
+    hung = HungProcesses(tmp_path, clock := Clock())
+    with worker(tmp_path, "ray::ServeController") as controller:
+        wait_for(lambda: signs(tmp_path))
+        suspend(controller)
+        look(hung, clock, SILENCE_S)
+        assert controller.status() == psutil.STATUS_STOPPED
+        look(hung, clock, 2)
+        wait_for(ended(controller))
+    [line] = caplog.messages
+    assert line.startswith("ray::ServeController")
+
+
+def test_a_replica_that_has_shown_life_may_take_any_time_to_end(tmp_path: Path) -> None:
+    hung = HungProcesses(tmp_path, clock := Clock())
+    with worker(tmp_path, "ray::ServeReplica:dray:router") as replica:
+        wait_for(lambda: signs(tmp_path))
+        [sign] = signs(tmp_path)
+        loop = sign.with_suffix(".alive")
+        loop.touch()
+        look(hung, clock, 1)
+        loop.unlink()
+        look_at_its_signs(hung, clock, tmp_path, START_S + 5)
+        assert replica.is_running() and replica.status() != psutil.STATUS_ZOMBIE
 
 
 def test_a_replica_that_ends_leaves_no_file(tmp_path: Path, replica: psutil.Process) -> None:

@@ -9,10 +9,12 @@ import psutil
 import pytest
 
 from cluster.cores import held_cores
+from cluster.liveness import START_S
 from tests.conftest import MODEL, Dray, started_dray, wait_for
 from tests.service.test_cache import new_question
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+PAGE = "ServeReplica:page"
 
 REPLACED = {
     "router": "ServeReplica:dray:router",
@@ -34,8 +36,8 @@ HANG_S = 10
 
 @pytest.fixture(scope="module")
 def dray() -> Iterator[Dray]:
-    """With the default patience for engines, and a short one for Redis."""
-    settings = {"DRAY_MODEL__STALL_TIMEOUT_S": "60", "DRAY_CACHE__TIMEOUT_S": "0.25"}
+    """With the chat page, the default patience for engines, and a short one for Redis."""
+    settings = {"DRAY_MODEL__STALL_TIMEOUT_S": "60", "DRAY_CACHE__TIMEOUT_S": "0.25", "DRAY_PAGE": "true"}
     with started_dray(settings=settings) as running:
         yield running
 
@@ -77,6 +79,20 @@ def answers(dray: Dray) -> bool:
         return False
 
 
+def shows_page(dray: Dray) -> bool:
+    """Whether the chat page is there right now."""
+    try:
+        return httpx.get(f"{dray.root}/chat", timeout=5, follow_redirects=True).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def starting(dray: Dray, text: str) -> list[psutil.Process]:
+    """Processes of a part that have shown no life yet."""
+    signs = {int(file.stem.partition("-")[0]) for file in (dray.folder / "s/metrics").glob("*.alive")}
+    return [process for process in parts(dray, text) if process.pid not in signs]
+
+
 @contextmanager
 def hanging(dray: Dray, text: str) -> Iterator[list[psutil.Process]]:
     """Stops all processes of a part of a Dray that answers, and lets those that are left go on afterwards."""
@@ -100,6 +116,44 @@ def test_a_part_that_hangs_is_replaced(dray: Dray, text: str) -> None:
         wait_for(lambda: answers(dray), REPLACED_S)
         print(f"{text}: answers after {time.monotonic() - started:.1f} s")
         wait_for(lambda: not any(process.is_running() for process in hung), REPLACED_S)
+
+
+def test_a_page_that_hangs_is_replaced(dray: Dray) -> None:
+    pytest.importorskip("gradio", reason="the chat page needs the extra `page`")
+    wait_for(lambda: shows_page(dray), 120)
+    [page] = parts(dray, PAGE)
+    page.suspend()
+    started = time.monotonic()
+    wait_for(lambda: not page.is_running(), REPLACED_S)
+    print(f"killed after {time.monotonic() - started:.1f} s")
+    wait_for(lambda: shows_page(dray), REPLACED_S)
+    print(f"there again after {time.monotonic() - started:.1f} s")
+
+
+def test_a_router_that_hangs_at_its_start_is_replaced(dray: Dray) -> None:
+    wait_for(lambda: answers(dray), 120)
+    for router in parts(dray, REPLACED["router"]):
+        router.kill()
+        router.wait(REPLACED_S)
+    hung = wait_for(lambda: starting(dray, REPLACED["router"]), REPLACED_S)[0]
+    hung.suspend()
+    assert hung in starting(dray, REPLACED["router"])
+    wait_for(lambda: not hung.is_running(), START_S + REPLACED_S)
+    wait_for(lambda: answers(dray), REPLACED_S)
+
+
+@pytest.mark.parametrize("text", ["ServeController", "HAProxyManager", "ProxyActor"])
+def test_a_part_of_serve_that_hangs_is_replaced(dray: Dray, text: str) -> None:
+    with hanging(dray, text) as hung:
+        started = time.monotonic()
+        wait_for(lambda: not any(process.is_running() for process in hung), REPLACED_S)
+        wait_for(lambda: parts(dray, text), REPLACED_S)
+        print(f"{text}: replaced after {time.monotonic() - started:.1f} s")
+    wait_for(lambda: dray.run("status").returncode == 0, 60)
+    # What it replaces itself is replaced again.
+    for haproxy in dray.processes("bin/haproxy"):
+        haproxy.kill()
+    wait_for(lambda: answers(dray), REPLACED_S)
 
 
 @pytest.mark.parametrize("text", ["ServeReplica:engine", "ServeReplica:dray:router"], ids=["engine replica", "router"])

@@ -8,6 +8,11 @@ import httpx
 from tests.conftest import MODEL, Dray, logged, wait_for
 
 
+def test_no_part_of_ray_looks_for_a_dashboard(dray: Dray) -> None:
+    """There is none, and Ray's whole agent logs that every second."""
+    assert not [line for line in logged(dray) if "dashboard http address" in line.lower()]
+
+
 def test_no_prompt_answer_or_key_is_ever_logged(http: httpx.Client, dray: Dray) -> None:
     secret, mark = f"zq{secrets.token_hex(8)}", f"id-{secrets.token_hex(8)}"
     messages = [{"role": "user", "content": f"{secret}?"}]

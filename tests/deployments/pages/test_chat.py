@@ -59,10 +59,10 @@ def test_every_text_has_the_same_fields_in_both_languages() -> None:
     assert fields["en"] == fields["zh"]
 
 
-def test_an_open_page_looks_for_events_at_most_twenty_times_a_second() -> None:
+def test_an_open_page_looks_for_events_at_most_ten_times_a_second() -> None:
     async def made() -> FastAPI:
         return gradio_app("http://127.0.0.1:1/v1")  # in an event loop, as Serve makes it
 
     [page] = [route for route in asyncio.run(made()).routes if isinstance(route, Mount)]
     queue = page.app.blocks._queue  # type: ignore[attr-defined]
-    assert min(queue.sleep_when_free, queue.progress_update_sleep_when_free) >= 0.05
+    assert queue.sleep_when_free >= 0.1 and queue.progress_update_sleep_when_free >= 1
