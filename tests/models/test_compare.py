@@ -13,6 +13,7 @@ import pytest
 
 from cluster.models.compare import CompareError, perplexity, read_questions
 from cluster.models.folder import BUNDLED_FOLDER
+from cluster.models.text_loss import text_losses
 from demo.problems import make
 
 KNOWN = "\n".join(make(Random(n), "cage", "zh").thinking for n in range(20))
@@ -62,6 +63,27 @@ def test_perplexity_is_lower_on_text_from_training() -> None:
     assert 1 < perplexity(BUNDLED_FOLDER, KNOWN) < perplexity(BUNDLED_FOLDER, unknown)
     with pytest.raises(CompareError, match="two tokens"):
         perplexity(BUNDLED_FOLDER, "")
+
+
+def test_the_loss_on_a_text_is_that_of_weights_and_arithmetic(damaged: Path) -> None:
+    losses = list(text_losses(BUNDLED_FOLDER, [BUNDLED_FOLDER, damaged], KNOWN[:1000]))
+    assert [loss.arithmetic for loss in losses] == 2 * ["f32", "default", "int8 in groups"]
+    exact, default, in_groups, *others = losses
+    assert exact.divergence == pytest.approx(0, abs=1e-6) and exact.same_top == 1
+    assert 0 < default.divergence < 0.1 and 0 < in_groups.divergence < 0.1
+    for loss in others:
+        assert loss.divergence > 10 * in_groups.divergence and loss.same_top < in_groups.same_top
+        assert loss.perplexity > exact.perplexity
+
+
+def test_without_questions_only_the_text_is_measured(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(KNOWN[:1000])
+    done = run(tmp_path, str(BUNDLED_FOLDER), str(BUNDLED_FOLDER), "--text", str(text), "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["questions"], result["same_answer"]) == (0, None) and len(result["losses"]) == 6
+    assert result["perplexity"][0] == result["perplexity"][1] == result["losses"][1]["perplexity"]
 
 
 @pytest.mark.parametrize("line", ["{", '{"answer": "1"}', "[]", '"text"'])

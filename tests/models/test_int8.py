@@ -115,7 +115,24 @@ def without_norm_weights(model: Any) -> None:
                 target.replace_source_output(normed)
 
 
-@pytest.mark.parametrize("change", [lambda model: None, without_norm_weights], ids=["norms", "norms without weights"])
+def one_matrix_for_gate_and_up(model: Any) -> None:
+    """As Phi-3 has it."""
+    projections = {projection.name: projection for projection in graph.projections(model)}
+    for name, gate in projections.items():
+        if "gate_proj" in name:
+            up = projections[name.replace("gate_proj", "up_proj")]
+            weights = opset13.constant(np.concatenate([gate.weights(), up.weights()]))
+            both = opset13.matmul(gate.activations, weights, False, True)
+            halves = opset13.variadic_split(both, np.int64(-1), np.array([gate.outputs, up.outputs]))
+            for half, projection in enumerate((gate, up)):
+                projection.node.output(0).replace(halves.output(half))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda model: None, without_norm_weights, one_matrix_for_gate_and_up],
+    ids=["plain", "norms without weights", "one matrix for gate and up"],
+)
 def test_smoothing_alone_changes_no_result(change: Callable[[Any], None]) -> None:
     model = openvino.Core().read_model(str(BUNDLED_FOLDER / XML))
     change(model)

@@ -43,6 +43,10 @@ class Projection:
         """How many weights it has."""
         return int(np.prod(self.node.input_value(1).get_shape()))
 
+    @property
+    def outputs(self) -> int:
+        return int(self.node.input_value(1).get_shape()[0])
+
     def weights(self) -> Array:
         return values(self.node.input_value(1))
 

@@ -145,6 +145,19 @@ def _norm(output: Any) -> Source | None:
 
 
 @dataclass(frozen=True, slots=True)
+class _Part:
+    """The outputs of a projection, or `size` of them from `first` on.
+
+    bias: the input that adds the projection's bias; None without one.
+    """
+
+    projection: Projection
+    bias: Any
+    first: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Rows:
     """Another projection's rows, and its bias.
 
@@ -152,8 +165,7 @@ class _Rows:
     once.
     """
 
-    projection: Projection
-    bias: Any
+    part: _Part
     head_size: int
     repeats: int
 
@@ -164,20 +176,21 @@ class _Rows:
     def divide(self, scale: Array, scales: Scales) -> None:
         from openvino import opset13
 
-        once = scale.reshape(-1, self.repeats, self.head_size)[:, 0].reshape(-1)
-        scales.divide_outputs(self.projection, once)
-        if self.bias is not None:
-            bias = values(self.bias.get_source_output())
-            self.bias.replace_source_output(opset13.constant(bias / once).output(0))
+        rows = np.ones(self.part.projection.outputs, np.float32)
+        rows[self.part.first :][: self.part.size] = scale.reshape(-1, self.repeats, self.head_size)[:, 0].reshape(-1)
+        scales.divide_outputs(self.part.projection, rows)
+        if self.part.bias is not None:
+            bias = values(self.part.bias.get_source_output())
+            self.part.bias.replace_source_output(opset13.constant(bias / rows).output(0))
 
 
 def _gated(output: Any, projections: Mapping[str, Projection]) -> Source | None:
-    """The factor of a gated MLP that passes through no activation: up_proj."""
+    """The factor of a gated MLP that passes through no activation: up_proj, or its half of a matrix with gate_proj."""
     if output.get_node().get_type_name() != "Multiply":
         return None
     for factor in output.get_node().input_values():
-        if found := _projected(factor, projections):
-            return _Rows(*found, head_size=output.get_partial_shape()[-1].get_length(), repeats=1)
+        if part := _part(factor, projections):
+            return _Rows(part, head_size=part.size, repeats=1)
     return None
 
 
@@ -191,18 +204,17 @@ def _attention(output: Any, projections: Mapping[str, Projection]) -> Source | N
     if node.get_type_name() != "ScaledDotProductAttention":
         return None
     heads, head_size = (node.output(0).get_partial_shape()[index] for index in (1, 3))
-    found = _moved(node.input_value(2), projections)
-    if found is None or heads.is_dynamic or head_size.is_dynamic:
+    part = _moved(node.input_value(2), projections)
+    if part is None or heads.is_dynamic or head_size.is_dynamic:
         return None
-    outputs = found[0].node.output(0).get_partial_shape()[-1].get_length()
-    repeats, rest = divmod(heads.get_length() * head_size.get_length(), outputs)
-    return None if rest else _Rows(*found, head_size=head_size.get_length(), repeats=repeats)
+    repeats, rest = divmod(heads.get_length() * head_size.get_length(), part.size)
+    return None if rest else _Rows(part, head_size=head_size.get_length(), repeats=repeats)
 
 
-def _moved(output: Any, projections: Mapping[str, Projection]) -> tuple[Projection, Any] | None:
+def _moved(output: Any, projections: Mapping[str, Projection]) -> _Part | None:
     """The projection whose outputs arrive here in other places, repeated, or behind those of earlier tokens."""
-    if found := _projected(output, projections):
-        return found
+    if part := _part(output, projections):
+        return part
     node = output.get_node()
     if node.get_type_name() not in _MOVES:
         return None
@@ -210,18 +222,41 @@ def _moved(output: Any, projections: Mapping[str, Projection]) -> tuple[Projecti
     return next(filter(None, (_moved(each, projections) for each in inputs)), None)
 
 
-def _projected(output: Any, projections: Mapping[str, Projection]) -> tuple[Projection, Any] | None:
-    """The projection that this output comes from directly, and the input of its bias, if it has one."""
-    bias = None
-    if output.get_node().get_type_name() == "Add" and _readers(output) == 1:
-        inputs = output.get_node().inputs()
-        constants = [each for each in inputs if is_constant(each.get_source_output())]
-        if len(constants) != 1:
-            return None
-        [bias] = constants
-        output = next(each for each in inputs if each.get_index() != bias.get_index()).get_source_output()
-    projection = projections.get(output.get_node().get_friendly_name())
-    return (projection, bias) if projection and not projection.is_embedding and _readers(output) == 1 else None
+def _part(output: Any, projections: Mapping[str, Projection]) -> _Part | None:
+    """The projection that this output comes from directly."""
+    shape = output.get_partial_shape()
+    if shape.rank.is_dynamic or shape[-1].is_dynamic or _readers(output) != 1:
+        return None
+    whole, first = _unsplit(output)
+    product, bias = _unbiased(whole)
+    projection = projections.get(product.get_node().get_friendly_name())
+    if projection is None or projection.is_embedding or _readers(product) != 1 or _readers(whole) != 1:
+        return None
+    return _Part(projection, bias, first, shape[-1].get_length())
+
+
+def _unsplit(output: Any) -> tuple[Any, int]:
+    """What this output is a part of, and where the part begins; itself if it is no part."""
+    node = output.get_node()
+    if node.get_type_name() not in ("Split", "VariadicSplit"):
+        return output, 0
+    before = [part.get_partial_shape()[-1] for part in node.outputs()[: output.get_index()]]
+    axis = int(values(node.input_value(1)).reshape(-1)[0])
+    is_last = axis in (-1, output.get_partial_shape().rank.get_length() - 1)
+    if not is_last or any(size.is_dynamic for size in before):
+        return output, 0
+    return node.input_value(0), sum(size.get_length() for size in before)
+
+
+def _unbiased(output: Any) -> tuple[Any, Any]:
+    """What this output is before a constant is added, and the input that adds it."""
+    if output.get_node().get_type_name() != "Add":
+        return output, None
+    inputs = output.get_node().inputs()
+    constant = [is_constant(each.get_source_output()) for each in inputs]
+    if constant.count(True) != 1:
+        return output, None
+    return inputs[constant.index(False)].get_source_output(), inputs[constant.index(True)]
 
 
 def _readers(output: Any) -> int:
