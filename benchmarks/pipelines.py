@@ -7,6 +7,7 @@ import numpy
 
 from cluster.models.folder import ServedModel
 from cluster.tuning.kept import engine_choice
+from cluster.tuning.variants import format_here
 
 _KV_BLOCKS = 2000
 
@@ -28,7 +29,8 @@ class Pipeline:
         scheduler.enable_prefix_caching = True
         properties = {
             "INFERENCE_NUM_THREADS": threads,
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": choice.group_size,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(choice.variant.group_size),
+            **({} if (number := format_here(choice.variant)) == "auto" else {"INFERENCE_PRECISION_HINT": number}),
             "sampler_num_threads": threads,
         }
         self._genai = openvino_genai

@@ -1,4 +1,4 @@
-"""Child processes that must not outlive their launcher."""
+"""Child processes: how they end, and that none outlives its launcher."""
 
 import ctypes
 import os
@@ -19,3 +19,13 @@ def dies_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
         os.setpgrp()
 
     return prepare
+
+
+def ending(status: int) -> str:
+    """How a process ended, in words. status: as subprocess has it, negative for a signal."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal
+        return f"killed by signal {-status}"

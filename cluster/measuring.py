@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO
 
 import msgspec
@@ -22,15 +22,18 @@ def measuring(
     """
     process = subprocess.Popen(
         [sys.executable, "-m", program, msgspec.json.encode(request).decode()],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         # It would say that there is no PyTorch.
         env=os.environ | {"TRANSFORMERS_VERBOSITY": "error"},
         pass_fds=lease.pass_fds,
     )
-    assert process.stdout is not None
+    assert process.stdin is not None and process.stdout is not None
     try:
         yield process, process.stdout
     finally:
-        process.stdout.close()
         process.kill()
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        process.stdout.close()
         process.wait()

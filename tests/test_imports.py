@@ -32,10 +32,10 @@ CLUSTER = {
     "models": "child extras ports settings units",
     "serve_config": "configuration models redis_client settings",
     "measuring": "cores",
-    "tuning": "cores measuring models private_files settings",
+    "tuning": "child cores measuring models private_files settings",
     "launch": (
         "child configuration cores liveness models node private_files records redis_client redis_server serve_config "
-        "settings units"
+        "settings tuning units"
     ),
     "kubernetes": "configuration launch models redis_client serve_config settings",
     "doctor": "cores extras kubernetes launch models redis_client redis_server serve_config settings tuning units",
@@ -48,7 +48,7 @@ CLUSTER = {
     "cli": "commands private_files",
 }
 DEPLOYMENTS = {
-    "common": ("", "records redis_client settings"),
+    "common": ("", "records redis_client"),
     # Metrics count errors and messages of `common`, which therefore logs and counts nothing itself.
     "observability": ("common", "launch liveness"),
     "routing": ("common observability", "models plan records settings"),
@@ -63,7 +63,10 @@ DEPLOYMENTS = {
     ),
     # Their routes answer JSON and refuse as the API does.
     "pages": ("api common observability tenancy", "cores launch liveness models serve_config sse"),
-    "engine": ("common observability", "autoscaling cores liveness models node plan serve_config settings tuning"),
+    "engine": (
+        "common observability",
+        "autoscaling child cores liveness models node plan serve_config settings tuning",
+    ),
     "tuning": ("common engine generation", "models settings tuning"),
     "router": (
         "api cache common generation observability pages routing tenancy",

@@ -1,18 +1,21 @@
 """What `dray up` prints once Dray is ready."""
 
 import json
+from collections.abc import Sequence
 
 from rich.markup import escape
 
 from cluster.commands.console import out
 from cluster.launch.ray_node import address_of, token_of
 from cluster.launch.state import read_record
-from cluster.serve_config import PAGE_PREFIX, has_page
+from cluster.launch.unmeasured import outcome
+from cluster.serve_config import PAGE_PREFIX, Engine, has_page
 from cluster.settings import Settings, is_loopback
 
 
-def greet(settings: Settings, stop: str) -> None:
-    """Prints where Dray answers and what to do next. stop: how to stop it."""
+def greet(settings: Settings, stop: str, measured: Sequence[Engine] = ()) -> None:
+    """Prints where Dray answers and what to do next. stop: how to stop it. measured: engines of which this start found
+    out how they run fastest."""
     record = read_record(settings.state_dir)
     names = record.models if record else []
     url = settings.url
@@ -26,6 +29,8 @@ def greet(settings: Settings, stop: str) -> None:
     out.print(
         f"[green]Dray is ready[/green] at [bold]{url}[/bold], serving {escape(', '.join(names))}\n", highlight=False
     )
+    for engine in measured:
+        out.print(f"  {escape(outcome(engine))}\n", soft_wrap=True, highlight=False)
     if has_page(settings):
         out.print(f"  chat in the browser: {url.removesuffix('/v1')}{PAGE_PREFIX}\n", highlight=False)
     out.print(

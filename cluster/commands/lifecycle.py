@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import psutil
@@ -46,7 +47,9 @@ from cluster.launch.state import (
     remove_folder_if_empty,
     write_deploy_request,
 )
+from cluster.launch.unmeasured import unmeasured
 from cluster.private_files import private_folder
+from cluster.serve_config import Engine
 from cluster.settings import Settings
 
 _RECONCILE_S = 0.5
@@ -98,8 +101,9 @@ def up(
         state_dir=state_dir,
     ).settings
     obtain_all(settings)
+    measured = unmeasured(settings)
     if detach:
-        _detach(settings)
+        _detach(settings, measured)
         return
     inherited = dict(os.environ)  # the start adds Ray's variables
     ready_at = math.inf
@@ -109,7 +113,7 @@ def up(
             running(settings, lambda stage: status.update(escape(stage))) as dray,
         ):
             status.stop()
-            greet(settings, "Ctrl-C")
+            greet(settings, "Ctrl-C", measured)
             ready_at = time.monotonic()
             while True:
                 dray.reconcile()
@@ -128,8 +132,11 @@ def up(
         remove_folder_if_empty(settings.state_dir)
 
 
-def _detach(settings: Settings) -> None:
-    """Starts `dray up` in its own session and waits until its record says that it is ready."""
+def _detach(settings: Settings, measured: Sequence[Engine]) -> None:
+    """Starts `dray up` in its own session and waits until its record says that it is ready.
+
+    measured: engines that find out how they run fastest.
+    """
     folder = settings.state_dir
     private_folder(folder)
     log_file.remove(folder)
@@ -167,7 +174,7 @@ def _detach(settings: Settings) -> None:
         raise fail(
             lines[-1].removeprefix("error: ") if lines else f"`dray up` ended at once; exit code {child.returncode}"
         )
-    greet(settings, "dray down")
+    greet(settings, "dray down", measured)
 
 
 def join(

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from cluster.models.folder import ServedModel
     from cluster.tuning.report import Results
 
-_TUNED = ("inference_precision", "dynamic_quantization_group_size", "max_num_batched_tokens")
-
 
 def tune(
     model: Annotated[
@@ -24,47 +22,38 @@ def tune(
     cores: Annotated[
         int | None, typer.Option(min=1, help="Cores per replica. Default: as many as `dray up` gives one.")
     ] = None,
-    allow_lower_precision: Annotated[
-        bool,
-        typer.Option("--allow-lower-precision", help="Also choose what is faster and a little less accurate."),
-    ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Minimum number of measurements of each load.")] = 12,
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
-    """Measure which arithmetic and step size are fastest for a model on this processor, and keep the choice.
+    """Measure how a model multiplies fastest on this processor, and in steps of which size, and keep the results.
 
-    Engines use it from their next start, where the settings are `auto`. Takes minutes and needs the cores to itself.
+    Engines use them from their next start, as far as `model.precision` allows. Takes minutes and needs the cores to
+    itself.
     """
     from cluster.cores import LeasesUnavailable, NotEnoughCores
     from cluster.models.compare import CompareError
     from cluster.models.folder import ModelFolderError, open_model
     from cluster.tuning.kept import keep
-    from cluster.tuning.measure import TuneError, measure
+    from cluster.tuning.measure import measure
     from cluster.tuning.report import Results
+    from cluster.tuning.tasks import TuneError
 
     settings = load_settings(config).settings
     chosen = _settings_of(settings, model)
     if chosen.task != "generate":
         raise fail(f"{model} is an embedding model; `dray tune` measures models that generate text")
-    results = Results(model)
     try:
         opened = open_model(chosen, settings.models_dir)
+        results = Results(opened)
         count = cores or _cores_of_a_replica(settings, opened)
         _check_memory(opened)
         with err.status(results.stage) as status:
-            for event in measure(
-                opened,
-                settings.models_dir,
-                count,
-                settings.core_lock_dir,
-                rounds=rounds,
-                allow_lower_precision=allow_lower_precision,
-            ):
+            for event in measure(opened, settings.models_dir, count, settings.core_lock_dir, rounds=rounds):
                 results.add(event)
                 status.update(f"measuring: {results.stage}")
         assert results.chosen is not None
-        file = keep(opened, count, results.chosen.variant, results.chosen.step_tokens, settings.data_dir)
+        file = keep(opened, count, results.chosen.scores, settings.data_dir, results.chosen.step_tokens)
     except (ModelFolderError, NotEnoughCores, LeasesUnavailable, TuneError, CompareError, OSError) as error:
         raise fail(str(error)) from None
     if as_json:
@@ -74,10 +63,11 @@ def tune(
 
 
 def _print(results: "Results", kept: str, settings: ModelSettings) -> None:
-    out.print(results.table())
+    if results.trials:
+        out.print(results.table())
     sentences = [*results.sentences(), kept]
-    if explicit := [f"model.{name}" for name in _TUNED if getattr(settings, name) != "auto"]:
-        sentences.append(f"Your settings decide instead: set {', '.join(explicit)} to auto to use what was kept.")
+    if settings.max_num_batched_tokens != "auto":
+        sentences.append("Your setting model.max_num_batched_tokens decides instead: auto uses what was kept.")
     for sentence in sentences:
         out.print(escape(sentence), highlight=False, soft_wrap=True)
 

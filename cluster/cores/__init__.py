@@ -18,7 +18,7 @@ from cluster.cores.leases import (
 )
 from cluster.cores.limits import Quota, UsableCores, cgroup_quota, usable_cores
 from cluster.cores.locks import HeldCore, LeasesUnavailable, sweep
-from cluster.cores.processor import processor_name
+from cluster.cores.processor import processor_flags, processor_name
 from cluster.cores.topology import Core, Topology, format_cpus, parse_cpus, read_topology
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "lease_cores",
     "parse_cpus",
     "pin_process",
+    "processor_flags",
     "processor_name",
     "read_topology",
     "repin",

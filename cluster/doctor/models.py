@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from cluster.cores import UsableCores, count_free
+from cluster.cores import UsableCores, count_free, usable_cores
 from cluster.doctor.finding import Finding, attempt
 from cluster.doctor.machine import free_bytes
 from cluster.kubernetes.sizes import KubernetesError, ModelInCluster
@@ -30,7 +30,9 @@ from cluster.models.folder import (
 )
 from cluster.serve_config import Engine
 from cluster.settings import Settings
-from cluster.tuning.kept import find_all
+from cluster.tuning.first_start import is_due
+from cluster.tuning.kept import engine_choice, find_all
+from cluster.tuning.variants import forgone
 from cluster.units import format_bytes
 
 
@@ -53,16 +55,20 @@ def check_models(settings: Settings) -> Iterator[tuple[Finding, KnownModel | Non
 
 
 def _check_tuned(model: ServedModel, settings: Settings) -> Finding:
-    cores = sorted({tuning.cores for tuning in find_all(model, settings.data_dir)})
+    """What was measured here, or what the model's folder keeps the processor from doing."""
     command = f"`dray tune {model.settings.source}`"
-    if not cores:
-        message = f"{model.name} is not tuned for this processor; {command} measures what is fastest"
+    cores = model.settings.cores_per_replica or usable_cores().count
+    counts = sorted({tuning.cores for tuning in find_all(model, settings.data_dir)})
+    if counts:
+        choices = (f"{engine_choice(model, count, settings.data_dir).variant} with {count} core(s)" for count in counts)
+        message = f"{model.name} was measured on this processor, and runs with {' and '.join(choices)} per replica"
+    elif is_due(model, cores, settings.data_dir):
+        message = f"{model.name} will be measured at its first start on this processor; {command} does so carefully"
     else:
-        counts = " and ".join(map(str, cores))
-        message = (
-            f"{model.name} is tuned for this processor with {counts} core(s) per replica; {command} measures again"
-        )
-    return Finding("tuning", "passed", message)
+        variant = engine_choice(model, cores, settings.data_dir).variant
+        message = f"{model.name} runs with {variant}; {command} measures what is fastest on this processor"
+    lost = forgone(model, cores)
+    return Finding("tuning", "warning" if lost else "passed", f"{message}; {lost}" if lost else message)
 
 
 def _check_missing(settings: Settings, model: ModelInCluster) -> tuple[Finding, KnownModel | None]:

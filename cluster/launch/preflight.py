@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.cores import NotEnoughCores, UsableCores, count_free, held_cores, usable_cores
+from cluster.cores import NotEnoughCores, UsableCores, count_free, held_cores, processor_flags, usable_cores
 from cluster.models.folder import KnownModel, ModelFolderError, check_readable, memory_needed, open_models
 from cluster.redis_client import RedisUrlError, check_url
 from cluster.serve_config import Engine, has_page
@@ -27,7 +27,6 @@ _PAGE_BYTES = 170 * 2**20
 _MAX_STATE_DIR_CHARS = 40
 _BLOCKS = range(20_000, 30_000, 100)
 _CGROUP_MEMORY = Path("/sys/fs/cgroup")
-_CPUINFO = Path("/proc/cpuinfo")
 
 
 class LaunchError(Exception):
@@ -95,14 +94,13 @@ def check_change(settings: Settings, running: Sequence[Engine]) -> tuple[Preflig
     return found, free, added <= available
 
 
-def check_processor(cpuinfo: Path = _CPUINFO) -> str:
+def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Names the processor's INT8 instructions, fastest first. Raises LaunchError without AVX2.
 
     cpuinfo: in the format of /proc/cpuinfo. On Arm it has no `flags` line, and nothing is required.
     """
-    line = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
-    flags = set(line.partition(":")[2].split())
-    if line and "avx2" not in flags:
+    flags = processor_flags(cpuinfo)
+    if flags and "avx2" not in flags:
         raise LaunchError(
             "this processor has no AVX2, without which INT8 models are far too slow; in a virtual machine, "
             "configure the hypervisor to pass the host's CPU model through"

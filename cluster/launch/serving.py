@@ -1,6 +1,7 @@
 """Dray's calls to Ray Serve. Imports Ray only when called: Ray reads its environment on import."""
 
 import logging
+import re
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -9,6 +10,8 @@ from cluster.launch.preflight import LaunchError
 from cluster.serve_config import PAGE, Engine, Routers, serve_config
 
 _POLL_S = 0.1
+_START_ERROR = re.compile(r"\b(?:EngineStartError|NotEnoughCores): (.+)")
+"""In the last line of a traceback; the line of source that raised the error has a bracket after the name."""
 
 
 def start(routers: Routers) -> None:
@@ -68,9 +71,8 @@ def _has_running_replicas(application: Any) -> bool:
 def failure(application: Any) -> str:
     """Why the application cannot start, in one line; empty while nothing has failed."""
     for deployment in application.deployments.values():
-        for line in deployment.message.splitlines():
-            if "EngineStartError" in line or "NotEnoughCores" in line:
-                return f"the engine cannot start: {line.rsplit('Error: ', 1)[-1].strip()}"
+        if reason := _START_ERROR.search(deployment.message):
+            return f"the engine cannot start: {reason[1].strip()}"
     if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
         lines = str(application.message).strip().splitlines()
         return f"the application cannot start: {lines[-1] if lines else application.status}"

@@ -16,6 +16,7 @@ from cluster.launch.preflight import LaunchError, check, port_block, with_router
 from cluster.launch.ray_node import address_of, clear, first_node, interrupt_on_sigterm, token_of
 from cluster.launch.state import AlreadyRunning, Record, hold, remove_folder_if_empty, write_record
 from cluster.launch.supervisor import Supervisor
+from cluster.launch.unmeasured import announcement
 from cluster.records.teams import read_registry
 from cluster.redis_client import RedisUrlError, connect
 from cluster.redis_server import Listen, OwnRedis, RedisStartError
@@ -76,7 +77,7 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Sup
             ports = stack.enter_context(port_block())
             check_ray = stack.enter_context(first_node(settings, found.usable, ports, gcs.listen if gcs else None))
             names = ", ".join(engine.model.name for engine in found.engines)
-            stage(f"loading {names} on {plural(found.leased, 'core')}")
+            stage(f"{announcement(found.engines)}loading {names} on {plural(found.leased, 'core')}")
             serving.start(routers)
         yield Supervisor(routers, found.usable, servers, check_ray, keys=keys)
 

@@ -1,7 +1,7 @@
-"""Keeps what `dray tune` has chosen, and reads it when an engine starts.
+"""Keeps what was measured of a model's variants here, and chooses from it when an engine starts.
 
 The file is `dray-tuning.json` in the model's folder, or, where that may not be written to, a file in data_dir. The
-bundled model's is always in data_dir, as its folder belongs to the program. One file holds the choices for several
+bundled model's is always in data_dir, as its folder belongs to the program. One file holds the results of several
 processors: several machines may read the model from one disk.
 """
 
@@ -9,7 +9,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,8 +21,9 @@ import msgspec
 from cluster.cores import processor_name
 from cluster.models.folder import BUNDLED_FOLDER, ServedModel
 from cluster.private_files import private_folder, write_private
-from cluster.settings import DEFAULT_GROUP_SIZE, DEFAULT_STEP_TOKENS, Precision
-from cluster.tuning.choice import Variant
+from cluster.settings import DEFAULT_STEP_TOKENS
+from cluster.tuning.choice import choose
+from cluster.tuning.variants import Variant, allowed
 
 log = logging.getLogger("dray.tuning")
 
@@ -31,23 +32,25 @@ _MAX_BYTES = 1 << 16
 _MAX_TUNINGS = 64
 """In one file; the oldest ones go first."""
 
+_MAX_VARIANTS = 16
 _Name = Annotated[str, msgspec.Meta(max_length=256)]
 
 
 class Tuning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was chosen for a processor, a number of cores per replica, a version of OpenVINO and a model.
+    """What was measured on a processor, with a number of cores per replica, a version of OpenVINO and a model.
 
-    fingerprint: of the model. measured_at: Unix time.
+    fingerprint: of the model. scores: how many times as fast as one of them each variant is, by its name; 0 if it does
+    not work here. step_tokens: the chosen maximum of tokens in a step; None where that was not measured. measured_at:
+    Unix time.
     """
 
     processor: _Name
     cores: Annotated[int, msgspec.Meta(ge=1)]
     openvino: _Name
     fingerprint: _Name
-    precision: Precision
-    group_size: Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
-    step_tokens: Annotated[int, msgspec.Meta(ge=32, le=1 << 14)]
+    scores: Annotated[dict[_Name, Annotated[float, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=_MAX_VARIANTS)]
     measured_at: Annotated[float, msgspec.Meta(ge=0)]
+    step_tokens: Annotated[int, msgspec.Meta(ge=32, le=1 << 14)] | None = None
 
     @property
     def key(self) -> tuple[str, int, str, str]:
@@ -56,31 +59,34 @@ class Tuning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    format: Literal[1]
+    format: Literal[2]
     tunings: Annotated[list[Tuning], msgspec.Meta(max_length=_MAX_TUNINGS)]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """What an engine runs with: settings, and for `auto` what was kept or the default."""
+    """What an engine runs with. measured: whether it was measured that the variant is the fastest of the allowed."""
 
-    precision: Precision
-    group_size: int
+    variant: Variant
     step_tokens: int
+    measured: bool
 
 
 def engine_choice(model: ServedModel, cores: int, data_dir: Path | None = None) -> EngineChoice:
-    """Resolves the model's settings that are `auto`. data_dir: None looks only into the model's folder."""
-    settings = model.settings
-    group, step = settings.dynamic_quantization_group_size, settings.max_num_batched_tokens
-    # Format and group size were measured together, so they are used together.
-    pair = settings.inference_precision == "auto" and group == "auto"
-    kept = find(model, cores, data_dir) if pair or step == "auto" else None
+    """What the model's settings and what was measured amount to. data_dir: None looks only into the model's folder."""
+    options, step = allowed(model, cores), model.settings.max_num_batched_tokens
+    kept = find(model, cores, data_dir) if len(options) > 1 or step == "auto" else None
+    scores = kept.scores if kept else {}
     return EngineChoice(
-        kept.precision if kept and pair else settings.inference_precision,
-        kept.group_size if kept and pair else DEFAULT_GROUP_SIZE if group == "auto" else group,
-        step if step != "auto" else kept.step_tokens if kept else DEFAULT_STEP_TOKENS,
+        choose(options, scores),
+        step if step != "auto" else (kept and kept.step_tokens) or DEFAULT_STEP_TOKENS,
+        is_measured(options, scores),
     )
+
+
+def is_measured(options: Sequence[Variant], scores: Mapping[str, float]) -> bool:
+    """Whether enough is known of the options to choose one: of two, or of all."""
+    return sum(option.name in scores for option in options) >= min(2, len(options))
 
 
 def find(model: ServedModel, cores: int, data_dir: Path | None = None) -> Tuning | None:
@@ -98,17 +104,12 @@ def find_all(model: ServedModel, data_dir: Path | None = None) -> list[Tuning]:
     return sorted(valid, key=lambda tuning: tuning.measured_at, reverse=True)
 
 
-def keep(model: ServedModel, cores: int, variant: Variant, step_tokens: int, data_dir: Path) -> Path:
-    """Keeps a choice for this processor; returns the file. Raises OSError where it can be written nowhere."""
+def keep(
+    model: ServedModel, cores: int, scores: Mapping[str, float], data_dir: Path, step_tokens: int | None = None
+) -> Path:
+    """Keeps what was measured on this processor; returns the file. Raises OSError where it can be written nowhere."""
     tuning = Tuning(
-        processor_name(),
-        cores,
-        version("openvino"),
-        model.fingerprint,
-        variant.precision,
-        variant.group_size,
-        step_tokens,
-        time.time(),
+        processor_name(), cores, version("openvino"), model.fingerprint, dict(scores), time.time(), step_tokens
     )
     *beside, private = _paths(model, data_dir)
     for path in beside:
@@ -130,7 +131,7 @@ def _paths(model: ServedModel, data_dir: Path | None) -> list[Path]:
 def _write(path: Path, tuning: Tuning) -> None:
     others = [other for other in _read(path) if other.key != tuning.key]
     newest = sorted([*others, tuning], key=lambda item: item.measured_at)[-_MAX_TUNINGS:]
-    content = msgspec.json.encode(_File(1, newest))
+    content = msgspec.json.encode(_File(2, newest))
     write_private(path, msgspec.json.format(content, indent=2).decode() + "\n")
 
 
@@ -142,7 +143,7 @@ def _read(path: Path) -> Iterator[Tuning]:
     except FileNotFoundError:
         return
     except OSError as error:
-        log.warning("%s is ignored: %s; the engine runs with the defaults", path, error.strerror)
+        log.warning("%s is ignored: %s; nothing counts as measured", path, error.strerror)
         return
     try:
         with os.fdopen(descriptor, "rb") as file:

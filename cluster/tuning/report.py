@@ -6,94 +6,116 @@ from typing import Any
 
 from rich.table import Table
 
-from cluster.tuning.choice import DEFAULT, AnswerCheck, PromptSpeeds, Trial, forgone, worst_scores
+from cluster.models.folder import ServedModel
+from cluster.tuning.choice import AnswerCheck, Dropped, PromptSpeeds, Trial
 from cluster.tuning.measure import Baseline, Chosen, Event
+from cluster.tuning.splits import Split
+from cluster.tuning.variants import LIMITS, WEIGHT_ONLY, Loss, Variant, loss
 
 
 @dataclass
 class Results:
-    """What was measured of a model, as far as the measurement has come. source: as it was given to the command."""
+    """What was measured of a model, as far as the measurement has come."""
 
-    source: str
-    baseline: Baseline | None = None
+    model: ServedModel
+    variants: int | None = None
     trials: list[Trial] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
     answers: AnswerCheck | None = None
     speeds: dict[int, float] = field(default_factory=dict)
+    splits: list[Split] = field(default_factory=list)
     chosen: Chosen | None = None
 
     def add(self, event: Event) -> None:
         match event:
             case Baseline():
-                self.baseline = event
+                self.variants = len(event.variants)
             case Trial():
                 self.trials.append(event)
+            case Dropped():
+                self.dropped.append(event)
             case AnswerCheck():
                 self.answers = event
             case PromptSpeeds():
                 self.speeds = event.by_step_tokens
+            case Split():
+                self.splits.append(event)
             case Chosen():
                 self.chosen = event
 
     @property
     def stage(self) -> str:
         """What is being measured now."""
-        if self.baseline is None:
+        if self.variants is None:
             return "loading the model"
-        if (done := len(self.trials)) < self.baseline.variants:
-            return f"variant {done + 1} of {self.baseline.variants}"
-        return "the fastest again, and prompts by step size"
+        if (done := len(self.trials) + len(self.dropped)) < self.variants:
+            return f"variant {done + 1} of {self.variants}"
+        return "the fastest again, prompts by step size, and replicas of fewer cores"
 
     def table(self) -> Table:
-        """The speed of the default, and how many times as fast each variant is."""
-        assert self.trials
-        table = Table(title="Times as fast as the default", title_justify="left")
+        """The speed of the most exact variant, how many times as fast each other one is, and what each loses."""
+        table = Table(title=f"Times as fast as {WEIGHT_ONLY}", title_justify="left")
         table.add_column("variant")
         for load in self.trials[0].loads:
             table.add_column(str(load), justify="right")
-        table.add_column("score", justify="right")
-        own = self.baseline.own_precision if self.baseline else ""
-        speeds = (f"{load.tokens / load.default_s:.1f} tok/s" for load in self.trials[-1].loads)
-        table.add_row(f"{DEFAULT} ({own})", *speeds, "1.00")
+        for name in ("score", "loss, KL", "perplexity"):
+            table.add_column(name, justify="right")
+        speeds = (f"{load.tokens / load.exact_s:.1f} tok/s" for load in self.trials[-1].loads)
+        table.add_row(str(WEIGHT_ONLY), *speeds, "1.00", *_loss(loss(self.model, WEIGHT_ONLY)))
         for trial in self.trials:
-            table.add_row(str(trial.variant), *(f"{load.speedup:.2f}" for load in trial.loads), f"{trial.score:.2f}")
+            ratios = (f"{load.speedup:.2f}" for load in trial.loads)
+            table.add_row(str(trial.variant), *ratios, f"{trial.score:.2f}", *_loss(loss(self.model, trial.variant)))
         return table
 
     def sentences(self) -> Iterator[str]:
         """What was found and chosen."""
         assert self.chosen is not None
+        for each in self.dropped:
+            yield f"{_capital(each.variant)} does not work here: {each.reason}."
         by_size = ", ".join(f"{speed:.0f} in steps of {size}" for size, speed in sorted(self.speeds.items()))
         yield f"Prompt tokens/s: {by_size}."
         if (check := self.answers) is not None:
-            right = f"the default {check.default_right}, {check.variant} {check.variant_right}"
+            right = f"{WEIGHT_ONLY} {check.exact_right}, {check.variant} {check.variant_right}"
             verdict = "" if check.passed else ": too few, so that is not chosen"
             yield f"Held-out problems solved, of {check.problems}: {right}{verdict}."
-        variant = self.chosen.variant
-        gain = "" if variant == DEFAULT else f", {worst_scores(self.trials)[variant]:.2f} times as fast as the default"
-        yield f"Chosen: {variant}{gain}; up to {self.chosen.step_tokens} tokens in a step."
-        if variant.is_less_precise and self.answers is None:
-            yield "The answers were not checked: compare some of your own before you serve it."
-        if self.answers is None and (faster := forgone(self.trials, variant)) is not None:
+        variant, precision = self.chosen.variant, self.model.settings.precision
+        score = self.chosen.scores[variant.name]
+        gain = "" if variant == WEIGHT_ONLY else f", {score:.2f} times as fast as {WEIGHT_ONLY}"
+        yield f"Chosen for precision {precision}: {variant}{gain}; up to {self.chosen.step_tokens} tokens in a step."
+        for split in self.splits:
             yield (
-                f"{faster[0]} would be {faster[1]:.2f} times as fast as the default. It quantizes activations "
-                f"that bf16 does not, which costs a little accuracy, so it is chosen only if you allow it: "
-                f"dray tune {self.source} --allow-lower-precision"
+                f"{split.replicas} replica(s) of {split.cores} core(s), {split.variant}: "
+                f"{split.decoded_tokens_per_s:.1f} tokens/s with {split.streams} streams in all, "
+                f"{split.prompt_tokens_per_s:.0f} prompt tokens/s."
             )
+        if faster := self._faster():
+            limit = LIMITS.get(precision)
+            why = f"at most {limit.kl:g} nats and {limit.perplexity:.0%}" if limit else "nothing beyond the weights'"
+            yield (
+                f"{_capital(faster)} would be {self.chosen.scores[faster.name]:.2f} times as fast, but loses more than "
+                f"precision {precision} allows ({why}); see the setting `model.precision`."
+            )
+
+    def _faster(self) -> Variant | None:
+        """The fastest variant, if it is faster than the chosen one."""
+        assert self.chosen is not None
+        scores = self.chosen.scores
+        best = max((trial.variant for trial in self.trials), key=lambda each: scores[each.name], default=WEIGHT_ONLY)
+        return best if scores[best.name] > scores[self.chosen.variant.name] else None
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
-        assert self.chosen is not None and self.baseline is not None
-        faster = forgone(self.trials, self.chosen.variant)
+        assert self.chosen is not None
         return {
-            "own_precision": self.baseline.own_precision,
+            "precision": self.model.settings.precision,
             "variants": [
                 {
-                    "precision": trial.variant.precision,
-                    "group_size": trial.variant.group_size,
+                    "variant": trial.variant.name,
                     "score": round(trial.score, 3),
                     "loads": [
                         {
                             "load": str(load),
-                            "default_tokens_per_s": round(load.tokens / load.default_s, 2),
+                            "exact_tokens_per_s": round(load.tokens / load.exact_s, 2),
                             "tokens_per_s": round(load.tokens / load.variant_s, 2),
                         }
                         for load in trial.loads
@@ -101,19 +123,34 @@ class Results:
                 }
                 for trial in self.trials
             ],
+            "dropped": {each.variant.name: each.reason for each in self.dropped},
             "prompt_tokens_per_s": {str(size): round(speed, 1) for size, speed in self.speeds.items()},
+            "splits": [
+                {
+                    "replicas": split.replicas,
+                    "cores": split.cores,
+                    "variant": split.variant.name,
+                    "streams": split.streams,
+                    "tokens_per_s": round(split.decoded_tokens_per_s, 1),
+                    "prompt_tokens_per_s": round(split.prompt_tokens_per_s, 1),
+                }
+                for split in self.splits
+            ],
             "answers": None
             if self.answers is None
             else {
                 "problems": self.answers.problems,
-                "default_right": self.answers.default_right,
+                "exact_right": self.answers.exact_right,
                 "variant_right": self.answers.variant_right,
                 "passed": self.answers.passed,
             },
-            "chosen": {
-                "inference_precision": self.chosen.variant.precision,
-                "dynamic_quantization_group_size": self.chosen.variant.group_size,
-                "max_num_batched_tokens": self.chosen.step_tokens,
-            },
-            "faster_if_less_precise": None if faster is None else round(faster[1], 3),
+            "chosen": {"variant": self.chosen.variant.name, "max_num_batched_tokens": self.chosen.step_tokens},
         }
+
+
+def _loss(value: Loss | None) -> tuple[str, str]:
+    return ("?", "?") if value is None else (f"{value.kl:.4f}", f"{value.perplexity:+.2%}")
+
+
+def _capital(variant: Variant) -> str:
+    return str(variant)[:1].upper() + str(variant)[1:]

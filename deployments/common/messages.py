@@ -10,8 +10,6 @@ from typing import Literal
 
 import msgspec
 
-from cluster.settings import Precision
-
 StreamFinish = Literal["", "stop", "length", "overloaded", "lost", "invalid"]
 """Why a stream ended; "" while it continues. `overloaded`: the KV cache cannot hold it. `lost`: its engine process
 died, and another can continue it. `invalid`: the engine refused it."""
@@ -130,7 +128,9 @@ class EngineConfig(msgspec.Struct, frozen=True):
 
     decode_slowdown: how many times as long as a decoding step one with prompt tokens beside it may take. guess_tokens:
     whether to guess tokens and check several in a step. isolate_prefixes: requests share cached prompts only within
-    their namespace. inference_precision: as the setting of that name; auto leaves it to OpenVINO.
+    their namespace. inference_precision: number format of what is not quantized; auto leaves it to OpenVINO.
+    dynamic_quantization_group_size: numbers of an activation that share a scale when they are quantized; 0 if they are
+    not. variant: name of these two together.
     """
 
     model_dir: str
@@ -142,7 +142,8 @@ class EngineConfig(msgspec.Struct, frozen=True):
     decode_slowdown: float
     guess_tokens: bool = True
     isolate_prefixes: bool = False
-    inference_precision: Precision = "auto"
+    inference_precision: Literal["auto", "bf16", "f32"] = "auto"
+    variant: str = ""
 
 
 class Add(msgspec.Struct, frozen=True, tag=True):
@@ -176,12 +177,16 @@ class EngineLoad(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """From the engine: warmed up. Times in seconds, sizes in tokens."""
+    """From the engine: warmed up. Times in seconds, sizes in tokens.
+
+    multiplications: the operations and kernels by which its compiled graph multiplies.
+    """
 
     load_s: float
     warmup_s: float
     kv_tokens: int
     load: EngineLoad = EngineLoad()
+    multiplications: str = ""
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag=True):

@@ -44,12 +44,12 @@ def serve(config: EngineConfig, connection: socket.socket) -> None:
     try:
         engine: SteppedEngine = Engine(config)
         loaded = time.perf_counter()
-        engine.warm_up()
+        multiplications = engine.warm_up()
         release_weights(config.model_dir)
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         send(StartFailed(f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error) else ''}"))
         raise
-    send(Ready(loaded - started, time.perf_counter() - loaded, engine.kv_tokens, engine.load))
+    send(Ready(loaded - started, time.perf_counter() - loaded, engine.kv_tokens, engine.load, multiplications))
 
     unframer = Unframer()
     announced, sent_at = engine.next_tokens, time.monotonic()

@@ -97,10 +97,9 @@ class Engine:
         running = len(self._scheduler.running)
         return max(running, self._max_step_tokens if self._scheduler.prefills else 0)
 
-    def warm_up(self) -> None:
-        """Runs a short prompt and a few decode steps, because the first inference repacks the weights; longer prompts
-        would prepare nothing more. Then measures the prefill speed of this node with more short prompts. Uses the
-        fastest one: other start-up work slows the rest."""
+    def warm_up(self) -> str:
+        """Runs a short prompt and a few steps, as the first inference repacks the weights; longer prompts would prepare
+        nothing more. Then measures this node's prefill speed: other start-up work slows all but the fastest prompt."""
         length = min(_PROBE_TOKENS, self.kv_tokens // 4)
         self._run([token % self._model.vocabulary for token in range(length)], 4)
         first, end = 0, time.perf_counter() + _PROBING_S
@@ -108,6 +107,7 @@ class Engine:
             first += 1  # each probe begins differently, or the prefix cache would answer it
             self._run([(first - token) % self._model.vocabulary for token in range(length)], 1)
             self._prefill_rate = max(self._prefill_rate, length / (time.perf_counter() - started))
+        return self._model.multiplications
 
     def _run(self, prompt: list[int], tokens: int) -> None:
         self.add(Add(-1, EngineRequest(prompt, Sampling(max_tokens=tokens, ignore_eos=True))))

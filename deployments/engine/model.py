@@ -12,13 +12,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from cluster.models.folder import ServedModel
 from cluster.tuning.kept import engine_choice
+from cluster.tuning.variants import Variant, format_here
 from deployments.common.messages import EngineConfig
 from deployments.common.prefix import BLOCK_TOKENS
+from deployments.engine.kernels import in_words, multiplications
 
 _MADV_DONTNEED = 4
 _WEIGHTS_FILE = "openvino_model.bin"
@@ -31,21 +34,31 @@ def config_for(
 ) -> EngineConfig:
     """The configuration of an engine process for this model on these logical CPUs.
 
-    data_dir: where `dray tune` may have kept its choice; None looks only into the model's folder.
+    data_dir: where it may be kept what was measured here; None looks only into the model's folder.
     """
     settings = model.settings
     choice = engine_choice(model, len(cpus), data_dir)
-    return EngineConfig(
+    config = EngineConfig(
         model_dir=str(model.folder),
         cpus=cpus,
         kv_cache_mb=settings.kv_cache_mb,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=choice.step_tokens,
-        dynamic_quantization_group_size=choice.group_size,
+        dynamic_quantization_group_size=choice.variant.group_size,
         decode_slowdown=settings.decode_slowdown,
         guess_tokens=settings.guess_tokens,
         isolate_prefixes=isolate_prefixes,
-        inference_precision=choice.precision,
+    )
+    return with_variant(config, choice.variant)
+
+
+def with_variant(config: EngineConfig, variant: Variant) -> EngineConfig:
+    """The configuration with another way to multiply."""
+    return msgspec.structs.replace(
+        config,
+        inference_precision=format_here(variant),
+        dynamic_quantization_group_size=variant.group_size,
+        variant=variant.name,
     )
 
 
@@ -134,6 +147,11 @@ class PagedModel:
         logits: npt.NDArray[np.float32] = self._request.get_output_tensor(0).data
         return logits.reshape(-1, self.vocabulary)[: len(rows)]
 
+    @property
+    def multiplications(self) -> str:
+        """How the compiled graph multiplies by weights, after a forward pass, since only that chooses the kernels."""
+        return in_words(multiplications(self._request.get_compiled_model().get_runtime_model()))
+
     def _set(self, name: str, values: list[int] | int, kind: type[np.generic]) -> None:
         array = np.array(values, kind)
         known = self._inputs.get(name)
@@ -164,13 +182,6 @@ def _paged_graph(core: Any, folder: Path) -> Any:
     model.add_parameters([rows])
     model.validate_nodes_and_infer_types()
     return model
-
-
-def own_precision() -> str:
-    """The number format that OpenVINO chooses on this processor: bf16, f16 or f32."""
-    import openvino
-
-    return str(openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").to_string())
 
 
 def stop_token_ids(model_dir: Path) -> set[int]:

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import msgspec
 
+from cluster.child import ending
 from deployments.common.messages import (
     KILLED_FROM_OUTSIDE,
     TYPICAL_COMPLETION_TOKENS,
@@ -100,8 +101,9 @@ class EngineProcess:
         first = decode_from_engine(bodies[0]) if bodies else None
         if not isinstance(first, Ready):
             await engine.stop()
-            reason = first.message if isinstance(first, StartFailed) else f"exit status {process.returncode}"
-            raise EngineStartError(reason)
+            raise EngineStartError(
+                first.message if isinstance(first, StartFailed) else _death(process.returncode or 0, config.variant)
+            )
         engine.load = first.load
         engine._reader = asyncio.create_task(engine._read(unframer))
         return engine, first
@@ -240,3 +242,13 @@ class EngineProcess:
 def _environment() -> dict[str, str]:
     """The replica's environment without Ray's thread count: the lease decides."""
     return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+
+
+def _death(status: int, variant: str) -> str:
+    """How the process ended before it was ready, what it was trying, and what to do."""
+    hint = (
+        "memory may have run out"
+        if status == -signal.SIGKILL
+        else "the setting `model.precision: exact` takes the most cautious variant"
+    )
+    return f"{ending(status)} while it compiled and tried the model (variant {variant}); {hint}"

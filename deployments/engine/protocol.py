@@ -36,5 +36,5 @@ class SteppedEngine(Protocol):
     def result(self, batches: dict[int, TokenBatch]) -> StepResult:
         """These batches, and what the replica should know of the next step."""
 
-    def warm_up(self) -> None:
-        """Runs first inferences, and measures this machine's prefill speed."""
+    def warm_up(self) -> str:
+        """Runs first inferences, and measures this machine's prefill speed. Returns how it multiplies, for the log."""

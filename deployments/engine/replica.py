@@ -18,6 +18,7 @@ from cluster.cores import check_affinity, repin
 from cluster.models.folder import open_model
 from cluster.node import Node
 from cluster.serve_config import EngineArgs
+from cluster.tuning.first_start import measure_once
 from deployments.common.messages import (
     HEARTBEAT_S,
     KILLED_FROM_OUTSIDE,
@@ -51,7 +52,9 @@ class EngineReplica:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, args: dict[str, Any]
     ) -> None:
-        """Leases cores, loads the model and runs a first inference. args: EngineArgs as JSON.
+        """Leases cores, measures how to multiply if nobody has, loads the model and runs a first inference.
+
+        args: EngineArgs as JSON.
 
         Raises NotEnoughCores if no lease is free within a minute, EngineStartError if the model cannot be loaded.
         """
@@ -66,6 +69,7 @@ class EngineReplica:
         owner = f"{model.name}/{self._name}"
         self._lease = await wait_for_lease(engine_args.cores, node.core_lock_dir, owner, self._metrics.lease_missed.inc)
         self._settings = model.settings
+        await asyncio.to_thread(measure_once, model, node.models_dir, self._lease, node.data_dir)
         self._config = config_for(
             model, self._lease.cpus, isolate_prefixes=engine_args.isolate_prefixes, data_dir=node.data_dir
         )
@@ -152,7 +156,13 @@ class EngineReplica:
         self._running.set()
         log.info(
             "engine ready",
-            extra={"cpus": list(self._config.cpus), "load_s": ready.load_s, "warmup_s": ready.warmup_s},
+            extra={
+                "cpus": list(self._config.cpus),
+                "load_s": ready.load_s,
+                "warmup_s": ready.warmup_s,
+                "variant": self._config.variant,
+                "multiplications": ready.multiplications,
+            },
         )
 
     async def _watch(self) -> None:

@@ -1,4 +1,4 @@
-"""The loads that `dray tune` compares variants under, as forward passes without scheduling or sampling."""
+"""The loads that variants are measured under, as forward passes without scheduling or sampling."""
 
 import random
 import time
@@ -7,12 +7,11 @@ from functools import partial
 from operator import truediv
 from statistics import median
 
-import msgspec
-
-from cluster.tuning.choice import LoadTimes, Variant
+from cluster.tuning.choice import LoadTimes
+from cluster.tuning.variants import Variant
 from deployments.common.messages import EngineConfig
 from deployments.common.prefix import BLOCK_TOKENS
-from deployments.engine.model import Chunk, PagedModel
+from deployments.engine.model import Chunk, PagedModel, with_variant
 
 _CONTEXT = 64
 """Tokens before the one that a stream decodes, again and again at the same place."""
@@ -24,19 +23,24 @@ _MIN_SECONDS = 0.3
 """Of all measurements of a load: short ones are repeated more often."""
 
 
+_ALONE_SECONDS = 0.6
+"""Of a load at a first start."""
+
+
 class LoadedVariant:
     """A model compiled as one variant, with the KV cache of a number of streams."""
 
     def __init__(self, config: EngineConfig, variant: Variant) -> None:
         """Raises RuntimeError, OSError, ValueError or KeyError for a model that cannot be loaded."""
-        self._model = PagedModel(
-            msgspec.structs.replace(
-                config, inference_precision=variant.precision, dynamic_quantization_group_size=variant.group_size
-            )
-        )
+        self._model = PagedModel(with_variant(config, variant))
         self._blocks: int = self._model.blocks
         self._random = random.Random(0)
         self._streams = 0
+
+    @property
+    def multiplications(self) -> str:
+        """How the graph multiplies, after a forward pass."""
+        return self._model.multiplications
 
     @property
     def max_streams(self) -> int:
@@ -55,9 +59,10 @@ class LoadedVariant:
             started = range(first, min(first + _STARTED_TOGETHER, streams))
             self._model.forward([Chunk(self._tokens(_CONTEXT), 0, _table(stream), 1) for stream in started])
 
-    def decode(self) -> float:
-        """Seconds in which each stream gets a token."""
-        chunks = [Chunk(self._tokens(1), _CONTEXT, _table(stream), 1) for stream in range(self._streams)]
+    def decode(self, streams: int | None = None) -> float:
+        """Seconds in which each stream gets a token. streams: any that need not be started, as their KV cache may hold
+        anything; None: those that were."""
+        chunks = [Chunk(self._tokens(1), _CONTEXT, _table(stream), 1) for stream in range(streams or self._streams)]
         return self._timed([chunks])
 
     def prompt(self, length: int, step_tokens: int) -> float:
@@ -83,20 +88,47 @@ def _table(stream: int) -> range:
 
 
 def compare(
-    default: LoadedVariant, other: LoadedVariant, streams: Sequence[int], prompt_tokens: int, rounds: int
+    exact: LoadedVariant, other: LoadedVariant, streams: Sequence[int], prompt_tokens: int, rounds: int
 ) -> Iterator[LoadTimes]:
     """The times of both under each load."""
     for count in streams:
-        default.start(count)
+        exact.start(count)
         other.start(count)
-        yield _load(count, count, in_turn((default.decode, other.decode), rounds))
-    prompts = [partial(side.prompt, prompt_tokens, prompt_tokens) for side in (default, other)]
+        yield _load(count, count, in_turn((exact.decode, other.decode), rounds))
+    prompts = [partial(side.prompt, prompt_tokens, prompt_tokens) for side in (exact, other)]
     yield _load(0, prompt_tokens, in_turn(prompts, rounds))
 
 
 def _load(streams: int, tokens: int, times: Sequence[Sequence[float]]) -> LoadTimes:
-    default, other = times
-    return LoadTimes(streams, tokens, median(default), median(other), median(map(truediv, default, other)))
+    exact, other = times
+    return LoadTimes(streams, tokens, median(exact), median(other), median(map(truediv, exact, other)))
+
+
+def least_seconds(loaded: LoadedVariant, streams: Sequence[int], prompt_tokens: int) -> tuple[float, ...]:
+    """The least seconds of each load, repeated for a moment: what else the machine does only adds to them."""
+    loaded.decode(1)  # the first inference repacks the weights
+    loads = [
+        *(partial(loaded.decode, count) for count in streams),
+        partial(loaded.prompt, prompt_tokens, prompt_tokens),
+    ]
+    return tuple(min(_repeated(load)) for load in loads)
+
+
+def per_second(load: Callable[[], float], tokens: int, seconds: float) -> float:
+    """Tokens a second of a load that is repeated for so long. tokens: of one repetition."""
+    began, repetitions = time.perf_counter(), 0
+    while (passed := time.perf_counter() - began) < seconds:
+        load()
+        repetitions += 1
+    return tokens * repetitions / passed
+
+
+def _repeated(load: Callable[[], float]) -> Iterator[float]:
+    end = time.perf_counter() + _ALONE_SECONDS
+    while True:
+        yield load()
+        if time.perf_counter() > end:
+            return
 
 
 def in_turn(measurements: Sequence[Callable[[], float]], rounds: int) -> list[list[float]]:

@@ -1,90 +1,115 @@
-"""Measures an engine's variants, chooses one, and prints each result as a line of JSON.
+"""Carries out one task of a measurement, and prints the result as a line of JSON.
 
-`dray tune` starts it on the cores of a lease. At most two variants are loaded at a time: the default and one beside it.
+`dray tune`, or an engine's first start, starts it on the cores of a lease. At most two variants are loaded at a time.
 """
 
+import ctypes
 import os
+import signal
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import msgspec
 
-from cluster.models.compare import read_questions
 from cluster.models.folder import ServedModel, open_model
-from cluster.settings import BUNDLED, ModelSettings
+from cluster.settings import ModelSettings
 from cluster.tuning.choice import (
-    DEFAULT,
     PROMPT_TOKENS,
     STEP_SIZES,
     STREAMS,
     AnswerCheck,
+    Dropped,
     PromptSpeeds,
+    Timed,
     Trial,
-    Variant,
-    candidates,
-    choose,
-    choose_step_tokens,
-    is_confirmed,
 )
-from cluster.tuning.measure import PROBLEMS, Baseline, Chosen, Event, TuneRequest
+from cluster.tuning.tasks import (
+    PROBLEMS,
+    CheckTask,
+    CompareTask,
+    Loaded,
+    Rate,
+    RateTask,
+    Result,
+    StepSizesTask,
+    Task,
+    TimeTask,
+    TuneRequest,
+)
+from cluster.tuning.variants import WEIGHT_ONLY, Variant
 from deployments.common.messages import EngineConfig
-from deployments.engine.engine import Engine
-from deployments.engine.model import config_for, own_precision, release_weights
-from deployments.generation.prompts import PromptRenderer
-from deployments.tuning.answers import count_right
-from deployments.tuning.loads import LoadedVariant, compare, in_turn
+from deployments.engine.kernels import FUSED_MLP
+from deployments.engine.model import config_for, with_variant
+from deployments.tuning.loads import LoadedVariant, compare, in_turn, least_seconds, per_second
 
+_PR_SET_PDEATHSIG = 1
 _PROMPT_ROUNDS = 3
 """A prompt of several steps is measured in a third of the rounds: it takes long, so its times vary less."""
 
 
-def tune(request: TuneRequest, model: ServedModel) -> Iterator[Event]:
-    """Yields every result once it is there, and the choice at the end."""
-    config = config_for(model, request.cpus)
-    variants = tuple(candidates(own := own_precision()))  # type: ignore[arg-type]
-    yield Baseline(own, len(variants))
-    default = LoadedVariant(config, DEFAULT)
-    trials = []
-    for variant in variants:
-        trials.append(_trial(config, default, variant, request.rounds))
-        yield trials[-1]
-    chosen = choose(trials, allow_lower_precision=request.allow_lower_precision)
-    while not is_confirmed(trials, chosen):
-        trials.append(_trial(config, default, chosen, request.rounds))
-        yield trials[-1]
-        chosen = choose(trials, allow_lower_precision=request.allow_lower_precision)
-    if chosen.is_less_precise and model.settings.source == BUNDLED:
-        check = _check(model, config, chosen)
-        yield check
-        if not check.passed:
-            chosen = choose(trials, allow_lower_precision=False)
-    loaded = default if chosen == DEFAULT else LoadedVariant(config, chosen)
-    speeds = _prompt_speeds(loaded, model.context_tokens, max(1, request.rounds // _PROMPT_ROUNDS))
-    yield speeds
-    yield Chosen(chosen, choose_step_tokens(speeds.by_step_tokens))
+def carry_out(task: Task, model: ServedModel, config: EngineConfig) -> Result:
+    """The task's result. Raises RuntimeError, OSError, ValueError or KeyError where the variant cannot be loaded."""
+    match task:
+        case CompareTask(variant, rounds):
+            return _compared(config, variant, rounds)
+        case TimeTask(variant):
+            return _timed(config, variant)
+        case RateTask(variant, streams, seconds):
+            return _rate(LoadedVariant(config, variant), streams, seconds)
+        case CheckTask(variant):
+            return _checked(model, config, variant)
+        case StepSizesTask(variant, rounds):
+            return _prompt_speeds(
+                LoadedVariant(config, variant), model.context_tokens, max(1, rounds // _PROMPT_ROUNDS)
+            )
 
 
-def _trial(config: EngineConfig, default: LoadedVariant, variant: Variant, rounds: int) -> Trial:
-    other = LoadedVariant(config, variant)
-    limit = min(config.max_num_seqs, default.max_streams, other.max_streams)
+def _compared(config: EngineConfig, variant: Variant, rounds: int) -> Trial | Dropped:
+    exact, other = LoadedVariant(config, WEIGHT_ONLY), LoadedVariant(config, variant)
+    limit = min(config.max_num_seqs, exact.max_streams, other.max_streams)
+    prompt = min(PROMPT_TOKENS, exact.max_prompt, other.max_prompt)
+    loads = tuple(compare(exact, other, sorted({min(count, limit) for count in STREAMS}), prompt, rounds))
+    return _refused(other, variant) or Trial(variant, loads)
+
+
+def _timed(config: EngineConfig, variant: Variant) -> Timed | Dropped:
+    loaded = LoadedVariant(config, variant)
+    limit = min(config.max_num_seqs, loaded.max_streams)
     streams = sorted({min(count, limit) for count in STREAMS})
-    prompt = min(PROMPT_TOKENS, default.max_prompt, other.max_prompt)
-    loads = tuple(compare(default, other, streams, prompt, rounds))
-    release_weights(config.model_dir)
-    return Trial(variant, loads)
+    seconds = least_seconds(loaded, streams, min(PROMPT_TOKENS, loaded.max_prompt))
+    return _refused(loaded, variant) or Timed(variant, seconds, loaded.multiplications)
 
 
-def _check(model: ServedModel, config: EngineConfig, variant: Variant) -> AnswerCheck:
+def _rate(loaded: LoadedVariant, streams: int, seconds: float) -> Rate:
+    """Tokens a second beside other processes, which wait for the same moment to begin."""
+    streams, prompt = min(streams, loaded.max_streams), min(PROMPT_TOKENS, loaded.max_prompt)
+    loaded.decode(streams)
+    _print(Loaded())
+    sys.stdin.readline()
+    return Rate(
+        per_second(partial(loaded.decode, streams), streams, seconds),
+        per_second(partial(loaded.prompt, prompt, prompt), prompt, seconds),
+    )
+
+
+def _refused(loaded: LoadedVariant, variant: Variant) -> Dropped | None:
+    """Why a variant is not what it should be, although the plugin took its properties."""
+    if variant.fused and FUSED_MLP not in loaded.multiplications:
+        return Dropped(variant, f"OpenVINO did not fuse the MLPs: {loaded.multiplications}")
+    return None
+
+
+def _checked(model: ServedModel, config: EngineConfig, variant: Variant) -> AnswerCheck:
+    # Slow imports, which a first start need not wait for.
+    from cluster.models.compare import read_questions
+    from deployments.engine.engine import Engine
+    from deployments.generation.prompts import PromptRenderer
+    from deployments.tuning.answers import count_right
+
     prompts, problems = PromptRenderer(model), read_questions(PROBLEMS)
-    right = []
-    for each in (DEFAULT, variant):
-        own = msgspec.structs.replace(
-            config, inference_precision=each.precision, dynamic_quantization_group_size=each.group_size
-        )
-        right.append(count_right(Engine(own), prompts, problems))
+    right = [count_right(Engine(with_variant(config, each)), prompts, problems) for each in (WEIGHT_ONLY, variant)]
     return AnswerCheck(variant, len(problems), *right)
 
 
@@ -98,11 +123,21 @@ def _prompt_speeds(loaded: LoadedVariant, context_tokens: int, rounds: int) -> P
 
 def main() -> None:
     """argv[1]: a TuneRequest as JSON."""
+    # An engine replica that is killed must not leave this behind on its cores.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     request = msgspec.json.decode(sys.argv[1], type=TuneRequest)
     os.sched_setaffinity(0, request.cpus)
     model = open_model(ModelSettings.model_validate(request.model), Path(request.models_dir))
-    for event in tune(request, model):
-        print(msgspec.json.encode(event).decode(), flush=True)
+    try:
+        result = carry_out(request.task, model, config_for(model, request.cpus))
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        lines = str(error).strip().splitlines()
+        result = Dropped(request.task.variant, lines[-1] if lines else type(error).__name__)
+    _print(result)
+
+
+def _print(result: Result) -> None:
+    print(msgspec.json.encode(result).decode(), flush=True)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def test_a_failed_deployment_is_refused_and_the_old_version_serves(another: Dray
     ):
         refused = another.run("deploy", *arguments, timeout=200, **(settings | more))
         assert refused.returncode == 1 and message in refused.stderr, refused.stderr
-        assert refused.stderr.count("\n") == 1
+        assert refused.stderr.count("\n") == 1 and "EngineStartError" not in refused.stderr
         assert fingerprint(another) == before
     assert another.run("deploy", timeout=200, **settings).returncode == 0
 

@@ -2,23 +2,24 @@
 
 import pytest
 
+from cluster.models.folder import ServedModel
 from cluster.tuning.choice import (
-    DEFAULT,
     AnswerCheck,
+    Dropped,
     LoadTimes,
+    Timed,
     Trial,
-    Variant,
-    candidates,
     choose,
     choose_step_tokens,
-    forgone,
     is_confirmed,
+    scores_of,
+    worst_scores,
 )
 from cluster.tuning.measure import Baseline, Chosen
 from cluster.tuning.report import Results
+from cluster.tuning.variants import FUSED, GROUPS_32, GROUPS_128, WEIGHT_ONLY, Variant
 
-F32 = Variant("f32", 128)
-SMALL = Variant("auto", 32)
+BALANCED = (GROUPS_32, FUSED, WEIGHT_ONLY)
 
 
 def trial(variant: Variant, *speedups: float) -> Trial:
@@ -33,43 +34,43 @@ def even(variant: Variant, speedup: float) -> Trial:
 
 
 def test_the_score_weighs_the_loads_alike() -> None:
-    assert trial(F32, 2, 0.5, 1, 1).score == pytest.approx(1)
+    assert trial(GROUPS_128, 2, 0.5, 1, 1).score == pytest.approx(1)
     # As measured on a processor with AMX.
-    assert trial(F32, 1.9, 2.1, 1.35, 0.8).score == pytest.approx(1.44, abs=0.01)
+    assert trial(GROUPS_128, 1.9, 2.1, 1.35, 0.8).score == pytest.approx(1.44, abs=0.01)
+    alone = [Timed(GROUPS_32, (1, 1, 1, 1), ""), Timed(FUSED, (1, 0.5, 0.5, 0.25), "")]
+    assert scores_of(alone, [Dropped(WEIGHT_ONLY, "died")]) == pytest.approx(
+        {"groups-32": 1, "fused-mlp": 2, "weight-only": 0}
+    )
 
 
-def test_what_is_less_precise_is_chosen_only_if_that_is_allowed() -> None:
-    trials = [even(SMALL, 1.02), trial(F32, 1.9, 2.1, 1.35, 0.8)]
-    assert choose(trials, allow_lower_precision=False) == DEFAULT
-    assert choose(trials, allow_lower_precision=True) == F32
-    assert forgone(trials, DEFAULT) == (F32, trials[1].score)
-    assert forgone(trials, F32) is None
+@pytest.mark.parametrize(("score", "chosen"), [(1.04, WEIGHT_ONLY), (1.06, GROUPS_32)])
+def test_a_variant_must_win_five_percent_over_the_most_exact_one(score: float, chosen: Variant) -> None:
+    assert choose(BALANCED, {"groups-32": score, "fused-mlp": 1.01, "weight-only": 1.0}) == chosen
 
 
-@pytest.mark.parametrize(("speedup", "chosen"), [(1.04, DEFAULT), (1.06, SMALL)])
-def test_a_variant_must_win_five_percent(speedup: float, chosen: Variant) -> None:
-    trials = [even(SMALL, speedup), even(Variant("auto", 64), 1.01)]
-    assert choose(trials, allow_lower_precision=False) == chosen
-    assert forgone([*trials, even(F32, (chosen == SMALL and 1.10) or 1.04)], chosen) is None
+def test_the_fastest_of_the_allowed_ones_is_chosen() -> None:
+    scores = {"groups-32": 1.3, "fused-mlp": 1.6, "weight-only": 1.0, "groups-128": 1.9}
+    assert choose(BALANCED, scores) == FUSED
+    assert choose((GROUPS_128, FUSED, WEIGHT_ONLY), scores) == GROUPS_128
+    assert choose((WEIGHT_ONLY,), scores) == WEIGHT_ONLY
+
+
+def test_what_kills_the_engine_is_never_chosen() -> None:
+    assert choose(BALANCED, {"groups-32": 1.0, "fused-mlp": 0.0}) == GROUPS_32
+    assert choose(BALANCED, {"groups-32": 0.0}) == FUSED, "that one is not measured yet"
+    assert choose(BALANCED, {"groups-32": 0.0, "fused-mlp": 0.0}) == WEIGHT_ONLY
+    assert choose(BALANCED, dict.fromkeys(("groups-32", "fused-mlp", "weight-only"), 0.0)) == WEIGHT_ONLY
 
 
 def test_a_variant_is_chosen_only_if_a_second_trial_confirms_it() -> None:
-    once = [even(SMALL, 1.3), even(Variant("auto", 64), 1.1)]
-    assert choose(once, allow_lower_precision=False) == SMALL and not is_confirmed(once, SMALL)
-    lucky = [*once, even(SMALL, 1.0)]
-    assert choose(lucky, allow_lower_precision=False) == Variant("auto", 64)
-    assert is_confirmed([*once, even(SMALL, 1.2)], SMALL) and is_confirmed(once, DEFAULT)
+    once = [even(FUSED, 1.3), even(GROUPS_32, 1.1)]
+    assert choose(BALANCED, worst_scores(once)) == FUSED and not is_confirmed(once, FUSED)
+    assert choose(BALANCED, worst_scores([*once, even(FUSED, 1.0)])) == GROUPS_32
+    assert is_confirmed([*once, even(FUSED, 1.2)], FUSED) and is_confirmed(once, WEIGHT_ONLY)
 
 
-def test_nothing_measured_is_the_default() -> None:
-    assert choose([], allow_lower_precision=True) == DEFAULT
-
-
-def test_f32_is_a_variant_only_where_openvino_chooses_bf16() -> None:
-    assert {variant.precision for variant in candidates("f32")} == {"auto"}
-    on_amx = list(candidates("bf16"))
-    assert F32 in on_amx and DEFAULT not in on_amx and len(on_amx) == 5
-    assert all(variant.group_size for variant in on_amx)
+def test_nothing_measured_is_what_every_processor_can_do() -> None:
+    assert choose(BALANCED, {}) == GROUPS_32
 
 
 def test_the_smallest_step_within_five_percent_of_the_best_is_chosen() -> None:
@@ -79,17 +80,25 @@ def test_the_smallest_step_within_five_percent_of_the_best_is_chosen() -> None:
 
 @pytest.mark.parametrize(("right", "passed"), [(100, True), (98, True), (97, False)])
 def test_a_variant_that_solves_fewer_problems_fails_the_check(right: int, passed: bool) -> None:
-    assert AnswerCheck(F32, 100, 100, right).passed == passed
+    assert AnswerCheck(GROUPS_128, 100, 100, right).passed == passed
 
 
-def test_the_report_says_what_lower_precision_would_win() -> None:
-    results = Results("r1")
-    for event in (Baseline("bf16", 1), even(F32, 1.44), Chosen(DEFAULT, 256)):
+def test_the_report_says_what_a_lower_precision_would_win(bundled: ServedModel) -> None:
+    results = Results(bundled)
+    scores = {"weight-only": 1.0, "groups-32": 1.2, "groups-128": 1.44, "fused-mlp": 0.0}
+    events = (
+        Baseline((GROUPS_32, GROUPS_128, FUSED)),
+        even(GROUPS_32, 1.2),
+        even(GROUPS_128, 1.44),
+        Dropped(FUSED, "killed by SIGFPE"),
+        Chosen(GROUPS_32, scores, 256),
+    )
+    for event in events:
         results.add(event)
     text = "\n".join(results.sentences())
-    assert "1.44 times" in text and "dray tune r1 --allow-lower-precision" in text
-    assert results.as_dict()["faster_if_less_precise"] == 1.44
-    results.add(AnswerCheck(F32, 100, 100, 50))
+    assert "Fused MLPs in INT8 does not work here: killed by SIGFPE" in text
+    assert "Chosen for precision balanced: INT8 in groups of 32, 1.20 times as fast" in text
+    assert "INT8 in groups of 128 would be 1.44 times as fast, but loses more than precision balanced allows" in text
+    assert results.as_dict()["chosen"] == {"variant": "groups-32", "max_num_batched_tokens": 256}
+    results.add(AnswerCheck(GROUPS_32, 100, 100, 50))
     assert "too few" in "\n".join(results.sentences())
-    chosen = Results("r1", Baseline("bf16", 1), [even(F32, 1.44)], chosen=Chosen(F32, 256))
-    assert "were not checked" in "\n".join(chosen.sentences())

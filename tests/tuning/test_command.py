@@ -12,7 +12,8 @@ from cluster.cores import lease_cores, usable_cores
 from cluster.models.folder import ServedModel
 from cluster.settings import ModelSettings
 from cluster.tuning.kept import engine_choice
-from cluster.tuning.measure import PROBLEMS
+from cluster.tuning.tasks import PROBLEMS
+from cluster.tuning.variants import WEIGHT_ONLY
 from demo.measure import TUNE_PROBLEMS, problem_lines
 
 
@@ -24,29 +25,28 @@ def run(*arguments: str, folder: Path) -> tuple[int, str, str]:
 
 @pytest.mark.slow
 def test_the_bundled_model_is_tuned_and_its_engines_use_it(bundled: ServedModel, tmp_path: Path) -> None:
-    options = ("bundled", "--cores", "1", "--rounds", "1", "--allow-lower-precision")
+    options = ("bundled", "--cores", "1", "--rounds", "1")
     code, text, err = run(*options, "--json", folder=tmp_path)
     assert code == 0, err
     report = json.loads(text)
     kept = engine_choice(bundled, 1, tmp_path / "d")
     assert report["chosen"] == {
-        "inference_precision": kept.precision,
-        "dynamic_quantization_group_size": kept.group_size,
+        "variant": kept.variant.name,
         "max_num_batched_tokens": kept.step_tokens,
     }
+    assert kept.measured and report["precision"] == "balanced"
     assert [load["load"] for load in report["variants"][0]["loads"]] == [
         "1 stream",
         "8 streams",
         "32 streams",
         "prompt of 512",
     ]
-    different = {(each["precision"], each["group_size"]) for each in report["variants"]}
-    assert len(different) == (5 if report["own_precision"] == "bf16" else 2)
-    if kept.precision == "f32":
-        assert report["answers"]["passed"] and report["answers"]["default_right"] > 95
+    assert {each["variant"] for each in report["variants"]} == {"groups-32", "groups-128"} and not report["dropped"]
+    if kept.variant != WEIGHT_ONLY:
+        assert report["answers"]["passed"] and report["answers"]["exact_right"] > 95
     doctor = CliRunner().invoke(app, ["doctor", "--offline", "--json"], env={"DRAY_DATA_DIR": str(tmp_path / "d")})
     (tuning,) = [check for check in json.loads(doctor.stdout)["checks"] if check["check"] == "tuning"]
-    assert "is tuned for this processor" in tuning["message"]
+    assert f"was measured on this processor, and runs with {kept.variant}" in tuning["message"]
 
 
 def test_what_cannot_be_tuned_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_the_problems_are_those_of_the_demo() -> None:
     assert PROBLEMS.read_text() == problem_lines(TUNE_PROBLEMS)
 
 
-@pytest.mark.parametrize("name", ["dynamic_quantization_group_size", "max_num_batched_tokens"])
+@pytest.mark.parametrize("name", ["max_num_batched_tokens"])
 @pytest.mark.parametrize("value", ["all", -1, 1.5, True, "", 10**30])
 def test_a_size_is_auto_or_a_whole_number(name: str, value: object) -> None:
     with pytest.raises(SettingsError, match=rf"model\.{name} .*must be auto, or a whole number of at least"):
@@ -75,7 +75,7 @@ def test_a_size_is_auto_or_a_whole_number(name: str, value: object) -> None:
 
 def test_sizes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRAY_MODEL__MAX_NUM_BATCHED_TOKENS", "256")
-    monkeypatch.setenv("DRAY_MODEL__DYNAMIC_QUANTIZATION_GROUP_SIZE", "auto")
+    monkeypatch.setenv("DRAY_MODEL__PRECISION", "fast")
     model = load().settings.model
-    assert (model.max_num_batched_tokens, model.dynamic_quantization_group_size) == (256, "auto")
+    assert (model.max_num_batched_tokens, model.precision) == (256, "fast")
     assert (model.assumed_step_tokens, ModelSettings().assumed_step_tokens) == (256, 512)

@@ -3,16 +3,18 @@
 import asyncio
 import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import msgspec
+import psutil
 import pytest
 
 from cluster.models.folder import ServedModel
 from deployments.common.grammars import json_grammar
-from deployments.common.messages import Add, EngineConfig, EngineRequest, Grammar, Sampling, StreamFinish
+from deployments.common.messages import Add, EngineConfig, EngineRequest, Grammar, Ready, Sampling, StreamFinish
 from deployments.engine.engine import Engine
 from deployments.engine.process import EngineProcess, EngineStartError
 
@@ -164,3 +166,30 @@ def test_the_engine_announces_how_much_its_next_step_computes(bundled: ServedMod
 def test_a_missing_model_is_an_error(tmp_path: object) -> None:
     with pytest.raises(EngineStartError, match="No such file"):
         asyncio.run(EngineProcess.start(config(str(tmp_path)), timeout_s=60))
+
+
+@pytest.mark.parametrize(
+    ("signal_", "hint"), [(signal.SIGFPE, "model.precision: exact"), (signal.SIGKILL, "memory may have run out")]
+)
+def test_a_death_at_the_start_names_the_signal_and_what_was_tried(
+    bundled: ServedModel, signal_: signal.Signals, hint: str
+) -> None:
+    async def work() -> None:
+        trying = msgspec.structs.replace(config(str(bundled.folder)), variant="fused-mlp")
+        start = asyncio.create_task(EngineProcess.start(trying, timeout_s=60))
+        while not (engines := [each for each in psutil.Process().children() if "fused-mlp" in str(each.cmdline())]):
+            await asyncio.sleep(0.01)
+        engines[0].send_signal(signal_)
+        await start
+
+    with pytest.raises(EngineStartError, match=f"killed by {signal_.name} while .*fused-mlp.*{hint}"):
+        asyncio.run(work())
+
+
+def test_an_engine_says_how_its_graph_multiplies(bundled: ServedModel) -> None:
+    async def work() -> Ready:
+        engine, ready = await EngineProcess.start(config(str(bundled.folder)), timeout_s=60)
+        await engine.stop()
+        return ready
+
+    assert re.search(r"\d+ FullyConnected \w+ ", asyncio.run(work()).multiplications)

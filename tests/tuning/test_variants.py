@@ -1,0 +1,111 @@
+"""Which ways to multiply a precision allows, by the model's weights, its losses and the processor."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cluster.models.folder import BUNDLED_FOLDER, ServedModel, open_model
+from cluster.settings import ModelSettings
+from cluster.tuning.variants import (
+    AMX,
+    FUSED,
+    GROUPS_32,
+    GROUPS_128,
+    LIMITS,
+    WEIGHT_ONLY,
+    Variant,
+    allowed,
+    forgone,
+    format_here,
+    loss,
+    possible,
+)
+
+ON_AMX = AMX | {"avx2", "avx512_vnni", "avx512_bf16"}
+ON_VNNI = frozenset({"avx2", "avx512_vnni", "avx512_bf16"})
+ON_ARM: frozenset[str] = frozenset()
+SMOOTHED = {"weights": "int8-symmetric-smoothed"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(BUNDLED_FOLDER, tmp_path / "model"))
+
+
+def model_in(folder: Path, record: object, **settings: object) -> ServedModel:
+    (folder / "dray-model.json").write_text(json.dumps(record))
+    return open_model(ModelSettings.model_validate({"source": str(folder), **settings}), folder)
+
+
+@pytest.mark.parametrize(
+    ("record", "flags", "cores", "balanced", "fast"),
+    [
+        ({}, ON_AMX, 2, (GROUPS_32, WEIGHT_ONLY), (GROUPS_128, WEIGHT_ONLY)),
+        (SMOOTHED, ON_AMX, 2, (GROUPS_32, FUSED, WEIGHT_ONLY), (GROUPS_128, FUSED, WEIGHT_ONLY)),
+        # With one thread the fused operation divides by zero.
+        (SMOOTHED, ON_AMX, 1, (GROUPS_32, WEIGHT_ONLY), (GROUPS_128, WEIGHT_ONLY)),
+        (SMOOTHED, ON_VNNI, 2, (GROUPS_32, WEIGHT_ONLY), (GROUPS_128, WEIGHT_ONLY)),
+        ({"weights": "another"}, ON_AMX, 2, (GROUPS_32, WEIGHT_ONLY), (GROUPS_128, WEIGHT_ONLY)),
+        ({"weight": "fp16"}, ON_AMX, 2, (WEIGHT_ONLY,), (WEIGHT_ONLY,)),
+    ],
+)
+def test_what_each_precision_allows(
+    folder: Path,
+    record: object,
+    flags: frozenset[str],
+    cores: int,
+    balanced: tuple[Variant, ...],
+    fast: tuple[Variant, ...],
+) -> None:
+    assert allowed(model_in(folder, record), cores, flags) == balanced, "balanced is the default"
+    assert allowed(model_in(folder, record, precision="fast"), cores, flags) == fast
+    assert allowed(model_in(folder, record, precision="exact"), cores, flags) == (WEIGHT_ONLY,)
+
+
+def test_no_precision_allows_more_than_its_limit(folder: Path) -> None:
+    for weights in ("int8-asymmetric", "int8-symmetric-smoothed"):
+        for precision, limit in LIMITS.items():
+            model = model_in(folder, {"weights": weights}, precision=precision)
+            for variant in allowed(model, 2, ON_AMX):
+                assert (lost := loss(model, variant)) is not None and lost.within(limit)
+
+
+def test_the_losses_of_the_models_own_record_count(folder: Path) -> None:
+    losses = {"groups-128": {"kl": 0.004, "perplexity": 0.003}, "fused-mlp": {"kl": 0.03, "perplexity": 0.001}}
+    model = model_in(folder, {**SMOOTHED, "losses": losses})
+    assert allowed(model, 2, ON_AMX) == (GROUPS_128, WEIGHT_ONLY)
+    # Of others there is no measurement.
+    assert loss(model, GROUPS_32) == loss(model_in(folder, SMOOTHED), GROUPS_32)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [],
+        {"weights": ["int8-symmetric-smoothed"]},
+        {"losses": 3},
+        {"losses": {"groups-32": "none"}},
+        {"losses": {"groups-32": {"kl": "-"}}},
+    ],
+)
+def test_a_record_that_is_not_drays_counts_for_nothing(folder: Path, record: object) -> None:
+    assert allowed(model_in(folder, record), 2, ON_AMX) == (GROUPS_32, WEIGHT_ONLY)
+
+
+def test_doctor_hears_what_the_folder_keeps_the_processor_from(folder: Path, bundled: ServedModel) -> None:
+    model = model_in(folder, {})
+    assert f"run `dray models convert {folder}`" in forgone(model, 2, ON_AMX)
+    assert not forgone(model, 1, ON_AMX) and not forgone(model, 2, ON_VNNI)
+    assert not forgone(model_in(folder, {}, precision="exact"), 2, ON_AMX)
+    assert not forgone(model_in(folder, SMOOTHED), 2, ON_AMX)
+    assert not forgone(bundled, 2, ON_AMX), "nobody can convert the program's own model"
+
+
+def test_bf16_is_only_for_processors_that_multiply_in_it(folder: Path) -> None:
+    assert format_here(WEIGHT_ONLY, ON_AMX) == "auto"
+    assert format_here(WEIGHT_ONLY, ON_VNNI) == "f32", "OpenVINO would take bf16 here, at a fifth of the speed"
+    assert format_here(WEIGHT_ONLY, ON_ARM) == "auto"
+    assert format_here(GROUPS_32, ON_AMX) == "f32" and format_here(FUSED, ON_AMX) == "bf16"
+    assert len(possible(model_in(folder, {}), 2)) == 3
