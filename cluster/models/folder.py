@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from cluster.models.catalog import CATALOG
 from cluster.models.paths import UnsafeNameError, child
+from cluster.models.tasks import WrongTask, check_output
 from cluster.settings import BUNDLED, ModelSettings, Settings
 
 BUNDLED_FOLDER = Path(__file__).with_name("bundled")
@@ -266,11 +267,14 @@ def open_models(settings: Settings, models_dir: Path | None = None) -> list[Serv
 
 
 def check_readable(model: ServedModel) -> None:
-    """Raises ModelFolderError where OpenVINO cannot read the model."""
+    """Raises ModelFolderError where OpenVINO cannot read the model, or it has another task than the settings say."""
     import openvino
 
     try:
-        openvino.Core().read_model(str(model.folder / "openvino_model.xml"))
+        graph = openvino.Core().read_model(str(model.folder / "openvino_model.xml"))
+        check_output(model.name, model.settings.task, graph.outputs[0].partial_shape)
+    except WrongTask as error:
+        raise ModelFolderError(str(error)) from None
     except RuntimeError as error:
         raise ModelFolderError(
             f"model folder {model.folder} is broken: {str(error).strip().splitlines()[-1]}"

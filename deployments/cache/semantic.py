@@ -52,8 +52,8 @@ _encode = msgspec.msgpack.Encoder().encode
 class Embedder(Protocol):
     """Turns texts into vectors."""
 
-    async def embed(self, texts: list[str], timeout_s: float) -> list[bytes]:
-        """Vectors of length 1, as little-endian float32. Raises ApiError."""
+    async def embed(self, text: str, timeout_s: float) -> bytes:
+        """A vector of length 1, as little-endian float32. Raises ApiError."""
 
 
 @dataclass(slots=True)
@@ -99,7 +99,7 @@ class SemanticCache:
         rest = msgspec.structs.replace(request, messages=(*before, msgspec.structs.replace(last, content="")))
         context = blake2b(_encode((subject, namespace, rest)), digest_size=20).hexdigest()
         try:
-            [vector] = await self._embedder.embed([last.content], _EMBED_S)
+            vector = await self._embedder.embed(last.content, _EMBED_S)
         except ApiError:
             return None
         return SemanticQuery(context, last.content, vector)
