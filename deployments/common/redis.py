@@ -110,9 +110,12 @@ class RedisStore:
 
         return await self.call(run)
 
-    async def entries(self, stream: str, start: bytes) -> StreamEntries:
-        """Entries of a stream from this id on; an id that begins with "(" is excluded. Raises RedisUnavailable."""
-        return list(await self.call(lambda: self._client.xrange(stream, min=start)))
+    async def entries(self, stream: str, start: bytes, count: int) -> StreamEntries:
+        """The first entries of a stream from this id on; an id that begins with "(" is excluded.
+
+        Raises RedisUnavailable.
+        """
+        return list(await self.call(lambda: self._client.xrange(stream, min=start, count=count)))
 
     async def wait_for_entries(self, stream: str, after: bytes, wait_s: float) -> StreamEntries:
         """Entries of a stream after this id. Waits up to `wait_s` for the first. Raises RedisUnavailable."""
