@@ -353,10 +353,12 @@ class CacheSettings(Group):
     similarity_model: str = Field(
         "",
         description="Name of a served embedding model that finds similar questions; their answer is returned only if "
-        "every word that carries meaning is the same too. Empty turns this off.",
+        "their words surely mean the same too. Empty turns this off.",
     )
     similarity_threshold: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.9, description="Minimum cosine similarity of two questions for their words to be compared."
+        0.8,
+        description="Minimum cosine similarity of two questions whose words say the same; what counts as near "
+        "depends on the model.",
     )
     prefix_scope: Literal["all", "namespace"] = Field(
         "all",

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from cluster.models.catalog import CATALOG
 from cluster.models.paths import UnsafeNameError, child
-from cluster.models.tasks import WrongTask, check_output
+from cluster.models.tasks import TESTED_FILE, WrongTask, check_output, trained_length, trained_task
 from cluster.settings import BUNDLED, ModelSettings, Settings
 
 BUNDLED_FOLDER = Path(__file__).with_name("bundled")
@@ -212,10 +212,17 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
             f"model folder {folder} lacks {', '.join(missing)}; create one with `dray models export`"
         )
     try:
-        limit = _context_limit(folder)
+        config = read_json(folder / "config.json")
+        tested = folder / TESTED_FILE
+        limit = trained_length(config, read_json(tested) if tested.is_file() else {})
+        trained = trained_task(folder, config)
         _check_defaults(folder)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelFolderError(f"{folder / 'config.json'} is not a model configuration ({error!r})") from None
+    if settings.task == "generate" and trained in ("embed", "rerank"):
+        raise ModelFolderError(
+            f"the model in {folder} generates no text: it was trained to {trained}; set task: {trained} for it"
+        )
     if settings.context_tokens > limit:
         raise ModelFolderError(
             f"model.context_tokens is {settings.context_tokens}, but the model in {folder} supports at most {limit}"
@@ -227,13 +234,6 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
         context_tokens=settings.context_tokens or limit,
         created=int((folder / "openvino_model.xml").stat().st_mtime),
     )
-
-
-def _context_limit(folder: Path) -> int:
-    """Maximum tokens: what an embedding model's authors tested, where they say so, else its position embeddings."""
-    tested = folder / "sentence_bert_config.json"
-    tokens = read_json(tested).get("max_seq_length") if tested.is_file() else None
-    return int(tokens or read_json(folder / "config.json")["max_position_embeddings"])
 
 
 def _check_defaults(folder: Path) -> None:

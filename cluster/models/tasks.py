@@ -1,13 +1,48 @@
 """What a model was trained for: to generate text, to embed texts, or to score pairs of them."""
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 Task = Literal["generate", "embed", "rerank"]
+POOLING_FILE = "1_Pooling/config.json"
+PROMPTS_FILE = "config_sentence_transformers.json"
+TESTED_FILE = "sentence_bert_config.json"
+SENTENCE_FILES = ("modules.json", PROMPTS_FILE, TESTED_FILE)
+"""What sentence-transformers writes beside an embedding model: its pooling, prompts and maximum length."""
+POOLING_FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert")
+"""These count positions from the padding's id on, so the first two of a table of 514 hold no token."""
+_GENERATE = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ChatGLMModel")
 
 
 class WrongTask(ValueError):
     """The model was trained for another task than the settings say."""
+
+
+def trained_task(folder: Path, config: dict[str, Any]) -> Task | None:
+    """What the model in a folder was trained for; None where its files do not say. config: its config.json."""
+    architectures = [name for name in config.get("architectures") or () if isinstance(name, str)]
+    if any(name.endswith("ForSequenceClassification") for name in architectures):
+        return "rerank"
+    # First, because an embedding model may be a language model whose last layer nobody uses, as Qwen3-Embedding is.
+    if any((folder / name).is_file() for name in (POOLING_FILE, *SENTENCE_FILES)):
+        return "embed"
+    if any(name.endswith(_GENERATE) for name in architectures):
+        return "generate"
+    return "embed" if any(name.endswith(("Model", "ForMaskedLM")) for name in architectures) else None
+
+
+def trained_length(config: dict[str, Any], tested: dict[str, Any]) -> int:
+    """Maximum tokens of a text: what an embedding model's makers tested, where they say so, else its positions.
+
+    config: its config.json. tested: its TESTED_FILE, or nothing.
+    """
+    limit = int(config["max_position_embeddings"])
+    if config.get("model_type") in _POSITIONS_AFTER_PADDING:
+        limit -= int(config.get("pad_token_id", 1)) + 1
+    tokens = tested.get("max_seq_length")
+    return min(int(tokens), limit) if tokens else limit
 
 
 class Axis(Protocol):

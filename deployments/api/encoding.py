@@ -13,7 +13,7 @@ from cluster.settings import LimitSettings
 from deployments.api.access import AuthenticatedRequest, RequestAccess, queue_class
 from deployments.api.http import json_response
 from deployments.api.models import ModelDirectory
-from deployments.api.protocol.embeddings import embeddings_response, read_embedding, texts_of
+from deployments.api.protocol.embeddings import embeddings_response, read_embedding
 from deployments.api.protocol.rerank import read_rerank, read_score, rerank_response, score_response
 from deployments.common.messages import EncoderInput
 from deployments.common.types import Usage
@@ -25,9 +25,9 @@ from deployments.tenancy.usage import UsageRecorder
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What a model reads. repeated: characters that it reads again, as a query beside each document."""
+    """What a model reads: texts, or token ids. repeated: characters read again, as a query beside each document."""
 
-    texts: Sequence[str]
+    texts: Sequence[str | list[int]]
     repeated: int = 0
 
     @property
@@ -67,16 +67,17 @@ class EncodingApi:
     async def embeddings(self, http: HttpRequest) -> Response:
         """POST /v1/embeddings"""
         asked = self._access.authenticate(http)
-        request = read_embedding(await self._access.body(asked), self._limits)
+        request, given = read_embedding(await self._access.body(asked), self._limits)
         embedder = self._models.embedder(request.model, asked.caller)
-        texts = texts_of(request)
-        tokenize = partial(embedder.encoder.tokenize, texts, "input")
+        encoder, texts = embedder.encoder, embedder.with_prompt(given.texts, request.prompt)
+        by_text, by_ids = partial(encoder.tokenize, texts, "input"), partial(encoder.check_ids, given.ids, "input")
+        tokenize = by_text if texts else by_ids
 
         async def respond(inputs: list[EncoderInput], tokens: int) -> object:
             vectors = await embedder.vectors(inputs, self._limits.request_timeout_s)
             return embeddings_response(request, vectors, tokens)
 
-        return await self._answer(asked, embedder.model, "embeddings", Read(texts), tokenize, respond)
+        return await self._answer(asked, embedder.model, "embeddings", Read(texts or given.ids), tokenize, respond)
 
     async def rerank(self, http: HttpRequest) -> Response:
         """POST /v1/rerank, /v2/rerank"""

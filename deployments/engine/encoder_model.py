@@ -8,10 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.models.folder import ServedModel, read_json
-from cluster.models.tasks import check_output
+from cluster.models.tasks import POOLING_FILE, POOLING_FLAGS, check_output
 from deployments.common.messages import EncoderInput
-
-_POOLING_FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
 
 
 class EncoderModel:
@@ -74,6 +72,6 @@ class EncoderModel:
 
 def trained_pooling(folder: Path) -> str:
     """The pooling that the model was trained with, from the sentence-transformers config; mean without one."""
-    file = folder / "1_Pooling" / "config.json"
+    file = folder / POOLING_FILE
     flags = read_json(file) if file.is_file() else {}
-    return next((name for flag, name in _POOLING_FLAGS.items() if flags.get(flag)), "mean")
+    return next((name for flag, name in POOLING_FLAGS.items() if flags.get(flag)), "mean")

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from cluster.models.folder import ServedModel
 from deployments.common.messages import EncoderInput
+from deployments.routing.embeddings import EmbeddingEndpoint
 from deployments.routing.encoders import Encoder
 
 
@@ -61,6 +62,7 @@ class CosineScorer:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
+        self._embeddings = EmbeddingEndpoint(encoder)
 
     @property
     def model(self) -> ServedModel:
@@ -73,9 +75,8 @@ class CosineScorer:
         """The queries, then the documents."""
         if max_tokens is not None:
             documents = self._encoder.cut(documents, max_tokens)
-        first, second = (
-            self._encoder.tokenize(texts, param) for texts, param in zip((queries, documents), params, strict=True)
-        )
+        first = self._encoder.tokenize(self._embeddings.with_prompt(queries, "query"), params[0])
+        second = self._encoder.tokenize(self._embeddings.with_prompt(documents, "passage"), params[1])
         return [*first, *second]
 
     async def scores(self, inputs: Sequence[EncoderInput], documents: int, timeout_s: float) -> list[float]:

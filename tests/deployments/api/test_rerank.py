@@ -54,8 +54,8 @@ def make_cross_encoder(folder: Path, labels: int = 1) -> str:
     config = {"model_type": "bert", "architectures": ["BertForSequenceClassification"], "max_position_embeddings": 16}
     (folder / "config.json").write_text(json.dumps(config))
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, "[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     # As a real file does; it must not cut what is served.
     tokenizer.enable_truncation(8)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -121,14 +121,15 @@ class Service:
 
 @asynccontextmanager
 async def serving(
-    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, folder: str, **settings: Any
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, folder: str, tokens: int = 1000, **settings: Any
 ) -> AsyncIterator[Service]:
+    """tokens: the team's quota, in a minute and in a month."""
     model = {"name": "ranker", "source": folder, "task": "rerank", **settings.pop("model", {})}
     opened = open_model(ModelSettings.model_validate(model), Path(folder))
     encoders = Encoders(batches=EncoderBatches(EncoderModel(opened, 1)))
     with redis.Redis.from_url(server.url) as store:
         store.flushall()
-        add_team(store, Team("search", 0.0, quota=Quota(tokens_per_minute=1000, tokens_per_month=1000)))
+        add_team(store, Team("search", 0.0, quota=Quota(tokens_per_minute=tokens, tokens_per_month=tokens)))
         key = create_key(store, "search").secret
         models = [{"name": MODEL}, model]
         async with (
@@ -302,10 +303,16 @@ def test_an_embedding_model_scores_by_cosine_if_its_settings_say_so(
     asyncio.run(work())
 
 
-@pytest.mark.parametrize(("task", "labels"), [("embed", 1), ("generate", 1), ("rerank", 2)])
+@pytest.mark.parametrize(("task", "labels"), [("embed", 1), ("rerank", 2)])
 def test_a_model_for_another_task_is_refused_before_it_is_served(tmp_path: Path, task: str, labels: int) -> None:
     folder = make_cross_encoder(tmp_path / "m", labels)
     model = open_model(ModelSettings.model_validate({"source": folder, "task": task}), tmp_path)
     for refuse in (lambda: EncoderModel(model, 1), lambda: check_readable(model)):
         with pytest.raises((WrongTask, ModelFolderError), match=f"no model for task: {task}"):
             refuse()
+
+
+def test_a_cross_encoder_is_not_served_as_a_model_that_generates(tmp_path: Path) -> None:
+    folder = make_cross_encoder(tmp_path / "m")
+    with pytest.raises(ModelFolderError, match="trained to rerank; set task: rerank"):
+        open_model(ModelSettings(source=folder), tmp_path)
