@@ -1,6 +1,5 @@
 """What a model was trained for: to generate text, to embed texts, or to score pairs of them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -45,8 +44,15 @@ def trained_length(config: dict[str, Any], tested: dict[str, Any]) -> int:
     return min(int(tokens), limit) if tokens else limit
 
 
+class Rank(Protocol):
+    """How many axes a tensor has."""
+
+    @property
+    def is_dynamic(self) -> bool: ...
+
+
 class Axis(Protocol):
-    """OpenVINO's size of a tensor in one direction."""
+    """The size of a tensor in one direction."""
 
     @property
     def is_dynamic(self) -> bool: ...
@@ -54,8 +60,21 @@ class Axis(Protocol):
     def get_length(self) -> int: ...
 
 
-def check_output(name: str, task: Task, shape: Sequence[Axis]) -> None:
-    """Raises WrongTask where a model computes something else. shape: OpenVINO's, of the model's first output."""
+class Shape(Protocol):
+    """OpenVINO's shape of a tensor."""
+
+    @property
+    def rank(self) -> Rank: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Axis: ...
+
+
+def check_output(name: str, task: Task, shape: Shape) -> None:
+    """Raises WrongTask where a model computes something else. shape: of its first output."""
+    if shape.rank.is_dynamic:
+        return  # only an inference would tell
     axes = len(shape)
     if task == "rerank":
         fits = axes == 2 and (shape[1].is_dynamic or shape[1].get_length() == 1)
