@@ -192,15 +192,6 @@ _MODELS = (
         advice="English, French, Spanish, German, Italian and Portuguese",
     ),
     CatalogModel(
-        name="gemma-3-1b",
-        repositories={"huggingface": "google/gemma-3-1b-it", "modelscope": "LLM-Research/gemma-3-1b-it"},
-        licence="Gemma terms of use (gated: accept them on the hub)",
-        parameters=1.0e9,
-        context_tokens=32_768,
-        architecture="gemma3_text",
-        sampling={"temperature": 1.0, "top_p": 0.95, "top_k": 64.0},
-    ),
-    CatalogModel(
         name="bge-small-zh-v1.5",
         repositories=_on_both("BAAI/bge-small-zh-v1.5"),
         licence="MIT",

@@ -45,7 +45,6 @@ LIKE = {
     "phi3": "phi-3-mini",
     "llama": "tinyllama-1.1b",
     "smollm3": "smollm3-3b",
-    "gemma3_text": "gemma-3-1b",
 }
 
 
