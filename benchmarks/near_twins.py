@@ -1,17 +1,38 @@
 """Which pairs of questions `cache.similarity_model` treats as equal: near-twins must differ, paraphrases may match.
 
-Pairs are generated, in English and Chinese. Counted are the pairs that the gate (deployments/cache/equivalence.py)
-accepts, which bounds what can ever share an answer, whatever the embedding model says, and those that
-`cache.normalize` alone treats as equal.
+Pairs are in English and Chinese: generated ones, and those of benchmarks/questions, written by the author of the gate's
+rules. Every second of these was held out: the rules were changed by the other half only. Counted are the pairs that the
+gate (deployments/cache/equivalence.py) accepts, which bounds what can ever share an answer, whatever the model says,
+and those that `cache.normalize` alone treats as equal.
+
+With --model (the folder of an embedding model), also what similarity alone would do at several thresholds, and both
+together; and how long a look-up takes among many remembered questions.
 """
 
 import argparse
-from collections.abc import Iterator
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import permutations
+from pathlib import Path
 from random import Random
+from statistics import median
+
+import numpy
+import numpy.typing
+from tokenizers import Tokenizer
 
 from benchmarks.service import report
-from deployments.cache.equivalence import equivalent, normalize
+from cluster.models.folder import open_model
+from cluster.settings import ModelSettings
+from deployments.cache.equivalence import equivalent, meaning_of, normalize
+from deployments.common.messages import EncoderInput
+from deployments.engine.encoder_batches import EncoderBatches
+from deployments.engine.encoder_model import EncoderModel
+
+_WRITTEN = Path(__file__).with_name("questions")
+_THRESHOLDS = (0.7, 0.8, 0.85, 0.9, 0.95)
 
 _SERVICES = ("2FA", "single sign-on", "email alerts", "the audit log", "dark mode", "API access", "auto-renewal")
 _SERVICES_ZH = ("两步验证", "单点登录", "邮件提醒", "审计日志", "深色模式", "自动续费")
@@ -20,6 +41,7 @@ _SIDES_ZH = ("甲队", "乙队", "张三", "李四", "供应商", "客户")
 _CITIES = ("Rome", "Oslo", "Berlin", "Madrid")
 _CITIES_ZH = ("北京", "上海", "广州", "成都")
 
+Matrix = numpy.typing.NDArray[numpy.float32]
 Pair = tuple[str, str, str]
 """Kind, and two questions."""
 
@@ -96,6 +118,78 @@ def paraphrases(rng: Random) -> Iterator[Pair]:
         yield "spelling", f"{a}加{b}等于几？", f"{a} 加 {b} 等于几"
 
 
+def written(kind: str, languages: tuple[str, ...] = ("en", "zh")) -> Iterator[Pair]:
+    """Pairs from benchmarks/questions. kind: twins or paraphrases."""
+    for language in languages:
+        lines = (_WRITTEN / f"{kind}.{language}.txt").read_text().splitlines()
+        for number, line in enumerate(lines):
+            one, other = line.split(" | ")
+            yield f"{language}, {'held out' if number % 2 else 'tuned on'}", one, other
+
+
+def similarities(folder: str, pairs: list[Pair]) -> list[float]:
+    """The cosine of each pair by an embedding model."""
+    model = open_model(ModelSettings(source=folder, task="embed"), Path(folder))
+    tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    texts = [text for _, one, other in pairs for text in (one, other)]
+    inputs = [EncoderInput(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts)]
+    rows = asyncio.run(EncoderBatches(EncoderModel(model, 1)).run(inputs))
+    vectors = numpy.frombuffer(b"".join(rows), numpy.float32).reshape(len(texts), -1)
+    found: list[float] = (vectors[::2] * vectors[1::2]).sum(1).tolist()
+    return found
+
+
+def by_threshold(folder: str) -> list[list[str]]:
+    """A row for each threshold: English pairs that similarity alone treats as equal, and together with the gate."""
+    kinds = ("twins", "paraphrases")
+    sets = [list(written(kind, ("en",))) for kind in kinds]
+    scores = [similarities(folder, pairs) for pairs in sets]
+    rows = []
+    for threshold in _THRESHOLDS:
+        alone = [sum(score >= threshold for score in each) for each in scores]
+        both = [
+            sum(score >= threshold and equivalent(*pair[1:]) for score, pair in zip(each, pairs, strict=True))
+            for each, pairs in zip(scores, sets, strict=True)
+        ]
+        rows.append([str(threshold), *map(str, alone), *map(str, both)])
+    return rows
+
+
+def look_ups(sizes: Iterable[int] = (2_000, 100_000)) -> list[list[str]]:
+    """A row for each number of questions: ms of a look-up by meaning, and by a search through all vectors."""
+    rows = []
+    for size in sizes:
+        questions = [f"How do I reset the password of user {number}?" for number in range(size)]
+        index = {meaning_of(question): number for number, question in enumerate(questions)}
+        vectors = numpy.random.default_rng(1).normal(size=(size, 384)).astype(numpy.float32)
+        asked = f"Could you tell me how to reset the password of user {size // 2}, please?"
+
+        by_meaning = _milliseconds(partial(_find_by_meaning, index, vectors, asked))
+        by_search = _milliseconds(partial(_search, vectors, vectors[size // 2]))
+        rows.append([str(size), f"{by_meaning:.3f}", f"{by_search:.2f}"])
+    return rows
+
+
+def _find_by_meaning(index: dict[str, int], vectors: Matrix, asked: str) -> bool:
+    found = index[meaning_of(asked)]
+    return float(vectors[found] @ vectors[found]) > 0
+
+
+def _search(vectors: Matrix, vector: Matrix) -> list[int]:
+    best: list[int] = numpy.argsort(-(vectors @ vector))[:8].tolist()
+    return best
+
+
+def _milliseconds(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(50):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return 1000 * median(times)
+
+
 def counted(pairs: Iterator[Pair]) -> list[list[str]]:
     """A row for each kind and one for all: pairs, and how many of them each method treats as equal."""
     seen: dict[str, list[int]] = {}
@@ -109,10 +203,25 @@ def counted(pairs: Iterator[Pair]) -> list[list[str]]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder of an embedding model for English")
+    model: str | None = parser.parse_args().model
     heads = ["kind", "pairs", "same by cache.normalize", "same by the gate"]
     print(report("Near-twins that must not be the same", heads, counted(twins(Random(1)))))
     print(report("Paraphrases that are the same", heads, counted(paraphrases(Random(2)))))
+    print(report("Near-twins written by hand", heads, counted(written("twins"))))
+    print(report("Paraphrases written by hand", heads, counted(written("paraphrases"))))
+    heads = ["questions", "by meaning, ms", "search through all vectors, ms"]
+    print(report("Finding a question in other words", heads, look_ups()))
+    if model:
+        heads = [
+            "threshold",
+            "twins, similarity alone",
+            "paraphrases, alone",
+            "twins, with the gate",
+            "paraphrases, both",
+        ]
+        print(report("What similarity adds, 100 pairs of each", heads, by_threshold(model)))
 
 
 if __name__ == "__main__":

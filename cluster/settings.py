@@ -141,8 +141,15 @@ class ModelSettings(Group):
     )
     name: str = Field("", description="Model name in the API. Empty: the model's own name.")
     aliases: tuple[str, ...] = Field((), description="Additional model names in the API.")
-    task: Literal["generate", "embed"] = Field(
-        "generate", description="Use of the model: `generate` answers, or `embed` texts (/v1/embeddings)."
+    task: Literal["generate", "embed", "rerank"] = Field(
+        "generate",
+        description="Use of the model: `generate` answers, `embed` texts (/v1/embeddings), or `rerank` documents "
+        "(/v1/rerank, /v1/score), for a cross-encoder.",
+    )
+    scorer: Literal["none", "cosine"] = Field(
+        "none",
+        description="Whether an embedding model also answers /v1/rerank and /v1/score, by the cosine of its vectors: "
+        "cheaper than a cross-encoder, and less exact.",
     )
     pooling: Literal["auto", "mean", "cls", "last"] = Field(
         "auto",
@@ -223,6 +230,8 @@ class ModelSettings(Group):
             raise ValueError(
                 "sleep_after_s excludes max_replicas: a sleeping model has all its replicas or none; set only one"
             )
+        if self.scorer == "cosine" and self.task != "embed":
+            raise ValueError(f"scorer: cosine is for embedding models (task: embed); this one has task: {self.task}")
         if self.office_hours and not self.max_replicas:
             raise ValueError("office_hours need max_replicas: set it to the largest number of replicas")
         return self
@@ -315,7 +324,10 @@ class LimitSettings(Group):
         1000,
         description="Maximum number of parts in the schemas that constrain an answer; each slows the engine's steps.",
     )
-    embedding_inputs: Positive = Field(512, description="Maximum number of texts in an embeddings request.")
+    embedding_inputs: Positive = Field(
+        512,
+        description="Maximum number of texts in an embeddings request, or of documents in a rerank or score request.",
+    )
     output_tokens: Positive = Field(
         8192,
         description="Maximum number of completion tokens, thinking included; larger values are reduced to it.",
@@ -371,10 +383,12 @@ class CacheSettings(Group):
     similarity_model: str = Field(
         "",
         description="Name of a served embedding model that finds similar questions; their answer is returned only if "
-        "every word that carries meaning is the same too. Empty turns this off.",
+        "their words surely mean the same too. Empty turns this off.",
     )
     similarity_threshold: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.9, description="Minimum cosine similarity of two questions for their words to be compared."
+        0.8,
+        description="Minimum cosine similarity of two questions whose words say the same; what counts as near "
+        "depends on the model.",
     )
     prefix_scope: Literal["all", "namespace"] = Field(
         "all",

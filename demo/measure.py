@@ -63,7 +63,7 @@ async def answers(engine: EngineProcess, prompts: PromptRenderer, questions: Seq
         async with room:
             async for tokens in engine.generate(EngineRequest(prompt.ids, asked.sampling)):
                 reader.feed(tokens.ids)
-        reader.finish()
+        reader.finish("stop")
         return reader.text
 
     return await asyncio.gather(*map(ask, questions))

@@ -5,7 +5,7 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from cluster.serve_config import ENGINE, ROUTER, EngineArgs
-from deployments.engine.embedder import EmbedderReplica
+from deployments.engine.encoder import EncoderReplica
 from deployments.engine.replica import EngineReplica
 from deployments.router import Router
 
@@ -28,7 +28,7 @@ class Root:
 def engine(args: dict[str, object]) -> Application:
     """The replicas of one exact engine. args: EngineArgs as JSON."""
     task = EngineArgs.model_validate(args).model.task
-    replica = EmbedderReplica if task == "embed" else EngineReplica
+    replica = EngineReplica if task == "generate" else EncoderReplica
     no_replica = {"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1}
     root = serve.deployment(Root).options(name="root", autoscaling_config=no_replica)
     return root.bind(serve.deployment(replica).options(name=ENGINE).bind(args))

@@ -16,8 +16,10 @@ from cluster import liveness
 from cluster.models.folder import ServedModel, open_models
 from cluster.node import Node
 from cluster.serve_config import ENGINE, RouterArgs
+from deployments.api.access import RequestAccess
 from deployments.api.admin import AdminApi
 from deployments.api.browser_guard import BrowserGuard, BrowserGuardMiddleware
+from deployments.api.encoding import EncodingApi
 from deployments.api.fast_path import CacheFastPath
 from deployments.api.http import ERROR_RESPONSES
 from deployments.api.inference import InferenceApi
@@ -39,10 +41,12 @@ from deployments.pages.status import StatusPage
 from deployments.routing.capacity import RouterShare
 from deployments.routing.dispatcher import Dispatcher
 from deployments.routing.embeddings import EmbeddingEndpoint
+from deployments.routing.encoders import Encoder
 from deployments.routing.fair_queue import FairQueue
 from deployments.routing.heartbeat import heartbeat
 from deployments.routing.prefix_index import PrefixIndex
 from deployments.routing.registry import registry
+from deployments.routing.scoring import Scorer, scorer_of
 from deployments.tenancy.auth import Authenticator
 from deployments.tenancy.quotas import Quotas
 from deployments.tenancy.usage import UsageRecorder
@@ -76,24 +80,22 @@ class Router:
         self._shares: list[RouterShare] = []
         generators: dict[str, ModelEndpoint] = {}
         embedders: dict[str, EmbeddingEndpoint] = {}
+        scorers: dict[str, Scorer] = {}
         for model in models:
             application = arguments.engines[model.name]
             if model.settings.task == "generate":
                 generators |= dict.fromkeys(model.names, self._generator(model, application))
-            else:
-                handle = DeploymentHandle(ENGINE, application)
-                embedders |= dict.fromkeys(model.names, EmbeddingEndpoint(model, handle))
-        self._inference = InferenceApi(
-            settings,
-            ModelDirectory(generators, embedders),
-            self._authenticator,
-            self._guard,
-            self._quotas,
-            self._usage,
-            self._answer_service(embedders),
-            self._tasks,
-            self._large_texts,
-        )
+                continue
+            encoder = Encoder(model, DeploymentHandle(ENGINE, application))
+            if model.settings.task == "embed":
+                embedders |= dict.fromkeys(model.names, EmbeddingEndpoint(encoder))
+            if scorer := scorer_of(encoder):
+                scorers |= dict.fromkeys(model.names, scorer)
+        directory = ModelDirectory(generators, embedders, scorers)
+        access = RequestAccess(settings, self._authenticator, self._tasks)
+        answers, texts = self._answer_service(embedders), self._large_texts
+        self._inference = InferenceApi(settings, directory, access, self._guard, self._quotas, answers, texts)
+        self._encoding = EncodingApi(settings.limits, directory, access, self._quotas, self._usage, texts)
         awake = {arguments.engines[model.name]: model.name for model in models if not model.settings.sleep_after_s}
         self._info = InfoApi(models, awake, self._authenticator)
         self._admin = AdminApi(self._authenticator, self._usage, arguments.teams_url)
@@ -125,6 +127,7 @@ class Router:
         app = Starlette(
             routes=[
                 *self._inference.routes(),
+                *self._encoding.routes(),
                 Route("/v1/usage", self._admin.usage),
                 *self._admin.routes(),
                 *self._info.routes(),

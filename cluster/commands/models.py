@@ -20,16 +20,18 @@ from cluster.commands.console import (
     weight_formats,
 )
 from cluster.commands.downloads import conversion_bar, failures, obtain
+from cluster.kubernetes.sizes import ModelInCluster
 from cluster.launch.state import read_record
 from cluster.models import store
-from cluster.models.catalog import CATALOG
+from cluster.models.catalog import CATALOG, CatalogModel
 from cluster.models.export import Compression, export_model
 from cluster.models.fetch import FetchError
-from cluster.models.folder import folder_of, is_folder, is_gguf, open_model
-from cluster.models.identity import StoredWeights
+from cluster.models.folder import folder_of, is_folder, is_gguf, memory_needed, open_model
+from cluster.models.identity import StoredWeights, read_json
 from cluster.models.int8.convert import ConversionError, convert_folder
 from cluster.models.paths import child
-from cluster.settings import BUNDLED
+from cluster.models.tasks import trained_task
+from cluster.settings import BUNDLED, ModelSettings
 from cluster.units import format_bytes, plural
 
 app = typer.Typer(
@@ -81,10 +83,12 @@ def list_models(as_json: AsJson = False, config: Config = None) -> None:
             }
         )
         return
-    catalog = Table("name", "parameters", "int8", "context", "licence", "thinks", title="Catalog", title_justify="left")
+    heads = ("name", "task", "parameters", "int8", "context", "licence", "thinks")
+    catalog = Table(*heads, title="Catalog", title_justify="left")
     for entry in CATALOG.values():
         catalog.add_row(
             entry.name,
+            entry.task,
             f"{entry.parameters / 1e9:.2f} B",
             format_bytes(entry.disk_bytes("int8")),
             str(entry.context_tokens),
@@ -118,14 +122,33 @@ def show(name: CatalogName, as_json: AsJson = False) -> None:
             "on disk",
             ", ".join(f"{weight} {format_bytes(entry.disk_bytes(weight))}" for weight in ("int4", "int8", "fp16")),
         ),
+        ("memory", f"about {format_bytes(_memory(entry))} for one replica at int8"),
         ("context", f"{entry.context_tokens} tokens"),
-        ("thinking", entry.thinking),
-        ("tool calls", entry.tools),
-        ("sampling", ", ".join(f"{key} {value:g}" for key, value in entry.sampling.items()) or "greedy"),
+        ("task", entry.task),
+        *_usage(entry),
         ("advice", entry.advice or "none"),
     ):
         table.add_row(label, escape(value))
     out.print(table)
+
+
+def _memory(entry: CatalogModel) -> int:
+    return memory_needed(ModelInCluster(ModelSettings(source=entry.name, task=entry.task)))
+
+
+def _usage(entry: CatalogModel) -> list[tuple[str, str]]:
+    """How the makers use the model, by its task."""
+    if entry.task == "generate":
+        sampling = ", ".join(f"{key} {value:g}" for key, value in entry.sampling.items()) or "greedy"
+        return [("thinking", entry.thinking), ("tool calls", entry.tools), ("sampling", sampling)]
+    if (use := entry.embedding) is None:
+        return []
+    shorter = "may be shortened (dimensions)" if use.shortened else "of one length"
+    return [
+        ("vectors", f"{use.dimensions} dimensions, {shorter}; pooling {use.pooling}"),
+        ("before a query", use.query or "nothing"),
+        ("before a passage", use.passage or "nothing"),
+    ]
 
 
 @app.command(epilog="Example: dray models pull deepseek-r1-distill-qwen-1.5b --source modelscope")
@@ -155,7 +178,7 @@ def pull(
         folder = obtain(
             settings, name, compression, revision=revision, remote_code=trust_remote_code, convert=not keep_weights
         )
-    out.print(f"{folder} is ready: dray up --model {name}", highlight=False, soft_wrap=True)
+    out.print(f"{folder} is ready: {_served_by(name, folder)}", highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: dray models export ./weights ./weights-int8 --weight int8")
@@ -181,7 +204,15 @@ def export(
             convert=not keep_weights,
             on_stage=lambda stage: status.update(escape(stage)),
         )
-    out.print(f"{target} is ready: dray up --model {target}", highlight=False, soft_wrap=True)
+    out.print(f"{target} is ready: {_served_by(str(target), target)}", highlight=False, soft_wrap=True)
+
+
+def _served_by(source: str, folder: Path) -> str:
+    """How to serve a model, by what its folder says that it is for."""
+    task = trained_task(folder, read_json(folder / "config.json")) or "generate"
+    if task == "generate":
+        return f"dray up --model {source}"
+    return f"add {{source: {source}, task: {task}}} to models in dray.yaml"
 
 
 @app.command(epilog="Example: dray models convert deepseek-r1-distill-qwen-1.5b")

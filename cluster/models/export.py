@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from cluster.extras import install_command
-from cluster.models.identity import MANIFEST, StoredWeights, weights_digest
+from cluster.models.identity import MANIFEST, StoredWeights, read_json, weights_digest
 from cluster.models.int8.convert import ConversionError, convert_folder
 from cluster.models.int8.messages import Step
+from cluster.models.tasks import POOLING_FILE, SENTENCE_FILES, Task, trained_task
 
 WEIGHTS = ("int8", "int4", "fp16", "fp32")
-_COPIED = ("chat_template.jinja", "generation_config.json")
+_COPIED = ("chat_template.jinja", "generation_config.json", POOLING_FILE, *SENTENCE_FILES)
+_TASKS = {"generate": "text-generation-with-past", "embed": "feature-extraction", "rerank": "text-classification"}
+"""Optimum's names of the tasks."""
 _PACKAGES = {"torch": "torch", "optimum.intel": "optimum-intel", "nncf": "nncf"}
 
 
@@ -75,7 +78,7 @@ def export_model(
     convert: bool = True,
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Exports the model in `source` to the new folder `target`, completely or not at all.
+    """Exports the model in `source` to the new folder `target`, completely or not at all; its files say for which task.
 
     remote_code: allow the model's own Python code in the source folder to run. origin: where the source was fetched
     from, for the manifest. convert: make INT8 weights ready for arithmetic in INT8. on_stage: called with what is done
@@ -87,7 +90,9 @@ def export_model(
     if target.exists() or target.is_symlink():
         raise ExportError(f"{target} already exists; remove it or choose another name")
     check_export_extra()
-    if _brings_code(json.loads(config.read_text())) and not remote_code:
+    values = json.loads(config.read_text())
+    task: Task = trained_task(source, values) or "generate"
+    if _brings_code(values) and not remote_code:
         raise ExportError(
             f"{origin['source'] if origin else source} contains Python code that the export must run; "
             "review it, then allow it with --trust-remote-code"
@@ -98,7 +103,10 @@ def export_model(
         exported = Path(work) / "model"
         # In a separate process, which takes torch's threads and gigabytes with it and keeps its many warnings hidden.
         command = [sys.executable, "-W", "ignore", "-m", "optimum.commands.optimum_cli", "export", "openvino"]
-        command += ["-m", str(source), "--task", "text-generation-with-past", *compression.options]
+        command += ["-m", str(source), "--task", _TASKS[task], *compression.options]
+        if task != "generate":
+            # Optimum's other library would put pooling into the graph, and needs sentence-transformers.
+            command += ["--library", "transformers"]
         command += ["--trust-remote-code", str(exported)] if remote_code else [str(exported)]
         # Nothing may ask on the terminal, such as whether to trust the code that a model brings.
         ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
@@ -109,6 +117,7 @@ def export_model(
             )
         for name in _COPIED:
             if (source / name).is_file() and not (exported / name).is_file():
+                (exported / name).parent.mkdir(exist_ok=True)
                 shutil.copy(source / name, exported / name)
         manifest = (origin or {"source": source.resolve().name}) | _manifest(exported, compression)
         (exported / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -119,7 +128,13 @@ def export_model(
 
 
 def finish_int8(folder: Path, target: Path, on_stage: Callable[[str], None]) -> None:
-    """Moves a complete model folder to `target`, with its weights converted where that is possible. Raises OSError."""
+    """Moves a complete model folder to `target`, with its weights converted if it generates text and that is possible.
+
+    Raises OSError.
+    """
+    if trained_task(folder, read_json(folder / "config.json")) in ("embed", "rerank"):
+        folder.rename(target)
+        return
     shown = set()
 
     def on_step(step: Step) -> None:

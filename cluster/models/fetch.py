@@ -6,12 +6,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from functools import reduce
 from hashlib import new as new_hash
 from pathlib import Path
 from typing import Protocol
 
 from cluster.models.hubs import Listing, ModelHub, RemoteFile
 from cluster.models.paths import UnsafeNameError, child, owned_child
+from cluster.models.tasks import POOLING_FILE
 from cluster.units import format_bytes
 
 _ATTEMPTS = 2
@@ -41,7 +43,7 @@ class DownloadProgress(Protocol):
 
 
 def matching_files(listing: Listing, patterns: Sequence[str]) -> list[RemoteFile]:
-    """The files in the repository's top folder that match a pattern.
+    """The files in the repository's top folder that match a pattern, and an embedding model's pooling.
 
     Raises FetchError where the hub lists any path that would lead out of a folder.
     """
@@ -57,7 +59,8 @@ def matching_files(listing: Listing, patterns: Sequence[str]) -> list[RemoteFile
     return [
         file
         for file in listing.files
-        if "/" not in file.path and any(fnmatch(file.path, pattern) for pattern in patterns)
+        if file.path == POOLING_FILE
+        or ("/" not in file.path and any(fnmatch(file.path, pattern) for pattern in patterns))
     ]
 
 
@@ -69,7 +72,7 @@ def fetch(
     Resumes what an earlier attempt left in the folder. A file that arrives damaged is fetched once more.
     Raises FetchError, HubError, UnsafeNameError.
     """
-    paths = {file.path: owned_child(folder, file.path) for file in files}
+    paths = {file.path: reduce(owned_child, file.path.split("/"), folder) for file in files}
     missing_bytes = sum(file.size for file in files) - sum(_bytes_on_disk(path) for path in paths.values())
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free

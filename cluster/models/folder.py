@@ -15,6 +15,7 @@ from cluster.models.identity import (
     stored_weights,
 )
 from cluster.models.paths import UnsafeNameError, child
+from cluster.models.tasks import TESTED_FILE, WrongTask, check_output, trained_length, trained_task
 from cluster.settings import BUNDLED, ModelSettings, Settings
 
 BUNDLED_FOLDER = Path(__file__).with_name("bundled")
@@ -177,10 +178,17 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
             f"model folder {folder} lacks {', '.join(missing)}; create one with `dray models export`"
         )
     try:
-        limit = _context_limit(folder)
+        config = read_json(folder / "config.json")
+        tested = folder / TESTED_FILE
+        limit = trained_length(config, read_json(tested) if tested.is_file() else {})
+        trained = trained_task(folder, config)
         _check_defaults(folder)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelFolderError(f"{folder / 'config.json'} is not a model configuration ({error!r})") from None
+    if settings.task == "generate" and trained in ("embed", "rerank"):
+        raise ModelFolderError(
+            f"the model in {folder} generates no text: it was trained to {trained}; set task: {trained} for it"
+        )
     if settings.context_tokens > limit:
         raise ModelFolderError(
             f"model.context_tokens is {settings.context_tokens}, but the model in {folder} supports at most {limit}"
@@ -192,13 +200,6 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
         context_tokens=settings.context_tokens or limit,
         created=int((folder / GRAPH_FILE).stat().st_mtime),
     )
-
-
-def _context_limit(folder: Path) -> int:
-    """Maximum tokens: what an embedding model's authors tested, where they say so, else its position embeddings."""
-    tested = folder / "sentence_bert_config.json"
-    tokens = read_json(tested).get("max_seq_length") if tested.is_file() else None
-    return int(tokens or read_json(folder / "config.json")["max_position_embeddings"])
 
 
 def _check_defaults(folder: Path) -> None:
@@ -220,11 +221,14 @@ def open_models(settings: Settings, models_dir: Path | None = None) -> list[Serv
 
 
 def check_readable(model: ServedModel) -> None:
-    """Raises ModelFolderError where OpenVINO cannot read the model."""
+    """Raises ModelFolderError where OpenVINO cannot read the model, or it has another task than the settings say."""
     import openvino
 
     try:
-        openvino.Core().read_model(str(model.folder / GRAPH_FILE))
+        graph = openvino.Core().read_model(str(model.folder / GRAPH_FILE))
+        check_output(model.name, model.settings.task, graph.outputs[0].partial_shape)
+    except WrongTask as error:
+        raise ModelFolderError(str(error)) from None
     except RuntimeError as error:
         raise ModelFolderError(
             f"model folder {model.folder} is broken: {str(error).strip().splitlines()[-1]}"

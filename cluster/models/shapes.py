@@ -12,6 +12,19 @@ from cluster.models.folder import BUNDLED_FOLDER
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _QWEN3 = {"head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151_936, "tie_word_embeddings": True}
+_PHI4 = {
+    "model_type": "phi3",
+    "hidden_size": 3072,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "intermediate_size": 8192,
+    "vocab_size": 200_064,
+    "max_position_embeddings": 131_072,
+    "partial_rotary_factor": 0.75,
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+}
 _SHAPES: dict[str, dict[str, Any]] = {
     # From each model's published config.json.
     "deepseek-r1-distill-qwen-1.5b": {
@@ -85,6 +98,41 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32,
         "intermediate_size": 9728,
         "max_position_embeddings": 40_960,
+    },
+    "qwen3-8b": _QWEN3
+    | {
+        "model_type": "qwen3",
+        "hidden_size": 4096,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "intermediate_size": 12_288,
+        "max_position_embeddings": 40_960,
+        "tie_word_embeddings": False,
+    },
+    "deepseek-r1-distill-llama-8b": {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14_336,
+        "vocab_size": 128_256,
+        "max_position_embeddings": 131_072,
+        "tie_word_embeddings": False,
+    },
+    "phi-4-mini": _PHI4,
+    "phi-4-mini-reasoning": _PHI4,
+    "smollm3-3b": {
+        "model_type": "smollm3",
+        "hidden_size": 2048,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "intermediate_size": 11_008,
+        "vocab_size": 128_256,
+        "max_position_embeddings": 65_536,
+        "pad_token_id": 0,
+        "tie_word_embeddings": True,
     },
 }
 

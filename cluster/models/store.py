@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.models import fetch as fetching
-from cluster.models.catalog import CATALOG, CatalogModel, ready_made
+from cluster.models.catalog import CATALOG, CatalogModel, EmbeddingUse, ready_made
 from cluster.models.export import Compression, ExportError, check_export_extra, export_model, finish_int8
 from cluster.models.fetch import DownloadProgress, FetchError, exclusive, fetch, matching_files
 from cluster.models.folder import (
@@ -20,9 +20,10 @@ from cluster.models.folder import (
     store_folder,
 )
 from cluster.models.hubs import Listing, ModelHub, NotOnHub, RemoteFile
-from cluster.models.identity import MANIFEST, WEIGHTS_FILE
+from cluster.models.identity import MANIFEST, WEIGHTS_FILE, read_json
 from cluster.models.int8.convert import work_name
 from cluster.models.paths import owned_child
+from cluster.models.tasks import POOLING_FILE, POOLING_FLAGS, PROMPTS_FILE, TESTED_FILE
 
 _PARTIAL = ".partial"
 _WEIGHTS_SUFFIX = ".weights"
@@ -212,13 +213,41 @@ def _report_unverified(files: Sequence[RemoteFile], on_stage: Callable[[str], No
 
 
 def _complete(folder: Path, source: str, origin: dict[str, str]) -> None:
-    """Adds what the repository lacks: the manifest, and the sampling parameters that the authors recommend."""
+    """Adds what the repository lacks: the manifest, and the sampling or the embedding that the authors recommend."""
     entry = CATALOG.get(source)
-    defaults = folder / "generation_config.json"
-    if entry is not None and entry.sampling and not defaults.is_file():
-        defaults.write_text(json.dumps({"do_sample": True, **_sampling_config(entry)}, indent=2) + "\n")
+    if entry is not None and entry.sampling:
+        _complete_sampling(folder / "generation_config.json", entry)
+    if entry is not None and entry.embedding is not None:
+        _complete_embedding(folder, entry, entry.embedding)
     if origin:
         (folder / MANIFEST).write_text(json.dumps(origin, indent=2) + "\n")
+
+
+def _complete_sampling(file: Path, entry: CatalogModel) -> None:
+    """Adds the sampling that the authors recommend where their file has none: some say it on their page only."""
+    stored = read_json(file) if file.is_file() else {}
+    if "do_sample" in stored and not stored["do_sample"]:
+        return  # greedy on purpose
+    completed = {"do_sample": True, **_sampling_config(entry)} | stored
+    if completed != stored:
+        file.write_text(json.dumps(completed, indent=2) + "\n")
+
+
+def _complete_embedding(folder: Path, entry: CatalogModel, use: EmbeddingUse) -> None:
+    """Writes what sentence-transformers would read, where the repository does not say it."""
+    flags = {flag: kind == use.pooling for flag, kind in POOLING_FLAGS.items()}
+    prompts = {name: text for name, text in (("query", use.query), ("passage", use.passage)) if text}
+    for name, values in (
+        (POOLING_FILE, {"word_embedding_dimension": use.dimensions, **flags}),
+        (TESTED_FILE, {"max_seq_length": entry.context_tokens}),
+    ):
+        if not (folder / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(json.dumps(values, indent=2) + "\n")
+    file = folder / PROMPTS_FILE
+    described = read_json(file) if file.is_file() else {}
+    if prompts and not any(described.get("prompts", {}).values()):
+        file.write_text(json.dumps(described | {"prompts": prompts}, indent=2, ensure_ascii=False) + "\n")
 
 
 def _sampling_config(entry: CatalogModel) -> dict[str, float | int]:

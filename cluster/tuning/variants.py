@@ -9,7 +9,8 @@ from typing import Literal
 import msgspec
 
 from cluster.cores import processor_flags
-from cluster.models.folder import MANIFEST, ServedModel, read_json
+from cluster.models.folder import ServedModel
+from cluster.models.identity import MANIFEST, StoredWeights, read_json
 from cluster.settings import BUNDLED, Precision
 
 Format = Literal["auto", "bf16", "f32"]
@@ -74,8 +75,8 @@ not measured with smoothed weights; without, they lose no less. Fused MLPs witho
 
 
 def weight_format(model: ServedModel) -> WeightFormat:
-    """How the folder's weights are quantized; asymmetric where its record does not say so."""
-    smoothed = _record(model).get("weights") == "int8-symmetric-smoothed"
+    """How the folder's weights are quantized."""
+    smoothed = model.weights == StoredWeights.INT8_SYMMETRIC_SMOOTHED
     return "int8-symmetric-smoothed" if smoothed else "int8-asymmetric"
 
 

@@ -12,7 +12,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Message, Receive
 
-from deployments.api.encodings import decompress
+from deployments.api.compression import decompress
 from deployments.api.protocol.messages import anthropic_error
 from deployments.api.protocol.responses import response_error
 from deployments.common.errors import ApiError, shortened

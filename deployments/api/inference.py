@@ -14,55 +14,37 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cluster.models.folder import ServedModel
 from cluster.settings import Settings
+from deployments.api.access import RequestAccess, queue_class
 from deployments.api.browser_guard import BrowserGuard
 from deployments.api.fast_path import PREPARED_REQUEST
 from deployments.api.http import (
     error_response,
-    headers_of,
     idempotency_key,
     json_response,
-    read_body,
     request_timeout_s,
 )
-from deployments.api.middleware import REQUEST_STATE, RequestState
 from deployments.api.models import ModelDirectory
 from deployments.api.parser import RequestParser
 from deployments.api.protocol.common import template_arguments
-from deployments.api.protocol.embeddings import embeddings_response, read_embedding, texts_of
 from deployments.api.protocol.parsing import parse
 from deployments.api.protocol.tokens import DetokenizeResponse, TokenizeResponse, decode_detokenize, decode_tokenize
 from deployments.api.responses import AnswerWriter, StreamTimeouts, complete_response, replay, stream_response
 from deployments.cache.answers import CacheControl
-from deployments.common.errors import ApiError, invalid_request
+from deployments.common.errors import invalid_request
 from deployments.common.messages import Sampling
-from deployments.common.tasks import TaskSupervisor
 from deployments.common.text_encoder import LARGE_CHARACTERS
-from deployments.common.types import GenerationRequest, Usage
+from deployments.common.types import GenerationRequest
 from deployments.generation.context import RequestContext
 from deployments.generation.large_texts import LargeTexts
 from deployments.generation.service import AnswerService
 from deployments.observability.tracing import current
-from deployments.routing.queue_class import QueueClass
-from deployments.tenancy.auth import Authenticator, Caller
 from deployments.tenancy.quotas import QuotaGrant, Quotas
-from deployments.tenancy.usage import UsageRecorder
 
 log = logging.getLogger("dray.router")
 
 _PARSED_FASTER = 8
 """So much less time than tokenizing a text takes parsing it: only still larger bodies are parsed in a thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class AuthenticatedRequest:
-    """A request of a known caller; its body is not read yet."""
-
-    http: HttpRequest
-    headers: Mapping[str, str]
-    caller: Caller
-    state: RequestState
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +67,10 @@ class InferenceApi:
         self,
         settings: Settings,
         models: ModelDirectory,
-        authenticator: Authenticator,
+        access: RequestAccess,
         guard: BrowserGuard,
         quotas: Quotas,
-        usage: UsageRecorder,
         answers: AnswerService,
-        tasks: TaskSupervisor,
         large_texts: LargeTexts,
     ) -> None:
         self._settings = settings
@@ -99,12 +79,10 @@ class InferenceApi:
         self._parser = RequestParser(settings, models)
         self.paths: Collection[str] = self._parser.paths
         """The paths of requests for a generated answer, which may be cached."""
-        self._authenticator = authenticator
+        self._access = access
         self._guard = guard
         self._quotas = quotas
-        self._usage = usage
         self._answers = answers
-        self._tasks = tasks
         self._large_texts = large_texts
         self._no_grant = QuotaGrant(quotas, None, "", {})
         self._stream_timeouts = StreamTimeouts(settings.router.keep_alive_s, self._limits.client_stall_s)
@@ -113,7 +91,6 @@ class InferenceApi:
         """All of them."""
         return [
             *(Route(path, self.answer, methods=["POST"]) for path in self.paths),
-            Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
         ]
@@ -139,34 +116,10 @@ class InferenceApi:
             prepared = outcome
         return await self._generate(http, prepared)
 
-    async def embeddings(self, http: HttpRequest) -> Response:
-        """POST /v1/embeddings"""
-        authenticated = self._authenticate(http)
-        caller = authenticated.caller
-        request = read_embedding(await self._body(authenticated), self._limits)
-        embedder = self._models.embedder(request.model, caller)
-        texts, model = texts_of(request), embedder.model
-        authenticated.state.model = model.name
-        self._log_prompt(model, caller, texts)
-        grant, charged_tokens = await self._quotas.admit(caller.team), 0
-        try:
-            size = sum(map(len, texts))
-            tokens = await self._large_texts.run(_queue_class(caller), size, partial(embedder.count, texts))
-            await grant.reserve(tokens)
-            with current.get().child(f"embeddings {model.name}") as span:
-                span.note({"gen_ai.operation.name": "embeddings", "gen_ai.usage.input_tokens": tokens})
-                vectors = await embedder.embed(texts, self._limits.request_timeout_s)
-            charged_tokens = tokens
-        finally:
-            self._release(grant, charged_tokens)
-        if caller.team is not None:
-            self._usage.record(caller.name, model.name, Usage(tokens, 0, 0, 0), generated=True)
-        return json_response(embeddings_response(request, vectors, tokens), headers=grant.headers)
-
     async def tokenize(self, http: HttpRequest) -> Response:
         """POST /tokenize"""
-        authenticated = self._authenticate(http)
-        request = parse(decode_tokenize, await self._body(authenticated))
+        authenticated = self._access.authenticate(http)
+        request = parse(decode_tokenize, await self._access.body(authenticated))
         endpoint = self._models.generator(request.model, authenticated.caller)
         if (request.prompt is None) == (request.messages is None):
             raise invalid_request("prompt", "Send either prompt or messages.")
@@ -184,15 +137,15 @@ class InferenceApi:
         size = prompts.characters(conversation)
         grant = await self._quotas.admit(authenticated.caller.team if size > LARGE_CHARACTERS else None)
         try:
-            response = await self._large_texts.run(_queue_class(authenticated.caller), size, work)
+            response = await self._large_texts.run(queue_class(authenticated.caller), size, work)
         finally:
-            self._release(grant)
+            self._access.release(grant)
         return json_response(response, headers=grant.headers)
 
     async def detokenize(self, http: HttpRequest) -> Response:
         """POST /detokenize"""
-        authenticated = self._authenticate(http)
-        request = parse(decode_detokenize, await self._body(authenticated))
+        authenticated = self._access.authenticate(http)
+        request = parse(decode_detokenize, await self._access.body(authenticated))
         endpoint = self._models.generator(request.model, authenticated.caller)
         endpoint.prompts.check_ids(request.tokens, "tokens")
         text = await asyncio.to_thread(endpoint.prompts.decode, request.tokens, special=True)
@@ -206,7 +159,7 @@ class InferenceApi:
         if (stored := await self._answers.lookup(context)) is None:
             return prepared
         grant = await self._quotas.admit(context.caller.team)
-        self._release(grant)
+        self._access.release(grant)
         self._log_context(context)
         key, result = stored
         hit = self._answers.hit(context, key, result)
@@ -215,11 +168,11 @@ class InferenceApi:
 
     async def _prepare(self, http: HttpRequest) -> PreparedRequest:
         """Authenticates, reads and parses a request, and charges nothing. Raises ApiError 400 to 404, 413, 415."""
-        authenticated = self._authenticate(http)
+        authenticated = self._access.authenticate(http)
         state, caller, headers = authenticated.state, authenticated.caller, authenticated.headers
-        body = await self._body(authenticated)
+        body = await self._access.body(authenticated)
         work = partial(self._parser.parse, state.route, body, caller)
-        parsed = await self._large_texts.run(_queue_class(caller), len(body) // _PARSED_FASTER, work)
+        parsed = await self._large_texts.run(queue_class(caller), len(body) // _PARSED_FASTER, work)
         endpoint, batch = parsed.endpoint, parsed.service_tier == "flex"
         state.model = endpoint.model.name
         control = CacheControl.from_headers(headers, self._settings.cache.max_ttl_s)
@@ -245,58 +198,22 @@ class InferenceApi:
                 current.get().note({"dray.cache.result": found.result})
                 headers = found.headers
                 if found.stored is not None:
-                    self._release(grant)
+                    self._access.release(grant)
                     headers = {**headers, **grant.headers, **prepared.headers}
                     return replay(found.stored, prepared.writer, prepared.stream, headers)
                 assert found.subscriber is not None
                 subscriber = found.subscriber
         except BaseException:
-            self._release(grant)
+            self._access.release(grant)
             raise
-        subscriber.on_close = partial(self._release, grant)
+        subscriber.on_close = partial(self._access.release, grant)
         headers = {**headers, **grant.headers, **prepared.headers}
         if prepared.stream:
             return await stream_response(subscriber, prepared.writer, headers, self._stream_timeouts)
         return await complete_response(http, subscriber, prepared.writer, headers)
 
-    def _authenticate(self, http: HttpRequest) -> AuthenticatedRequest:
-        """Raises ApiError 401, and 403 for an admin key. Nothing of the body is read before."""
-        headers = headers_of(http)
-        state: RequestState = http.scope[REQUEST_STATE]
-        state.route = http.scope["path"]
-        caller = self._authenticator.authenticate(headers)
-        if caller.admin:
-            raise ApiError(403, "An admin key cannot use models; use a team's key.", code="not_a_teams_key")
-        state.team = caller.label
-        return AuthenticatedRequest(http, headers, caller, state)
-
-    async def _body(self, request: AuthenticatedRequest) -> bytes:
-        limits = self._limits
-        return await read_body(request.http, request.headers, limits.body_bytes, limits.receive_timeout_s)
-
-    def _release(self, grant: QuotaGrant, charged_tokens: int | None = None) -> None:
-        """Ends a grant in the background. charged_tokens: settles its reservation; None: the generation does that."""
-
-        async def release() -> None:
-            if charged_tokens is not None:
-                await grant.settle(charged_tokens)
-            await grant.release()
-
-        # Most requests have no quota, and a task for nothing would be a hundredth of a cache hit.
-        if grant.is_limited:
-            self._tasks.spawn("release a request's quota", release())
-
     def _log_context(self, context: RequestContext) -> None:
         if self._settings.log_prompts:
             request = context.request
             prompt = [message.content for message in request.messages] or request.prompt
-            self._log_prompt(context.endpoint.model, context.caller, prompt)
-
-    def _log_prompt(self, model: ServedModel, caller: Caller, prompt: str | tuple[int, ...] | list[str]) -> None:
-        """Logs what is asked, if the settings say so."""
-        if self._settings.log_prompts:
-            log.info("asked", extra={"model": model.name, "team": caller.name, "prompt": prompt})
-
-
-def _queue_class(caller: Caller) -> QueueClass:
-    return QueueClass(caller.name, caller.weight, batch=False)
+            self._access.log_prompt(context.endpoint.model, context.caller, prompt)

@@ -2,12 +2,14 @@
 
 No measure of similarity separates `enable 2FA` / `turn on 2FA` from `enable 2FA` / `disable 2FA`. So nothing that
 carries meaning may differ: the words and their order, numbers, units, negations and names. These may differ: width,
-spacing, closing punctuation, greetings, politeness, articles, contractions, and a few phrases that mean the same in any
-context.
+spacing, closing punctuation, greetings, politeness, articles, contractions, and ways to ask that surely mean the same
+(`paraphrases`).
 """
 
 import re
 from collections.abc import Sequence
+
+from deployments.cache.paraphrases import canonical_chinese, canonical_english, without_preamble
 
 _WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 _MARKS = str.maketrans({"。": ".", "、": ",", "“": '"', "”": '"', "‘": "'", "’": "'", "「": '"', "」": '"', "…": "."})
@@ -27,6 +29,7 @@ _LONG_FORMS = {
     "what's": "what is",
     "where's": "where is",
     "who's": "who is",
+    "why's": "why is",
     "how's": "how is",
     "it's": "it is",
     "i'm": "i am",
@@ -54,17 +57,19 @@ _OPENINGS = re.compile(
 )
 _CLOSINGS = re.compile(r"(?<![\s,])[\s,]*+\b(?:please|thanks|thank you|thank you very much|thanks a lot)\W*+\Z")
 _PHRASES = (
-    (re.compile(r"\b(?:turn|switch)(?:ing)? on\b|\bactivate\b"), "enable"),
+    (re.compile(r"\b(?:turn|switch)(?:ing)? on\b(?! (?:the )?(?:left|right|red|green)\b)|\bactivate\b"), "enable"),
     (re.compile(r"\b(?:turn|switch)(?:ing)? off\b|\bdeactivate\b"), "disable"),
     (re.compile(r"\bhow (?:can|could|should|may) i\b|\bhow to\b|\bhow does one\b"), "how do i"),
     (re.compile(r"\be-mail\b"), "email"),
     (re.compile(r"\bwhat(?: is| was)? the result of\b"), "what is"),
-    (re.compile(r"\b(?:the|an|a(?! (?:few|little)\b))\s+"), ""),
+    # After a word in -ing it says what that word is: `stop a running job`, `stop running a job`.
+    (re.compile(r"(?<!ing )\b(?:the|an|a(?! (?:few|little)\b))\s+"), ""),
 )
 _HAN_OPENINGS = re.compile(
     r"^(?:(?:你好|您好|嗨|打扰一下|麻烦问一下|麻烦您?|请问一下|请问|请您?|我想知道|我想问一下|想问一下|帮我|告诉我|能不能告诉我)[,.!\s]*)+"
 )
 _HAN_CLOSINGS = ("谢谢您", "谢谢", "谢了", "多谢", "麻烦了", "呢", "呀", "啊")
+_MARKS_AFTER_HAN = re.compile(rf"(?<=[{_HAN}])[,.!]++\Z")
 _BEFORE_HAN_CLOSING = _SPACES + ",.!?"
 _HAN_PHRASES = ((re.compile("如何|怎样|怎么样才能"), "怎么"), (re.compile("一下"), ""), (re.compile("开启"), "启用"))
 
@@ -81,13 +86,15 @@ def normalize(text: str) -> str:
 
 def equivalent(first: str, second: str) -> bool:
     """Whether both questions surely ask the same."""
-    first, second = normalize(first), normalize(second)
-    if first == second:
-        return True
-    if _CODE.search(first) or _CODE.search(second):
-        return False
-    words = _words(first)
-    return bool(words) and words == _words(second)
+    return meaning_of(first) == meaning_of(second)
+
+
+def meaning_of(text: str) -> str:
+    """A text that equivalent questions share, and no others: so they are found without a comparison."""
+    text = normalize(text)
+    # In code every character counts, and so it does where no word is left. Words never contain the separator.
+    words = [] if _CODE.search(text) else _words(text)
+    return "\0".join(("", *words)) if words else text
 
 
 def _words(text: str) -> Sequence[str]:
@@ -95,17 +102,20 @@ def _words(text: str) -> Sequence[str]:
     # A word with several capitals, such as US, keeps them; a single one only starts a sentence or a name.
     text = _CAPITALIZED.sub(lambda word: word[0].lower(), text)
     text = _CONTRACTED.sub(lambda short: _LONG_FORMS[short[0]], text)
+    text = without_preamble(text)
     text = _CLOSINGS.sub("", _OPENINGS.sub("", text))
     for phrase, meaning in _PHRASES:
         text = phrase.sub(meaning, text)
+    text = canonical_english(text)
     text = _without_han_closings(_HAN_OPENINGS.sub("", text.strip()))
     for phrase, meaning in _HAN_PHRASES:
         text = phrase.sub(meaning, text)
-    return _TOKENS.findall(normalize(text))
+    return _TOKENS.findall(normalize(canonical_chinese(text)))
 
 
 def _without_han_closings(text: str) -> str:
     """The text without polite words at its end, and without the punctuation before them."""
+    text = _MARKS_AFTER_HAN.sub("", text)  # not those of `5!`
     end = len(text)
     while closing := next((closing for closing in _HAN_CLOSINGS if text.endswith(closing, 0, end)), ""):
         end -= len(closing)

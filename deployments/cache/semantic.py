@@ -1,12 +1,11 @@
-"""Stored answers to the same question in other words: found by an embedding model, used only if `equivalent` agrees.
+"""Stored answers to the same question in other words: `meaning_of` finds them, and an embedding model must agree.
 
 Questions are compared within a context: the same model, namespace, earlier conversation, and sampling. For each context
 Redis has a stream with a row for each question, and every router has a copy of it. A hash from answers' digests to rows
 keeps routers from adding a question twice.
 """
 
-from array import array
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -16,15 +15,18 @@ import msgspec
 
 from cluster.records.cache import digest_of
 from cluster.settings import CacheSettings
-from deployments.cache.equivalence import equivalent
+from deployments.cache.equivalence import meaning_of
 from deployments.common.errors import ApiError
 from deployments.common.redis import RedisStore, RedisUnavailable
 from deployments.common.types import GenerationRequest
 
-_MAX_QUESTIONS = 2000
-"""Rows of a context; the oldest go first."""
+_MAX_QUESTIONS = 20_000
+"""Rows of a context; the oldest go first. One takes about 2 KB of Redis' memory and of each router's."""
+_MAX_COPIED = 100_000
+"""Rows that a router copies, of all contexts."""
+_PAGE = 500
+"""Rows that are read at a time, within the store's timeout."""
 _MAX_CONTEXTS = 256
-_MAX_CANDIDATES = 8
 _MAX_CHARACTERS = 2000
 _EMBED_S = 1.0
 
@@ -52,18 +54,45 @@ _encode = msgspec.msgpack.Encoder().encode
 class Embedder(Protocol):
     """Turns texts into vectors."""
 
-    async def embed(self, texts: list[str], timeout_s: float) -> list[bytes]:
-        """Vectors of length 1, as little-endian float32. Raises ApiError."""
+    async def embed(self, text: str, timeout_s: float) -> bytes:
+        """A vector of length 1, as little-endian float32. Raises ApiError."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """A stored question. vector: as float32."""
+
+    text: str
+    key: str
+    vector: bytes
 
 
 @dataclass(slots=True)
 class _Context:
-    """A router's copy of a context's rows. vectors: one after the other. last_id: of the newest row in the copy."""
+    """A router's copy of a context's rows. last_id: of the newest row in the copy."""
 
     last_id: bytes = b"0-0"
-    texts: list[str] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    vectors: "array[float]" = field(default_factory=lambda: array("f"))
+    rows: deque[_Row] = field(default_factory=deque)
+    by_meaning: dict[str, list[_Row]] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> list[str]:
+        """The questions, the oldest first."""
+        return [row.text for row in self.rows]
+
+    def append(self, row: _Row) -> None:
+        """Adds the newest row."""
+        self.rows.append(row)
+        self.by_meaning.setdefault(meaning_of(row.text), []).append(row)
+
+    def drop_oldest(self) -> None:
+        """Removes the oldest row."""
+        row = self.rows.popleft()
+        meaning = meaning_of(row.text)
+        alike = self.by_meaning[meaning]
+        alike.remove(row)
+        if not alike:
+            del self.by_meaning[meaning]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +128,7 @@ class SemanticCache:
         rest = msgspec.structs.replace(request, messages=(*before, msgspec.structs.replace(last, content="")))
         context = blake2b(_encode((subject, namespace, rest)), digest_size=20).hexdigest()
         try:
-            [vector] = await self._embedder.embed([last.content], _EMBED_S)
+            vector = await self._embedder.embed(last.content, _EMBED_S)
         except ApiError:
             return None
         return SemanticQuery(context, last.content, vector)
@@ -110,10 +139,13 @@ class SemanticCache:
             context = await self._refreshed(query.context)
         except RedisUnavailable:
             return None
-        for index in _nearest(context.vectors, array("f", query.vector), self._threshold):
-            if equivalent(query.text, context.texts[index]):
-                return context.keys[index]
-        return None
+        # A match must have the same meaning, so only rows that have it are compared: no search through all vectors.
+        similar = [
+            (similarity, row.key)
+            for row in context.by_meaning.get(meaning_of(query.text), ())
+            if (similarity := _cosine(row.vector, query.vector)) >= self._threshold
+        ]
+        return max(similar)[1] if similar else None
 
     async def add(self, query: SemanticQuery, key: str) -> None:
         """Records that the answer to this question is stored at this key, unless a row says so already."""
@@ -127,17 +159,26 @@ class SemanticCache:
         self._contexts.move_to_end(name)
         if len(self._contexts) > _MAX_CONTEXTS:
             self._contexts.popitem(last=False)
-        for row_id, fields in await self._store.entries(_keys(name)[0], b"(" + context.last_id):
-            if _order(row_id) <= _order(context.last_id):
-                continue  # another request has read the same rows meanwhile
-            context.last_id = row_id
-            context.texts.append(fields[b"text"].decode())
-            context.keys.append(fields[b"key"].decode())
-            context.vectors.frombytes(fields[b"vector"])
-        if (excess := len(context.texts) - _MAX_QUESTIONS) > 0:
-            size = len(context.vectors) // len(context.texts)
-            del context.texts[:excess], context.keys[:excess], context.vectors[: excess * size]
+        page = _PAGE
+        while page == _PAGE:
+            entries = await self._store.entries(_keys(name)[0], b"(" + context.last_id, _PAGE)
+            page = len(entries)
+            for row_id, fields in entries:
+                if _order(row_id) <= _order(context.last_id):
+                    continue  # another request has read the same rows meanwhile
+                context.last_id = row_id
+                context.append(_Row(fields[b"text"].decode(), fields[b"key"].decode(), fields[b"vector"]))
+        while len(context.rows) > _MAX_QUESTIONS:
+            context.drop_oldest()
+        self._forget_others()
         return context
+
+    def _forget_others(self) -> None:
+        """Drops the copies that were not used for longest, while all together have too many rows."""
+        rows = sum(len(context.rows) for context in self._contexts.values())
+        while rows > _MAX_COPIED and len(self._contexts) > 1:
+            _, context = self._contexts.popitem(last=False)
+            rows -= len(context.rows)
 
 
 def _keys(context: str) -> list[str]:
@@ -148,11 +189,10 @@ def _order(row_id: bytes) -> tuple[int, ...]:
     return tuple(map(int, row_id.split(b"-")))
 
 
-def _nearest(vectors: "array[float]", vector: "array[float]", threshold: float) -> list[int]:
-    """Rows whose cosine with the vector is at least the threshold, the nearest first, a few at most."""
+def _cosine(first: bytes, second: bytes) -> float:
+    """Of two vectors of length 1, as float32; 0 where another model made one of them."""
     import numpy  # only where questions are compared
 
-    rows = numpy.frombuffer(vectors, dtype=numpy.float32).reshape(-1, len(vector))
-    cosines = rows @ numpy.frombuffer(vector, dtype=numpy.float32)
-    order = numpy.argsort(-cosines)[:_MAX_CANDIDATES]
-    return [int(index) for index in order if cosines[index] >= threshold]
+    if len(first) != len(second):
+        return 0.0
+    return float(numpy.frombuffer(first, numpy.float32) @ numpy.frombuffer(second, numpy.float32))

@@ -222,6 +222,13 @@ class ReplicaStats(msgspec.Struct, frozen=True):
     pending: dict[str, PendingWork] = {}
 
 
+class EncoderInput(msgspec.Struct, frozen=True, array_like=True):
+    """A text, or a pair of texts, for an encoder. second: where the tokens of type 1 begin; 0: there are none."""
+
+    ids: list[int]
+    second: int = 0
+
+
 ToEngine = Add | Cancel
 FromEngine = Ready | StartFailed | StepResult
 
@@ -230,7 +237,7 @@ _HEADER = struct.Struct("<I")
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(EngineRequest).decode
 decode_tokens = msgspec.msgpack.Decoder(TokenBatch).decode
-decode_texts = msgspec.msgpack.Decoder(list[str]).decode
+decode_inputs = msgspec.msgpack.Decoder(list[EncoderInput]).decode
 decode_vectors = msgspec.msgpack.Decoder(list[bytes]).decode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
 decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode

@@ -30,8 +30,8 @@ class UnaryMethod(Protocol):
     def remote(self, payload: bytes, /) -> Awaitable[bytes]: ...
 
 
-class EmbedderHandle(Protocol):
-    """A handle on the replicas of an embedding model."""
+class EncoderHandle(Protocol):
+    """A handle on the replicas of an embedding model or a cross-encoder."""
 
     @property
-    def embed(self) -> UnaryMethod: ...
+    def run(self) -> UnaryMethod: ...

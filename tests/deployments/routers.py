@@ -59,7 +59,7 @@ class Engines:
         return Response(self)
 
     @property
-    def embed(self) -> "Engines":
+    def run(self) -> "Engines":
         return self
 
 

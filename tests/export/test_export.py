@@ -16,8 +16,11 @@ import httpx
 import pytest
 
 from cluster.models.export import Compression, ExportError, export_model
-from cluster.models.folder import BUNDLED_FOLDER
+from cluster.models.folder import BUNDLED_FOLDER, ModelFolderError, check_readable, open_model
 from cluster.ports import free_port
+from cluster.settings import ModelSettings
+from deployments.common.messages import EncoderInput
+from deployments.engine.encoder_model import EncoderModel, trained_pooling
 from tests.conftest import Dray
 from tests.models.hubs import Repository, stand_in
 
@@ -41,6 +44,7 @@ LIKE = {
     "qwen3": "qwen3-0.6b",
     "phi3": "phi-3-mini",
     "llama": "tinyllama-1.1b",
+    "smollm3": "smollm3-3b",
 }
 
 
@@ -167,3 +171,42 @@ def test_the_command_for_random_models_names_the_known_ones(tmp_path: Path) -> N
         check=False,
     )
     assert done.returncode == 1 and "deepseek-r1-distill-qwen-1.5b" in done.stderr
+
+
+def encoder_weights(folder: Path, classes: str) -> Path:
+    """A small BERT with random weights and the bundled model's tokenizer. classes: of transformers."""
+    import transformers
+
+    options = {"num_labels": 1} if classes.endswith("Classification") else {}
+    config = transformers.BertConfig(
+        vocab_size=2050,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        **options,
+    )
+    getattr(transformers, classes)(config).save_pretrained(folder)
+    for file in BUNDLED_FOLDER.glob("*token*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("classes", "task", "shape"), [("BertModel", "embed", (2, 64)), ("BertForSequenceClassification", "rerank", (2, 1))]
+)
+def test_an_encoder_is_exported_for_its_task(tmp_path: Path, classes: str, task: str, shape: tuple[int, int]) -> None:
+    source = encoder_weights(tmp_path / "weights", classes)
+    if task == "embed":
+        (source / "1_Pooling").mkdir()
+        (source / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+        (source / "sentence_bert_config.json").write_text('{"max_seq_length": 99}')
+    export_model(source, tmp_path / "out", Compression())
+    with pytest.raises(ModelFolderError, match=f"set task: {task}"):
+        open_model(ModelSettings(source=str(tmp_path / "out")), tmp_path)
+    settings = ModelSettings.model_validate({"source": str(tmp_path / "out"), "task": task})
+    model = open_model(settings, tmp_path)
+    check_readable(model)
+    assert model.context_tokens == (99 if task == "embed" else 512)
+    assert trained_pooling(model.folder) == ("cls" if task == "embed" else "mean")
+    assert EncoderModel(model, 1).run([EncoderInput([5, 6, 7]), EncoderInput([8, 9], 1)]).shape == shape

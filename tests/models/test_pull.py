@@ -122,6 +122,18 @@ def test_any_hub_id_works(machine: Machine) -> None:
     assert machine.models() == ["someone--their-model-int8"]
 
 
+def test_an_embedding_model_comes_with_its_pooling(machine: Machine) -> None:
+    repository = Repository.of(BUNDLED_FOLDER)
+    pooling = b'{"pooling_mode_cls_token": true}'
+    repository.files |= {"1_Pooling/config.json": pooling, "onnx/config.json": b"{}"}
+    machine.server.repositories["someone/Embedder"] = repository
+    done = machine.dray("pull", "someone/Embedder")
+    assert done.returncode == 0, done.stderr
+    assert "task: embed" in done.stdout
+    folder = machine.store / "someone--embedder-int8"
+    assert (folder / "1_Pooling" / "config.json").read_bytes() == pooling and not (folder / "onnx").exists()
+
+
 def test_an_interrupted_download_resumes(machine: Machine) -> None:
     repository = machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
     repository.files[BIN] = os.urandom(48 * 2**20)  # the clients write up to 10 MiB at once

@@ -16,7 +16,7 @@ from cluster.models.export import Compression
 from cluster.models.folder import BUNDLED_FOLDER, ModelFolderError, open_model
 from cluster.models.hubs import Listing, OnBytes, RemoteFile
 from cluster.settings import ModelSettings
-from deployments.engine import text_embedder
+from deployments.engine import encoder_model
 from deployments.generation import prompts
 
 LAUGHS = "a0: &a0 {b: 1}\n" + "".join(
@@ -66,7 +66,7 @@ def test_the_pooling_of_an_embedding_model_is_bounded(tmp_path: Path, text: str)
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(text)
     with pytest.raises((ValueError, RecursionError)):
-        text_embedder.trained_pooling(tmp_path)
+        encoder_model.trained_pooling(tmp_path)
 
 
 class Hubless:

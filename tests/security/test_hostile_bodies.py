@@ -23,6 +23,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "hi", "tools": [{"type": "function", **TOOL}], "metadata": {}},
     "/v1/messages": {"messages": [USER], "max_tokens": 9, "tools": [{"name": "f", "input_schema": {}}]},
     "/v1/embeddings": {"input": "hi"},
+    "/v1/rerank": {"query": "hi", "documents": ["hi", {"text": "hi"}]},
+    "/v1/score": {"text_1": "hi", "text_2": ["hi"]},
     "/tokenize": {"prompt": "hi"},
     "/detokenize": {"tokens": [40]},
     "/admin/teams": {"name": "a"},

@@ -45,7 +45,7 @@ class RecordingEngines(Engines):
         return super().remote(payload)
 
     @property
-    def embed(self) -> Engines:
+    def run(self) -> Engines:
         return self.vectors
 
 
@@ -246,6 +246,7 @@ def test_nothing_else_is_kept_for_a_team(server: OwnRedis, monkeypatch: pytest.M
     """Responses, files, batches and feedback have ids that a team could guess; none is stored. Whoever adds an endpoint
     that stores something tries it here with two teams."""
     stateless = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"}
+    stateless |= {"/v1/rerank", "/v2/rerank", "/v1/score"}
     stateless |= {"/tokenize", "/detokenize", "/v1/models", "/v1/models/{name}", "/health/live", "/health/ready"}
     stateless |= {"/health", "/ping", "/version"}
     administration = {path for path in paths(OPERATIONS) if path.startswith("/admin/")}

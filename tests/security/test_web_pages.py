@@ -18,7 +18,17 @@ from tests.deployments.routers import chat, listening, running_router
 
 READS = ("/v1/models", "/v1/usage", "/metrics", "/status", "/status/machine", "/docs", "/openapi.json", "/health/live")
 GENERATES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
-WRITES = (*GENERATES, "/v1/embeddings", "/tokenize", "/detokenize", "/admin/teams", "/admin/keys", "/no/such/route")
+WRITES = (
+    *GENERATES,
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v1/score",
+    "/tokenize",
+    "/detokenize",
+    "/admin/teams",
+    "/admin/keys",
+    "/no/such/route",
+)
 JSON = {"Content-Type": "application/json"}
 EVIL = "rebound.example"
 

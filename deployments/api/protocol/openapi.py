@@ -25,6 +25,7 @@ from deployments.api.protocol.chat_writer import ChatCompletion
 from deployments.api.protocol.completions import CompletionRequest, TextCompletion
 from deployments.api.protocol.embeddings import EmbeddingRequest, Embeddings
 from deployments.api.protocol.messages import MessagesRequest
+from deployments.api.protocol.rerank import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
 from deployments.api.protocol.responses import ResponseRequest
 from deployments.api.protocol.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from deployments.common.errors import ErrorBody
@@ -90,7 +91,7 @@ _MODEL = {
         "object": {"const": "model"},
         "created": {"type": "integer"},
         "owned_by": {"type": "string"},
-        "task": {"enum": ["generate", "embed"]},
+        "task": {"enum": ["generate", "embed", "rerank"]},
         "max_model_len": {"type": "integer"},
         "aliases": {"type": "array", "items": {"type": "string"}},
     },
@@ -103,6 +104,9 @@ OPERATIONS = (
     Operation("/v1/responses", "Create a response (OpenAI's Responses API)", ResponseRequest, _RESPONSE, streams=True),
     Operation("/v1/messages", "Create a message (Anthropic's Messages API)", MessagesRequest, _MESSAGE, streams=True),
     Operation("/v1/embeddings", "Create embeddings of texts", EmbeddingRequest, Embeddings),
+    Operation("/v1/rerank", "Sort documents by how well they answer a query", RerankRequest, RerankResponse),
+    Operation("/v2/rerank", "The same at the path of Cohere's clients", RerankRequest, RerankResponse),
+    Operation("/v1/score", "Score pairs of texts", ScoreRequest, ScoreResponse),
     Operation("/tokenize", "Convert a text or a conversation to token ids", TokenizeRequest, TokenizeResponse),
     Operation("/detokenize", "Convert token ids to text", DetokenizeRequest, DetokenizeResponse),
     Operation("/v1/models", "List the models", answer=_MODELS),

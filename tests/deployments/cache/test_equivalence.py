@@ -1,8 +1,12 @@
 """Equivalent questions: the differences that are ignored, and those that never are."""
 
+from pathlib import Path
+
 import pytest
 
+from benchmarks import near_twins
 from deployments.cache.equivalence import equivalent, normalize
+from deployments.cache.paraphrases import canonical_chinese, canonical_english
 
 ALIKE = [
     ("What is 3 + 4?", "what is  3 + 4"),
@@ -46,6 +50,54 @@ def test_questions_with_the_same_meaning_are_equivalent(first: str, second: str)
 @pytest.mark.parametrize(("first", "second"), TWINS)
 def test_questions_with_different_meanings_are_not(first: str, second: str) -> None:
     assert not equivalent(first, second) and not equivalent(second, first)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_no_written_twin_is_confused_and_most_paraphrases_are_found(language: str) -> None:
+    twins = pairs_of(f"twins.{language}")
+    assert len(twins) == 100 and not [pair for pair in twins if equivalent(*pair) or equivalent(*reversed(pair))]
+    found = [pair for pair in pairs_of(f"paraphrases.{language}") if equivalent(*pair) and equivalent(*reversed(pair))]
+    assert len(found) >= 70
+
+
+def pairs_of(name: str) -> list[tuple[str, str]]:
+    lines = (Path(near_twins.__file__).with_name("questions") / f"{name}.txt").read_text().splitlines()
+    return [(one, other) for one, other in (line.split(" | ") for line in lines)]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("twenty-seven", "27"),
+        ("twenty seven", "27"),
+        ("one hundred and five", "105"),
+        ("two hundred forty", "240"),
+        ("nineteen", "19"),
+        ("twenty seven eight", "twenty seven eight"),
+        ("two thousand", "two thousand"),
+        ("one", "one"),
+        ("ones", "ones"),
+        ("seventh", "seventh"),
+    ],
+)
+def test_numbers_in_words(text: str, words: str) -> None:
+    assert equivalent(f"Room {text} is where?", f"Room {words} is where?")
+    assert (text == words) == (canonical_english(text) == text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("一百零五加十二", "105 + 12"),
+        ("二十除以5", "20 ÷ 5"),
+        ("一百五加十二", "一百五加十二"),
+        ("三五加十二", "三五加十二"),
+        ("三加二千", "三加二千"),
+        ("十分好", "十分好"),
+    ],
+)
+def test_chinese_numbers_in_calculations(text: str, words: str) -> None:
+    assert canonical_chinese(text) == words
 
 
 def test_normalizing_changes_no_meaning() -> None:

@@ -5,6 +5,7 @@ import secrets
 from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import redis
@@ -29,8 +30,8 @@ def server() -> Iterator[OwnRedis]:
 class Alike:
     """An embedder to which all texts are alike, so that only their words decide."""
 
-    async def embed(self, texts: list[str], timeout_s: float) -> list[bytes]:
-        return [array("f", [1.0] + [0.0] * (SIZE - 1)).tobytes() for _ in texts]
+    async def embed(self, text: str, timeout_s: float) -> bytes:
+        return array("f", [1.0] + [0.0] * (SIZE - 1)).tobytes()
 
 
 class Router:
@@ -138,5 +139,46 @@ def test_the_oldest_rows_go_first_and_may_come_back(server: OwnRedis, monkeypatc
             assert await reader.find("What's 0 + 1?") == reader.key("What is 0 + 1?")
             with redis.Redis.from_url(server.url) as raw:
                 assert raw.hlen(f"dray:near-rows:{{{query.context}}}") == 3
+
+    run(work)
+
+
+def test_rows_are_read_in_pages(server: OwnRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(semantic, "_PAGE", 2)
+
+    async def work() -> None:
+        async with routers(server, 2) as (writer, reader):
+            for number in range(5):
+                await writer.add(f"What is {number} + 1?")
+            assert await reader.find("What's 4 + 1?") == reader.key("What is 4 + 1?")
+            assert reader.copied() == [f"What is {number} + 1?" for number in range(5)]
+
+    run(work)
+
+
+def test_a_router_keeps_the_copies_that_it_used_last(server: OwnRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(semantic, "_MAX_COPIED", 3)
+
+    async def work() -> None:
+        async with routers(server, 1) as [first], routers(server, 1) as [second]:
+            second.semantic = first.semantic
+            for number in range(2):
+                for router in (first, second):
+                    await router.add(f"What is {number} + 1?")
+                    assert await router.find(f"What's {number} + 1?") == router.key(f"What is {number} + 1?")
+            assert len(first.copied()) == 2, "of the second namespace"
+
+    run(work)
+
+
+def test_a_question_that_the_model_finds_different_is_none(server: OwnRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        async with routers(server, 1) as [router]:
+            await router.add("What is 27 + 48?")
+            query = await router.query("What's 27 + 48?")
+            other = array("f", [0.0, 1.0] + [0.0] * (SIZE - 2)).tobytes()
+            assert await router.semantic.find(query) is not None
+            assert await router.semantic.find(replace(query, vector=other)) is None
+            assert await router.semantic.find(replace(query, vector=other[:4])) is None
 
     run(work)

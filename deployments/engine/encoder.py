@@ -1,6 +1,6 @@
-"""The embedding replica: one Serve replica with a lease of whole cores and its own embedding model.
+"""The encoder replica: one Serve replica with a lease of whole cores and its own embedding model or cross-encoder.
 
-An embedding call has no state between calls and releases the GIL, so it needs no process of its own.
+A call has no state between calls and releases the GIL, so it needs no process of its own.
 """
 
 import asyncio
@@ -13,23 +13,25 @@ from typing import Any
 from ray import serve
 
 from cluster import liveness
+from cluster.autoscaling import PACE, TOKENS
 from cluster.cores import pin_process
 from cluster.models.folder import open_model
 from cluster.node import Node
 from cluster.serve_config import EngineArgs
-from deployments.common.messages import Ready, decode_texts, encode
+from deployments.common.messages import EncoderInput, Ready, decode_inputs, encode
+from deployments.engine.encoder_batches import EncoderBatches
+from deployments.engine.encoder_model import EncoderModel
 from deployments.engine.lease import wait_for_lease
-from deployments.engine.text_embedder import TextEmbedder
 from deployments.observability.logs import configure_logging
 from deployments.observability.metrics import EngineMetrics
 
-log = logging.getLogger("dray.embedder")
+log = logging.getLogger("dray.encoder")
 
-_BATCH_SIZE = 16
+_WARM_UP = EncoderInput([0] * 64)
 
 
-class EmbedderReplica:
-    """Computes vectors of texts."""
+class EncoderReplica:
+    """Computes vectors of texts, or scores of pairs of texts."""
 
     async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         """Leases cores, loads the model and runs a first inference. args: EngineArgs as JSON."""
@@ -44,29 +46,25 @@ class EmbedderReplica:
         self._lease = await wait_for_lease(engine_args.cores, node.core_lock_dir, owner, self._metrics.lease_missed.inc)
         # Before OpenVINO loads, because it counts its threads then.
         pin_process(self._lease.cpus)
-        self._lock = asyncio.Lock()
         started = time.perf_counter()
-        self._embedder = await asyncio.to_thread(TextEmbedder, model, len(self._lease.cpus))
+        encoder = await asyncio.to_thread(EncoderModel, model, len(self._lease.cpus))
         loaded = time.perf_counter()
-        await asyncio.to_thread(self._embedder.embed, ["warm-up"])
+        await asyncio.to_thread(encoder.run, [_WARM_UP])
+        self._batches = EncoderBatches(encoder)
         ready = Ready(loaded - started, time.perf_counter() - loaded, 0)
         self._metrics.started(self._lease.cpus, os.getpid(), ready)
-        log.info("embedder ready", extra={"cpus": list(self._lease.cpus), "load_s": ready.load_s})
+        log.info("encoder ready", extra={"cpus": list(self._lease.cpus), "load_s": ready.load_s})
 
-    async def embed(self, payload: bytes) -> bytes:
-        """Vectors of length 1 as little-endian float32. payload: texts. Both are lists in MessagePack."""
-        texts = decode_texts(payload)
-        vectors: list[bytes] = []
-        for start in range(0, len(texts), _BATCH_SIZE):
-            # One batch at a time, so that other requests need not wait for all texts of a large one.
-            async with self._lock:
-                batch = await asyncio.to_thread(self._embedder.embed, texts[start : start + _BATCH_SIZE])
-            vectors += [vector.astype("<f4").tobytes() for vector in batch]
-        return encode(vectors)
+    async def run(self, payload: bytes) -> bytes:
+        """The result for each input, as little-endian float32: a vector of length 1, or a cross-encoder's logits.
+
+        payload: EncoderInputs. Both are lists in MessagePack.
+        """
+        return encode(await self._batches.run(decode_inputs(payload)))
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Empty: an embedder has no queue of tokens for the policy to count."""
-        return {}
+        """Input of the autoscaling policy (cluster.autoscaling)."""
+        return {TOKENS: float(self._batches.waiting_tokens), PACE: self._batches.pace}
 
     def __del__(self) -> None:
         """Called by Serve when the replica stops."""

@@ -1,4 +1,4 @@
-"""An embedding model on OpenVINO: texts in, vectors out."""
+"""An encoder on OpenVINO: an embedding model gives a vector for a text, a cross-encoder a logit for a pair of texts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,42 +9,50 @@ import numpy.typing as npt
 
 from cluster.models.folder import ServedModel
 from cluster.models.identity import read_json
+from cluster.models.tasks import POOLING_FILE, POOLING_FLAGS, check_output
+from deployments.common.messages import EncoderInput
 
-_POOLING_FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
 
-
-class TextEmbedder:
-    """A compiled embedding model with its tokenizer. Calls release the GIL while the model computes."""
+class EncoderModel:
+    """A compiled encoder. Calls release the GIL while the model computes."""
 
     def __init__(self, model: ServedModel, threads: int) -> None:
-        """Raises RuntimeError or OSError for a model that cannot be read or compiled."""
+        """Raises RuntimeError or OSError for a model that cannot be read or compiled, or has another task."""
         import openvino
-        from tokenizers import Tokenizer
 
-        self._tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
-        self._tokenizer.enable_truncation(model.context_tokens)
-        self._tokenizer.enable_padding()
         settings = model.settings
         self._pooling = settings.pooling if settings.pooling != "auto" else trained_pooling(model.folder)
+        self._pad = int(read_json(model.folder / "config.json").get("pad_token_id") or 0)
         core = openvino.Core()
         compiled = core.compile_model(
             core.read_model(model.folder / "openvino_model.xml"), "CPU", {"INFERENCE_NUM_THREADS": threads}
         )
         self._inputs = {name for port in compiled.inputs for name in port.names}
+        self._is_cross_encoder = settings.task == "rerank"
+        check_output(model.name, settings.task, compiled.outputs[0].partial_shape)
         self._request = compiled.create_infer_request()
 
-    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Vectors of length 1, of shape [texts, size]. Texts beyond the model's context are cut to it."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts))
-        mask = np.array([encoding.attention_mask for encoding in encodings], np.int64)
+    def run(self, batch: Sequence[EncoderInput]) -> npt.NDArray[np.float32]:
+        """Vectors of length 1, of shape [inputs, size]; of a cross-encoder its logits, of shape [inputs, labels]."""
+        shape = len(batch), max(len(text.ids) for text in batch)
+        ids, types = np.full(shape, self._pad, np.int64), np.zeros(shape, np.int64)
+        mask = np.zeros(shape, np.int64)
+        for row, text in enumerate(batch):
+            ids[row, : len(text.ids)] = text.ids
+            mask[row, : len(text.ids)] = 1
+            if text.second:
+                types[row, text.second : len(text.ids)] = 1
         inputs: dict[str, Any] = {
-            "input_ids": np.array([encoding.ids for encoding in encodings], np.int64),
+            "input_ids": ids,
             "attention_mask": mask,
-            "token_type_ids": np.array([encoding.type_ids for encoding in encodings], np.int64),
+            "token_type_ids": types,
             "position_ids": np.maximum(mask.cumsum(1) - 1, 0),
         }
         outputs = self._request.infer({name: array for name, array in inputs.items() if name in self._inputs})
-        vectors = self._pool(np.asarray(outputs[0], np.float32), mask)
+        result = np.asarray(outputs[0], np.float32)
+        if self._is_cross_encoder:
+            return result
+        vectors = self._pool(result, mask)
         normalized: npt.NDArray[np.float32] = vectors / np.maximum(
             np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12
         )
@@ -65,6 +73,6 @@ class TextEmbedder:
 
 def trained_pooling(folder: Path) -> str:
     """The pooling that the model was trained with, from the sentence-transformers config; mean without one."""
-    file = folder / "1_Pooling" / "config.json"
+    file = folder / POOLING_FILE
     flags = read_json(file) if file.is_file() else {}
-    return next((name for flag, name in _POOLING_FLAGS.items() if flags.get(flag)), "mean")
+    return next((name for flag, name in POOLING_FLAGS.items() if flags.get(flag)), "mean")
