@@ -56,7 +56,8 @@ def compare(args: argparse.Namespace) -> str:
     os.sched_setaffinity(0, cpus)
     model = opened(args.model)
     loaded = dict(sides(model, opened(args.converted) if args.converted else None, cpus))
-    rows, ratios = [], {name: list[float]() for name in list(loaded)[1:]}
+    rows: list[list[str]] = []
+    ratios = {name: list[float]() for name in list(loaded)[1:]}
     for name, tokens, works in loads(list(loaded.values()), args.streams, args.prompts):
         before, *others = in_turn(works, args.rounds)
         found = [median(map(truediv, before, own)) for own in others]

@@ -77,9 +77,10 @@ def engine_choice(model: ServedModel, cores: int, data_dir: Path | None = None) 
     options, step = allowed(model, cores), model.settings.max_num_batched_tokens
     kept = find(model, cores, data_dir) if len(options) > 1 or step == "auto" else None
     scores = kept.scores if kept else {}
+    tuned = kept.step_tokens if kept else None
     return EngineChoice(
         choose(options, scores),
-        step if step != "auto" else (kept and kept.step_tokens) or DEFAULT_STEP_TOKENS,
+        step if step != "auto" else tuned or DEFAULT_STEP_TOKENS,
         is_measured(options, scores),
     )
 

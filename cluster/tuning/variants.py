@@ -14,7 +14,6 @@ from cluster.models.identity import MANIFEST, StoredWeights, read_json
 from cluster.settings import BUNDLED, Precision
 
 Format = Literal["auto", "bf16", "f32"]
-WeightFormat = Literal["int8-asymmetric", "int8-symmetric-smoothed"]
 
 _WHOLE_ROW = 2**64 - 1
 _UNQUANTIZED = ("fp16", "fp32", "bf16")
@@ -61,23 +60,17 @@ GROUPS_128 = Variant("groups-128", "INT8 in groups of 128", "f32", 128)
 FUSED = Variant("fused-mlp", "fused MLPs in INT8", "bf16", _WHOLE_ROW, fused=True)
 VARIANTS = {variant.name: variant for variant in (WEIGHT_ONLY, GROUPS_32, GROUPS_128, FUSED)}
 
-_LOSSES: Mapping[tuple[str, WeightFormat], Loss] = {
-    ("weight-only", "int8-asymmetric"): Loss(0.0052, 0.0043),
-    ("weight-only", "int8-symmetric-smoothed"): Loss(0.0054, 0.0016),
-    ("groups-32", "int8-asymmetric"): Loss(0.007, 0.0078),
-    ("groups-32", "int8-symmetric-smoothed"): Loss(0.007, 0.0078),
-    ("groups-128", "int8-asymmetric"): Loss(0.015, 0.0138),
-    ("groups-128", "int8-symmetric-smoothed"): Loss(0.012, 0.0093),
-    ("fused-mlp", "int8-symmetric-smoothed"): Loss(0.0085, 0.0077),
+_LOSSES: Mapping[tuple[str, StoredWeights], Loss] = {
+    ("weight-only", StoredWeights.INT8_ASYMMETRIC): Loss(0.0052, 0.0043),
+    ("weight-only", StoredWeights.INT8_SYMMETRIC_SMOOTHED): Loss(0.0054, 0.0016),
+    ("groups-32", StoredWeights.INT8_ASYMMETRIC): Loss(0.007, 0.0078),
+    ("groups-32", StoredWeights.INT8_SYMMETRIC_SMOOTHED): Loss(0.007, 0.0078),
+    ("groups-128", StoredWeights.INT8_ASYMMETRIC): Loss(0.015, 0.0138),
+    ("groups-128", StoredWeights.INT8_SYMMETRIC_SMOOTHED): Loss(0.012, 0.0093),
+    ("fused-mlp", StoredWeights.INT8_SYMMETRIC_SMOOTHED): Loss(0.0085, 0.0077),
 }
-"""Measured on SmolLM2-135M over 12,288 tokens of English text, against f32. Groups of 32 were
-not measured with smoothed weights; without, they lose no less. Fused MLPs without smoothing lost 0.020 and 1.7 %."""
-
-
-def weight_format(model: ServedModel) -> WeightFormat:
-    """How the folder's weights are quantized."""
-    smoothed = model.weights == StoredWeights.INT8_SYMMETRIC_SMOOTHED
-    return "int8-symmetric-smoothed" if smoothed else "int8-asymmetric"
+"""Measured on SmolLM2-135M over 12,288 tokens of English text, against f32. Groups of 32 were not measured with
+smoothed weights; without, they lose no less. Fused MLPs without smoothing lost 0.020 and 1.7 %."""
 
 
 def loss(model: ServedModel, variant: Variant) -> Loss | None:
@@ -85,7 +78,7 @@ def loss(model: ServedModel, variant: Variant) -> Loss | None:
 
     None where the variant does not work with these weights.
     """
-    typical = _LOSSES.get((variant.name, weight_format(model)))
+    typical = _LOSSES.get((variant.name, model.weights))
     recorded = _record(model).get("losses")
     if typical is None or not isinstance(recorded, dict):
         return typical
@@ -103,7 +96,7 @@ def possible(model: ServedModel, cores: int, flags: frozenset[str] | None = None
     flags = processor_flags() if flags is None else flags
     if _record(model).get("weight") in _UNQUANTIZED:
         return (WEIGHT_ONLY,)
-    fused = cores > 1 and flags >= AMX and weight_format(model) == "int8-symmetric-smoothed"
+    fused = cores > 1 and flags >= AMX and model.weights is StoredWeights.INT8_SYMMETRIC_SMOOTHED
     return (WEIGHT_ONLY, GROUPS_32, GROUPS_128, *((FUSED,) if fused else ()))
 
 
@@ -130,7 +123,7 @@ def forgone(model: ServedModel, cores: int, flags: frozenset[str] | None = None)
     settings = model.settings
     if cores < 2 or not flags >= AMX or settings.precision == "exact" or settings.source == BUNDLED:
         return ""
-    if weight_format(model) == "int8-symmetric-smoothed" or len(possible(model, cores, flags)) == 1:
+    if model.weights is StoredWeights.INT8_SYMMETRIC_SMOOTHED or len(possible(model, cores, flags)) == 1:
         return ""
     return f"asymmetric weights: MLPs cannot compute in INT8 on AMX here; run `dray models convert {settings.source}`"
 

@@ -52,18 +52,17 @@ _PROMPT_ROUNDS = 3
 def carry_out(task: Task, model: ServedModel, config: EngineConfig) -> Result:
     """The task's result. Raises RuntimeError, OSError, ValueError or KeyError where the variant cannot be loaded."""
     match task:
-        case CompareTask(variant, rounds):
-            return _compared(config, variant, rounds)
-        case TimeTask(variant):
-            return _timed(config, variant)
-        case RateTask(variant, streams, seconds):
-            return _rate(LoadedVariant(config, variant), streams, seconds)
-        case CheckTask(variant):
-            return _checked(model, config, variant)
-        case StepSizesTask(variant, rounds):
-            return _prompt_speeds(
-                LoadedVariant(config, variant), model.context_tokens, max(1, rounds // _PROMPT_ROUNDS)
-            )
+        case CompareTask():
+            return _compared(config, task.variant, task.rounds)
+        case TimeTask():
+            return _timed(config, task.variant)
+        case RateTask():
+            return _rate(LoadedVariant(config, task.variant), task.streams, task.seconds)
+        case CheckTask():
+            return _checked(model, config, task.variant)
+        case StepSizesTask():
+            loaded = LoadedVariant(config, task.variant)
+            return _prompt_speeds(loaded, model.context_tokens, max(1, task.rounds // _PROMPT_ROUNDS))
 
 
 def _compared(config: EngineConfig, variant: Variant, rounds: int) -> Trial | Dropped:
