@@ -46,6 +46,8 @@ LIKE = {
     "llama": "tinyllama-1.1b",
     "smollm3": "smollm3-3b",
 }
+SMOOTHED = {"qwen2": 9, "qwen3": 8, "phi3": 7, "llama": 9}
+"""Inputs of two layers and the head. Qwen3's head has the embedding's weights; Phi-3's values share a matrix."""
 
 
 @pytest.fixture
@@ -75,6 +77,8 @@ def test_each_architecture_is_exported_and_served(dray: Dray, architecture: str)
     manifest = json.loads((target / "dray-model.json").read_text())
     assert manifest["weight"] == "int8" and LIKE[architecture] in manifest["source"]
     assert len(manifest["weights_blake2b"]) == 32 and set(manifest["versions"]) > {"openvino", "torch"}
+    assert manifest["weights"] == "int8-symmetric-smoothed"
+    assert manifest["conversion"]["smoothed"] == SMOOTHED[architecture]
     assert json.loads((target / "config.json").read_text())["model_type"] == architecture
     answers(dray, "--model", str(target))
 
