@@ -149,13 +149,14 @@ def _pid(file: Path) -> int:
 
 
 def _started(pid: int) -> str:
-    """When the process started, in the kernel's clock ticks since boot; empty if there is none."""
+    """When the process started, in the kernel's clock ticks since boot; empty if there is none, or it has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return ""
-    # Field 22 of proc_pid_stat(5). The second is the name, in parentheses, and may contain anything.
-    return text.rpartition(")")[2].split()[19]
+    # Fields 3 and 22 of proc_pid_stat(5). The second is the name, in parentheses, and may contain anything.
+    fields = text.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[19]
 
 
 def _title(file: Path) -> str:
