@@ -36,8 +36,8 @@ _FEW = 0.01
 """Of a vocabulary: so few candidates are picked out before anything is computed of them."""
 _MANY = 4096
 """Of so many random numbers it is quicker to find those that matter first."""
-_ROUNDING = np.float32(1.0001)
-"""More than rounding changes a quotient by."""
+_ROUNDING = np.float32(2**32 * 1.0001)
+"""More than rounding changes a quotient by, times 2**32."""
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -143,8 +143,9 @@ def _all_tokens(vocabulary: int) -> NDArray[np.uint32]:
 def _winner(state: SamplingState, ahead: int, tokens: NDArray[np.uint32], weights: Floats) -> np.uint32:
     """The token with the smallest quotient of its random number and its weight."""
     if tokens.size >= _MANY:
-        # Of most tokens it is enough to know that their quotients are not below these.
-        least = state.uniforms(ahead, tokens) / weights
+        # Of most tokens it is enough to know that their quotients, times 2**32, are not below these.
+        least = state.random_bits(ahead, tokens).astype(np.float32)
+        least /= weights
         first = least.argmin(keepdims=True)
         limit = state.exponentials(ahead, tokens[first]) / weights[first]
         near = positions(least <= limit * _ROUNDING)

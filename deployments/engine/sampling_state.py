@@ -12,7 +12,7 @@ from deployments.common.messages import Sampling, StreamFinish
 
 _COUNTER = Struct("<QQ")
 _KEYS = Struct("<II")
-_BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
+_ABOVE_MINUS_ONE = np.nextafter(np.float32(-1), np.float32(0))
 _64_BITS = 2**64 - 1
 _MIN_TEMPERATURE = 1e-5
 """Below it, sampling is greedy, as in vLLM: dividing by less means nothing in 32 bits."""
@@ -92,16 +92,18 @@ class SamplingState:
     def exponentials(self, ahead: int, tokens: NDArray[np.uint32]) -> NDArray[np.float32]:
         """Random numbers of the standard exponential distribution, one for each of these tokens, for the place after
         `ahead` more. Each depends on the seed, the position, and its token alone."""
+        uniform = self.random_bits(ahead, tokens).astype(np.float32)
+        uniform += np.float32(0.5)
+        uniform *= np.float32(-(2.0**-32))
         # Of small numbers log1p keeps all digits, and the smallest are those that win for unlikely tokens.
-        numbers: NDArray[np.float32] = -np.log1p(-np.minimum(self.uniforms(ahead, tokens), _BELOW_ONE))
+        numbers: NDArray[np.float32] = -np.log1p(np.maximum(uniform, _ABOVE_MINUS_ONE))
         return numbers
 
-    def uniforms(self, ahead: int, tokens: NDArray[np.uint32]) -> NDArray[np.float32]:
-        """The random numbers, above 0 and up to 1, that those of `exponentials` are made from. None of these is less
-        than its own, and they are nearly equal where they are small."""
+    def random_bits(self, ahead: int, tokens: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """What the numbers of `exponentials` are made from, each no less than its bits divided by 2**32."""
         counter = _COUNTER.pack(self._seed, self.position + ahead)
         factor, offset = _KEYS.unpack(blake2b(counter, digest_size=_KEYS.size).digest())
-        hashed = tokens * np.uint32(factor | 1)
+        hashed: NDArray[np.uint32] = tokens * np.uint32(factor | 1)
         hashed += np.uint32(offset)
         # MurmurHash3's finalizer.
         shifted = hashed >> np.uint32(16)
@@ -110,10 +112,7 @@ class SamplingState:
             hashed *= np.uint32(multiplier)
             np.right_shift(hashed, np.uint32(shift), out=shifted)
         hashed ^= shifted
-        numbers = hashed.astype(np.float32)
-        numbers += np.float32(0.5)
-        numbers *= np.float32(2.0**-32)
-        return numbers
+        return hashed
 
     def _penalize(self, logits: NDArray[np.float32]) -> None:
         """Repetition: CTRL's (arXiv:1909.05858), over prompt and completion. Frequency and presence: OpenAI's, over
