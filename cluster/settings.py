@@ -317,7 +317,7 @@ class LimitSettings(Group):
     messages: Positive = Field(1024, description="Maximum number of messages in a request.")
     stop_strings: Positive = Field(4, description="Maximum number of stop strings in a request.")
     stop_string_chars: Positive = Field(256, description="Maximum length of a stop string, in characters.")
-    choices: Positive = Field(8, description="Maximum number of choices (`n`, or prompts) of a request.")
+    choices: Positive = Field(20, description="Maximum number of choices (`n`, or prompts) of a request.")
     tools: Positive = Field(128, description="Maximum number of tools in a request.")
     json_depth: Positive = Field(64, description="Maximum nesting depth of a schema or of chat template arguments.")
     schema_parts: Positive = Field(

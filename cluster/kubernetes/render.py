@@ -28,10 +28,10 @@ from cluster.kubernetes.sizes import (
     termination_s,
 )
 from cluster.launch.environment import METRICS_PORT, OBJECT_STORE_BYTES, serve_environment
-from cluster.models.folder import UnknownModel, folder_of, is_folder
+from cluster.models.folder import UnknownModel, folder_of, gguf_folder, is_folder, is_gguf, known_as
 from cluster.redis_client import without_password
 from cluster.serve_config import ROUTERS, Engine, Routers, serve_config
-from cluster.settings import BUNDLED, Settings
+from cluster.settings import BUNDLED, ModelSettings, Settings
 
 STATE_DIR, MODELS_DIR = PurePosixPath("/run/dray"), PurePosixPath("/models")
 """Mount points of a pod's volumes."""
@@ -58,6 +58,8 @@ def in_cluster(settings: Settings) -> Settings:
         )
     return settings.model_copy(
         update={
+            "model": _in_pod(settings.model, settings.models_dir),
+            "models": tuple(_in_pod(model, settings.models_dir) for model in settings.models),
             "host": "0.0.0.0",
             "state_dir": Path(STATE_DIR),
             "lease_dir": Path(STATE_DIR / "cores"),
@@ -69,9 +71,27 @@ def in_cluster(settings: Settings) -> Settings:
     )
 
 
-def routers_of(settings: Settings) -> Routers:
-    """The routers and engines to run. settings: as `in_cluster` returns them. Raises KubernetesError."""
-    models = [ModelInCluster(model) for model in settings.served]
+def _in_pod(model: ModelSettings, local_models: Path) -> ModelSettings:
+    """The model where a pod finds it: a GGUF file is converted outside, and its folder is in the volume of models."""
+    if is_gguf(model.source):
+        folder = gguf_folder(Path(model.source).expanduser(), local_models)
+        source = str(MODELS_DIR / folder.name)
+        return model.model_copy(update={"source": source, "name": model.name or known_as(model.source)})
+    if is_folder(model.source) and not PurePosixPath(model.source).is_relative_to(MODELS_DIR):
+        place = MODELS_DIR / Path(model.source).name
+        raise KubernetesError(
+            f"{model.source} is a folder of this machine: put it into the claim or the image of the models, and set "
+            f"{place} as the source, where pods find it"
+        )
+    return model
+
+
+def routers_of(settings: Settings, local_models: Path | None = None) -> Routers:
+    """The routers and engines to run. Raises KubernetesError.
+
+    settings: as `in_cluster` returns them. local_models: as ModelInCluster has it.
+    """
+    models = [ModelInCluster(model, local_models) for model in settings.served]
     for model in models:
         try:
             folder_of(model.settings.source, model.settings.weight, settings.models_dir)
@@ -109,12 +129,12 @@ def pod_environment(settings: Settings) -> dict[str, str]:
 def render(settings: Settings, base: Path) -> dict[str, str]:
     """An overlay's files by name. base: the folder k8s/base. Raises KubernetesError."""
     inside = in_cluster(settings)
-    routers = routers_of(inside)
+    routers = routers_of(inside, settings.models_dir)
     files = {_RAYSERVICE: _dump(_rayservice(_template(base, _RAYSERVICE)[0], routers))}
     if budgets := [_budget(pods, labels) for pods, labels in _groups(routers) if pods.min_replicas > 1]:
         files["budgets.yaml"] = _dump(*budgets)
     if settings.kubernetes.models_claim:
-        files[_MODELS] = _dump(*_store(_template(base, _MODELS), inside))
+        files[_MODELS] = _dump(*_store(_template(base, _MODELS), inside, settings.models_dir))
     return files
 
 
@@ -259,10 +279,10 @@ def _budget(pods: Pods, labels: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _store(templates: list[dict[str, Any]], settings: Settings) -> list[dict[str, Any]]:
+def _store(templates: list[dict[str, Any]], settings: Settings, local_models: Path) -> list[dict[str, Any]]:
     """The claim that holds the models, and the Job that downloads or exports the named ones into it."""
     claim, job = templates
-    kubernetes, models = settings.kubernetes, [ModelInCluster(model) for model in settings.served]
+    kubernetes, models = settings.kubernetes, [ModelInCluster(model, local_models) for model in settings.served]
     exports = bool(kubernetes.fetch_image)
     size = kubernetes.storage_mb * 2**20 or storage(models, exports=exports)
     claim["metadata"]["name"] = kubernetes.models_claim

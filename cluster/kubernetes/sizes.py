@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 from cluster.launch.environment import OBJECT_STORE_BYTES
 from cluster.launch.preflight import RUNTIME_BYTES
 from cluster.models.catalog import CATALOG, WEIGHT_BITS
-from cluster.models.folder import BUNDLED_FOLDER, known_as, private_memory
+from cluster.models.folder import BUNDLED_FOLDER, is_folder, known_as, private_memory
 from cluster.models.identity import WEIGHTS_FILE
 from cluster.serve_config import Engine
 from cluster.settings import BUNDLED, ModelSettings, Settings
@@ -43,10 +44,12 @@ class KubernetesError(Exception):
 class ModelInCluster:
     """A model for a cluster. It may not be on this machine, so its exact content is unknown here.
 
-    Changed content needs a new source: a new folder in the claim, or a new image.
+    Changed content needs a new source: a new folder in the claim, or a new image. local_models: this machine's
+    `models_dir`, which may hold the same folder; None: it does not count.
     """
 
     settings: ModelSettings
+    local_models: Path | None = None
 
     @property
     def name(self) -> str:
@@ -62,15 +65,22 @@ class ModelInCluster:
         source = self.settings.source
         if source == BUNDLED:
             return (BUNDLED_FOLDER / WEIGHTS_FILE).stat().st_size
+        if (folder := self._local_folder) is not None and (folder / WEIGHTS_FILE).is_file():
+            return (folder / WEIGHTS_FILE).stat().st_size
         if entry := CATALOG.get(source):
             return entry.disk_bytes(self.settings.weight)
         entry = next((model for model in CATALOG.values() if model.name == self.settings.name), None)
         if entry:
             return entry.disk_bytes(self.settings.weight)
-        raise KubernetesError(
-            f"the size of {source} is unknown here: serve a model of the catalog (`dray models list`), or set `name` "
-            "to that of a catalog model of the same size"
-        )
+        hint = "serve a model of the catalog (`dray models list`), or set `name` to that of one of the same size"
+        if folder is not None:
+            hint += f", or have its folder here as {folder}: `dray models pull` fetches models and converts GGUF files"
+        raise KubernetesError(f"the size of {source} is unknown here: {hint}")
+
+    @property
+    def _local_folder(self) -> Path | None:
+        source = self.settings.source
+        return self.local_models / Path(source).name if self.local_models and is_folder(source) else None
 
     @property
     def original_bytes(self) -> int:

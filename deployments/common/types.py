@@ -55,7 +55,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     cannot be enforced as a whole.
     template_args: further arguments of the chat template, as JSON text. num_choices: number of answers.
     max_thinking_tokens: the answer must begin after this many; None for no limit.
-    prompt_logprobs: whether each choice's log probabilities begin with those of the prompt.
+    prompt_logprobs: whether each choice's log probabilities begin with those of the prompt. With it,
+    `sampling.max_tokens` may be 0: then nothing follows them.
     """
 
     messages: tuple[Message, ...]

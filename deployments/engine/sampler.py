@@ -13,6 +13,7 @@ probabilities, drew other tokens 6 to 70 times as often in a simulation, as each
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,10 @@ _WORTHWHILE = 0.75
 """Candidates are dropped for as long as no more than this share of them stays."""
 _FEW = 0.01
 """Of a vocabulary: so few candidates are picked out before anything is computed of them."""
+_MANY = 4096
+"""Of so many random numbers it is quicker to find those that matter first."""
+_ROUNDING = np.float32(2**32 * 1.0001)
+"""More than rounding changes a quotient by, times 2**32."""
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -126,8 +131,27 @@ def _choose(logits: Floats, tokens: Ids | None, state: SamplingState, ahead: int
     candidates, weights = _candidates(logits, likeliest, state.sampling)
     if candidates is not None:
         tokens = candidates if tokens is None else tokens[candidates]
-    drawn = np.arange(weights.size, dtype=np.uint32) if tokens is None else tokens.astype(np.uint32)
-    return int(drawn[(state.exponentials(ahead, drawn) / weights).argmin()])
+    drawn = _all_tokens(weights.size) if tokens is None else tokens.astype(np.uint32)
+    return int(_winner(state, ahead, drawn, weights))
+
+
+@lru_cache(2)
+def _all_tokens(vocabulary: int) -> NDArray[np.uint32]:
+    return np.arange(vocabulary, dtype=np.uint32)
+
+
+def _winner(state: SamplingState, ahead: int, tokens: NDArray[np.uint32], weights: Floats) -> np.uint32:
+    """The token with the smallest quotient of its random number and its weight."""
+    if tokens.size >= _MANY:
+        # Of most tokens it is enough to know that their quotients, times 2**32, are not below these.
+        least = state.random_bits(ahead, tokens).astype(np.float32)
+        least /= weights
+        first = least.argmin(keepdims=True)
+        limit = state.exponentials(ahead, tokens[first]) / weights[first]
+        near = positions(least <= limit * _ROUNDING)
+        tokens, weights = tokens[near], weights[near]
+    winner: np.uint32 = tokens[(state.exponentials(ahead, tokens) / weights).argmin()]
+    return winner
 
 
 def _candidates(logits: Floats, likeliest: float, sampling: Sampling) -> tuple[Ids | None, Floats]:

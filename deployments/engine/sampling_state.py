@@ -92,21 +92,27 @@ class SamplingState:
     def exponentials(self, ahead: int, tokens: NDArray[np.uint32]) -> NDArray[np.float32]:
         """Random numbers of the standard exponential distribution, one for each of these tokens, for the place after
         `ahead` more. Each depends on the seed, the position, and its token alone."""
-        counter = _COUNTER.pack(self._seed, self.position + ahead)
-        factor, offset = _KEYS.unpack(blake2b(counter, digest_size=_KEYS.size).digest())
-        hashed = tokens * np.uint32(factor | 1)
-        hashed += np.uint32(offset)
-        # MurmurHash3's finalizer.
-        for shift, multiplier in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-            hashed ^= hashed >> np.uint32(shift)
-            hashed *= np.uint32(multiplier)
-        hashed ^= hashed >> np.uint32(16)
-        uniform = hashed.astype(np.float32)
+        uniform = self.random_bits(ahead, tokens).astype(np.float32)
         uniform += np.float32(0.5)
         uniform *= np.float32(-(2.0**-32))
         # Of small numbers log1p keeps all digits, and the smallest are those that win for unlikely tokens.
         numbers: NDArray[np.float32] = -np.log1p(np.maximum(uniform, _ABOVE_MINUS_ONE))
         return numbers
+
+    def random_bits(self, ahead: int, tokens: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """What the numbers of `exponentials` are made from, each no less than its bits divided by 2**32."""
+        counter = _COUNTER.pack(self._seed, self.position + ahead)
+        factor, offset = _KEYS.unpack(blake2b(counter, digest_size=_KEYS.size).digest())
+        hashed: NDArray[np.uint32] = tokens * np.uint32(factor | 1)
+        hashed += np.uint32(offset)
+        # MurmurHash3's finalizer.
+        shifted = hashed >> np.uint32(16)
+        for shift, multiplier in ((13, 0x85EBCA6B), (16, 0xC2B2AE35)):
+            hashed ^= shifted
+            hashed *= np.uint32(multiplier)
+            np.right_shift(hashed, np.uint32(shift), out=shifted)
+        hashed ^= shifted
+        return hashed
 
     def _penalize(self, logits: NDArray[np.float32]) -> None:
         """Repetition: CTRL's (arXiv:1909.05858), over prompt and completion. Frequency and presence: OpenAI's, over

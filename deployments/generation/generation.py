@@ -142,7 +142,8 @@ class Generation:
                 return
             parser.feed(end)
             ids += end
-        sampling = msgspec.structs.replace(sampling, max_tokens=left, grammar=self.grammar)
+        # The log probabilities of a prompt come with the token after it, which a request for none does not get.
+        sampling = msgspec.structs.replace(sampling, max_tokens=max(1, left), grammar=self.grammar)
         wants_prompt = request.prompt_logprobs
         engine_request = EngineRequest(ids, sampling, namespace=self.namespace, prompt_logprobs=wants_prompt)
         async with aclosing(self._tokens(index, _ANSWER, engine_request)) as stream:
@@ -150,6 +151,8 @@ class Generation:
                 if wants_prompt and batch.ids:
                     wants_prompt = False
                     yield _delta(index, parser.feed_prompt(ids, batch.prompt_logprobs))
+                if left == 0:
+                    batch = TokenBatch([], batch.finish_reason and "length")
                 parsed, finish_reason = parser.feed(batch.ids, batch.logprobs), batch.finish_reason
                 if parser.stopped:
                     finish_reason = "stop"

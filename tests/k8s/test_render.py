@@ -134,6 +134,7 @@ def test_the_store_has_room_for_models_that_are_fetched_or_exported(tmp_path: Pa
         ("model:\n  source: deepseek-r1-distill-qwen-1.5b\n" + CLAIM, "cores_per_replica"),
         ("model:\n  source: nothing-known\n  cores_per_replica: 1\n" + CLAIM, "no folder, not in the catalog"),
         ("model:\n  source: org/unknown-9b\n  cores_per_replica: 1\n" + CLAIM, "the size of org/unknown-9b is unknown"),
+        ("model:\n  source: ./ours\n  cores_per_replica: 1\n" + CLAIM, "set /models/ours as the source"),
         (NAMED + "cache:\n  url: rediss://:secret@redis:6379/0\n" + CLAIM, "contains a password"),
         (NAMED + "kubernetes:\n  threads_per_core: 3\n", "kubernetes.threads_per_core"),
         (
@@ -156,6 +157,28 @@ def test_settings_that_a_cluster_cannot_serve_are_refused(tmp_path: Path, text: 
     assert message in done.output
     assert "secret" not in done.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gguf_file_is_served_from_the_folder_that_it_is_converted_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings of a laptop, whose model is converted there; the folder's copy is in the claim or the image."""
+    monkeypatch.setenv("DRAY_MODELS_DIR", str(tmp_path / "store"))
+    text = "model:\n  source: ./Tiny-Q8_0.gguf\n  cores_per_replica: 1\n" + CLAIM
+    refused = run(tmp_path, text)
+    assert refused.exit_code == 1 and "dray models pull" in refused.output, refused.output
+    assert str(tmp_path / "store" / "tiny-q8_0-gguf") in refused.output
+    converted = tmp_path / "store" / "tiny-q8_0-gguf"
+    converted.mkdir(parents=True)
+    with (converted / "openvino_model.bin").open("wb") as weights:
+        weights.truncate(3 * 2**30)
+    spec = rendered(tmp_path, text)
+    _, group = spec["rayClusterConfig"]["workerGroupSpecs"]
+    assert mebibytes(group["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]) > 6 * 1024
+    [claim] = yaml.safe_load_all((tmp_path / "out" / "models.yaml").read_text())
+    assert claim["kind"] == "PersistentVolumeClaim", "no Job could convert it"
+    assert "/models/tiny-q8_0-gguf" in spec["serveConfigV2"] and ".gguf" not in spec["serveConfigV2"]
+    assert "tiny-q8_0" in yaml.safe_load(spec["serveConfigV2"])["applications"][0]["args"]["engines"]
 
 
 def test_a_router_takes_missing_arguments_from_its_environment() -> None:

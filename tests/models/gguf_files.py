@@ -163,6 +163,22 @@ class TinyModel:
         return result
 
 
+def sentencepiece() -> dict[str, Any]:
+    """The metadata of a SentencePiece tokenizer with as many tokens: bytes, and a few words."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "h", "i", "hi"]
+    tokens += [f"[PAD{number}]" for number in range(len(TOKENS) - len(tokens))]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": None,
+        "tokenizer.ggml.merges": None,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [-float(number) for number in range(len(tokens))],
+        "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * 4, *[5] * (len(tokens) - 263)],
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.bos_token_id": 1,
+    }
+
+
 def _norm(values: Array, weight: Array) -> Array:
     result: Array = values / np.sqrt((values**2).mean(-1, keepdims=True) + EPSILON) * weight
     return result

@@ -64,6 +64,7 @@ def logits(folder: Path) -> Any:
     ("options", "linear"),
     [
         ({"architecture": "llama"}, 1),
+        ({"architecture": "llama", "metadata": gguf_files.sentencepiece()}, 1),
         ({"architecture": "qwen2"}, 1),
         ({"architecture": "qwen3"}, 1),
         ({"type": gguf_files.TensorType.Q8_0}, 1),
@@ -71,7 +72,7 @@ def logits(folder: Path) -> Any:
         ({"architecture": "llama", "divisors": np.linspace(1, 8, gguf_files.HEAD // 2, dtype=np.float32)}, 1),
         ({"metadata": {"qwen2.rope.scaling.type": "linear", "qwen2.rope.scaling.factor": 4.0}}, 4),
     ],
-    ids=["llama", "qwen2", "qwen3", "q8_0", "q4_0", "llama 3's positions", "linear positions"],
+    ids=["llama", "sentencepiece", "qwen2", "qwen3", "q8_0", "q4_0", "llama 3's positions", "linear positions"],
 )
 def test_the_converted_model_computes_what_the_file_says(
     options: Mapping[str, Any], linear: int, tmp_path: Path
@@ -198,7 +199,7 @@ def test_without_the_extra_the_error_says_how_to_install_it(tiny: Path, tmp_path
     ("metadata", "reason"),
     [
         ({"general.architecture": "gemma"}, "architecture is 'gemma'; supported are llama, qwen2, qwen3"),
-        ({"tokenizer.ggml.model": "llama"}, "kind 'llama'; supported is 'gpt2'"),
+        ({"tokenizer.ggml.model": "t5"}, "kind 't5'; supported are 'gpt2' and 'llama'"),
         ({"tokenizer.ggml.pre": "tekken"}, "'tekken'; supported are .*deepseek-r1-qwen.*llama-bpe.*smollm"),
         ({"tokenizer.ggml.pre": None}, "tokenizer.ggml.pre must be a text"),
         ({"tokenizer.ggml.merges": ["h i", "x yz"]}, "merge 'x yz'"),

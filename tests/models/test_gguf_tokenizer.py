@@ -2,14 +2,19 @@
 
 import json
 import os
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 
 from cluster.models.folder import open_model
-from cluster.models.gguf.header import Header
+from cluster.models.gguf.header import GgufError, Header
 from cluster.models.gguf.install import install_gguf
 from cluster.models.gguf.tokenizer import build_tokenizer, stop_ids
 from cluster.settings import ModelSettings
@@ -17,6 +22,7 @@ from deployments.common.messages import Add, EngineRequest, Sampling
 from deployments.common.types import GenerationRequest, Message
 from deployments.engine.engine import Engine
 from deployments.engine.model import config_for
+from deployments.generation.output_parser import Vocabulary
 from deployments.generation.prompts import PromptRenderer
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -64,6 +70,100 @@ def test_all_special_tokens_that_end_a_turn_stop_the_answer() -> None:
     tokens = [*BYTES, "<|im_end|>", "<|endoftext|>"]
     header = vocabulary("qwen2", tokens, MERGES, 2)
     assert stop_ids(Header({**header.metadata, "tokenizer.ggml.eos_token_id": 257}, {})) == [257, 256]
+
+
+SPACE = "\u2581"
+SPM_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+@pytest.fixture(scope="module")
+def sentencepiece() -> Header:
+    """Words that `tokenizers` has learnt from Dray's own pages, with scores as SentencePiece gives them."""
+    root = Path(__file__).parents[2]
+    pages = [(root / name).read_text() for name in ("README.md", "README.zh.md", "docs/api.md")]
+    learnt = Tokenizer(BPE())
+    learnt.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    learnt.pre_tokenizer = pre_tokenizers.Split(Regex(f"{SPACE}*[^{SPACE}\n]*|\n"), "isolated")
+    learnt.train_from_iterator(pages, BpeTrainer(vocab_size=1500, show_progress=False, limit_alphabet=300))
+    words = sorted(learnt.get_vocab(), key=lambda word: learnt.get_vocab()[word])
+    tokens = ["<unk>", "<s>", "</s>", *SPM_BYTES, *words, "<|user|>"]
+    special = len(tokens) - 1
+    types = [2, 3, 3, *[6] * 256, *[1] * len(words), 4]
+    scores = [0.0] * 259 + [-float(rank) for rank in range(len(words))] + [0.0]
+    assert (len(types), len(scores), tokens[special]) == (len(tokens), len(tokens), "<|user|>")
+    return Header(
+        {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": tuple(tokens),
+            "tokenizer.ggml.token_type": tuple(types),
+            "tokenizer.ggml.scores": tuple(scores),
+            "tokenizer.ggml.bos_token_id": 1,
+            "tokenizer.ggml.eos_token_id": 2,
+        },
+        {},
+    )
+
+
+def joined(header: Header, text: str) -> list[int]:
+    """SentencePiece's algorithm as its paper has it: join the two neighbours of the highest score, again and again."""
+    tokens, scores = header.texts("tokenizer.ggml.tokens"), header.numbers("tokenizer.ggml.scores")
+    types = header.integers("tokenizer.ggml.token_type")
+    words = {token: number for number, token in enumerate(tokens) if types[number] in (1, 4)}
+    parts = list(SPACE + text.replace(" ", SPACE))
+    while True:
+        pairs = [(scores[words[a + b]], -at) for at, (a, b) in enumerate(pairwise(parts)) if a + b in words]
+        if not pairs:
+            break
+        at = -max(pairs)[1]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return [
+        number
+        for part in parts
+        for number in ([words[part]] if part in words else [3 + byte for byte in part.encode()])
+    ]
+
+
+def test_sentencepiece_texts_are_joined_by_score_and_come_back_whole(sentencepiece: Header) -> None:
+    tokenizer = build_tokenizer(sentencepiece)
+    pages = Path(__file__).parents[2].joinpath("README.zh.md").read_text().splitlines()
+    others = [sample for sample in samples(60) if "<" not in sample]
+    texts = [text for text in (*pages[:60], *others, "🐔🐇 ÿ\x00", " two  spaces ") if text]
+    for text in texts:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        assert ids == joined(sentencepiece, text), text
+        assert tokenizer.decode(ids) == text
+        vocabulary = Vocabulary(tokenizer)
+        assert bytes(byte for token in ids for byte in vocabulary.bytes_of(token)).decode() == " " + text
+    assert len({len(tokenizer.encode(text).ids) for text in texts}) > 10
+
+
+def test_sentencepiece_texts_begin_with_their_first_token_and_keep_special_ones(sentencepiece: Header) -> None:
+    tokenizer, tokens = build_tokenizer(sentencepiece), sentencepiece.texts("tokenizer.ggml.tokens")
+    ids = tokenizer.encode("<|user|>a</s>").ids
+    assert [tokens[number] for number in ids] == ["<s>", "<|user|>", SPACE + "a", "</s>"]
+    without = Header({**sentencepiece.metadata, "tokenizer.ggml.add_bos_token": False}, {})
+    assert build_tokenizer(without).encode("a").ids == tokenizer.encode("a").ids[1:]
+    bare = Header({**sentencepiece.metadata, "tokenizer.ggml.add_space_prefix": False}, {})
+    assert [tokens[number] for number in build_tokenizer(bare).encode("a").ids] == ["<s>", "a"]
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("scores", lambda values: values[:-1], "scores of"),
+        ("scores", lambda values: (*values[:-1], float("nan")), "not finite"),
+        ("scores", lambda values: ("a",) * len(values), "must be a list of numbers"),
+        ("tokens", lambda values: (*values[:3], "none", *values[4:]), "no token for some byte"),
+        ("tokens", lambda values: (*values[:-1], "x" * 129), "a token of 129 characters"),
+    ],
+)
+def test_sentencepiece_tokenizers_that_do_not_fit_are_refused(
+    sentencepiece: Header, key: str, change: Callable[[Any], Any], message: str
+) -> None:
+    name = f"tokenizer.ggml.{key}"
+    broken = Header({**sentencepiece.metadata, name: change(sentencepiece.metadata[name])}, {})
+    with pytest.raises(GgufError, match=message):
+        build_tokenizer(broken)
 
 
 @pytest.mark.slow

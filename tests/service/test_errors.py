@@ -43,7 +43,7 @@ BAD: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"model": MODEL, "messages": HI, "seed": 1.5}, 400, "invalid_type", "seed"),
     ({"model": MODEL, "messages": HI, "stream": "yes"}, 400, "invalid_type", "stream"),
     ({"model": MODEL, "messages": HI, "stream_options": {}}, 400, "invalid_value", "stream_options"),
-    ({"model": MODEL, "messages": HI, "n": 9}, 400, "invalid_value", "n"),
+    ({"model": MODEL, "messages": HI, "n": 21}, 400, "invalid_value", "n"),
     ({"model": MODEL, "messages": HI, "logprobs": True, "top_logprobs": 21}, 400, "invalid_value", "top_logprobs"),
     ({"model": MODEL, "messages": HI, "top_logprobs": 1}, 400, "invalid_value", "top_logprobs"),
     ({"model": MODEL, "messages": HI, "logit_bias": {"5": 101}}, 400, "invalid_value", "logit_bias"),

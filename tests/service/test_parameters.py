@@ -221,6 +221,11 @@ def test_an_echo_scores_the_prompt_as_its_own_generation_did(http: httpx.Client)
     assert len(reported["token_logprobs"]) == len(whole) + 1 and reported["token_logprobs"][0] is None
     own = reported["token_logprobs"][len(rendered) : -1]
     assert own == pytest.approx(generated["logprobs"]["token_logprobs"], abs=0.05)
+    alone = http.post("/v1/completions", json=body | {"prompt": whole, "max_tokens": 0, "echo": True}).json()
+    assert alone["choices"][0]["logprobs"]["token_logprobs"][1:] == pytest.approx(
+        reported["token_logprobs"][1:-1], abs=0.05
+    )
+    assert (alone["choices"][0]["text"], alone["usage"]["completion_tokens"]) == (text, 0)
     for value, likely in list(zip(reported["token_logprobs"], reported["top_logprobs"], strict=True))[1:]:
         assert value in likely.values() and value <= max(likely.values())
 

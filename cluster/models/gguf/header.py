@@ -117,6 +117,16 @@ class Header:
             raise GgufError(f"{key} must be a list of integers, got {_shown(values)}")
         return tuple(int(value) for value in values)
 
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """As `texts`, for finite numbers."""
+        values = self.metadata.get(key)
+        if not isinstance(values, tuple) or not all(isinstance(value, int | float) for value in values):
+            raise GgufError(f"{key} must be a list of numbers, got {_shown(values)}")
+        numbers = tuple(float(value) for value in values)
+        if not all(map(math.isfinite, numbers)):
+            raise GgufError(f"{key} has a number that is not finite")
+        return numbers
+
     def _value(self, key: str, kind: type[_Kind], default: _Kind | None) -> _Kind:
         value = self.metadata.get(key, default)
         if not isinstance(value, kind):

@@ -5,7 +5,6 @@ the models' own tokenizer.json.
 """
 
 from collections.abc import Callable
-from enum import IntEnum
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
@@ -13,18 +12,13 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Split
 
 from cluster.models.gguf.header import GgufError, Header
+from cluster.models.gguf.sentencepiece import TokenType, build_sentencepiece
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _OTHERS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SUFFIXES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>")
 """Special tokens that end a completion in whichever model has them: files often name only one."""
-
-
-class _TokenType(IntEnum):
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
 
 
 def _split(*patterns: str) -> Any:
@@ -63,21 +57,41 @@ _COMPOSED = ("qwen2", "deepseek-r1-qwen")
 
 def build_tokenizer(header: Header) -> Tokenizer:
     """The file's tokenizer. Raises GgufError where it is of another kind, or its tokens and merges do not fit."""
-    kind, pre = header.text("tokenizer.ggml.model"), header.text("tokenizer.ggml.pre")
-    if kind != "gpt2":
-        raise GgufError(f"its tokenizer is of the kind {kind!r}; supported is 'gpt2', byte-level BPE")
-    if pre not in _PRE_TOKENIZERS:
-        raise GgufError(f"its pre-tokenizer is {pre!r}; supported are {', '.join(sorted(_PRE_TOKENIZERS))}")
+    kind = header.text("tokenizer.ggml.model")
+    if kind not in ("gpt2", "llama"):
+        raise GgufError(f"its tokenizer is of the kind {kind!r}; supported are 'gpt2' and 'llama' (SentencePiece)")
     tokens = header.texts("tokenizer.ggml.tokens")
     types = header.integers("tokenizer.ggml.token_type")
     if len(types) != len(tokens):
         raise GgufError(f"it has {len(tokens)} tokens, and types of {len(types)}")
     used = len(tokens)
-    while used and types[used - 1] == _TokenType.UNUSED:  # the embedding's padding
+    while used and types[used - 1] == TokenType.UNUSED:  # the embedding's padding
         used -= 1
     vocabulary = {token: number for number, token in enumerate(tokens[:used])}
     if len(vocabulary) != used or "" in vocabulary:
         raise GgufError("it has an empty token, or the same token twice")
+    build = _byte_level if kind == "gpt2" else build_sentencepiece
+    tokenizer = build(header, vocabulary, types)
+    special = [
+        AddedToken(token, normalized=False, special=types[number] == TokenType.CONTROL)
+        for token, number in vocabulary.items()
+        if types[number] in (TokenType.CONTROL, TokenType.USER_DEFINED)
+    ]
+    tokenizer.add_tokens(special)
+    begins = kind == "llama" or header.metadata.get("tokenizer.ggml.pre") == "llama-bpe"
+    if header.metadata.get("tokenizer.ggml.add_bos_token", begins):
+        if (bos := token_id(header, "bos")) is None:
+            raise GgufError("it wants a token before each text, and names none (tokenizer.ggml.bos_token_id)")
+        first = {"id": "bos", "ids": [bos], "tokens": [tokens[bos]]}
+        tokenizer.post_processor = processors.TemplateProcessing(single=["bos", "$A"], special_tokens=[first])
+    return tokenizer
+
+
+def _byte_level(header: Header, vocabulary: dict[str, int], types: tuple[int, ...]) -> Tokenizer:
+    """A tokenizer of the kind 'gpt2', without its special tokens."""
+    pre = header.text("tokenizer.ggml.pre")
+    if pre not in _PRE_TOKENIZERS:
+        raise GgufError(f"its pre-tokenizer is {pre!r}; supported are {', '.join(sorted(_PRE_TOKENIZERS))}")
     merges = _merges(header.texts("tokenizer.ggml.merges"), vocabulary)
     # A word of Llama 3 that is a token is that token, whether or not merges lead to it.
     tokenizer = Tokenizer(BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
@@ -85,17 +99,6 @@ def build_tokenizer(header: Header) -> Tokenizer:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
     tokenizer.decoder = decoders.ByteLevel()
-    special = [
-        AddedToken(token, normalized=False, special=types[number] == _TokenType.CONTROL)
-        for token, number in vocabulary.items()
-        if types[number] in (_TokenType.CONTROL, _TokenType.USER_DEFINED)
-    ]
-    tokenizer.add_tokens(special)
-    if header.metadata.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"):
-        if (bos := token_id(header, "bos")) is None:
-            raise GgufError("it wants a token before each text, and names none (tokenizer.ggml.bos_token_id)")
-        first = {"id": "bos", "ids": [bos], "tokens": [tokens[bos]]}
-        tokenizer.post_processor = processors.TemplateProcessing(single=["bos", "$A"], special_tokens=[first])
     return tokenizer
 
 
@@ -117,7 +120,7 @@ def stop_ids(header: Header) -> list[int]:
     known = [
         number
         for number, token in enumerate(header.texts("tokenizer.ggml.tokens"))
-        if token in _END_OF_TURN and types[number] == _TokenType.CONTROL
+        if token in _END_OF_TURN and types[number] == TokenType.CONTROL
     ]
     if not (ids := list(dict.fromkeys(named + known))):
         raise GgufError("it names no token that ends a text (tokenizer.ggml.eos_token_id)")

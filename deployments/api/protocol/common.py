@@ -70,7 +70,7 @@ def sampling_for(
     temperature = request.temperature
     if temperature is None:
         temperature = float(recommended.get("temperature", 1.0)) if recommended.get("do_sample", False) else 0.0
-    max_tokens = min(max_tokens or limits.output_tokens, limits.output_tokens)
+    max_tokens = limits.output_tokens if max_tokens is None else min(max_tokens, limits.output_tokens)
     base = Sampling(
         max_tokens,
         repetition_penalty=value("repetition_penalty", 1.0),

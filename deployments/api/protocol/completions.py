@@ -107,8 +107,8 @@ def completion_generations(
 ) -> list[GenerationRequest]:
     """The request in the form that all APIs share, for each prompt. Raises ApiError 400 that names the field."""
     max_tokens = _DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
-    if max_tokens == 0:
-        raise invalid_request("max_tokens", "max_tokens must be at least 1.")
+    if max_tokens == 0 and not request.echo:
+        raise invalid_request("max_tokens", "max_tokens must be at least 1, or 0 with echo: true to score the prompt.")
     sampling = with_logprobs(sampling_for(model, limits, max_tokens, request), request.logprobs)
     stop, choices = stop_strings(request.stop), request.n or 1
     prompt_logprobs = bool(request.echo) and request.logprobs is not None

@@ -216,6 +216,40 @@ def test_an_echo_has_the_log_probabilities_of_the_prompt(
     asyncio.run(work())
 
 
+def test_a_prompt_is_scored_alone_where_no_token_is_wanted(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer
+) -> None:
+    """What programs send that compare models: `max_tokens: 0` with `echo`, prompts as texts or ids, 20 in a request."""
+
+    async def work() -> None:
+        prompt = tokenizer.encode("鸡1 2", add_special_tokens=False).ids
+        of_prompt = tuple(TokenLogprobs(-float(n), ((prompt[n], -0.5),)) for n in range(1, len(prompt)))
+        engines = Engines(tokens=(END,), logprobs=(TokenLogprobs(-9.0),), prompt_logprobs=of_prompt)
+        async with asking(server, monkeypatch, engines) as client:
+            body = {"model": MODEL, "prompt": "鸡1 2", "temperature": 0, "logprobs": 1, "echo": True, "max_tokens": 0}
+            answer = (await client.post("/v1/completions", json=body)).json()
+            [choice] = answer["choices"]
+            assert (choice["text"], choice["finish_reason"]) == ("鸡1 2", "length")
+            assert choice["logprobs"]["token_logprobs"] == [None, *(-float(n) for n in range(1, len(prompt)))]
+            assert {len(values) for values in choice["logprobs"].values()} == {len(prompt)}
+            assert answer["usage"]["completion_tokens"] == 0 and answer["usage"]["prompt_tokens"] == len(prompt)
+            assert engines.request.sampling.max_tokens == 1, "an engine is never asked for nothing"
+            events = events_of(await client.post("/v1/completions", json=body | {"stream": True}))
+            parts = [event["choices"][0] for event in events if event["choices"]]
+            assert "".join(part["text"] for part in parts) == "鸡1 2" and parts[-1]["finish_reason"] == "length"
+            assert [v for p in parts if p["logprobs"] for v in p["logprobs"]["tokens"]] == choice["logprobs"]["tokens"]
+            many = (await client.post("/v1/completions", json=body | {"prompt": [prompt] * 20})).json()
+            assert many["choices"] == [choice | {"index": index} for index in range(20)]
+            bare = (await client.post("/v1/completions", json=body | {"logprobs": None})).json()["choices"][0]
+            assert (bare["text"], bare["logprobs"]) == ("鸡1 2", None)
+            refused = await client.post("/v1/completions", json=body | {"echo": False})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")
+            too_many = await client.post("/v1/completions", json=body | {"prompt": [prompt] * 21})
+            assert (too_many.status_code, too_many.json()["error"]["param"]) == (400, "n")
+
+    asyncio.run(work())
+
+
 @pytest.mark.parametrize("missing", [0, 1], ids=["whole", "cut"])
 def test_tokens_that_are_parts_of_a_character_come_once_in_responses(
     server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer, missing: int

@@ -99,6 +99,17 @@ def leaving(texts: Texts, chance: random.Random) -> None:
             texts.ask(start)
 
 
+def companions(texts: Texts, chance: random.Random) -> None:
+    """Of two requests with a common start, the one leaves that computes it while the other waits for its blocks."""
+    for _ in range(3):
+        start = chance.randrange(len(texts.text) // 2, len(texts.text) - 2)
+        texts.ask(start)
+        texts.ask(start + 1)
+        for _ in range(chance.randrange(1, 5)):
+            texts.step()
+        texts.cancel_one_in_prefill()
+
+
 def over_the_limit(texts: Texts, chance: random.Random) -> None:
     """More requests than the KV cache has room for, so that some are preempted and computed again."""
     for _ in range(12):
@@ -133,6 +144,7 @@ def exact(bundled: ServedModel) -> Engine:
         (lagging, {}),
         (after_an_end, {}),
         (leaving, {"max_num_batched_tokens": 40}),
+        (companions, {"max_num_batched_tokens": 40}),
         (over_the_limit, {"kv_cache_mb": 2}),
     ],
 )
@@ -187,6 +199,25 @@ def test_a_stream_carried_on_elsewhere_draws_what_it_would_have_drawn(bundled: S
     [whole] = generate(exact, EngineRequest(REPEATED, sampling))
     carried_on = EngineRequest(REPEATED + whole[:23], sampling, generated_tokens=23)
     assert generate(exact, carried_on) == [whole[23:]]
+
+
+def test_preempted_streams_draw_what_they_would_have_drawn(bundled: ServedModel, exact: Engine) -> None:
+    """The KV cache holds less than half of them; what is sampled does not depend on that."""
+    requests = [EngineRequest([20 + n] * 40, Sampling(200, 0.9, seed=n, ignore_eos=True)) for n in range(6)]
+    alone = [generate(exact, request)[0] for request in requests]
+    small = engine(bundled, EXACT, kv_cache_mb=4)
+    assert small.kv_tokens < 6 * 240 / 2
+    for number, request in enumerate(requests):
+        small.add(Add(number, request))
+    texts: list[list[int]] = [[] for _ in requests]
+    preempted = 0
+    while small.busy:
+        for number, batch in small.step().streams.items():
+            texts[number] += batch.ids
+        begun = sum(0 < len(text) < 200 for text in texts)
+        preempted += small.load.running < begun
+    assert texts == alone
+    assert preempted, "some stream had tokens and no place"
 
 
 def test_prefixes_are_shared_only_within_a_namespace_where_that_is_asked_for(bundled: ServedModel) -> None:

@@ -5,6 +5,8 @@ import os
 import signal
 from collections.abc import AsyncGenerator
 
+import msgspec
+import psutil
 import pytest
 
 from cluster.models.folder import ServedModel
@@ -37,11 +39,16 @@ POISON = 666
 class Replica:
     """An engine process that is restarted when it has died, with the interface of a Serve handle."""
 
-    def __init__(self, model: ServedModel, kill: int = 0, at: int = 0, kills: int = 0) -> None:
-        """kill: the signal that is sent to the process after `at` batches of a stream. kills: how often in total."""
+    def __init__(
+        self, model: ServedModel, kill: int = 0, at: int = 0, kills: int = 0, step_tokens: int | None = None
+    ) -> None:
+        """kill: the signal that is sent to the process after `at` batches of a stream. kills: how often in total.
+        step_tokens: of a prompt in one step; None: the model's."""
         self._kill, self._at, self.kills = kill, at, kills
         self._config = config_for(model, tuple(sorted(os.sched_getaffinity(0))))
-        self._engine: EngineProcess | None = None
+        if step_tokens is not None:
+            self._config = msgspec.structs.replace(self._config, max_num_batched_tokens=step_tokens)
+        self.engine: EngineProcess | None = None
         self._starting = asyncio.Lock()
         self.starts = 0
         self.requests: list[EngineRequest] = []
@@ -55,16 +62,16 @@ class Replica:
         return Response(self._generate(self.requests[-1]))
 
     async def stop(self) -> None:
-        if self._engine is not None:
-            await self._engine.stop()
+        if self.engine is not None:
+            await self.engine.stop()
 
     async def _generate(self, request: EngineRequest) -> AsyncGenerator[bytes, None]:
         yield encode(TokenBatch([], replica="r1"))
         async with self._starting:
-            if self._engine is None or self._engine.closed.is_set():
-                self._engine, _ = await EngineProcess.start(self._config, timeout_s=60)
+            if self.engine is None or self.engine.closed.is_set():
+                self.engine, _ = await EngineProcess.start(self._config, timeout_s=60)
                 self.starts += 1
-        engine, sent = self._engine, 0
+        engine, sent = self.engine, 0
         if request.sampling.seed == POISON:
             os.kill(engine.pid, signal.SIGABRT)
         self._kill_at(engine, sent)
@@ -126,6 +133,51 @@ def test_a_poisonous_request_is_stopped_after_two_engines_and_others_are_answere
 
 def test_kills_from_outside_are_not_blamed_on_the_request(bundled: ServedModel) -> None:
     asyncio.run(asyncio.wait_for(check_killed(bundled, Replica(bundled, signal.SIGKILL, at=0, kills=3)), 60))
+
+
+def test_a_prefill_that_its_engine_dies_in_is_computed_again_elsewhere(bundled: ServedModel) -> None:
+    """And one that its client leaves is right for the next who sends the same prompt."""
+    prompt = [5 + (n * n) % 1000 for n in range(6000)]
+    request = EngineRequest(prompt, Sampling(20, ignore_eos=True))
+
+    async def begun(replica: Replica, task: "asyncio.Task[list[int]]") -> None:
+        """Waits until the engine has computed for a while, which is before the first token."""
+
+        async def runs() -> bool:
+            return replica.engine is not None and not replica.engine.closed.is_set()
+
+        async def computes() -> bool:
+            return sum(engine.cpu_times()[:2]) > before + 0.05
+
+        await until(runs, 60)
+        assert replica.engine is not None
+        engine = psutil.Process(replica.engine.pid)
+        before = sum(engine.cpu_times()[:2])
+        await until(computes, 60)
+        assert not task.done(), "the prompt is too short for this machine"
+
+    async def work() -> None:
+        replica = Replica(bundled, step_tokens=32)
+        dispatcher = Dispatcher(replica, EngineReplicas("router"), lambda: None)
+        try:
+            right = await answer(dispatcher, request)
+            await replica.stop()
+            asked = asyncio.create_task(answer(dispatcher, request))
+            await begun(replica, asked)
+            assert replica.engine is not None
+            os.kill(replica.engine.pid, signal.SIGKILL)
+            assert await asked == right
+            assert (replica.starts, replica.requests[-1].generated_tokens) == (3, 0), "it died before the first token"
+            await replica.stop()
+            left = asyncio.create_task(answer(dispatcher, request))
+            await begun(replica, left)
+            left.cancel()
+            assert await answer(dispatcher, request) == right
+            assert replica.starts == 4
+        finally:
+            await replica.stop()
+
+    asyncio.run(asyncio.wait_for(work(), 120))
 
 
 @pytest.mark.slow
