@@ -83,7 +83,7 @@ RESTRICTED = {
     "torch": "cluster.models",
     "optimum": "",
     "nncf": "",
-    "transformers": "cluster.models deployments.generation",
+    "transformers": "cluster.models",
     "gradio": "deployments.pages",
     "ray": (
         "cluster.launch deployments.api deployments.app deployments.engine deployments.pages deployments.router "

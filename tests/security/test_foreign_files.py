@@ -16,6 +16,8 @@ from cluster.models.export import Compression
 from cluster.models.folder import BUNDLED_FOLDER, ModelFolderError, open_model
 from cluster.models.hubs import Listing, OnBytes, RemoteFile
 from cluster.settings import ModelSettings
+from deployments.common.messages import Sampling
+from deployments.common.types import GenerationRequest, Message
 from deployments.engine import text_embedder
 from deployments.generation import prompts
 
@@ -112,6 +114,8 @@ def test_a_models_own_code_is_never_run_or_asked_about(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("builtins.input", asked)
     model = open_model(ModelSettings(source=str(folder)), tmp_path)
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        prompts.PromptRenderer(model)
+    question = GenerationRequest((Message("user", "鸡 1+1?"),), Sampling(1))
+    bundled = open_model(ModelSettings(source=str(BUNDLED_FOLDER)), tmp_path)
+    # The class is nobody's business: tokenizer.json has all that there is to know.
+    assert prompts.PromptRenderer(model).render(question) == prompts.PromptRenderer(bundled).render(question)
     assert not (tmp_path / "ran").exists()
