@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 
 from cluster.models.folder import ModelFolderError, open_model
+from cluster.models.tokenizer_files import load_tokenizer
 from cluster.ports import free_port
 from cluster.settings import ModelSettings
 
@@ -119,9 +120,8 @@ def perplexity(folder: Path, text: str) -> float:
     folder: of the model. Raises CompareError for a text of fewer than two tokens.
     """
     import openvino
-    from tokenizers import Tokenizer
 
-    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    ids = load_tokenizer(folder).encode(text, add_special_tokens=False).ids
     if len(ids) < 2:
         raise CompareError("the text for perplexity has fewer than two tokens")
     request = openvino.Core().compile_model(str(folder / "openvino_model.xml"), "CPU").create_infer_request()

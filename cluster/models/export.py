@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.extras import install_command
 from cluster.models.folder import MANIFEST, WEIGHTS_FILE
+from cluster.models.tokenizer_files import keep_tokenizer
 
 WEIGHTS = ("int8", "int4", "fp16", "fp32")
 _COPIED = ("chat_template.jinja", "generation_config.json")
@@ -105,6 +106,7 @@ def export_model(
         for name in _COPIED:
             if (source / name).is_file() and not (exported / name).is_file():
                 shutil.copy(source / name, exported / name)
+        keep_tokenizer(source, exported)
         manifest = (origin or {"source": source.resolve().name}) | _manifest(exported, compression)
         (exported / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         exported.rename(target)
