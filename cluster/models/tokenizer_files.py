@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from cluster.models.folder import ModelFolderError
 
-_MAX_TOKENIZER_BYTES = 128 << 20
+_MAX_TOKENIZER_BYTES = 64 << 20
 """The largest of a known model is Gemma 3's, 33 MB. Loading takes a second for each 10 MB, and memory in proportion."""
 _MAX_BYTES = 8 << 20
 """Of each other file. Gemma 3's tokenizer_config.json has 1.2 MB."""

@@ -71,6 +71,22 @@ def test_the_pooling_of_an_embedding_model_is_bounded(tmp_path: Path, text: str)
         text_embedder.trained_pooling(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize("damage", ["large", "broken"])
+def test_tokenizers_and_templates_are_bounded(tmp_path: Path, name: str, damage: str) -> None:
+    folder = Path(shutil.copytree(BUNDLED_FOLDER, tmp_path / "model"))
+    if damage == "large":
+        with (folder / name).open("r+b") as file:
+            file.truncate(65 << 20)  # without blocks on the disk
+    else:
+        (folder / name).write_bytes(b"\xff[[")
+    model = open_model(ModelSettings(source=str(folder)), tmp_path)
+    started = time.monotonic()
+    with pytest.raises(ModelFolderError, match=r"bytes|no tokenizer|cannot be used"):
+        prompts.PromptRenderer(model)
+    assert time.monotonic() - started < 10
+
+
 class Hubless:
     """A hub that lists the bundled model without checksums."""
 
