@@ -65,6 +65,7 @@ DEPLOYMENTS = {
     "pages": ("api common observability tenancy", "cores launch models serve_config sse"),
     "engine": ("common observability", "autoscaling cores liveness models node plan serve_config settings tuning"),
     "tuning": ("common engine generation", "models settings tuning"),
+    "checking": ("common engine generation", "models settings"),
     "router": (
         "api cache common generation observability pages routing tenancy",
         "liveness models node serve_config",
