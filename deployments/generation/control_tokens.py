@@ -48,7 +48,8 @@ class ControlTokens:
         }
         self.token_ids = frozenset(self.ids.values())
         self.texts = sorted(self.ids)
-        self.pattern = "|".join(re.escape(text) for text in sorted(self.ids, key=len, reverse=True)) or r"(?!)"
+        self.pattern = _any_of(self.texts) if self.texts else r"(?!)"
+        self.search = re.compile(self.pattern)
         self._tokenizer = tokenizer
         self._added = added
         self._beginnings = {text[:length] for text in self.texts for length in range(1, len(text))}
@@ -130,14 +131,13 @@ class Guard:
         self._control, self._mark = control, mark
         self._name_of = {text: _name(mark, number) for number, text in enumerate(control.texts)}
         self._names = {name: text for text, name in self._name_of.items()}
-        self._tokens = re.compile(control.pattern)
         self._names_and_tokens = re.compile(f"{mark}.{{0,2}}|{control.pattern}", re.DOTALL)
 
     def text(self, text: str) -> str:
         """A client's text for the template. Raises MarkInUse."""
         if self._mark in text:
             raise MarkInUse
-        marked = self._tokens.sub(lambda match: self._name_of[match[0]] + match[0], text)
+        marked = self._control.search.sub(lambda match: self._name_of[match[0]] + match[0], text)
         end = marked.rstrip()
         if self._control.beginning(end):  # what comes after could complete it
             return end + _name(self._mark, len(self._name_of)) + marked[len(end) :]
@@ -177,6 +177,18 @@ def _is_control(token: AddedToken, templates: Sequence[str]) -> bool:
     if token.special or text in _KNOWN or "|" in text or "｜" in text:
         return bool(text.strip())
     return text.startswith(("<", "[")) and any(text in template for template in templates)
+
+
+def _any_of(texts: Sequence[str]) -> str:
+    """An expression that finds the longest of the texts. It takes at most their length of steps for each character,
+    however many they are: Gemma's tokenizer has 6,000, and a client may send megabytes of beginnings."""
+    after = dict[str, list[str]]()
+    for text in texts:
+        if text:
+            after.setdefault(text[0], []).append(text[1:])
+    choices = [re.escape(first) + _any_of(rest) for first, rest in sorted(after.items())]
+    pattern = choices[0] if len(choices) == 1 else f"(?:{'|'.join(choices)})" if choices else ""
+    return f"(?:{pattern})?" if pattern and "" in texts else pattern
 
 
 def _added(text: str, like: AddedToken | None = None) -> AddedToken:
