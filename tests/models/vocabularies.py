@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordLevelTrainer, WordPieceTrainer
 
 from cluster.models.folder import BUNDLED_FOLDER, ServedModel
 from cluster.settings import ModelSettings
+from tests.models.smollm2 import smollm2
 
 TEXTS = [
     "A cage holds rabbits and chickens: 35 heads and 94 feet. How many of each are there?",
@@ -134,10 +136,19 @@ def copied(source: Path, folder: Path) -> Path:
     return folder
 
 
-def real_folders() -> dict[str, Path]:
-    """The bundled tokenizer, and whichever real ones the environment names."""
-    named = {"r1": os.environ.get("DRAY_TEST_R1_TOKENIZER"), "smollm2": os.environ.get("DRAY_TEST_SMOLLM2")}
-    return {"bundled": BUNDLED_FOLDER} | {name: Path(folder) for name, folder in named.items() if folder}
+REAL = ("bundled", "r1", "smollm2")
+"""Tokenizers of real models."""
+
+
+def real_folder(name: str) -> Path:
+    """The folder of a real tokenizer. Skips the test where it cannot be had."""
+    if name == "bundled":
+        return BUNDLED_FOLDER
+    if name == "smollm2":
+        return smollm2().folder
+    if (folder := os.environ.get("DRAY_TEST_R1_TOKENIZER")) is None:
+        pytest.skip("DRAY_TEST_R1_TOKENIZER names no folder with the tokenizer of the R1 distills")
+    return Path(folder)
 
 
 def _with_tokens(tokenizer: Tokenizer) -> Tokenizer:

@@ -1,6 +1,7 @@
 """What clients say is text, never control: nobody closes a turn, opens another or forges a tool's result by words."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from cluster.models.folder import BUNDLED_FOLDER, ServedModel
 from cluster.settings import LimitSettings
@@ -22,7 +23,7 @@ from deployments.common.messages import Sampling
 from deployments.common.types import GenerationRequest, Message, Tool
 from deployments.generation.chat_template import MARKS
 from deployments.generation.prompts import PromptRenderer, RenderedPrompt
-from tests.models.vocabularies import KINDS, copied, metaspace, model_with, opened, real_folders, words
+from tests.models.vocabularies import KINDS, REAL, copied, metaspace, model_with, opened, real_folder, words
 
 LIMITS = LimitSettings()
 WORD = "HARMLESS"
@@ -89,7 +90,7 @@ READERS: dict[str, tuple[dict[str, Any], Callable[[bytes, ServedModel], Generati
 }
 
 
-@pytest.fixture(scope="module", params=[*KINDS, *real_folders(), "r1-template"])
+@pytest.fixture(scope="module", params=[*KINDS, *REAL, "r1-template"])
 def prompts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PromptRenderer:
     """A model of each kind of tokenizer, and real ones with their own templates."""
     folder, kind = tmp_path_factory.mktemp("model"), request.param
@@ -98,7 +99,7 @@ def prompts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if kind == "r1-template":
         (copied(BUNDLED_FOLDER, folder) / "chat_template.jinja").write_text((TEMPLATES / "r1.jinja").read_text())
         return PromptRenderer(opened(folder))
-    return PromptRenderer(opened(copied(real_folders()[kind], folder)))
+    return PromptRenderer(opened(copied(real_folder(kind), folder)))
 
 
 def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
@@ -214,6 +215,20 @@ def test_words_of_the_vocabulary_are_no_way_to_control_tokens(
     bos, *ids = prompts.render(GenerationRequest((Message("user", text),), Sampling(1))).ids
     assert bos == prompts.control.ids["<s>"]
     assert ids and prompts.control.token_ids.isdisjoint(ids)
+
+
+def test_beginnings_of_many_tokens_take_time_in_proportion(tmp_path: Path) -> None:
+    """Gemma has 6,000 tokens that a megabyte of beginnings could be compared with at each character."""
+    tokenizer = KINDS["byte-level"]()
+    tokenizer.add_special_tokens([AddedToken(f"<unused{number}>") for number in range(6000)])
+    prompts = PromptRenderer(model_with(tmp_path, tokenizer))
+    guard = next(iter(prompts.control.guards()))
+    guard.text("<")
+    started = time.thread_time()
+    for start in ("<", "<unused", "<unused99"):
+        guard.prompt(guard.text(start * (1_000_000 // len(start))))
+    assert time.thread_time() - started < 10
+    assert prompts.control.search.sub("", "a<unused12>b<unused123>c<unused12c") == "abc<unused12c"
 
 
 def test_json_in_ascii_marks_texts_too(tmp_path: Path) -> None:

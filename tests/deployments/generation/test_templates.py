@@ -4,7 +4,6 @@ templates/r1.jinja is the R1 distills' own, as its tokenizer brings it; r1_think
 the thinking. The others follow the documentation of their models. Texts and token ids are those of transformers.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from deployments.common.messages import Sampling
 from deployments.common.types import GenerationRequest, Message, Tool, ToolCall
 from deployments.generation.prompts import PromptRenderer
-from tests.models.vocabularies import byte_fallback, byte_level, copied, model_with, opened
+from tests.models.vocabularies import byte_fallback, byte_level, copied, model_with, opened, real_folder
 
 TEMPLATES = Path(__file__).with_name("templates")
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
@@ -182,9 +181,8 @@ def r1(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
         if request.param == "small":
             renderers[name] = renderer_of(folder, "r1", name)
             continue
-        if (real := os.environ.get("DRAY_TEST_R1_TOKENIZER")) is None:
-            pytest.skip("DRAY_TEST_R1_TOKENIZER names no folder")
-        (copied(Path(real), folder) / "chat_template.jinja").write_text((TEMPLATES / f"{name}.jinja").read_text())
+        copied(real_folder("r1"), folder)
+        (folder / "chat_template.jinja").write_text((TEMPLATES / f"{name}.jinja").read_text())
         renderers[name] = PromptRenderer(opened(folder))
     return renderers
 

@@ -10,7 +10,7 @@ from deployments.common.messages import Sampling
 from deployments.common.types import GenerationRequest, Message
 from deployments.generation.output_parser import OutputParser
 from deployments.generation.prompts import PromptRenderer
-from tests.models.vocabularies import KINDS, copied, model_with, opened, real_folders
+from tests.models.vocabularies import KINDS, REAL, copied, model_with, opened, real_folder
 
 TEXTS = {
     "chinese": "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?",
@@ -26,7 +26,7 @@ SMALL = {"metaspace", "wordpiece", "words"}
 KNOWN = ["the quick brown fox", "一个笼子里有鸡和兔子共", "rabbits and chickens: 35 heads"]
 
 
-@pytest.fixture(scope="module", params=[*KINDS, *real_folders()])
+@pytest.fixture(scope="module", params=[*KINDS, *REAL])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -36,7 +36,7 @@ def prompts(kind: str, tmp_path_factory: pytest.TempPathFactory) -> PromptRender
     folder = tmp_path_factory.mktemp("model")
     if kind in KINDS:
         return PromptRenderer(model_with(folder, KINDS[kind]()))
-    return PromptRenderer(opened(copied(real_folders()[kind], folder)))
+    return PromptRenderer(opened(copied(real_folder(kind), folder)))
 
 
 def raw(prompts: PromptRenderer) -> OutputParser:
