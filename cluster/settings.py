@@ -296,6 +296,12 @@ class RouterSettings(Group):
     keep_alive_s: Seconds = Field(
         10, description="Seconds of silence after which a stream sends a comment, so that proxies keep it open."
     )
+    control_tokens_in_prompt: bool = Field(
+        True,
+        description="Whether `prompt` of /v1/completions may contain control tokens, written as text such as "
+        "`<|im_end|>` or as ids. false: such texts are texts, and such ids are refused; for programs that put what "
+        "strangers wrote into prompts of their own. In messages, texts are never control tokens.",
+    )
 
     @property
     def replica_minimum(self) -> int:

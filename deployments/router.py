@@ -113,7 +113,8 @@ class Router:
         share = RouterShare(queue, model.settings, self._settings.limits, self._settings.router.replica_minimum)
         replicas.subscribe(share.set_replicas)
         self._shares.append(share)
-        return ModelEndpoint(model, model.fingerprint, PromptRenderer(model), dispatcher, queue)
+        prompts = PromptRenderer(model, control_in_prompts=self._settings.router.control_tokens_in_prompt)
+        return ModelEndpoint(model, model.fingerprint, prompts, dispatcher, queue)
 
     def _answer_service(self, embedders: dict[str, EmbeddingEndpoint]) -> AnswerService:
         settings, cache, semantic = self._settings.cache, None, None

@@ -68,6 +68,7 @@ DEPLOYMENTS = {
         "autoscaling child cores liveness models node plan serve_config settings tuning",
     ),
     "tuning": ("common engine generation", "models settings tuning"),
+    "checking": ("common engine generation", "models settings"),
     "router": (
         "api cache common generation observability pages routing tenancy",
         "liveness models node serve_config",
@@ -86,7 +87,7 @@ RESTRICTED = {
     "torch": "cluster.models",
     "optimum": "",
     "nncf": "",
-    "transformers": "cluster.models deployments.generation",
+    "transformers": "cluster.models",
     "gradio": "deployments.pages",
     "ray": (
         "cluster.launch deployments.api deployments.app deployments.engine deployments.pages deployments.router "

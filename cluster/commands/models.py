@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -26,7 +27,7 @@ from cluster.models import store
 from cluster.models.catalog import CATALOG, CatalogModel
 from cluster.models.export import Compression, export_model
 from cluster.models.fetch import FetchError
-from cluster.models.folder import folder_of, is_folder, is_gguf, memory_needed, open_model
+from cluster.models.folder import ModelFolderError, folder_of, is_folder, is_gguf, memory_needed, open_model
 from cluster.models.identity import StoredWeights, read_json
 from cluster.models.int8.convert import ConversionError, convert_folder
 from cluster.models.paths import child
@@ -249,6 +250,44 @@ def convert(
     )
     if target is None and (record := read_record(settings.state_dir)) and model.name in record.models:
         out.print("The running Dray has the old weights in memory; restart it: dray down, dray up", highlight=False)
+
+
+@app.command(epilog="Example: dray models check deepseek-r1-distill-qwen-1.5b")
+def check(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A model on this machine: its folder, or the name it was pulled by.", autocompletion=catalog_names
+        ),
+    ],
+    weight: Weight = None,
+    as_json: AsJson = False,
+    config: Config = None,
+) -> None:
+    """Show what Dray understood of a model: template, tokenizer, thinking, tools, stop tokens.
+
+    Ends with exit code 1 if something is wrong with it.
+    """
+    from cluster.models.check import check_model
+
+    settings = load_settings(config, model__weight=weight).settings
+    with failures():
+        folder = folder_of(name, settings.model.weight, settings.models_dir)
+        if not folder.is_dir():
+            raise ModelFolderError(f"{name} is not on this machine; fetch it with `dray models pull {name}`")
+        with err.status(f"reading {name}"):
+            items = check_model(folder)
+    if as_json:
+        out.print_json(data=[msgspec.structs.asdict(item) for item in items])
+    else:
+        table = Table("", "found", "wrong, and what to do")
+        for item in items:
+            table.add_row(
+                item.subject, escape(item.found), f"[red]{escape(item.problem)}[/red]" if item.problem else ""
+            )
+        out.print(table)
+    if any(item.problem for item in items):
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: dray models remove deepseek-r1-distill-qwen-1.5b")

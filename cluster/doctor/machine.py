@@ -97,7 +97,7 @@ def check_packages() -> Finding:
             wrong.append(f"{needed.name} {installed} is installed, but {needed.specifier} is needed")
     if wrong:
         return Finding("packages", "failed", f"{', '.join(wrong)}; install Dray again: make up")
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ray", "openvino", "transformers"))
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("ray", "openvino", "tokenizers"))
     return Finding("packages", "passed", versions)
 
 

@@ -16,7 +16,7 @@ from cluster.settings import ModelSettings
 
 _KEY, _NAMESPACE = b"cluster", b"dray"
 _TIMEOUT_S = 10
-_PACKAGES = ("dray", "ray", "openvino", "transformers")
+_PACKAGES = ("dray", "ray", "openvino", "tokenizers")
 
 
 class JoinError(Exception):

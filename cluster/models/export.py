@@ -17,6 +17,7 @@ from cluster.models.identity import MANIFEST, StoredWeights, read_json, weights_
 from cluster.models.int8.convert import ConversionError, convert_folder
 from cluster.models.int8.messages import Step
 from cluster.models.tasks import POOLING_FILE, SENTENCE_FILES, Task, trained_task
+from cluster.models.tokenizer_files import keep_tokenizer
 
 WEIGHTS = ("int8", "int4", "fp16", "fp32")
 _COPIED = ("chat_template.jinja", "generation_config.json", POOLING_FILE, *SENTENCE_FILES)
@@ -119,6 +120,7 @@ def export_model(
             if (source / name).is_file() and not (exported / name).is_file():
                 (exported / name).parent.mkdir(exist_ok=True)
                 shutil.copy(source / name, exported / name)
+        keep_tokenizer(source, exported)
         manifest = (origin or {"source": source.resolve().name}) | _manifest(exported, compression)
         (exported / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         if convert and compression.weight == "int8":

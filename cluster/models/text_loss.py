@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.models.identity import GRAPH_FILE, StoredWeights, stored_weights
+from cluster.models.tokenizer_files import load_tokenizer
 
 HELD_OUT_TEXT = Path(__file__).with_name("heldout.txt")
 """English and Chinese prose, questions, thinking, code and tables; not what conversions are smoothed on."""
@@ -82,9 +83,7 @@ class TextModel:
 
 def windows(folder: Path, text: str) -> Iterator[tuple[list[int], list[int]]]:
     """A text's tokens and the tokens that follow each of them, in windows without overlap. Raises TextTooShort."""
-    from tokenizers import Tokenizer
-
-    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    ids = load_tokenizer(folder).encode(text, add_special_tokens=False).ids
     if len(ids) < 2:
         raise TextTooShort("the text has fewer than two tokens")
     for start in range(0, len(ids) - 1, _WINDOW_TOKENS):

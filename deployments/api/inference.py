@@ -129,8 +129,7 @@ class InferenceApi:
         conversation = GenerationRequest(messages, Sampling(1), request.prompt or "", template_args=arguments)
 
         def work() -> TokenizeResponse:
-            text = prompts.text(conversation) if messages else request.prompt or ""
-            ids = prompts.encode(text, special=request.add_special_tokens and not messages)
+            ids = prompts.ids(conversation, special=request.add_special_tokens)
             tokens = [prompts.decode([number], special=True) for number in ids] if request.return_token_strs else None
             return TokenizeResponse(len(ids), endpoint.model.context_tokens, ids, tokens)
 

@@ -30,16 +30,21 @@ class TextEncoder:
             raise ApiError(400, message, code="context_length_exceeded", param=param)
 
     def encode(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
-        """Token ids of each text. special: with the tokens that the tokenizer adds around a text.
+        """Token ids of each text. special: with the tokens that the tokenizer adds around a text."""
+        return token_ids(self._tokenizer, texts, special=special)
 
-        For a large text, call it in a thread: it then stops no other thread.
-        """
-        if len(texts) == 1 and len(texts[0]) <= LARGE_CHARACTERS:
-            return [list(self._tokenizer.encode(texts[0], add_special_tokens=special).ids)]
-        # `encode` holds the GIL until it ends, whatever thread it runs in: 4 s for 1.5 MB. `encode_batch_fast` releases
-        # it, and takes a third of the time, because it does not compute where each token stands (tokenizers 0.22).
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)
-        return [list(encoding.ids) for encoding in encodings]
+
+def token_ids(tokenizer: Tokenizer, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+    """Token ids of each text. special: with the tokens that the tokenizer adds around a text.
+
+    For a large text, call it in a thread: it then stops no other thread.
+    """
+    if len(texts) == 1 and len(texts[0]) <= LARGE_CHARACTERS:
+        return [list(tokenizer.encode(texts[0], add_special_tokens=special).ids)]
+    # `encode` holds the GIL until it ends, whatever thread it runs in: 4 s for 1.5 MB. `encode_batch_fast` releases
+    # it, and takes a third of the time, because it does not compute where each token stands (tokenizers 0.22).
+    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)
+    return [list(encoding.ids) for encoding in encodings]
 
 
 def _longest_token(tokenizer: Tokenizer) -> int:

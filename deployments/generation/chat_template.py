@@ -7,6 +7,7 @@ begun cannot be stopped from outside. So each one has a budget here, which loops
 
 import datetime
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import Any, NoReturn
@@ -28,6 +29,12 @@ _WIDTH_METHODS = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
 _REMOVED_FILTERS = ("pprint", "urlize", "xmlattr", "random", "striptags")
 _REMOVED_GLOBALS = ("lipsum",)
 _UNBOUNDED_METHODS = frozenset({"format_map", "translate"})
+MARKS = "\U00012009\U000120b7\U0001218e\U00012317\U0001305a\U000130c4\U00013153\U000131fe\U000132a1\U000133e6" + (
+    "\U0001061d\U000106b2\U00014423\U000145d0\U00016827\U0001696e"
+)
+"""Letters of dead scripts, which names in clients' texts begin with (`control_tokens.py`): printable, without case, and
+the same in every normal form, so that nothing that templates and tokenizers do changes them."""
+_NAME_OR_OTHER = re.compile(f"[{MARKS}][\ua000-\ua3e7]{{2}}|([^\x00-\x7f])")
 
 
 class ChatTemplate:
@@ -245,7 +252,13 @@ def _to_json(
     """transformers' own: jinja2's would escape characters of HTML."""
     if isinstance(indent, str) or len("".join(separators or ())) > 8:
         raise TemplateTooDear("it separates JSON by long texts")
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    return _NAME_OR_OTHER.sub(_escaped, text) if ensure_ascii else text
+
+
+def _escaped(match: re.Match[str]) -> str:
+    """A character outside of ASCII as JSON escapes it. Names stay as they are: they are taken out later."""
+    return json.dumps(match[1])[1:-1] if match[1] else match[0]
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -10,9 +10,10 @@ import msgspec
 
 from deployments.common.messages import EngineRequest, Grammar, Sampling, TokenBatch
 from deployments.common.types import Delta, GenerationRequest, GenerationResult, Usage
+from deployments.generation.control_tokens import END_THINK, THINK
 from deployments.generation.endpoint import ModelEndpoint
 from deployments.generation.grammar import grammar_of
-from deployments.generation.output_parser import END_THINK, THINK, OutputParser, ParsedDelta
+from deployments.generation.output_parser import OutputParser, ParsedDelta
 from deployments.generation.prompts import RenderedPrompt
 from deployments.generation.sources import TokenSource
 from deployments.observability.tracing import Span, current

@@ -10,10 +10,9 @@ from tokenizers.decoders import DecodeStream
 from deployments.common.byte_level import BYTE_OF
 from deployments.common.messages import TokenLogprobs
 from deployments.common.types import Choice, FinishReason, LikelyToken, TokenLogprob, ToolDelta
+from deployments.generation.control_tokens import END_THINK, THINK
 from deployments.generation.tool_formats import MARKERS
 from deployments.generation.tool_parser import ToolCallParser, begins
-
-THINK, END_THINK = "<think>", "</think>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,9 @@ class Vocabulary:
         self.think, self.end_think = tokenizer.token_to_id(THINK), tokenizer.token_to_id(END_THINK)
         self.markers = {token: text for text in MARKERS if (token := tokenizer.token_to_id(text)) is not None}
         self.bytes_of = lru_cache(maxsize=4096)(self._bytes_of)
-        self._special = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
+        self._added = tokenizer.get_added_tokens_decoder()
+        self._special = {token for token, added in self._added.items() if added.special}
+        self._byte_level = tokenizer.decoder is not None and b'"ByteLevel"' in tokenizer.decoder.__getstate__()
         self.special_markers = {text: token for token, text in self.markers.items() if token in self._special}
 
     @property
@@ -59,10 +60,12 @@ class Vocabulary:
         """The token's UTF-8. SentencePiece writes bytes as `<0x0A>` and spaces as U+2581; byte-level BPE writes each
         byte as a character."""
         text = self.tokenizer.id_to_token(token) or ""
+        if token in self._added:
+            return tuple(text.encode())
+        if self._byte_level:
+            return tuple(BYTE_OF[character] for character in text if character in BYTE_OF)
         if text.startswith("<0x") and text.endswith(">") and len(text) == 6:
             return (int(text[3:5], 16),)
-        if all(character in BYTE_OF for character in text):
-            return tuple(BYTE_OF[character] for character in text)
         return tuple(text.replace("\u2581", " ").encode())
 
 

@@ -2,26 +2,24 @@
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from jinja2 import TemplateError
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 from cluster.models.folder import ServedModel
+from cluster.models.tokenizer_files import TokenizerConfig, load_tokenizer
 from deployments.common.errors import ApiError, invalid_request, shortened
 from deployments.common.text_encoder import TextEncoder
-from deployments.common.types import GenerationRequest, Message, Tool
-from deployments.generation.chat_template import ChatTemplate
-from deployments.generation.output_parser import END_THINK, THINK, OutputParser, Vocabulary
+from deployments.common.types import GenerationRequest, Message
+from deployments.generation.chat_template import MARKS, ChatTemplate
+from deployments.generation.control_tokens import END_THINK, THINK, ControlTokens, Guard, GuardedPrompt, MarkInUse
+from deployments.generation.conversation import Conversation
+from deployments.generation.output_parser import OutputParser, Vocabulary
+from deployments.generation.template_features import TEMPLATE_ERRORS, features_of
 from deployments.generation.tool_formats import tool_format_of
 from deployments.generation.tool_parser import ToolCallParser
-
-_TEMPLATE_ERRORS = TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError
-"""What a template can raise on messages and arguments that it does not expect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +38,31 @@ class RenderedPrompt:
 class PromptRenderer:
     """A model's chat template and tokenizer."""
 
-    def __init__(self, model: ServedModel) -> None:
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(
-            str(model.folder),
-            local_files_only=True,
-            trust_remote_code=False,  # unset, transformers asks on the terminal
-        )
-        self._backend: Tokenizer = self._tokenizer.backend_tokenizer
+    def __init__(self, model: ServedModel, *, control_in_prompts: bool = True) -> None:
+        """control_in_prompts: whether control tokens' texts in a request's `prompt` are control tokens.
+
+        Raises ModelFolderError for a tokenizer that cannot be read.
+        """
+        self.folder = model.folder
+        self._backend = load_tokenizer(model.folder)
+        self._config = TokenizerConfig(model.folder)
         self._context_tokens = model.context_tokens
         self._encoder = TextEncoder(self._backend, model.context_tokens)
-        self._template = self._tokenizer.chat_template or ""
+        self._control_in_prompts = control_in_prompts
+        self._template = self._config.template(tools=False)
         self._compiled: dict[str, ChatTemplate] = {}
         self.vocabulary = Vocabulary(self._backend)
+        self.control = ControlTokens(self._backend, self._config.templates)
         self.tool_format = tool_format_of(self._template)
+        self.features = features_of(self._render_template)
+        self._conversation = Conversation(self._config.templates, self.tool_format, self.features)
 
     @property
     def cache_subject(self) -> str:
-        """What prompts depend on beside the request: today's date if the template uses it, else nothing."""
-        return datetime.date.today().isoformat() if "strftime_now" in self._template else ""
-
-    def accepts(self, argument: str) -> bool:
-        """Whether the chat template mentions this argument."""
-        return argument in self._template
+        """What prompts depend on beside the request: today's date if the template uses it, and whether prompts may
+        contain control tokens."""
+        date = datetime.date.today().isoformat() if "strftime_now" in self._template else ""
+        return date if self._control_in_prompts else f"{date} text"
 
     def characters(self, request: GenerationRequest) -> int:
         """Characters of all that may become text of the prompt; of token ids, how many there are.
@@ -86,45 +87,77 @@ class PromptRenderer:
         Raises ApiError 400 for messages that the chat template rejects, and a prompt that does not fit the context.
         """
         if not request.messages:
-            ids = self.encode(request.prompt) if isinstance(request.prompt, str) else list(request.prompt)
+            ids = self.prompt_ids(request.prompt)
             self.check_ids(ids, "prompt")
             return RenderedPrompt(ids)
-        text = self.text(request)
-        end = text.rstrip()
-        may_think = self.vocabulary.thinks and not end.endswith((THINK, END_THINK))
-        self._encoder.check_characters(len(text), "messages")
-        ids = self.encode(text)
+        prompt = self._guarded(request)
+        in_thinking, closed = prompt.ends_with(THINK, self.control), prompt.ends_with(END_THINK, self.control)
+        self._encoder.check_characters(len(prompt.text), "messages")
+        ids = self.control.encode(prompt)
         self.check_ids(ids, "messages")
-        return RenderedPrompt(ids, end.endswith(THINK), may_think)
+        return RenderedPrompt(ids, in_thinking, self.vocabulary.thinks and not (in_thinking or closed))
+
+    def ids(self, request: GenerationRequest, *, special: bool = False) -> list[int]:
+        """The prompt's token ids, however many they are. special: of a text, with the tokens that the tokenizer adds
+        around it. Raises ApiError 400 for messages that the chat template rejects."""
+        if request.messages:
+            return self.control.encode(self._guarded(request))
+        return self.prompt_ids(request.prompt, special=special)
+
+    def prompt_ids(self, prompt: str | tuple[int, ...], *, special: bool = False) -> list[int]:
+        """The token ids of a request's `prompt`. Raises ApiError 400 for control tokens where they are not allowed."""
+        if isinstance(prompt, str):
+            if self._control_in_prompts:
+                return self.encode(prompt, special=special)
+            return self.control.encode(self._marked(lambda guard: guard.text(prompt)))
+        if not (self._control_in_prompts or self.control.token_ids.isdisjoint(prompt)):
+            raise invalid_request("prompt", "The prompt contains control tokens, which this service does not accept.")
+        return list(prompt)
 
     def text(self, request: GenerationRequest) -> str:
         """The request's messages and tools as text, by the chat template. Raises ApiError 400 if it rejects them."""
-        tools = request.tools if request.tool_choice.mode != "none" else ()
-        messages, template_tools = request.messages, None
-        if tools and self.accepts("tools"):
-            template_tools = [_function(tool) for tool in tools]
-        elif tools:
-            messages = _with_instruction(messages, self.tool_format.instruct(tools))
+        return self._guarded(request).text
+
+    def _guarded(self, request: GenerationRequest) -> GuardedPrompt:
+        def rendered(guard: Guard) -> str:
+            messages, tools = self._conversation.parts(request, guard)
+            return self._render_template(messages, tools, guard.value(json.loads(request.template_args)))
+
         try:
-            text = self._chat_template(template_tools).render(
-                **{**self._tokenizer.special_tokens_map, **json.loads(request.template_args)},
-                messages=[self._message(message) for message in messages],
-                tools=template_tools,
-                documents=None,
-                add_generation_prompt=True,
-            )
-        except _TEMPLATE_ERRORS as error:
+            return self._marked(rendered)
+        except TEMPLATE_ERRORS as error:
             raise invalid_request(
                 "messages", f"The model's chat template rejects these messages: {shortened(str(error), 300)}"
             ) from None
-        return text
 
-    def _chat_template(self, tools: list[dict[str, Any]] | None) -> ChatTemplate:
-        """The model's template; some have another one for tools. Raises ValueError where it has none."""
-        source: str = self._tokenizer.get_chat_template(tools=tools)
+    def _marked(self, render: Callable[[Guard], str]) -> GuardedPrompt:
+        for guard in self.control.guards():
+            try:
+                return guard.prompt(render(guard))
+            except MarkInUse:
+                continue
+        raise invalid_request(
+            "messages", f"The request contains each of the characters {' '.join(MARKS)}; leave one of them out."
+        )
+
+    def _render_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
+        source = self._config.template(tools=bool(tools))
+        if not source:
+            raise TemplateError("it has none; send a prompt to /v1/completions")
         if source not in self._compiled:
             self._compiled[source] = ChatTemplate(source)
-        return self._compiled[source]
+        return self._compiled[source].render(
+            **{**self._config.special_tokens, **(arguments or {})},
+            messages=messages,
+            tools=tools,
+            documents=None,
+            add_generation_prompt=True,
+        )
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of a text. special: with the tokens that the tokenizer adds around a text."""
@@ -154,48 +187,7 @@ class PromptRenderer:
         if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary.size:
             raise invalid_request(param, "A token id is outside the model's vocabulary.")
 
-    def _message(self, message: Message) -> dict[str, Any]:
-        """A message as the chat template expects it. What the template does not support is written into the text."""
-        if message.role == "tool" and not (self.accepts("'tool'") or self.accepts('"tool"')):
-            return {"role": "user", "content": f"<tool_response>\n{message.content}\n</tool_response>"}
-        fields: dict[str, Any] = {"role": message.role, "content": message.content}
-        if message.tool_call_id:
-            fields["tool_call_id"] = message.tool_call_id
-        if message.name:
-            fields["name"] = message.name
-        if message.reasoning and self.accepts("reasoning_content"):
-            fields["reasoning_content"] = message.reasoning
-        if message.tool_calls and not self.accepts("tool_calls"):
-            fields["content"] += self.tool_format.write(message.tool_calls)
-        elif message.tool_calls:
-            fields["tool_calls"] = [
-                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _json(call.arguments)}}
-                for call in message.tool_calls
-            ]
-        return fields
-
 
 def _characters(message: Message) -> int:
     calls = sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
     return len(message.content) + len(message.reasoning) + calls + len(message.name) + len(message.tool_call_id)
-
-
-def _with_instruction(messages: tuple[Message, ...], instruction: str) -> tuple[Message, ...]:
-    """The messages with an instruction at the end of the system prompt, or as one if there is none."""
-    if messages[0].role == "system":
-        return (Message("system", f"{messages[0].content}\n\n{instruction}"), *messages[1:])
-    return (Message("system", instruction), *messages)
-
-
-def _function(tool: Tool) -> dict[str, Any]:
-    function = {"name": tool.name, "description": tool.description, "parameters": json.loads(tool.parameters)}
-    return {"type": "function", "function": function}
-
-
-def _json(arguments: str) -> Any:
-    # Templates write arguments as JSON themselves. Text that is not JSON is passed as it is, and so is JSON that no
-    # prompt can contain, such as half of a surrogate pair.
-    try:
-        return msgspec.json.decode(arguments)
-    except (msgspec.DecodeError, RecursionError):
-        return arguments

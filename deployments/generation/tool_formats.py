@@ -66,8 +66,8 @@ class ToolFormat:
     def instruct(self, tools: Iterable[Tool]) -> str:
         """The tools as text for the system prompt, for chat templates without tools."""
         descriptions = "\n".join(
-            f'{{"name": {json.dumps(tool.name)}, "description": {json.dumps(tool.description, ensure_ascii=False)}, '
-            f'"parameters": {tool.parameters}}}'
+            f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, '
+            f'"description": {json.dumps(tool.description, ensure_ascii=False)}, "parameters": {tool.parameters}}}'
             for tool in tools
         )
         pattern = "ARGUMENTS".join(self.around("NAME"))

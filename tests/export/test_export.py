@@ -118,6 +118,16 @@ def test_weight_formats_and_their_options(tmp_path: Path) -> None:
     assert (manifest["weight"], manifest["group_size"], manifest["ratio"]) == ("int4", 32, 0.5)
 
 
+def test_a_tokenizer_is_kept_as_its_makers_wrote_it(tmp_path: Path) -> None:
+    """Whatever class it declares: transformers would build a Llama's tokenizer and write that."""
+    source = weights(tmp_path / "weights")
+    config = json.loads((source / "tokenizer_config.json").read_text()) | {"tokenizer_class": "LlamaTokenizerFast"}
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    export_model(source, tmp_path / "out", Compression())
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes(), name
+
+
 def test_an_existing_target_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(ExportError, match="already exists"):

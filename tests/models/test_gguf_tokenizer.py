@@ -1,4 +1,4 @@
-"""Tokenizers from the metadata of GGUF files: token by token those of the models, which two real ones show (slow)."""
+"""Tokenizers from the metadata of GGUF files: token by token those of the models, which two real ones show."""
 
 import json
 import os
@@ -13,17 +13,15 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from cluster.models.folder import open_model
 from cluster.models.gguf.header import GgufError, Header
-from cluster.models.gguf.install import install_gguf
 from cluster.models.gguf.tokenizer import build_tokenizer, stop_ids
-from cluster.settings import ModelSettings
 from deployments.common.messages import Add, EngineRequest, Sampling
 from deployments.common.types import GenerationRequest, Message
 from deployments.engine.engine import Engine
 from deployments.engine.model import config_for
 from deployments.generation.output_parser import Vocabulary
 from deployments.generation.prompts import PromptRenderer
+from tests.models.smollm2 import smollm2
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 MERGES = ["h i", "Ġ t", "Ġt h"]
@@ -166,13 +164,9 @@ def test_sentencepiece_tokenizers_that_do_not_fit_are_refused(
         build_tokenizer(broken)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif("DRAY_TEST_GGUF" not in os.environ, reason="DRAY_TEST_GGUF names no SmolLM2-135M-Instruct")
-def test_a_real_model_answers(tmp_path: Path) -> None:
+def test_a_real_model_answers() -> None:
     """The ids are llama.cpp's."""
-    source = os.environ["DRAY_TEST_GGUF"]
-    install_gguf(Path(source), tmp_path, lambda stage: None)
-    model = open_model(ModelSettings(source=source, kv_cache_mb=64), tmp_path)
+    model = smollm2(kv_cache_mb=64)
     prompts = PromptRenderer(model)
     assert prompts.encode("Hello world! 123") == [19556, 905, 17, 216, 33, 34, 35]
     assert prompts.encode("Café déjà vu.") == [51, 1939, 2756, 32564, 90, 16739, 386, 101, 30]

@@ -16,6 +16,8 @@ from cluster.models.export import Compression
 from cluster.models.folder import BUNDLED_FOLDER, ModelFolderError, open_model
 from cluster.models.hubs import Listing, OnBytes, RemoteFile
 from cluster.settings import ModelSettings
+from deployments.common.messages import Sampling
+from deployments.common.types import GenerationRequest, Message
 from deployments.engine import encoder_model
 from deployments.generation import prompts
 
@@ -69,6 +71,22 @@ def test_the_pooling_of_an_embedding_model_is_bounded(tmp_path: Path, text: str)
         encoder_model.trained_pooling(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize("damage", ["large", "broken"])
+def test_tokenizers_and_templates_are_bounded(tmp_path: Path, name: str, damage: str) -> None:
+    folder = Path(shutil.copytree(BUNDLED_FOLDER, tmp_path / "model"))
+    if damage == "large":
+        with (folder / name).open("r+b") as file:
+            file.truncate(65 << 20)  # without blocks on the disk
+    else:
+        (folder / name).write_bytes(b"\xff[[")
+    model = open_model(ModelSettings(source=str(folder)), tmp_path)
+    started = time.monotonic()
+    with pytest.raises(ModelFolderError, match=r"bytes|no tokenizer|cannot be used"):
+        prompts.PromptRenderer(model)
+    assert time.monotonic() - started < 10
+
+
 class Hubless:
     """A hub that lists the bundled model without checksums."""
 
@@ -113,6 +131,8 @@ def test_a_models_own_code_is_never_run_or_asked_about(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("builtins.input", asked)
     model = open_model(ModelSettings(source=str(folder)), tmp_path)
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        prompts.PromptRenderer(model)
+    question = GenerationRequest((Message("user", "鸡 1+1?"),), Sampling(1))
+    bundled = open_model(ModelSettings(source=str(BUNDLED_FOLDER)), tmp_path)
+    # The class is nobody's business: tokenizer.json has all that there is to know.
+    assert prompts.PromptRenderer(model).render(question) == prompts.PromptRenderer(bundled).render(question)
     assert not (tmp_path / "ran").exists()

@@ -1,0 +1,1 @@
+"""What Dray understood of a model: the program behind `dray models check`."""
