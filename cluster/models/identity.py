@@ -89,6 +89,10 @@ def fingerprint(folder: Path) -> str:
     for name in _FINGERPRINTED:
         file = folder / name
         digest.update(name.encode() + (file.read_bytes() if file.is_file() else b""))
+    for file in (folder / "special_tokens_map.json", *sorted(folder.glob("additional_chat_templates/*.jinja"))):
+        # Few folders have them; those without keep their fingerprints.
+        if file.is_file():
+            digest.update(file.name.encode() + file.read_bytes())
     for sample in () if is_as_written else _samples(folder / WEIGHTS_FILE):
         digest.update(sample)
     return digest.hexdigest()

@@ -146,7 +146,7 @@ def _winner(state: SamplingState, ahead: int, tokens: NDArray[np.uint32], weight
         # Of most tokens it is enough to know that their quotients, times 2**32, are not below these.
         least = state.random_bits(ahead, tokens).astype(np.float32)
         least /= weights
-        first = least.argmin(keepdims=True)
+        first = np.array([least.argmin()])
         limit = state.exponentials(ahead, tokens[first]) / weights[first]
         near = positions(least <= limit * _ROUNDING)
         tokens, weights = tokens[near], weights[near]

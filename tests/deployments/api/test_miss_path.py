@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from cluster.redis_server import OwnRedis
-from deployments.api import inference, parser
+from deployments.api import access, parser
 from deployments.common.messages import ReplicaStats
 from deployments.routing.registry import registry
 from deployments.tenancy.auth import Authenticator
@@ -130,7 +130,7 @@ def test_a_miss_costs_one_authentication_one_parse_and_two_trips_to_redis(
     answers: OwnRedis, teams: OwnRedis, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     authentications = count_calls(monkeypatch, Authenticator, "authenticate")
-    reads = count_calls(monkeypatch, inference, "read_body")
+    reads = count_calls(monkeypatch, access, "read_body")
     parses = count_calls(monkeypatch, parser, "read_chat")
 
     async def work() -> None:

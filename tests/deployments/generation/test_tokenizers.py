@@ -61,7 +61,7 @@ def test_texts_come_back(prompts: PromptRenderer, kind: str, name: str) -> None:
         text = prompts.decode(ids := text_ids(prompts, text))
     assert prompts.decode(ids) == text
     parser = raw(prompts)
-    pieces = [parser.feed([token]).text for token in ids] + [parser.finish().text]
+    pieces = [parser.feed([token]).text for token in ids] + [parser.finish("stop").text]
     assert "".join(pieces) == text
     assert all("\ufffd" not in piece for piece in pieces)
 
