@@ -134,7 +134,8 @@ def finish_int8(folder: Path, target: Path, on_stage: Callable[[str], None]) -> 
 
     Raises OSError.
     """
-    if trained_task(folder, read_json(folder / "config.json")) in ("embed", "rerank"):
+    config = folder / "config.json"
+    if config.is_file() and trained_task(folder, read_json(config)) in ("embed", "rerank"):
         folder.rename(target)
         return
     shown = set()

@@ -1,6 +1,5 @@
 """Bodies of the four APIs that generate text, brought into one form."""
 
-from codecs import BOM_UTF8
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -22,6 +21,7 @@ from deployments.api.protocol.completions import (
 )
 from deployments.api.protocol.messages import MessagesRequest, messages_generation, read_messages
 from deployments.api.protocol.messages_writer import MessagesWriter
+from deployments.api.protocol.parsing import parse
 from deployments.api.protocol.responses import ResponseRequest, read_response, response_generation
 from deployments.api.protocol.responses_writer import ResponseWriter
 from deployments.api.responses import AnswerWriter
@@ -40,6 +40,7 @@ _FIELDS = {
     }.items()
 }
 """The fields of each API's body."""
+_FIELDS_OF_BODY = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _MAX_SHOWN = 16
 """Ignored fields that a header names."""
@@ -138,7 +139,7 @@ class RequestParser:
 
 def _without_unknown(body: bytes, known: frozenset[str]) -> tuple[bytes, tuple[str, ...]]:
     """The body without the fields that are not known, and their names."""
-    fields = msgspec.json.decode(body.removeprefix(BOM_UTF8), type=dict[str, msgspec.Raw])
+    fields = parse(_FIELDS_OF_BODY, body)
     kept = {name: value for name, value in fields.items() if name in known}
     return msgspec.json.encode(kept), tuple(name for name in fields if name not in known)
 

@@ -28,6 +28,7 @@ ACTING = {
     "cache clear",
     "plan measure",
     "k8s render",
+    "models convert",
     "models pull",
     "models export",
     "models remove",

@@ -118,7 +118,8 @@ def test_the_store_has_room_for_models_that_are_fetched_or_exported(tmp_path: Pa
     weights = FIFTEEN.disk_bytes("int8") / 2**30
     space, memory = store(NAMED + CLAIM)
     assert 2 * weights <= space < 2 * weights + 1
-    assert memory[0] < 2
+    # Measured: the conversion to symmetric INT8 takes 7.5 GB, of which the mapped weights can be dropped.
+    assert 5 < memory[0] < 8
     # Measured: the export of this model takes 5.3 GB.
     space, memory = store(NAMED + CLAIM + "  fetch_image: dray:export\n")
     assert 4 * weights <= space < 4 * weights + 1
