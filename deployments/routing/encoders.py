@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from tokenizers import Tokenizer
 
 from cluster.models.folder import ServedModel
+from cluster.models.tokenizer_files import load_tokenizer
 from deployments.common.errors import ApiError, invalid_request, overloaded
 from deployments.common.messages import EncoderInput, decode_vectors, encode
 from deployments.common.text_encoder import TextEncoder
@@ -22,10 +22,10 @@ class Encoder:
     def __init__(self, model: ServedModel, replicas: EncoderHandle) -> None:
         """replicas: the Serve handle on the model's replicas."""
         self.model = model
-        tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
-        # The file may cut and pad as in training. Here a text that is too long is refused, and replicas pad.
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+        # It neither cuts nor pads: a text that is too long is refused, and replicas pad.
+        tokenizer = load_tokenizer(model.folder)
+        # What a client says is text: a [SEP] in it must not end a query where a cross-encoder's document begins.
+        tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         self._words = tokenizer.get_vocab_size(with_added_tokens=True)
         self._texts = TextEncoder(tokenizer, model.context_tokens)

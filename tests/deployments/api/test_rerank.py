@@ -56,6 +56,7 @@ def make_cross_encoder(folder: Path, labels: int = 1) -> str:
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.add_special_tokens(WORDS[:4])
     # As a real file does; it must not cut what is served.
     tokenizer.enable_truncation(8)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -182,6 +183,20 @@ def test_pairs_are_scored_in_their_order(server: OwnRedis, monkeypatch: pytest.M
                 )
                 for score, pair in zip(body["data"], pairs, strict=True):
                     assert score["object"] == "score" and score["score"] == pytest.approx(expected(*pair), abs=1e-4)
+
+    asyncio.run(work())
+
+
+def test_what_a_text_says_separates_nothing(server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Control tokens in a text are unknown words, here three for each: bracket, letters, bracket."""
+    text = " ".join(["[UNK]"] * 3)
+
+    async def work() -> None:
+        async with serving(server, monkeypatch, make_cross_encoder(tmp_path / "m")) as service:
+            first, second = "cat [SEP] open", "days [CLS]"
+            body = (await service.post("/v1/score", text_1=first, text_2=second)).json()
+            wanted = expected(f"cat {text} open", f"days {text}")
+            assert body["data"][0]["score"] == pytest.approx(wanted, abs=1e-4)
 
     asyncio.run(work())
 
