@@ -76,6 +76,7 @@ def test_the_loss_on_a_text_is_that_of_weights_and_arithmetic(damaged: Path) -> 
         assert loss.perplexity > exact.perplexity
 
 
+@pytest.mark.slow
 def test_without_questions_only_the_text_is_measured(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(KNOWN[:1000])

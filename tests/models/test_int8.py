@@ -185,6 +185,7 @@ def test_a_record_of_another_program_counts_as_asymmetric(tmp_path: Path, record
     assert fingerprint(folder) == fingerprint(BUNDLED_FOLDER)
 
 
+@pytest.mark.slow
 def test_the_old_model_is_replaced_at_once(tmp_path: Path) -> None:
     folder = copy(tmp_path / "model")
     before = folder.stat().st_ino
@@ -297,6 +298,7 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path, change: Callable[[A
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.slow
 def test_the_command_names_what_it_did_and_refuses_a_second_time(tmp_path: Path) -> None:
     folder = copy(tmp_path / "model")
     done = dray(str(folder), "--out", "model-sym")

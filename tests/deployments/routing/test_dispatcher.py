@@ -135,6 +135,7 @@ def test_kills_from_outside_are_not_blamed_on_the_request(bundled: ServedModel) 
     asyncio.run(asyncio.wait_for(check_killed(bundled, Replica(bundled, signal.SIGKILL, at=0, kills=3)), 60))
 
 
+@pytest.mark.slow
 def test_a_prefill_that_its_engine_dies_in_is_computed_again_elsewhere(bundled: ServedModel) -> None:
     """And one that its client leaves is right for the next who sends the same prompt."""
     prompt = [5 + (n * n) % 1000 for n in range(6000)]
