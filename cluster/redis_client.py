@@ -73,6 +73,11 @@ def without_password(url: str) -> str:
     return urlunsplit((parts.scheme, masked + hosts, parts.path, query, ""))
 
 
+def public_url(url: str) -> str:
+    """The URL; empty if it contains a password, which then comes from a process's environment."""
+    return url if url == without_password(url) else ""
+
+
 def connect(url: str, *, timeout_s: float = 2.0) -> Any:
     """A blocking client, for the commands; the caller closes it. Raises RedisUrlError."""
     options: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "protocol": 3}

@@ -16,7 +16,7 @@ from typing import Any
 
 from cluster.configuration import variable
 from cluster.models.folder import KnownModel
-from cluster.redis_client import without_password
+from cluster.redis_client import public_url
 from cluster.settings import Group, ModelSettings, Settings, is_loopback
 
 ROUTERS = "dray"
@@ -205,7 +205,7 @@ class Routers:
     def application_config(self) -> dict[str, Any]:
         """The application's entry in the Serve config."""
         engines = {engine.model.name: engine.application for engine in self.engines}
-        redis_url, teams_url = (_public(url) for url in (self.redis_url, self.teams_url))
+        redis_url, teams_url = (public_url(url) for url in (self.redis_url, self.teams_url))
         args = RouterArgs(
             settings=_public_settings(self.settings), redis_url=redis_url, teams_url=teams_url, engines=engines
         )
@@ -252,14 +252,10 @@ class Routers:
         }
 
 
-def _public(url: str) -> str:
-    """The URL, or nothing if it contains a password; then it is in the router's environment."""
-    return url if url == without_password(url) else ""
-
-
 def _public_settings(settings: Settings) -> Settings:
-    cache, teams = (group.model_copy(update={"url": _public(group.url)}) for group in (settings.cache, settings.teams))
-    return settings.model_copy(update={"cache": cache, "teams": teams})
+    groups = {"cache": settings.cache, "teams": settings.teams}
+    public = {name: group.model_copy(update={"url": public_url(group.url)}) for name, group in groups.items()}
+    return settings.model_copy(update=public)
 
 
 def serve_config(routers: Routers, engines: Iterable[Engine] | None = None) -> dict[str, Any]:
@@ -283,7 +279,7 @@ def _page(routers: Routers) -> dict[str, Any]:
         log_level=settings.log_level,
         host=settings.host,
         allowed_hosts=settings.server.allowed_hosts,
-        teams_url=_public(routers.teams_url),
+        teams_url=public_url(routers.teams_url),
     )
     deployment = {
         "name": PAGE,

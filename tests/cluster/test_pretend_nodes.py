@@ -25,7 +25,7 @@ import httpx
 import psutil
 import pytest
 
-from cluster.kubernetes.render import routers_of, serve_config_of
+from cluster.kubernetes.pods import routers_of, serve_config_of
 from cluster.launch.preflight import port_block
 from cluster.launch.ray_node import clear, prepared
 from cluster.ports import free_port

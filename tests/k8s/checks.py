@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from cluster.kubernetes import sizes
-from cluster.kubernetes.render import HAPROXY, MODELS_DIR, STATE_DIR, in_cluster, pod_environment
+from cluster.kubernetes.pods import HAPROXY, MODELS_DIR, STATE_DIR, in_cluster, pod_environment
 from cluster.launch.environment import METRICS_PORT
 from cluster.settings import BUNDLED, Settings
 from tests.k8s.manifests import (

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
-from cluster.kubernetes.render import MODELS_DIR, STATE_DIR
+from cluster.kubernetes.pods import MODELS_DIR, STATE_DIR
 from cluster.serve_config import ENGINE, ROUTER, ROUTERS, EngineArgs, RouterArgs
 from cluster.settings import Settings
 from tests.k8s.manifests import K8S, Document, cluster_of, rayservice

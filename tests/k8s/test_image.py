@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from cluster.cli import app
-from cluster.kubernetes.render import HAPROXY
+from cluster.kubernetes.pods import HAPROXY
 from cluster.launch.preflight import LaunchError, check_processor
 from cluster.models.folder import BUNDLED_FOLDER
 from cluster.settings import Settings

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.kubernetes import sizes
-from cluster.kubernetes.render import in_cluster, routers_of
+from cluster.kubernetes.pods import in_cluster, routers_of
 from cluster.launch.environment import OBJECT_STORE_BYTES
 from cluster.launch.preflight import RUNTIME_BYTES
 from cluster.models.catalog import CATALOG
