@@ -253,9 +253,9 @@ class Routers:
 
 
 def _public_settings(settings: Settings) -> Settings:
-    groups = {"cache": settings.cache, "teams": settings.teams}
-    public = {name: group.model_copy(update={"url": public_url(group.url)}) for name, group in groups.items()}
-    return settings.model_copy(update=public)
+    cache = settings.cache.model_copy(update={"url": public_url(settings.cache.url)})
+    teams = settings.teams.model_copy(update={"url": public_url(settings.teams.url)})
+    return settings.model_copy(update={"cache": cache, "teams": teams})
 
 
 def serve_config(routers: Routers, engines: Iterable[Engine] | None = None) -> dict[str, Any]:
