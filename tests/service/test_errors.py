@@ -37,7 +37,7 @@ BAD: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"model": MODEL, "messages": HI, "temperature": "hot"}, 400, "invalid_type", "temperature"),
     ({"model": MODEL, "messages": HI, "top_p": -0.1}, 400, "invalid_value", "top_p"),
     ({"model": MODEL, "messages": HI, "max_tokens": 0}, 400, "invalid_value", "max_tokens"),
-    ({"model": MODEL, "messages": HI, "max_completion_tokens": -1}, 400, "invalid_value", "max_completion_tokens"),
+    ({"model": MODEL, "messages": HI, "max_completion_tokens": -2}, 400, "invalid_value", "max_completion_tokens"),
     ({"model": MODEL, "messages": HI, "stop": [""]}, 400, "invalid_value", "stop"),
     ({"model": MODEL, "messages": HI, "stop": list("abcde")}, 400, "array_above_max_length", "stop"),
     ({"model": MODEL, "messages": HI, "seed": 1.5}, 400, "invalid_type", "seed"),
