@@ -1,4 +1,4 @@
-"""The routes that models answer: chat completions, completions, responses, messages, embeddings, tokens.
+"""The routes of requests for generated answers (chat completions, completions, responses, messages) and for tokens.
 
 The fast path (deployments.api.fast_path) prepares each request for a generated answer and looks the answer up. On a
 hit that is all; otherwise the handler that Serve runs finds the prepared request in its scope.
