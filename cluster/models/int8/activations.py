@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 
 from cluster.models.int8.graph import Array
+from cluster.models.tokenizer_files import load_tokenizer
 
 _WINDOW_TOKENS = 512
 _PROPERTIES = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}
 
 
-def windows(tokenizer_file: Path, text: str, size: int = _WINDOW_TOKENS) -> list[list[int]]:
-    """The text's token ids in windows of equal size. What is left over is dropped, unless it is all there is."""
-    from tokenizers import Tokenizer
+def windows(folder: Path, text: str, size: int = _WINDOW_TOKENS) -> list[list[int]]:
+    """A text's token ids in windows of equal size. What is left over is dropped, unless it is all there is.
 
-    ids = Tokenizer.from_file(str(tokenizer_file)).encode(text, add_special_tokens=False).ids
+    folder: of the model whose tokenizer divides the text.
+    """
+    ids = load_tokenizer(folder).encode(text, add_special_tokens=False).ids
     return [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)] or [ids]
 
 

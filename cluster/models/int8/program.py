@@ -51,7 +51,7 @@ def convert(request: ConvertRequest) -> Iterator[Event]:
     _check(model, found)
     _check_disk(found, source, target)
     smoothed = smoothables(found)
-    text = windows(source / _TOKENIZER, CALIBRATION_TEXT.read_text())
+    text = windows(source, CALIBRATION_TEXT.read_text())
     total, done = len(text) + len(smoothed) + len(found), 0
 
     yield Step("running the model on a text", done, total)
