@@ -100,6 +100,7 @@ class EngineProcess:
             raise EngineStartError(f"not ready within {timeout_s:.0f} s") from None
         first = decode_from_engine(bodies[0]) if bodies else None
         if not isinstance(first, Ready):
+            await engine._wait_for_exit()
             await engine.stop()
             raise EngineStartError(
                 first.message if isinstance(first, StartFailed) else _death(process.returncode or 0, config.variant)
@@ -183,8 +184,11 @@ class EngineProcess:
         stuck: the process made no progress, and one of its streams may be the cause.
         """
         self._stuck = stuck
+        # `self._process.kill()` would first ask for the exit status, and take it from the thread of asyncio that waits
+        # for it: the process would seem to have ended with status 255.
         with suppress(ProcessLookupError):
-            self._process.kill()
+            if self._process.returncode is None:
+                os.kill(self._process.pid, signal.SIGKILL)
         await self._process.wait()
         if self._reader is not None:
             await self._reader
@@ -224,11 +228,14 @@ class EngineProcess:
                             stream.put(batch)
             busy = self._next_tokens or any(not stream.ended for stream in self._streams.values())
             self._owing_since = time.monotonic() if busy else None
-        # The socket has closed; the exit status follows in a moment.
+        await self._wait_for_exit()
+        self._close()
+
+    async def _wait_for_exit(self) -> None:
+        """The socket has closed; the exit status follows in a moment."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_EXIT_WAIT_S):
                 await self._process.wait()
-        self._close()
 
     def _close(self) -> None:
         self._connection.close()
