@@ -5,6 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from cluster.models.catalog import CATALOG
 from cluster.models.identity import (
     GRAPH_FILE,
@@ -16,6 +18,7 @@ from cluster.models.identity import (
 )
 from cluster.models.paths import UnsafeNameError, child
 from cluster.models.tasks import TESTED_FILE, WrongTask, check_output, trained_length, trained_task
+from cluster.models.tokenizer_cost import check_cost
 from cluster.settings import BUNDLED, ModelSettings, Settings
 
 BUNDLED_FOLDER = Path(__file__).with_name("bundled")
@@ -221,9 +224,14 @@ def open_models(settings: Settings, models_dir: Path | None = None) -> list[Serv
 
 
 def check_readable(model: ServedModel) -> None:
-    """Raises ModelFolderError where OpenVINO cannot read the model, or it has another task than the settings say."""
+    """Raises ModelFolderError where OpenVINO cannot read the model, it has another task than the settings say, or its
+    tokenizer takes time without bound."""
     import openvino
 
+    try:
+        check_cost((model.folder / "tokenizer.json").read_bytes())
+    except (OSError, ValueError, msgspec.DecodeError) as error:
+        raise ModelFolderError(f"{model.folder / 'tokenizer.json'} cannot be used as a tokenizer: {error}") from None
     try:
         graph = openvino.Core().read_model(str(model.folder / GRAPH_FILE))
         check_output(model.name, model.settings.task, graph.outputs[0].partial_shape)
