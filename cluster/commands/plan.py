@@ -205,6 +205,21 @@ def measure(
     )
 
 
+@app.command(epilog="Example: dray plan catalog --profile r1.json --cores 8")
+def catalog(
+    profile: Annotated[Path, typer.Option(help="Step times of any model, measured by `dray plan measure`.")],
+    cores: Annotated[int, typer.Option(min=1, help="Cores of the replica.")] = 8,
+) -> None:
+    """Estimate memory and speed of every model of the catalog, from one measured profile, as a Markdown table."""
+    from cluster.plan.catalog import as_markdown
+    from cluster.plan.profile import ProfileError
+
+    try:
+        out.print(as_markdown(_read_profile(profile), cores), markup=False, highlight=False, soft_wrap=True)
+    except ProfileError as error:
+        raise fail(str(error)) from None
+
+
 def _demand(
     trace: Path | None,
     users: float,
