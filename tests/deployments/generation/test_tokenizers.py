@@ -96,6 +96,23 @@ def test_part_of_a_character_waits_for_the_rest(prompts: PromptRenderer, kind: s
     )
 
 
+def test_lone_bytes_swallow_nothing(prompts: PromptRenderer, kind: str) -> None:
+    """A model may write any byte, whether or not it makes a character with what comes before and after."""
+    if kind in SMALL:
+        pytest.skip("not of bytes")
+    vocabulary, after = prompts.vocabulary, text_ids(prompts, "b")
+    written = {token: vocabulary.bytes_of(token) for token in range(vocabulary.size)}
+    lone = [token for token, byte in written.items() if len(byte) == 1 and byte[0] > 127]
+    assert len(lone) >= 128
+    for token in lone:
+        parser = raw(prompts)
+        pieces = [parser.feed([number]).text for number in (*text_ids(prompts, "a"), token, *after)]
+        text = "".join([*pieces, parser.finish("stop").text])
+        assert text.replace("\ufffd", "").replace(" ", "") == "ab", token
+        cut = raw(prompts)
+        assert cut.feed([token]).text + cut.finish("stop").text in ("", "\ufffd"), token
+
+
 def test_a_declared_class_changes_nothing(tmp_path: Path) -> None:
     """Llama's class over a byte-level tokenizer, as DeepSeek-R1-Distill-Llama-8B declares it."""
     model = model_with(tmp_path, KINDS["byte-level"](), tokenizer_class="LlamaTokenizerFast", add_bos_token=True)
