@@ -1,5 +1,6 @@
 """Memory and speed of the catalog's models, from a profile of another model."""
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -31,3 +32,5 @@ def test_the_command_prints_a_table_that_says_what_was_measured(tmp_path: Path) 
     printed = CliRunner().invoke(app, ["plan", "catalog", "--profile", str(file)]).output
     assert "Measured: the steps of pretend on 1 core of no machine" in printed
     assert all(f"| {name} | " in printed for name, entry in CATALOG.items() if entry.task == "generate")
+    rows = json.loads(CliRunner().invoke(app, ["plan", "catalog", "--profile", str(file), "--json"]).output)
+    assert [row["alone"] for row in rows] == [row.alone for row in estimates(profile(), 8)]
