@@ -107,8 +107,9 @@ def _ways(items: list[Any], *, may_repeat: bool) -> int:
             if not may_repeat or argument[0] > _MAX_LENGTH or not _is_character(argument[2]):
                 raise ValueError("an endless repeat stands in another part")
             repeated = True
-        elif not repeated:
-            ways *= _ways_of(operation, argument, may_repeat=may_repeat and last)
+        else:
+            found = _ways_of(operation, argument, may_repeat=may_repeat and last and not repeated)
+            ways *= 1 if repeated and found <= _MAX_WAYS else found
             if ways > _MAX_WAYS:
                 raise ValueError(f"it may match in {ways} ways")
     return ways

@@ -54,6 +54,8 @@ HOSTILE = [
     "a?" * 30 + "a" * 30,
     "((a{1,60}){1,60}){1,60}b",
     "a{0,100000}b",
+    r"\s+(?:[a\s]+x)?",
+    "a+" + "(?:b?b?b?b?b?b?b?b?b?c)?",
     r"\s*[\r\n]+|\s|\s+",
     f"a+{SPACES}x",
     f"({OTHER}{UPPER}*{LOWER}+|{OTHER}{UPPER}+{LOWER}*)+x",
