@@ -70,8 +70,9 @@ def measure_once(
 def _measure(model: ServedModel, models_dir: Path, lease: CoreLease, deadline: float) -> dict[str, float]:
     timed: list[Timed] = []
     dropped: list[Dropped] = []
-    for variant in allowed(model, len(lease.cpus)):
-        if len(timed) == _VARIANTS:
+    options = allowed(model, len(lease.cpus))
+    for variant in options:
+        if len(timed) == _VARIANTS or variant.longer is not None:
             break
         left = deadline - time.monotonic()
         if left <= 0:
@@ -84,7 +85,7 @@ def _measure(model: ServedModel, models_dir: Path, lease: CoreLease, deadline: f
             dropped.append(result)
     if not timed:
         raise TuneError(f"no variant of the engine works here ({dropped[-1].reason})")
-    return scores_of(timed, dropped)
+    return scores_of(timed, dropped, options)
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def _rate(loaded: LoadedVariant, streams: int, seconds: float) -> Rate:
 
 def _refused(loaded: LoadedVariant, variant: Variant) -> Dropped | None:
     """Why a variant is not what it should be, although the plugin took its properties."""
-    if variant.fused and FUSED_MLP not in loaded.multiplications:
+    if any(part.fused for part in variant.parts) and FUSED_MLP not in loaded.multiplications:
         return Dropped(variant, f"OpenVINO did not fuse the MLPs: {loaded.multiplications}")
     return None
 

@@ -32,7 +32,7 @@ def model_in(folder: Path, **settings: object) -> ServedModel:
 def chosen(model: ServedModel, cores: int, data_dir: Path | None = None) -> tuple[str, int, int]:
     """As an engine process on this number of cores gets it."""
     config = config_for(model, tuple(range(cores)), data_dir=data_dir)
-    return config.variant, config.dynamic_quantization_group_size, config.max_num_batched_tokens
+    return config.variant, config.graphs[0].group_size, config.max_num_batched_tokens
 
 
 UNMEASURED = ("groups-32", 32, 512)
