@@ -17,6 +17,8 @@ MIN_GAIN = 1.05
 must be this many times as fast as the best of a single graph, since it takes more memory."""
 STREAMS = (1, 8, 32)
 PROMPT_TOKENS = 512
+FIRST_PROMPT_TOKENS = 128
+"""At a first start, which should take little time: the ratios between variants hardly depend on the length."""
 STEP_SIZES = (128, 256, 512, 1024)
 _NEAR_BEST = 0.95
 MAX_LOST_ANSWERS = 0.02

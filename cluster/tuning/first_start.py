@@ -55,9 +55,12 @@ def measure_once(
     try:
         with _alone(model.folder, deadline):
             if is_due(model, cores, data_dir, min_bytes=min_bytes):
+                began = time.monotonic()
                 scores = _measure(model, models_dir, lease, deadline)
                 file = keep(model, cores, scores, data_dir)
-                log.info("measured how to multiply", extra={"model": model.name, "scores": scores, "file": str(file)})
+                seconds = round(time.monotonic() - began, 1)
+                found = {"model": model.name, "scores": scores, "seconds": seconds, "file": str(file)}
+                log.info("measured how to multiply", extra=found)
     except (TuneError, OSError) as error:
         log.warning(
             "%s: %s; the engine starts with %s. `dray tune` measures without haste",

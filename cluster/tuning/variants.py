@@ -64,7 +64,7 @@ class Variant(msgspec.Struct, frozen=True):
 
 
 def _mixed(short: Variant, max_tokens: int, longer: Variant) -> Variant:
-    title = f"{short}; {longer} for more than {max_tokens} tokens"
+    title = f"{short} up to {max_tokens} tokens a step and {longer} beyond"
     return msgspec.structs.replace(
         short, name=f"{short.name}+{longer.name}", title=title, max_tokens=max_tokens, longer=longer
     )
