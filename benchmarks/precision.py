@@ -67,8 +67,7 @@ def compare(args: argparse.Namespace) -> str:
         rows.append([name, f"{tokens / median(before):.1f}", *(f"{ratio:.2f}" for ratio in found)])
     rows.append(["geometric mean", "", *(f"{geometric_mean(each):.2f}" for each in ratios.values())])
     int8 = next((flag for flag in _INT8 if flag in processor_flags()), "no INT8")
-    isa = os.environ.get("ONEDNN_MAX_CPU_ISA")
-    where = f"{len(cpus)} cores of {processor_name()}, {int8}{f', limited to {isa}' if isa else ''}"
+    where = f"{len(cpus)} cores of {processor_name()}, {int8}"
     kernels = [[name, each.multiplications] for name, each in loaded.items()]
     return "\n".join(
         [
