@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -53,6 +54,7 @@ def vllm(python: str, config: Path, cpus: tuple[int, ...]) -> Iterator[Measure]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        start_new_session=True,
     )
     assert process.stdin is not None and process.stdout is not None
     said = process.stdout
@@ -66,7 +68,8 @@ def vllm(python: str, config: Path, cpus: tuple[int, ...]) -> Iterator[Measure]:
             raise RuntimeError("vLLM did not start")
         yield measure
     finally:
-        process.kill()
+        # Its engine and worker are processes of their own.
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 

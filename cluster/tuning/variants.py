@@ -3,7 +3,7 @@
 A processor has its own fastest way, so it is measured which of the allowed ones an engine takes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -20,6 +20,8 @@ _WHOLE_ROW = 2**64 - 1
 _UNQUANTIZED = ("fp16", "fp32", "bf16")
 AMX = frozenset({"amx_int8", "amx_bf16"})
 """Flags of a processor whose fused MLPs multiply in INT8."""
+SMALL_BYTES = 64 << 20
+"""Models with fewer bytes of weights are fast in any way; measured, they would start several times as slowly."""
 
 
 class Loss(msgspec.Struct, frozen=True):
@@ -154,6 +156,16 @@ def allowed(model: ServedModel, cores: int, flags: frozenset[str] | None = None)
     groups = [variant for variant in (GROUPS_128, GROUPS_32) if variant in within][:1]
     mixed = [variant for variant in (MIXED_128, MIXED_32) if variant in within][:1]
     return (*groups, *((FUSED,) if FUSED in within else ()), WEIGHT_ONLY, *mixed)
+
+
+def presumed(model: ServedModel, options: Sequence[Variant], flags: frozenset[str] | None = None) -> Variant:
+    """What to take where nothing was measured.
+
+    A small model's prompts take twice as long in groups as in AMX' BF16, and a few streams gain a fifth at most
+    (benchmarks/precision.py). options: as `allowed` returns them. flags: the processor's; None: this one's.
+    """
+    flags = processor_flags() if flags is None else flags
+    return WEIGHT_ONLY if flags >= AMX and model.weights_bytes < SMALL_BYTES else options[0]
 
 
 def forgone(model: ServedModel, cores: int, flags: frozenset[str] | None = None) -> str:

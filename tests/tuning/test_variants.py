@@ -1,6 +1,7 @@
 """Which ways to multiply a precision allows, by the model's weights, its losses and the processor."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cluster.tuning.variants import (
     LIMITS,
     MIXED_32,
     MIXED_128,
+    SMALL_BYTES,
     WEIGHT_ONLY,
     Loss,
     Variant,
@@ -25,6 +27,7 @@ from cluster.tuning.variants import (
     format_here,
     loss,
     possible,
+    presumed,
 )
 
 ON_AMX = AMX | {"avx2", "avx512_vnni", "avx512_bf16"}
@@ -104,6 +107,15 @@ def test_the_losses_of_the_models_own_record_count(folder: Path) -> None:
 )
 def test_a_record_that_is_not_drays_counts_for_nothing(folder: Path, record: object) -> None:
     assert allowed(model_in(folder, record), 2, ON_AMX) == (GROUPS_32, WEIGHT_ONLY)
+
+
+def test_small_models_keep_bf16_where_the_processor_multiplies_in_it(folder: Path) -> None:
+    model = model_in(folder, {})
+    assert presumed(model, allowed(model, 2, ON_AMX), ON_AMX) == WEIGHT_ONLY
+    assert presumed(model, allowed(model, 2, ON_VNNI), ON_VNNI) == GROUPS_32
+    os.truncate(folder / "openvino_model.bin", SMALL_BYTES)
+    model = model_in(folder, {})
+    assert presumed(model, allowed(model, 2, ON_AMX), ON_AMX) == GROUPS_32
 
 
 def test_two_graphs_need_a_machine_with_memory_for_them(folder: Path) -> None:
