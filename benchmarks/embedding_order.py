@@ -57,8 +57,8 @@ def compare(folder: str, count: int, rounds: int, cores: int) -> list[list[str]]
     inputs = texts(count, opened.context_tokens, 1)
     few = inputs[: 4 * BATCH_SIZE]
     came, by_length = as_they_came(model, few), asyncio.run(batches.run(few))  # warms up too
-    same = (np.frombuffer(b"".join(rows), np.float32) for rows in (came, by_length))
-    assert np.allclose(*same, atol=0.05), "both ways give the same vectors"
+    first, second = (np.frombuffer(b"".join(rows), np.float32) for rows in (came, by_length))
+    assert np.allclose(first, second, atol=0.05), "both ways give the same vectors"
     ways: list[tuple[str, Callable[[], object]]] = [
         ("as they came", lambda: as_they_came(model, inputs)),
         ("by length", lambda: asyncio.run(batches.run(inputs))),
@@ -67,10 +67,10 @@ def compare(folder: str, count: int, rounds: int, cores: int) -> list[list[str]]
     for number in range(rounds):
         for name, way in ways if number % 2 else ways[::-1]:
             seconds[name].append(_seconds(way))
-    first, tokens = seconds[ways[0][0]], sum(len(text.ids) for text in inputs)
+    unsorted, tokens = seconds[ways[0][0]], sum(len(text.ids) for text in inputs)
     rows = []
     for name, each in seconds.items():
-        ratio = median(one / other for one, other in zip(first, each, strict=True))
+        ratio = median(one / other for one, other in zip(unsorted, each, strict=True))
         speed = median(each)
         rows.append([name, f"{count / speed:.0f}", f"{tokens / speed:.0f}", f"{ratio:.2f}"])
     return rows
