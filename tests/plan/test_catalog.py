@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.models.catalog import CATALOG
-from cluster.plan.catalog import estimates
+from cluster.plan.catalog import as_markdown, estimates
+from cluster.plan.profile import read_profile
 from tests.plan.profiles import BASE_S, CONTEXT_S, ENGINE, ROW_S, STREAM_S, profile
 
 
@@ -34,3 +35,10 @@ def test_the_command_prints_a_table_that_says_what_was_measured(tmp_path: Path) 
     assert all(f"| {name} | " in printed for name, entry in CATALOG.items() if entry.task == "generate")
     rows = json.loads(CliRunner().invoke(app, ["plan", "catalog", "--profile", str(file), "--json"]).output)
     assert [row["alone"] for row in rows] == [row.alone for row in estimates(profile(), 8)]
+
+
+def test_the_page_has_what_the_command_prints() -> None:
+    """`dray plan catalog --profile benchmarks/m15.steps.json --cores 8`"""
+    root = Path(__file__).parents[2]
+    table = as_markdown(read_profile(root / "benchmarks" / "m15.steps.json"), 8)
+    assert table in (root / "docs" / "planning.md").read_text()
