@@ -85,7 +85,7 @@ def main() -> None:
     args = parser.parse_args()
     heads = ["batches", "texts/s of CPU", "tokens/s of CPU", "ratio"]
     rows = compare(args.model, args.texts, args.rounds, args.cores)
-    print(report(f"{args.texts} texts of log-normal lengths, {args.cores} cores", heads, rows))
+    print(report(f"Embedding {args.texts} texts in order of length, {args.cores} cores", heads, rows))
 
 
 if __name__ == "__main__":
