@@ -15,6 +15,7 @@ import yaml
 
 from cluster.configuration import variable
 from cluster.kubernetes.pods import in_cluster, pod_environment, routers_of, serve_config_of
+from cluster.kubernetes.routes import ingress_patch, route_patch
 from cluster.kubernetes.sizes import (
     NOTICE_S,
     KubernetesError,
@@ -33,6 +34,8 @@ from cluster.serve_config import Routers
 from cluster.settings import BUNDLED, Settings
 
 _RAYSERVICE, _MODELS = "rayservice.yaml", "models.yaml"
+_PATCHES = {"ingress.yaml": "Ingress", "httproute.yaml": "HTTPRoute"}
+"""Patches of objects that an overlay may have, by the kind of object. Kustomize skips those that match none."""
 _PART, _COMPONENT, _MODEL = "app.kubernetes.io/part-of", "app.kubernetes.io/component", "dray/model"
 _ENGINES = "dray/engines"
 
@@ -41,7 +44,11 @@ def render(settings: Settings, base: Path) -> dict[str, str]:
     """An overlay's files by name. base: the folder k8s/base. Raises KubernetesError."""
     inside = in_cluster(settings)
     routers = routers_of(inside, settings.models_dir)
-    files = {_RAYSERVICE: _dump(_rayservice(_template(base, _RAYSERVICE)[0], routers))}
+    files = {
+        _RAYSERVICE: _dump(_rayservice(_template(base, _RAYSERVICE)[0], routers)),
+        "ingress.yaml": _dump(ingress_patch(inside)),
+        "httproute.yaml": _dump(route_patch(inside)),
+    }
     if budgets := [_budget(pods, labels) for pods, labels in _groups(routers) if pods.min_replicas > 1]:
         files["budgets.yaml"] = _dump(*budgets)
     if settings.kubernetes.models_claim:
@@ -56,8 +63,11 @@ def kustomization(files: Mapping[str, str], base: str) -> str:
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
             "namespace": "dray",
-            "resources": [base, *(name for name in files if name != _RAYSERVICE)],
-            "patches": [{"path": _RAYSERVICE}],
+            "resources": [base, *(name for name in files if name not in (_RAYSERVICE, *_PATCHES))],
+            "patches": [
+                {"path": _RAYSERVICE},
+                *({"path": name, "target": {"kind": kind}} for name, kind in _PATCHES.items()),
+            ],
         }
     )
 
@@ -77,7 +87,10 @@ def _copy(document: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Block(yaml.SafeDumper):
-    """Writes multi-line text as a literal block."""
+    """Writes multi-line text as a literal block, and a value that is used twice in full."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 _Block.add_representer(
@@ -86,7 +99,7 @@ _Block.add_representer(
 )
 
 
-def _dump(*documents: dict[str, Any]) -> str:
+def _dump(*documents: dict[str, Any] | list[dict[str, Any]]) -> str:
     return yaml.dump_all(documents, Dumper=_Block, sort_keys=False, allow_unicode=True, width=1000)
 
 
