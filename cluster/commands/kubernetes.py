@@ -1,6 +1,7 @@
 """`dray k8s`: generates manifests from the settings, and checks whether a node can run engines."""
 
 import os
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +9,9 @@ import typer
 
 from cluster.commands.console import AsJson, fail, load_settings, out
 from cluster.kubernetes.render import kustomization, render
-from cluster.kubernetes.sizes import KubernetesError
+from cluster.kubernetes.sizes import MODEL_WAIT_S, KubernetesError
 from cluster.launch.preflight import LaunchError, check_processor
+from cluster.models.folder import missing_files
 
 app = typer.Typer(
     help="Generate Kubernetes manifests, and check nodes.",
@@ -18,6 +20,8 @@ app = typer.Typer(
 )
 
 _BASE = Path(__file__).parents[2] / "k8s" / "base"
+_LOOK_S = 2.0
+"""Seconds between two looks at a folder."""
 
 
 @app.command("render", epilog="Example: dray k8s render --settings dray.yaml --out k8s/overlays/ours")
@@ -29,11 +33,12 @@ def render_overlay(
 ) -> None:
     """Write a Kustomize overlay with the Serve config, worker groups, resources and timeouts of the settings.
 
-    An existing kustomization.yaml is kept.
+    An existing kustomization.yaml is kept, and so is the size of a claim that would shrink.
     """
     settings = load_settings(config, kubernetes__image=image).settings
     try:
-        files = render(settings, base)
+        previous = {path.name: path.read_text() for path in target.glob("*.yaml")}
+        files = render(settings, base, previous)
     except KubernetesError as error:
         raise fail(str(error)) from None
     target.mkdir(parents=True, exist_ok=True)
@@ -56,3 +61,22 @@ def check_node(as_json: AsJson = False) -> None:
         out.print_json(data={"processor": processor})
     else:
         out.print(f"processor: {processor}", highlight=False)
+
+
+@app.command("wait-models", epilog="Example: dray k8s wait-models /models/qwen3-0.6b-int8 --timeout 600")
+def wait_models(
+    folders: Annotated[list[Path], typer.Argument(help="Model folders.")],
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for all of them.")] = MODEL_WAIT_S,
+) -> None:
+    """Wait until these model folders are complete. Pods of routers and engines run this before they join Ray."""
+    deadline, shown = time.monotonic() + timeout, ""
+    while lacking := {folder: missing for folder in folders if (missing := missing_files(folder))}:
+        folder, missing = next(iter(lacking.items()))
+        if time.monotonic() >= deadline:
+            raise fail(
+                f"no complete model in {folder} after {timeout:g} s: it lacks {', '.join(missing)}. See the Job "
+                "dray-models-… that fetches models, or put the folder into the volume of models"
+            )
+        if shown != (shown := f"waiting for {folder}, which lacks {', '.join(missing)}"):
+            out.print(shown, highlight=False, soft_wrap=True)
+        time.sleep(min(_LOOK_S, max(0.0, deadline - time.monotonic())))

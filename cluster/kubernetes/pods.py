@@ -84,13 +84,22 @@ def serve_config_of(routers: Routers) -> dict[str, Any]:
     settings = routers.settings
     units = {ROUTERS: ROUTER_UNIT} | {engine.application: engine_pods(engine).unit for engine in routers.engines}
     for application in config["applications"]:
-        application["deployments"][0]["ray_actor_options"]["resources"] = {units[application["name"]]: 1}
+        deployment = application["deployments"][0]
+        deployment["ray_actor_options"]["resources"] = {units[application["name"]]: 1}
+        # In an upgrade step by step Serve takes the initial number for the minimum, for good (ray 2.60,
+        # autoscaling_state.py:417), and a model could not sleep any more. So it sleeps at first, too.
+        deployment.get("autoscaling_config", {}).pop("initial_replicas", None)
     http = {"host": settings.host, "port": settings.port}
     return {"proxy_location": "EveryNode", "http_options": http, **config}
 
 
+def head_environment(settings: Settings) -> dict[str, str]:
+    """The same in the head's pod. It has no streams to wait for, and all workers wait for the next head."""
+    return pod_environment(settings) | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+
+
 def pod_environment(settings: Settings) -> dict[str, str]:
-    """Ray's and Serve's environment variables in every pod. A pod has its own ports, so Serve's defaults apply."""
+    """Ray's and Serve's environment variables in a worker's pod. It has its own ports, so Serve's defaults apply."""
     return serve_environment(settings, Path(HAPROXY)) | {
         # Even with usage statistics turned off, a head that KubeRay starts reports that they are (ray 2.60).
         "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",

@@ -5,7 +5,7 @@ are never written there by hand.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from math import ceil
 from pathlib import Path
@@ -14,9 +14,15 @@ from typing import Any
 import yaml
 
 from cluster.configuration import variable
-from cluster.kubernetes.pods import in_cluster, pod_environment, routers_of, serve_config_of
+from cluster.kubernetes.claims import keep_size
+from cluster.kubernetes.names import distinct_labels
+from cluster.kubernetes.pods import head_environment, in_cluster, pod_environment, routers_of, serve_config_of
 from cluster.kubernetes.routes import ingress_patch, route_patch
 from cluster.kubernetes.sizes import (
+    HEAD_GRACE_S,
+    MAX_PODS,
+    MISSING_MODEL_S,
+    MODEL_WAIT_S,
     NOTICE_S,
     KubernetesError,
     ModelInCluster,
@@ -30,7 +36,7 @@ from cluster.kubernetes.sizes import (
 )
 from cluster.launch.environment import METRICS_PORT, OBJECT_STORE_BYTES
 from cluster.models.folder import folder_of, is_folder
-from cluster.serve_config import Routers
+from cluster.serve_config import Engine, Routers
 from cluster.settings import BUNDLED, Settings
 
 _RAYSERVICE, _MODELS = "rayservice.yaml", "models.yaml"
@@ -40,8 +46,12 @@ _PART, _COMPONENT, _MODEL = "app.kubernetes.io/part-of", "app.kubernetes.io/comp
 _ENGINES = "dray/engines"
 
 
-def render(settings: Settings, base: Path) -> dict[str, str]:
-    """An overlay's files by name. base: the folder k8s/base. Raises KubernetesError."""
+def render(settings: Settings, base: Path, previous: Mapping[str, str] | None = None) -> dict[str, str]:
+    """An overlay's files by name. Raises KubernetesError.
+
+    base: the folder k8s/base. previous: the files that were rendered for the same cluster before, and may be applied
+    there.
+    """
     inside = in_cluster(settings)
     routers = routers_of(inside, settings.models_dir)
     files = {
@@ -49,10 +59,12 @@ def render(settings: Settings, base: Path) -> dict[str, str]:
         "ingress.yaml": _dump(ingress_patch(inside)),
         "httproute.yaml": _dump(route_patch(inside)),
     }
-    if budgets := [_budget(pods, labels) for pods, labels in _groups(routers) if pods.min_replicas > 1]:
+    if budgets := [_budget(pods, labels) for pods, labels, _ in _groups(routers) if pods.replicas > 1]:
         files["budgets.yaml"] = _dump(*budgets)
     if settings.kubernetes.models_claim:
-        files[_MODELS] = _dump(*_store(_template(base, _MODELS), inside, settings.models_dir))
+        claim, *jobs = _store(_template(base, _MODELS), inside, settings.models_dir)
+        keep_size(claim, (previous or {}).get(_MODELS, ""), chosen=bool(settings.kubernetes.storage_mb))
+        files[_MODELS] = _dump(claim, *jobs)
     return files
 
 
@@ -103,13 +115,13 @@ def _dump(*documents: dict[str, Any] | list[dict[str, Any]]) -> str:
     return yaml.dump_all(documents, Dumper=_Block, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def _groups(routers: Routers) -> list[tuple[Pods, dict[str, str]]]:
-    """Every kind of worker pod, with the labels that identify it."""
-    groups = [(router_pods(routers.settings), {_COMPONENT: "router"})]
+def _groups(routers: Routers) -> list[tuple[Pods, dict[str, str], tuple[Engine, ...]]]:
+    """Every kind of worker pod, with the labels that identify it, and the engines whose models it reads."""
+    groups = [(router_pods(routers.settings), {_COMPONENT: "router"}, routers.engines)]
     for engine in routers.engines:
         pods = engine_pods(engine)
-        groups.append((pods, {_COMPONENT: "engine", _MODEL: pods.group}))
-    names = [pods.group for pods, _ in groups]
+        groups.append((pods, {_COMPONENT: "engine", _MODEL: pods.group}, (engine,)))
+    names = [pods.group for pods, _, _ in groups]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise KubernetesError(f"two worker groups would be called {repeated[0]!r}; give one model another `name`")
     return groups
@@ -126,17 +138,20 @@ def _rayservice(template: dict[str, Any], routers: Routers) -> dict[str, Any]:
     routers_group, engines_group = cluster["workerGroupSpecs"]
     head["rayStartParams"]["object-store-memory"] = str(OBJECT_STORE_BYTES)
     head["template"]["metadata"].setdefault("annotations", {})[_ENGINES] = version
-    _fill_pod(head["template"]["spec"], settings)
+    _fill_pod(head["template"]["spec"], settings, head_environment(settings), HEAD_GRACE_S)
     groups = []
-    for pods, labels in _groups(routers):
+    for pods, labels, engines_read in _groups(routers):
         prototype = routers_group if _MODEL not in labels else engines_group
         group = _copy(prototype)
         group["groupName"] = pods.group
-        group |= {"replicas": pods.min_replicas, "minReplicas": pods.min_replicas, "maxReplicas": pods.max_replicas}
+        # No pod is kept for its own sake: each replica holds one. So a second cluster grows as it takes over, and the
+        # number of replicas can change while the cluster runs.
+        group |= {"replicas": pods.replicas, "minReplicas": 0, "maxReplicas": MAX_PODS}
         group["rayStartParams"]["object-store-memory"] = str(OBJECT_STORE_BYTES)
         group["resources"] = {"CPU": str(pods.cores), pods.unit: "1"}
         group["template"]["metadata"]["labels"] |= labels
-        _fill_pod(group["template"]["spec"], settings)
+        _wait_for_models(group["template"]["spec"], engines_read, settings)
+        _fill_pod(group["template"]["spec"], settings, pod_environment(settings), termination_s(settings))
         group["template"]["spec"]["containers"][0]["resources"] = pods.resources
         groups.append(group)
     return {
@@ -150,15 +165,26 @@ def _rayservice(template: dict[str, Any], routers: Routers) -> dict[str, Any]:
     }
 
 
-def _fill_pod(pod: dict[str, Any], settings: Settings) -> None:
+def _wait_for_models(pod: dict[str, Any], engines: Iterable[Engine], settings: Settings) -> None:
+    """Tells the container that waits for models their folders; leaves it out where all of them are in the image."""
+    models = [engine.model.settings for engine in engines if engine.model.settings.source != BUNDLED]
+    folders = sorted({str(folder_of(model.source, model.weight, settings.models_dir)) for model in models})
+    [waiting] = (container for container in pod["initContainers"] if container["name"] == "model")
+    if folders:
+        timeout_s = MISSING_MODEL_S if settings.kubernetes.models_image else MODEL_WAIT_S
+        waiting["command"] += [*folders, "--timeout", str(timeout_s)]
+    else:
+        pod["initContainers"].remove(waiting)
+
+
+def _fill_pod(pod: dict[str, Any], settings: Settings, environment: Mapping[str, str], grace_s: int) -> None:
     kubernetes, main = settings.kubernetes, pod["containers"][0]
-    pod["terminationGracePeriodSeconds"] = termination_s(settings)
+    pod["terminationGracePeriodSeconds"] = grace_s
     for container in (*pod.get("initContainers", ()), *pod["containers"]):
         container["image"] = kubernetes.image
         for port in container.get("ports", ()):
             if port["name"] in ("serve", "dray-metrics"):
                 port["containerPort"] = settings.port if port["name"] == "serve" else METRICS_PORT
-    environment = pod_environment(settings)
     _set_environment(main, environment)
     for container in pod.get("initContainers", ()):
         if container["name"] == "metrics":
@@ -197,7 +223,7 @@ def _budget(pods: Pods, labels: Mapping[str, str]) -> dict[str, Any]:
         "kind": "PodDisruptionBudget",
         "metadata": {"name": f"dray-{pods.group}"},
         "spec": {
-            "minAvailable": pods.min_replicas - 1,
+            "minAvailable": pods.replicas - 1,
             "selector": {"matchLabels": {_PART: "dray", **labels}},
         },
     }
@@ -218,9 +244,10 @@ def _store(templates: list[dict[str, Any]], settings: Settings, local_models: Pa
         for model in models
         if model.settings.source != BUNDLED and not is_folder(model.settings.source)
     }
+    names = distinct_labels(sorted(named))
     for folder, model in sorted(named.items()):
         container = _copy(prototype)
-        container["name"] = folder.replace(".", "-")[:63]
+        container["name"] = names[folder]
         container["image"] = kubernetes.fetch_image or kubernetes.image
         container["command"] += [model.settings.source, "--weight", model.settings.weight]
         _set_environment(container, {variable("models_dir"): str(settings.models_dir), variable("hub"): settings.hub})
@@ -232,7 +259,7 @@ def _store(templates: list[dict[str, Any]], settings: Settings, local_models: Pa
     for volume in pod["volumes"]:
         if volume["name"] == "models":
             volume["persistentVolumeClaim"]["claimName"] = kubernetes.models_claim
-    # A Job is immutable, so its name contains a hash of what it fetches.
-    version = blake2b(json.dumps(pod, sort_keys=True).encode(), digest_size=4).hexdigest()
+    # A Job is immutable, so its name contains a hash of its content.
+    version = blake2b(json.dumps(job["spec"], sort_keys=True).encode(), digest_size=4).hexdigest()
     job["metadata"]["name"] = f"dray-models-{version}"
     return [claim, job] if named else [claim]

@@ -11,6 +11,7 @@ import os
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from cluster.child import obey_sigterm
 from cluster.launch.environment import METRICS_PORT
 from cluster.launch.watch import killing_hung_processes
 from cluster.liveness import FOLDER
@@ -38,6 +39,7 @@ def serve(port: int = METRICS_PORT) -> ThreadingHTTPServer:
 
 def main(port: int = METRICS_PORT) -> None:
     """Serves until the process is ended."""
+    obey_sigterm()
     with killing_hung_processes(Path(os.environ[FOLDER])), serve(port) as server:
         server.serve_forever()
 

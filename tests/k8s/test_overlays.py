@@ -149,10 +149,44 @@ WRONG: dict[str, tuple[Callable[[list[Document]], Any], str]] = {
         "and needs one more",
     ),
     "fewer pods than engines": (
-        lambda manifests: _set(_group(manifests, 1), "maxReplicas", to=3),
-        "all engines together",
+        lambda manifests: _set(_group(manifests, 1), "replicas", to=3),
+        "with 3 pods for 4 replicas",
     ),
-    "fewer pods than routers": (lambda manifests: _set(_group(manifests, 0), "minReplicas", to=1), "routers' pods"),
+    "fewer pods than routers": (
+        lambda manifests: _set(_group(manifests, 0), "replicas", to=1),
+        "with 1 pods for 2 replicas",
+    ),
+    "bounds that a running cluster would keep": (
+        lambda manifests: _set(_group(manifests, 1), "maxReplicas", to=13),
+        "never have more than 13 pods",
+    ),
+    "a minimum that a second cluster would need at once": (
+        lambda manifests: _set(_group(manifests, 1), "minReplicas", to=4),
+        "at least 4 pods",
+    ),
+    "a head that takes as long as a stream": (
+        lambda manifests: _set(
+            cluster_of(manifests)["headGroupSpec"]["template"]["spec"], "terminationGracePeriodSeconds", to=675
+        ),
+        "before the head is back",
+    ),
+    "a head that outlasts the deletion of its state": (
+        lambda manifests: _set(
+            cluster_of(manifests)["headGroupSpec"]["template"]["spec"], "terminationGracePeriodSeconds", to=300
+        ),
+        "state stays in Redis",
+    ),
+    "a head that drains": (
+        lambda manifests: _set(
+            _env(
+                cluster_of(manifests)["headGroupSpec"]["template"]["spec"]["containers"][0],
+                "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S",
+            ),
+            "value",
+            to="630",
+        ),
+        "the head drains",
+    ),
     "root": (
         lambda manifests: _set(_group(manifests, 1), "template", "spec", "securityContext", "runAsNonRoot", to=False),
         "root",

@@ -52,7 +52,7 @@ def test_pods_follow_the_settings(tmp_path: Path) -> None:
     assert serve["http_options"]["port"] == 9000
     _, group = spec["rayClusterConfig"]["workerGroupSpecs"]
     pod = group["template"]["spec"]
-    assert (group["minReplicas"], group["maxReplicas"]) == (3, 4)
+    assert group["replicas"] == 3
     assert pod["terminationGracePeriodSeconds"] > 1200 + 30
     assert {container["image"] for container in pod["containers"] + pod["initContainers"]} == {"ours:1"}
     assert {"name": "serve", "containerPort": 9000} in pod["containers"][0]["ports"]
@@ -99,10 +99,10 @@ def test_an_edited_kustomization_is_not_overwritten(tmp_path: Path) -> None:
     assert kustomization.read_text() == "edited"
 
 
-def test_a_model_that_may_sleep_may_have_no_pods(tmp_path: Path) -> None:
+def test_a_model_that_may_sleep_starts_without_pods(tmp_path: Path) -> None:
     spec = rendered(tmp_path, NAMED + "  replicas: 2\n  sleep_after_s: 600\n" + CLAIM)
     _, group = spec["rayClusterConfig"]["workerGroupSpecs"]
-    assert (group["minReplicas"], group["maxReplicas"]) == (0, 3)
+    assert (group["replicas"], group["minReplicas"]) == (0, 0)
 
 
 def test_the_store_has_room_for_models_that_are_fetched_or_exported(tmp_path: Path) -> None:
