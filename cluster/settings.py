@@ -440,9 +440,14 @@ class KubernetesSettings(Group):
     models_image: str = Field(
         "", description="OCI image with the model folders at its root, mounted instead of a claim. Empty: no image."
     )
+    models_path: Annotated[str, Field(pattern="^(/[^:]+)?$")] = Field(
+        "",
+        description="Folder of each node that keeps the models, mounted instead of a claim; the first pod that needs a "
+        "model downloads it there. Empty: no such folder.",
+    )
     fetch_image: str = Field(
         "",
-        description="Image of the Job that downloads models; exporting needs the `export` extra. Empty: `image`.",
+        description="Image of what downloads models; exporting needs the `export` extra. Empty: `image`.",
     )
     storage_mb: Annotated[int, Field(ge=0)] = Field(
         0, description="Size of the claim, in MiB. 0: enough for the models, with a new version beside the old one."

@@ -40,7 +40,8 @@ from cluster.serve_config import Engine, Routers
 from cluster.settings import BUNDLED, Settings
 
 _RAYSERVICE, _MODELS = "rayservice.yaml", "models.yaml"
-_PATCHES = {"ingress.yaml": "Ingress", "httproute.yaml": "HTTPRoute"}
+_NODE_STORE, _NAMESPACE_OF_NODE_STORE = "node-store.yaml", "node-store-namespace.yaml"
+_PATCHES = {"ingress.yaml": "Ingress", "httproute.yaml": "HTTPRoute", _NAMESPACE_OF_NODE_STORE: "Namespace"}
 """Patches of objects that an overlay may have, by the kind of object. Kustomize skips those that match none."""
 _PART, _COMPONENT, _MODEL = "app.kubernetes.io/part-of", "app.kubernetes.io/component", "dray/model"
 _ENGINES = "dray/engines"
@@ -54,17 +55,21 @@ def render(settings: Settings, base: Path, previous: Mapping[str, str] | None = 
     """
     inside = in_cluster(settings)
     routers = routers_of(inside, settings.models_dir)
+    claim, job = _template(base, _MODELS)
+    fetcher = job["spec"]["template"]["spec"]["initContainers"].pop()
     files = {
-        _RAYSERVICE: _dump(_rayservice(_template(base, _RAYSERVICE)[0], routers)),
+        _RAYSERVICE: _dump(_rayservice(_template(base, _RAYSERVICE)[0], routers, fetcher)),
         "ingress.yaml": _dump(ingress_patch(inside)),
         "httproute.yaml": _dump(route_patch(inside)),
     }
     if budgets := [_budget(pods, labels) for pods, labels, _ in _groups(routers) if pods.replicas > 1]:
         files["budgets.yaml"] = _dump(*budgets)
     if settings.kubernetes.models_claim:
-        claim, *jobs = _store(_template(base, _MODELS), inside, settings.models_dir)
+        jobs = _store(claim, job, fetcher, inside, settings.models_dir)
         keep_size(claim, (previous or {}).get(_MODELS, ""), chosen=bool(settings.kubernetes.storage_mb))
         files[_MODELS] = _dump(claim, *jobs)
+    if settings.kubernetes.models_path:
+        files |= {name: _dump(*_template(base, name)) for name in (_NODE_STORE, _NAMESPACE_OF_NODE_STORE)}
     return files
 
 
@@ -78,7 +83,7 @@ def kustomization(files: Mapping[str, str], base: str) -> str:
             "resources": [base, *(name for name in files if name not in (_RAYSERVICE, *_PATCHES))],
             "patches": [
                 {"path": _RAYSERVICE},
-                *({"path": name, "target": {"kind": kind}} for name, kind in _PATCHES.items()),
+                *({"path": name, "target": {"kind": kind}} for name, kind in _PATCHES.items() if name in files),
             ],
         }
     )
@@ -127,8 +132,11 @@ def _groups(routers: Routers) -> list[tuple[Pods, dict[str, str], tuple[Engine, 
     return groups
 
 
-def _rayservice(template: dict[str, Any], routers: Routers) -> dict[str, Any]:
-    """A patch with the values that follow from the settings, and no others, so that overlays can change the rest."""
+def _rayservice(template: dict[str, Any], routers: Routers, fetcher: dict[str, Any]) -> dict[str, Any]:
+    """A patch with the values that follow from the settings, and no others, so that overlays can change the rest.
+
+    fetcher: the container that fetches a model.
+    """
     settings, cluster = routers.settings, template["spec"]["rayClusterConfig"]
     # Serve can replace routers in place without a failed request, but it would remove engines that old routers still
     # use. So different engines mean a new RayCluster, and KubeRay switches over to it.
@@ -150,7 +158,7 @@ def _rayservice(template: dict[str, Any], routers: Routers) -> dict[str, Any]:
         group["rayStartParams"]["object-store-memory"] = str(OBJECT_STORE_BYTES)
         group["resources"] = {"CPU": str(pods.cores), pods.unit: "1"}
         group["template"]["metadata"]["labels"] |= labels
-        _wait_for_models(group["template"]["spec"], engines_read, settings)
+        _wait_for_models(group["template"]["spec"], engines_read, settings, fetcher)
         _fill_pod(group["template"]["spec"], settings, pod_environment(settings), termination_s(settings))
         group["template"]["spec"]["containers"][0]["resources"] = pods.resources
         groups.append(group)
@@ -165,23 +173,35 @@ def _rayservice(template: dict[str, Any], routers: Routers) -> dict[str, Any]:
     }
 
 
-def _wait_for_models(pod: dict[str, Any], engines: Iterable[Engine], settings: Settings) -> None:
-    """Tells the container that waits for models their folders; leaves it out where all of them are in the image."""
-    models = [engine.model.settings for engine in engines if engine.model.settings.source != BUNDLED]
-    folders = sorted({str(folder_of(model.source, model.weight, settings.models_dir)) for model in models})
+def _wait_for_models(
+    pod: dict[str, Any], engines: Iterable[Engine], settings: Settings, fetcher: dict[str, Any]
+) -> None:
+    """Tells the container that waits for models their folders; leaves it out where all of them are in the image.
+
+    Where each node keeps the models itself, containers before it fetch those that are missing there.
+    """
+    known = [engine.model for engine in engines if engine.model.settings.source != BUNDLED]
+    folders = {str(folder_of(model.settings.source, model.settings.weight, settings.models_dir)) for model in known}
     [waiting] = (container for container in pod["initContainers"] if container["name"] == "model")
-    if folders:
-        timeout_s = MISSING_MODEL_S if settings.kubernetes.models_image else MODEL_WAIT_S
-        waiting["command"] += [*folders, "--timeout", str(timeout_s)]
-    else:
+    if not folders:
         pod["initContainers"].remove(waiting)
+        return
+    timeout_s = MODEL_WAIT_S if settings.kubernetes.models_claim else MISSING_MODEL_S
+    waiting["command"] += [*sorted(folders), "--timeout", str(timeout_s)]
+    if settings.kubernetes.models_path:
+        models = [model for model in known if isinstance(model, ModelInCluster)]
+        fetchers = _fetchers(fetcher, models, settings)
+        for container in fetchers:
+            container["command"].append("--wait")
+        place = pod["initContainers"].index(waiting)
+        pod["initContainers"][place:place] = fetchers
 
 
 def _fill_pod(pod: dict[str, Any], settings: Settings, environment: Mapping[str, str], grace_s: int) -> None:
     kubernetes, main = settings.kubernetes, pod["containers"][0]
     pod["terminationGracePeriodSeconds"] = grace_s
     for container in (*pod.get("initContainers", ()), *pod["containers"]):
-        container["image"] = kubernetes.image
+        container.setdefault("image", kubernetes.image)
         for port in container.get("ports", ()):
             if port["name"] in ("serve", "dray-metrics"):
                 port["containerPort"] = settings.port if port["name"] == "serve" else METRICS_PORT
@@ -195,7 +215,9 @@ def _fill_pod(pod: dict[str, Any], settings: Settings, environment: Mapping[str,
     for volume in pod["volumes"]:
         if volume["name"] == "models":
             volume.clear()
-            volume |= {"name": "models", **_models_volume(settings)}
+            # The head opens no model, and its node need not have a folder of them.
+            on_node = settings.kubernetes.models_path and main["name"] == "ray-head"
+            volume |= {"name": "models", **({"emptyDir": {}} if on_node else _models_volume(settings))}
 
 
 def _set_environment(container: dict[str, Any], values: Mapping[str, str]) -> None:
@@ -205,14 +227,19 @@ def _set_environment(container: dict[str, Any], values: Mapping[str, str]) -> No
 
 def _models_volume(settings: Settings) -> dict[str, Any]:
     kubernetes = settings.kubernetes
-    if kubernetes.models_claim and kubernetes.models_image:
-        raise KubernetesError("set either kubernetes.models_claim or kubernetes.models_image, not both")
+    stores = [name for name in ("models_claim", "models_image", "models_path") if getattr(kubernetes, name)]
+    if len(stores) > 1:
+        raise KubernetesError(f"set only one of kubernetes.{' and kubernetes.'.join(stores)}, not both")
     if kubernetes.models_claim:
         return {"persistentVolumeClaim": {"claimName": kubernetes.models_claim, "readOnly": True}}
     if kubernetes.models_image:
         return {"image": {"reference": kubernetes.models_image, "pullPolicy": "IfNotPresent"}}
+    if kubernetes.models_path:
+        return {"hostPath": {"path": kubernetes.models_path, "type": "Directory"}}
     if any(model.source != BUNDLED for model in settings.served):
-        raise KubernetesError("serving other than the bundled model needs kubernetes.models_claim or .models_image")
+        raise KubernetesError(
+            "serving other than the bundled model needs kubernetes.models_claim, .models_image or .models_path"
+        )
     return {"emptyDir": {}}
 
 
@@ -229,32 +256,16 @@ def _budget(pods: Pods, labels: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _store(templates: list[dict[str, Any]], settings: Settings, local_models: Path) -> list[dict[str, Any]]:
-    """The claim that holds the models, and the Job that downloads or exports the named ones into it."""
-    claim, job = templates
+def _store(
+    claim: dict[str, Any], job: dict[str, Any], fetcher: dict[str, Any], settings: Settings, local_models: Path
+) -> list[dict[str, Any]]:
+    """Completes the claim that holds the models; returns the Job that downloads or exports the named ones into it."""
     kubernetes, models = settings.kubernetes, [ModelInCluster(model, local_models) for model in settings.served]
-    exports = bool(kubernetes.fetch_image)
-    size = kubernetes.storage_mb * 2**20 or storage(models, exports=exports)
+    size = kubernetes.storage_mb * 2**20 or storage(models, exports=bool(kubernetes.fetch_image))
     claim["metadata"]["name"] = kubernetes.models_claim
     claim["spec"]["resources"]["requests"]["storage"] = f"{ceil(size / 2**30)}Gi"
     pod = job["spec"]["template"]["spec"]
-    prototype = pod["initContainers"].pop()
-    named = {
-        folder_of(model.settings.source, model.settings.weight, settings.models_dir).name: model
-        for model in models
-        if model.settings.source != BUNDLED and not is_folder(model.settings.source)
-    }
-    names = distinct_labels(sorted(named))
-    for folder, model in sorted(named.items()):
-        container = _copy(prototype)
-        container["name"] = names[folder]
-        container["image"] = kubernetes.fetch_image or kubernetes.image
-        container["command"] += [model.settings.source, "--weight", model.settings.weight]
-        _set_environment(container, {variable("models_dir"): str(settings.models_dir), variable("hub"): settings.hub})
-        memory = f"{fetch_memory(model, exports=exports) >> 20}Mi"
-        for kind in ("requests", "limits"):
-            container["resources"][kind]["memory"] = memory
-        pod["initContainers"].append(container)
+    pod["initContainers"] = _fetchers(fetcher, models, settings)
     pod["containers"][0]["image"] = kubernetes.image
     for volume in pod["volumes"]:
         if volume["name"] == "models":
@@ -262,4 +273,26 @@ def _store(templates: list[dict[str, Any]], settings: Settings, local_models: Pa
     # A Job is immutable, so its name contains a hash of its content.
     version = blake2b(json.dumps(job["spec"], sort_keys=True).encode(), digest_size=4).hexdigest()
     job["metadata"]["name"] = f"dray-models-{version}"
-    return [claim, job] if named else [claim]
+    return [job] if pod["initContainers"] else []
+
+
+def _fetchers(prototype: dict[str, Any], models: Iterable[ModelInCluster], settings: Settings) -> list[dict[str, Any]]:
+    """A container for each model that is given by name: it downloads or exports the model, unless it is there."""
+    kubernetes = settings.kubernetes
+    named = {
+        folder_of(model.settings.source, model.settings.weight, settings.models_dir).name: model
+        for model in models
+        if model.settings.source != BUNDLED and not is_folder(model.settings.source)
+    }
+    names, fetchers = distinct_labels(sorted(named)), []
+    for folder, model in sorted(named.items()):
+        container = _copy(prototype)
+        container["name"] = names[folder]
+        container["image"] = kubernetes.fetch_image or kubernetes.image
+        container["command"] += [model.settings.source, "--weight", model.settings.weight]
+        _set_environment(container, {variable("models_dir"): str(settings.models_dir), variable("hub"): settings.hub})
+        memory = f"{fetch_memory(model, exports=bool(kubernetes.fetch_image)) >> 20}Mi"
+        for kind in ("requests", "limits"):
+            container["resources"][kind]["memory"] = memory
+        fetchers.append(container)
+    return fetchers

@@ -31,9 +31,13 @@ def pods(documents: list[Document], settings: Settings) -> Iterator[str]:
             yield f"{name} may run as root"
         if security.get("seccompProfile") != {"type": "RuntimeDefault"}:
             yield f"{name} has no seccomp profile"
-        on_host = any("hostPath" in volume for volume in spec.get("volumes", ()))
-        if spec.get("hostNetwork") or spec.get("hostPID") or on_host:
+        folders = {volume["hostPath"]["path"] for volume in spec.get("volumes", ()) if "hostPath" in volume}
+        models = {settings.kubernetes.models_path} if settings.kubernetes.models_path and name != "head" else set()
+        if spec.get("hostNetwork") or spec.get("hostPID") or folders - models:
             yield f"{name} reaches the node"
+        mounts = {mount["name"]: mount for container in spec["containers"] for mount in container["volumeMounts"]}
+        if folders and not mounts["models"].get("readOnly"):
+            yield f"{name} can change the models of its node"
         if spec.get("automountServiceAccountToken") is not False:
             yield f"{name} has a token of the API server"
         if spec.get("enableServiceLinks") is not False:

@@ -153,7 +153,8 @@ def network(documents: list[Document], settings: Settings) -> Iterator[str]:
                     yield f"{name} lets everybody in"
                 for component in _components(spec["podSelector"]):
                     clients.setdefault(component, set()).update(_components(peer.get("podSelector", {})))
-        if spec.get("egress") and name not in ("dray-head-api", "dray-models"):
+        outside = {"dray-head-api", "dray-models"} | ({"dray-node-store"} if settings.kubernetes.models_path else set())
+        if spec.get("egress") and name not in outside:
             yield from (f"{name} lets pods out to anywhere" for rule in spec["egress"] if not rule.get("to"))
     for server, allowed in (("answers", {"router"}), ("teams", {"router"}), ("gcs", {"head"})):
         if clients.get(server) != allowed:

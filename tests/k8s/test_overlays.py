@@ -35,15 +35,22 @@ def test_the_generated_files_match_the_settings(overlay: str) -> None:
     assert {path.name for path in folder.iterdir()} <= known
 
 
-def test_a_new_overlay_renders_and_applies(tmp_path: Path) -> None:
-    files = render(settings_of("production"), K8S / "base")
+@pytest.mark.parametrize("store", [{"models_claim": "store"}, {"models_path": "/var/lib/dray/models"}])
+def test_a_new_overlay_renders_and_applies(store: dict[str, str], tmp_path: Path) -> None:
+    kubernetes = settings_of("production").kubernetes.model_copy(update={"models_claim": ""} | store)
+    settings = settings_of("production").model_copy(update={"kubernetes": kubernetes})
+    files = render(settings, K8S / "base")
     folder = K8S / "overlays"
     relative = Path("../" * (len(tmp_path.resolve().parts) - 1) + str(K8S / "base")[1:])
     (tmp_path / "kustomization.yaml").write_text(kustomization(files, str(relative)))
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert folder.is_dir()
-    assert list(faults(kustomize(tmp_path), settings_of("production"))) == []
+    documents = kustomize(tmp_path)
+    assert list(faults(documents, settings)) == []
+    [namespace] = of_kind(documents, "Namespace")
+    level = namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+    assert level == ("privileged" if settings.kubernetes.models_path else "restricted")
 
 
 def _group(documents: list[Document], index: int) -> Document:

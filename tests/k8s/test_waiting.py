@@ -123,11 +123,13 @@ def test_serve_runs_once_the_model_has_arrived() -> None:
         folder = Path(name)
         models = folder / "models"
         models.mkdir()
+        (folder / "metrics").mkdir()
         group, application = worker(models)
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "DRAY_MODELS_DIR": str(models),
             "DRAY_LEASE_DIR": str(folder / "cores"),
+            "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
@@ -149,6 +151,7 @@ def test_serve_runs_once_the_model_has_arrived() -> None:
                     assert node.poll() is None and serve.poll() is None
                     [status] = json.loads(serve.stdout.readline()).values()
                     seen.append(status)
+                    assert status != "DEPLOY_FAILED"
                     return str(status)
 
                 started = time.monotonic()
