@@ -17,7 +17,7 @@ from cluster.settings import Settings
 from tests.k8s.kuberay import cluster_hash, desired_pods, pending_cluster
 from tests.k8s.manifests import K8S, Document
 
-ENGINE = {"source": "deepseek-r1-distill-qwen-1.5b", "cores_per_replica": 4}
+ENGINE: dict[str, Any] = {"source": "deepseek-r1-distill-qwen-1.5b", "cores_per_replica": 4}
 
 
 def rendered(routers: int = 2, **model: Any) -> Document:

@@ -97,11 +97,12 @@ def test_a_size_that_would_shrink_a_claim_is_refused() -> None:
 
 @pytest.mark.parametrize("text", ["org--my_model-int8", "_x_", "a" * 80, "a." * 40, "模型", "7b"])
 def test_a_name_is_one_that_kubernetes_accepts(text: str) -> None:
-    pod = {"kind": "Job", "metadata": {"name": "j"}, "spec": {"template": {"metadata": {}, "spec": {}}}}
-    pod["spec"]["template"]["spec"]["containers"] = [{"name": dns_label(text)}]
-    assert refused([], [pod]) == []
-    pod["spec"]["template"]["spec"]["containers"] = [{"name": text}]
-    assert (refused([], [pod]) == []) == (text == "7b"), "the check finds the others"
+    def job(container: str) -> Document:
+        pod = {"metadata": {}, "spec": {"containers": [{"name": container}]}}
+        return {"kind": "Job", "metadata": {"name": "j"}, "spec": {"template": pod}}
+
+    assert refused([], [job(dns_label(text))]) == []
+    assert (refused([], [job(text)]) == []) == (text == "7b"), "the check finds the others"
 
 
 def test_names_stay_distinct() -> None:
