@@ -136,8 +136,9 @@ def test_serve_runs_once_the_model_has_arrived() -> None:
         }
         head = [sys.executable, "-c", _HEAD, str(folder / "ray"), json.dumps({"applications": [application]})]
         with child(head, environment) as serve:
-            assert serve.stdout is not None
-            address = serve.stdout.readline().strip()
+            statuses = serve.stdout
+            assert statuses is not None
+            address = statuses.readline().strip()
             resources = {name: int(count) for name, count in group["resources"].items() if name != "CPU"}
             join = [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={address}"),
@@ -149,7 +150,7 @@ def test_serve_runs_once_the_model_has_arrived() -> None:
 
                 def state() -> str:
                     assert node.poll() is None and serve.poll() is None
-                    [status] = json.loads(serve.stdout.readline()).values()
+                    [status] = json.loads(statuses.readline()).values()
                     seen.append(status)
                     assert status != "DEPLOY_FAILED"
                     return str(status)
