@@ -14,7 +14,9 @@ from typing import Any
 import yaml
 
 from cluster.configuration import variable
+from cluster.kubernetes.network import more_policies
 from cluster.kubernetes.pods import in_cluster, pod_environment, routers_of, serve_config_of
+from cluster.kubernetes.site import adapt, download_environment, trace_environment, transformers
 from cluster.kubernetes.sizes import (
     NOTICE_S,
     KubernetesError,
@@ -32,7 +34,7 @@ from cluster.models.folder import folder_of, is_folder
 from cluster.serve_config import Routers
 from cluster.settings import BUNDLED, Settings
 
-_RAYSERVICE, _MODELS = "rayservice.yaml", "models.yaml"
+_RAYSERVICE, _MODELS, _SITE = "rayservice.yaml", "models.yaml", "site.yaml"
 _PART, _COMPONENT, _MODEL = "app.kubernetes.io/part-of", "app.kubernetes.io/component", "dray/model"
 _ENGINES = "dray/engines"
 
@@ -44,6 +46,9 @@ def render(settings: Settings, base: Path) -> dict[str, str]:
     files = {_RAYSERVICE: _dump(_rayservice(_template(base, _RAYSERVICE)[0], routers))}
     if budgets := [_budget(pods, labels) for pods, labels in _groups(routers) if pods.min_replicas > 1]:
         files["budgets.yaml"] = _dump(*budgets)
+    if policies := more_policies(settings):
+        files["network.yaml"] = _dump(*policies)
+    files[_SITE] = _dump(*transformers(settings))
     if settings.kubernetes.models_claim:
         files[_MODELS] = _dump(*_store(_template(base, _MODELS), inside, settings.models_dir))
     return files
@@ -55,9 +60,9 @@ def kustomization(files: Mapping[str, str], base: str) -> str:
         {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
-            "namespace": "dray",
-            "resources": [base, *(name for name in files if name != _RAYSERVICE)],
+            "resources": [base, *(name for name in files if name not in (_RAYSERVICE, _SITE))],
             "patches": [{"path": _RAYSERVICE}],
+            "transformers": [_SITE],
         }
     )
 
@@ -112,8 +117,10 @@ def _rayservice(template: dict[str, Any], routers: Routers) -> dict[str, Any]:
     head = cluster["headGroupSpec"]
     routers_group, engines_group = cluster["workerGroupSpecs"]
     head["rayStartParams"]["object-store-memory"] = str(OBJECT_STORE_BYTES)
+    head["rayStartParams"]["dashboard-host"] = settings.host
     head["template"]["metadata"].setdefault("annotations", {})[_ENGINES] = version
     _fill_pod(head["template"]["spec"], settings)
+    adapt(head["template"], settings)
     groups = []
     for pods, labels in _groups(routers):
         prototype = routers_group if _MODEL not in labels else engines_group
@@ -122,6 +129,7 @@ def _rayservice(template: dict[str, Any], routers: Routers) -> dict[str, Any]:
         group |= {"replicas": pods.min_replicas, "minReplicas": pods.min_replicas, "maxReplicas": pods.max_replicas}
         group["rayStartParams"]["object-store-memory"] = str(OBJECT_STORE_BYTES)
         group["resources"] = {"CPU": str(pods.cores), pods.unit: "1"}
+        adapt(group["template"], settings)
         group["template"]["metadata"]["labels"] |= labels
         _fill_pod(group["template"]["spec"], settings)
         group["template"]["spec"]["containers"][0]["resources"] = pods.resources
@@ -146,7 +154,7 @@ def _fill_pod(pod: dict[str, Any], settings: Settings) -> None:
             if port["name"] in ("serve", "dray-metrics"):
                 port["containerPort"] = settings.port if port["name"] == "serve" else METRICS_PORT
     environment = pod_environment(settings)
-    _set_environment(main, environment)
+    _set_environment(main, environment | trace_environment(settings))
     for container in pod.get("initContainers", ()):
         if container["name"] == "metrics":
             name = "PROMETHEUS_MULTIPROC_DIR"
@@ -185,6 +193,8 @@ def _budget(pods: Pods, labels: Mapping[str, str]) -> dict[str, Any]:
         "metadata": {"name": f"dray-{pods.group}"},
         "spec": {
             "minAvailable": pods.min_replicas - 1,
+            # A pod that is not ready serves nobody, and must not keep a node from being drained.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
             "selector": {"matchLabels": {_PART: "dray", **labels}},
         },
     }
@@ -210,7 +220,8 @@ def _store(templates: list[dict[str, Any]], settings: Settings, local_models: Pa
         container["name"] = folder.replace(".", "-")[:63]
         container["image"] = kubernetes.fetch_image or kubernetes.image
         container["command"] += [model.settings.source, "--weight", model.settings.weight]
-        _set_environment(container, {variable("models_dir"): str(settings.models_dir), variable("hub"): settings.hub})
+        environment = {variable("models_dir"): str(settings.models_dir), variable("hub"): settings.hub}
+        _set_environment(container, environment | download_environment(settings))
         memory = f"{fetch_memory(model, exports=exports) >> 20}Mi"
         for kind in ("requests", "limits"):
             container["resources"][kind]["memory"] = memory
@@ -219,6 +230,7 @@ def _store(templates: list[dict[str, Any]], settings: Settings, local_models: Pa
     for volume in pod["volumes"]:
         if volume["name"] == "models":
             volume["persistentVolumeClaim"]["claimName"] = kubernetes.models_claim
+    adapt(job["spec"]["template"], settings)
     # A Job is immutable, so its name contains a hash of what it fetches.
     version = blake2b(json.dumps(pod, sort_keys=True).encode(), digest_size=4).hexdigest()
     job["metadata"]["name"] = f"dray-models-{version}"
