@@ -16,6 +16,9 @@ SECRETS = {
 _TO_ANYWHERE = ("dray-head-api", "dray-models", "dray-more-head-api", "dray-more-models")
 """The policies that open a port to every address: of the API server, which is no pod, and of hubs."""
 
+_GATEWAY = "gateway.networking.k8s.io/gateway-name"
+"""The label of a Gateway's proxies, which no manifest has: its controller creates them."""
+
 
 def references(documents: list[Document], settings: Settings) -> Iterator[str]:
     """Every name of another object is the name of an object that exists."""
@@ -82,6 +85,8 @@ def _selectors(documents: list[Document]) -> Iterator[str]:
     pods = [(template["metadata"]["labels"], _ports(template)) for _, template in pod_templates(documents)]
     for document in documents:
         kind, name, spec = document["kind"], document["metadata"]["name"], document.get("spec", {})
+        if _GATEWAY in str(spec.get("selector", spec.get("podSelector"))):
+            continue
         if kind == "Service":
             selected = _select({"matchLabels": spec["selector"]}, pods)
             named_ports = {port["targetPort"] for port in spec["ports"]}
