@@ -18,19 +18,36 @@ def more_policies(settings: Settings) -> list[dict[str, Any]]:
     """The NetworkPolicies that follow from the settings; none for the default ones."""
     kubernetes, policies = settings.kubernetes, []
     if kubernetes.dns_addresses:
-        rule = {"to": _blocks(kubernetes.dns_addresses), "ports": _DNS_PORTS}
-        policies.append(_policy("dray-more-names", {}, "Egress", rule))
+        policies.append(names(_blocks(kubernetes.dns_addresses)))
     if kubernetes.client_networks:
-        rule = {"from": _blocks(kubernetes.client_networks), "ports": [{"protocol": "TCP", "port": "serve"}]}
-        policies.append(_policy("dray-more-clients", _pods("router", "engine"), "Ingress", rule))
+        policies.append(clients(_blocks(kubernetes.client_networks)))
     if kubernetes.api_server_ports:
-        rule = {"ports": [{"protocol": "TCP", "port": port} for port in kubernetes.api_server_ports]}
-        policies.append(_policy("dray-more-head-api", _pods("head"), "Egress", rule))
+        policies.append(api_server(_ports(*kubernetes.api_server_ports)))
     if kubernetes.proxy:
         # A policy cannot name a host, so it opens the port.
-        rule = {"ports": [{"protocol": "TCP", "port": _port(kubernetes.proxy)}]}
+        rule = {"ports": _ports(_port(kubernetes.proxy))}
         policies.append(_policy("dray-more-models", _pods("models"), "Egress", rule))
     return policies
+
+
+def names(peers: object) -> dict[str, Any]:
+    """Lets every pod ask these name servers. peers: as a policy has them, or a text that becomes them."""
+    return _policy("dray-more-names", {}, "Egress", {"to": peers, "ports": _DNS_PORTS})
+
+
+def clients(peers: object) -> dict[str, Any]:
+    """Lets these peers connect as clients."""
+    rule = {"from": peers, "ports": _ports("serve")}
+    return _policy("dray-more-clients", _pods("router", "engine"), "Ingress", rule)
+
+
+def api_server(ports: object) -> dict[str, Any]:
+    """Lets the head connect to these ports, at which the API server is."""
+    return _policy("dray-more-head-api", _pods("head"), "Egress", {"ports": ports})
+
+
+def _ports(*ports: int | str) -> list[dict[str, Any]]:
+    return [{"protocol": "TCP", "port": port} for port in ports]
 
 
 def _port(url: str) -> int:

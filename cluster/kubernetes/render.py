@@ -5,7 +5,7 @@ are never written there by hand.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from math import ceil
 from pathlib import Path
@@ -54,8 +54,8 @@ def render(settings: Settings, base: Path) -> dict[str, str]:
     return files
 
 
-def kustomization(files: Mapping[str, str], base: str) -> str:
-    """The kustomization.yaml for rendered files. base: the path from there to k8s/base."""
+def kustomization(files: Mapping[str, str], base: str, components: Sequence[str] = ()) -> str:
+    """The kustomization.yaml for rendered files. base, components: paths from there to k8s/base and to components."""
     return _dump(
         {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -63,6 +63,7 @@ def kustomization(files: Mapping[str, str], base: str) -> str:
             "resources": [base, *(name for name in files if name not in (_RAYSERVICE, _SITE))],
             "patches": [{"path": _RAYSERVICE}],
             "transformers": [_SITE],
+            **({"components": list(components)} if components else {}),
         }
     )
 
