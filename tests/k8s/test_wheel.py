@@ -11,7 +11,7 @@ import pytest
 
 from tests.k8s.manifests import K8S, ROOT, kustomize
 
-PARTS = ("base", "components", "monitoring")
+PARTS, SCRIPTS = ("base", "components", "monitoring"), ("secrets.sh", "teams.sh")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_the_project_lists_every_manifest() -> None:
         for file in ROOT.glob(pattern)
     }
     wanted = {f"share/dray/k8s/{part}/{name}": data for part in PARTS for name, data in files(K8S / part).items()}
-    assert listed == wanted | {"share/dray/k8s/secrets.sh": (K8S / "secrets.sh").read_bytes()}
+    assert listed == wanted | {f"share/dray/k8s/{name}": (K8S / name).read_bytes() for name in SCRIPTS}
 
 
 @pytest.mark.slow
@@ -71,7 +71,8 @@ def test_the_wheel_has_every_manifest(installed: Path) -> None:
     share = installed / "share" / "dray" / "k8s"
     for part in PARTS:
         assert files(share / part) == files(K8S / part), "list new folders in pyproject.toml, data-files"
-    assert (share / "secrets.sh").read_bytes() == (K8S / "secrets.sh").read_bytes()
+    for name in SCRIPTS:
+        assert (share / name).read_bytes() == (K8S / name).read_bytes()
 
 
 @pytest.mark.slow
