@@ -1,0 +1,27 @@
+"""What KubeRay adds to our pods, and whether our image can do it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from cluster.kubernetes.pods import in_cluster, pod_environment
+from cluster.ports import free_port
+from tests.k8s.manifests import settings_of
+
+_WAIT_MIB = 256
+"""Memory of the container wait-gcs-ready, which runs `ray health-check` in the workers' environment (pod.go:649, v1.7.0).
+No setting of ours changes it."""
+
+
+def test_waiting_for_the_head_fits_into_the_memory_that_kuberay_gives_it(tmp_path: Path) -> None:
+    variables = pod_environment(in_cluster(settings_of("production")))
+    variables["PROMETHEUS_MULTIPROC_DIR"] = str(tmp_path)
+    command = [str(Path(sys.executable).with_name("ray")), "health-check", "--address", f"127.0.0.1:{free_port()}"]
+    process = subprocess.Popen(
+        command, env=os.environ | variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 1, "no GCS is there"
+    assert 50 < usage.ru_maxrss / 1024 < _WAIT_MIB
