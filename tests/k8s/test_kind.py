@@ -52,7 +52,8 @@ def ray_pods(documents: list[Document]) -> Iterator[Size]:
     autoscaler = {"resources": cluster["autoscalerOptions"]["resources"]}
     yield request(head | {"containers": [*head["containers"], autoscaler]})
     for group in cluster["workerGroupSpecs"]:
-        yield from [request(group["template"]["spec"])] * group["replicas"]
+        # One of each kind runs, also where Serve asks for it only later.
+        yield from [request(group["template"]["spec"])] * max(group["replicas"], 1)
 
 
 def other_pods(documents: list[Document]) -> list[Size]:

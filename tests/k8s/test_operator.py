@@ -10,8 +10,8 @@ from cluster.ports import free_port
 from tests.k8s.manifests import settings_of
 
 _WAIT_MIB = 256
-"""Memory of the container wait-gcs-ready, which runs `ray health-check` in the workers' environment (pod.go:649, v1.7.0).
-No setting of ours changes it."""
+"""Memory of the container wait-gcs-ready, which runs `ray health-check` in the environment of workers (pod.go:649,
+v1.7.0). No setting of ours changes it."""
 
 
 def test_waiting_for_the_head_fits_into_the_memory_that_kuberay_gives_it(tmp_path: Path) -> None:
