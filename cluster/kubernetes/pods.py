@@ -92,13 +92,12 @@ def serve_config_of(routers: Routers) -> dict[str, Any]:
 
 def pod_environment(settings: Settings) -> dict[str, str]:
     """Ray's and Serve's environment variables in every pod. A pod has its own ports, so Serve's defaults apply."""
-    # HAProxy listens on IPv4 addresses only unless it is given another one.
-    address = {haproxy.HOST: settings.host} if settings.kubernetes.ipv6 else {}
     return serve_environment(settings, Path(HAPROXY)) | {
-        **address,
         # Even with usage statistics turned off, a head that KubeRay starts reports that they are (ray 2.60).
         "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_s(settings)),
         # An HAProxy process that was replaced still serves its streams to their end.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(drain_s(settings)),
+        # HAProxy listens on IPv4 addresses only unless it is given another one.
+        **({haproxy.HOST: settings.host} if settings.kubernetes.ipv6 else {}),
     }

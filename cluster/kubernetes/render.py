@@ -16,7 +16,7 @@ import yaml
 from cluster.configuration import variable
 from cluster.kubernetes.network import more_policies
 from cluster.kubernetes.pods import in_cluster, pod_environment, routers_of, serve_config_of
-from cluster.kubernetes.site import adapt, download_environment, trace_environment, transformers
+from cluster.kubernetes.site import adapt, download_environment, transformers
 from cluster.kubernetes.sizes import (
     NOTICE_S,
     KubernetesError,
@@ -130,10 +130,10 @@ def _rayservice(template: dict[str, Any], routers: Routers) -> dict[str, Any]:
         group |= {"replicas": pods.min_replicas, "minReplicas": pods.min_replicas, "maxReplicas": pods.max_replicas}
         group["rayStartParams"]["object-store-memory"] = str(OBJECT_STORE_BYTES)
         group["resources"] = {"CPU": str(pods.cores), pods.unit: "1"}
-        adapt(group["template"], settings)
         group["template"]["metadata"]["labels"] |= labels
         _fill_pod(group["template"]["spec"], settings)
         group["template"]["spec"]["containers"][0]["resources"] = pods.resources
+        adapt(group["template"], settings)
         groups.append(group)
     return {
         **{key: template[key] for key in ("apiVersion", "kind", "metadata")},
@@ -155,7 +155,7 @@ def _fill_pod(pod: dict[str, Any], settings: Settings) -> None:
             if port["name"] in ("serve", "dray-metrics"):
                 port["containerPort"] = settings.port if port["name"] == "serve" else METRICS_PORT
     environment = pod_environment(settings)
-    _set_environment(main, environment | trace_environment(settings))
+    _set_environment(main, environment)
     for container in pod.get("initContainers", ()):
         if container["name"] == "metrics":
             name = "PROMETHEUS_MULTIPROC_DIR"

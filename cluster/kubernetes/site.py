@@ -52,12 +52,10 @@ def adapt(template: dict[str, Any], settings: Settings) -> None:
         items = [{"key": "ca.crt", "path": "ca.crt"}]
         pod["volumes"].append({"name": "ca", "configMap": {"name": name, "items": items}})
         for container in (*pod.get("initContainers", ()), *pod["containers"]):
-            container["volumeMounts"].append({"name": "ca", "mountPath": _CA_FOLDER, "readOnly": True})
-
-
-def trace_environment(settings: Settings) -> dict[str, str]:
-    """Variables of the processes that send traces."""
-    return {"OTEL_EXPORTER_OTLP_CERTIFICATE": _CA_FILE} if settings.kubernetes.ca_config_map else {}
+            container.setdefault("volumeMounts", []).append({"name": "ca", "mountPath": _CA_FOLDER, "readOnly": True})
+        for container in pod["containers"]:
+            # Of the collector that traces are sent to.
+            container.setdefault("env", []).append({"name": "OTEL_EXPORTER_OTLP_CERTIFICATE", "value": _CA_FILE})
 
 
 def download_environment(settings: Settings) -> dict[str, str]:
