@@ -153,7 +153,7 @@ def _template(document: Document, values: Document, condition: str) -> str:
     """The text of one template. condition: the value without which the object is left out; empty: none."""
     marked: Document = json.loads(json.dumps(document))
     _mark(marked, values)
-    text = yaml.dump(marked, Dumper=_Lines, sort_keys=False, allow_unicode=True, width=1000)
+    text: str = yaml.dump(marked, Dumper=_Lines, sort_keys=False, allow_unicode=True, width=1000)
     # Whatever of the manifests looks like a template's own syntax is text.
     text = text.replace("{{", '{{ "{{" }}')
     text = _LINE.sub(lambda match: _LINES[match[2]].format(indent=len(match[1]), spaces=match[1]), text)
