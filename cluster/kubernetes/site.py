@@ -60,7 +60,7 @@ def adapt(template: dict[str, Any], settings: Settings) -> None:
 
 def download_environment(settings: Settings) -> dict[str, str]:
     """Variables of the containers that download models."""
-    environment = {}
+    environment: dict[str, str] = {}
     if proxy := settings.kubernetes.proxy:
         environment |= {"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy, "NO_PROXY": "localhost,127.0.0.1,.svc"}
     if settings.kubernetes.ca_config_map:
