@@ -82,8 +82,7 @@ def _is_port(term: Document, names: Mapping[str, int], port: int, protocol: str)
     if term.get("protocol", "TCP") != protocol:
         return False
     first = names.get(term["port"]) if isinstance(term["port"], str) else term["port"]
-    last = term.get("endPort") or first
-    return first is not None and last is not None and first <= port <= last
+    return first is not None and first <= port <= (term.get("endPort") or first)
 
 
 def _matches(selector: Document, labels: Mapping[str, str]) -> bool:
