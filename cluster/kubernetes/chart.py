@@ -8,13 +8,13 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import yaml
 
-from cluster.kubernetes.chart_values import Document, default_values, schema
+from cluster.kubernetes.chart_values import Document, default_values, pod_templates, schema
 from cluster.kubernetes.manifests import kustomize
 from cluster.kubernetes.network import api_server, clients, names
 from cluster.kubernetes.render import kustomization, render
@@ -185,12 +185,12 @@ def _mark(document: Document, values: Document) -> None:
     _mark_labels(metadata)
     if kind not in _CLUSTER_WIDE:
         metadata["namespace"] = "@@namespace@@"
-    for template in _pod_templates(document):
+    for template in pod_templates(document):
         _mark_labels(template["metadata"])
         pod = template["spec"]
         pod["@@pull_secrets@@"] = ""
         for container in (*pod.get("initContainers", ()), *pod["containers"]):
-            container["image"] = _image(container["image"], values, job=kind == "Job")
+            container["image"] = _image(container, values)
         if pod.get("nodeSelector") == values["engines"]["nodeSelector"]:
             pod |= {"nodeSelector": "@@node_selector@@", "tolerations": "@@tolerations@@"}
     if kind == "Job":
@@ -210,19 +210,12 @@ def _mark_labels(metadata: Document) -> None:
         metadata["@@only_labels@@"] = ""
 
 
-def _image(image: str, values: Document, *, job: bool) -> str:
-    by_name = {values["redisImage"]: "@@redis_image@@", values["image"]: "@@image@@"}
-    if job and image == values.get("fetchImage"):
+def _image(container: Document, values: Document) -> str:
+    image: str = container["image"]
+    # First, because the images may be the same.
+    if container.get("command", [])[:3] == ["dray", "models", "pull"]:
         return "@@fetch_image@@"
-    if image not in by_name:
-        raise KubernetesError(f"the chart has no value for the image {image}")
-    return by_name[image]
-
-
-def _pod_templates(document: Document) -> Iterable[Document]:
-    if document["kind"] in ("StatefulSet", "Job"):
-        return [document["spec"]["template"]]
-    if document["kind"] == "RayService":
-        cluster = document["spec"]["rayClusterConfig"]
-        return [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
-    return []
+    for name, mark in (("redisImage", "@@redis_image@@"), ("image", "@@image@@")):
+        if image == values.get(name):
+            return mark
+    raise KubernetesError(f"the chart has no value for the image {image}")

@@ -5,23 +5,34 @@ from typing import Any
 Document = dict[str, Any]
 
 
+def pod_templates(document: Document) -> list[Document]:
+    """The templates of an object's pods."""
+    if document["kind"] in ("StatefulSet", "Job"):
+        return [document["spec"]["template"]]
+    if document["kind"] == "RayService":
+        cluster = document["spec"]["rayClusterConfig"]
+        return [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+    return []
+
+
 def default_values(documents: list[Document]) -> Document:
     """The default values: what the manifests have."""
     (service,) = (document for document in documents if document["kind"] == "RayService")
     groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     engine = next(group["template"]["spec"] for group in groups if "nodeSelector" in group["template"]["spec"])
-    (redis, *_) = (document for document in documents if document["kind"] == "StatefulSet")
+    redis = [document["spec"]["template"]["spec"] for document in documents if document["kind"] == "StatefulSet"]
     fetchers = [
         container["image"]
         for document in documents
-        if document["kind"] == "Job"
-        for container in document["spec"]["template"]["spec"]["initContainers"]
+        for template in pod_templates(document)
+        for container in template["spec"].get("initContainers", ())
+        if container.get("command", [])[:3] == ["dray", "models", "pull"]
     ]
     (route,) = (document["spec"] for document in documents if document["kind"] == "HTTPRoute")
     return {
         "image": engine["containers"][0]["image"],
         **({"fetchImage": fetchers[0]} if fetchers else {}),
-        "redisImage": redis["spec"]["template"]["spec"]["containers"][0]["image"],
+        **({"redisImage": redis[0]["containers"][0]["image"]} if redis else {}),
         "imagePullSecrets": [],
         "labels": {},
         "storageClass": "",
