@@ -1,6 +1,7 @@
 """`dray k8s`: generates manifests from the settings, and checks whether a node can run engines."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,8 @@ from typing import Annotated
 import typer
 
 from cluster.commands.console import AsJson, fail, load_settings, out
+from cluster.kubernetes.chart import write_chart
+from cluster.kubernetes.manifests import in_checkout, manifests_folder
 from cluster.kubernetes.render import kustomization, render
 from cluster.kubernetes.sizes import MODEL_WAIT_S, KubernetesError
 from cluster.launch.preflight import LaunchError, check_processor
@@ -19,7 +22,6 @@ app = typer.Typer(
     epilog="Example: dray k8s render --settings dray.yaml --out ours",
 )
 
-_BASE = Path(__file__).parents[2] / "k8s" / "base"
 _LOOK_S = 2.0
 """Seconds between two looks at a folder."""
 
@@ -29,25 +31,47 @@ def render_overlay(
     target: Annotated[Path, typer.Option("--out", help="Folder of the overlay; generated files in it are replaced.")],
     config: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
     image: Annotated[str | None, typer.Option(help="Container image of Dray; overrides the setting.")] = None,
-    base: Annotated[Path, typer.Option(help="The folder k8s/base of Dray's repository.")] = _BASE,
+    base: Annotated[
+        Path | None, typer.Option(help="The folder k8s/base of Dray's repository.", show_default="that of this Dray")
+    ] = None,
 ) -> None:
     """Write a Kustomize overlay with the Serve config, worker groups, resources and timeouts of the settings.
 
-    An existing kustomization.yaml is kept, and so is the size of a claim that would shrink.
+    An existing kustomization.yaml is kept, and so is the size of a claim that would shrink. Without a checkout, the
+    overlay gets copies of base/ and components/.
     """
     settings = load_settings(config, kubernetes__image=image).settings
     try:
+        source = base or manifests_folder() / "base"
         previous = {path.name: path.read_text() for path in target.glob("*.yaml")}
-        files = render(settings, base, previous)
+        files = render(settings, source, previous)
     except KubernetesError as error:
         raise fail(str(error)) from None
     target.mkdir(parents=True, exist_ok=True)
+    if base is None and not in_checkout():
+        for name in ("base", "components"):
+            shutil.copytree(source.parent / name, target / name, dirs_exist_ok=True)
+        source = target / "base"
     if not (target / "kustomization.yaml").exists():
-        path = os.path.relpath(base.resolve(), target.resolve())
+        path = os.path.relpath(source.resolve(), target.resolve())
         (target / "kustomization.yaml").write_text(kustomization(files, path))
     for name, text in files.items():
         (target / name).write_text(text)
     out.print(f"{target}: {', '.join(files)}; kubectl apply -k {target}", highlight=False, soft_wrap=True)
+
+
+@app.command("chart", epilog="Example: dray k8s chart --settings dray.yaml --out chart && helm package chart")
+def render_chart(
+    target: Annotated[Path, typer.Option("--out", help="Folder of the chart; its templates are replaced.")],
+    config: Annotated[Path | None, typer.Option("--settings", help="Settings file.")] = None,
+) -> None:
+    """Write a Helm chart with the same manifests, and values for what differs between clusters. Needs kubectl."""
+    settings = load_settings(config).settings
+    try:
+        written = write_chart(settings, manifests_folder(), target)
+    except KubernetesError as error:
+        raise fail(str(error)) from None
+    out.print(f"{target}: {len(written)} files; helm install dray {target}", highlight=False, soft_wrap=True)
 
 
 @app.command("check-node", epilog="Example: dray k8s check-node")

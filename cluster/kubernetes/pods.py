@@ -4,6 +4,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cluster.kubernetes.sizes import ROUTER_UNIT, KubernetesError, ModelInCluster, drain_s, engine_pods
+from cluster.launch import haproxy
 from cluster.launch.environment import serve_environment
 from cluster.models.folder import UnknownModel, folder_of, gguf_folder, is_folder, is_gguf, known_as
 from cluster.redis_client import without_password
@@ -34,7 +35,7 @@ def in_cluster(settings: Settings) -> Settings:
         update={
             "model": _in_pod(settings.model, settings.models_dir),
             "models": tuple(_in_pod(model, settings.models_dir) for model in settings.models),
-            "host": "0.0.0.0",
+            "host": "::" if settings.kubernetes.ipv6 else "0.0.0.0",
             "state_dir": Path(STATE_DIR),
             "lease_dir": Path(STATE_DIR / "cores"),
             "models_dir": Path(MODELS_DIR),
@@ -106,4 +107,6 @@ def pod_environment(settings: Settings) -> dict[str, str]:
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_s(settings)),
         # An HAProxy process that was replaced still serves its streams to their end.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(drain_s(settings)),
+        # HAProxy listens on IPv4 addresses only unless it is given another one.
+        **({haproxy.HOST: settings.host} if settings.kubernetes.ipv6 else {}),
     }

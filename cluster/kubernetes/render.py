@@ -4,42 +4,35 @@ k8s/base has the shape of the pods, where platform engineers can read and change
 are never written there by hand.
 """
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cluster.configuration import variable
 from cluster.kubernetes.claims import keep_size
-from cluster.kubernetes.names import distinct_labels
+from cluster.kubernetes.network import more_policies
 from cluster.kubernetes.pods import head_environment, in_cluster, pod_environment, routers_of, serve_config_of
 from cluster.kubernetes.routes import ingress_patch, route_patch
+from cluster.kubernetes.site import adapt, transformers
 from cluster.kubernetes.sizes import (
     HEAD_GRACE_S,
     MAX_PODS,
-    MISSING_MODEL_S,
-    MODEL_WAIT_S,
     NOTICE_S,
     KubernetesError,
-    ModelInCluster,
     Pods,
     drain_s,
     engine_pods,
-    fetch_memory,
     router_pods,
-    storage,
     termination_s,
 )
+from cluster.kubernetes.stores import complete_store, copied, models_volume, set_environment, wait_for_models
 from cluster.launch.environment import METRICS_PORT, OBJECT_STORE_BYTES
-from cluster.models.folder import folder_of, is_folder
 from cluster.serve_config import Engine, Routers
-from cluster.settings import BUNDLED, Settings
+from cluster.settings import Settings
 
-_RAYSERVICE, _MODELS = "rayservice.yaml", "models.yaml"
+_RAYSERVICE, _MODELS, _SITE = "rayservice.yaml", "models.yaml", "site.yaml"
 _NODE_STORE, _NAMESPACE_OF_NODE_STORE = "node-store.yaml", "node-store-namespace.yaml"
 _PATCHES = {"ingress.yaml": "Ingress", "httproute.yaml": "HTTPRoute", _NAMESPACE_OF_NODE_STORE: "Namespace"}
 """Patches of objects that an overlay may have, by the kind of object. Kustomize skips those that match none."""
@@ -64,8 +57,11 @@ def render(settings: Settings, base: Path, previous: Mapping[str, str] | None = 
     }
     if budgets := [_budget(pods, labels) for pods, labels, _ in _groups(routers) if pods.replicas > 1]:
         files["budgets.yaml"] = _dump(*budgets)
+    if policies := more_policies(settings):
+        files["network.yaml"] = _dump(*policies)
+    files[_SITE] = _dump(*transformers(settings))
     if settings.kubernetes.models_claim:
-        jobs = _store(claim, job, fetcher, inside, settings.models_dir)
+        jobs = complete_store(claim, job, fetcher, inside, settings.models_dir)
         keep_size(claim, (previous or {}).get(_MODELS, ""), chosen=bool(settings.kubernetes.storage_mb))
         files[_MODELS] = _dump(claim, *jobs)
     if settings.kubernetes.models_path:
@@ -73,18 +69,19 @@ def render(settings: Settings, base: Path, previous: Mapping[str, str] | None = 
     return files
 
 
-def kustomization(files: Mapping[str, str], base: str) -> str:
-    """The kustomization.yaml for rendered files. base: the path from there to k8s/base."""
+def kustomization(files: Mapping[str, str], base: str, components: Sequence[str] = ()) -> str:
+    """The kustomization.yaml for rendered files. base, components: paths from there to k8s/base and to components."""
     return _dump(
         {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
-            "namespace": "dray",
-            "resources": [base, *(name for name in files if name not in (_RAYSERVICE, *_PATCHES))],
+            "resources": [base, *(name for name in files if name not in (_RAYSERVICE, _SITE, *_PATCHES))],
             "patches": [
                 {"path": _RAYSERVICE},
                 *({"path": name, "target": {"kind": kind}} for name, kind in _PATCHES.items() if name in files),
             ],
+            "transformers": [_SITE],
+            **({"components": list(components)} if components else {}),
         }
     )
 
@@ -94,13 +91,7 @@ def _template(base: Path, name: str) -> list[dict[str, Any]]:
         documents = list(yaml.safe_load_all((base / name).read_text()))
     except OSError as error:
         raise KubernetesError(f"{base} is not the folder k8s/base of Dray's repository: {error}") from None
-    return [_copy(document) for document in documents]
-
-
-def _copy(document: dict[str, Any]) -> dict[str, Any]:
-    # Through JSON, because a YAML anchor that is used twice is one object, and a change would affect both uses.
-    copied: dict[str, Any] = json.loads(json.dumps(document))
-    return copied
+    return [copied(document) for document in documents]
 
 
 class _Block(yaml.SafeDumper):
@@ -145,12 +136,14 @@ def _rayservice(template: dict[str, Any], routers: Routers, fetcher: dict[str, A
     head = cluster["headGroupSpec"]
     routers_group, engines_group = cluster["workerGroupSpecs"]
     head["rayStartParams"]["object-store-memory"] = str(OBJECT_STORE_BYTES)
+    head["rayStartParams"]["dashboard-host"] = settings.host
     head["template"]["metadata"].setdefault("annotations", {})[_ENGINES] = version
     _fill_pod(head["template"]["spec"], settings, head_environment(settings), HEAD_GRACE_S)
+    adapt(head["template"], settings)
     groups = []
     for pods, labels, engines_read in _groups(routers):
         prototype = routers_group if _MODEL not in labels else engines_group
-        group = _copy(prototype)
+        group = copied(prototype)
         group["groupName"] = pods.group
         # No pod is kept for its own sake: each replica holds one. So a second cluster grows as it takes over, and the
         # number of replicas can change while the cluster runs.
@@ -158,9 +151,10 @@ def _rayservice(template: dict[str, Any], routers: Routers, fetcher: dict[str, A
         group["rayStartParams"]["object-store-memory"] = str(OBJECT_STORE_BYTES)
         group["resources"] = {"CPU": str(pods.cores), pods.unit: "1"}
         group["template"]["metadata"]["labels"] |= labels
-        _wait_for_models(group["template"]["spec"], engines_read, settings, fetcher)
+        wait_for_models(group["template"]["spec"], engines_read, settings, fetcher)
         _fill_pod(group["template"]["spec"], settings, pod_environment(settings), termination_s(settings))
         group["template"]["spec"]["containers"][0]["resources"] = pods.resources
+        adapt(group["template"], settings)
         groups.append(group)
     return {
         **{key: template[key] for key in ("apiVersion", "kind", "metadata")},
@@ -173,30 +167,6 @@ def _rayservice(template: dict[str, Any], routers: Routers, fetcher: dict[str, A
     }
 
 
-def _wait_for_models(
-    pod: dict[str, Any], engines: Iterable[Engine], settings: Settings, fetcher: dict[str, Any]
-) -> None:
-    """Tells the container that waits for models their folders; leaves it out where all of them are in the image.
-
-    Where each node keeps the models itself, containers before it fetch those that are missing there.
-    """
-    known = [engine.model for engine in engines if engine.model.settings.source != BUNDLED]
-    folders = {str(folder_of(model.settings.source, model.settings.weight, settings.models_dir)) for model in known}
-    [waiting] = (container for container in pod["initContainers"] if container["name"] == "model")
-    if not folders:
-        pod["initContainers"].remove(waiting)
-        return
-    timeout_s = MODEL_WAIT_S if settings.kubernetes.models_claim else MISSING_MODEL_S
-    waiting["command"] += [*sorted(folders), "--timeout", str(timeout_s)]
-    if settings.kubernetes.models_path:
-        models = [model for model in known if isinstance(model, ModelInCluster)]
-        fetchers = _fetchers(fetcher, models, settings)
-        for container in fetchers:
-            container["command"].append("--wait")
-        place = pod["initContainers"].index(waiting)
-        pod["initContainers"][place:place] = fetchers
-
-
 def _fill_pod(pod: dict[str, Any], settings: Settings, environment: Mapping[str, str], grace_s: int) -> None:
     kubernetes, main = settings.kubernetes, pod["containers"][0]
     pod["terminationGracePeriodSeconds"] = grace_s
@@ -205,11 +175,11 @@ def _fill_pod(pod: dict[str, Any], settings: Settings, environment: Mapping[str,
         for port in container.get("ports", ()):
             if port["name"] in ("serve", "dray-metrics"):
                 port["containerPort"] = settings.port if port["name"] == "serve" else METRICS_PORT
-    _set_environment(main, environment)
+    set_environment(main, environment)
     for container in pod.get("initContainers", ()):
         if container["name"] == "metrics":
             name = "PROMETHEUS_MULTIPROC_DIR"
-            _set_environment(container, {name: environment[name]})
+            set_environment(container, {name: environment[name]})
     if "lifecycle" in main:
         main["lifecycle"]["preStop"]["exec"]["command"] = ["sleep", str(NOTICE_S)]
     for volume in pod["volumes"]:
@@ -217,30 +187,7 @@ def _fill_pod(pod: dict[str, Any], settings: Settings, environment: Mapping[str,
             volume.clear()
             # The head opens no model, and its node need not have a folder of them.
             on_node = settings.kubernetes.models_path and main["name"] == "ray-head"
-            volume |= {"name": "models", **({"emptyDir": {}} if on_node else _models_volume(settings))}
-
-
-def _set_environment(container: dict[str, Any], values: Mapping[str, str]) -> None:
-    own = [entry for entry in container.get("env", ()) if entry["name"] not in values]
-    container["env"] = [*own, *({"name": name, "value": value} for name, value in values.items())]
-
-
-def _models_volume(settings: Settings) -> dict[str, Any]:
-    kubernetes = settings.kubernetes
-    stores = [name for name in ("models_claim", "models_image", "models_path") if getattr(kubernetes, name)]
-    if len(stores) > 1:
-        raise KubernetesError(f"set only one of kubernetes.{' and kubernetes.'.join(stores)}, not both")
-    if kubernetes.models_claim:
-        return {"persistentVolumeClaim": {"claimName": kubernetes.models_claim, "readOnly": True}}
-    if kubernetes.models_image:
-        return {"image": {"reference": kubernetes.models_image, "pullPolicy": "IfNotPresent"}}
-    if kubernetes.models_path:
-        return {"hostPath": {"path": kubernetes.models_path, "type": "Directory"}}
-    if any(model.source != BUNDLED for model in settings.served):
-        raise KubernetesError(
-            "serving other than the bundled model needs kubernetes.models_claim, .models_image or .models_path"
-        )
-    return {"emptyDir": {}}
+            volume |= {"name": "models", **({"emptyDir": {}} if on_node else models_volume(settings))}
 
 
 def _budget(pods: Pods, labels: Mapping[str, str]) -> dict[str, Any]:
@@ -251,48 +198,8 @@ def _budget(pods: Pods, labels: Mapping[str, str]) -> dict[str, Any]:
         "metadata": {"name": f"dray-{pods.group}"},
         "spec": {
             "minAvailable": pods.replicas - 1,
+            # A pod that is not ready serves nobody, and must not keep a node from being drained.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
             "selector": {"matchLabels": {_PART: "dray", **labels}},
         },
     }
-
-
-def _store(
-    claim: dict[str, Any], job: dict[str, Any], fetcher: dict[str, Any], settings: Settings, local_models: Path
-) -> list[dict[str, Any]]:
-    """Completes the claim that holds the models; returns the Job that downloads or exports the named ones into it."""
-    kubernetes, models = settings.kubernetes, [ModelInCluster(model, local_models) for model in settings.served]
-    size = kubernetes.storage_mb * 2**20 or storage(models, exports=bool(kubernetes.fetch_image))
-    claim["metadata"]["name"] = kubernetes.models_claim
-    claim["spec"]["resources"]["requests"]["storage"] = f"{ceil(size / 2**30)}Gi"
-    pod = job["spec"]["template"]["spec"]
-    pod["initContainers"] = _fetchers(fetcher, models, settings)
-    pod["containers"][0]["image"] = kubernetes.image
-    for volume in pod["volumes"]:
-        if volume["name"] == "models":
-            volume["persistentVolumeClaim"]["claimName"] = kubernetes.models_claim
-    # A Job is immutable, so its name contains a hash of its content.
-    version = blake2b(json.dumps(job["spec"], sort_keys=True).encode(), digest_size=4).hexdigest()
-    job["metadata"]["name"] = f"dray-models-{version}"
-    return [job] if pod["initContainers"] else []
-
-
-def _fetchers(prototype: dict[str, Any], models: Iterable[ModelInCluster], settings: Settings) -> list[dict[str, Any]]:
-    """A container for each model that is given by name: it downloads or exports the model, unless it is there."""
-    kubernetes = settings.kubernetes
-    named = {
-        folder_of(model.settings.source, model.settings.weight, settings.models_dir).name: model
-        for model in models
-        if model.settings.source != BUNDLED and not is_folder(model.settings.source)
-    }
-    names, fetchers = distinct_labels(sorted(named)), []
-    for folder, model in sorted(named.items()):
-        container = _copy(prototype)
-        container["name"] = names[folder]
-        container["image"] = kubernetes.fetch_image or kubernetes.image
-        container["command"] += [model.settings.source, "--weight", model.settings.weight]
-        _set_environment(container, {variable("models_dir"): str(settings.models_dir), variable("hub"): settings.hub})
-        memory = f"{fetch_memory(model, exports=bool(kubernetes.fetch_image)) >> 20}Mi"
-        for kind in ("requests", "limits"):
-            container["resources"][kind]["memory"] = memory
-        fetchers.append(container)
-    return fetchers

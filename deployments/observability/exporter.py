@@ -8,6 +8,7 @@ dead.
 """
 
 import os
+import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -32,9 +33,21 @@ class _Handler(BaseHTTPRequestHandler):
         """Logs nothing: Prometheus scrapes every few seconds."""
 
 
+class _Server(ThreadingHTTPServer):
+    """Listens on every IPv6 and IPv4 address, or on IPv4 alone where the kernel has nothing else."""
+
+    address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+
+    def server_bind(self) -> None:
+        """Binds the socket for both families."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+
 def serve(port: int = METRICS_PORT) -> ThreadingHTTPServer:
     """Returns a server that listens on this port of every address. The caller runs and closes it."""
-    return ThreadingHTTPServer(("0.0.0.0", port), _Handler)
+    return _Server(("", port), _Handler)
 
 
 def main(port: int = METRICS_PORT) -> None:

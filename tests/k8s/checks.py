@@ -206,8 +206,9 @@ def upgrades(documents: list[Document], settings: Settings) -> Iterator[str]:
         options = strategy["clusterUpgradeOptions"]
         if not 0 < options["stepSizePercent"] <= options["maxSurgePercent"] <= 100:
             yield "clusterUpgradeOptions: stepSizePercent must be at most maxSurgePercent"
-        if of_kind(documents, "Ingress") or of_kind(documents, "HTTPRoute"):
-            yield "an incremental upgrade goes through KubeRay's own Gateway, not through this one"
+        services = {document["metadata"]["name"] for document in of_kind(documents, "Service")}
+        if "dray-serve-svc" not in services:
+            yield "KubeRay creates no dray-serve-svc for incremental upgrades, and nothing else does"
     elif strategy != {"type": "NewCluster"}:
         yield f"upgradeStrategy is {strategy}"
     if not spec.get("excludeHeadPodFromServeSvc") or cluster["headGroupSpec"]["rayStartParams"].get("num-cpus") != "0":

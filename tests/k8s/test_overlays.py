@@ -342,9 +342,25 @@ WRONG: dict[str, tuple[Callable[[list[Document]], Any], str]] = {
     ),
     "a step larger than the surge": (
         lambda manifests: _set(
-            rayservice(manifests)["spec"]["upgradeStrategy"], "clusterUpgradeOptions", "stepSizePercent", to=80
+            rayservice(manifests)["spec"],
+            "upgradeStrategy",
+            to={
+                "type": "NewClusterWithIncrementalUpgrade",
+                "clusterUpgradeOptions": {"stepSizePercent": 80, "maxSurgePercent": 50},
+            },
         ),
         "stepSizePercent",
+    ),
+    "an incremental upgrade without a Service for routes": (
+        lambda manifests: _set(
+            rayservice(manifests)["spec"],
+            "upgradeStrategy",
+            to={
+                "type": "NewClusterWithIncrementalUpgrade",
+                "clusterUpgradeOptions": {"stepSizePercent": 25, "maxSurgePercent": 50},
+            },
+        ),
+        "creates no dray-serve-svc",
     ),
     "an old cluster that is deleted at once": (
         lambda manifests: rayservice(manifests)["spec"].pop("rayClusterDeletionDelaySeconds"),
