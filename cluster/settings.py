@@ -161,7 +161,7 @@ class ModelSettings(Group):
     task: Literal["generate", "embed", "rerank"] = Field(
         "generate",
         description="Use of the model: `generate` answers, `embed` texts (/v1/embeddings), or `rerank` documents "
-        "(/v1/rerank, /v1/score), for a cross-encoder.",
+        "(/v1/rerank, /v1/score), for a cross-encoder or Qwen3-Reranker.",
     )
     scorer: Literal["none", "cosine"] = Field(
         "none",

@@ -1,23 +1,29 @@
 """The routes of encoders: embeddings, reranking and scoring."""
 
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
 from cluster.models.folder import ServedModel
-from cluster.settings import LimitSettings
+from cluster.settings import Settings
 from deployments.api.access import AuthenticatedRequest, RequestAccess, queue_class
 from deployments.api.http import json_response
 from deployments.api.models import ModelDirectory
 from deployments.api.protocol.embeddings import embeddings_response, read_embedding
 from deployments.api.protocol.rerank import read_rerank, read_score, rerank_response, score_response
+from deployments.cache.answers import CacheControl
+from deployments.cache.scores import ScoreCache, ScoreQuestion, StoredScores
+from deployments.common.errors import ApiError
 from deployments.common.messages import EncoderInput
 from deployments.common.types import Usage
 from deployments.generation.large_texts import LargeTexts
+from deployments.observability.metrics import RouterMetrics
 from deployments.observability.tracing import current
 from deployments.tenancy.quotas import Quotas
 from deployments.tenancy.usage import UsageRecorder
@@ -41,14 +47,20 @@ class EncodingApi:
 
     def __init__(
         self,
-        limits: LimitSettings,
+        settings: Settings,
         models: ModelDirectory,
         access: RequestAccess,
         quotas: Quotas,
         usage: UsageRecorder,
         large_texts: LargeTexts,
+        scores: ScoreCache | None,
+        metrics: RouterMetrics,
     ) -> None:
-        self._limits = limits
+        """scores: None if they are not stored."""
+        self._limits = settings.limits
+        self._max_ttl_s = settings.cache.max_ttl_s
+        self._scores = scores
+        self._metrics = metrics
         self._models = models
         self._access = access
         self._quotas = quotas
@@ -83,31 +95,76 @@ class EncodingApi:
         """POST /v1/rerank, /v2/rerank"""
         asked = self._access.authenticate(http)
         request = read_rerank(await self._access.body(asked), self._limits)
-        scorer = self._models.scorer(request.model, asked.caller)
-        texts = request.texts
-        fields = ("query", "documents")
-        tokenize = partial(scorer.tokenize, [request.query], texts, request.max_tokens_per_doc, fields)
-
-        async def respond(inputs: list[EncoderInput], tokens: int) -> object:
-            scores = await scorer.scores(inputs, len(texts), self._limits.request_timeout_s)
-            return rerank_response(request, scores, tokens)
-
-        read = Read([request.query, *texts], len(request.query) * (len(texts) - 1))
-        return await self._answer(asked, scorer.model, "rerank", read, tokenize, respond)
+        question = ScoreQuestion([request.query], request.texts, request.max_tokens_per_doc)
+        fields, respond = ("query", "documents"), partial(rerank_response, request)
+        return await self._score(asked, request.model, "rerank", question, fields, respond)
 
     async def score(self, http: HttpRequest) -> Response:
         """POST /v1/score"""
         asked = self._access.authenticate(http)
         request, first, second = read_score(await self._access.body(asked), self._limits)
-        scorer = self._models.scorer(request.model, asked.caller)
-        tokenize = partial(scorer.tokenize, first, second, None, ("text_1", "text_2"))
+        question, respond = ScoreQuestion(first, second), partial(score_response, request)
+        return await self._score(asked, request.model, "score", question, ("text_1", "text_2"), respond)
 
-        async def respond(inputs: list[EncoderInput], tokens: int) -> object:
-            scores = await scorer.scores(inputs, len(second), self._limits.request_timeout_s)
-            return score_response(request, scores, tokens)
+    async def _score(
+        self,
+        asked: AuthenticatedRequest,
+        model: str,
+        operation: str,
+        question: ScoreQuestion,
+        fields: tuple[str, str],
+        respond: Callable[[list[float], int], object],
+    ) -> Response:
+        """The response with the scores that are stored, or are computed now.
 
-        read = Read(first + second, sum(map(len, first)) * (len(second) // len(first) - 1))
-        return await self._answer(asked, scorer.model, "score", read, tokenize, respond)
+        fields: names of those with the queries and the documents. respond: the response to these scores, for which this
+        many tokens were read.
+        """
+        caller, cache, timeout_s = asked.caller, self._scores, self._limits.request_timeout_s
+        scorer = self._models.scorer(model, caller)
+        control = CacheControl.from_headers(asked.headers, self._max_ttl_s)
+        key = cache.key(scorer.model.name, scorer.cache_subject, caller.namespace, question) if cache else ""
+        if cache and control.reads and (stored := await cache.get(key, control)) is not None:
+            return await self._stored(asked, scorer.model, question, stored, respond)
+        if control.only_if_cached:
+            raise ApiError(504, "No stored scores, and only-if-cached forbids to compute them.", code="not_cached")
+        queries, documents = question.queries, question.documents
+        stores = cache is not None and control.stores
+
+        async def compute(inputs: list[EncoderInput], tokens: int) -> object:
+            scores = await scorer.scores(inputs, len(documents), timeout_s)
+            if cache and stores:
+                await cache.put(key, scores, tokens, control)
+            self._count(asked, scorer.model, tokens, "miss" if stores else "bypass")
+            return respond(scores, tokens)
+
+        read = Read(queries + documents, sum(map(len, queries)) * (len(documents) // len(queries) - 1))
+        tokenize = partial(scorer.tokenize, queries, documents, question.max_tokens, fields)
+        headers = {"X-Dray-Cache": "miss" if stores else "bypass"}
+        return await self._answer(asked, scorer.model, operation, read, tokenize, compute, headers)
+
+    async def _stored(
+        self,
+        asked: AuthenticatedRequest,
+        model: ServedModel,
+        question: ScoreQuestion,
+        stored: StoredScores,
+        respond: Callable[[list[float], int], object],
+    ) -> Response:
+        """The response with stored scores: it counts as a request, and costs no tokens."""
+        caller = asked.caller
+        asked.state.model = model.name
+        self._access.log_prompt(model, caller, question.queries + question.documents)
+        grant = await self._quotas.admit(caller.team)
+        self._access.release(grant)
+        self._count(asked, model, stored.tokens, "hit")
+        if caller.team is not None:
+            self._usage.record(caller.name, model.name, Usage(stored.tokens, 0, 0, 0), generated=False)
+        return json_response(respond(stored.scores, stored.tokens), headers={**stored.headers, **grant.headers})
+
+    def _count(self, asked: AuthenticatedRequest, model: ServedModel, tokens: int, result: str) -> None:
+        seconds = time.perf_counter() - asked.state.started
+        self._metrics.count_answer(model.name, asked.caller.label, Usage(tokens, 0, 0, 0), result, seconds)
 
     async def _answer(
         self,
@@ -117,10 +174,11 @@ class EncodingApi:
         read: Read,
         tokenize: Callable[[], list[EncoderInput]],
         respond: Callable[[list[EncoderInput], int], Awaitable[object]],
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Response:
         """Charges the caller's team for the tokens of a request that succeeds.
 
-        respond: the response to these inputs, which have this many tokens.
+        respond: the response to these inputs, which have this many tokens. headers: of the response.
         """
         caller = asked.caller
         asked.state.model = model.name
@@ -138,4 +196,4 @@ class EncodingApi:
             self._access.release(grant, charged_tokens)
         if caller.team is not None:
             self._usage.record(caller.name, model.name, Usage(tokens, 0, 0, 0), generated=True)
-        return json_response(response, headers=grant.headers)
+        return json_response(response, headers={**headers, **grant.headers})
