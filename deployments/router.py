@@ -26,6 +26,7 @@ from deployments.api.inference import InferenceApi
 from deployments.api.info import InfoApi
 from deployments.api.middleware import RequestMiddleware, RequestRecorder
 from deployments.api.models import ModelDirectory
+from deployments.api.tokens import TokensApi
 from deployments.cache.answers import AnswerCache
 from deployments.cache.semantic import SemanticCache
 from deployments.common.redis import RedisStore
@@ -95,6 +96,7 @@ class Router:
         access = RequestAccess(settings, self._authenticator, self._tasks)
         answers, texts = self._answer_service(embedders), self._large_texts
         self._inference = InferenceApi(settings, directory, access, self._guard, self._quotas, answers, texts)
+        self._tokens = TokensApi(settings.limits, directory, access, self._quotas, texts)
         self._encoding = EncodingApi(settings.limits, directory, access, self._quotas, self._usage, texts)
         awake = {arguments.engines[model.name]: model.name for model in models if not model.settings.sleep_after_s}
         self._info = InfoApi(models, awake, self._authenticator)
@@ -128,6 +130,7 @@ class Router:
         app = Starlette(
             routes=[
                 *self._inference.routes(),
+                *self._tokens.routes(),
                 *self._encoding.routes(),
                 Route("/v1/usage", self._admin.usage),
                 *self._admin.routes(),

@@ -1,10 +1,9 @@
-"""The routes of requests for generated answers (chat completions, completions, responses, messages) and for tokens.
+"""The routes of requests for generated answers: chat completions, completions, responses, messages.
 
 The fast path (deployments.api.fast_path) prepares each request for a generated answer and looks the answer up. On a
 hit that is all; otherwise the handler that Serve runs finds the prepared request in its scope.
 """
 
-import asyncio
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -18,23 +17,11 @@ from cluster.settings import Settings
 from deployments.api.access import RequestAccess, queue_class
 from deployments.api.browser_guard import BrowserGuard
 from deployments.api.fast_path import PREPARED_REQUEST
-from deployments.api.http import (
-    error_response,
-    idempotency_key,
-    json_response,
-    request_timeout_s,
-)
+from deployments.api.http import error_response, idempotency_key, request_timeout_s
 from deployments.api.models import ModelDirectory
 from deployments.api.parser import RequestParser
-from deployments.api.protocol.common import template_arguments
-from deployments.api.protocol.parsing import parse
-from deployments.api.protocol.tokens import DetokenizeResponse, TokenizeResponse, decode_detokenize, decode_tokenize
 from deployments.api.responses import AnswerWriter, StreamTimeouts, complete_response, replay, stream_response
 from deployments.cache.answers import CacheControl
-from deployments.common.errors import invalid_request
-from deployments.common.messages import Sampling
-from deployments.common.text_encoder import LARGE_CHARACTERS
-from deployments.common.types import GenerationRequest
 from deployments.generation.context import RequestContext
 from deployments.generation.large_texts import LargeTexts
 from deployments.generation.service import AnswerService
@@ -89,11 +76,7 @@ class InferenceApi:
 
     def routes(self) -> list[Route]:
         """All of them."""
-        return [
-            *(Route(path, self.answer, methods=["POST"]) for path in self.paths),
-            Route("/tokenize", self.tokenize, methods=["POST"]),
-            Route("/detokenize", self.detokenize, methods=["POST"]),
-        ]
+        return [Route(path, self.answer, methods=["POST"]) for path in self.paths]
 
     async def lookup(self, http: HttpRequest) -> Response | PreparedRequest:
         """The response with the stored answer, or with an error; the prepared request if no answer is stored.
@@ -115,40 +98,6 @@ class InferenceApi:
                 return outcome
             prepared = outcome
         return await self._generate(http, prepared)
-
-    async def tokenize(self, http: HttpRequest) -> Response:
-        """POST /tokenize"""
-        authenticated = self._access.authenticate(http)
-        request = parse(decode_tokenize, await self._access.body(authenticated))
-        endpoint = self._models.generator(request.model, authenticated.caller)
-        if (request.prompt is None) == (request.messages is None):
-            raise invalid_request("prompt", "Send either prompt or messages.")
-        arguments = template_arguments(request.chat_template_kwargs, None, self._limits)
-        messages = tuple(message.to_message() for message in request.messages or ())
-        prompts = endpoint.prompts
-        conversation = GenerationRequest(messages, Sampling(1), request.prompt or "", template_args=arguments)
-
-        def work() -> TokenizeResponse:
-            ids = prompts.ids(conversation, special=request.add_special_tokens)
-            tokens = [prompts.decode([number], special=True) for number in ids] if request.return_token_strs else None
-            return TokenizeResponse(len(ids), endpoint.model.context_tokens, ids, tokens)
-
-        size = prompts.characters(conversation)
-        grant = await self._quotas.admit(authenticated.caller.team if size > LARGE_CHARACTERS else None)
-        try:
-            response = await self._large_texts.run(queue_class(authenticated.caller), size, work)
-        finally:
-            self._access.release(grant)
-        return json_response(response, headers=grant.headers)
-
-    async def detokenize(self, http: HttpRequest) -> Response:
-        """POST /detokenize"""
-        authenticated = self._access.authenticate(http)
-        request = parse(decode_detokenize, await self._access.body(authenticated))
-        endpoint = self._models.generator(request.model, authenticated.caller)
-        endpoint.prompts.check_ids(request.tokens, "tokens")
-        text = await asyncio.to_thread(endpoint.prompts.decode, request.tokens, special=True)
-        return json_response(DetokenizeResponse(text))
 
     async def _lookup(self, http: HttpRequest) -> Response | PreparedRequest:
         prepared = await self._prepare(http)
