@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from urllib.parse import quote
 
 import msgspec
 
-from cluster.settings import Settings
+from cluster.settings import LimitSettings, Settings
 from deployments.api.models import ModelDirectory
 from deployments.api.protocol.chat import ChatRequest, chat_generation, read_chat
 from deployments.api.protocol.chat_writer import ChatWriter
@@ -19,7 +20,13 @@ from deployments.api.protocol.completions import (
     prompts_of,
     read_completion,
 )
-from deployments.api.protocol.messages import MessagesRequest, messages_generation, read_messages
+from deployments.api.protocol.messages import (
+    MessagesCountRequest,
+    MessagesRequest,
+    messages_generation,
+    read_messages,
+    read_messages_count,
+)
 from deployments.api.protocol.messages_writer import MessagesWriter
 from deployments.api.protocol.parsing import parse
 from deployments.api.protocol.responses import ResponseRequest, read_response, response_generation
@@ -37,6 +44,7 @@ _FIELDS = {
         "/v1/completions": CompletionRequest,
         "/v1/responses": ResponseRequest,
         "/v1/messages": MessagesRequest,
+        "/v1/messages/count_tokens": MessagesCountRequest,
     }.items()
 }
 """The fields of each API's body."""
@@ -85,24 +93,31 @@ class RequestParser:
             "/v1/chat/completions": self._chat_completion,
             "/v1/completions": self._completion,
             "/v1/responses": self._response,
-            "/v1/messages": self._message,
+            "/v1/messages": partial(self._message, read_messages),
+        }
+        self._counted: dict[str, Callable[[bytes, Caller], ParsedRequest]] = {
+            "/v1/messages/count_tokens": partial(self._message, read_messages_count),
         }
 
     @property
     def paths(self) -> Collection[str]:
-        """The paths whose bodies it parses."""
+        """The paths of requests for a generated answer."""
         return self._parsers.keys()
 
     def parse(self, path: str, body: bytes, caller: Caller) -> ParsedRequest:
-        """The request in a body that was sent to this path. Raises ApiError 400, 403, 404."""
+        """The request in a body that was sent to this path, or whose prompt's tokens this path counts.
+
+        Raises ApiError 400, 403, 404.
+        """
+        parse_known = self._parsers.get(path) or self._counted[path]
         try:
-            return self._parsers[path](body, caller)
+            return parse_known(body, caller)
         except ApiError as error:
             if not self._ignores_unknown or error.body.error.code != "unknown_parameter":
                 raise
         # Parsed once more without them: few requests have any, and the others must not pay for these.
         body, ignored = _without_unknown(body, _FIELDS[path])
-        return replace(self._parsers[path](body, caller), ignored=ignored)
+        return replace(parse_known(body, caller), ignored=ignored)
 
     def _chat_completion(self, body: bytes, caller: Caller) -> ParsedRequest:
         request = read_chat(body, self._limits)
@@ -127,8 +142,10 @@ class RequestParser:
         generation = response_generation(request, endpoint.model, self._limits)
         return ParsedRequest(endpoint, (generation,), ResponseWriter(request), request.stream, request.service_tier)
 
-    def _message(self, body: bytes, caller: Caller) -> ParsedRequest:
-        request = read_messages(body, self._limits)
+    def _message(
+        self, read: Callable[[bytes, LimitSettings], MessagesRequest], body: bytes, caller: Caller
+    ) -> ParsedRequest:
+        request = read(body, self._limits)
         endpoint = self._models.generator(request.model, caller)
         generation = messages_generation(request, endpoint.model, self._limits)
         shows_thinking = request.shows_thinking or self._always_shows_thinking

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from deployments.api.http import CLIENT_DISCONNECTED
 from deployments.common.deadlines import Deadline
 from deployments.common.errors import ApiError
-from deployments.common.types import Delta, GenerationResult
+from deployments.common.types import Delta, GenerationResult, Usage
 from deployments.generation.broadcast import Subscriber, to_api_error
 
 log = logging.getLogger("dray.replies")
@@ -32,8 +32,8 @@ class AnswerWriter(Protocol):
     def complete(self, answer: GenerationResult) -> object:
         """The JSON body of an answer that is not streamed."""
 
-    def start(self) -> bytes:
-        """The first events of a stream."""
+    def start(self, usage: Usage) -> bytes:
+        """The first events of a stream. usage: what is known of it by then."""
 
     def delta(self, delta: Delta) -> bytes:
         """The events for a delta."""
@@ -58,7 +58,7 @@ def replay(answer: GenerationResult, writer: AnswerWriter, stream: bool, headers
     """The response with a stored answer, in one piece."""
     if not stream:
         return Response(msgspec.json.encode(writer.complete(answer)), media_type="application/json", headers=headers)
-    events = b"".join([writer.start(), *map(writer.delta, answer.deltas()), writer.end(answer)])
+    events = b"".join([writer.start(answer.usage), *map(writer.delta, answer.deltas()), writer.end(answer)])
     return Response(events, media_type="text/event-stream", headers=headers | STREAM_HEADERS)
 
 
@@ -166,7 +166,7 @@ class EventStream(Response):
 
     async def _events(self, deadline: Deadline) -> AsyncGenerator[bytes, None]:
         subscriber, writer = self._subscriber, self._writer
-        yield writer.start() + _write(writer, self._first)
+        yield writer.start(subscriber.usage) + _write(writer, self._first)
         while subscriber.result is None:
             try:
                 deltas = await subscriber.next_batch(deadline, self._timeouts.keep_alive_s)

@@ -1,17 +1,20 @@
 """The routes for tokens: of texts and conversations, and back to text. Nothing is generated."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from cluster.settings import LimitSettings
+from cluster.settings import Settings
 from deployments.api.access import AuthenticatedRequest, RequestAccess, queue_class
 from deployments.api.http import json_response
 from deployments.api.models import ModelDirectory
+from deployments.api.parser import RequestParser
 from deployments.api.protocol.common import template_arguments
+from deployments.api.protocol.messages import MessagesCount
 from deployments.api.protocol.parsing import parse
 from deployments.api.protocol.tokens import DetokenizeResponse, TokenizeResponse, decode_detokenize, decode_tokenize
 from deployments.common.errors import invalid_request
@@ -21,19 +24,22 @@ from deployments.common.types import GenerationRequest
 from deployments.generation.large_texts import LargeTexts
 from deployments.tenancy.quotas import Quotas
 
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
 
 class TokensApi:
     """The routes for tokens, for one router."""
 
     def __init__(
         self,
-        limits: LimitSettings,
+        settings: Settings,
         models: ModelDirectory,
         access: RequestAccess,
         quotas: Quotas,
         large_texts: LargeTexts,
     ) -> None:
-        self._limits = limits
+        self._limits = settings.limits
+        self._parser = RequestParser(settings, models)
         self._models = models
         self._access = access
         self._quotas = quotas
@@ -44,6 +50,7 @@ class TokensApi:
         return [
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
+            Route("/v1/messages/count_tokens", self.count_message, methods=["POST"]),
         ]
 
     async def tokenize(self, http: HttpRequest) -> Response:
@@ -74,11 +81,33 @@ class TokensApi:
         text = await asyncio.to_thread(endpoint.prompts.decode, request.tokens, special=True)
         return json_response(DetokenizeResponse(text))
 
-    async def _respond(self, request: AuthenticatedRequest, characters: int, work: Callable[[], object]) -> Response:
+    async def count_message(self, http: HttpRequest) -> Response:
+        """POST /v1/messages/count_tokens"""
+        return await self._count(http, MessagesCount)
+
+    async def _count(self, http: HttpRequest, response: Callable[[int], object]) -> Response:
+        """The response to a request whose prompt's tokens are counted. response: its body, by their number."""
+        authenticated = self._access.authenticate(http)
+        body = await self._access.body(authenticated)
+        parsed = self._parser.parse(authenticated.state.route, body, authenticated.caller)
+        prompts, [request] = parsed.endpoint.prompts, parsed.generations
+
+        def work() -> object:
+            return response(len(prompts.ids(request)))
+
+        return await self._respond(authenticated, prompts.characters(request), work, parsed.headers)
+
+    async def _respond(
+        self,
+        request: AuthenticatedRequest,
+        characters: int,
+        work: Callable[[], object],
+        headers: Mapping[str, str] = _NO_HEADERS,
+    ) -> Response:
         """The response with the result of the work on a text; a large one counts as a request of the team's quota."""
         grant = await self._quotas.admit(request.caller.team if characters > LARGE_CHARACTERS else None)
         try:
             body = await self._large_texts.run(queue_class(request.caller), characters, work)
         finally:
             self._access.release(grant)
-        return json_response(body, headers=grant.headers)
+        return json_response(body, headers={**grant.headers, **headers})

@@ -24,6 +24,7 @@ WRITES = (
     "/v1/rerank",
     "/v1/score",
     "/tokenize",
+    "/v1/messages/count_tokens",
     "/detokenize",
     "/admin/teams",
     "/admin/keys",

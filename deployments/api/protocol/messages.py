@@ -157,12 +157,33 @@ class MessagesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return thinking is not None and thinking.type != "disabled" and thinking.display != "omitted"
 
 
+class MessagesCountRequest(MessagesRequest, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/messages/count_tokens: that of a message, in which max_tokens may be missing."""
+
+    max_tokens: Count = 1
+
+
+class MessagesCount(msgspec.Struct, frozen=True):
+    """input_tokens: tokens of the prompt."""
+
+    input_tokens: int
+
+
 decode = msgspec.json.Decoder(MessagesRequest)
+decode_count = msgspec.json.Decoder(MessagesCountRequest)
 
 
 def read_messages(body: bytes, limits: LimitSettings) -> MessagesRequest:
     """Decodes a body and checks it against the limits. Raises ApiError 400 that names the field."""
-    request = parse(decode, body)
+    return _checked(parse(decode, body), limits)
+
+
+def read_messages_count(body: bytes, limits: LimitSettings) -> MessagesRequest:
+    """The same for a body whose tokens are counted."""
+    return _checked(parse(decode_count, body), limits)
+
+
+def _checked(request: MessagesRequest, limits: LimitSettings) -> MessagesRequest:
     check_count(len(request.messages), limits.messages, "messages")
     check_count(len(request.tools or ()), limits.tools, "tools")
     check_stop(request.stop_sequences, limits, "stop_sequences")

@@ -24,7 +24,7 @@ from deployments.api.protocol.chat import ChatRequest
 from deployments.api.protocol.chat_writer import ChatCompletion
 from deployments.api.protocol.completions import CompletionRequest, TextCompletion
 from deployments.api.protocol.embeddings import EmbeddingRequest, Embeddings
-from deployments.api.protocol.messages import MessagesRequest
+from deployments.api.protocol.messages import MessagesCount, MessagesCountRequest, MessagesRequest
 from deployments.api.protocol.rerank import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
 from deployments.api.protocol.responses import ResponseRequest
 from deployments.api.protocol.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
@@ -79,7 +79,7 @@ _MESSAGE = {
         "type": {"const": "message"},
         "role": {"const": "assistant"},
         "content": {"type": "array", "items": {"type": "object", "required": ["type"]}},
-        "stop_reason": {"enum": ["end_turn", "max_tokens", "tool_use"]},
+        "stop_reason": {"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use"]},
         "usage": {"type": "object", "required": ["input_tokens", "output_tokens"]},
     },
 }
@@ -103,6 +103,7 @@ OPERATIONS = (
     Operation("/v1/completions", "Complete a text", CompletionRequest, TextCompletion, streams=True),
     Operation("/v1/responses", "Create a response (OpenAI's Responses API)", ResponseRequest, _RESPONSE, streams=True),
     Operation("/v1/messages", "Create a message (Anthropic's Messages API)", MessagesRequest, _MESSAGE, streams=True),
+    Operation("/v1/messages/count_tokens", "Count a message's tokens", MessagesCountRequest, MessagesCount),
     Operation("/v1/embeddings", "Create embeddings of texts", EmbeddingRequest, Embeddings),
     Operation("/v1/rerank", "Sort documents by how well they answer a query", RerankRequest, RerankResponse),
     Operation("/v2/rerank", "The same at the path of Cohere's clients", RerankRequest, RerankResponse),

@@ -62,7 +62,7 @@ class ResponseWriter:
         [choice] = answer.choices
         return self._response(_items(choice), choice.finish_reason, answer.usage)
 
-    def start(self) -> bytes:
+    def start(self, usage: Usage) -> bytes:
         response = self._response([], None, None)
         created = self._event("response.created", response=response)
         return created + self._event("response.in_progress", response=response)

@@ -25,6 +25,8 @@ STREAMED = (
     Delta(finish_reason="tool_calls"),
 )
 
+USAGE = Usage(7, 0, 0, 3)
+
 
 def request_of(**fields: Any) -> MessagesRequest:
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9, **fields}
@@ -70,7 +72,7 @@ def test_a_stream_adds_up_to_the_whole_message(shows_thinking: bool) -> None:
     message = whole(MessagesWriter(request, shows_thinking), ANSWER)
     assert [block["type"] for block in message["content"]] == ["thinking"] * shows_thinking + ["text", "tool_use"]
     live = MessagesWriter(request, shows_thinking)
-    generated = live.start() + b"".join(map(live.delta, STREAMED)) + live.end(result(ANSWER))
+    generated = live.start(USAGE) + b"".join(map(live.delta, STREAMED)) + live.end(result(ANSWER))
     stored = bytes(replay(result(ANSWER), MessagesWriter(request, shows_thinking), True, {}).body)
     assert blocks_of(generated) == blocks_of(stored) == message["content"]
 
