@@ -7,6 +7,7 @@ import msgspec
 
 from cluster.models.folder import ServedModel
 from cluster.settings import LimitSettings
+from deployments.api.protocol.chat_messages import answer_to_continue, check_continuation
 from deployments.api.protocol.common import (
     Count,
     Name,
@@ -195,6 +196,10 @@ def messages_generation(request: MessagesRequest, model: ServedModel, limits: Li
     messages = [Message("system", _text(request.system))] if request.system else []
     for message in request.messages:
         messages += _messages(message, limits)
+    messages, continued = answer_to_continue(messages)
+    if continued and messages[-1].content[-1:].isspace():
+        message = "The last message begins the answer, so its text must not end with white space. Remove that."
+        raise invalid_request("messages", message)
     if not any(message.content.strip() for message in messages):
         raise invalid_request("messages", "All messages are empty; at least one needs text.", code="empty_prompt")
     tools = tuple(
@@ -202,7 +207,7 @@ def messages_generation(request: MessagesRequest, model: ServedModel, limits: Li
         for tool in request.tools or ()
     )
     off = request.thinking is not None and request.thinking.type == "disabled"
-    return GenerationRequest(
+    generation = GenerationRequest(
         messages=tuple(messages),
         sampling=sampling_for(model, limits, request.max_tokens, request),
         tools=tools,
@@ -210,7 +215,10 @@ def messages_generation(request: MessagesRequest, model: ServedModel, limits: Li
         template_args=template_arguments(None, "none" if off else None, limits),
         stop=tuple(request.stop_sequences or ()),
         max_thinking_tokens=0 if off else request.thinking.budget_tokens if request.thinking else None,
+        continue_final_message=continued,
     )
+    check_continuation(generation)
+    return generation
 
 
 def _messages(message: MessageParam, limits: LimitSettings) -> list[Message]:
