@@ -45,6 +45,7 @@ _FIELDS = {
         "/v1/responses": ResponseRequest,
         "/v1/messages": MessagesRequest,
         "/v1/messages/count_tokens": MessagesCountRequest,
+        "/v1/responses/input_tokens": ResponseRequest,
     }.items()
 }
 """The fields of each API's body."""
@@ -59,7 +60,7 @@ _THINKING_FIELDS = {"both": ("reasoning_content", "reasoning")}
 class ParsedRequest:
     """A body in the form that all APIs share: a request with several prompts is several generations.
 
-    ignored: names of the body's fields that Dray does not know.
+    ignored: names of the body's fields that Dray does not know, and of tools and items that it cannot use.
     """
 
     endpoint: ModelEndpoint
@@ -97,6 +98,7 @@ class RequestParser:
         }
         self._counted: dict[str, Callable[[bytes, Caller], ParsedRequest]] = {
             "/v1/messages/count_tokens": partial(self._message, read_messages_count),
+            "/v1/responses/input_tokens": self._response,
         }
 
     @property
@@ -109,15 +111,19 @@ class RequestParser:
 
         Raises ApiError 400, 403, 404.
         """
-        parse_known = self._parsers.get(path) or self._counted[path]
+        parse_known, ignored = self._parsers.get(path) or self._counted[path], ()
         try:
-            return parse_known(body, caller)
+            parsed = parse_known(body, caller)
         except ApiError as error:
             if not self._ignores_unknown or error.body.error.code != "unknown_parameter":
                 raise
-        # Parsed once more without them: few requests have any, and the others must not pay for these.
-        body, ignored = _without_unknown(body, _FIELDS[path])
-        return replace(parse_known(body, caller), ignored=ignored)
+            # Parsed once more without them: few requests have any, and the others must not pay for these.
+            body, ignored = _without_unknown(body, _FIELDS[path])
+            parsed = parse_known(body, caller)
+        if parsed.ignored and not self._ignores_unknown:
+            message = f"{parsed.ignored[0]} cannot be used here; leave it out."
+            raise ApiError(400, message, code="unknown_parameter", param=parsed.ignored[0])
+        return replace(parsed, ignored=(*ignored, *parsed.ignored)) if ignored else parsed
 
     def _chat_completion(self, body: bytes, caller: Caller) -> ParsedRequest:
         request = read_chat(body, self._limits)
@@ -140,7 +146,9 @@ class RequestParser:
         request = read_response(body, self._limits)
         endpoint = self._models.generator(request.model, caller)
         generation = response_generation(request, endpoint.model, self._limits)
-        return ParsedRequest(endpoint, (generation,), ResponseWriter(request), request.stream, request.service_tier)
+        check_bias_ids(generation.sampling, endpoint.prompts.vocabulary.size)
+        writer = ResponseWriter(request)
+        return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier, request.ignored)
 
     def _message(
         self, read: Callable[[bytes, LimitSettings], MessagesRequest], body: bytes, caller: Caller

@@ -16,6 +16,7 @@ from deployments.api.parser import RequestParser
 from deployments.api.protocol.common import template_arguments
 from deployments.api.protocol.messages import MessagesCount
 from deployments.api.protocol.parsing import parse
+from deployments.api.protocol.responses import ResponseCount
 from deployments.api.protocol.tokens import DetokenizeResponse, TokenizeResponse, decode_detokenize, decode_tokenize
 from deployments.common.errors import invalid_request
 from deployments.common.messages import Sampling
@@ -51,6 +52,7 @@ class TokensApi:
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
             Route("/v1/messages/count_tokens", self.count_message, methods=["POST"]),
+            Route("/v1/responses/input_tokens", self.count_response, methods=["POST"]),
         ]
 
     async def tokenize(self, http: HttpRequest) -> Response:
@@ -84,6 +86,10 @@ class TokensApi:
     async def count_message(self, http: HttpRequest) -> Response:
         """POST /v1/messages/count_tokens"""
         return await self._count(http, MessagesCount)
+
+    async def count_response(self, http: HttpRequest) -> Response:
+        """POST /v1/responses/input_tokens"""
+        return await self._count(http, ResponseCount)
 
     async def _count(self, http: HttpRequest, response: Callable[[int], object]) -> Response:
         """The response to a request whose prompt's tokens are counted. response: its body, by their number."""

@@ -104,6 +104,7 @@ CASES: list[tuple[str, dict[str, object]]] = [
     ("/v1/messages", {"messages": [USER], "tools": [{"name": "f", "input_schema": SCHEMA}], "max_tokens": 9}),
     ("/v1/embeddings", {"model": "vectors", "input": HUGE}),
     ("/v1/embeddings", {"model": "vectors", "input": ["a", HUGE]}),
+    ("/v1/responses/input_tokens", {"input": HUGE}),
     ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": HUGE}]}),
     ("/tokenize", {"prompt": HUGE}),
     ("/tokenize", {"messages": [{"role": "user", "content": HUGE}]}),

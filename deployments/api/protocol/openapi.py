@@ -26,7 +26,7 @@ from deployments.api.protocol.completions import CompletionRequest, TextCompleti
 from deployments.api.protocol.embeddings import EmbeddingRequest, Embeddings
 from deployments.api.protocol.messages import MessagesCount, MessagesCountRequest, MessagesRequest
 from deployments.api.protocol.rerank import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
-from deployments.api.protocol.responses import ResponseRequest
+from deployments.api.protocol.responses import ResponseCount, ResponseRequest
 from deployments.api.protocol.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from deployments.common.errors import ErrorBody
 
@@ -104,6 +104,7 @@ OPERATIONS = (
     Operation("/v1/responses", "Create a response (OpenAI's Responses API)", ResponseRequest, _RESPONSE, streams=True),
     Operation("/v1/messages", "Create a message (Anthropic's Messages API)", MessagesRequest, _MESSAGE, streams=True),
     Operation("/v1/messages/count_tokens", "Count a message's tokens", MessagesCountRequest, MessagesCount),
+    Operation("/v1/responses/input_tokens", "Count a response's input tokens", ResponseRequest, ResponseCount),
     Operation("/v1/embeddings", "Create embeddings of texts", EmbeddingRequest, Embeddings),
     Operation("/v1/rerank", "Sort documents by how well they answer a query", RerankRequest, RerankResponse),
     Operation("/v2/rerank", "The same at the path of Cohere's clients", RerankRequest, RerankResponse),

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from deployments.api.protocol.chat_writer import ChatLogprob, logprobs_of
+from deployments.api.protocol.response_tools import Function, functions_of
 from deployments.api.protocol.responses import ResponseRequest, response_error
 from deployments.common.errors import ApiError, new_id
 from deployments.common.types import Choice, Delta, GenerationResult, TokenLogprob, ToolDelta, Usage
@@ -14,14 +15,14 @@ from deployments.common.types import Choice, Delta, GenerationResult, TokenLogpr
 
 @dataclass(slots=True)
 class _Item:
-    """An output item, with the text received so far. kind: reasoning, message or function_call. tokens: of a message's
-    text, if log probabilities are requested."""
+    """An output item, with the text received so far. kind: reasoning, message or function_call. function: the called
+    one's name, and its namespace if it has one. tokens: of a message's text, if log probabilities are requested."""
 
     kind: str
     id: str
     text: str = ""
     call_id: str = ""
-    name: str = ""
+    function: dict[str, str] = field(default_factory=dict)
     tokens: tuple[TokenLogprob, ...] = ()
 
     @property
@@ -37,7 +38,7 @@ class _Item:
 
     def describe(self, status: str) -> dict[str, Any]:
         if self.kind == "function_call":
-            call = {"type": "function_call", "id": self.id, "call_id": self.call_id, "name": self.name}
+            call = {"type": "function_call", "id": self.id, "call_id": self.call_id, **self.function}
             return call | {"arguments": self.text, "status": status}
         content = [self.part()] if self.text or status != "in_progress" else []
         if self.kind == "reasoning":
@@ -57,10 +58,14 @@ class ResponseWriter:
     _open: _Item | None = None
     _textless: tuple[TokenLogprob, ...] = ()
     """Tokens whose text comes with a later one: they are parts of a character."""
+    _functions: dict[str, Function] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._functions = {function.key: function for function in functions_of(self.request.tools or ())}
 
     def complete(self, answer: GenerationResult) -> dict[str, Any]:
         [choice] = answer.choices
-        return self._response(_items(choice), choice.finish_reason, answer.usage)
+        return self._response(self._items(choice), choice.finish_reason, answer.usage)
 
     def start(self, usage: Usage) -> bytes:
         response = self._response([], None, None)
@@ -117,7 +122,7 @@ class ResponseWriter:
     def _append_call(self, call: ToolDelta) -> bytes:
         events, self._textless = b"", ()
         if call.id:
-            events += self._begin(_Item("function_call", new_id("fc_"), "", call.id, call.name))
+            events += self._begin(_Item("function_call", new_id("fc_"), "", call.id, self._function(call.name)))
         item = self._open
         assert item is not None
         item.text += call.arguments
@@ -141,7 +146,8 @@ class ResponseWriter:
             return b""
         if item.kind == "function_call":
             where = {"item_id": item.id, "output_index": len(self._done)}
-            events = self._event("response.function_call_arguments.done", **where, name=item.name, arguments=item.text)
+            done = {"name": item.function["name"], "arguments": item.text}
+            events = self._event("response.function_call_arguments.done", **where, **done)
         else:
             logprobs = item.logprobs(item.tokens)
             events = self._event(f"response.{item.part_type}.done", **self._at(item), text=item.text, **logprobs)
@@ -184,7 +190,7 @@ class ResponseWriter:
             "temperature": request.temperature,
             "text": {"format": _format_of(request)},
             "tool_choice": msgspec.to_builtins(request.tool_choice) or "auto",
-            "tools": [msgspec.to_builtins(tool) for tool in request.tools or ()],
+            "tools": [tool.described() for tool in request.tools or () if tool.type in ("function", "namespace")],
             "top_logprobs": request.top_logprobs or 0,
             "top_p": request.top_p,
             "truncation": request.truncation or "disabled",
@@ -192,13 +198,22 @@ class ResponseWriter:
             "metadata": request.metadata or {},
         }
 
+    def _items(self, choice: Choice) -> list[_Item]:
+        items = [_Item("reasoning", new_id("rs_"), choice.reasoning)] if choice.reasoning else []
+        if choice.text or (not choice.tool_calls and choice.finish_reason != "length"):
+            items.append(_Item("message", new_id("msg_"), choice.text, tokens=choice.logprobs))
+        calls = (
+            _Item("function_call", new_id("fc_"), call.arguments, call.id, self._function(call.name))
+            for call in choice.tool_calls
+        )
+        return [*items, *calls]
 
-def _items(choice: Choice) -> list[_Item]:
-    items = [_Item("reasoning", new_id("rs_"), choice.reasoning)] if choice.reasoning else []
-    if choice.text or (not choice.tool_calls and choice.finish_reason != "length"):
-        items.append(_Item("message", new_id("msg_"), choice.text, tokens=choice.logprobs))
-    calls = (_Item("function_call", new_id("fc_"), call.arguments, call.id, call.name) for call in choice.tool_calls)
-    return [*items, *calls]
+    def _function(self, key: str) -> dict[str, str]:
+        """A called function's name and namespace, as the request has them."""
+        function = self._functions.get(key)
+        if function is None or not function.namespace:
+            return {"name": key}
+        return {"name": function.name, "namespace": function.namespace}
 
 
 def _format_of(request: ResponseRequest) -> dict[str, Any]:

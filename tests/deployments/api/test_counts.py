@@ -77,6 +77,23 @@ def test_a_message_is_counted_as_it_is_charged(
     asyncio.run(work())
 
 
+def test_a_responses_input_is_counted_as_it_is_charged(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def work() -> None:
+        async with asking(server, monkeypatch, tmp_path) as client:
+            tool = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {}}}
+            for more in ({}, {"instructions": "Be brief."}, {"tools": [tool, {"type": "web_search"}]}):
+                body = {"model": MODEL, "input": "3+4?", "temperature": 0, **more}
+                counted = await client.post("/v1/responses/input_tokens", json=body)
+                answer = await client.post("/v1/responses", json=body)
+                tokens = answer.json()["usage"]["input_tokens"]
+                assert counted.json() == {"object": "response.input_tokens", "input_tokens": tokens}
+                assert counted.headers.get("x-dray-ignored") == answer.headers.get("x-dray-ignored")
+
+    asyncio.run(work())
+
+
 def test_who_joins_a_generation_is_told_the_prompts_tokens_too(
     server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
