@@ -20,8 +20,19 @@ from deployments.api.fast_path import PREPARED_REQUEST
 from deployments.api.http import error_response, idempotency_key, request_timeout_s
 from deployments.api.models import ModelDirectory
 from deployments.api.parser import RequestParser
-from deployments.api.responses import AnswerWriter, StreamTimeouts, complete_response, replay, stream_response
+from deployments.api.protocol.responses_writer import ResponseWriter
+from deployments.api.responses import (
+    AnswerWriter,
+    Keep,
+    StreamTimeouts,
+    complete_response,
+    replay,
+    replay_and_keep,
+    stream_response,
+)
+from deployments.api.stored_responses import RESPONSES, StoredResponses
 from deployments.cache.answers import CacheControl
+from deployments.common.types import GenerationResult
 from deployments.generation.context import RequestContext
 from deployments.generation.large_texts import LargeTexts
 from deployments.generation.service import AnswerService
@@ -38,13 +49,22 @@ _PARSED_FASTER = 8
 class PreparedRequest:
     """An authenticated and parsed request, whose answer is not stored. Nothing is charged for it yet.
 
-    contexts: one for each of its prompts. headers: of its response, whatever the answer is.
+    contexts: one for each of its prompts. headers: of its response, whatever the answer is. keep: stores the response;
+    None: it is not stored.
     """
 
     contexts: tuple[RequestContext, ...]
     writer: AnswerWriter
     stream: bool
     headers: Mapping[str, str]
+    keep: Keep | None = None
+
+    async def replay(self, stored: GenerationResult, headers: dict[str, str]) -> Response:
+        """The response with this answer."""
+        headers = {**headers, **self.headers}
+        if self.keep is not None:
+            return await replay_and_keep(stored, self.writer, self.stream, headers, self.keep)
+        return replay(stored, self.writer, self.stream, headers)
 
 
 class InferenceApi:
@@ -59,6 +79,7 @@ class InferenceApi:
         quotas: Quotas,
         answers: AnswerService,
         large_texts: LargeTexts,
+        stored_responses: StoredResponses,
     ) -> None:
         self._settings = settings
         self._limits = settings.limits
@@ -71,6 +92,7 @@ class InferenceApi:
         self._quotas = quotas
         self._answers = answers
         self._large_texts = large_texts
+        self._stored_responses = stored_responses
         self._no_grant = QuotaGrant(quotas, None, "", {})
         self._stream_timeouts = StreamTimeouts(settings.router.keep_alive_s, self._limits.client_stall_s)
 
@@ -112,13 +134,15 @@ class InferenceApi:
         key, result = stored
         hit = self._answers.hit(context, key, result)
         current.get().note({"dray.cache.result": hit.result})
-        return replay(result, prepared.writer, prepared.stream, {**hit.headers, **grant.headers, **prepared.headers})
+        return await prepared.replay(result, {**hit.headers, **grant.headers})
 
     async def _prepare(self, http: HttpRequest) -> PreparedRequest:
         """Authenticates, reads and parses a request, and charges nothing. Raises ApiError 400 to 404, 413, 415."""
         authenticated = self._access.authenticate(http)
         state, caller, headers = authenticated.state, authenticated.caller, authenticated.headers
         body = await self._access.body(authenticated)
+        if state.route == RESPONSES:
+            body = await self._stored_responses.with_history(body, caller)
         work = partial(self._parser.parse, state.route, body, caller)
         parsed = await self._large_texts.run(queue_class(caller), len(body) // _PARSED_FASTER, work)
         endpoint, batch = parsed.endpoint, parsed.service_tier == "flex"
@@ -130,7 +154,10 @@ class InferenceApi:
             RequestContext(endpoint, generation, caller, control, state.started, deadline, self._no_grant, batch, key)
             for generation in parsed.generations
         )
-        return PreparedRequest(contexts, parsed.writer, bool(parsed.stream), parsed.headers)
+        writer, keep = parsed.writer, None
+        if isinstance(writer, ResponseWriter):
+            keep = self._stored_responses.keep_of(caller, writer, body)
+        return PreparedRequest(contexts, writer, bool(parsed.stream), parsed.headers, keep)
 
     async def _generate(self, http: HttpRequest, prepared: PreparedRequest) -> Response:
         """The response to a request whose answer is not stored: generated for it, or joined from another request."""
@@ -147,8 +174,7 @@ class InferenceApi:
                 headers = found.headers
                 if found.stored is not None:
                     self._access.release(grant)
-                    headers = {**headers, **grant.headers, **prepared.headers}
-                    return replay(found.stored, prepared.writer, prepared.stream, headers)
+                    return await prepared.replay(found.stored, {**headers, **grant.headers})
                 assert found.subscriber is not None
                 subscriber = found.subscriber
         except BaseException:
@@ -156,9 +182,10 @@ class InferenceApi:
             raise
         subscriber.on_close = partial(self._access.release, grant)
         headers = {**headers, **grant.headers, **prepared.headers}
+        writer, keep = prepared.writer, prepared.keep
         if prepared.stream:
-            return await stream_response(subscriber, prepared.writer, headers, self._stream_timeouts)
-        return await complete_response(http, subscriber, prepared.writer, headers)
+            return await stream_response(subscriber, writer, headers, self._stream_timeouts, keep)
+        return await complete_response(http, subscriber, writer, headers, keep)
 
     def _log_context(self, context: RequestContext) -> None:
         if self._settings.log_prompts:

@@ -147,7 +147,7 @@ class RequestParser:
         endpoint = self._models.generator(request.model, caller)
         generation = response_generation(request, endpoint.model, self._limits)
         check_bias_ids(generation.sampling, endpoint.prompts.vocabulary.size)
-        writer = ResponseWriter(request)
+        writer = ResponseWriter(request, request.store is not False)
         return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier, request.ignored)
 
     def _message(

@@ -1,7 +1,7 @@
 """The routes for tokens: of texts and conversations, and back to text. Nothing is generated."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 
 from starlette.requests import Request as HttpRequest
@@ -18,11 +18,13 @@ from deployments.api.protocol.messages import MessagesCount
 from deployments.api.protocol.parsing import parse
 from deployments.api.protocol.responses import ResponseCount
 from deployments.api.protocol.tokens import DetokenizeResponse, TokenizeResponse, decode_detokenize, decode_tokenize
+from deployments.api.stored_responses import StoredResponses
 from deployments.common.errors import invalid_request
 from deployments.common.messages import Sampling
 from deployments.common.text_encoder import LARGE_CHARACTERS
 from deployments.common.types import GenerationRequest
 from deployments.generation.large_texts import LargeTexts
+from deployments.tenancy.auth import Caller
 from deployments.tenancy.quotas import Quotas
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -38,6 +40,7 @@ class TokensApi:
         access: RequestAccess,
         quotas: Quotas,
         large_texts: LargeTexts,
+        stored_responses: StoredResponses,
     ) -> None:
         self._limits = settings.limits
         self._parser = RequestParser(settings, models)
@@ -45,6 +48,7 @@ class TokensApi:
         self._access = access
         self._quotas = quotas
         self._large_texts = large_texts
+        self._stored_responses = stored_responses
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -89,12 +93,20 @@ class TokensApi:
 
     async def count_response(self, http: HttpRequest) -> Response:
         """POST /v1/responses/input_tokens"""
-        return await self._count(http, ResponseCount)
+        return await self._count(http, ResponseCount, self._stored_responses.with_history)
 
-    async def _count(self, http: HttpRequest, response: Callable[[int], object]) -> Response:
-        """The response to a request whose prompt's tokens are counted. response: its body, by their number."""
+    async def _count(
+        self,
+        http: HttpRequest,
+        response: Callable[[int], object],
+        with_history: Callable[[bytes, Caller], Awaitable[bytes]] | None = None,
+    ) -> Response:
+        """The response to a request whose prompt's tokens are counted. response: its body, by their number.
+        with_history: completes a request's body."""
         authenticated = self._access.authenticate(http)
         body = await self._access.body(authenticated)
+        if with_history is not None:
+            body = await with_history(body, authenticated.caller)
         parsed = self._parser.parse(authenticated.state.route, body, authenticated.caller)
         prompts, [request] = parsed.endpoint.prompts, parsed.generations
 

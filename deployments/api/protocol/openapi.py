@@ -72,6 +72,15 @@ _RESPONSE = {
         "usage": {"type": "object", "required": ["input_tokens", "output_tokens", "total_tokens"]},
     },
 }
+_ITEMS = {
+    "type": "object",
+    "required": ["object", "data", "first_id", "last_id", "has_more"],
+    "properties": {
+        "object": {"const": "list"},
+        "data": {"type": "array", "items": {"type": "object", "required": ["type", "id"]}},
+        "has_more": {"type": "boolean"},
+    },
+}
 _MESSAGE = {
     "type": "object",
     "required": ["id", "type", "role", "model", "content", "stop_reason", "usage"],
@@ -104,6 +113,15 @@ OPERATIONS = (
     Operation("/v1/responses", "Create a response (OpenAI's Responses API)", ResponseRequest, _RESPONSE, streams=True),
     Operation("/v1/messages", "Create a message (Anthropic's Messages API)", MessagesRequest, _MESSAGE, streams=True),
     Operation("/v1/messages/count_tokens", "Count a message's tokens", MessagesCountRequest, MessagesCount),
+    Operation("/v1/responses/{id}", "Read a stored response", answer=_RESPONSE, parameters=("id",)),
+    Operation("/v1/responses/{id}", "Delete a stored response", answer=_OBJECT, parameters=("id",), verb="delete"),
+    Operation(
+        "/v1/responses/{id}/input_items",
+        "List the items before a stored response",
+        answer=_ITEMS,
+        parameters=("id",),
+        query=("after", "limit", "order"),
+    ),
     Operation("/v1/responses/input_tokens", "Count a response's input tokens", ResponseRequest, ResponseCount),
     Operation("/v1/embeddings", "Create embeddings of texts", EmbeddingRequest, Embeddings),
     Operation("/v1/rerank", "Sort documents by how well they answer a query", RerankRequest, RerankResponse),

@@ -85,6 +85,8 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
+    store: bool | None = None
+    previous_response_id: str | None = None
     # As chat completions have them; OpenAI's responses do not.
     min_tokens: Natural | None = None
     top_k: Annotated[int, msgspec.Meta(ge=-1)] | None = None
@@ -99,7 +101,6 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_thinking_tokens: Natural | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     # Accepted without effect.
-    store: bool | None = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -111,7 +112,6 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Not supported: accepted only with the value that requests nothing.
     background: bool | None = None
     conversation: None = None
-    previous_response_id: str | None = None
     prompt: None = None
 
     @property
@@ -150,12 +150,6 @@ _PARAMS = {"messages": "input", "response_format": "text.format"}
 def read_response(body: bytes, limits: LimitSettings) -> ResponseRequest:
     """Decodes a body and checks it against the limits. Raises ApiError 400 that names the field."""
     request = parse(decode, body)
-    if request.previous_response_id is not None:
-        raise invalid_request(
-            "previous_response_id",
-            "Responses are not stored here; send the whole conversation as input.",
-            code="unsupported_parameter",
-        )
     if request.background:
         message = (
             "Responses are not generated in the background here; leave background out, and stream if it takes long."

@@ -9,6 +9,7 @@ import msgspec
 from deployments.api.protocol.chat_writer import ChatLogprob, logprobs_of
 from deployments.api.protocol.response_tools import Function, functions_of
 from deployments.api.protocol.responses import ResponseRequest, response_error
+from deployments.cache.response_store import new_response_id
 from deployments.common.errors import ApiError, new_id
 from deployments.common.types import Choice, Delta, GenerationResult, TokenLogprob, ToolDelta, Usage
 
@@ -48,10 +49,11 @@ class _Item:
 
 @dataclass(slots=True)
 class ResponseWriter:
-    """Writes the answer to one request."""
+    """Writes the answer to one request. stores: whether the response is stored, as it says itself."""
 
     request: ResponseRequest
-    _id: str = field(default_factory=lambda: new_id("resp_"))
+    stores: bool = False
+    _id: str = field(default_factory=new_response_id)
     _created: int = field(default_factory=lambda: int(time.time()))
     _sequence: int = 0
     _done: list[_Item] = field(default_factory=list)
@@ -59,13 +61,25 @@ class ResponseWriter:
     _textless: tuple[TokenLogprob, ...] = ()
     """Tokens whose text comes with a later one: they are parts of a character."""
     _functions: dict[str, Function] = field(init=False)
+    _final: dict[str, Any] | None = None
+    _last_events: bytes = b""
 
     def __post_init__(self) -> None:
         self._functions = {function.key: function for function in functions_of(self.request.tools or ())}
 
     def complete(self, answer: GenerationResult) -> dict[str, Any]:
-        [choice] = answer.choices
-        return self._response(self._items(choice), choice.finish_reason, answer.usage)
+        return self.finish(answer)
+
+    def finish(self, answer: GenerationResult) -> dict[str, Any]:
+        """The whole response, which is the same object at each call: its `store` is true only once it is stored."""
+        if self._final is None:
+            [choice] = answer.choices
+            if self._sequence:
+                self._last_events, items = self._close_all(choice), self._done
+            else:
+                items = self._items(choice)
+            self._final = self._response(items, choice.finish_reason, answer.usage)
+        return self._final
 
     def start(self, usage: Usage) -> bytes:
         response = self._response([], None, None)
@@ -84,14 +98,17 @@ class ResponseWriter:
         return events
 
     def end(self, answer: GenerationResult) -> bytes:
-        [choice] = answer.choices
+        response = self.finish(answer)
+        return self._last_events + self._event(f"response.{response['status']}", response=response)
+
+    def _close_all(self, choice: Choice) -> bytes:
+        """Ends a stream's items."""
         if self._open is not None and self._open.kind == "message":
             self._open.tokens += self._textless
         events = self._close("incomplete" if choice.finish_reason == "length" else "completed")
         if not any(item.kind != "reasoning" for item in self._done) and choice.finish_reason != "length":
             events += self._append("message", "") + self._close("completed")
-        response = self._response(self._done, choice.finish_reason, answer.usage)
-        return events + self._event(f"response.{response['status']}", response=response)
+        return events
 
     def error(self, error: ApiError) -> bytes:
         detail = response_error(error).error
@@ -184,9 +201,9 @@ class ResponseWriter:
                 for item in items
             ],
             "parallel_tool_calls": request.parallel_tool_calls is not False,
-            "previous_response_id": None,
+            "previous_response_id": request.previous_response_id,
             "reasoning": {"effort": request.reasoning.effort if request.reasoning else None, "summary": None},
-            "store": False,
+            "store": self.stores,
             "temperature": request.temperature,
             "text": {"format": _format_of(request)},
             "tool_choice": msgspec.to_builtins(request.tool_choice) or "auto",
