@@ -157,9 +157,8 @@ class RequestParser:
         endpoint = self._models.generator(request.model, caller)
         generation = messages_generation(request, endpoint.model, self._limits)
         shows_thinking = request.shows_thinking or self._always_shows_thinking
-        return ParsedRequest(
-            endpoint, (generation,), MessagesWriter(request, shows_thinking), request.stream, request.service_tier
-        )
+        writer = MessagesWriter(request, shows_thinking)
+        return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier, request.ignored)
 
 
 def _without_unknown(body: bytes, known: frozenset[str]) -> tuple[bytes, tuple[str, ...]]:
