@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 
 from cluster.models.folder import ServedModel
 from cluster.models.tokenizer_files import TokenizerConfig, load_tokenizer
-from deployments.common.errors import ApiError, invalid_request, shortened
+from deployments.common.errors import PromptTooLong, invalid_request, shortened
 from deployments.common.text_encoder import TextEncoder
 from deployments.common.types import GenerationRequest, Message
 from deployments.generation.chat_template import MARKS, ChatTemplate
@@ -220,7 +220,7 @@ class PromptRenderer:
                 f"The prompt has {len(ids)} tokens, which leaves no room in this model's context of "
                 f"{self._context_tokens}. Send a shorter one."
             )
-            raise ApiError(400, message, code="context_length_exceeded", param=param)
+            raise PromptTooLong(message, param, len(ids), self._context_tokens)
         if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary.size:
             raise invalid_request(param, "A token id is outside the model's vocabulary.")
 

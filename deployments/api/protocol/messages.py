@@ -21,7 +21,7 @@ from deployments.api.protocol.common import (
 )
 from deployments.api.protocol.message_blocks import MessageParam, TextBlock, check_blocks, messages_of, text_of
 from deployments.api.protocol.parsing import parse
-from deployments.common.errors import ApiError, invalid_request
+from deployments.common.errors import ApiError, PromptTooLong, invalid_request
 from deployments.common.types import GenerationRequest, Message, Tool, ToolChoice
 
 ToolName = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
@@ -200,5 +200,8 @@ def anthropic_error(error: ApiError) -> dict[str, Any]:
     """The body of an error in Anthropic's shape."""
     types = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large"}
     types |= {408: "timeout_error", 429: "rate_limit_error", 500: "api_error", 503: "overloaded_error"}
-    error_type = types.get(error.status, "invalid_request_error")
-    return {"type": "error", "error": {"type": error_type, "message": error.message}}
+    error_type, message = types.get(error.status, "invalid_request_error"), error.message
+    if isinstance(error, PromptTooLong):
+        # As Anthropic says it: agents find these words and numbers, and shorten their conversation.
+        message = f"prompt is too long: {error.tokens} tokens > {error.context_tokens - 1} maximum. {message}"
+    return {"type": "error", "error": {"type": error_type, "message": message}}

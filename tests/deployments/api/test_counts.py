@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -114,6 +115,27 @@ def test_who_joins_a_generation_is_told_the_prompts_tokens_too(
             counted = (await client.post(COUNT, json={"model": MODEL, "messages": body["messages"]})).json()
             assert started(text)["input_tokens"] == started((await first).text)["input_tokens"]
             assert started(text)["input_tokens"] == counted["input_tokens"]
+
+    asyncio.run(work())
+
+
+def test_a_prompt_that_is_too_long_is_named_with_its_length(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Agents look for these words and numbers, and then shorten their conversation."""
+
+    async def work() -> None:
+        async with asking(server, monkeypatch, tmp_path) as client:
+            for text in ("1 " * 3000, "1 " * 300_000):
+                body = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": text}]}
+                for stream in (False, True):
+                    refused = await client.post(MESSAGES, json=body | {"stream": stream})
+                    error = refused.json()["error"]
+                    assert (refused.status_code, error["type"]) == (400, "invalid_request_error")
+                    found = re.match(r"prompt is too long: (\d+) tokens > (\d+) maximum", error["message"])
+                    assert found is not None and int(found[1]) > int(found[2]) == 2047
+            counted = await client.post(COUNT, json=body | {"messages": [{"role": "user", "content": "1 " * 3000}]})
+            assert counted.json()["input_tokens"] > 2047, "what is too long can be counted"
 
     asyncio.run(work())
 

@@ -330,3 +330,14 @@ def test_a_continuation_keeps_its_first_space(tmp_path: Path, kind: Callable[[],
             parser.feed(ids[cut:])
             parser.finish("stop")
             assert begun + parser.text == whole
+
+
+def test_r1_goes_on_in_the_answer_and_not_in_the_thinking(r1: dict[str, PromptRenderer]) -> None:
+    messages = (user("1+1?"), Message("assistant", "<think>\nhm\n</think>\n\nThe sum is", "hm"))
+    for name in ("r1", "r1_thinking"):
+        request = asked(*messages, continue_final_message=True)
+        check_ids(r1[name], request, f"{BOS}<｜User｜>1+1?<｜Assistant｜>\n\nThe sum is")
+        parser = r1[name].parser(request, r1[name].render(request))
+        parser.feed(r1[name].encode(" 2."))
+        parser.finish("stop")
+        assert (parser.reasoning, parser.text) == ("", " 2.")
