@@ -5,6 +5,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from deployments.api.protocol.response_tools import ResponseTool
 from deployments.common.errors import ApiError, invalid_request, shortened
 from deployments.common.types import Message, ToolCall, canonical
 
@@ -32,7 +33,7 @@ class InputItem(msgspec.Struct, frozen=True):
     """A message, a call, its output, or earlier thinking. The type determines which fields are required.
 
     Items of other types, such as those of tools that only OpenAI runs, are left out. input, action, operation: what
-    calls have that are not functions.
+    calls have that are not functions. tools: those that an item adds.
     """
 
     type: str = "message"
@@ -49,11 +50,12 @@ class InputItem(msgspec.Struct, frozen=True):
     operation: Any = None
     output: Any = None
     error: Any = None
+    tools: list[ResponseTool] | None = None
 
     @property
     def is_used(self) -> bool:
         """Whether the conversation shows it."""
-        kinds = {"message", "reasoning", "mcp_call"} | _CLIENTS_CALLS
+        kinds = {"message", "agent_message", "additional_tools", "reasoning", "mcp_call"} | _CLIENTS_CALLS
         return self.type in kinds or (self.type.endswith(_OUTPUT) and bool(self.call_id or self.id))
 
 
@@ -70,6 +72,8 @@ def conversation_of(items: Iterable[InputItem], names: Mapping[tuple[str, str], 
         if item.type == "message":
             messages.append(_message(item, where, thinking, model))
             thinking = "" if item.role == "assistant" else thinking
+        elif item.type == "agent_message":  # of another agent
+            messages.append(Message("user", _text(item.content)))
         elif item.type == "reasoning":
             thinking = _text(item.content) or _text(item.summary)
         elif item.type in _CLIENTS_CALLS or item.type == "mcp_call":
@@ -77,8 +81,9 @@ def conversation_of(items: Iterable[InputItem], names: Mapping[tuple[str, str], 
             thinking = ""
             if item.type == "mcp_call":  # which has its result
                 messages.append(Message("tool", _shown(item.output or item.error), tool_call_id=item.id or where))
-        elif item.is_used:
-            messages.append(Message("tool", _shown(item.output), tool_call_id=item.call_id or item.id or ""))
+        elif item.type.endswith(_OUTPUT) and item.is_used:
+            shown = _shown(item.output) or ", ".join(tool.name or tool.type for tool in item.tools or ())
+            messages.append(Message("tool", shown, tool_call_id=item.call_id or item.id or ""))
     return messages
 
 

@@ -1,6 +1,7 @@
 """The tools of the Responses API: functions, and functions in namespaces. Others cannot run here."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -63,13 +64,13 @@ class Function:
 
 
 def functions_of(tools: Sequence[ResponseTool]) -> list[Function]:
-    """All functions, also those in namespaces. A name that several have is preceded by the namespace."""
-    found = [(namespace, tool) for namespace, tool in _members("", tools) if tool.type == "function"]
-    names = [tool.name for _, tool in found]
+    """All functions, also those in namespaces; of one that is there again, the last. A name that several have is
+    preceded by the namespace."""
+    found = {(namespace, tool.name or ""): tool for namespace, tool in _members("", tools) if tool.type == "function"}
+    uses = Counter(name for _, name in found)
     functions = []
-    for namespace, tool in found:
-        name = tool.name or ""
-        if namespace and names.count(name) > 1:
+    for (namespace, name), tool in found.items():
+        if namespace and uses[name] > 1:
             name = f"{namespace}__{name}"[-_MAX_NAME:]
         functions.append(Function(name, namespace, tool))
     return functions

@@ -127,10 +127,15 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [InputItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
 
     @property
+    def all_tools(self) -> list[ResponseTool]:
+        """The tools, and those that items of the input add."""
+        return [*(self.tools or ()), *(tool for item in self.items for tool in item.tools or ())]
+
+    @property
     def ignored(self) -> tuple[str, ...]:
         """What cannot be done here and is left out: tools, and items of the input, by their types."""
         items = (f"input.{item.type}" for item in self.items if not item.is_used)
-        return tuple(dict.fromkeys([*skipped_tools(self.tools or (), self.tool_choice), *items]))
+        return tuple(dict.fromkeys([*skipped_tools(self.all_tools, self.tool_choice), *items]))
 
 
 class ResponseCount(msgspec.Struct, frozen=True):
@@ -164,7 +169,7 @@ def read_response(body: bytes, limits: LimitSettings) -> ResponseRequest:
 
 def response_generation(request: ResponseRequest, model: ServedModel, limits: LimitSettings) -> GenerationRequest:
     """The request in the form that all APIs share. Raises ApiError 400 that names the field."""
-    functions = functions_of(request.tools or ())
+    functions = functions_of(request.all_tools)
     names = {(function.namespace, function.name): function.key for function in functions}
     messages = [Message("system", request.instructions)] if request.instructions else []
     messages += conversation_of(request.items, names, request.model)

@@ -65,7 +65,7 @@ class ResponseWriter:
     _last_events: bytes = b""
 
     def __post_init__(self) -> None:
-        self._functions = {function.key: function for function in functions_of(self.request.tools or ())}
+        self._functions = {function.key: function for function in functions_of(self.request.all_tools)}
 
     def complete(self, answer: GenerationResult) -> dict[str, Any]:
         return self.finish(answer)

@@ -141,7 +141,7 @@ def test_choices_that_cannot_be_made_are_refused(bundled: ServedModel) -> None:
         {"tools": [CRM, SHOP], "tool_choice": {"type": "function", "name": "get", "namespace": "shop"}},
         {"tools": HOSTED, "tool_choice": "required"},
         {"tools": [FUNCTION | {"name": "two words"}]},
-        {"tools": [CRM | {"tools": [LIST] * 129}]},
+        {"tools": [CRM | {"tools": [LIST | {"name": f"list_{number}"} for number in range(129)]}]},
     ):
         with pytest.raises(ApiError) as refused:
             generation(bundled, **fields)
@@ -184,6 +184,28 @@ def test_input_items_of_all_kinds_are_folded(bundled: ServedModel) -> None:
         Message("tool", "found", tool_call_id="m"),
         Message("assistant", "ok"),
     )
+
+
+def test_items_can_add_tools(bundled: ServedModel) -> None:
+    found = {"type": "tool_search_output", "call_id": "s", "status": "completed", "execution": "client"}
+    items: list[dict[str, Any]] = [
+        {"role": "user", "content": "hi"},
+        {"type": "additional_tools", "role": "developer", "tools": [LIST, {"type": "web_search"}]},
+        {"type": "tool_search_call", "call_id": "s", "arguments": {"query": "crm"}, "execution": "client"},
+        found | {"tools": [CRM, FUNCTION | {"description": "newer"}]},
+        {"type": "agent_message", "author": "/root", "content": text("input_text", "done")},
+    ]
+    request = request_of(input=items, tools=[FUNCTION])
+    made = response_generation(request, bundled, LIMITS)
+    assert [(tool.name, tool.description) for tool in made.tools] == [
+        ("shell", "newer"),
+        ("list", ""),
+        ("crm__list", ""),
+        ("get", ""),
+    ]
+    assert request.ignored == ("tools.web_search",)
+    assert made.messages[1].tool_calls == (ToolCall("s", "tool_search", '{"query":"crm"}'),)
+    assert made.messages[-2:] == (Message("tool", "crm, shell", tool_call_id="s"), Message("user", "done"))
 
 
 def test_an_image_is_refused_by_its_place_and_the_model(bundled: ServedModel) -> None:
