@@ -71,8 +71,8 @@ def test_tools_and_items_that_cannot_be_used_are_named(
     server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     items = [{"role": "user", "content": "hi"}, {"type": "item_reference", "id": "x"}, {"type": "web_search_call"}]
-    body = {"model": MODEL, "input": items, "tools": [FUNCTION, *HOSTED, SHOP], "num_ctx": 1}
-    named = ["num_ctx", *(f"tools.{tool['type']}" for tool in HOSTED), "input.item_reference", "input.web_search_call"]
+    body = {"model": MODEL, "input": items, "tools": [FUNCTION, *HOSTED, SHOP]}
+    named = [*(f"tools.{tool['type']}" for tool in HOSTED), "input.item_reference", "input.web_search_call"]
 
     async def work() -> None:
         async with asking(server, monkeypatch, tmp_path) as client:
@@ -80,12 +80,14 @@ def test_tools_and_items_that_cannot_be_used_are_named(
                 answer = await client.post("/v1/responses", json=body | {"stream": stream})
                 assert answer.status_code == 200, answer.text
                 assert answer.headers["x-dray-ignored"] == ", ".join(named)
+            unknown = await client.post("/v1/responses", json=body | {"num_ctx": 1})
+            ignored = unknown.headers["x-dray-ignored"].split(", ")
+            assert ignored[0] == "num_ctx" and ignored[-len(named) :] == named
             forced = await client.post("/v1/responses", json=body | {"tool_choice": {"type": "web_search"}})
             assert "tool_choice.web_search" in forced.headers["x-dray-ignored"]
             clean = await client.post("/v1/responses", json={"model": MODEL, "input": "hi", "tools": [FUNCTION]})
             assert "x-dray-ignored" not in clean.headers
         async with asking(server, monkeypatch, tmp_path, api={"unknown_fields": "refuse"}) as client:
-            del body["num_ctx"]
             refused = (await client.post("/v1/responses", json=body)).json()["error"]
             assert (refused["code"], refused["param"]) == ("unknown_parameter", "tools.web_search")
 
