@@ -125,8 +125,12 @@ class StoredResponses:
         response, items = writer.finish(answer), _items_of(given)
         if isinstance(items, str):
             items = [msgspec.Raw(msgspec.json.encode({"role": "user", "content": items}))]
-        stored = StoredResponse(msgspec.json.encode(response), tuple(map(_identified, items)))
-        response["store"] = await store.put(owner, response["id"], stored)
+        try:
+            stored = StoredResponse(msgspec.json.encode(response), tuple(map(_identified, items)))
+        except RecursionError:  # in a field that nothing else reads
+            response["store"] = False
+        else:
+            response["store"] = await store.put(owner, response["id"], stored)
 
     async def _find(self, caller: Caller, response_id: str, status: int = 404) -> StoredResponse:
         try:

@@ -5,6 +5,8 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from cluster.settings import LimitSettings
+from deployments.api.protocol.common import check_json
 from deployments.api.protocol.response_tools import ResponseTool
 from deployments.common.errors import ApiError, invalid_request, shortened
 from deployments.common.types import Message, ToolCall, canonical
@@ -59,16 +61,19 @@ class InputItem(msgspec.Struct, frozen=True):
         return self.type in kinds or (self.type.endswith(_OUTPUT) and bool(self.call_id or self.id))
 
 
-def conversation_of(items: Iterable[InputItem], names: Mapping[tuple[str, str], str], model: str) -> list[Message]:
+def conversation_of(
+    items: Iterable[InputItem], names: Mapping[tuple[str, str], str], model: str, limits: LimitSettings
+) -> list[Message]:
     """The conversation in these items.
 
     names: those of functions in the prompt, by namespace and name. model: for errors.
-    Raises ApiError 400 for what is missing, and for a message with more than text.
+    Raises ApiError 400 for what is missing or nested too deeply, and for a message with more than text.
     """
     messages: list[Message] = []
     thinking = ""
     for index, item in enumerate(items):
         where = f"input[{index}]"
+        check_json([item.arguments, item.input, item.action, item.operation, item.output, item.error], where, limits)
         if item.type == "message":
             messages.append(_message(item, where, thinking, model))
             thinking = "" if item.role == "assistant" else thinking

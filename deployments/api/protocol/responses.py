@@ -172,7 +172,7 @@ def response_generation(request: ResponseRequest, model: ServedModel, limits: Li
     functions = functions_of(request.all_tools)
     names = {(function.namespace, function.name): function.key for function in functions}
     messages = [Message("system", request.instructions)] if request.instructions else []
-    messages += conversation_of(request.items, names, request.model)
+    messages += conversation_of(request.items, names, request.model, limits)
     if not any(message.content.strip() for message in messages):
         raise invalid_request("input", "The input is empty; it needs text.", code="empty_prompt")
     parallel = request.parallel_tool_calls is not False

@@ -217,6 +217,24 @@ def test_an_image_is_refused_by_its_place_and_the_model(bundled: ServedModel) ->
     assert refused.value.body.error.param == "input[0].content[1]"
 
 
+@pytest.mark.parametrize("field", ["output", "action", "arguments", "input", "error", "unknown"])
+def test_deep_items_are_refused_or_ignored(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, field: str
+) -> None:
+    async def work() -> None:
+        async with asking(server, monkeypatch, tmp_path) as client:
+            for depth in (100, 900, 970, 30_000):
+                deep = '{"a":' * depth + "1" + "}" * depth
+                call = f'{{"type": "mcp_call", "id": "m", "name": "f", "{field}": {deep}}}'
+                items = f'[{{"role": "user", "content": "hi"}}, {call}]'
+                body = f'{{"model": "{MODEL}", "input": {items}}}'
+                answer = await client.post("/v1/responses", content=body, headers={"Content-Type": "application/json"})
+                assert answer.status_code == 400 or field == "unknown", (depth, answer.text)
+                assert answer.status_code in (200, 400), (depth, answer.text)
+
+    asyncio.run(work())
+
+
 def test_background_is_refused_with_a_reason(bundled: ServedModel) -> None:
     generation(bundled, background=False)
     with pytest.raises(ApiError, match="not generated in the background"):
