@@ -111,7 +111,8 @@ class RequestParser:
 
         Raises ApiError 400, 403, 404.
         """
-        parse_known, ignored = self._parsers.get(path) or self._counted[path], ()
+        parse_known = self._parsers.get(path) or self._counted[path]
+        ignored: tuple[str, ...] = ()
         try:
             parsed = parse_known(body, caller)
         except ApiError as error:

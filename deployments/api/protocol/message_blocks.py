@@ -170,8 +170,9 @@ def _call(block: ToolUseBlock, limits: LimitSettings) -> ToolCall:
 
 def text_of(
     content: str | Sequence[TextBlock | DocumentBlock | SearchResultBlock | ImageBlock | ToolReferenceBlock] | None,
+    between: str = "",
 ) -> str:
-    """The text of all blocks."""
+    """The text of all blocks. between: separates blocks that are each complete by itself, as instructions are."""
     if content is None or isinstance(content, str):
         return content or ""
-    return "".join(block.text for block in content)
+    return between.join(block.text for block in content)

@@ -144,14 +144,14 @@ def _checked(request: MessagesRequest, limits: LimitSettings) -> MessagesRequest
 
 def messages_generation(request: MessagesRequest, model: ServedModel, limits: LimitSettings) -> GenerationRequest:
     """The request in the form that all APIs share. Raises ApiError 400 that names the field."""
-    messages = [Message("system", text_of(request.system))] if request.system else []
+    messages = [Message("system", text_of(request.system, "\n\n"))] if request.system else []
     for index, message in enumerate(request.messages):
         check_blocks(message, f"messages[{index}]", request.model)
         messages += messages_of(message, limits)
     messages, continued = answer_to_continue(messages)
     if continued and messages[-1].content[-1:].isspace():
-        message = "The last message begins the answer, so its text must not end with white space. Remove that."
-        raise invalid_request("messages", message)
+        reason = "The last message begins the answer, so its text must not end with white space. Remove that."
+        raise invalid_request("messages", reason)
     if not any(message.content.strip() for message in messages):
         raise invalid_request("messages", "All messages are empty; at least one needs text.", code="empty_prompt")
     tools = tuple(_tool(tool, limits) for tool in request.tools or () if _is_custom(tool))

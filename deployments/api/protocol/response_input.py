@@ -118,7 +118,7 @@ def _add_call(messages: list[Message], call: ToolCall, thinking: str) -> None:
 
 def _message(item: InputItem, where: str, thinking: str, model: str) -> Message:
     role = _required(item.role, f"{where}.role")
-    content = _required(item.content, f"{where}.content")
+    content: str | list[InputPart] = _required(item.content, f"{where}.content")
     for index, part in enumerate(content if isinstance(content, list) else ()):
         if part.type not in _TEXTS:
             place, kind = f"{where}.content[{index}]", shortened(part.type)
@@ -126,7 +126,8 @@ def _message(item: InputItem, where: str, thinking: str, model: str) -> Message:
             raise invalid_request(place, message, code="unsupported_content")
     if role == "assistant":
         return Message("assistant", _text(content), thinking)
-    return Message("user" if role == "user" else "system", _text(content))
+    # Agents write instructions in several parts, each complete by itself.
+    return Message("user", _text(content)) if role == "user" else Message("system", _text(content, "\n\n"))
 
 
 def _shown(output: Any) -> str:
@@ -139,10 +140,10 @@ def _shown(output: Any) -> str:
     return "".join(map(str, texts))
 
 
-def _text(content: str | list[InputPart] | None) -> str:
+def _text(content: str | list[InputPart] | None, between: str = "") -> str:
     if content is None or isinstance(content, str):
         return content or ""
-    return "".join(part.text or part.refusal for part in content if part.type in _TEXTS)
+    return between.join(part.text or part.refusal for part in content if part.type in _TEXTS)
 
 
 def _required(value: T | None, param: str) -> T:

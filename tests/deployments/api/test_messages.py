@@ -163,14 +163,16 @@ def test_what_has_no_effect_is_taken(bundled: ServedModel, fields: dict[str, Any
 def test_effort_and_format_are_honoured(bundled: ServedModel) -> None:
     schema = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
     answer_format = {"type": "json_schema", "schema": schema}
-    for fields in ({"output_config": {"format": answer_format}}, {"output_format": answer_format}):
+    formats: list[dict[str, Any]] = [{"output_config": {"format": answer_format}}, {"output_format": answer_format}]
+    for fields in formats:
         assert json.loads(messages_generation(request_of(**fields), bundled, LimitSettings()).schema) == schema
-    for fields, limit in (
+    efforts: list[tuple[dict[str, Any], int | None]] = [
         ({"output_config": {"effort": "low"}}, 1024),
         ({"output_config": {"effort": "max"}}, None),
         ({"output_config": {"effort": "low"}, "thinking": {"type": "enabled", "budget_tokens": 2000}}, 2000),
         ({"output_config": {"effort": "low"}, "thinking": {"type": "disabled"}}, 0),
-    ):
+    ]
+    for fields, limit in efforts:
         assert messages_generation(request_of(**fields), bundled, LimitSettings()).max_thinking_tokens == limit
 
 

@@ -207,7 +207,8 @@ def test_wrong_questions_about_stored_responses(
             for other in ("resp_x", "resp_" + "0" * 48, "*", "%2e%2e", "input_tokens"):
                 assert (await client.get(f"{PATH}/{other}")).status_code == 404, other
                 assert (await client.delete(f"{PATH}/{other}")).status_code == 404, other
-            for wrong in (5, "x" * 5000, {}, "resp_\u0000"):
+            strange: list[object] = [5, "x" * 5000, {}, "resp_\u0000"]
+            for wrong in strange:
                 answer = await client.post(PATH, json=body_of("hi", previous_response_id=wrong))
                 assert answer.status_code == 400 and len(answer.content) < 1000
             # The name of the field may be written in another way.
