@@ -1,18 +1,17 @@
 """Responses that teams have stored: each with its conversation, for as long as the settings say.
 
-A response is one value at `dray:response:{OWNER}:ID`. A sorted set of the owner's ids, by the time they were stored,
-keeps their number bounded. The braces keep all keys of an owner on one node of a Redis cluster. A response contains the
-whole conversation before it, so going on from it reads one key, and removing an earlier one breaks nothing.
+A response contains the whole conversation before it, so going on from it reads one key, and removing an earlier one
+breaks nothing. cluster.records.responses has the keys.
 """
 
 import re
 import secrets
 import time
-from urllib.parse import quote
 
 import msgspec
 
 from cluster.records.cache import pack, unpack
+from cluster.records.responses import ids_key, response_key
 from cluster.settings import ResponseSettings
 from deployments.common.redis import RedisStore, RedisUnavailable
 
@@ -60,9 +59,11 @@ class ResponseStore:
         if len(stored.response) + sum(map(len, stored.items)) > self._settings.max_bytes:
             return False
         settings, value, now = self._settings, pack(_encode(stored)), f"{time.time():.3f}"
-        keys = [_key(owner, response_id), _ids(owner)]
+        keys = [response_key(owner, response_id), ids_key(owner)]
         try:
-            await self._put(keys, response_id, value, settings.ttl_s, now, settings.max_per_team, _key(owner, ""))
+            await self._put(
+                keys, response_id, value, settings.ttl_s, now, settings.max_per_team, response_key(owner, "")
+            )
         except RedisUnavailable:
             return False
         return True
@@ -71,7 +72,7 @@ class ResponseStore:
         """The owner's response; None if there is none with this id. Raises RedisUnavailable."""
         if not _ID.fullmatch(response_id):
             return None
-        value = await self._store.get(_key(owner, response_id))
+        value = await self._store.get(response_key(owner, response_id))
         body = unpack(value) if value else None
         try:
             return _decode(body) if body is not None else None
@@ -82,14 +83,6 @@ class ResponseStore:
         """Removes the owner's response; whether there was one. Raises RedisUnavailable."""
         if not _ID.fullmatch(response_id):
             return False
-        removed = await self._store.execute("UNLINK", _key(owner, response_id))
-        await self._store.execute("ZREM", _ids(owner), response_id)
+        removed = await self._store.execute("UNLINK", response_key(owner, response_id))
+        await self._store.execute("ZREM", ids_key(owner), response_id)
         return bool(removed)
-
-
-def _key(owner: str, response_id: str) -> str:
-    return f"dray:response:{{{quote(owner, safe='')}}}:{response_id}"
-
-
-def _ids(owner: str) -> str:
-    return f"dray:responses:{{{quote(owner, safe='')}}}"

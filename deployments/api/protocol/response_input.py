@@ -118,7 +118,8 @@ def _add_call(messages: list[Message], call: ToolCall, thinking: str) -> None:
 
 def _message(item: InputItem, where: str, thinking: str, model: str) -> Message:
     role = _required(item.role, f"{where}.role")
-    content: str | list[InputPart] = _required(item.content, f"{where}.content")
+    if (content := item.content) is None:
+        raise _missing(f"{where}.content")
     for index, part in enumerate(content if isinstance(content, list) else ()):
         if part.type not in _TEXTS:
             place, kind = f"{where}.content[{index}]", shortened(part.type)

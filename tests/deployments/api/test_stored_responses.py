@@ -12,6 +12,7 @@ import openai
 import pytest
 import redis
 
+from cluster.records.responses import clear_responses
 from cluster.redis_server import OwnRedis
 from tests.conftest import MODEL, redis_server
 from tests.deployments.routers import Engines, running_router
@@ -140,6 +141,24 @@ def test_the_number_size_and_time_of_what_is_stored_are_bounded(
             while response["store"]:
                 response = await ask(client, "word " * 80, previous_response_id=response["id"])
             assert response["status"] in ("completed", "incomplete")
+
+    asyncio.run(work())
+
+
+def test_an_operator_can_remove_what_is_stored(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def work() -> None:
+        async with asking(server, monkeypatch, tmp_path) as client:
+            paths = [f"{PATH}/{(await ask(client, f'{number}?'))['id']}" for number in range(3)]
+            with redis.Redis.from_url(server.url) as store:
+                assert clear_responses(store, "team.default") == 0
+                assert (await client.get(paths[0])).status_code == 200
+                assert clear_responses(store, "default") == 3
+                assert [(await client.get(path)).status_code for path in paths] == [404, 404, 404]
+                await ask(client, "4?")
+                assert clear_responses(store) == 1
+                assert not list(store.scan_iter(match="dray:response*"))
 
     asyncio.run(work())
 
