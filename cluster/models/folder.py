@@ -172,8 +172,7 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
         if source == BUNDLED or is_folder(source):
             raise ModelFolderError(f"model folder {folder} does not exist")
         raise ModelFolderError(f"{source} is not on this machine; fetch it with `dray models pull {source}`")
-    missing = [name for name in _REQUIRED if not (folder / name).is_file()]
-    if missing:
+    if missing := missing_files(folder):
         raise ModelFolderError(
             f"model folder {folder} lacks {', '.join(missing)}; create one with `dray models export`"
         )
@@ -200,6 +199,11 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
         context_tokens=settings.context_tokens or limit,
         created=int((folder / GRAPH_FILE).stat().st_mtime),
     )
+
+
+def missing_files(folder: Path) -> list[str]:
+    """The files that a model folder lacks; all of them where there is no folder yet."""
+    return [name for name in _REQUIRED if not (folder / name).is_file()]
 
 
 def _check_defaults(folder: Path) -> None:

@@ -8,9 +8,11 @@ dead.
 """
 
 import os
+import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from cluster.child import obey_sigterm
 from cluster.launch.environment import METRICS_PORT
 from cluster.launch.watch import killing_hung_processes
 from cluster.liveness import FOLDER
@@ -31,13 +33,26 @@ class _Handler(BaseHTTPRequestHandler):
         """Logs nothing: Prometheus scrapes every few seconds."""
 
 
+class _Server(ThreadingHTTPServer):
+    """Listens on every IPv6 and IPv4 address, or on IPv4 alone where the kernel has nothing else."""
+
+    address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+
+    def server_bind(self) -> None:
+        """Binds the socket for both families."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+
 def serve(port: int = METRICS_PORT) -> ThreadingHTTPServer:
     """Returns a server that listens on this port of every address. The caller runs and closes it."""
-    return ThreadingHTTPServer(("0.0.0.0", port), _Handler)
+    return _Server(("", port), _Handler)
 
 
 def main(port: int = METRICS_PORT) -> None:
     """Serves until the process is ended."""
+    obey_sigterm()
     with killing_hung_processes(Path(os.environ[FOLDER])), serve(port) as server:
         server.serve_forever()
 
