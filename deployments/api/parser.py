@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from urllib.parse import quote
 
 import msgspec
 
-from cluster.settings import Settings
+from cluster.settings import LimitSettings, Settings
 from deployments.api.models import ModelDirectory
 from deployments.api.protocol.chat import ChatRequest, chat_generation, read_chat
 from deployments.api.protocol.chat_writer import ChatWriter
@@ -19,7 +20,13 @@ from deployments.api.protocol.completions import (
     prompts_of,
     read_completion,
 )
-from deployments.api.protocol.messages import MessagesRequest, messages_generation, read_messages
+from deployments.api.protocol.messages import (
+    MessagesCountRequest,
+    MessagesRequest,
+    messages_generation,
+    read_messages,
+    read_messages_count,
+)
 from deployments.api.protocol.messages_writer import MessagesWriter
 from deployments.api.protocol.parsing import parse
 from deployments.api.protocol.responses import ResponseRequest, read_response, response_generation
@@ -37,6 +44,8 @@ _FIELDS = {
         "/v1/completions": CompletionRequest,
         "/v1/responses": ResponseRequest,
         "/v1/messages": MessagesRequest,
+        "/v1/messages/count_tokens": MessagesCountRequest,
+        "/v1/responses/input_tokens": ResponseRequest,
     }.items()
 }
 """The fields of each API's body."""
@@ -51,7 +60,7 @@ _THINKING_FIELDS = {"both": ("reasoning_content", "reasoning")}
 class ParsedRequest:
     """A body in the form that all APIs share: a request with several prompts is several generations.
 
-    ignored: names of the body's fields that Dray does not know.
+    ignored: names of the body's fields that Dray does not know, and of tools and items that it cannot use.
     """
 
     endpoint: ModelEndpoint
@@ -85,24 +94,37 @@ class RequestParser:
             "/v1/chat/completions": self._chat_completion,
             "/v1/completions": self._completion,
             "/v1/responses": self._response,
-            "/v1/messages": self._message,
+            "/v1/messages": partial(self._message, read_messages),
+        }
+        self._counted: dict[str, Callable[[bytes, Caller], ParsedRequest]] = {
+            "/v1/messages/count_tokens": partial(self._message, read_messages_count),
+            "/v1/responses/input_tokens": self._response,
         }
 
     @property
     def paths(self) -> Collection[str]:
-        """The paths whose bodies it parses."""
+        """The paths of requests for a generated answer."""
         return self._parsers.keys()
 
     def parse(self, path: str, body: bytes, caller: Caller) -> ParsedRequest:
-        """The request in a body that was sent to this path. Raises ApiError 400, 403, 404."""
+        """The request in a body that was sent to this path, or whose prompt's tokens this path counts.
+
+        Raises ApiError 400, 403, 404.
+        """
+        parse_known = self._parsers.get(path) or self._counted[path]
+        ignored: tuple[str, ...] = ()
         try:
-            return self._parsers[path](body, caller)
+            parsed = parse_known(body, caller)
         except ApiError as error:
             if not self._ignores_unknown or error.body.error.code != "unknown_parameter":
                 raise
-        # Parsed once more without them: few requests have any, and the others must not pay for these.
-        body, ignored = _without_unknown(body, _FIELDS[path])
-        return replace(self._parsers[path](body, caller), ignored=ignored)
+            # Parsed once more without them: few requests have any, and the others must not pay for these.
+            body, ignored = _without_unknown(body, _FIELDS[path])
+            parsed = parse_known(body, caller)
+        if parsed.ignored and not self._ignores_unknown:
+            message = f"{parsed.ignored[0]} cannot be used here; leave it out."
+            raise ApiError(400, message, code="unknown_parameter", param=parsed.ignored[0])
+        return replace(parsed, ignored=(*ignored, *parsed.ignored)) if ignored else parsed
 
     def _chat_completion(self, body: bytes, caller: Caller) -> ParsedRequest:
         request = read_chat(body, self._limits)
@@ -125,16 +147,19 @@ class RequestParser:
         request = read_response(body, self._limits)
         endpoint = self._models.generator(request.model, caller)
         generation = response_generation(request, endpoint.model, self._limits)
-        return ParsedRequest(endpoint, (generation,), ResponseWriter(request), request.stream, request.service_tier)
+        check_bias_ids(generation.sampling, endpoint.prompts.vocabulary.size)
+        writer = ResponseWriter(request, request.store is not False)
+        return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier, request.ignored)
 
-    def _message(self, body: bytes, caller: Caller) -> ParsedRequest:
-        request = read_messages(body, self._limits)
+    def _message(
+        self, read: Callable[[bytes, LimitSettings], MessagesRequest], body: bytes, caller: Caller
+    ) -> ParsedRequest:
+        request = read(body, self._limits)
         endpoint = self._models.generator(request.model, caller)
         generation = messages_generation(request, endpoint.model, self._limits)
         shows_thinking = request.shows_thinking or self._always_shows_thinking
-        return ParsedRequest(
-            endpoint, (generation,), MessagesWriter(request, shows_thinking), request.stream, request.service_tier
-        )
+        writer = MessagesWriter(request, shows_thinking)
+        return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier, request.ignored)
 
 
 def _without_unknown(body: bytes, known: frozenset[str]) -> tuple[bytes, tuple[str, ...]]:

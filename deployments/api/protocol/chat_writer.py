@@ -185,7 +185,7 @@ class ChatWriter:
         choices = [self._choice(index, choice) for index, choice in enumerate(answer.choices)]
         return ChatCompletion(*self._head, choices, usage_of(answer.usage), replica=answer.replica or msgspec.UNSET)
 
-    def start(self) -> bytes:
+    def start(self, usage: Usage) -> bytes:
         first = self._with_thinking(AnswerDelta("assistant", ""), None)
         return b"".join(self._chunk(index, first) for index in range(self._num_choices))
 

@@ -26,7 +26,7 @@ from deployments.api.protocol.common import (
 )
 from deployments.api.protocol.parsing import parse
 from deployments.common.errors import ApiError, invalid_request, new_id, sse_event
-from deployments.common.types import Delta, GenerationRequest, GenerationResult, TokenLogprob
+from deployments.common.types import Delta, GenerationRequest, GenerationResult, TokenLogprob, Usage
 
 _DEFAULT_MAX_TOKENS = 16
 _MAX_PROMPT_ALTERNATIVES = 5
@@ -196,7 +196,7 @@ class CompletionWriter:
         ]
         return TextCompletion(*self._head, choices, usage_of(answer.usage))
 
-    def start(self) -> bytes:
+    def start(self, usage: Usage) -> bytes:
         return b"".join(self._chunk(TextChoice(index, text)) for index, text in enumerate(self._echo) if text)
 
     def delta(self, delta: Delta) -> bytes:
