@@ -34,7 +34,10 @@ def test_claude_code_gets_an_answer(service: Dray, tmp_path: Path) -> None:
 
 
 def test_codex_gets_an_answer(service: Dray, tmp_path: Path) -> None:
+    """After Codex' long prompt so small a model may find no end, which Codex says then; test_real_agents.py has answers
+    that end."""
     done = ask_codex(service.root, "smollm2", tmp_path, QUESTION, *ALONE)
-    assert done.returncode == 0, done.stdout + done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert events[-1]["type"] == "turn.completed" and events[-1]["usage"]["output_tokens"] > 0
+    messages = [event["item"]["text"] for event in events if event.get("item", {}).get("type") == "agent_message"]
+    assert messages and messages[-1].strip(), done.stdout + done.stderr
+    assert done.returncode == 0 or "max_output_tokens" in events[-1]["error"]["message"], done.stdout
