@@ -9,6 +9,7 @@ import msgspec
 
 from cluster.settings import Settings
 from deployments.api.models import ModelDirectory
+from deployments.api.protocol.answer_format import format_field
 from deployments.api.protocol.chat import ChatRequest, chat_generation, read_chat
 from deployments.api.protocol.chat_writer import ChatWriter
 from deployments.api.protocol.common import check_bias_ids
@@ -27,6 +28,7 @@ from deployments.api.protocol.responses_writer import ResponseWriter
 from deployments.api.responses import AnswerWriter
 from deployments.common.errors import ApiError, shortened
 from deployments.common.types import GenerationRequest
+from deployments.generation.context import FORMAT_FIELD
 from deployments.generation.endpoint import ModelEndpoint
 from deployments.tenancy.auth import Caller
 
@@ -51,7 +53,7 @@ _THINKING_FIELDS = {"both": ("reasoning_content", "reasoning")}
 class ParsedRequest:
     """A body in the form that all APIs share: a request with several prompts is several generations.
 
-    ignored: names of the body's fields that Dray does not know.
+    ignored: names of the body's fields that Dray does not know. format_field: that which says what the answer must be.
     """
 
     endpoint: ModelEndpoint
@@ -60,6 +62,7 @@ class ParsedRequest:
     stream: bool | None
     service_tier: str | None = None
     ignored: tuple[str, ...] = ()
+    format_field: str = FORMAT_FIELD
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -110,7 +113,8 @@ class RequestParser:
         generation = chat_generation(request, endpoint.model, self._limits)
         check_bias_ids(generation.sampling, endpoint.prompts.vocabulary.size)
         writer = ChatWriter(request, endpoint.name, self._thinking_fields)
-        return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier)
+        field = format_field(request)
+        return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier, format_field=field)
 
     def _completion(self, body: bytes, caller: Caller) -> ParsedRequest:
         request = read_completion(body, self._limits)
@@ -119,7 +123,8 @@ class RequestParser:
         check_bias_ids(generations[0].sampling, endpoint.prompts.vocabulary.size)
         echo = [_echo(endpoint, prompt) if request.echo else "" for prompt in prompts_of(request)]
         writer = CompletionWriter(request, endpoint.name, echo)
-        return ParsedRequest(endpoint, tuple(generations), writer, request.stream)
+        field = format_field(request)
+        return ParsedRequest(endpoint, tuple(generations), writer, request.stream, format_field=field)
 
     def _response(self, body: bytes, caller: Caller) -> ParsedRequest:
         request = read_response(body, self._limits)

@@ -47,6 +47,14 @@ class ToolChoice(msgspec.Struct, frozen=True, array_like=True):
     parallel: bool = True
 
 
+class Constraint(msgspec.Struct, frozen=True, array_like=True):
+    """What an answer must be that is no JSON. texts: one regular expression, which it matches as a whole; the texts of
+    which it is one; or one grammar, in Lark or GBNF."""
+
+    kind: Literal["regex", "choice", "grammar"]
+    texts: tuple[str, ...]
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     """Everything that determines an answer, apart from the model. Equal requests encode to equal bytes.
 
@@ -55,6 +63,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     cannot be enforced as a whole.
     template_args: further arguments of the chat template, as JSON text. num_choices: number of answers.
     max_thinking_tokens: the answer must begin after this many; None for no limit.
+    constraint: what the answer must be, in place of a schema.
     prompt_logprobs: whether each choice's log probabilities begin with those of the prompt. With it,
     `sampling.max_tokens` may be 0: then nothing follows them.
     """
@@ -71,6 +80,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     max_thinking_tokens: int | None = None
     strict_schema: bool = False
     prompt_logprobs: bool = False
+    constraint: Constraint | None = None
 
 
 class LikelyToken(msgspec.Struct, frozen=True, array_like=True):

@@ -6,6 +6,7 @@ from contextlib import aclosing
 
 import msgspec
 
+from deployments.common.errors import ApiError
 from deployments.common.types import Choice, Delta, GenerationResult, Usage
 from deployments.generation.broadcast import Broadcast, Subscriber
 from deployments.generation.context import RequestContext
@@ -25,6 +26,9 @@ async def broadcast_prompts(services: GenerationServices, contexts: Sequence[Req
     try:
         each = zip(contexts, sources, strict=True)
         generations = [await services.prepare(context, source) for context, source in each]
+    except ApiError as error:
+        contexts[0].name_field(error)
+        raise
     finally:
         if estimated:
             await contexts[0].grant.settle(0)
@@ -54,6 +58,9 @@ async def _deltas(
         async with aclosing(merge_streams([renumbered(index) for index in range(len(generations))])) as merged:
             async for delta in merged:
                 yield delta
+    except ApiError as error:
+        context.name_field(error)
+        raise
     finally:
         for source in sources:
             source.close()

@@ -6,6 +6,13 @@ import msgspec
 
 from cluster.models.folder import ServedModel
 from cluster.settings import LimitSettings
+from deployments.api.protocol.answer_format import (
+    Choices,
+    ResponseFormat,
+    SchemaParam,
+    StructuredOutputs,
+    answer_format,
+)
 from deployments.api.protocol.chat_messages import ChatMessage
 from deployments.api.protocol.common import (
     Count,
@@ -65,32 +72,6 @@ class NamedTool(msgspec.Struct, frozen=True):
     type: Literal["function"] = "function"
 
 
-class TextFormat(msgspec.Struct, frozen=True, tag="text", tag_field="type"):
-    """Free text."""
-
-
-class JsonObjectFormat(msgspec.Struct, frozen=True, tag="json_object", tag_field="type"):
-    """Any JSON object. schema: a JSON Schema that it must also fit, as llama-server takes it."""
-
-    schema: dict[str, Any] | None = None
-
-
-class SchemaSpec(msgspec.Struct, frozen=True):
-    """A JSON Schema, to which the answer is constrained. strict: a schema that cannot be enforced as a whole is
-    refused; otherwise it is enforced as far as possible."""
-
-    name: Name | None = None
-    description: str | None = None
-    schema: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class JsonSchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_field="type"):
-    """JSON that a schema allows."""
-
-    json_schema: SchemaSpec
-
-
 class ThinkingSwitch(msgspec.Struct, frozen=True):
     """Whether the model thinks, as DeepSeek's API has it."""
 
@@ -121,7 +102,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     logit_bias: LogitBias | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
+    response_format: ResponseFormat | None = None
     tools: list[ChatTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
@@ -131,7 +112,11 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Other servers' names for the fields above.
     enable_thinking: bool | None = None
     thinking: ThinkingSwitch | None = None
-    guided_json: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: SchemaParam | None = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     # Accepted without effect, as OpenAI does for models that lack them.
     user: str | None = None
@@ -185,18 +170,22 @@ def chat_generation(request: ChatRequest, model: ServedModel, limits: LimitSetti
     )
     sampling = sampling_for(model, limits, max_tokens, request)
     tools = tuple(_tool(tool.function, limits) for tool in request.tools or ())
+    answer, choice = answer_format(request, limits), _tool_choice(request, tools)
+    if answer.constraint is not None and choice.mode != "none":
+        message = f"{answer.field} cannot be combined with tools; set tool_choice to none, or send a JSON Schema."
+        raise invalid_request(answer.field, message)
     return GenerationRequest(
         messages=messages,
         sampling=with_logprobs(sampling, (request.top_logprobs or 0) if request.logprobs else None),
         tools=tools,
-        tool_choice=_tool_choice(request, tools),
-        schema=_schema(request, limits),
+        tool_choice=choice,
+        schema=answer.schema,
         template_args=template_arguments(request.chat_template_kwargs, effort, limits),
         stop=stop_strings(request.stop),
         num_choices=request.n or 1,
         max_thinking_tokens=thinking_limit(effort, request.max_thinking_tokens),
-        strict_schema=isinstance(request.response_format, JsonSchemaFormat)
-        and request.response_format.json_schema.strict is True,
+        strict_schema=answer.strict,
+        constraint=answer.constraint,
     )
 
 
@@ -221,14 +210,3 @@ def _tool_choice(request: ChatRequest, tools: tuple[Tool, ...]) -> ToolChoice:
         return ToolChoice(choice, parallel=parallel)
     check_tool_name(choice.function.name, tools)
     return ToolChoice("required", choice.function.name, parallel=False)
-
-
-def _schema(request: ChatRequest, limits: LimitSettings) -> str:
-    answer_format = request.response_format
-    if isinstance(answer_format, JsonObjectFormat):
-        return schema_text(answer_format.schema or {"type": "object"}, "response_format", limits)
-    if isinstance(answer_format, JsonSchemaFormat):
-        return schema_text(answer_format.json_schema.schema, "response_format", limits)
-    if request.guided_json is not None:
-        return schema_text(request.guided_json, "guided_json", limits)
-    return ""

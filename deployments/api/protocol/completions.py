@@ -8,6 +8,13 @@ import msgspec
 
 from cluster.models.folder import ServedModel
 from cluster.settings import LimitSettings
+from deployments.api.protocol.answer_format import (
+    Choices,
+    ResponseFormat,
+    SchemaParam,
+    StructuredOutputs,
+    answer_format,
+)
 from deployments.api.protocol.chat_writer import ChatUsage, usage_of
 from deployments.api.protocol.common import (
     Count,
@@ -59,6 +66,12 @@ class CompletionRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: SchemaParam | None = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
 
 
 decode = msgspec.json.Decoder(CompletionRequest)
@@ -112,8 +125,19 @@ def completion_generations(
     sampling = with_logprobs(sampling_for(model, limits, max_tokens, request), request.logprobs)
     stop, choices = stop_strings(request.stop), request.n or 1
     prompt_logprobs = bool(request.echo) and request.logprobs is not None
+    answer = answer_format(request, limits)
     return [
-        GenerationRequest((), sampling, prompt, stop=stop, num_choices=choices, prompt_logprobs=prompt_logprobs)
+        GenerationRequest(
+            (),
+            sampling,
+            prompt,
+            schema=answer.schema,
+            stop=stop,
+            num_choices=choices,
+            strict_schema=answer.strict,
+            prompt_logprobs=prompt_logprobs,
+            constraint=answer.constraint,
+        )
         for prompt in prompts_of(request)
     ]
 
