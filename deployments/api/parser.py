@@ -12,14 +12,14 @@ from deployments.api.models import ModelDirectory
 from deployments.api.protocol.answer_format import format_field
 from deployments.api.protocol.chat import ChatRequest, chat_generation, read_chat
 from deployments.api.protocol.chat_writer import ChatWriter
-from deployments.api.protocol.common import check_bias_ids
+from deployments.api.protocol.common import check_token_ids
 from deployments.api.protocol.completions import (
     CompletionRequest,
-    CompletionWriter,
     completion_generations,
     prompts_of,
     read_completion,
 )
+from deployments.api.protocol.completions_writer import CompletionWriter
 from deployments.api.protocol.messages import MessagesRequest, messages_generation, read_messages
 from deployments.api.protocol.messages_writer import MessagesWriter
 from deployments.api.protocol.parsing import parse
@@ -111,7 +111,7 @@ class RequestParser:
         request = read_chat(body, self._limits)
         endpoint = self._models.generator(request.model, caller)
         generation = chat_generation(request, endpoint.model, self._limits)
-        check_bias_ids(generation.sampling, endpoint.prompts.vocabulary.size)
+        check_token_ids(generation.sampling, endpoint.prompts.vocabulary.size)
         writer = ChatWriter(request, endpoint.name, self._thinking_fields)
         field = format_field(request)
         return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier, format_field=field)
@@ -120,7 +120,7 @@ class RequestParser:
         request = read_completion(body, self._limits)
         endpoint = self._models.generator(request.model, caller)
         generations = completion_generations(request, endpoint.model, self._limits)
-        check_bias_ids(generations[0].sampling, endpoint.prompts.vocabulary.size)
+        check_token_ids(generations[0].sampling, endpoint.prompts.vocabulary.size)
         echo = [_echo(endpoint, prompt) if request.echo else "" for prompt in prompts_of(request)]
         writer = CompletionWriter(request, endpoint.name, echo)
         field = format_field(request)

@@ -10,8 +10,9 @@ from deployments.common.errors import ApiError
 from deployments.common.types import Choice, Delta, GenerationResult, Usage
 from deployments.generation.broadcast import Broadcast, Subscriber
 from deployments.generation.context import RequestContext
-from deployments.generation.generation import Generation, merge_streams
+from deployments.generation.generation import Generation
 from deployments.generation.job import GenerationServices
+from deployments.generation.merging import merge_streams
 from deployments.generation.sources import EngineSource
 
 
@@ -52,7 +53,8 @@ async def _deltas(
 
     async def renumbered(index: int) -> AsyncGenerator[Delta, None]:
         async for delta in generations[index].deltas():
-            yield msgspec.structs.replace(delta, choice=index * choices_each + delta.choice)
+            usage = _total([generation.usage for generation in generations])
+            yield msgspec.structs.replace(delta, choice=index * choices_each + delta.choice, usage=usage)
 
     try:
         async with aclosing(merge_streams([renumbered(index) for index in range(len(generations))])) as merged:
@@ -70,11 +72,14 @@ async def _deltas(
 def _merged(results: Sequence[GenerationResult]) -> GenerationResult:
     """One result with the choices of all, in order."""
     choices: list[Choice] = [choice for result in results for choice in result.choices]
-    usages = [result.usage for result in results]
-    usage = Usage(
+    usage = _total([result.usage for result in results])
+    return GenerationResult(tuple(choices), usage, max(result.created for result in results))
+
+
+def _total(usages: Sequence[Usage]) -> Usage:
+    return Usage(
         sum(usage.prompt_tokens for usage in usages),
         sum(usage.completion_tokens for usage in usages),
         sum(usage.reasoning_tokens for usage in usages),
         sum(usage.cached_tokens for usage in usages),
     )
-    return GenerationResult(tuple(choices), usage, max(result.created for result in results))

@@ -174,7 +174,15 @@ class PromptRenderer:
         """A parser for one completion of the request's prompt."""
         calls = ToolCallParser(self.tool_format) if request.tools and request.tool_choice.mode != "none" else None
         thinking = prompt.starts_in_thinking if request.messages else None
-        return OutputParser(self.vocabulary, thinking=thinking, stop=request.stop, calls=calls)
+        return OutputParser(
+            self.vocabulary,
+            thinking=thinking,
+            stop=request.stop,
+            calls=calls,
+            stop_ids=request.sampling.stop_ids,
+            include_stop=request.include_stop,
+            ids_as_text=request.ids_as_text,
+        )
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raises ApiError 400 for a prompt that does not fit the context, and for ids that no token has."""

@@ -14,62 +14,33 @@ from deployments.api.protocol.answer_format import (
     answer_format,
 )
 from deployments.api.protocol.chat_messages import ChatMessage
+from deployments.api.protocol.chat_tools import ChatTool, ChatToolChoice, tool_choice_of, tools_of
 from deployments.api.protocol.common import (
     Count,
     Effort,
     LogitBias,
     MaxTokens,
-    Name,
     Natural,
     Penalty,
     Probability,
     Seed,
+    StopToken,
     StreamOptions,
     TopLogprobs,
     check_count,
     check_logit_bias,
     check_stop,
-    check_tool_name,
     max_tokens_of,
     sampling_for,
-    schema_text,
     stop_strings,
     template_arguments,
     thinking_limit,
     with_logprobs,
 )
 from deployments.api.protocol.parsing import parse
+from deployments.api.protocol.token_reports import PromptAlternatives, check_token_fields, with_token_fields
 from deployments.common.errors import invalid_request
-from deployments.common.types import GenerationRequest, Tool, ToolChoice
-
-
-class FunctionSpec(msgspec.Struct, frozen=True):
-    """A function that the model may call. strict: its arguments are constrained to the parameters' schema."""
-
-    name: Name
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ChatTool(msgspec.Struct, frozen=True):
-    """A tool. Only functions are supported."""
-
-    function: FunctionSpec
-    type: Literal["function"] = "function"
-
-
-class FunctionName(msgspec.Struct, frozen=True):
-    """A function by its name."""
-
-    name: str
-
-
-class NamedTool(msgspec.Struct, frozen=True):
-    """The tool that must be called."""
-
-    function: FunctionName
-    type: Literal["function"] = "function"
+from deployments.common.types import GenerationRequest
 
 
 class ThinkingSwitch(msgspec.Struct, frozen=True):
@@ -95,16 +66,21 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=2)] | None = None
     seed: Seed | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: list[StopToken] | None = None
+    include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     n: Count | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
+    prompt_logprobs: PromptAlternatives | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     logit_bias: LogitBias | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     tools: list[ChatTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: ChatToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Effort | None = None
     max_thinking_tokens: Natural | None = None
@@ -154,6 +130,7 @@ def read_chat(body: bytes, limits: LimitSettings) -> ChatRequest:
     if request.top_logprobs is not None and not request.logprobs:
         raise invalid_request("top_logprobs", "top_logprobs requires logprobs: true.")
     check_logit_bias(request.logit_bias)
+    check_token_fields(request)
     return request
 
 
@@ -169,12 +146,13 @@ def chat_generation(request: ChatRequest, model: ServedModel, limits: LimitSetti
         "max_completion_tokens" if newer else "max_tokens",
     )
     sampling = sampling_for(model, limits, max_tokens, request)
-    tools = tuple(_tool(tool.function, limits) for tool in request.tools or ())
-    answer, choice = answer_format(request, limits), _tool_choice(request, tools)
+    tools = tools_of(request.tools, request.tool_choice, limits)
+    answer = answer_format(request, limits)
+    choice = tool_choice_of(request.tool_choice, tools, request.parallel_tool_calls)
     if answer.constraint is not None and choice.mode != "none":
         message = f"{answer.field} cannot be combined with tools; set tool_choice to none, or send a JSON Schema."
         raise invalid_request(answer.field, message)
-    return GenerationRequest(
+    generation = GenerationRequest(
         messages=messages,
         sampling=with_logprobs(sampling, (request.top_logprobs or 0) if request.logprobs else None),
         tools=tools,
@@ -187,26 +165,10 @@ def chat_generation(request: ChatRequest, model: ServedModel, limits: LimitSetti
         strict_schema=answer.strict,
         constraint=answer.constraint,
     )
+    return with_token_fields(generation, request)
 
 
 def _effort(request: ChatRequest) -> str | None:
     """The reasoning effort, by whichever name the request has it."""
     off = request.enable_thinking is False or (request.thinking is not None and request.thinking.type == "disabled")
     return "none" if off and request.reasoning_effort is None else request.reasoning_effort
-
-
-def _tool(function: FunctionSpec, limits: LimitSettings) -> Tool:
-    parameters = schema_text(function.parameters or {"type": "object", "properties": {}}, "tools", limits)
-    return Tool(function.name, function.description or "", parameters, bool(function.strict))
-
-
-def _tool_choice(request: ChatRequest, tools: tuple[Tool, ...]) -> ToolChoice:
-    choice, parallel = request.tool_choice, request.parallel_tool_calls is not False
-    if choice is None:
-        return ToolChoice("auto" if tools else "none", parallel=parallel)
-    if not tools and choice != "none":
-        raise invalid_request("tool_choice", "tool_choice requires tools.")
-    if isinstance(choice, str):
-        return ToolChoice(choice, parallel=parallel)
-    check_tool_name(choice.function.name, tools)
-    return ToolChoice("required", choice.function.name, parallel=False)

@@ -22,7 +22,8 @@ from deployments.api.protocol.admin import (
 )
 from deployments.api.protocol.chat import ChatRequest
 from deployments.api.protocol.chat_writer import ChatCompletion
-from deployments.api.protocol.completions import CompletionRequest, TextCompletion
+from deployments.api.protocol.completions import CompletionRequest
+from deployments.api.protocol.completions_writer import TextCompletion
 from deployments.api.protocol.embeddings import EmbeddingRequest, Embeddings
 from deployments.api.protocol.messages import MessagesRequest
 from deployments.api.protocol.rerank import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
