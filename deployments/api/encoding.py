@@ -9,12 +9,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cluster.models.folder import ServedModel
-from cluster.settings import LimitSettings
+from cluster.settings import Settings
 from deployments.api.access import AuthenticatedRequest, RequestAccess, queue_class
 from deployments.api.http import json_response
 from deployments.api.models import ModelDirectory
-from deployments.api.protocol.embeddings import embeddings_response, read_embedding
-from deployments.api.protocol.rerank import read_rerank, read_score, rerank_response, score_response
+from deployments.api.protocol.embeddings import EmbeddingRequest, embeddings_response, read_embedding
+from deployments.api.protocol.rerank import (
+    RerankRequest,
+    ScoreRequest,
+    read_rerank,
+    read_score,
+    rerank_response,
+    score_response,
+)
+from deployments.api.unknown_fields import UnknownFields, ignored_header
 from deployments.common.messages import EncoderInput
 from deployments.common.types import Usage
 from deployments.generation.large_texts import LargeTexts
@@ -25,10 +33,12 @@ from deployments.tenancy.usage import UsageRecorder
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What a model reads: texts, or token ids. repeated: characters read again, as a query beside each document."""
+    """What a model reads: texts, or token ids. repeated: characters read again, as a query beside each document.
+    ignored: paths of the body's fields that Dray does not know."""
 
     texts: Sequence[str | list[int]]
     repeated: int = 0
+    ignored: tuple[str, ...] = ()
 
     @property
     def characters(self) -> int:
@@ -41,14 +51,15 @@ class EncodingApi:
 
     def __init__(
         self,
-        limits: LimitSettings,
+        settings: Settings,
         models: ModelDirectory,
         access: RequestAccess,
         quotas: Quotas,
         usage: UsageRecorder,
         large_texts: LargeTexts,
     ) -> None:
-        self._limits = limits
+        self._limits = settings.limits
+        self._unknown = UnknownFields(ignore=settings.api.unknown_fields == "ignore")
         self._models = models
         self._access = access
         self._quotas = quotas
@@ -67,7 +78,9 @@ class EncodingApi:
     async def embeddings(self, http: HttpRequest) -> Response:
         """POST /v1/embeddings"""
         asked = self._access.authenticate(http)
-        request, given = read_embedding(await self._access.body(asked), self._limits)
+        read_known = partial(read_embedding, limits=self._limits)
+        body = await self._access.body(asked)
+        (request, given), ignored = self._unknown.read(body, EmbeddingRequest, read_known)
         embedder = self._models.embedder(request.model, asked.caller)
         encoder, texts = embedder.encoder, embedder.with_prompt(given.texts, request.prompt)
         by_text, by_ids = partial(encoder.tokenize, texts, "input"), partial(encoder.check_ids, given.ids, "input")
@@ -77,12 +90,14 @@ class EncodingApi:
             vectors = await embedder.vectors(inputs, self._limits.request_timeout_s)
             return embeddings_response(request, vectors, tokens)
 
-        return await self._answer(asked, embedder.model, "embeddings", Read(texts or given.ids), tokenize, respond)
+        read = Read(texts or given.ids, ignored=ignored)
+        return await self._answer(asked, embedder.model, "embeddings", read, tokenize, respond)
 
     async def rerank(self, http: HttpRequest) -> Response:
         """POST /v1/rerank, /v2/rerank"""
         asked = self._access.authenticate(http)
-        request = read_rerank(await self._access.body(asked), self._limits)
+        read_known = partial(read_rerank, limits=self._limits)
+        request, ignored = self._unknown.read(await self._access.body(asked), RerankRequest, read_known)
         scorer = self._models.scorer(request.model, asked.caller)
         texts = request.texts
         fields = ("query", "documents")
@@ -92,13 +107,15 @@ class EncodingApi:
             scores = await scorer.scores(inputs, len(texts), self._limits.request_timeout_s)
             return rerank_response(request, scores, tokens)
 
-        read = Read([request.query, *texts], len(request.query) * (len(texts) - 1))
+        read = Read([request.query, *texts], len(request.query) * (len(texts) - 1), ignored)
         return await self._answer(asked, scorer.model, "rerank", read, tokenize, respond)
 
     async def score(self, http: HttpRequest) -> Response:
         """POST /v1/score"""
         asked = self._access.authenticate(http)
-        request, first, second = read_score(await self._access.body(asked), self._limits)
+        read_known = partial(read_score, limits=self._limits)
+        body = await self._access.body(asked)
+        (request, first, second), ignored = self._unknown.read(body, ScoreRequest, read_known)
         scorer = self._models.scorer(request.model, asked.caller)
         tokenize = partial(scorer.tokenize, first, second, None, ("text_1", "text_2"))
 
@@ -106,7 +123,7 @@ class EncodingApi:
             scores = await scorer.scores(inputs, len(second), self._limits.request_timeout_s)
             return score_response(request, scores, tokens)
 
-        read = Read(first + second, sum(map(len, first)) * (len(second) // len(first) - 1))
+        read = Read(first + second, sum(map(len, first)) * (len(second) // len(first) - 1), ignored)
         return await self._answer(asked, scorer.model, "score", read, tokenize, respond)
 
     async def _answer(
@@ -138,4 +155,4 @@ class EncodingApi:
             self._access.release(grant, charged_tokens)
         if caller.team is not None:
             self._usage.record(caller.name, model.name, Usage(tokens, 0, 0, 0), generated=True)
-        return json_response(response, headers=grant.headers)
+        return json_response(response, headers={**grant.headers, **ignored_header(read.ignored)})

@@ -2,10 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from urllib.parse import quote
-
-import msgspec
+from functools import partial
 
 from cluster.settings import Settings
 from deployments.api.models import ModelDirectory
@@ -22,30 +19,21 @@ from deployments.api.protocol.completions import (
 from deployments.api.protocol.completions_writer import CompletionWriter
 from deployments.api.protocol.messages import MessagesRequest, messages_generation, read_messages
 from deployments.api.protocol.messages_writer import MessagesWriter
-from deployments.api.protocol.parsing import parse
 from deployments.api.protocol.responses import ResponseRequest, read_response, response_generation
 from deployments.api.protocol.responses_writer import ResponseWriter
 from deployments.api.responses import AnswerWriter
-from deployments.common.errors import ApiError, shortened
+from deployments.api.unknown_fields import UnknownFields, ignored_header
 from deployments.common.types import GenerationRequest
 from deployments.generation.context import FORMAT_FIELD
 from deployments.generation.endpoint import ModelEndpoint
 from deployments.tenancy.auth import Caller
 
-_FIELDS = {
-    path: frozenset(request.__struct_encode_fields__)
-    for path, request in {
-        "/v1/chat/completions": ChatRequest,
-        "/v1/completions": CompletionRequest,
-        "/v1/responses": ResponseRequest,
-        "/v1/messages": MessagesRequest,
-    }.items()
+_BODIES: dict[str, type] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/responses": ResponseRequest,
+    "/v1/messages": MessagesRequest,
 }
-"""The fields of each API's body."""
-_FIELDS_OF_BODY = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-_MAX_SHOWN = 16
-"""Ignored fields that a header names."""
 _THINKING_FIELDS = {"both": ("reasoning_content", "reasoning")}
 
 
@@ -66,12 +54,8 @@ class ParsedRequest:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Of the response. The names of fields are the client's own, of any length and with any characters."""
-        if not self.ignored:
-            return _NO_HEADERS
-        shown = [quote(shortened(name), safe=" $@[]") for name in self.ignored[:_MAX_SHOWN]]
-        more = [f"and {len(self.ignored) - len(shown)} more"] if len(self.ignored) > len(shown) else []
-        return {"X-Dray-Ignored": ", ".join(shown + more)}
+        """Of the response."""
+        return ignored_header(self.ignored)
 
 
 class RequestParser:
@@ -79,12 +63,12 @@ class RequestParser:
 
     def __init__(self, settings: Settings, models: ModelDirectory) -> None:
         self._limits = settings.limits
-        self._ignores_unknown = settings.api.unknown_fields == "ignore"
+        self._unknown = UnknownFields(ignore=settings.api.unknown_fields == "ignore")
         self._always_shows_thinking = settings.api.messages_thinking == "always"
         self._models = models
         field = settings.router.thinking_field
         self._thinking_fields = _THINKING_FIELDS.get(field, (field,))
-        self._parsers: dict[str, Callable[[bytes, Caller], ParsedRequest]] = {
+        self._parsers: dict[str, Callable[..., ParsedRequest]] = {
             "/v1/chat/completions": self._chat_completion,
             "/v1/completions": self._completion,
             "/v1/responses": self._response,
@@ -98,14 +82,8 @@ class RequestParser:
 
     def parse(self, path: str, body: bytes, caller: Caller) -> ParsedRequest:
         """The request in a body that was sent to this path. Raises ApiError 400, 403, 404."""
-        try:
-            return self._parsers[path](body, caller)
-        except ApiError as error:
-            if not self._ignores_unknown or error.body.error.code != "unknown_parameter":
-                raise
-        # Parsed once more without them: few requests have any, and the others must not pay for these.
-        body, ignored = _without_unknown(body, _FIELDS[path])
-        return replace(self._parsers[path](body, caller), ignored=ignored)
+        parsed, ignored = self._unknown.read(body, _BODIES[path], partial(self._parsers[path], caller=caller))
+        return replace(parsed, ignored=ignored) if ignored else parsed
 
     def _chat_completion(self, body: bytes, caller: Caller) -> ParsedRequest:
         request = read_chat(body, self._limits)
@@ -140,13 +118,6 @@ class RequestParser:
         return ParsedRequest(
             endpoint, (generation,), MessagesWriter(request, shows_thinking), request.stream, request.service_tier
         )
-
-
-def _without_unknown(body: bytes, known: frozenset[str]) -> tuple[bytes, tuple[str, ...]]:
-    """The body without the fields that are not known, and their names."""
-    fields = parse(_FIELDS_OF_BODY, body)
-    kept = {name: value for name, value in fields.items() if name in known}
-    return msgspec.json.encode(kept), tuple(name for name in fields if name not in known)
 
 
 def _echo(endpoint: ModelEndpoint, prompt: str | tuple[int, ...]) -> str:

@@ -16,17 +16,17 @@ SchemaParam = dict[str, Any] | str
 Choices = list[str]
 
 
-class TextFormat(msgspec.Struct, frozen=True, tag="text", tag_field="type"):
+class TextFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text", tag_field="type"):
     """Free text."""
 
 
-class JsonObjectFormat(msgspec.Struct, frozen=True, tag="json_object", tag_field="type"):
+class JsonObjectFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="json_object", tag_field="type"):
     """Any JSON object. schema: a JSON Schema that it must also fit, as llama-server takes it."""
 
     schema: dict[str, Any] | None = None
 
 
-class SchemaSpec(msgspec.Struct, frozen=True):
+class SchemaSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A JSON Schema, to which the answer is constrained. strict: a schema that cannot be enforced as a whole is
     refused; otherwise it is enforced as far as possible."""
 
@@ -36,7 +36,7 @@ class SchemaSpec(msgspec.Struct, frozen=True):
     strict: bool | None = None
 
 
-class JsonSchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_field="type"):
+class JsonSchemaFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="json_schema", tag_field="type"):
     """JSON that a schema allows."""
 
     json_schema: SchemaSpec
@@ -45,7 +45,7 @@ class JsonSchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_field
 ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat
 
 
-class StructuredOutputs(msgspec.Struct, frozen=True):
+class StructuredOutputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """vLLM's name for the same: one of a JSON Schema, a regular expression, texts to choose from, a grammar in Lark or
     GBNF, and any JSON object."""
 

@@ -43,7 +43,7 @@ from deployments.common.errors import invalid_request
 from deployments.common.types import GenerationRequest
 
 
-class ThinkingSwitch(msgspec.Struct, frozen=True):
+class ThinkingSwitch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether the model thinks, as DeepSeek's API has it."""
 
     type: Literal["enabled", "disabled", "auto"]

@@ -10,7 +10,7 @@ from deployments.common.errors import invalid_request
 from deployments.common.types import Tool, ToolChoice
 
 
-class FunctionSpec(msgspec.Struct, frozen=True):
+class FunctionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A function that the model may call. strict: its arguments are constrained to the parameters' schema."""
 
     name: Name
@@ -19,34 +19,34 @@ class FunctionSpec(msgspec.Struct, frozen=True):
     strict: bool | None = None
 
 
-class ChatTool(msgspec.Struct, frozen=True):
+class ChatTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A tool. Only functions are supported."""
 
     function: FunctionSpec
     type: Literal["function"] = "function"
 
 
-class FunctionName(msgspec.Struct, frozen=True):
+class FunctionName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A function by its name."""
 
     name: str
 
 
-class NamedTool(msgspec.Struct, frozen=True):
+class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A tool by its name."""
 
     function: FunctionName
     type: Literal["function"] = "function"
 
 
-class AllowedTools(msgspec.Struct, frozen=True):
+class AllowedTools(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The tools that may be called, or of which one must be."""
 
     mode: Literal["auto", "required"]
     tools: list[NamedTool]
 
 
-class ToolSelection(msgspec.Struct, frozen=True):
+class ToolSelection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The tool that must be called, or those that may be."""
 
     function: FunctionName | None = None

@@ -36,7 +36,7 @@ _EFFORT_TOKENS = {"none": 0, "minimal": 256, "low": 1024, "medium": 4096}
 """Maximum thinking tokens by effort; higher efforts are unlimited."""
 
 
-class StreamOptions(msgspec.Struct, frozen=True):
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """include_usage: whether a last chunk reports the usage; continuous_usage_stats, of vLLM: every chunk reports it so
     far too. Obfuscation is padding that Dray never adds."""
 

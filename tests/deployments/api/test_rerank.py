@@ -169,6 +169,26 @@ def test_documents_are_sorted_by_the_models_scores(
     asyncio.run(work())
 
 
+@pytest.mark.parametrize("unknown", ["ignore", "refuse"])
+def test_unknown_fields_are_named_or_refused(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unknown: str
+) -> None:
+    async def work() -> None:
+        folder, settings = make_cross_encoder(tmp_path / "m"), {"api": {"unknown_fields": unknown}}
+        async with serving(server, monkeypatch, folder, model={}, **settings) as service:
+            for path, body in (
+                ("/v1/rerank", {"query": "what", "documents": ["the cat"]}),
+                ("/v1/score", {"text_1": "what", "text_2": "the cat"}),
+            ):
+                answer = await service.post(path, **body, truncate="END", priority=0)
+                if unknown == "ignore":
+                    assert (answer.status_code, answer.headers["x-dray-ignored"]) == (200, "truncate")
+                else:
+                    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "truncate")
+
+    asyncio.run(work())
+
+
 def test_pairs_are_scored_in_their_order(server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async def work() -> None:
         async with serving(server, monkeypatch, make_cross_encoder(tmp_path / "m")) as service:
