@@ -9,7 +9,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import inspect
 
-from deployments.api.protocol.parsing import parse
+from deployments.api.protocol.parsing import parse, unknown_field
 from deployments.common.errors import ApiError, shortened
 
 T = TypeVar("T")
@@ -56,7 +56,8 @@ class UnknownFields:
         fields = parse(_ANY_OBJECT, body)
         unknown = dict.fromkeys(_prune(fields, type_of(request), ""))
         if unknown and not self._ignore:
-            raise refusal
+            # The decoder may have met one with a neutral value first.
+            raise refusal if refusal.body.error.param not in NEUTRAL else unknown_field(next(iter(unknown)))
         return read(msgspec.json.encode(fields)), tuple(unknown)
 
 

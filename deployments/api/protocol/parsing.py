@@ -124,7 +124,7 @@ def _refusal(reason: str) -> ApiError:
     if message.startswith(_UNKNOWN):
         name = shortened(message.removeprefix(_UNKNOWN).removesuffix("`"))
         name = f"{path}.{name}" if path else name
-        return ApiError(400, f"Unrecognized request argument supplied: {name}", code="unknown_parameter", param=name)
+        return unknown_field(name)
     if message.startswith(_MISSING):
         name = message.removeprefix(_MISSING).removesuffix("`")
         name = f"{path}.{name}" if path else name
@@ -133,6 +133,11 @@ def _refusal(reason: str) -> ApiError:
     return _invalid(
         path, message, "invalid_type" if message.startswith("Expected") and "got" in message else "invalid_value"
     )
+
+
+def unknown_field(name: str) -> ApiError:
+    """The error for a field that Dray does not know."""
+    return ApiError(400, f"Unrecognized request argument supplied: {name}", code="unknown_parameter", param=name)
 
 
 def _invalid(path: str, message: str, code: str) -> ApiError:

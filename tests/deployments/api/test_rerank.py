@@ -263,8 +263,11 @@ def test_what_cannot_be_ranked_is_refused_by_name(
     server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async def work() -> None:
-        limits = {"embedding_inputs": 40, "body_bytes": 100_000}
-        async with serving(server, monkeypatch, make_cross_encoder(tmp_path / "m"), limits=limits) as service:
+        settings = {
+            "limits": {"embedding_inputs": 40, "body_bytes": 100_000},
+            "api": {"unknown_fields": "refuse"},
+        }
+        async with serving(server, monkeypatch, make_cross_encoder(tmp_path / "m"), **settings) as service:
             for path, body, status, param in REFUSED:
                 response = await service.post(path, **body)
                 error = response.json()["error"]
