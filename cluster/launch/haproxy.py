@@ -21,12 +21,15 @@ import os
 import re
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from cluster.private_files import private_folder, write_private
 
+IPV4_LOOPBACK, IPV6_LOOPBACK = "127.0.0.1", "::1"
 HOST = "HAPROXY_HOST"
 """Variable with the address to listen on, instead of Serve's, which is the routers' own too. Unset: Serve's."""
 RECEIVE_TIMEOUT = "HAPROXY_RECEIVE_TIMEOUT_S"
@@ -105,6 +108,17 @@ def main() -> None:
     os.execv(binary, [binary, "-dS", *arguments])
 
 
+def addresses_of(host: str) -> list[str]:
+    """The addresses to listen on for the setting `host`: for 127.0.0.1 also ::1, where the machine has it, as many
+    programs take localhost for that."""
+    if host != IPV4_LOOPBACK:
+        return [host]
+    with suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind((IPV6_LOOPBACK, 0))
+        return [host, IPV6_LOOPBACK]
+    return [host]
+
+
 def changed(config: str, environment: Mapping[str, str]) -> str:
     """Serve's configuration with Dray's changes. environment: has the variables above."""
     sections = [section for section in _sections(config) if not section.startswith(_UNUSED_SECTIONS)]
@@ -130,8 +144,9 @@ def _changed_section(section: str, connections: int, environment: Mapping[str, s
         first += "".join(f"    http-error status {status} {error}\n" for status, error in _ERRORS.items())
     elif first.startswith("frontend http_frontend"):
         if host := environment.get(HOST):
-            address = f"ipv6@{host}" if ":" in host else host
-            lines = [re.sub(r"\bbind \S+:(\d+)", rf"bind {address}:\1", line) for line in lines]
+            addresses = [f"ipv6@{address}" if ":" in address else address for address in addresses_of(host)]
+            binding = ",".join(rf"{address}:\1" for address in addresses)
+            lines = [re.sub(r"\bbind \S+:(\d+)", f"bind {binding}", line) for line in lines]
         first += f"    maxconn {connections}\n"
     elif first.startswith("backend default_backend"):
         lines = [_NO_ROUTER]
