@@ -97,7 +97,7 @@ class Router:
         self._inference = InferenceApi(settings, directory, access, self._guard, self._quotas, answers, texts)
         self._encoding = EncodingApi(settings, directory, access, self._quotas, self._usage, texts)
         awake = {arguments.engines[model.name]: model.name for model in models if not model.settings.sleep_after_s}
-        self._info = InfoApi(models, awake, self._authenticator)
+        self._info = InfoApi(settings, models, awake, self._authenticator)
         self._admin = AdminApi(self._authenticator, self._usage, arguments.teams_url)
         self._status_page = StatusPage(models)
 

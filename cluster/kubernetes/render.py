@@ -27,7 +27,7 @@ from cluster.kubernetes.sizes import (
     storage,
     termination_s,
 )
-from cluster.launch.environment import METRICS_PORT, OBJECT_STORE_BYTES
+from cluster.launch.environment import METRICS_PORT, OBJECT_STORE_BYTES, VLLM_NAMES
 from cluster.models.folder import folder_of, is_folder
 from cluster.serve_config import Routers
 from cluster.settings import BUNDLED, Settings
@@ -151,6 +151,8 @@ def _fill_pod(pod: dict[str, Any], settings: Settings) -> None:
         if container["name"] == "metrics":
             name = "PROMETHEUS_MULTIPROC_DIR"
             _set_environment(container, {name: environment[name]})
+            if settings.metrics.vllm_names:
+                container["command"] = [*container["command"], VLLM_NAMES]
     if "lifecycle" in main:
         main["lifecycle"]["preStop"]["exec"]["command"] = ["sleep", str(NOTICE_S)]
     for volume in pod["volumes"]:

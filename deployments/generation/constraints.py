@@ -19,6 +19,8 @@ _QUOTED = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])+/|//[^\n]*')
 """Texts, regular expressions and comments. What llguidance takes for one and this does not leaves a quotation mark or
 a slash."""
 _LIBRARY = re.compile(r"%(?:ignore|import)\b|%llguidance \{\}")
+_RULE = re.compile(r"^\s*[?!]?([A-Za-z_]\w*)[^:\n]*:|(\|)", re.MULTILINE)
+"""The start of a rule or terminal, or one of its further alternatives."""
 _NOT_ALLOWED = re.compile(r'%\w*|[<@/"]')
 
 
@@ -27,12 +29,14 @@ def constraint_grammar(constraint: Constraint, max_parts: int) -> Grammar:
 
     Raises ApiError 400 for one that is invalid, too large, or cannot be enforced.
     """
-    if (parts := _cost(constraint)) > max_parts:
+    parts = _cost(constraint)
+    grammar = _GRAMMARS[constraint.kind](constraint) if parts <= max_parts else ""
+    parts = max(parts, schema_cost.of_rules(_alternatives(grammar)) if constraint.kind == "grammar" else 0)
+    if parts > max_parts:
         raise _refusal(f"it is too large: it counts {parts} parts; the maximum is {max_parts}")
-    grammar = _GRAMMARS[constraint.kind](constraint)
     if error := grammar_error(grammar, CLIENT_LIMITS):
         raise _refusal(error)
-    return Grammar(grammar)
+    return Grammar(grammar, foreign=True)
 
 
 def _cost(constraint: Constraint) -> int:
@@ -46,12 +50,20 @@ def _client_grammar(constraint: Constraint) -> str:
         grammar = lark_grammar(constraint.texts[0])
     except ValueError as error:
         raise _refusal(str(error)) from None
-    bare = _LIBRARY.sub(" ", _QUOTED.sub(" ", grammar))
-    if found := _NOT_ALLOWED.search(bare):
+    if found := _NOT_ALLOWED.search(_LIBRARY.sub(" ", _QUOTED.sub(" ", grammar))):
         raise _refusal(
             f"{found[0]!r} is not supported; write rules, texts and regular expressions, or a json_schema instead"
         )
     return grammar
+
+
+def _alternatives(grammar: str) -> int:
+    """How many alternatives the rules have, and not the terminals, whose names are in capitals."""
+    alternatives, in_rule = 0, False
+    for name, _ in _RULE.findall(_QUOTED.sub(" ", grammar)):
+        in_rule = name.islower() if name else in_rule
+        alternatives += in_rule
+    return alternatives
 
 
 def _refusal(message: str) -> ApiError:

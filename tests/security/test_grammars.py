@@ -43,6 +43,12 @@ def _chain(rule: str, length: int, first: str = "start: {0}0") -> str:
     return "\n".join([first.format(name), *rules, f'{name}{length} {sign} "x"'])
 
 
+def _ambiguous(number: int, sign: str, first: str) -> str:
+    """A list of anything, in as many ways."""
+    options = " | ".join([f"s r{n}" for n in range(number)] + ['"a"'])
+    return "\n".join([first, f"s{sign}{options}", *(f"r{n}{sign}s" for n in range(number))])
+
+
 ATTACKS: dict[str, dict[str, Any]] = {
     "16 strings of about 400": {"anyOf": [{"type": "string", "minLength": n, "maxLength": 400 + n} for n in range(16)]},
     "300 strings of about 1,000": {
@@ -135,6 +141,10 @@ CONSTRAINT_ATTACKS: dict[str, tuple[Literal["regex", "grammar", "choice"], tuple
     "GBNF whose terminals are found one by one": ("grammar", (_chain("a{0} ::= a{1}", 300, "root ::= a0"),)),
     "an ambiguous recursion": ("grammar", ('start: s\ns: s s s s | "a" | ""',)),
     "an ambiguous list": ("grammar", ("start: s\ns: " + " | ".join(["s s"] * 300 + ['"a"']),)),
+    "as many ambiguous alternatives as may be": ("grammar", ("start: s\ns: " + " | ".join(["s s"] * 155 + ['"a"']),)),
+    "an ambiguous list of rules": ("grammar", (_ambiguous(300, ": ", "start: s"),)),
+    "an ambiguous list of rules of GBNF": ("grammar", (_ambiguous(300, " ::= ", "root ::= s"),)),
+    "few ambiguous rules": ("grammar", (_ambiguous(20, ": ", "start: s"),)),
     "an ambiguous recursion with many ends": (
         "grammar",
         ("start: s\ns: s s | " + " | ".join(f"/[a-z]{{{n},}}/" for n in range(1, 150)),),

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -22,6 +23,9 @@ _LONE_SURROGATE = (
     "middle of an emoji."
 )
 
+_MEDIA = re.compile(r"Invalid value '((?:input_)?(?:image|audio|video|file)(?:_url)?)' - at `\$\.([\w.\[\]]+)\.type`")
+"""The decoder's message about a part of a message that is an image or the like."""
+
 T = TypeVar("T")
 
 
@@ -33,7 +37,7 @@ def parse(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
         _check_integers(body)
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from None
+        raise _media_refusal(str(error), body) or _refusal(str(error)) from None
     except RecursionError:
         raise ApiError(400, "The body is nested too deeply.", code="invalid_json") from None
     except UnicodeDecodeError as error:
@@ -111,6 +115,16 @@ def _path(trail: tuple[Any, ...]) -> str:
         key, trail = trail
         parts.append(f"[{key}]" if isinstance(key, int) else f".{key}")
     return "".join(reversed(parts)).removeprefix(".")
+
+
+def _media_refusal(reason: str, body: bytes) -> ApiError | None:
+    """The error for a part of a message that is no text, which says which part; None for any other error."""
+    if (found := _MEDIA.fullmatch(reason)) is None:
+        return None
+    kind, path = found.groups()
+    model = shortened(str(json.loads(body).get("model")))
+    message = f"it is of type {kind}, but the model {model} reads text only. Leave it out, or say it in words."
+    return ApiError(400, f"Invalid '{path}': {message}", code="unsupported_content", param=path)
 
 
 def _refusal(reason: str) -> ApiError:

@@ -348,3 +348,38 @@ def test_unknown_fields_within_others_are_treated_as_those_at_the_top(unknown: s
             assert answer.status_code == 200 and "x-dray-ignored" not in answer.headers
 
     asyncio.run(work())
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+MEDIA: list[tuple[str, dict[str, Any], str, str]] = [
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": [PART, IMAGE]}]},
+        "messages[1].content[1]",
+        "image_url",
+    ),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
+        "messages[0].content[0]",
+        "input_audio",
+    ),
+    (
+        "/v1/messages",
+        {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
+        "messages[0].content[0]",
+        "image",
+    ),
+]
+
+
+def test_a_refused_image_is_named_with_its_place_and_the_model(router: OpenRouter) -> None:
+    async def work() -> None:
+        async with router() as client:
+            for path, fields, place, kind in MEDIA:
+                answer = await client.post(path, json=body_of(path, **fields))
+                message = answer.json()["error"]["message"]
+                assert answer.status_code == 400
+                assert all(word in message for word in (place, kind, MODEL, "text only")), message
+
+    asyncio.run(work())
