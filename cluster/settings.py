@@ -417,6 +417,23 @@ class CacheSettings(Group):
     )
 
 
+class ResponseSettings(Group):
+    """Stored responses, from which requests to /v1/responses go on by `previous_response_id`."""
+
+    store: bool = Field(
+        True,
+        description="Store responses, each with its conversation, for the team that asked, unless a request says "
+        "`store: false`, as OpenAI does. In the cache's Redis; without the cache none are stored.",
+    )
+    ttl_s: Positive = Field(86_400, description="Lifetime of a stored response, in seconds.")
+    max_bytes: Positive = Field(
+        262_144, description="Maximum size of a response with its conversation, in bytes; larger ones are not stored."
+    )
+    max_per_team: Positive = Field(
+        1000, description="Maximum number of a team's stored responses; the oldest are removed first."
+    )
+
+
 class TeamSettings(Group):
     """Teams with their keys, quotas and usage."""
 
@@ -526,6 +543,7 @@ class Settings(BaseSettings):
     router: RouterSettings = RouterSettings()
     limits: LimitSettings = LimitSettings()
     cache: CacheSettings = CacheSettings()
+    responses: ResponseSettings = ResponseSettings()
     teams: TeamSettings = TeamSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
     cluster: ClusterSettings = ClusterSettings()

@@ -26,7 +26,10 @@ from deployments.api.inference import InferenceApi
 from deployments.api.info import InfoApi
 from deployments.api.middleware import RequestMiddleware, RequestRecorder
 from deployments.api.models import ModelDirectory
+from deployments.api.stored_responses import StoredResponses
+from deployments.api.tokens import TokensApi
 from deployments.cache.answers import AnswerCache
+from deployments.cache.response_store import ResponseStore
 from deployments.cache.semantic import SemanticCache
 from deployments.common.redis import RedisStore
 from deployments.common.tasks import TaskSupervisor
@@ -94,7 +97,11 @@ class Router:
         directory = ModelDirectory(generators, embedders, scorers)
         access = RequestAccess(settings, self._authenticator, self._tasks)
         answers, texts = self._answer_service(embedders), self._large_texts
-        self._inference = InferenceApi(settings, directory, access, self._guard, self._quotas, answers, texts)
+        keeps = settings.responses.store
+        store = ResponseStore(settings.responses, self._answers) if self._answers and keeps else None
+        self._responses = stored = StoredResponses(settings.responses, self._authenticator, store)
+        self._inference = InferenceApi(settings, directory, access, self._guard, self._quotas, answers, texts, stored)
+        self._tokens = TokensApi(settings, directory, access, self._quotas, texts, stored)
         self._encoding = EncodingApi(settings, directory, access, self._quotas, self._usage, texts)
         awake = {arguments.engines[model.name]: model.name for model in models if not model.settings.sleep_after_s}
         self._info = InfoApi(settings, models, awake, self._authenticator)
@@ -128,6 +135,8 @@ class Router:
         app = Starlette(
             routes=[
                 *self._inference.routes(),
+                *self._tokens.routes(),
+                *self._responses.routes(),
                 *self._encoding.routes(),
                 Route("/v1/usage", self._admin.usage),
                 *self._admin.routes(),

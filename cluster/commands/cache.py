@@ -14,6 +14,7 @@ from cluster.commands.console import AsJson, Config, StateDir, fail, load_settin
 from cluster.launch.state import read_record
 from cluster.records.cache import clear, show, stats
 from cluster.records.client import BlockingRedis
+from cluster.records.responses import clear_responses
 from cluster.units import plural
 
 app = typer.Typer(help="Inspect and clear the answer cache.", no_args_is_help=True, epilog="Example: dray cache stats")
@@ -68,10 +69,15 @@ def clear_answers(
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
-    """Delete answers from the cache: all of them, unless a model or namespace is given."""
+    """Delete answers from the cache, and stored responses: all of them, unless a model or namespace is given.
+
+    With a model, stored responses are left: they belong to a team and not to a model. A team's namespace is team.NAME.
+    """
     with _redis(config, state_dir) as client:
-        count = clear(client, model, namespace)
-    out.print(f"cleared {plural(count, 'answer')}", highlight=False)
+        cleared = [plural(clear(client, model, namespace), "answer")]
+        if not model and (responses := clear_responses(client, namespace)):
+            cleared.append(plural(responses, "stored response"))
+    out.print(f"cleared {' and '.join(cleared)}", highlight=False)
 
 
 @app.command("show", epilog="Example: dray cache show 0f3a... (an answer's X-Dray-Cache-Key)")

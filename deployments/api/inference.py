@@ -1,10 +1,9 @@
-"""The routes of requests for generated answers (chat completions, completions, responses, messages) and for tokens.
+"""The routes of requests for generated answers: chat completions, completions, responses, messages.
 
 The fast path (deployments.api.fast_path) prepares each request for a generated answer and looks the answer up. On a
 hit that is all; otherwise the handler that Serve runs finds the prepared request in its scope.
 """
 
-import asyncio
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -18,23 +17,22 @@ from cluster.settings import Settings
 from deployments.api.access import RequestAccess, queue_class
 from deployments.api.browser_guard import BrowserGuard
 from deployments.api.fast_path import PREPARED_REQUEST
-from deployments.api.http import (
-    error_response,
-    idempotency_key,
-    json_response,
-    request_timeout_s,
-)
+from deployments.api.http import error_response, idempotency_key, request_timeout_s
 from deployments.api.models import ModelDirectory
 from deployments.api.parser import RequestParser
-from deployments.api.protocol.common import template_arguments
-from deployments.api.protocol.parsing import parse
-from deployments.api.protocol.tokens import DetokenizeResponse, TokenizeResponse, decode_detokenize, decode_tokenize
-from deployments.api.responses import AnswerWriter, StreamTimeouts, complete_response, replay, stream_response
+from deployments.api.protocol.responses_writer import ResponseWriter
+from deployments.api.responses import (
+    AnswerWriter,
+    Keep,
+    StreamTimeouts,
+    complete_response,
+    replay,
+    replay_and_keep,
+    stream_response,
+)
+from deployments.api.stored_responses import RESPONSES, StoredResponses
 from deployments.cache.answers import CacheControl
-from deployments.common.errors import invalid_request
-from deployments.common.messages import Sampling
-from deployments.common.text_encoder import LARGE_CHARACTERS
-from deployments.common.types import GenerationRequest
+from deployments.common.types import GenerationResult
 from deployments.generation.context import RequestContext
 from deployments.generation.large_texts import LargeTexts
 from deployments.generation.service import AnswerService
@@ -51,13 +49,22 @@ _PARSED_FASTER = 8
 class PreparedRequest:
     """An authenticated and parsed request, whose answer is not stored. Nothing is charged for it yet.
 
-    contexts: one for each of its prompts. headers: of its response, whatever the answer is.
+    contexts: one for each of its prompts. headers: of its response, whatever the answer is. keep: stores the response;
+    None: it is not stored.
     """
 
     contexts: tuple[RequestContext, ...]
     writer: AnswerWriter
     stream: bool
     headers: Mapping[str, str]
+    keep: Keep | None = None
+
+    async def replay(self, stored: GenerationResult, headers: dict[str, str]) -> Response:
+        """The response with this answer."""
+        headers = {**headers, **self.headers}
+        if self.keep is not None:
+            return await replay_and_keep(stored, self.writer, self.stream, headers, self.keep)
+        return replay(stored, self.writer, self.stream, headers)
 
 
 class InferenceApi:
@@ -72,6 +79,7 @@ class InferenceApi:
         quotas: Quotas,
         answers: AnswerService,
         large_texts: LargeTexts,
+        stored_responses: StoredResponses,
     ) -> None:
         self._settings = settings
         self._limits = settings.limits
@@ -84,16 +92,13 @@ class InferenceApi:
         self._quotas = quotas
         self._answers = answers
         self._large_texts = large_texts
+        self._stored_responses = stored_responses
         self._no_grant = QuotaGrant(quotas, None, "", {})
         self._stream_timeouts = StreamTimeouts(settings.router.keep_alive_s, self._limits.client_stall_s)
 
     def routes(self) -> list[Route]:
         """All of them."""
-        return [
-            *(Route(path, self.answer, methods=["POST"]) for path in self.paths),
-            Route("/tokenize", self.tokenize, methods=["POST"]),
-            Route("/detokenize", self.detokenize, methods=["POST"]),
-        ]
+        return [Route(path, self.answer, methods=["POST"]) for path in self.paths]
 
     async def lookup(self, http: HttpRequest) -> Response | PreparedRequest:
         """The response with the stored answer, or with an error; the prepared request if no answer is stored.
@@ -116,40 +121,6 @@ class InferenceApi:
             prepared = outcome
         return await self._generate(http, prepared)
 
-    async def tokenize(self, http: HttpRequest) -> Response:
-        """POST /tokenize"""
-        authenticated = self._access.authenticate(http)
-        request = parse(decode_tokenize, await self._access.body(authenticated))
-        endpoint = self._models.generator(request.model, authenticated.caller)
-        if (request.prompt is None) == (request.messages is None):
-            raise invalid_request("prompt", "Send either prompt or messages.")
-        arguments = template_arguments(request.chat_template_kwargs, None, self._limits)
-        messages = tuple(message.to_message() for message in request.messages or ())
-        prompts = endpoint.prompts
-        conversation = GenerationRequest(messages, Sampling(1), request.prompt or "", template_args=arguments)
-
-        def work() -> TokenizeResponse:
-            ids = prompts.ids(conversation, special=request.add_special_tokens)
-            tokens = [prompts.decode([number], special=True) for number in ids] if request.return_token_strs else None
-            return TokenizeResponse(len(ids), endpoint.model.context_tokens, ids, tokens)
-
-        size = prompts.characters(conversation)
-        grant = await self._quotas.admit(authenticated.caller.team if size > LARGE_CHARACTERS else None)
-        try:
-            response = await self._large_texts.run(queue_class(authenticated.caller), size, work)
-        finally:
-            self._access.release(grant)
-        return json_response(response, headers=grant.headers)
-
-    async def detokenize(self, http: HttpRequest) -> Response:
-        """POST /detokenize"""
-        authenticated = self._access.authenticate(http)
-        request = parse(decode_detokenize, await self._access.body(authenticated))
-        endpoint = self._models.generator(request.model, authenticated.caller)
-        endpoint.prompts.check_ids(request.tokens, "tokens")
-        text = await asyncio.to_thread(endpoint.prompts.decode, request.tokens, special=True)
-        return json_response(DetokenizeResponse(text))
-
     async def _lookup(self, http: HttpRequest) -> Response | PreparedRequest:
         prepared = await self._prepare(http)
         if len(prepared.contexts) > 1:
@@ -163,13 +134,15 @@ class InferenceApi:
         key, result = stored
         hit = self._answers.hit(context, key, result)
         current.get().note({"dray.cache.result": hit.result})
-        return replay(result, prepared.writer, prepared.stream, {**hit.headers, **grant.headers, **prepared.headers})
+        return await prepared.replay(result, {**hit.headers, **grant.headers})
 
     async def _prepare(self, http: HttpRequest) -> PreparedRequest:
         """Authenticates, reads and parses a request, and charges nothing. Raises ApiError 400 to 404, 413, 415."""
         authenticated = self._access.authenticate(http)
         state, caller, headers = authenticated.state, authenticated.caller, authenticated.headers
         body = await self._access.body(authenticated)
+        if state.route == RESPONSES:
+            body = await self._stored_responses.with_history(body, caller)
         work = partial(self._parser.parse, state.route, body, caller)
         parsed = await self._large_texts.run(queue_class(caller), len(body) // _PARSED_FASTER, work)
         endpoint, batch = parsed.endpoint, parsed.service_tier == "flex"
@@ -183,7 +156,10 @@ class InferenceApi:
             )
             for generation in parsed.generations
         )
-        return PreparedRequest(contexts, parsed.writer, bool(parsed.stream), parsed.headers)
+        writer, keep = parsed.writer, None
+        if isinstance(writer, ResponseWriter):
+            keep = self._stored_responses.keep_of(caller, writer, body)
+        return PreparedRequest(contexts, writer, bool(parsed.stream), parsed.headers, keep)
 
     async def _generate(self, http: HttpRequest, prepared: PreparedRequest) -> Response:
         """The response to a request whose answer is not stored: generated for it, or joined from another request."""
@@ -200,8 +176,7 @@ class InferenceApi:
                 headers = found.headers
                 if found.stored is not None:
                     self._access.release(grant)
-                    headers = {**headers, **grant.headers, **prepared.headers}
-                    return replay(found.stored, prepared.writer, prepared.stream, headers)
+                    return await prepared.replay(found.stored, {**headers, **grant.headers})
                 assert found.subscriber is not None
                 subscriber = found.subscriber
         except BaseException:
@@ -209,9 +184,10 @@ class InferenceApi:
             raise
         subscriber.on_close = partial(self._access.release, grant)
         headers = {**headers, **grant.headers, **prepared.headers}
+        writer, keep = prepared.writer, prepared.keep
         if prepared.stream:
-            return await stream_response(subscriber, prepared.writer, headers, self._stream_timeouts)
-        return await complete_response(http, subscriber, prepared.writer, headers)
+            return await stream_response(subscriber, writer, headers, self._stream_timeouts, keep)
+        return await complete_response(http, subscriber, writer, headers, keep)
 
     def _log_context(self, context: RequestContext) -> None:
         if self._settings.log_prompts:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from cluster.settings import Settings
+from cluster.settings import LimitSettings, Settings
 from deployments.api.models import ModelDirectory
 from deployments.api.protocol.answer_format import format_field
 from deployments.api.protocol.chat import ChatRequest, chat_generation, read_chat
@@ -17,12 +17,19 @@ from deployments.api.protocol.completions import (
     read_completion,
 )
 from deployments.api.protocol.completions_writer import CompletionWriter
-from deployments.api.protocol.messages import MessagesRequest, messages_generation, read_messages
+from deployments.api.protocol.messages import (
+    MessagesCountRequest,
+    MessagesRequest,
+    messages_generation,
+    read_messages,
+    read_messages_count,
+)
 from deployments.api.protocol.messages_writer import MessagesWriter
 from deployments.api.protocol.responses import ResponseRequest, read_response, response_generation
 from deployments.api.protocol.responses_writer import ResponseWriter
 from deployments.api.responses import AnswerWriter
 from deployments.api.unknown_fields import UnknownFields, ignored_header
+from deployments.common.errors import ApiError
 from deployments.common.types import GenerationRequest
 from deployments.generation.context import FORMAT_FIELD
 from deployments.generation.endpoint import ModelEndpoint
@@ -33,6 +40,8 @@ _BODIES: dict[str, type] = {
     "/v1/completions": CompletionRequest,
     "/v1/responses": ResponseRequest,
     "/v1/messages": MessagesRequest,
+    "/v1/messages/count_tokens": MessagesCountRequest,
+    "/v1/responses/input_tokens": ResponseRequest,
 }
 _THINKING_FIELDS = {"both": ("reasoning_content", "reasoning")}
 
@@ -41,7 +50,8 @@ _THINKING_FIELDS = {"both": ("reasoning_content", "reasoning")}
 class ParsedRequest:
     """A body in the form that all APIs share: a request with several prompts is several generations.
 
-    ignored: names of the body's fields that Dray does not know. format_field: that which says what the answer must be.
+    ignored: names of the body's fields that Dray does not know, and of tools and items that it cannot use.
+    format_field: the one that says what the answer must be.
     """
 
     endpoint: ModelEndpoint
@@ -72,18 +82,29 @@ class RequestParser:
             "/v1/chat/completions": self._chat_completion,
             "/v1/completions": self._completion,
             "/v1/responses": self._response,
-            "/v1/messages": self._message,
+            "/v1/messages": partial(self._message, read_messages),
+        }
+        self._counted: dict[str, Callable[[bytes, Caller], ParsedRequest]] = {
+            "/v1/messages/count_tokens": partial(self._message, read_messages_count),
+            "/v1/responses/input_tokens": self._response,
         }
 
     @property
     def paths(self) -> Collection[str]:
-        """The paths whose bodies it parses."""
+        """The paths of requests for a generated answer."""
         return self._parsers.keys()
 
     def parse(self, path: str, body: bytes, caller: Caller) -> ParsedRequest:
-        """The request in a body that was sent to this path. Raises ApiError 400, 403, 404."""
-        parsed, ignored = self._unknown.read(body, _BODIES[path], partial(self._parsers[path], caller=caller))
-        return replace(parsed, ignored=ignored) if ignored else parsed
+        """The request in a body that was sent to this path, or whose prompt's tokens this path counts.
+
+        Raises ApiError 400, 403, 404.
+        """
+        parse_known = self._parsers.get(path) or self._counted[path]
+        parsed, ignored = self._unknown.read(body, _BODIES[path], partial(parse_known, caller=caller))
+        if parsed.ignored and not self._unknown.ignore:
+            message = f"{parsed.ignored[0]} cannot be used here; leave it out."
+            raise ApiError(400, message, code="unknown_parameter", param=parsed.ignored[0])
+        return replace(parsed, ignored=(*ignored, *parsed.ignored)) if ignored else parsed
 
     def _chat_completion(self, body: bytes, caller: Caller) -> ParsedRequest:
         request = read_chat(body, self._limits)
@@ -108,16 +129,19 @@ class RequestParser:
         request = read_response(body, self._limits)
         endpoint = self._models.generator(request.model, caller)
         generation = response_generation(request, endpoint.model, self._limits)
-        return ParsedRequest(endpoint, (generation,), ResponseWriter(request), request.stream, request.service_tier)
+        check_token_ids(generation.sampling, endpoint.prompts.vocabulary.size)
+        writer = ResponseWriter(request, request.store is not False)
+        return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier, request.ignored)
 
-    def _message(self, body: bytes, caller: Caller) -> ParsedRequest:
-        request = read_messages(body, self._limits)
+    def _message(
+        self, read: Callable[[bytes, LimitSettings], MessagesRequest], body: bytes, caller: Caller
+    ) -> ParsedRequest:
+        request = read(body, self._limits)
         endpoint = self._models.generator(request.model, caller)
         generation = messages_generation(request, endpoint.model, self._limits)
         shows_thinking = request.shows_thinking or self._always_shows_thinking
-        return ParsedRequest(
-            endpoint, (generation,), MessagesWriter(request, shows_thinking), request.stream, request.service_tier
-        )
+        writer = MessagesWriter(request, shows_thinking)
+        return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier, request.ignored)
 
 
 def _echo(endpoint: ModelEndpoint, prompt: str | tuple[int, ...]) -> str:

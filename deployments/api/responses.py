@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import ExitStack, aclosing, closing
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from deployments.api.http import CLIENT_DISCONNECTED
 from deployments.common.deadlines import Deadline
 from deployments.common.errors import ApiError
-from deployments.common.types import Delta, GenerationResult
+from deployments.common.types import Delta, GenerationResult, Usage
 from deployments.generation.broadcast import Subscriber, to_api_error
 
 log = logging.getLogger("dray.replies")
@@ -32,8 +32,8 @@ class AnswerWriter(Protocol):
     def complete(self, answer: GenerationResult) -> object:
         """The JSON body of an answer that is not streamed."""
 
-    def start(self) -> bytes:
-        """The first events of a stream."""
+    def start(self, usage: Usage) -> bytes:
+        """The first events of a stream. usage: what is known of it by then."""
 
     def delta(self, delta: Delta) -> bytes:
         """The events for a delta."""
@@ -54,16 +54,37 @@ class StreamTimeouts:
     stall_s: float
 
 
+Keep = Callable[[GenerationResult], Awaitable[None]]
+"""Called with the whole answer before the response to it ends."""
+
+
 def replay(answer: GenerationResult, writer: AnswerWriter, stream: bool, headers: dict[str, str]) -> Response:
     """The response with a stored answer, in one piece."""
     if not stream:
         return Response(msgspec.json.encode(writer.complete(answer)), media_type="application/json", headers=headers)
-    events = b"".join([writer.start(), *map(writer.delta, answer.deltas()), writer.end(answer)])
+    events = _begun(answer, writer) + writer.end(answer)
+    return Response(events, media_type="text/event-stream", headers=headers | STREAM_HEADERS)
+
+
+async def replay_and_keep(
+    answer: GenerationResult, writer: AnswerWriter, stream: bool, headers: dict[str, str], keep: Keep
+) -> Response:
+    """The same for a response that is kept."""
+    if not stream:
+        await keep(answer)
+        return replay(answer, writer, stream, headers)
+    events = _begun(answer, writer)
+    await keep(answer)
+    events += writer.end(answer)
     return Response(events, media_type="text/event-stream", headers=headers | STREAM_HEADERS)
 
 
 async def complete_response(
-    http: HttpRequest, subscriber: Subscriber, writer: AnswerWriter, headers: dict[str, str]
+    http: HttpRequest,
+    subscriber: Subscriber,
+    writer: AnswerWriter,
+    headers: dict[str, str],
+    keep: Keep | None = None,
 ) -> Response:
     """Waits for the whole answer and returns it as one JSON body. Closes the subscriber, also if the client leaves."""
     with subscriber:
@@ -77,18 +98,24 @@ async def complete_response(
         finally:
             for task in (result, disconnect):
                 task.cancel()
+    if keep is not None:
+        await keep(answer)
     return Response(msgspec.json.encode(writer.complete(answer)), media_type="application/json", headers=headers)
 
 
 async def stream_response(
-    subscriber: Subscriber, writer: AnswerWriter, headers: dict[str, str], timeouts: StreamTimeouts
+    subscriber: Subscriber,
+    writer: AnswerWriter,
+    headers: dict[str, str],
+    timeouts: StreamTimeouts,
+    keep: Keep | None = None,
 ) -> Response:
     """The answer as server-sent events. An error within the first moments is raised. The end closes the subscriber."""
     with ExitStack() as stack:
         stack.enter_context(subscriber)
         with closing(Deadline()) as deadline:
             first = await subscriber.next_batch(deadline, _PLAIN_ERROR_S)
-        return EventStream(subscriber, first, writer, headers, timeouts, stack.pop_all())
+        return EventStream(subscriber, first, writer, headers, timeouts, stack.pop_all(), keep)
 
 
 def merge_deltas(deltas: Iterable[Delta]) -> list[Delta]:
@@ -129,6 +156,7 @@ class EventStream(Response):
         headers: dict[str, str],
         timeouts: StreamTimeouts,
         on_end: ExitStack,
+        keep: Keep | None = None,
     ) -> None:
         """first: the deltas that were received already. on_end: closed at the end; it closes the subscriber."""
         self.status_code = 200
@@ -139,6 +167,7 @@ class EventStream(Response):
         self._writer = writer
         self._timeouts = timeouts
         self._on_end = on_end
+        self._keep = keep
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._on_end:
@@ -170,7 +199,7 @@ class EventStream(Response):
 
     async def _events(self, deadline: Deadline) -> AsyncGenerator[bytes, None]:
         subscriber, writer = self._subscriber, self._writer
-        yield writer.start() + _write(writer, self._first)
+        yield writer.start(subscriber.usage) + _write(writer, self._first)
         while subscriber.result is None:
             try:
                 deltas = await subscriber.next_batch(deadline, self._timeouts.keep_alive_s)
@@ -181,6 +210,8 @@ class EventStream(Response):
                 yield _write(writer, deltas)
             elif subscriber.result is None:
                 yield _KEEP_ALIVE
+        if self._keep is not None:
+            await self._keep(subscriber.result)
         yield writer.end(subscriber.result)
 
 
@@ -195,6 +226,11 @@ async def _disconnected(receive: Receive) -> None:
     """Returns once the client has disconnected. The body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _begun(answer: GenerationResult, writer: AnswerWriter) -> bytes:
+    """A stored answer's events, up to the last ones."""
+    return b"".join([writer.start(answer.usage), *map(writer.delta, answer.deltas())])
 
 
 def _write(writer: AnswerWriter, deltas: list[Delta]) -> bytes:

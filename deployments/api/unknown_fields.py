@@ -39,7 +39,7 @@ class UnknownFields:
 
     def __init__(self, *, ignore: bool) -> None:
         """ignore: whether they are ignored rather than refused."""
-        self._ignore = ignore
+        self.ignore = ignore
 
     def read(self, body: bytes, request: type, read: Callable[[bytes], T]) -> tuple[T, tuple[str, ...]]:
         """What `read` makes of the body, and the paths of the fields that were ignored. request: the body's type.
@@ -55,7 +55,7 @@ class UnknownFields:
         # Read once more without them: few requests have any, and the others must not pay for these.
         fields = parse(_ANY_OBJECT, body)
         unknown = dict.fromkeys(_prune(fields, type_of(request), ""))
-        if unknown and not self._ignore:
+        if unknown and not self.ignore:
             # The decoder may have met one with a neutral value first.
             raise refusal if refusal.body.error.param not in NEUTRAL else unknown_field(next(iter(unknown)))
         return read(msgspec.json.encode(fields)), tuple(unknown)

@@ -52,6 +52,15 @@ class ApiError(Exception):
             self.body = ErrorBody(msgspec.structs.replace(self.body.error, param=new))
 
 
+class PromptTooLong(ApiError):
+    """400: a prompt does not fit the context. tokens: how many it has, or at least has. context_tokens: the model's."""
+
+    def __init__(self, message: str, param: str, tokens: int, context_tokens: int) -> None:
+        super().__init__(400, message, code="context_length_exceeded", param=param)
+        self.tokens = tokens
+        self.context_tokens = context_tokens
+
+
 def invalid_request(param: str, message: str, code: str = "invalid_value") -> ApiError:
     """400 that names the parameter at fault."""
     return ApiError(400, message, code=code, param=param)

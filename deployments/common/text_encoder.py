@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from deployments.common.errors import ApiError
+from deployments.common.errors import PromptTooLong
 
 LARGE_CHARACTERS = 16_384
 """A longer text takes the tokenizer milliseconds, while the event loop has other streams to serve."""
@@ -18,7 +18,8 @@ class TextEncoder:
         """max_tokens: the model's context."""
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
-        self._max_characters = max_tokens * longest if (longest := _longest_token(tokenizer)) else None
+        self._longest = _longest_token(tokenizer)
+        self._max_characters = max_tokens * self._longest if self._longest else None
 
     def check_characters(self, characters: int, param: str) -> None:
         """Raises ApiError 400 for a text whose tokens cannot fit the context, however few they are."""
@@ -27,7 +28,7 @@ class TextEncoder:
                 f"The text has {characters} characters. The model's {self._max_tokens} tokens of context hold at most "
                 f"{self._max_characters}. Send a shorter one."
             )
-            raise ApiError(400, message, code="context_length_exceeded", param=param)
+            raise PromptTooLong(message, param, -(-characters // self._longest), self._max_tokens)
 
     def encode(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
         """Token ids of each text. special: with the tokens that the tokenizer adds around a text."""

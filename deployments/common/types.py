@@ -69,6 +69,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     of each of the prompt; None: nothing is reported of the prompt.
     prompt_logprobs: whether each choice's log probabilities begin with those of the prompt. With it,
     `sampling.max_tokens` may be 0: then nothing follows them.
+    continue_final_message: the answer goes on from the last message, which is an answer that has begun.
+    add_generation_prompt: otherwise, whether the template opens an answer after the last message.
     """
 
     messages: tuple[Message, ...]
@@ -83,6 +85,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     max_thinking_tokens: int | None = None
     strict_schema: bool = False
     prompt_logprobs: bool = False
+    continue_final_message: bool = False
+    add_generation_prompt: bool = True
     constraint: Constraint | None = None
     include_stop: bool = False
     report_ids: bool = False

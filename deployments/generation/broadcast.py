@@ -11,13 +11,14 @@ from types import TracebackType
 
 from deployments.common.deadlines import Deadline
 from deployments.common.errors import ApiError
-from deployments.common.types import Delta, GenerationResult
+from deployments.common.types import Delta, GenerationResult, Usage
 from deployments.observability.logs import request_id
 from deployments.observability.tracing import current
 
 log = logging.getLogger("dray.generation")
 
 _POLL_S = 0.5
+_UNKNOWN = Usage(0, 0, 0, 0)
 
 
 class Broadcast:
@@ -28,13 +29,15 @@ class Broadcast:
         deltas: AsyncGenerator[Delta, None],
         complete: Callable[[], Awaitable[GenerationResult]],
         has_followers: Callable[[], Awaitable[bool]] | None = None,
+        usage: Callable[[], Usage] = lambda: _UNKNOWN,
     ) -> None:
         """complete: called after the last delta; returns the whole result. has_followers: whether other routers follow;
-        None: they never do."""
+        None: they never do. usage: what is known of it so far."""
         self.deltas: list[Delta] = []
         self._subscribers: set[Subscriber] = set()
         self._complete = complete
         self._has_followers = has_followers
+        self.usage = usage
         self._lingering: asyncio.Task[None] | None = None
         self.result: GenerationResult | None = None
         self.failure: Exception | None = None
@@ -148,6 +151,11 @@ class Subscriber:
         if broadcast.failure is not None:
             raise self.refusal or broadcast.failure
         return []
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens so far; zeros while nothing is known of them."""
+        return self._broadcast.usage()
 
     @property
     def result(self) -> GenerationResult | None:

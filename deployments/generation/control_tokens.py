@@ -131,6 +131,8 @@ class Guard:
         self._control, self._mark = control, mark
         self._name_of = {text: _name(mark, number) for number, text in enumerate(control.texts)}
         self._names = {name: text for text, name in self._name_of.items()}
+        self.end = _name(mark, len(self._name_of) + 1)
+        """Follows a text whose end is looked for in what the template makes of it; `prompt` drops it."""
         self._names_and_tokens = re.compile(f"{mark}.{{0,2}}|{control.pattern}", re.DOTALL)
 
     def text(self, text: str) -> str:

@@ -13,7 +13,7 @@ from deployments.cache.single_flight import FlightLease
 from deployments.common.errors import ApiError
 from deployments.common.messages import Grammar
 from deployments.common.text_encoder import LARGE_CHARACTERS
-from deployments.common.types import Delta, GenerationResult
+from deployments.common.types import Delta, GenerationResult, Usage
 from deployments.generation.accounting import AnswerAccounting
 from deployments.generation.broadcast import Broadcast, Subscriber
 from deployments.generation.context import RequestContext, Result
@@ -112,7 +112,7 @@ class GenerationJob:
         self._lease: FlightLease | None = None
         self._generation: Generation | None = None
         self._failing = False
-        self.broadcast = Broadcast(self._deltas(), self._complete, self._has_followers)
+        self.broadcast = Broadcast(self._deltas(), self._complete, self._has_followers, self._usage)
 
     def join(self, context: RequestContext) -> Subscriber:
         """Subscribes a request, and lifts what still waits for the engines to its queue class."""
@@ -231,6 +231,9 @@ class GenerationJob:
         await self._requesters.charge(self._services.expected_tokens(self._context, self._generation))
         if self._result == "join":
             self._result = "miss"
+
+    def _usage(self) -> Usage:
+        return self._generation.usage if self._generation is not None else Usage(0, 0, 0, 0)
 
     async def _has_followers(self) -> bool:
         return self._lease is not None and await self._lease.has_followers()

@@ -95,6 +95,8 @@ class OutputParser:
         vocabulary: Vocabulary,
         *,
         thinking: bool | None,
+        begun: bool = False,
+        after: Sequence[int] = (),
         stop: Sequence[str] = (),
         calls: ToolCallParser | None = None,
         stop_ids: Collection[int] = (),
@@ -102,8 +104,11 @@ class OutputParser:
         ids_as_text: bool = False,
     ) -> None:
         """thinking: whether the completion begins in the thinking; None: it is a raw text, to which thinking marks and
-        white space belong. calls: finds tool calls; None: there are none. stop_ids: the request's own. include_stop:
-        what ends the answer belongs to it. ids_as_text: tokens of log probabilities have their id for a text."""
+        white space belong. begun: the completion goes on from a text of the answer, so that white space at its start
+        belongs to it, and no thinking comes. after: token ids before the completion, if both are one text: tokenizers
+        may drop a space at the start of a text. calls: finds tool calls; None: there are none. stop_ids: the request's
+        own. include_stop: what ends the answer belongs to it. ids_as_text: tokens of log probabilities have their id
+        for a text."""
         self._vocabulary = vocabulary
         self._raw = thinking is None
         self.thinking = bool(thinking)
@@ -112,14 +117,14 @@ class OutputParser:
         self._stop_ids = stop_ids
         self._include_stop = include_stop
         self._ids_as_text = ids_as_text
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stream = DecodeStream(list(after), skip_special_tokens=True)
         self._reasoning: list[str] = []
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._undecided: list[TokenLogprob] = []
         self._has_prompt = False
         self._held = ""
-        self._began = False
+        self._began = begun
         self.reasoning_tokens = 0
         self.tokens = 0
         self.stopped_by = ""

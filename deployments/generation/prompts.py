@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 
 from cluster.models.folder import ServedModel
 from cluster.models.tokenizer_files import TokenizerConfig, load_tokenizer
-from deployments.common.errors import ApiError, invalid_request, shortened
+from deployments.common.errors import PromptTooLong, invalid_request, shortened
 from deployments.common.text_encoder import TextEncoder
 from deployments.common.types import GenerationRequest, Message
 from deployments.generation.chat_template import MARKS, ChatTemplate
@@ -20,6 +20,9 @@ from deployments.generation.output_parser import OutputParser, Vocabulary
 from deployments.generation.template_features import TEMPLATE_ERRORS, features_of
 from deployments.generation.tool_formats import tool_format_of
 from deployments.generation.tool_parser import ToolCallParser
+
+_MAX_CHARACTER_TOKENS = 4
+"""A character of UTF-8 has at most that many bytes, and a token at least one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ class PromptRenderer:
             return RenderedPrompt(ids)
         prompt = self._guarded(request)
         in_thinking, closed = prompt.ends_with(THINK, self.control), prompt.ends_with(END_THINK, self.control)
+        if request.continue_final_message:
+            in_thinking, closed = False, True  # the answer has begun
         self._encoder.check_characters(len(prompt.text), "messages")
         ids = self.control.encode(prompt)
         self.check_ids(ids, "messages")
@@ -121,7 +126,10 @@ class PromptRenderer:
     def _guarded(self, request: GenerationRequest) -> GuardedPrompt:
         def rendered(guard: Guard) -> str:
             messages, tools = self._conversation.parts(request, guard)
-            return self._render_template(messages, tools, guard.value(json.loads(request.template_args)))
+            arguments = guard.value(json.loads(request.template_args))
+            if request.continue_final_message:
+                return self._render_open(messages, tools, arguments, guard.end)
+            return self._render_template(messages, tools, arguments, open_answer=request.add_generation_prompt)
 
         try:
             return self._marked(rendered)
@@ -140,11 +148,31 @@ class PromptRenderer:
             "messages", f"The request contains each of the characters {' '.join(MARKS)}; leave one of them out."
         )
 
+    def _render_open(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        arguments: Mapping[str, Any],
+        end: str,
+    ) -> str:
+        """The conversation up to the end of the last message's text. end: a text that no message contains.
+
+        What the template writes behind the text, mostly that the turn is over, is left out. The end marks the place,
+        and keeps templates from trimming the text before it.
+        """
+        last = {**messages[-1], "content": f"{messages[-1]['content']}{end}"}
+        text = self._render_template([*messages[:-1], last], tools, arguments, open_answer=False)
+        if (at := text.rfind(end)) < 0:
+            raise TemplateError("it does not show the last message, which is to be continued")
+        return text[:at]
+
     def _render_template(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: list[dict[str, Any]] | None,
         arguments: Mapping[str, Any] | None = None,
+        *,
+        open_answer: bool = True,
     ) -> str:
         source = self._config.template(tools=bool(tools))
         if not source:
@@ -156,7 +184,7 @@ class PromptRenderer:
             messages=messages,
             tools=tools,
             documents=None,
-            add_generation_prompt=True,
+            add_generation_prompt=open_answer,
         )
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
@@ -174,15 +202,23 @@ class PromptRenderer:
         """A parser for one completion of the request's prompt."""
         calls = ToolCallParser(self.tool_format) if request.tools and request.tool_choice.mode != "none" else None
         thinking = prompt.starts_in_thinking if request.messages else None
+        begun = request.continue_final_message
         return OutputParser(
             self.vocabulary,
             thinking=thinking,
+            begun=begun,
+            after=self._last_character(prompt.ids) if begun or not request.messages else (),
             stop=request.stop,
             calls=calls,
             stop_ids=request.sampling.stop_ids,
             include_stop=request.include_stop,
             ids_as_text=request.ids_as_text,
         )
+
+    def _last_character(self, ids: Sequence[int]) -> Sequence[int]:
+        """The last token ids that are whole characters; none if there are no such."""
+        ends = (ids[-count:] for count in range(1, min(_MAX_CHARACTER_TOKENS, len(ids)) + 1))
+        return next((end for end in ends if (text := self.decode(end)) and "\ufffd" not in text), ())
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
         """Raises ApiError 400 for a prompt that does not fit the context, and for ids that no token has."""
@@ -191,7 +227,7 @@ class PromptRenderer:
                 f"The prompt has {len(ids)} tokens, which leaves no room in this model's context of "
                 f"{self._context_tokens}. Send a shorter one."
             )
-            raise ApiError(400, message, code="context_length_exceeded", param=param)
+            raise PromptTooLong(message, param, len(ids), self._context_tokens)
         if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary.size:
             raise invalid_request(param, "A token id is outside the model's vocabulary.")
 

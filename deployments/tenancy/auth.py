@@ -43,6 +43,11 @@ class Caller:
         return self.team.name if self.team else ANYONE
 
     @property
+    def owner(self) -> str:
+        """Whose what it stores is: the team's own, even if it shares answers."""
+        return f"team.{self.team.name}" if self.team else self.namespace
+
+    @property
     def weight(self) -> float:
         """The team's share under load."""
         return self.team.weight if self.team else 1.0

@@ -26,6 +26,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/rerank": {"query": "hi", "documents": ["hi", {"text": "hi"}]},
     "/v1/score": {"text_1": "hi", "text_2": ["hi"]},
     "/tokenize": {"prompt": "hi"},
+    "/v1/responses/input_tokens": {"input": "hi", "tools": [{"type": "function", **TOOL}], "metadata": {}},
+    "/v1/messages/count_tokens": {"messages": [USER], "tools": [{"name": "f", "input_schema": {}}]},
     "/detokenize": {"tokens": [40]},
     "/admin/teams": {"name": "a"},
     "/admin/keys": {"team": "a"},

@@ -104,6 +104,8 @@ CASES: list[tuple[str, dict[str, object]]] = [
     ("/v1/messages", {"messages": [USER], "tools": [{"name": "f", "input_schema": SCHEMA}], "max_tokens": 9}),
     ("/v1/embeddings", {"model": "vectors", "input": HUGE}),
     ("/v1/embeddings", {"model": "vectors", "input": ["a", HUGE]}),
+    ("/v1/responses/input_tokens", {"input": HUGE}),
+    ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": HUGE}]}),
     ("/tokenize", {"prompt": HUGE}),
     ("/tokenize", {"messages": [{"role": "user", "content": HUGE}]}),
     ("/detokenize", {"tokens": [40] * 3000}),
@@ -125,7 +127,7 @@ def test_a_text_that_cannot_fit_the_context_is_refused_before_it_is_tokenized(
                 response = await client.post(path, json={"model": MODEL, **body})
                 error = response.json()["error"]
                 assert response.status_code == 400, (path, response.text[:200])
-                if path == "/v1/messages":
+                if path.startswith("/v1/messages"):
                     assert "context" in error["message"]
                 else:
                     assert error["code"] == "context_length_exceeded", (path, error)

@@ -76,10 +76,16 @@ class Teams:
         return await self.post(team, "/v1/chat/completions", body, router, **headers)
 
     async def get(self, team: str, path: str) -> httpx.Response:
+        return await self._send("GET", team, path)
+
+    async def delete(self, team: str, path: str) -> httpx.Response:
+        return await self._send("DELETE", team, path)
+
+    async def _send(self, method: str, team: str, path: str) -> httpx.Response:
         transport = httpx.ASGITransport(app=self.routers[0].app)
         headers = {"Authorization": f"Bearer {self.keys[team]}"}
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=20) as client:
-            return await client.get(path, headers=headers)
+            return await client.request(method, path, headers=headers)
 
 
 @pytest.fixture(scope="module")
@@ -243,22 +249,42 @@ def test_a_team_reads_its_own_usage_and_administers_nothing(
 
 
 def test_nothing_else_is_kept_for_a_team(server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Responses, files, batches and feedback have ids that a team could guess; none is stored. Whoever adds an endpoint
-    that stores something tries it here with two teams."""
+    """Files, batches and feedback would have ids that a team could guess; none is stored. Whoever adds an endpoint that
+    stores something tries it with two teams, as responses are below."""
     stateless = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"}
     stateless |= {"/v1/rerank", "/v2/rerank", "/v1/score"}
+    stateless |= {"/v1/messages/count_tokens", "/v1/responses/input_tokens"}
     stateless |= {"/tokenize", "/detokenize", "/v1/models", "/v1/models/{name}", "/health/live", "/health/ready"}
     stateless |= {"/health", "/ping", "/version"}
     administration = {path for path in paths(OPERATIONS) if path.startswith("/admin/")}
-    assert paths(OPERATIONS) <= stateless | administration | {"/v1/usage", "/metrics"}
+    stored = {"/v1/responses/{id}", "/v1/responses/{id}/input_items"}
+    assert paths(OPERATIONS) <= stateless | administration | stored | {"/v1/usage", "/metrics"}
+
+
+def test_a_team_never_reads_another_ones_response(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Even if both share answers: a stored response has the whole conversation."""
 
     async def work() -> None:
         async with teams_of(server, monkeypatch, tmp_path) as teams:
-            made = (await teams.post("ann", "/v1/responses", {"input": new_question()})).json()["id"]
-            assert (await teams.get("ben", f"/v1/responses/{made}")).status_code == 404
-            body = {"input": "and then?", "previous_response_id": made}
-            refused = await teams.post("ben", "/v1/responses", body)
-            assert refused.status_code == 400 and "previous_response_id" in refused.text
+            for first, second, _ in PAIRS:
+                question = new_question()
+                made = (await teams.post(first, "/v1/responses", {"input": question})).json()
+                assert made["store"] is True
+                path = f"/v1/responses/{made['id']}"
+                following = {"input": "and then?", "previous_response_id": made["id"]}
+                counting = "/v1/responses/input_tokens"
+                for team, statuses in ((second, (404, 404, 400, 400, 404)), (first, (200, 200, 200, 200, 200))):
+                    answers = [
+                        await teams.get(team, path),
+                        await teams.get(team, f"{path}/input_items"),
+                        await teams.post(team, "/v1/responses", following),
+                        await teams.post(team, counting, following),
+                        await teams.delete(team, path),
+                    ]
+                    assert tuple(answer.status_code for answer in answers) == statuses, (first, second)
+                    assert team == first or not any(question in answer.text for answer in answers)
 
     asyncio.run(work())
 

@@ -24,6 +24,8 @@ WRITES = (
     "/v1/rerank",
     "/v1/score",
     "/tokenize",
+    "/v1/messages/count_tokens",
+    "/v1/responses/input_tokens",
     "/detokenize",
     "/admin/teams",
     "/admin/keys",

@@ -230,6 +230,25 @@ def test_an_echo_scores_the_prompt_as_its_own_generation_did(http: httpx.Client)
         assert value in likely.values() and value <= max(likely.values())
 
 
+def test_an_answer_that_has_begun_goes_on_as_its_text_does(http: httpx.Client) -> None:
+    """In chat completions and messages: what the model writes after the same text in /v1/completions."""
+    thought = {"role": "assistant", "content": "27 + 48"}
+    messages = [*REQUEST["messages"], thought]
+    fields = {"model": MODEL, "temperature": 0, "max_tokens": 24}
+    text = "<｜begin▁of▁sentence｜><｜User｜>What is 27 + 48?<｜Assistant｜>27 + 48"
+    raw = http.post("/v1/completions", json=fields | {"prompt": text}).json()
+    going_on = {"messages": messages, "continue_final_message": True, "add_generation_prompt": False}
+    chat = http.post("/v1/chat/completions", json=fields | going_on).json()
+    [block] = http.post("/v1/messages", json=fields | {"messages": messages}).json()["content"]
+    assert message(chat)["content"] == block["text"] == raw["choices"][0]["text"] != ""
+    assert message(chat)["reasoning_content"] is None
+    assert chat["usage"]["prompt_tokens"] == raw["usage"]["prompt_tokens"]
+    streamed = http.post("/v1/chat/completions", json=fields | going_on | {"stream": True}).text
+    events = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    deltas = [event["choices"][0]["delta"] for event in events]
+    assert "".join(delta.get("content") or "" for delta in deltas) == block["text"]
+
+
 def test_tokens_and_back(http: httpx.Client) -> None:
     body = {"model": MODEL, "prompt": "鸡兔同笼 23", "add_special_tokens": False, "return_token_strs": True}
     tokens = http.post("/tokenize", json=body).json()

@@ -13,7 +13,7 @@ from deployments.api.protocol.answer_format import (
     StructuredOutputs,
     answer_format,
 )
-from deployments.api.protocol.chat_messages import ChatMessage
+from deployments.api.protocol.chat_messages import ChatMessage, answer_to_continue, check_continuation
 from deployments.api.protocol.chat_tools import ChatTool, ChatToolChoice, tool_choice_of, tools_of
 from deployments.api.protocol.common import (
     Count,
@@ -40,7 +40,7 @@ from deployments.api.protocol.common import (
 from deployments.api.protocol.parsing import parse
 from deployments.api.protocol.token_reports import PromptAlternatives, check_token_fields, with_token_fields
 from deployments.common.errors import invalid_request
-from deployments.common.types import GenerationRequest
+from deployments.common.types import GenerationRequest, Message
 
 
 class ThinkingSwitch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,6 +94,8 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     guided_choice: Choices | None = None
     guided_grammar: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     # Accepted without effect, as OpenAI does for models that lack them.
     user: str | None = None
     safety_identifier: str | None = None
@@ -136,7 +138,10 @@ def read_chat(body: bytes, limits: LimitSettings) -> ChatRequest:
 
 def chat_generation(request: ChatRequest, model: ServedModel, limits: LimitSettings) -> GenerationRequest:
     """The request in the form that all APIs share. Raises ApiError 400 that names the field."""
-    messages = tuple(message.to_message() for message in request.messages)
+    messages = [message.to_message() for message in request.messages]
+    continued = False
+    if request.continue_final_message:
+        messages, continued = _begun_answer(request, messages)
     if not any(message.content.strip() for message in messages):
         raise invalid_request("messages", "All messages are empty; at least one needs text.", code="empty_prompt")
     effort = _effort(request)
@@ -153,7 +158,7 @@ def chat_generation(request: ChatRequest, model: ServedModel, limits: LimitSetti
         message = f"{answer.field} cannot be combined with tools; set tool_choice to none, or send a JSON Schema."
         raise invalid_request(answer.field, message)
     generation = GenerationRequest(
-        messages=messages,
+        messages=tuple(messages),
         sampling=with_logprobs(sampling, (request.top_logprobs or 0) if request.logprobs else None),
         tools=tools,
         tool_choice=choice,
@@ -164,8 +169,22 @@ def chat_generation(request: ChatRequest, model: ServedModel, limits: LimitSetti
         max_thinking_tokens=thinking_limit(effort, request.max_thinking_tokens),
         strict_schema=answer.strict,
         constraint=answer.constraint,
+        continue_final_message=continued,
+        add_generation_prompt=bool(request.continue_final_message) or request.add_generation_prompt is not False,
     )
+    check_continuation(generation)
     return with_token_fields(generation, request)
+
+
+def _begun_answer(request: ChatRequest, messages: list[Message]) -> tuple[list[Message], bool]:
+    """As `answer_to_continue`, for a request that wants it."""
+    if request.add_generation_prompt:
+        message = "add_generation_prompt opens a new answer, so it excludes continue_final_message: send only one."
+        raise invalid_request("continue_final_message", message)
+    if messages[-1].role != "assistant":
+        message = "continue_final_message continues an answer, but the last message's role is not assistant."
+        raise invalid_request("continue_final_message", message)
+    return answer_to_continue(messages)
 
 
 def _effort(request: ChatRequest) -> str | None:

@@ -5,7 +5,8 @@ from typing import Literal
 
 import msgspec
 
-from deployments.common.types import Message, ToolCall
+from deployments.common.errors import invalid_request
+from deployments.common.types import GenerationRequest, Message, ToolCall
 
 
 class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text", tag_field="type"):
@@ -99,6 +100,31 @@ class ToolMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
 
 
 ChatMessage = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
+
+
+def answer_to_continue(messages: list[Message]) -> tuple[list[Message], bool]:
+    """The messages, and whether the last one is an answer that is to be continued. An empty one is left out.
+
+    Raises ApiError 400 for an answer that is over, as it calls tools.
+    """
+    last = messages[-1]
+    if last.role != "assistant":
+        return messages, False
+    if last.tool_calls:
+        message = "The last message calls tools, so it cannot be continued. Send the results of the calls after it."
+        raise invalid_request("messages", message)
+    return (messages, True) if last.content else (messages[:-1], False)
+
+
+def check_continuation(request: GenerationRequest) -> None:
+    """Raises ApiError 400 if the answer continues a message and must also be JSON or calls of tools: what a grammar
+    constrains begins at the answer's start."""
+    if not request.continue_final_message:
+        return
+    if request.schema or request.constraint is not None:
+        raise invalid_request("response_format", "An answer in a format cannot continue the last message.")
+    if request.tool_choice.mode == "required":
+        raise invalid_request("tool_choice", "An answer that must call tools cannot continue the last message.")
 
 
 def text_of(content: str | Sequence[TextPart | RefusalPart] | None) -> str:

@@ -208,7 +208,7 @@ class ChatWriter:
             prompt_logprobs=prompt_logprobs_of(answer.choices[0]),
         )
 
-    def start(self) -> bytes:
+    def start(self, usage: Usage) -> bytes:
         first = self._with_thinking(AnswerDelta("assistant", ""), None)
         choices = [ChunkChoice(index, first) for index in range(self._num_choices)]
         return b"".join(sse_event(ChatChunk(*self._head, [choice], self._usage)) for choice in choices)

@@ -107,7 +107,7 @@ class CompletionWriter:
         ]
         return TextCompletion(*self._head, choices, usage_of(answer.usage))
 
-    def start(self) -> bytes:
+    def start(self, usage: Usage) -> bytes:
         return b"".join(self._chunk(TextChoice(index, text)) for index, text in enumerate(self._echo) if text)
 
     def delta(self, delta: Delta) -> bytes:

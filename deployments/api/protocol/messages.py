@@ -1,119 +1,57 @@
 """POST /v1/messages: Anthropic's API, for clients that know no other."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from cluster.models.folder import ServedModel
 from cluster.settings import LimitSettings
+from deployments.api.protocol.chat_messages import answer_to_continue, check_continuation
 from deployments.api.protocol.common import (
     Count,
-    Name,
+    Effort,
     Probability,
     check_count,
-    check_json,
     check_stop,
     check_tool_name,
     sampling_for,
     schema_text,
     template_arguments,
+    thinking_limit,
 )
+from deployments.api.protocol.message_blocks import MessageParam, TextBlock, check_blocks, messages_of, text_of
 from deployments.api.protocol.parsing import parse
-from deployments.common.errors import ApiError, invalid_request
-from deployments.common.types import GenerationRequest, Message, Tool, ToolCall, ToolChoice, canonical
+from deployments.common.errors import ApiError, PromptTooLong, invalid_request
+from deployments.common.types import GenerationRequest, Message, Tool, ToolChoice
 
-
-class TextBlock(msgspec.Struct, frozen=True, tag="text", tag_field="type"):
-    """Text."""
-
-    text: str
-    cache_control: Any = None
-
-
-class ThinkingBlock(msgspec.Struct, frozen=True, tag="thinking", tag_field="type"):
-    """The thinking of an earlier answer."""
-
-    thinking: str
-    signature: str | None = None
-
-
-class RedactedThinkingBlock(msgspec.Struct, frozen=True, tag="redacted_thinking", tag_field="type"):
-    """Thinking of another model, encrypted: accepted and not used."""
-
-    data: str
-
-
-class TextSource(msgspec.Struct, frozen=True, tag="text", tag_field="type"):
-    """A document that is a text."""
-
-    data: str
-    media_type: Literal["text/plain"] = "text/plain"
-
-
-class DocumentBlock(msgspec.Struct, frozen=True, tag="document", tag_field="type"):
-    """A document beside the question. Only text is supported."""
-
-    source: TextSource
-    title: str | None = None
-    context: str | None = None
-    citations: Any = None
-    cache_control: Any = None
-
-    @property
-    def text(self) -> str:
-        """The document with its title, apart from the text around it."""
-        head = "\n".join(line for line in (self.title, self.context) if line)
-        return f"\n\n{head}\n{self.source.data}\n\n" if head else f"\n\n{self.source.data}\n\n"
-
-
-class ToolReferenceBlock(msgspec.Struct, frozen=True, tag="tool_reference", tag_field="type"):
-    """The name of a tool that a search for tools found."""
-
-    tool_name: str
-    cache_control: Any = None
-
-    @property
-    def text(self) -> str:
-        return self.tool_name
-
-
-class ToolUseBlock(msgspec.Struct, frozen=True, tag="tool_use", tag_field="type"):
-    """A tool call of an earlier answer."""
-
-    id: str
-    name: str
-    input: dict[str, Any]
-    cache_control: Any = None
-
-
-class ToolResultBlock(msgspec.Struct, frozen=True, tag="tool_result", tag_field="type"):
-    """What a tool returned."""
-
-    tool_use_id: str
-    content: str | list[TextBlock | DocumentBlock | ToolReferenceBlock] | None = None
-    is_error: bool | None = None
-    cache_control: Any = None
-
-
-class MessageParam(msgspec.Struct, frozen=True):
-    """A message of the conversation."""
-
-    role: Literal["user", "assistant", "system"]
-    content: (
-        str | list[TextBlock | ThinkingBlock | RedactedThinkingBlock | DocumentBlock | ToolUseBlock | ToolResultBlock]
-    )
+ToolName = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+"""Twice as long as OpenAI's: agents put the names of servers in front."""
 
 
 class MessagesTool(msgspec.Struct, frozen=True):
-    """A tool that the model may call. strict: its arguments are constrained to the schema."""
+    """A tool that the model may call. strict: its arguments are constrained to the schema. Tools of other types than
+    `custom` are those that only Anthropic describes or runs, and are left out."""
 
-    name: Name
-    input_schema: dict[str, Any]
+    name: ToolName | None = None
+    input_schema: dict[str, Any] | None = None
     description: str | None = None
-    type: Literal["custom"] | None = None
+    type: str | None = None
     strict: bool | None = None
     cache_control: Any = None
+
+
+class OutputFormat(msgspec.Struct, frozen=True):
+    """JSON that a schema allows."""
+
+    type: Literal["json_schema"]
+    schema: dict[str, Any]
+
+
+class OutputConfig(msgspec.Struct, frozen=True):
+    """The answer's format, and how much the model may think."""
+
+    effort: Effort | None = None
+    format: OutputFormat | None = None
 
 
 class ToolChoiceParam(msgspec.Struct, frozen=True):
@@ -147,8 +85,22 @@ class MessagesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tools: list[MessagesTool] | None = None
     tool_choice: ToolChoiceParam | None = None
     thinking: ThinkingOptions | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
+    # Accepted without effect.
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
+    cache_control: dict[str, Any] | None = None
+    context_management: dict[str, Any] | None = None
+    diagnostics: dict[str, Any] | None = None
+    container: str | dict[str, Any] | None = None
+    inference_geo: str | None = None
+    speed: str | None = None
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Tools that cannot be called here and are left out, by their types."""
+        return tuple(dict.fromkeys(f"tools.{tool.type}" for tool in self.tools or () if not _is_custom(tool)))
 
     @property
     def shows_thinking(self) -> bool:
@@ -157,12 +109,33 @@ class MessagesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return thinking is not None and thinking.type != "disabled" and thinking.display != "omitted"
 
 
+class MessagesCountRequest(MessagesRequest, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/messages/count_tokens: that of a message, in which max_tokens may be missing."""
+
+    max_tokens: Count = 1
+
+
+class MessagesCount(msgspec.Struct, frozen=True):
+    """input_tokens: tokens of the prompt."""
+
+    input_tokens: int
+
+
 decode = msgspec.json.Decoder(MessagesRequest)
+decode_count = msgspec.json.Decoder(MessagesCountRequest)
 
 
 def read_messages(body: bytes, limits: LimitSettings) -> MessagesRequest:
     """Decodes a body and checks it against the limits. Raises ApiError 400 that names the field."""
-    request = parse(decode, body)
+    return _checked(parse(decode, body), limits)
+
+
+def read_messages_count(body: bytes, limits: LimitSettings) -> MessagesRequest:
+    """The same for a body whose tokens are counted."""
+    return _checked(parse(decode_count, body), limits)
+
+
+def _checked(request: MessagesRequest, limits: LimitSettings) -> MessagesRequest:
     check_count(len(request.messages), limits.messages, "messages")
     check_count(len(request.tools or ()), limits.tools, "tools")
     check_stop(request.stop_sequences, limits, "stop_sequences")
@@ -171,53 +144,45 @@ def read_messages(body: bytes, limits: LimitSettings) -> MessagesRequest:
 
 def messages_generation(request: MessagesRequest, model: ServedModel, limits: LimitSettings) -> GenerationRequest:
     """The request in the form that all APIs share. Raises ApiError 400 that names the field."""
-    messages = [Message("system", _text(request.system))] if request.system else []
-    for message in request.messages:
-        messages += _messages(message, limits)
+    messages = [Message("system", text_of(request.system, "\n\n"))] if request.system else []
+    for index, message in enumerate(request.messages):
+        check_blocks(message, f"messages[{index}]", request.model)
+        messages += messages_of(message, limits)
+    messages, continued = answer_to_continue(messages)
+    if continued and messages[-1].content[-1:].isspace():
+        reason = "The last message begins the answer, so its text must not end with white space. Remove that."
+        raise invalid_request("messages", reason)
     if not any(message.content.strip() for message in messages):
         raise invalid_request("messages", "All messages are empty; at least one needs text.", code="empty_prompt")
-    tools = tuple(
-        Tool(tool.name, tool.description or "", schema_text(tool.input_schema, "tools", limits), bool(tool.strict))
-        for tool in request.tools or ()
-    )
+    tools = tuple(_tool(tool, limits) for tool in request.tools or () if _is_custom(tool))
+    config = request.output_config or OutputConfig()
+    answer_format = config.format or request.output_format
     off = request.thinking is not None and request.thinking.type == "disabled"
-    return GenerationRequest(
+    budget = request.thinking.budget_tokens if request.thinking and not off else None
+    generation = GenerationRequest(
         messages=tuple(messages),
         sampling=sampling_for(model, limits, request.max_tokens, request),
         tools=tools,
         tool_choice=_tool_choice(request, tools),
-        template_args=template_arguments(None, "none" if off else None, limits),
+        schema=schema_text(answer_format.schema, "output_config.format", limits) if answer_format else "",
+        template_args=template_arguments(None, "none" if off else config.effort, limits),
         stop=tuple(request.stop_sequences or ()),
-        max_thinking_tokens=0 if off else request.thinking.budget_tokens if request.thinking else None,
+        max_thinking_tokens=thinking_limit("none" if off else config.effort, budget),
+        continue_final_message=continued,
     )
+    check_continuation(generation)
+    return generation
 
 
-def _messages(message: MessageParam, limits: LimitSettings) -> list[Message]:
-    """A message in the form that all APIs share: the results of tools become messages of their own."""
-    if isinstance(message.content, str):
-        return [Message(message.role, message.content)]
-    results = [
-        Message("tool", _text(block.content), tool_call_id=block.tool_use_id)
-        for block in message.content
-        if isinstance(block, ToolResultBlock)
-    ]
-    text = "".join(block.text for block in message.content if isinstance(block, TextBlock | DocumentBlock))
-    thinking = "".join(block.thinking for block in message.content if isinstance(block, ThinkingBlock))
-    calls = tuple(_call(block, limits) for block in message.content if isinstance(block, ToolUseBlock))
-    if results and not (text or calls):
-        return results
-    return [*results, Message(message.role, text, thinking, calls)]
+def _is_custom(tool: MessagesTool) -> bool:
+    return tool.type in (None, "custom")
 
 
-def _call(block: ToolUseBlock, limits: LimitSettings) -> ToolCall:
-    check_json(block.input, "messages", limits)
-    return ToolCall(block.id, block.name, canonical(block.input))
-
-
-def _text(content: str | Sequence[TextBlock | DocumentBlock | ToolReferenceBlock] | None) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "".join(block.text for block in content)
+def _tool(tool: MessagesTool, limits: LimitSettings) -> Tool:
+    if tool.name is None or tool.input_schema is None:
+        message = "A tool needs a name and an input_schema."
+        raise invalid_request("tools", message, code="missing_required_parameter")
+    return Tool(tool.name, tool.description or "", schema_text(tool.input_schema, "tools", limits), bool(tool.strict))
 
 
 def _tool_choice(request: MessagesRequest, tools: tuple[Tool, ...]) -> ToolChoice:
@@ -235,5 +200,8 @@ def anthropic_error(error: ApiError) -> dict[str, Any]:
     """The body of an error in Anthropic's shape."""
     types = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large"}
     types |= {408: "timeout_error", 429: "rate_limit_error", 500: "api_error", 503: "overloaded_error"}
-    error_type = types.get(error.status, "invalid_request_error")
-    return {"type": "error", "error": {"type": error_type, "message": error.message}}
+    error_type, message = types.get(error.status, "invalid_request_error"), error.message
+    if isinstance(error, PromptTooLong):
+        # As Anthropic says it: agents find these words and numbers, and shorten their conversation.
+        message = f"prompt is too long: {error.tokens} tokens > {error.context_tokens - 1} maximum. {message}"
+    return {"type": "error", "error": {"type": error_type, "message": message}}

@@ -35,8 +35,9 @@ class MessagesWriter:
             blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": _input(call.arguments)})
         return self._message(blocks, answer.usage, choice)
 
-    def start(self) -> bytes:
-        return _event("message_start", message=self._message([], Usage(0, 0, 0, 0)))
+    def start(self, usage: Usage) -> bytes:
+        of_prompt = Usage(usage.prompt_tokens, 0, 0, usage.cached_tokens)
+        return _event("message_start", message=self._message([], of_prompt))
 
     def delta(self, delta: Delta) -> bytes:
         events = b""

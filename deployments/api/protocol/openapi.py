@@ -25,9 +25,9 @@ from deployments.api.protocol.chat_writer import ChatCompletion
 from deployments.api.protocol.completions import CompletionRequest
 from deployments.api.protocol.completions_writer import TextCompletion
 from deployments.api.protocol.embeddings import EmbeddingRequest, Embeddings
-from deployments.api.protocol.messages import MessagesRequest
+from deployments.api.protocol.messages import MessagesCount, MessagesCountRequest, MessagesRequest
 from deployments.api.protocol.rerank import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
-from deployments.api.protocol.responses import ResponseRequest
+from deployments.api.protocol.responses import ResponseCount, ResponseRequest
 from deployments.api.protocol.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from deployments.common.errors import ErrorBody
 
@@ -73,6 +73,15 @@ _RESPONSE = {
         "usage": {"type": "object", "required": ["input_tokens", "output_tokens", "total_tokens"]},
     },
 }
+_ITEMS = {
+    "type": "object",
+    "required": ["object", "data", "first_id", "last_id", "has_more"],
+    "properties": {
+        "object": {"const": "list"},
+        "data": {"type": "array", "items": {"type": "object", "required": ["type", "id"]}},
+        "has_more": {"type": "boolean"},
+    },
+}
 _MESSAGE = {
     "type": "object",
     "required": ["id", "type", "role", "model", "content", "stop_reason", "usage"],
@@ -80,7 +89,7 @@ _MESSAGE = {
         "type": {"const": "message"},
         "role": {"const": "assistant"},
         "content": {"type": "array", "items": {"type": "object", "required": ["type"]}},
-        "stop_reason": {"enum": ["end_turn", "max_tokens", "tool_use"]},
+        "stop_reason": {"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use"]},
         "usage": {"type": "object", "required": ["input_tokens", "output_tokens"]},
     },
 }
@@ -104,6 +113,17 @@ OPERATIONS = (
     Operation("/v1/completions", "Complete a text", CompletionRequest, TextCompletion, streams=True),
     Operation("/v1/responses", "Create a response (OpenAI's Responses API)", ResponseRequest, _RESPONSE, streams=True),
     Operation("/v1/messages", "Create a message (Anthropic's Messages API)", MessagesRequest, _MESSAGE, streams=True),
+    Operation("/v1/messages/count_tokens", "Count a message's tokens", MessagesCountRequest, MessagesCount),
+    Operation("/v1/responses/{id}", "Read a stored response", answer=_RESPONSE, parameters=("id",)),
+    Operation("/v1/responses/{id}", "Delete a stored response", answer=_OBJECT, parameters=("id",), verb="delete"),
+    Operation(
+        "/v1/responses/{id}/input_items",
+        "List the items before a stored response",
+        answer=_ITEMS,
+        parameters=("id",),
+        query=("after", "limit", "order"),
+    ),
+    Operation("/v1/responses/input_tokens", "Count a response's input tokens", ResponseRequest, ResponseCount),
     Operation("/v1/embeddings", "Create embeddings of texts", EmbeddingRequest, Embeddings),
     Operation("/v1/rerank", "Sort documents by how well they answer a query", RerankRequest, RerankResponse),
     Operation("/v2/rerank", "The same at the path of Cohere's clients", RerankRequest, RerankResponse),

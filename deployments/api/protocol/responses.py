@@ -1,4 +1,4 @@
-"""POST /v1/responses: OpenAI's newer API, without stored responses: every request has its whole conversation."""
+"""POST /v1/responses: OpenAI's newer API."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,58 +8,38 @@ from cluster.models.folder import ServedModel
 from cluster.settings import LimitSettings
 from deployments.api.protocol.answer_format import JsonObjectFormat, TextFormat
 from deployments.api.protocol.common import (
-    Count,
     Effort,
+    LogitBias,
+    MaxTokens,
     Name,
+    Natural,
+    Penalty,
     Probability,
+    Seed,
     TopLogprobs,
     check_count,
-    check_tool_name,
+    check_logit_bias,
+    check_stop,
+    max_tokens_of,
     sampling_for,
     schema_text,
+    stop_strings,
     template_arguments,
     thinking_limit,
     with_logprobs,
 )
 from deployments.api.protocol.parsing import parse
+from deployments.api.protocol.response_input import InputItem, conversation_of
+from deployments.api.protocol.response_tools import (
+    Choice,
+    ResponseTool,
+    choice_of,
+    functions_of,
+    skipped_tools,
+    tools_of,
+)
 from deployments.common.errors import ApiError, ErrorBody, invalid_request
-from deployments.common.types import GenerationRequest, Message, Tool, ToolCall, ToolChoice
-
-
-class InputPart(msgspec.Struct, frozen=True):
-    """A part of a message or of earlier thinking. Only text is supported."""
-
-    type: Literal["input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"]
-    text: str = ""
-    refusal: str = ""
-
-
-class InputItem(msgspec.Struct, frozen=True):
-    """A message, a function call, its output, or earlier thinking. The type determines which fields are required."""
-
-    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
-    role: Literal["user", "assistant", "system", "developer"] | None = None
-    content: str | list[InputPart] | None = None
-    call_id: str | None = None
-    name: str | None = None
-    arguments: str | None = None
-    output: str | list[InputPart] | None = None
-
-
-class FunctionTool(msgspec.Struct, frozen=True, tag="function", tag_field="type"):
-    """A function that the model may call. strict: its arguments are constrained to the parameters' schema."""
-
-    name: Name
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class NamedFunction(msgspec.Struct, frozen=True):
-    """The function that must be called."""
-
-    name: str
-    type: Literal["function"] = "function"
+from deployments.common.types import GenerationRequest, Message
 
 
 class ResponseSchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_field="type"):
@@ -92,32 +72,46 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     input: str | Annotated[list[InputItem], msgspec.Meta(min_length=1)]
     instructions: str | None = None
-    max_output_tokens: Count | None = None
+    max_output_tokens: MaxTokens | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     top_p: Probability | None = None
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
-    tools: list[FunctionTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
+    tools: list[ResponseTool] | None = None
+    tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     include: list[str] | None = None
     top_logprobs: TopLogprobs | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     metadata: dict[str, str] | None = None
-    # Accepted without effect.
     store: bool | None = None
+    previous_response_id: str | None = None
+    # As chat completions have them; OpenAI's responses do not.
+    min_tokens: Natural | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=-1)] | None = None
+    min_p: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=2)] | None = None
+    seed: Seed | None = None
+    stop: str | list[str] | None = None
+    ignore_eos: bool | None = None
+    logit_bias: LogitBias | None = None
+    max_thinking_tokens: Natural | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    # Accepted without effect.
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     service_tier: str | None = None
     max_tool_calls: int | None = None
+    client_metadata: dict[str, Any] | None = None
     truncation: Literal["auto", "disabled"] | None = None
     # Not supported: accepted only with the value that requests nothing.
-    background: Literal[False] | None = None
+    background: bool | None = None
     conversation: None = None
-    previous_response_id: str | None = None
     prompt: None = None
 
     @property
@@ -126,6 +120,29 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.top_logprobs or _LOGPROBS in (self.include or ()):
             return self.top_logprobs or 0
         return None
+
+    @property
+    def items(self) -> list[InputItem]:
+        """The input; a text is a message of the user."""
+        return [InputItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+
+    @property
+    def all_tools(self) -> list[ResponseTool]:
+        """The tools, and those that items of the input add."""
+        return [*(self.tools or ()), *(tool for item in self.items for tool in item.tools or ())]
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """What cannot be done here and is left out: tools, and items of the input, by their types."""
+        items = (f"input.{item.type}" for item in self.items if not item.is_used)
+        return tuple(dict.fromkeys([*skipped_tools(self.all_tools, self.tool_choice), *items]))
+
+
+class ResponseCount(msgspec.Struct, frozen=True):
+    """input_tokens: tokens of the prompt."""
+
+    input_tokens: int
+    object: Literal["response.input_tokens"] = "response.input_tokens"
 
 
 decode = msgspec.json.Decoder(ResponseRequest)
@@ -138,36 +155,40 @@ _PARAMS = {"messages": "input", "response_format": "text.format"}
 def read_response(body: bytes, limits: LimitSettings) -> ResponseRequest:
     """Decodes a body and checks it against the limits. Raises ApiError 400 that names the field."""
     request = parse(decode, body)
-    if request.previous_response_id is not None:
-        raise invalid_request(
-            "previous_response_id",
-            "Responses are not stored here; send the whole conversation as input.",
-            code="unsupported_parameter",
+    if request.background:
+        message = (
+            "Responses are not generated in the background here; leave background out, and stream if it takes long."
         )
-    if not isinstance(request.input, str):
-        check_count(len(request.input), limits.messages, "input")
+        raise invalid_request("background", message, code="unsupported_parameter")
+    check_count(len(request.items), limits.messages, "input")
     check_count(len(request.tools or ()), limits.tools, "tools")
+    check_stop(request.stop, limits, "stop")
+    check_logit_bias(request.logit_bias)
     return request
 
 
 def response_generation(request: ResponseRequest, model: ServedModel, limits: LimitSettings) -> GenerationRequest:
     """The request in the form that all APIs share. Raises ApiError 400 that names the field."""
-    messages = _messages(request)
+    functions = functions_of(request.all_tools)
+    names = {(function.namespace, function.name): function.key for function in functions}
+    messages = [Message("system", request.instructions)] if request.instructions else []
+    messages += conversation_of(request.items, names, request.model, limits)
     if not any(message.content.strip() for message in messages):
         raise invalid_request("input", "The input is empty; it needs text.", code="empty_prompt")
-    tools = tuple(_tool(tool, limits) for tool in request.tools or ())
+    parallel = request.parallel_tool_calls is not False
+    tools, choice = choice_of(request.tool_choice, functions, tools_of(functions, limits), parallel)
+    max_tokens = max_tokens_of(request.max_output_tokens, "max_output_tokens")
     effort = request.reasoning.effort if request.reasoning else None
     answer_format = request.text.format if request.text else None
     return GenerationRequest(
-        messages=messages,
-        sampling=with_logprobs(
-            sampling_for(model, limits, request.max_output_tokens, request), request.reported_logprobs
-        ),
+        messages=tuple(messages),
+        sampling=with_logprobs(sampling_for(model, limits, max_tokens, request), request.reported_logprobs),
         tools=tools,
-        tool_choice=_tool_choice(request, tools),
+        tool_choice=choice,
         schema=_schema(request, limits),
-        template_args=template_arguments(None, effort, limits),
-        max_thinking_tokens=thinking_limit(effort, None),
+        template_args=template_arguments(request.chat_template_kwargs, effort, limits),
+        stop=stop_strings(request.stop),
+        max_thinking_tokens=thinking_limit(effort, request.max_thinking_tokens),
         strict_schema=isinstance(answer_format, ResponseSchemaFormat) and answer_format.strict is True,
     )
 
@@ -176,89 +197,6 @@ def response_error(error: ApiError) -> ErrorBody:
     """The body of an error, with this API's names of fields."""
     detail = error.body.error
     return ErrorBody(msgspec.structs.replace(detail, param=_PARAMS.get(detail.param or "", detail.param)))
-
-
-def _messages(request: ResponseRequest) -> tuple[Message, ...]:
-    messages = [Message("system", request.instructions)] if request.instructions else []
-    if isinstance(request.input, str):
-        return (*messages, Message("user", request.input))
-    thinking = ""
-    for index, item in enumerate(request.input):
-        where = f"input[{index}]"
-        if item.type == "reasoning":
-            thinking = _text(item.content)
-        elif item.type == "function_call":
-            _add_call(messages, _call(item, where), thinking)
-            thinking = ""
-        elif item.type == "function_call_output":
-            call_id = _required(item.call_id, f"{where}.call_id")
-            messages.append(Message("tool", _text(item.output), tool_call_id=call_id))
-        else:
-            messages.append(_message(item, where, thinking))
-            if item.role == "assistant":
-                thinking = ""
-    return tuple(messages)
-
-
-def _call(item: InputItem, where: str) -> ToolCall:
-    return ToolCall(
-        _required(item.call_id, f"{where}.call_id"),
-        _required(item.name, f"{where}.name"),
-        _required(item.arguments, f"{where}.arguments"),
-    )
-
-
-def _add_call(messages: list[Message], call: ToolCall, thinking: str) -> None:
-    """Adds a call to the answer that precedes it, or as a new answer."""
-    if messages and messages[-1].role == "assistant":
-        answer = messages.pop()
-        calls = (*answer.tool_calls, call)
-        messages.append(Message("assistant", answer.content, answer.reasoning or thinking, calls))
-    else:
-        messages.append(Message("assistant", "", thinking, (call,)))
-
-
-def _message(item: InputItem, where: str, thinking: str) -> Message:
-    role = _required(item.role, f"{where}.role")
-    if item.content is None:
-        raise _missing(f"{where}.content")
-    if role == "assistant":
-        return Message("assistant", _text(item.content), thinking)
-    return Message("user" if role == "user" else "system", _text(item.content))
-
-
-def _text(content: str | list[InputPart] | None) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "".join(part.text or part.refusal for part in content)
-
-
-def _required(value: str | None, param: str) -> str:
-    if value is None:
-        raise _missing(param)
-    return value
-
-
-def _missing(param: str) -> ApiError:
-    return invalid_request(param, f"Missing required parameter: '{param}'.", code="missing_required_parameter")
-
-
-def _tool(tool: FunctionTool, limits: LimitSettings) -> Tool:
-    parameters = schema_text(tool.parameters or {"type": "object", "properties": {}}, "tools", limits)
-    # OpenAI's default here is strict; but a schema that no grammar can enforce is refused then, so it must be explicit.
-    return Tool(tool.name, tool.description or "", parameters, tool.strict is True)
-
-
-def _tool_choice(request: ResponseRequest, tools: tuple[Tool, ...]) -> ToolChoice:
-    choice, parallel = request.tool_choice, request.parallel_tool_calls is not False
-    if choice is None:
-        return ToolChoice("auto" if tools else "none", parallel=parallel)
-    if not tools and choice not in ("none", "auto"):
-        raise invalid_request("tool_choice", "tool_choice requires tools.")
-    if isinstance(choice, str):
-        return ToolChoice(choice if tools else "none", parallel=parallel)
-    check_tool_name(choice.name, tools)
-    return ToolChoice("required", choice.name, parallel=False)
 
 
 def _schema(request: ResponseRequest, limits: LimitSettings) -> str:

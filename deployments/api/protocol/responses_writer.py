@@ -7,21 +7,23 @@ from typing import Any
 import msgspec
 
 from deployments.api.protocol.chat_writer import ChatLogprob, logprobs_of
+from deployments.api.protocol.response_tools import Function, functions_of
 from deployments.api.protocol.responses import ResponseRequest, response_error
+from deployments.cache.response_store import new_response_id
 from deployments.common.errors import ApiError, new_id
 from deployments.common.types import Choice, Delta, GenerationResult, TokenLogprob, ToolDelta, Usage
 
 
 @dataclass(slots=True)
 class _Item:
-    """An output item, with the text received so far. kind: reasoning, message or function_call. tokens: of a message's
-    text, if log probabilities are requested."""
+    """An output item, with the text received so far. kind: reasoning, message or function_call. function: the called
+    one's name, and its namespace if it has one. tokens: of a message's text, if log probabilities are requested."""
 
     kind: str
     id: str
     text: str = ""
     call_id: str = ""
-    name: str = ""
+    function: dict[str, str] = field(default_factory=dict)
     tokens: tuple[TokenLogprob, ...] = ()
 
     @property
@@ -37,7 +39,7 @@ class _Item:
 
     def describe(self, status: str) -> dict[str, Any]:
         if self.kind == "function_call":
-            call = {"type": "function_call", "id": self.id, "call_id": self.call_id, "name": self.name}
+            call = {"type": "function_call", "id": self.id, "call_id": self.call_id, **self.function}
             return call | {"arguments": self.text, "status": status}
         content = [self.part()] if self.text or status != "in_progress" else []
         if self.kind == "reasoning":
@@ -47,22 +49,39 @@ class _Item:
 
 @dataclass(slots=True)
 class ResponseWriter:
-    """Writes the answer to one request."""
+    """Writes the answer to one request. stores: whether the response is stored, as it says itself."""
 
     request: ResponseRequest
-    _id: str = field(default_factory=lambda: new_id("resp_"))
+    stores: bool = False
+    _id: str = field(default_factory=new_response_id)
     _created: int = field(default_factory=lambda: int(time.time()))
     _sequence: int = 0
     _done: list[_Item] = field(default_factory=list)
     _open: _Item | None = None
     _textless: tuple[TokenLogprob, ...] = ()
     """Tokens whose text comes with a later one: they are parts of a character."""
+    _functions: dict[str, Function] = field(init=False)
+    _final: dict[str, Any] | None = None
+    _last_events: bytes = b""
+
+    def __post_init__(self) -> None:
+        self._functions = {function.key: function for function in functions_of(self.request.all_tools)}
 
     def complete(self, answer: GenerationResult) -> dict[str, Any]:
-        [choice] = answer.choices
-        return self._response(_items(choice), choice.finish_reason, answer.usage)
+        return self.finish(answer)
 
-    def start(self) -> bytes:
+    def finish(self, answer: GenerationResult) -> dict[str, Any]:
+        """The whole response, which is the same object at each call: its `store` is true only once it is stored."""
+        if self._final is None:
+            [choice] = answer.choices
+            if self._sequence:
+                self._last_events, items = self._close_all(choice), self._done
+            else:
+                items = self._items(choice)
+            self._final = self._response(items, choice.finish_reason, answer.usage)
+        return self._final
+
+    def start(self, usage: Usage) -> bytes:
         response = self._response([], None, None)
         created = self._event("response.created", response=response)
         return created + self._event("response.in_progress", response=response)
@@ -79,14 +98,17 @@ class ResponseWriter:
         return events
 
     def end(self, answer: GenerationResult) -> bytes:
-        [choice] = answer.choices
+        response = self.finish(answer)
+        return self._last_events + self._event(f"response.{response['status']}", response=response)
+
+    def _close_all(self, choice: Choice) -> bytes:
+        """Ends a stream's items."""
         if self._open is not None and self._open.kind == "message":
             self._open.tokens += self._textless
         events = self._close("incomplete" if choice.finish_reason == "length" else "completed")
         if not any(item.kind != "reasoning" for item in self._done) and choice.finish_reason != "length":
             events += self._append("message", "") + self._close("completed")
-        response = self._response(self._done, choice.finish_reason, answer.usage)
-        return events + self._event(f"response.{response['status']}", response=response)
+        return events
 
     def error(self, error: ApiError) -> bytes:
         detail = response_error(error).error
@@ -117,7 +139,7 @@ class ResponseWriter:
     def _append_call(self, call: ToolDelta) -> bytes:
         events, self._textless = b"", ()
         if call.id:
-            events += self._begin(_Item("function_call", new_id("fc_"), "", call.id, call.name))
+            events += self._begin(_Item("function_call", new_id("fc_"), "", call.id, self._function(call.name)))
         item = self._open
         assert item is not None
         item.text += call.arguments
@@ -141,7 +163,8 @@ class ResponseWriter:
             return b""
         if item.kind == "function_call":
             where = {"item_id": item.id, "output_index": len(self._done)}
-            events = self._event("response.function_call_arguments.done", **where, name=item.name, arguments=item.text)
+            done = {"name": item.function["name"], "arguments": item.text}
+            events = self._event("response.function_call_arguments.done", **where, **done)
         else:
             logprobs = item.logprobs(item.tokens)
             events = self._event(f"response.{item.part_type}.done", **self._at(item), text=item.text, **logprobs)
@@ -178,13 +201,13 @@ class ResponseWriter:
                 for item in items
             ],
             "parallel_tool_calls": request.parallel_tool_calls is not False,
-            "previous_response_id": None,
+            "previous_response_id": request.previous_response_id,
             "reasoning": {"effort": request.reasoning.effort if request.reasoning else None, "summary": None},
-            "store": False,
+            "store": self.stores,
             "temperature": request.temperature,
             "text": {"format": _format_of(request)},
             "tool_choice": msgspec.to_builtins(request.tool_choice) or "auto",
-            "tools": [msgspec.to_builtins(tool) for tool in request.tools or ()],
+            "tools": [tool.described() for tool in request.tools or () if tool.type in ("function", "namespace")],
             "top_logprobs": request.top_logprobs or 0,
             "top_p": request.top_p,
             "truncation": request.truncation or "disabled",
@@ -192,13 +215,22 @@ class ResponseWriter:
             "metadata": request.metadata or {},
         }
 
+    def _items(self, choice: Choice) -> list[_Item]:
+        items = [_Item("reasoning", new_id("rs_"), choice.reasoning)] if choice.reasoning else []
+        if choice.text or (not choice.tool_calls and choice.finish_reason != "length"):
+            items.append(_Item("message", new_id("msg_"), choice.text, tokens=choice.logprobs))
+        calls = (
+            _Item("function_call", new_id("fc_"), call.arguments, call.id, self._function(call.name))
+            for call in choice.tool_calls
+        )
+        return [*items, *calls]
 
-def _items(choice: Choice) -> list[_Item]:
-    items = [_Item("reasoning", new_id("rs_"), choice.reasoning)] if choice.reasoning else []
-    if choice.text or (not choice.tool_calls and choice.finish_reason != "length"):
-        items.append(_Item("message", new_id("msg_"), choice.text, tokens=choice.logprobs))
-    calls = (_Item("function_call", new_id("fc_"), call.arguments, call.id, call.name) for call in choice.tool_calls)
-    return [*items, *calls]
+    def _function(self, key: str) -> dict[str, str]:
+        """A called function's name and namespace, as the request has them."""
+        function = self._functions.get(key)
+        if function is None or not function.namespace:
+            return {"name": key}
+        return {"name": function.name, "namespace": function.namespace}
 
 
 def _format_of(request: ResponseRequest) -> dict[str, Any]:

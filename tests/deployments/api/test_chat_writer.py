@@ -22,6 +22,7 @@ STREAMED = (
     ),
     Delta(finish_reason="tool_calls"),
 )
+USAGE = Usage(1, 0, 0, 0)
 STORED = GenerationResult((Choice("hm", "Let me look.", "tool_calls", CALLS),), Usage(1, 2, 0, 0), 0.0)
 
 
@@ -41,7 +42,7 @@ def streams() -> list[bytes]:
     """The answer as it is generated, and as it is replayed from the cache."""
     live = writer()
     stored = bytes(replay(STORED, writer(), True, {}).body)
-    return [live.start() + b"".join(map(live.delta, STREAMED)) + live.end(STORED), stored]
+    return [live.start(USAGE) + b"".join(map(live.delta, STREAMED)) + live.end(STORED), stored]
 
 
 @pytest.mark.parametrize("stream", streams(), ids=["generated", "stored"])

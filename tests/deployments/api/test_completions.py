@@ -73,7 +73,7 @@ def test_chunks_put_together_are_the_whole(prompts: list[str], n: int, data: Any
         streamed.append(order.choice([queue for queue in queues if queue]).pop(0))
     for deltas in (streamed, merge_deltas(streamed), result.deltas()):
         writer = CompletionWriter(request, "fp", prompts)
-        events = b"".join([writer.start(), *map(writer.delta, deltas), writer.end(result)])
+        events = b"".join([writer.start(USAGE), *map(writer.delta, deltas), writer.end(result)])
         assert assembled(events, len(drawn)) == whole
 
     for index, (choice, written) in enumerate(zip(drawn, whole, strict=True)):
@@ -87,6 +87,6 @@ def test_chunks_put_together_are_the_whole(prompts: list[str], n: int, data: Any
 def test_offsets_continue_over_the_chunks_of_a_choice(echo: str) -> None:
     writer = CompletionWriter(CompletionRequest("m", "x", logprobs=0, stream=True), "fp", [echo])
     tokens = [TokenLogprob(tuple(part), -1.0) for part in (b"ab", "鸡".encode()[:2], "鸡".encode()[2:], b"c")]
-    events = writer.start() + b"".join(writer.delta(Delta(logprobs=(token,))) for token in tokens)
+    events = writer.start(USAGE) + b"".join(writer.delta(Delta(logprobs=(token,))) for token in tokens)
     [choice] = assembled(events, 1)
     assert choice["logprobs"]["text_offset"] == [len(echo) + offset for offset in (0, 2, 2, 3)]

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
@@ -24,6 +25,8 @@ STREAMED = (
     Delta(tool_calls=(ToolDelta(0, '{"city": ', "call_a", "weather"), ToolDelta(0, '"北京"}'))),
     Delta(finish_reason="tool_calls"),
 )
+
+USAGE = Usage(7, 0, 0, 3)
 
 
 def request_of(**fields: Any) -> MessagesRequest:
@@ -70,7 +73,7 @@ def test_a_stream_adds_up_to_the_whole_message(shows_thinking: bool) -> None:
     message = whole(MessagesWriter(request, shows_thinking), ANSWER)
     assert [block["type"] for block in message["content"]] == ["thinking"] * shows_thinking + ["text", "tool_use"]
     live = MessagesWriter(request, shows_thinking)
-    generated = live.start() + b"".join(map(live.delta, STREAMED)) + live.end(result(ANSWER))
+    generated = live.start(USAGE) + b"".join(map(live.delta, STREAMED)) + live.end(result(ANSWER))
     stored = bytes(replay(result(ANSWER), MessagesWriter(request, shows_thinking), True, {}).body)
     assert blocks_of(generated) == blocks_of(stored) == message["content"]
 
@@ -127,5 +130,79 @@ def test_what_agents_send_is_taken(bundled: ServedModel) -> None:
         ("assistant", []),
         ("tool", ["grep"]),
     ]
-    with pytest.raises(ApiError, match="image"):
-        request_of(messages=[{"role": "user", "content": [{"type": "image", "source": {}}]}])
+    image = {"type": "image", "source": {}}
+    with pytest.raises(ApiError, match=r"messages\[0\].content\[1\] is an image; the model m "):
+        messages = [{"role": "user", "content": [{"type": "text", "text": "this?"}, image]}]
+        messages_generation(request_of(messages=messages), bundled, LimitSettings())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"metadata": {"user_id": "u"}},
+        {"cache_control": {"type": "ephemeral", "ttl": "1h"}},
+        {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
+        {"diagnostics": {"enabled": True}},
+        {"container": "container_1"},
+        {"container": {"skills": []}},
+        {"output_config": {}},
+        {"output_config": {"effort": "high"}, "thinking": {"type": "adaptive", "display": "summarized"}},
+        {"service_tier": "standard_only", "inference_geo": "eu", "speed": "fast"},
+        {"system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]},
+        {"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 5}]},
+    ],
+)
+def test_what_has_no_effect_is_taken(bundled: ServedModel, fields: dict[str, Any]) -> None:
+    with_them = messages_generation(request_of(**fields), bundled, LimitSettings())
+    same = {"system": "Be brief."} if "system" in fields else {}
+    plain = messages_generation(request_of(**same), bundled, LimitSettings())
+    effort = {"template_args": '{"reasoning_effort":"high"}'} if "thinking" in fields else {}
+    assert with_them == msgspec.structs.replace(plain, **effort)
+
+
+def test_effort_and_format_are_honoured(bundled: ServedModel) -> None:
+    schema = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+    answer_format = {"type": "json_schema", "schema": schema}
+    formats: list[dict[str, Any]] = [{"output_config": {"format": answer_format}}, {"output_format": answer_format}]
+    for fields in formats:
+        assert json.loads(messages_generation(request_of(**fields), bundled, LimitSettings()).schema) == schema
+    efforts: list[tuple[dict[str, Any], int | None]] = [
+        ({"output_config": {"effort": "low"}}, 1024),
+        ({"output_config": {"effort": "max"}}, None),
+        ({"output_config": {"effort": "low"}, "thinking": {"type": "enabled", "budget_tokens": 2000}}, 2000),
+        ({"output_config": {"effort": "low"}, "thinking": {"type": "disabled"}}, 0),
+    ]
+    for fields, limit in efforts:
+        assert messages_generation(request_of(**fields), bundled, LimitSettings()).max_thinking_tokens == limit
+
+
+def test_tools_that_cannot_be_called_here_are_named(bundled: ServedModel) -> None:
+    tools: list[dict[str, Any]] = [
+        {"type": "bash_20250124", "name": "bash"},
+        {"type": "mcp_toolset", "mcp_server_name": "wiki"},
+        {"type": "custom", "name": "m" * 128, "input_schema": {"type": "object"}, "eager_input_streaming": True},
+        {"name": "plain", "input_schema": {"type": "object"}, "defer_loading": True, "input_examples": [{}]},
+    ]
+    request = request_of(tools=tools)
+    assert request.ignored == ("tools.bash_20250124", "tools.mcp_toolset")
+    tools_left = messages_generation(request, bundled, LimitSettings()).tools
+    assert [tool.name for tool in tools_left] == ["m" * 128, "plain"]
+    with pytest.raises(ApiError, match="name"):
+        request_of(tools=[{"name": "m" * 129, "input_schema": {}}])
+    with pytest.raises(ApiError, match="input_schema"):
+        messages_generation(request_of(tools=[{"name": "plain"}]), bundled, LimitSettings())
+
+
+def test_what_tools_and_searches_return_is_text(bundled: ServedModel) -> None:
+    found = {"type": "search_result", "source": "https://a", "title": "T", "content": [{"type": "text", "text": "x"}]}
+    content = {"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "D"}]}}
+    use = {"type": "tool_use", "id": "t", "name": "read", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "t", "is_error": False}
+    messages = [
+        {"role": "user", "content": [content, {"type": "text", "text": "read"}]},
+        {"role": "assistant", "content": [use]},
+        {"role": "user", "content": [result | {"content": [found, {"type": "image", "source": {"type": "base64"}}]}]},
+    ]
+    generation = messages_generation(request_of(messages=messages), bundled, LimitSettings())
+    assert generation.messages[0].content.split() == ["D", "read"]
+    assert generation.messages[-1].content.split() == ["T", "https://a", "x", "(image)"]

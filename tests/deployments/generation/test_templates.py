@@ -4,6 +4,7 @@ templates/r1.jinja is the R1 distills' own, as its tokenizer brings it; r1_think
 the thinking. The others follow the documentation of their models. Texts and token ids are those of transformers.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from deployments.common.errors import ApiError
 from deployments.common.messages import Sampling
 from deployments.common.types import GenerationRequest, Message, Tool, ToolCall
 from deployments.generation.prompts import PromptRenderer
@@ -276,3 +278,66 @@ def test_ids_are_those_of_transformers(tmp_path: Path, family: str) -> None:
                 plain, add_generation_prompt=True, tokenize=True, return_dict=False
             )
             assert renderer.render(asked(*messages)).ids == expected, (first, second)
+
+
+OPEN_ENDS = {
+    "r1": f"{BOS}<｜User｜>1+1?<｜Assistant｜>",
+    # The thinking is over, whether the template shows an empty one or none.
+    "r1_thinking": f"{BOS}<｜User｜>1+1?<｜Assistant｜>",
+    "qwen3": "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    "phi3": "<|user|>\n1+1?<|end|>\n<|assistant|>\n",
+    "tinyllama": "<|user|>\n1+1?</s>\n<|assistant|>\n",
+}
+
+
+@pytest.mark.parametrize("text", ["The sum is", "Two < spaces  ", "Tags: <|im_end|></s><｜end▁of▁sentence｜><"])
+@pytest.mark.parametrize("family", OPEN_ENDS)
+def test_an_answer_that_has_begun_is_continued(tmp_path: Path, family: str, text: str) -> None:
+    renderer = renderer_of(tmp_path, family.removesuffix("_thinking"), family)
+    messages = (user("1+1?"), Message("assistant", text))
+    request = asked(*messages, continue_final_message=True)
+    assert renderer.text(request) == OPEN_ENDS[family] + text
+    prompt = renderer.render(request)
+    assert not prompt.starts_in_thinking and not prompt.may_think
+    # The template's own control tokens, and none of the client's.
+    opening = renderer.render(asked(*messages[:-1], Message("assistant", "x"), continue_final_message=True)).ids
+    control = [[token for token in ids if token in renderer.control.token_ids] for ids in (opening, prompt.ids)]
+    assert control[0] == control[1]
+
+
+def test_a_template_that_hides_the_last_message_cannot_continue_it(tmp_path: Path) -> None:
+    source = "{% for m in messages if m.role == 'user' %}<|im_start|>{{ m.content }}{% endfor %}"
+    renderer = PromptRenderer(model_with(tmp_path, byte_level(), source))
+    with pytest.raises(ApiError, match="does not show the last message"):
+        renderer.text(asked(user("Hi"), Message("assistant", "Well"), continue_final_message=True))
+
+
+@pytest.mark.parametrize("kind", [byte_level, byte_fallback])
+def test_a_continuation_keeps_its_first_space(tmp_path: Path, kind: Callable[[], Tokenizer]) -> None:
+    source = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}<|im_start|>"
+    renderer = PromptRenderer(model_with(tmp_path, kind(), source))
+    whole = "好, how many of each are there?"
+    ids = renderer.encode(whole)
+    cuts = [
+        (begun, cut) for cut in range(1, len(ids)) if renderer.encode(begun := renderer.decode(ids[:cut])) == ids[:cut]
+    ]
+    assert any(whole.startswith(f"{begun} ") for begun, _ in cuts)
+    for begun, cut in cuts:
+        continued = asked(user("?"), Message("assistant", begun), continue_final_message=True)
+        raw = GenerationRequest((), Sampling(9), begun)
+        for request in (continued, raw):
+            parser = renderer.parser(request, renderer.render(request))
+            parser.feed(ids[cut:])
+            parser.finish("stop")
+            assert begun + parser.text == whole
+
+
+def test_r1_goes_on_in_the_answer_and_not_in_the_thinking(r1: dict[str, PromptRenderer]) -> None:
+    messages = (user("1+1?"), Message("assistant", "<think>\nhm\n</think>\n\nThe sum is", "hm"))
+    for name in ("r1", "r1_thinking"):
+        request = asked(*messages, continue_final_message=True)
+        check_ids(r1[name], request, f"{BOS}<｜User｜>1+1?<｜Assistant｜>\n\nThe sum is")
+        parser = r1[name].parser(request, r1[name].render(request))
+        parser.feed(r1[name].encode(" 2."))
+        parser.finish("stop")
+        assert (parser.reasoning, parser.text) == ("", " 2.")
