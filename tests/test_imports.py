@@ -13,6 +13,7 @@ CLUSTER = {
     "settings": "",
     "child": "",
     "liveness": "",
+    "memory": "",
     "ports": "",
     "private_files": "",
     "extras": "",
@@ -32,18 +33,20 @@ CLUSTER = {
     "models": "child extras ports settings units",
     "serve_config": "configuration models redis_client settings",
     "measuring": "cores",
-    "tuning": "child cores measuring models private_files settings",
+    "tuning": "child cores measuring memory models private_files settings",
     "launch": (
-        "child configuration cores liveness models node private_files records redis_client redis_server serve_config "
-        "settings tuning units"
+        "child configuration cores liveness memory models node private_files records redis_client redis_server "
+        "serve_config settings tuning units"
     ),
     "kubernetes": "configuration launch models redis_client serve_config settings",
-    "doctor": "cores extras kubernetes launch models redis_client redis_server serve_config settings tuning units",
+    "doctor": (
+        "cores extras kubernetes launch memory models redis_client redis_server serve_config settings tuning units"
+    ),
     "bench": "charts sse",
     "plan": "autoscaling bench charts cores measuring models settings units",
     "commands": (
-        "bench charts client configuration cores doctor extras kubernetes launch models plan private_files records "
-        "redis_client scaling_metrics serve_config settings tuning units warm"
+        "bench charts client configuration cores doctor extras kubernetes launch memory models plan private_files "
+        "records redis_client scaling_metrics serve_config settings tuning units warm"
     ),
     "cli": "commands private_files",
 }

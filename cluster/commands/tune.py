@@ -90,7 +90,7 @@ def _cores_of_a_replica(settings: Settings, model: "ServedModel") -> int:
 
 
 def _check_memory(model: "ServedModel") -> None:
-    from cluster.launch.preflight import available_memory
+    from cluster.memory import available_memory
     from cluster.tuning.measure import memory_to_tune
 
     needed, available = memory_to_tune(model), available_memory()

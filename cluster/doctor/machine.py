@@ -14,8 +14,9 @@ from cluster.cores import UsableCores, cgroup_quota
 from cluster.doctor.finding import Finding
 from cluster.extras import install_command
 from cluster.launch.environment import OBJECT_STORE_BYTES
-from cluster.launch.preflight import LaunchError, check_state_dir, memory_limit
+from cluster.launch.preflight import LaunchError, check_state_dir
 from cluster.launch.state import Record
+from cluster.memory import memory_limit
 from cluster.serve_config import has_page
 from cluster.settings import Settings
 from cluster.units import format_bytes, plural

@@ -10,7 +10,6 @@ from cluster.kubernetes.sizes import KubernetesError, ModelInCluster
 from cluster.launch.preflight import (
     LaunchError,
     PreflightResult,
-    available_memory,
     base_memory,
     check_cores,
     check_memory,
@@ -19,6 +18,7 @@ from cluster.launch.preflight import (
     with_routers,
 )
 from cluster.launch.state import Record
+from cluster.memory import available_memory
 from cluster.models.folder import (
     KnownModel,
     ModelFolderError,

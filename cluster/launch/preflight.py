@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from cluster.cores import NotEnoughCores, UsableCores, count_free, held_cores, processor_flags, usable_cores
 from cluster.launch.haproxy import addresses_of
+from cluster.memory import available_memory
 from cluster.models.folder import KnownModel, ModelFolderError, check_readable, memory_needed, open_models
 from cluster.redis_client import RedisUrlError, check_url
 from cluster.serve_config import Engine, has_page
@@ -27,7 +26,6 @@ _ROUTER_BYTES = 250 * 2**20
 _PAGE_BYTES = 170 * 2**20
 _MAX_STATE_DIR_CHARS = 40
 _BLOCKS = range(20_000, 30_000, 100)
-_CGROUP_MEMORY = Path("/sys/fs/cgroup")
 
 
 class LaunchError(Exception):
@@ -221,19 +219,3 @@ def check_memory(engines: Sequence[Engine], base: int, available: int) -> str:
     if total > available:
         raise LaunchError(f"{balance}; use fewer replicas or a smaller model.kv_cache_mb")
     return balance
-
-
-def available_memory() -> int:
-    """Bytes that may still be used: the machine's, or fewer where a cgroup limits them."""
-    available = int(psutil.virtual_memory().available)
-    limit = memory_limit()
-    return available if limit is None else min(available, limit - int((_CGROUP_MEMORY / "memory.current").read_text()))
-
-
-def memory_limit() -> int | None:
-    """Bytes that this process's cgroup may use; None without a limit."""
-    try:
-        limit = (_CGROUP_MEMORY / "memory.max").read_text().strip()
-    except OSError:
-        return None
-    return None if limit == "max" else int(limit)

@@ -43,6 +43,6 @@ def outcome(engine: Engine) -> str:
     others = (
         f"{own / score:.2f} times as fast as {VARIANTS[name]}" if score else f"as {VARIANTS[name]} does not work"
         for name, score in kept.scores.items()
-        if name in VARIANTS and name != choice.variant.name
+        if name in VARIANTS and score < own
     )
     return f"{model.name} runs with {choice.variant}, here {' and '.join(others)}; `dray tune` measures more carefully"

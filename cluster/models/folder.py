@@ -241,7 +241,12 @@ def private_memory(model: KnownModel) -> int:
     Measured on the 1.5B shape at INT8: 1.06 times the weights and 0.1 GB private to a replica, beside the KV cache.
     """
     kv_cache_mb = model.settings.kv_cache_mb if model.settings.task == "generate" else 0
-    return int(model.weights_bytes * 1.06) + (kv_cache_mb + 150) * 2**20
+    return repacked_weights(model) + (kv_cache_mb + 150) * 2**20
+
+
+def repacked_weights(model: KnownModel) -> int:
+    """Bytes of the copy of the weights that an engine multiplies by."""
+    return int(model.weights_bytes * 1.06)
 
 
 def memory_needed(model: KnownModel) -> int:

@@ -13,9 +13,12 @@ import msgspec
 from cluster.tuning.variants import WEIGHT_ONLY, Variant
 
 MIN_GAIN = 1.05
-"""A variant must be this many times as fast as the most exact one to be chosen: less may be noise."""
+"""A variant must be this many times as fast as the most exact one to be chosen: less may be noise. One of two graphs
+must be this many times as fast as the best of a single graph, since it takes more memory."""
 STREAMS = (1, 8, 32)
 PROMPT_TOKENS = 512
+FIRST_PROMPT_TOKENS = 128
+"""At a first start, which should take little time: the ratios between variants hardly depend on the length."""
 STEP_SIZES = (128, 256, 512, 1024)
 _NEAR_BEST = 0.95
 MAX_LOST_ANSWERS = 0.02
@@ -95,7 +98,10 @@ def choose(options: Sequence[Variant], scores: Mapping[str, float]) -> Variant:
     measured = {variant: score for variant in options if (score := scores.get(variant.name, 0.0))}
     if not measured:
         return next((variant for variant in options if variant.name not in scores), WEIGHT_ONLY)
+    single = {variant: score for variant, score in measured.items() if variant.longer is None}
     best = max(measured, key=measured.__getitem__)
+    if best.longer is not None and single and measured[best] < MIN_GAIN * max(single.values()):
+        best = max(single, key=single.__getitem__)
     return best if measured[best] >= MIN_GAIN * measured.get(WEIGHT_ONLY, 0.0) else WEIGHT_ONLY
 
 
@@ -107,14 +113,22 @@ def worst_scores(trials: Sequence[Trial]) -> dict[str, float]:
     return scores
 
 
-def scores_of(timed: Sequence[Timed], dropped: Sequence[Dropped]) -> dict[str, float]:
-    """Scores over the first that was timed, by name."""
-    scores = {each.variant.name: 0.0 for each in dropped}
-    for each in timed:
-        scores[each.variant.name] = geometric_mean(
-            first / own for first, own in zip(timed[0].seconds, each.seconds, strict=True)
-        )
-    return scores
+def scores_of(timed: Sequence[Timed], dropped: Sequence[Dropped], options: Sequence[Variant]) -> dict[str, float]:
+    """Scores over the first that was timed, by name.
+
+    options: all that are allowed. One of two graphs was not timed: each load takes the time of the graph that is the
+    faster, if both were.
+    """
+    seconds = {each.variant.name: each.seconds for each in timed}
+    for mixed in options:
+        graphs = [seconds[name] for name in mixed.name.split("+") if name in seconds]
+        if mixed.longer is not None and len(graphs) == len(mixed.parts):
+            seconds[mixed.name] = tuple(map(min, *graphs))
+    first = timed[0].seconds
+    return {each.variant.name: 0.0 for each in dropped} | {
+        name: geometric_mean(other / own for other, own in zip(first, all_, strict=True))
+        for name, all_ in seconds.items()
+    }
 
 
 def is_confirmed(trials: Sequence[Trial], variant: Variant) -> bool:

@@ -14,14 +14,12 @@ from pathlib import Path
 from cluster.cores import CoreLease
 from cluster.models.folder import ServedModel
 from cluster.tuning.choice import Dropped, Timed, scores_of
-from cluster.tuning.kept import find, is_measured, keep
+from cluster.tuning.kept import engine_choice, find, is_measured, keep
 from cluster.tuning.tasks import TimeTask, TuneError, run_task
-from cluster.tuning.variants import allowed
+from cluster.tuning.variants import SMALL_BYTES, allowed
 
 log = logging.getLogger("dray.tuning")
 
-_MIN_WEIGHTS_BYTES = 64 << 20
-"""Smaller models are fast in any way, and would start several times as slowly."""
 _MAX_SECONDS = 90.0
 _MAX_SHARE = 1 / 3
 """Of the time that an engine has for its start."""
@@ -29,7 +27,7 @@ _VARIANTS = 2
 _POLL_S = 0.2
 
 
-def is_due(model: ServedModel, cores: int, data_dir: Path | None, *, min_bytes: int = _MIN_WEIGHTS_BYTES) -> bool:
+def is_due(model: ServedModel, cores: int, data_dir: Path | None, *, min_bytes: int = SMALL_BYTES) -> bool:
     """Whether the next start of the model's engines measures. min_bytes: of the weights; smaller models never do."""
     if model.settings.task != "generate" or model.weights_bytes < min_bytes:
         return False
@@ -41,7 +39,7 @@ def is_due(model: ServedModel, cores: int, data_dir: Path | None, *, min_bytes: 
 
 
 def measure_once(
-    model: ServedModel, models_dir: Path, lease: CoreLease, data_dir: Path, *, min_bytes: int = _MIN_WEIGHTS_BYTES
+    model: ServedModel, models_dir: Path, lease: CoreLease, data_dir: Path, *, min_bytes: int = SMALL_BYTES
 ) -> None:
     """Measures the variants and keeps the scores, unless that is not due. Blocks for seconds.
 
@@ -55,23 +53,27 @@ def measure_once(
     try:
         with _alone(model.folder, deadline):
             if is_due(model, cores, data_dir, min_bytes=min_bytes):
+                began = time.monotonic()
                 scores = _measure(model, models_dir, lease, deadline)
                 file = keep(model, cores, scores, data_dir)
-                log.info("measured how to multiply", extra={"model": model.name, "scores": scores, "file": str(file)})
+                seconds = round(time.monotonic() - began, 1)
+                found = {"model": model.name, "scores": scores, "seconds": seconds, "file": str(file)}
+                log.info("measured how to multiply", extra=found)
     except (TuneError, OSError) as error:
         log.warning(
             "%s: %s; the engine starts with %s. `dray tune` measures without haste",
             model.name,
             error,
-            allowed(model, cores)[0],
+            engine_choice(model, cores, data_dir).variant,
         )
 
 
 def _measure(model: ServedModel, models_dir: Path, lease: CoreLease, deadline: float) -> dict[str, float]:
     timed: list[Timed] = []
     dropped: list[Dropped] = []
-    for variant in allowed(model, len(lease.cpus)):
-        if len(timed) == _VARIANTS:
+    options = allowed(model, len(lease.cpus))
+    for variant in options:
+        if len(timed) == _VARIANTS or variant.longer is not None:
             break
         left = deadline - time.monotonic()
         if left <= 0:
@@ -84,7 +86,7 @@ def _measure(model: ServedModel, models_dir: Path, lease: CoreLease, deadline: f
             dropped.append(result)
     if not timed:
         raise TuneError(f"no variant of the engine works here ({dropped[-1].reason})")
-    return scores_of(timed, dropped)
+    return scores_of(timed, dropped, options)
 
 
 @contextmanager

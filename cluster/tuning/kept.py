@@ -23,7 +23,7 @@ from cluster.models.folder import BUNDLED_FOLDER, ServedModel
 from cluster.private_files import private_folder, write_private
 from cluster.settings import DEFAULT_STEP_TOKENS
 from cluster.tuning.choice import choose
-from cluster.tuning.variants import Variant, allowed
+from cluster.tuning.variants import Variant, allowed, presumed
 
 log = logging.getLogger("dray.tuning")
 
@@ -79,7 +79,7 @@ def engine_choice(model: ServedModel, cores: int, data_dir: Path | None = None) 
     scores = kept.scores if kept else {}
     tuned = kept.step_tokens if kept else None
     return EngineChoice(
-        choose(options, scores),
+        choose(options, scores) if scores else presumed(model, options),
         step if step != "auto" else tuned or DEFAULT_STEP_TOKENS,
         is_measured(options, scores),
     )

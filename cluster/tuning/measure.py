@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from cluster.cores import CoreLease, lease_cores
-from cluster.models.folder import ServedModel, private_memory
+from cluster.models.folder import ServedModel, private_memory, repacked_weights
 from cluster.settings import BUNDLED
 from cluster.tuning.choice import (
     AnswerCheck,
@@ -41,8 +41,9 @@ Event = Baseline | Result | Split | Chosen
 
 
 def memory_to_tune(model: ServedModel) -> int:
-    """Bytes: two variants, or one in two replicas, are loaded at a time, and the mapped weights."""
-    return model.weights_bytes + 2 * private_memory(model)
+    """Bytes: two variants, or one in two replicas, are loaded at a time, one of them perhaps with two graphs, and the
+    mapped weights."""
+    return model.weights_bytes + 2 * private_memory(model) + repacked_weights(model)
 
 
 class _Tune:

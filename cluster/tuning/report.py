@@ -97,10 +97,15 @@ class Results:
             )
 
     def _faster(self) -> Variant | None:
-        """The fastest variant, if it is faster than the chosen one."""
+        """The fastest variant that the precision does not allow, if it is faster than the chosen one."""
         assert self.chosen is not None
-        scores = self.chosen.scores
-        best = max((trial.variant for trial in self.trials), key=lambda each: scores[each.name], default=WEIGHT_ONLY)
+        scores, limit = self.chosen.scores, LIMITS.get(self.model.settings.precision)
+        lossy = [
+            each.variant
+            for each in self.trials
+            if limit is None or (lost := loss(self.model, each.variant)) is None or not lost.within(limit)
+        ]
+        best = max(lossy, key=lambda each: scores[each.name], default=WEIGHT_ONLY)
         return best if scores[best.name] > scores[self.chosen.variant.name] else None
 
     def as_dict(self) -> dict[str, Any]:

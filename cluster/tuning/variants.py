@@ -3,13 +3,14 @@
 A processor has its own fastest way, so it is measured which of the allowed ones an engine takes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
 from cluster.cores import processor_flags
-from cluster.models.folder import ServedModel
+from cluster.memory import memory_size
+from cluster.models.folder import ServedModel, memory_needed, repacked_weights
 from cluster.models.identity import MANIFEST, StoredWeights, read_json
 from cluster.settings import BUNDLED, Precision
 
@@ -19,6 +20,8 @@ _WHOLE_ROW = 2**64 - 1
 _UNQUANTIZED = ("fp16", "fp32", "bf16")
 AMX = frozenset({"amx_int8", "amx_bf16"})
 """Flags of a processor whose fused MLPs multiply in INT8."""
+SMALL_BYTES = 64 << 20
+"""Models with fewer bytes of weights are fast in any way; measured, they would start several times as slowly."""
 
 
 class Loss(msgspec.Struct, frozen=True):
@@ -41,7 +44,8 @@ class Variant(msgspec.Struct, frozen=True):
     format: of what is not quantized; auto: the processor's own. group_size: numbers of an activation that share a scale
     when they are quantized to INT8; 0: they are not. title: for people. fused: whether each MLP is one operation that
     quantizes whole rows and multiplies them in AMX' INT8, for which OpenVINO wants symmetric weights and two threads:
-    with one it divides by zero (2026.4).
+    with one it divides by zero (2026.4). max_tokens: a step with more tokens is computed as `longer` says, by a second
+    graph over the same KV cache; None: there is no other.
     """
 
     name: str
@@ -49,16 +53,34 @@ class Variant(msgspec.Struct, frozen=True):
     format: Format
     group_size: int
     fused: bool = False
+    max_tokens: int | None = None
+    longer: "Variant | None" = None
 
     def __str__(self) -> str:
         return self.title
+
+    @property
+    def parts(self) -> "tuple[Variant, ...]":
+        """What each of its graphs is compiled as."""
+        return (self,) if self.longer is None else (self, self.longer)
+
+
+def _mixed(short: Variant, max_tokens: int, longer: Variant) -> Variant:
+    title = f"{short} up to {max_tokens} tokens a step and {longer} beyond"
+    return msgspec.structs.replace(
+        short, name=f"{short.name}+{longer.name}", title=title, max_tokens=max_tokens, longer=longer
+    )
 
 
 WEIGHT_ONLY = Variant("weight-only", "INT8 weights only", "auto", 0)
 GROUPS_32 = Variant("groups-32", "INT8 in groups of 32", "f32", 32)
 GROUPS_128 = Variant("groups-128", "INT8 in groups of 128", "f32", 128)
 FUSED = Variant("fused-mlp", "fused MLPs in INT8", "bf16", _WHOLE_ROW, fused=True)
-VARIANTS = {variant.name: variant for variant in (WEIGHT_ONLY, GROUPS_32, GROUPS_128, FUSED)}
+MIXED_32 = _mixed(GROUPS_32, 8, FUSED)
+MIXED_128 = _mixed(GROUPS_128, 16, FUSED)
+"""Groups decode a few streams faster, and fused MLPs compute many tokens faster (benchmarks/precision.py says from how
+many on). The two graphs of a mixed variant each have their own copy of the weights."""
+VARIANTS = {each.name: each for each in (WEIGHT_ONLY, GROUPS_32, GROUPS_128, FUSED, MIXED_32, MIXED_128)}
 
 _LOSSES: Mapping[tuple[str, StoredWeights], Loss] = {
     ("weight-only", StoredWeights.INT8_ASYMMETRIC): Loss(0.0052, 0.0043),
@@ -76,8 +98,14 @@ smoothed weights; without, they lose no less. Fused MLPs without smoothing lost 
 def loss(model: ServedModel, variant: Variant) -> Loss | None:
     """What the model loses with a variant: as its folder's record says, else as a small model lost.
 
-    None where the variant does not work with these weights.
+    None where the variant does not work with these weights. Of two graphs, the larger loss counts.
     """
+    if variant.longer is not None:
+        short = loss(model, VARIANTS[variant.name.removesuffix(f"+{variant.longer.name}")])
+        longer = loss(model, variant.longer)
+        if short is None or longer is None:
+            return None
+        return Loss(max(short.kl, longer.kl), max(short.perplexity, longer.perplexity))
     typical = _LOSSES.get((variant.name, model.weights))
     recorded = _record(model).get("losses")
     if typical is None or not isinstance(recorded, dict):
@@ -97,7 +125,19 @@ def possible(model: ServedModel, cores: int, flags: frozenset[str] | None = None
     if _record(model).get("weight") in _UNQUANTIZED:
         return (WEIGHT_ONLY,)
     fused = cores > 1 and flags >= AMX and model.weights is StoredWeights.INT8_SYMMETRIC_SMOOTHED
-    return (WEIGHT_ONLY, GROUPS_32, GROUPS_128, *((FUSED,) if fused else ()))
+    mixed = fused and _has_memory_for_two(model)
+    return (
+        WEIGHT_ONLY,
+        GROUPS_32,
+        GROUPS_128,
+        *((FUSED,) if fused else ()),
+        *((MIXED_32, MIXED_128) if mixed else ()),
+    )
+
+
+def _has_memory_for_two(model: ServedModel) -> bool:
+    """Whether all replicas on this machine would take at most half of its memory with two copies of the weights."""
+    return 2 * (memory_needed(model) + model.settings.replicas * repacked_weights(model)) <= memory_size()
 
 
 def allowed(model: ServedModel, cores: int, flags: frozenset[str] | None = None) -> tuple[Variant, ...]:
@@ -114,7 +154,18 @@ def allowed(model: ServedModel, cores: int, flags: frozenset[str] | None = None)
         if (lost := loss(model, variant)) is not None and lost.within(limit)
     ]
     groups = [variant for variant in (GROUPS_128, GROUPS_32) if variant in within][:1]
-    return (*groups, *((FUSED,) if FUSED in within else ()), WEIGHT_ONLY)
+    mixed = [variant for variant in (MIXED_128, MIXED_32) if variant in within][:1]
+    return (*groups, *((FUSED,) if FUSED in within else ()), WEIGHT_ONLY, *mixed)
+
+
+def presumed(model: ServedModel, options: Sequence[Variant], flags: frozenset[str] | None = None) -> Variant:
+    """What to take where nothing was measured.
+
+    A small model's prompts take twice as long in groups as in AMX' BF16, and a few streams gain a fifth at most
+    (benchmarks/precision.py). options: as `allowed` returns them. flags: the processor's; None: this one's.
+    """
+    flags = processor_flags() if flags is None else flags
+    return WEIGHT_ONLY if flags >= AMX and model.weights_bytes < SMALL_BYTES else options[0]
 
 
 def forgone(model: ServedModel, cores: int, flags: frozenset[str] | None = None) -> str:

@@ -125,14 +125,25 @@ class TokenBatch(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: list[TokenLogprobs] = []
 
 
+class Arithmetic(msgspec.Struct, frozen=True):
+    """What a graph is compiled with.
+
+    precision: number format of what is not quantized; auto leaves it to OpenVINO. group_size: numbers of an activation
+    that share a scale when they are quantized to INT8; 0: they are not. max_tokens: of a step that it computes; None:
+    any number.
+    """
+
+    precision: Literal["auto", "bf16", "f32"] = "auto"
+    group_size: int = 0
+    max_tokens: int | None = None
+
+
 class EngineConfig(msgspec.Struct, frozen=True):
     """What an engine process needs to start. cpus: the logical CPUs of its lease.
 
-    decode_slowdown: how many times as long as a decoding step one with prompt tokens beside it may take. guess_tokens:
-    whether to guess tokens and check several in a step. isolate_prefixes: requests share cached prompts only within
-    their namespace. inference_precision: number format of what is not quantized; auto leaves it to OpenVINO.
-    dynamic_quantization_group_size: numbers of an activation that share a scale when they are quantized; 0 if they are
-    not. variant: name of these two together.
+    decode_slowdown: how many times as long as a decoding step one with prompt tokens beside it may take. graphs: the
+    first whose maximum suffices computes a step. guess_tokens: whether to guess tokens and check several in a step.
+    isolate_prefixes: requests share cached prompts only within their namespace. variant: name of the graphs.
     """
 
     model_dir: str
@@ -140,11 +151,10 @@ class EngineConfig(msgspec.Struct, frozen=True):
     kv_cache_mb: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    dynamic_quantization_group_size: int
     decode_slowdown: float
+    graphs: tuple[Arithmetic, ...] = (Arithmetic(),)
     guess_tokens: bool = True
     isolate_prefixes: bool = False
-    inference_precision: Literal["auto", "bf16", "f32"] = "auto"
     variant: str = ""
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from cluster.models.folder import ServedModel
 from cluster.tuning.kept import engine_choice
 from cluster.tuning.variants import Variant, format_here
-from deployments.common.messages import EngineConfig
+from deployments.common.messages import Arithmetic, EngineConfig
 from deployments.common.prefix import BLOCK_TOKENS
 from deployments.engine.kernels import in_words, multiplications
 
@@ -44,7 +44,6 @@ def config_for(
         kv_cache_mb=settings.kv_cache_mb,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=choice.step_tokens,
-        dynamic_quantization_group_size=choice.variant.group_size,
         decode_slowdown=settings.decode_slowdown,
         guess_tokens=settings.guess_tokens,
         isolate_prefixes=isolate_prefixes,
@@ -54,12 +53,8 @@ def config_for(
 
 def with_variant(config: EngineConfig, variant: Variant) -> EngineConfig:
     """The configuration with another way to multiply."""
-    return msgspec.structs.replace(
-        config,
-        inference_precision=format_here(variant),
-        dynamic_quantization_group_size=variant.group_size,
-        variant=variant.name,
-    )
+    graphs = tuple(Arithmetic(format_here(part), part.group_size, part.max_tokens) for part in variant.parts)
+    return msgspec.structs.replace(config, graphs=graphs, variant=variant.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +72,7 @@ class Chunk:
 
 
 class PagedModel:
-    """The compiled graph and its KV cache.
+    """The compiled graphs and their KV cache.
 
     blocks: number of KV blocks, each of BLOCK_TOKENS tokens. vocabulary: number of token ids.
     """
@@ -89,33 +84,25 @@ class PagedModel:
         """
         import openvino
 
-        self._tensor = openvino.Tensor
         folder = Path(config.model_dir)
         self.vocabulary = int(json.loads((folder / "config.json").read_text())["vocab_size"])
-        defaults = {
+        core = openvino.Core()
+        common = {
             "INFERENCE_NUM_THREADS": len(config.cpus),
-            # As text: properties go to the plugin as C longs, and a group may be as large as 2**64 - 1.
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(config.dynamic_quantization_group_size),
             # Kernels that were prepared for a number of tokens, of which steps have many: 5,000 took 350 MiB.
             "CPU_RUNTIME_CACHE_CAPACITY": "200",
+            # Each number format has its own type of KV cache, and the graphs must share one.
+            **({"KV_CACHE_PRECISION": "u8"} if len(config.graphs) > 1 else {}),
         }
-        if config.inference_precision != "auto":
-            defaults["INFERENCE_PRECISION_HINT"] = config.inference_precision
-        core = openvino.Core()
-        compiled = core.compile_model(_paged_graph(core, folder), "CPU", {**defaults, **properties})
-        self._request = compiled.create_infer_request()
-        caches = [port for port in compiled.inputs if port.any_name.startswith(_CACHES)]
+        self._graphs = [_Graph(core, folder, each, {**common, **properties}) for each in config.graphs]
         # The plugin has chosen the type and the shape of a block; their number is ours.
-        block_bytes = sum(
-            port.element_type.size * int(np.prod([size.get_length() for size in list(port.partial_shape)[1:]]))
-            for port in caches
-        )
+        caches = self._graphs[0].caches
+        block_bytes = sum(kind.size * int(np.prod(shape)) for kind, shape in caches.values())
         self.blocks = max(1, config.kv_cache_mb * 2**20 // block_bytes)
-        for port in caches:
-            shape = [self.blocks, *(size.get_length() for size in list(port.partial_shape)[1:])]
-            self._request.set_tensor(port, openvino.Tensor(port.element_type, openvino.Shape(shape)))
-        self._inputs: dict[str, npt.NDArray[Any]] = {}
-        """The memory of the input tensors, which do not own it."""
+        for name, (kind, shape) in caches.items():
+            tensor = openvino.Tensor(kind, openvino.Shape([self.blocks, *shape]))
+            for graph in self._graphs:
+                graph.set_cache(name, tensor)
 
     def forward(self, chunks: Sequence[Chunk]) -> npt.NDArray[np.float32]:
         """Computes these tokens, writes their keys and values into the KV cache, and returns the logits.
@@ -132,29 +119,66 @@ class PagedModel:
             for position in range(chunk.past, chunk.past + length)
         ]
         rows = [row for chunk, end in zip(chunks, ends, strict=True) for row in range(end - chunk.rows, end)]
-        self._set("input_ids", ids, np.int64)
-        self._set("position_ids", positions, np.int64)
-        self._set("past_lens", [chunk.past for chunk in chunks], np.int32)
-        self._set("subsequence_begins", [0, *ends], np.int32)
-        self._set(
+        graph = next(graph for graph in self._graphs if graph.max_tokens is None or len(ids) <= graph.max_tokens)
+        graph.set("input_ids", ids, np.int64)
+        graph.set("position_ids", positions, np.int64)
+        graph.set("past_lens", [chunk.past for chunk in chunks], np.int32)
+        graph.set("subsequence_begins", [0, *ends], np.int32)
+        graph.set(
             "block_indices",
             [block for chunk, blocks in zip(chunks, used, strict=True) for block in chunk.table[:blocks]],
             np.int32,
         )
-        self._set("block_indices_begins", [0, *accumulate(used)], np.int32)
-        self._set("max_context_len", max(chunk.past + len(chunk.tokens) for chunk in chunks), np.int32)
+        graph.set("block_indices_begins", [0, *accumulate(used)], np.int32)
+        graph.set("max_context_len", max(chunk.past + len(chunk.tokens) for chunk in chunks), np.int32)
         # No rows at all would be an empty multiplication.
-        self._set(_LOGIT_ROWS, rows or [0], np.int64)
-        self._request.infer()
-        logits: npt.NDArray[np.float32] = self._request.get_output_tensor(0).data
-        return logits.reshape(-1, self.vocabulary)[: len(rows)]
+        graph.set(_LOGIT_ROWS, rows or [0], np.int64)
+        return graph.infer().reshape(-1, self.vocabulary)[: len(rows)]
 
     @property
     def multiplications(self) -> str:
-        """How the compiled graph multiplies by weights, after a forward pass, since only that chooses the kernels."""
-        return in_words(multiplications(self._request.get_compiled_model().get_runtime_model()))
+        """How the compiled graphs multiply by weights, after each has computed, since only that chooses the kernels."""
+        return "; ".join(
+            graph.multiplications
+            if graph.max_tokens is None
+            else f"up to {graph.max_tokens} tokens {graph.multiplications}"
+            for graph in self._graphs
+        )
 
-    def _set(self, name: str, values: list[int] | int, kind: type[np.generic]) -> None:
+
+class _Graph:
+    """A compiled graph with its input tensors.
+
+    max_tokens: of a step that it computes; None: any number. caches: each key or value cache's type, and a block's
+    shape.
+    """
+
+    def __init__(self, core: Any, folder: Path, arithmetic: Arithmetic, properties: Mapping[str, Any]) -> None:
+        import openvino
+
+        self._tensor = openvino.Tensor
+        self.max_tokens = arithmetic.max_tokens
+        own = {
+            # As text: properties go to the plugin as C longs, and a group may be as large as 2**64 - 1.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(arithmetic.group_size),
+            **({"INFERENCE_PRECISION_HINT": arithmetic.precision} if arithmetic.precision != "auto" else {}),
+        }
+        compiled = core.compile_model(_paged_graph(core, folder), "CPU", {**own, **properties})
+        self._request = compiled.create_infer_request()
+        self.caches = {
+            port.any_name: (port.element_type, [size.get_length() for size in list(port.partial_shape)[1:]])
+            for port in compiled.inputs
+            if port.any_name.startswith(_CACHES)
+        }
+        self._inputs: dict[str, npt.NDArray[Any]] = {}
+        """The memory of the input tensors, which do not own it."""
+
+    def set_cache(self, name: str, tensor: Any) -> None:
+        """Gives the graph a KV cache. Raises RuntimeError for another type or shape than its own."""
+        self._request.set_tensor(name, tensor)
+
+    def set(self, name: str, values: list[int] | int, kind: type[np.generic]) -> None:
+        """Sets an input."""
         array = np.array(values, kind)
         known = self._inputs.get(name)
         # A new tensor takes as long as all else that a small step does in Python.
@@ -163,6 +187,16 @@ class PagedModel:
         else:
             self._inputs[name] = array
             self._request.set_tensor(name, self._tensor(array, shared_memory=True))
+
+    def infer(self) -> npt.NDArray[np.float32]:
+        """The logits, in memory that the next inference writes to."""
+        self._request.infer()
+        logits: npt.NDArray[np.float32] = self._request.get_output_tensor(0).data
+        return logits
+
+    @property
+    def multiplications(self) -> str:
+        return in_words(multiplications(self._request.get_compiled_model().get_runtime_model()))
 
 
 def _paged_graph(core: Any, folder: Path) -> Any:

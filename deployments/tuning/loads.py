@@ -23,7 +23,7 @@ _MIN_SECONDS = 0.3
 """Of all measurements of a load: short ones are repeated more often."""
 
 
-_ALONE_SECONDS = 0.6
+_ALONE_SECONDS = 0.5
 """Of a load at a first start."""
 
 

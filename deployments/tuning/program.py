@@ -16,6 +16,7 @@ import msgspec
 from cluster.models.folder import ServedModel, open_model
 from cluster.settings import ModelSettings
 from cluster.tuning.choice import (
+    FIRST_PROMPT_TOKENS,
     PROMPT_TOKENS,
     STEP_SIZES,
     STREAMS,
@@ -77,7 +78,7 @@ def _timed(config: EngineConfig, variant: Variant) -> Timed | Dropped:
     loaded = LoadedVariant(config, variant)
     limit = min(config.max_num_seqs, loaded.max_streams)
     streams = sorted({min(count, limit) for count in STREAMS})
-    seconds = least_seconds(loaded, streams, min(PROMPT_TOKENS, loaded.max_prompt))
+    seconds = least_seconds(loaded, streams, min(FIRST_PROMPT_TOKENS, loaded.max_prompt))
     return _refused(loaded, variant) or Timed(variant, seconds, loaded.multiplications)
 
 
@@ -95,7 +96,7 @@ def _rate(loaded: LoadedVariant, streams: int, seconds: float) -> Rate:
 
 def _refused(loaded: LoadedVariant, variant: Variant) -> Dropped | None:
     """Why a variant is not what it should be, although the plugin took its properties."""
-    if variant.fused and FUSED_MLP not in loaded.multiplications:
+    if any(part.fused for part in variant.parts) and FUSED_MLP not in loaded.multiplications:
         return Dropped(variant, f"OpenVINO did not fuse the MLPs: {loaded.multiplications}")
     return None
 

@@ -27,7 +27,7 @@ def status(error: str) -> ApplicationStatusOverview:
 
 def test_an_engine_that_cannot_start_is_reported_by_its_message(tmp_path: Path) -> None:
     try:
-        asyncio.run(EngineProcess.start(EngineConfig(str(tmp_path), (0,), 16, 8, 256, 128, 2.0), timeout_s=60))
+        asyncio.run(EngineProcess.start(EngineConfig(str(tmp_path), (0,), 16, 8, 256, 2.0), timeout_s=60))
     except EngineStartError:
         error = traceback.format_exc()
     assert "raise EngineStartError(" in error, "the line of source must not stand for the message"

@@ -16,7 +16,7 @@ import httpx
 import msgspec
 import pytest
 
-from deployments.common.messages import TokenBatch, decode_request, encode
+from deployments.common.messages import Arithmetic, TokenBatch, decode_request, encode
 from deployments.engine.model import config_for
 from deployments.engine.process import EngineProcess
 from tests.conftest import MODEL, redis_server
@@ -116,8 +116,7 @@ def service() -> Iterator[Service]:
     config = msgspec.structs.replace(
         config_for(model, tuple(sorted(os.sched_getaffinity(0)))),
         guess_tokens=False,
-        inference_precision="f32",
-        dynamic_quantization_group_size=0,
+        graphs=(Arithmetic("f32"),),
     )
     with redis_server(16) as redis, asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
         stack = AsyncExitStack()

@@ -17,7 +17,7 @@ from cluster.tuning.choice import (
 )
 from cluster.tuning.measure import Baseline, Chosen
 from cluster.tuning.report import Results
-from cluster.tuning.variants import FUSED, GROUPS_32, GROUPS_128, WEIGHT_ONLY, Variant
+from cluster.tuning.variants import FUSED, GROUPS_32, GROUPS_128, MIXED_32, WEIGHT_ONLY, Variant
 
 BALANCED = (GROUPS_32, FUSED, WEIGHT_ONLY)
 
@@ -38,9 +38,23 @@ def test_the_score_weighs_the_loads_alike() -> None:
     # As measured on a processor with AMX.
     assert trial(GROUPS_128, 1.9, 2.1, 1.35, 0.8).score == pytest.approx(1.44, abs=0.01)
     alone = [Timed(GROUPS_32, (1, 1, 1, 1), ""), Timed(FUSED, (1, 0.5, 0.5, 0.25), "")]
-    assert scores_of(alone, [Dropped(WEIGHT_ONLY, "died")]) == pytest.approx(
+    assert scores_of(alone, [Dropped(WEIGHT_ONLY, "died")], BALANCED) == pytest.approx(
         {"groups-32": 1, "fused-mlp": 2, "weight-only": 0}
     )
+
+
+def test_two_graphs_take_the_better_time_of_each_load() -> None:
+    alone = [Timed(GROUPS_32, (0.5, 0.5, 1, 1), ""), Timed(FUSED, (1, 1, 0.5, 0.5), "")]
+    scores = scores_of(alone, [], (*BALANCED, MIXED_32))
+    assert scores == pytest.approx({"groups-32": 1, "fused-mlp": 1, "groups-32+fused-mlp": 2**0.5})
+    assert choose((*BALANCED, MIXED_32), scores) == MIXED_32
+    assert "groups-32+fused-mlp" not in scores_of(alone[:1], [Dropped(FUSED, "died")], (*BALANCED, MIXED_32))
+
+
+def test_two_graphs_must_win_five_percent_over_the_best_of_one() -> None:
+    options = (*BALANCED, MIXED_32)
+    for gain, chosen in ((1.04, FUSED), (1.06, MIXED_32)):
+        assert choose(options, {"groups-32": 1.3, "fused-mlp": 1.6, MIXED_32.name: 1.6 * gain}) == chosen
 
 
 @pytest.mark.parametrize(("score", "chosen"), [(1.04, WEIGHT_ONLY), (1.06, GROUPS_32)])

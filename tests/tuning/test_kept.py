@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from cluster.cores import processor_flags
 from cluster.models.folder import BUNDLED_FOLDER, ServedModel, open_model
 from cluster.node import Node, environment
 from cluster.settings import ModelSettings, Settings
 from cluster.tuning import kept
 from cluster.tuning.kept import FILE, engine_choice, find_all, keep
-from cluster.tuning.variants import WEIGHT_ONLY
+from cluster.tuning.variants import AMX, WEIGHT_ONLY
 from deployments.engine.model import config_for
 
 EXACT_WINS = {"weight-only": 1.0, "groups-32": 0.9, "groups-128": 0.9}
@@ -32,10 +33,10 @@ def model_in(folder: Path, **settings: object) -> ServedModel:
 def chosen(model: ServedModel, cores: int, data_dir: Path | None = None) -> tuple[str, int, int]:
     """As an engine process on this number of cores gets it."""
     config = config_for(model, tuple(range(cores)), data_dir=data_dir)
-    return config.variant, config.dynamic_quantization_group_size, config.max_num_batched_tokens
+    return config.variant, config.graphs[0].group_size, config.max_num_batched_tokens
 
 
-UNMEASURED = ("groups-32", 32, 512)
+UNMEASURED = ("weight-only", 0, 512) if processor_flags() >= AMX else ("groups-32", 32, 512)
 
 
 def test_what_was_kept_for_these_cores_decides(folder: Path, tmp_path: Path) -> None:
@@ -47,7 +48,7 @@ def test_what_was_kept_for_these_cores_decides(folder: Path, tmp_path: Path) -> 
     keep(model, 1, GROUPS_WIN, tmp_path / "data")
     keep(model, 2, GROUPS_WIN, tmp_path / "data", 1024)
     assert chosen(model, 2) == ("groups-32", 32, 1024)
-    assert chosen(model, 1) == UNMEASURED and engine_choice(model, 1).measured
+    assert chosen(model, 1) == ("groups-32", 32, 512) and engine_choice(model, 1).measured
     assert len(json.loads((folder / FILE).read_text())["tunings"]) == 2
     assert not (tmp_path / "data").exists()
 

@@ -1,12 +1,14 @@
 """Which ways to multiply a precision allows, by the model's weights, its losses and the processor."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from cluster.models.folder import BUNDLED_FOLDER, ServedModel, open_model
+from cluster.memory import memory_size
+from cluster.models.folder import BUNDLED_FOLDER, ServedModel, memory_needed, open_model
 from cluster.settings import ModelSettings
 from cluster.tuning.variants import (
     AMX,
@@ -14,13 +16,18 @@ from cluster.tuning.variants import (
     GROUPS_32,
     GROUPS_128,
     LIMITS,
+    MIXED_32,
+    MIXED_128,
+    SMALL_BYTES,
     WEIGHT_ONLY,
+    Loss,
     Variant,
     allowed,
     forgone,
     format_here,
     loss,
     possible,
+    presumed,
 )
 
 ON_AMX = AMX | {"avx2", "avx512_vnni", "avx512_bf16"}
@@ -43,7 +50,13 @@ def model_in(folder: Path, record: object, **settings: object) -> ServedModel:
     ("record", "flags", "cores", "balanced", "fast"),
     [
         ({}, ON_AMX, 2, (GROUPS_32, WEIGHT_ONLY), (GROUPS_128, WEIGHT_ONLY)),
-        (SMOOTHED, ON_AMX, 2, (GROUPS_32, FUSED, WEIGHT_ONLY), (GROUPS_128, FUSED, WEIGHT_ONLY)),
+        (
+            SMOOTHED,
+            ON_AMX,
+            2,
+            (GROUPS_32, FUSED, WEIGHT_ONLY, MIXED_32),
+            (GROUPS_128, FUSED, WEIGHT_ONLY, MIXED_128),
+        ),
         # With one thread the fused operation divides by zero.
         (SMOOTHED, ON_AMX, 1, (GROUPS_32, WEIGHT_ONLY), (GROUPS_128, WEIGHT_ONLY)),
         (SMOOTHED, ON_VNNI, 2, (GROUPS_32, WEIGHT_ONLY), (GROUPS_128, WEIGHT_ONLY)),
@@ -76,6 +89,8 @@ def test_the_losses_of_the_models_own_record_count(folder: Path) -> None:
     losses = {"groups-128": {"kl": 0.004, "perplexity": 0.003}, "fused-mlp": {"kl": 0.03, "perplexity": 0.001}}
     model = model_in(folder, {**SMOOTHED, "losses": losses})
     assert allowed(model, 2, ON_AMX) == (GROUPS_128, WEIGHT_ONLY)
+    model = model_in(folder, {**SMOOTHED, "losses": losses | {"fused-mlp": {"kl": 0.001, "perplexity": 0.004}}})
+    assert loss(model, MIXED_128) == Loss(0.004, 0.004), "the larger loss of its graphs"
     # Of others there is no measurement.
     assert loss(model, GROUPS_32) == loss(model_in(folder, SMOOTHED), GROUPS_32)
 
@@ -92,6 +107,21 @@ def test_the_losses_of_the_models_own_record_count(folder: Path) -> None:
 )
 def test_a_record_that_is_not_drays_counts_for_nothing(folder: Path, record: object) -> None:
     assert allowed(model_in(folder, record), 2, ON_AMX) == (GROUPS_32, WEIGHT_ONLY)
+
+
+def test_small_models_keep_bf16_where_the_processor_multiplies_in_it(folder: Path) -> None:
+    model = model_in(folder, {})
+    assert presumed(model, allowed(model, 2, ON_AMX), ON_AMX) == WEIGHT_ONLY
+    assert presumed(model, allowed(model, 2, ON_VNNI), ON_VNNI) == GROUPS_32
+    os.truncate(folder / "openvino_model.bin", SMALL_BYTES)
+    model = model_in(folder, {})
+    assert presumed(model, allowed(model, 2, ON_AMX), ON_AMX) == GROUPS_32
+
+
+def test_two_graphs_need_a_machine_with_memory_for_them(folder: Path) -> None:
+    replicas = memory_size() // 2 // memory_needed(model_in(folder, SMOOTHED))
+    assert MIXED_32 in possible(model_in(folder, SMOOTHED, replicas=replicas // 2), 2, ON_AMX)
+    assert MIXED_32 not in possible(model_in(folder, SMOOTHED, replicas=replicas + 1), 2, ON_AMX)
 
 
 def test_doctor_hears_what_the_folder_keeps_the_processor_from(folder: Path, bundled: ServedModel) -> None:

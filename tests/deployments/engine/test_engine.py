@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +13,16 @@ import pytest
 
 from cluster.models.folder import ServedModel
 from deployments.common.grammars import json_grammar
-from deployments.common.messages import Add, Cancel, EngineRequest, Grammar, Sampling, TokenBatch, TokenLogprobs
+from deployments.common.messages import (
+    Add,
+    Arithmetic,
+    Cancel,
+    EngineRequest,
+    Grammar,
+    Sampling,
+    TokenBatch,
+    TokenLogprobs,
+)
 from deployments.common.types import GenerationRequest, Message
 from deployments.engine.engine import Engine
 from deployments.engine.model import config_for
@@ -316,5 +326,14 @@ def test_log_probabilities_of_a_prompt_are_those_of_its_generation(bundled: Serv
 
 def test_the_largest_group_size_reaches_openvino(bundled: ServedModel) -> None:
     """A number would be passed on as a C long, which it does not fit into."""
-    largest = engine(bundled, dynamic_quantization_group_size=2**64 - 1)
+    largest = engine(bundled, graphs=(Arithmetic(group_size=2**64 - 1),))
     assert undisturbed(largest, [1, 2, 3])
+
+
+def test_a_text_goes_on_in_the_graph_for_its_steps_size(bundled: ServedModel) -> None:
+    """Prompts go through one graph, single tokens through the other, and both use one KV cache."""
+    exact = Arithmetic("f32")
+    expected = undisturbed(engine(bundled, graphs=(exact,)), REPEATED)
+    both = engine(bundled, graphs=(msgspec.structs.replace(exact, max_tokens=8), exact))
+    assert undisturbed(both, REPEATED) == expected
+    assert re.match(r"up to 8 tokens 43 FullyConnected .*; 43 FullyConnected ", both.warm_up())

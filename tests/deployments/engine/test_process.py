@@ -20,7 +20,7 @@ from deployments.engine.process import EngineProcess, EngineStartError
 
 
 def config(model_dir: str) -> EngineConfig:
-    return EngineConfig(model_dir, tuple(os.sched_getaffinity(0))[:1], 16, 8, 256, 128, 2.0)
+    return EngineConfig(model_dir, tuple(os.sched_getaffinity(0))[:1], 16, 8, 256, 2.0)
 
 
 @asynccontextmanager
