@@ -130,6 +130,7 @@ OPERATIONS = (
     Operation("/v1/score", "Score pairs of texts", ScoreRequest, ScoreResponse),
     Operation("/tokenize", "Convert a text or a conversation to token ids", TokenizeRequest, TokenizeResponse),
     Operation("/detokenize", "Convert token ids to text", DetokenizeRequest, DetokenizeResponse),
+    Operation("/tokenizer_info", "Describe a model's tokenizer, as vLLM does", answer=_OBJECT, query=("model",)),
     Operation("/v1/models", "List the models", answer=_MODELS),
     Operation("/v1/models/{name}", "Describe a model", answer=_MODEL, parameters=("name",)),
     Operation("/v1/usage", "Report your team's usage", answer=UsageResponse, query=("days", "team")),

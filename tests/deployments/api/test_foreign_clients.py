@@ -12,7 +12,9 @@ from typing import Any, Protocol
 import httpx
 import pytest
 import zstandard
+from tokenizers import Tokenizer
 
+from cluster.models.folder import BUNDLED_FOLDER
 from tests.conftest import MODEL, redis_server
 from tests.deployments.routers import running_router
 
@@ -381,5 +383,33 @@ def test_a_refused_image_is_named_with_its_place_and_the_model(router: OpenRoute
                 message = answer.json()["error"]["message"]
                 assert answer.status_code == 400
                 assert all(word in message for word in (place, kind, MODEL, "text only")), message
+
+    asyncio.run(work())
+
+
+def test_tokens_as_the_vocabulary_writes_them_and_its_files(router: OpenRouter) -> None:
+    tokenizer = Tokenizer.from_file(str(BUNDLED_FOLDER / "tokenizer.json"))
+
+    async def work() -> None:
+        async with router() as client:
+            body = {"model": MODEL, "prompt": "鸡 and 23", "return_token_strs": True, "add_special_tokens": False}
+            answer = await client.post("/tokenize", json=body | {"return_offsets": True})
+            assert answer.headers["x-dray-ignored"] == "return_offsets"
+            tokens = answer.json()
+            assert tokens["token_strs"] == [tokenizer.id_to_token(token) for token in tokens["tokens"]]
+            assert tokenizer.decode(tokens["tokens"]) == "鸡 and 23"
+            ids = []
+            for add in (True, False):
+                body = {"model": MODEL, "messages": BODIES[CHAT]["messages"], "add_generation_prompt": add}
+                ids.append((await client.post("/tokenize", json=body)).json()["tokens"])
+            assert len(ids[1]) < len(ids[0]) and ids[0][: len(ids[1])] == ids[1]
+            for query in ("", f"?model={MODEL}"):
+                info = (await client.get(f"/tokenizer_info{query}")).json()
+                declared = json.loads((BUNDLED_FOLDER / "tokenizer_config.json").read_text())
+                assert (
+                    info["chat_template"]
+                    and info.items() >= (declared | {"chat_template": info["chat_template"]}).items()
+                )
+            assert (await client.get("/tokenizer_info?model=other")).status_code == 404
 
     asyncio.run(work())
