@@ -13,7 +13,7 @@ import msgspec
 from benchmarks.service import report
 from cluster.models.folder import open_model
 from cluster.settings import BUNDLED, ModelSettings, default_models_dir
-from deployments.common.messages import Add, EngineRequest, Sampling
+from deployments.common.messages import Add, Arithmetic, EngineRequest, Sampling
 from deployments.common.types import GenerationRequest, Message
 from deployments.engine.engine import Engine
 from deployments.engine.model import config_for
@@ -50,8 +50,7 @@ def measure(args: argparse.Namespace) -> str:
     config = msgspec.structs.replace(
         config_for(model, tuple(sorted(os.sched_getaffinity(0)))),
         isolate_prefixes=True,
-        inference_precision=args.precision,
-        dynamic_quantization_group_size=args.group,
+        graphs=(Arithmetic(args.precision, args.group),),
     )
     engine, render = Engine(config), PromptRenderer(model).render
     engine.warm_up()
@@ -70,7 +69,9 @@ def measure(args: argparse.Namespace) -> str:
         middle = str(differ[len(differ) // 2]) if differ else ""
         rows.append([name, f"{len(differ)} of {len(alone)}", middle])
     heads = ["asked", "answers that differ from those alone", "first token that differs, median"]
-    return report(f"Greedy answers of {args.tokens} tokens under load, {model.name}, {args.precision}", heads, rows)
+    return report(
+        f"Greedy answers of {args.tokens} tokens under load, {model.name}, {args.precision} {args.group}", heads, rows
+    )
 
 
 def main() -> None:

@@ -353,24 +353,21 @@ def test_unknown_fields_within_others_are_treated_as_those_at_the_top(unknown: s
 
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-MEDIA: list[tuple[str, dict[str, Any], str, str]] = [
+MEDIA: list[tuple[str, dict[str, Any], str]] = [
     (
         CHAT,
         {"messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": [PART, IMAGE]}]},
         "messages[1].content[1]",
-        "image_url",
     ),
     (
         CHAT,
         {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
         "messages[0].content[0]",
-        "input_audio",
     ),
     (
         "/v1/messages",
         {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
         "messages[0].content[0]",
-        "image",
     ),
 ]
 
@@ -378,11 +375,11 @@ MEDIA: list[tuple[str, dict[str, Any], str, str]] = [
 def test_a_refused_image_is_named_with_its_place_and_the_model(router: OpenRouter) -> None:
     async def work() -> None:
         async with router() as client:
-            for path, fields, place, kind in MEDIA:
+            for path, fields, place in MEDIA:
                 answer = await client.post(path, json=body_of(path, **fields))
                 message = answer.json()["error"]["message"]
                 assert answer.status_code == 400
-                assert all(word in message for word in (place, kind, MODEL, "text only")), message
+                assert all(words in message for words in (place, f"the model {MODEL} reads only text")), message
 
     asyncio.run(work())
 
@@ -406,10 +403,8 @@ def test_tokens_as_the_vocabulary_writes_them_and_its_files(router: OpenRouter) 
             for query in ("", f"?model={MODEL}"):
                 info = (await client.get(f"/tokenizer_info{query}")).json()
                 declared = json.loads((BUNDLED_FOLDER / "tokenizer_config.json").read_text())
-                assert (
-                    info["chat_template"]
-                    and info.items() >= (declared | {"chat_template": info["chat_template"]}).items()
-                )
+                assert info.pop("chat_template")
+                assert info == declared
             assert (await client.get("/tokenizer_info?model=other")).status_code == 404
 
     asyncio.run(work())
