@@ -41,6 +41,8 @@ _ON_PURPOSE = (
     # other chunks than the last have no usage yet, where that has it, and no response that has only begun;
     (r"POST /v1/completions", "text/event-stream", r"usage: None is not"),
     (r"(POST|GET) /v1/responses.*", "text/event-stream", r"response\.usage: None is not"),
+    # vectors are base64 where the request wants them so;
+    (r"POST /v1/embeddings", "application/json", r"data\.\d+\.embedding: '"),
     # with echo, nothing is before the first token; and with logprobs: 0, no likely ones are asked for.
     (r"POST /v1/completions", "", r"choices\.\d+\.logprobs\.(token|top)_logprobs\.0: None is not"),
     (r"POST /v1/completions", "", r"choices\.\d+\.logprobs\.top_logprobs: None is not"),
