@@ -159,7 +159,9 @@ def check_blocks(message: MessageParam, where: str, model: str) -> None:
     for index, block in enumerate(message.content):
         if isinstance(block, ImageBlock):
             place = f"{where}.content[{index}]"
-            reason = f"{place} is an image; the model {shortened(model)} reads only text. Leave it out."
+            reason = (
+                f"{place} is an image, but the model {shortened(model)} reads text only. Leave it out, or describe it."
+            )
             raise invalid_request(place, reason, code="unsupported_content")
 
 

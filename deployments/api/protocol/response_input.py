@@ -123,7 +123,10 @@ def _message(item: InputItem, where: str, thinking: str, model: str) -> Message:
     for index, part in enumerate(content if isinstance(content, list) else ()):
         if part.type not in _TEXTS:
             place, kind = f"{where}.content[{index}]", shortened(part.type)
-            message = f"{place} is of the type {kind}; the model {shortened(model)} reads only text. Leave it out."
+            message = (
+                f"{place} is of type {kind}, but the model {shortened(model)} reads text only. Leave it out, or "
+                "describe it."
+            )
             raise invalid_request(place, message, code="unsupported_content")
     if role == "assistant":
         return Message("assistant", _text(content), thinking)

@@ -131,7 +131,7 @@ def test_what_agents_send_is_taken(bundled: ServedModel) -> None:
         ("tool", ["grep"]),
     ]
     image = {"type": "image", "source": {}}
-    with pytest.raises(ApiError, match=r"messages\[0\].content\[1\] is an image; the model m "):
+    with pytest.raises(ApiError, match=r"messages\[0\].content\[1\] is an image, but the model m "):
         messages = [{"role": "user", "content": [{"type": "text", "text": "this?"}, image]}]
         messages_generation(request_of(messages=messages), bundled, LimitSettings())
 
