@@ -23,7 +23,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -126,6 +126,21 @@ def changed(config: str, environment: Mapping[str, str]) -> str:
     return "".join(_changed_section(section, connections, environment) for section in sections) + _NO_RESOLVERS
 
 
+def _bindings(line: str, addresses: Sequence[str]) -> str:
+    """A line of a frontend; if it binds a port, one for each address instead."""
+    if (found := re.match(r"(\s*)bind \S+:(\d+)(.*\n?)", line, flags=re.DOTALL)) is None:
+        return line
+    indent, port, options = found.groups()
+    # v6only: HAProxy does not recognize a socket on one IPv6 address without it, when a new process takes the old one's
+    # over (2.8.25). The old one is then told to pause, which closes the IPv4 socket of both.
+    return "".join(
+        f"{indent}bind ipv6@{address}:{port}{'' if address == '::' else ' v6only'}{options}"
+        if ":" in address
+        else f"{indent}bind {address}:{port}{options}"
+        for address in addresses
+    )
+
+
 def _sections(config: str) -> list[str]:
     """Only the first line of a section is not indented."""
     return [section for section in re.split(r"^(?=\S)", config, flags=re.MULTILINE) if section]
@@ -144,9 +159,7 @@ def _changed_section(section: str, connections: int, environment: Mapping[str, s
         first += "".join(f"    http-error status {status} {error}\n" for status, error in _ERRORS.items())
     elif first.startswith("frontend http_frontend"):
         if host := environment.get(HOST):
-            addresses = [f"ipv6@{address}" if ":" in address else address for address in addresses_of(host)]
-            binding = ",".join(rf"{address}:\1" for address in addresses)
-            lines = [re.sub(r"\bbind \S+:(\d+)", f"bind {binding}", line) for line in lines]
+            lines = [_bindings(line, addresses_of(host)) for line in lines]
         first += f"    maxconn {connections}\n"
     elif first.startswith("backend default_backend"):
         lines = [_NO_ROUTER]

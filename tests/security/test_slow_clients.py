@@ -232,10 +232,10 @@ def test_localhost_is_both_loopback_addresses() -> None:
     with socket.socket(socket.AF_INET6) as probe:
         try:
             probe.bind(("::1", 0))
-            both = "bind 127.0.0.1:8000,ipv6@::1:8000 ssl"
+            both = ["bind 127.0.0.1:8000 ssl", "bind ipv6@::1:8000 v6only ssl"]
         except OSError:  # a machine without IPv6
-            both = "bind 127.0.0.1:8000 ssl"
-    assert re.findall("bind .*", made) == [both]
+            both = ["bind 127.0.0.1:8000 ssl"]
+    assert re.findall("bind .*", made) == both
 
 
 def test_what_it_writes_to_files_is_bounded(proxy: Proxy) -> None:
