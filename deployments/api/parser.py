@@ -100,7 +100,7 @@ class RequestParser:
         Raises ApiError 400, 403, 404.
         """
         parse_known = self._parsers.get(path) or self._counted[path]
-        parsed, ignored = self._unknown.read(body, _BODIES[path], partial(parse_known, caller=caller))
+        parsed, ignored = self._unknown.read(body, _BODIES[path], lambda known: parse_known(known, caller))
         if parsed.ignored and not self._unknown.ignore:
             message = f"{parsed.ignored[0]} cannot be used here; leave it out."
             raise ApiError(400, message, code="unknown_parameter", param=parsed.ignored[0])

@@ -75,8 +75,8 @@ def test_unknown_fields_are_named_or_refused(
     make_model(folder)
 
     async def work() -> None:
-        settings = {"api": {"unknown_fields": unknown}}
-        async with serving(server, monkeypatch, str(folder), model=EMBED, **settings) as service:
+        api = {"unknown_fields": unknown}
+        async with serving(server, monkeypatch, str(folder), model=EMBED, api=api) as service:
             answer = await service.post("/v1/embeddings", input="a refund", truncate_prompt_tokens=None, truncate="END")
             if unknown == "ignore":
                 assert (answer.status_code, answer.headers["x-dray-ignored"]) == (200, "truncate")

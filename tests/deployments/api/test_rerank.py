@@ -174,8 +174,8 @@ def test_unknown_fields_are_named_or_refused(
     server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unknown: str
 ) -> None:
     async def work() -> None:
-        folder, settings = make_cross_encoder(tmp_path / "m"), {"api": {"unknown_fields": unknown}}
-        async with serving(server, monkeypatch, folder, model={}, **settings) as service:
+        folder = make_cross_encoder(tmp_path / "m")
+        async with serving(server, monkeypatch, folder, api={"unknown_fields": unknown}) as service:
             for path, body in (
                 ("/v1/rerank", {"query": "what", "documents": ["the cat"]}),
                 ("/v1/score", {"text_1": "what", "text_2": "the cat"}),
@@ -263,11 +263,9 @@ def test_what_cannot_be_ranked_is_refused_by_name(
     server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async def work() -> None:
-        settings = {
-            "limits": {"embedding_inputs": 40, "body_bytes": 100_000},
-            "api": {"unknown_fields": "refuse"},
-        }
-        async with serving(server, monkeypatch, make_cross_encoder(tmp_path / "m"), **settings) as service:
+        folder, limits = make_cross_encoder(tmp_path / "m"), {"embedding_inputs": 40, "body_bytes": 100_000}
+        api = {"unknown_fields": "refuse"}
+        async with serving(server, monkeypatch, folder, limits=limits, api=api) as service:
             for path, body, status, param in REFUSED:
                 response = await service.post(path, **body)
                 error = response.json()["error"]

@@ -65,7 +65,7 @@ def text_of(choice: dict[str, Any]) -> str:
 def joined(answer: httpx.Response) -> dict[str, Any]:
     """The first choice, whole or put together from its chunks, and what stands beside it."""
     if not answer.headers["content-type"].startswith("text/event-stream"):
-        body = answer.json()
+        body: dict[str, Any] = answer.json()
         [choice] = body["choices"]
         return body | choice | {"content": text_of(choice)}
     whole: dict[str, Any] = {"content": "", "token_ids": []}
