@@ -67,7 +67,8 @@ def joined(answer: httpx.Response) -> dict[str, Any]:
     if not answer.headers["content-type"].startswith("text/event-stream"):
         body: dict[str, Any] = answer.json()
         [choice] = body["choices"]
-        return body | choice | {"content": text_of(choice)}
+        together: dict[str, Any] = body | choice | {"content": text_of(choice)}
+        return together
     whole: dict[str, Any] = {"content": "", "token_ids": []}
     for event in events_of(answer):
         for choice in event["choices"]:
