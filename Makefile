@@ -14,7 +14,7 @@ UNIT_TESTS := --ignore tests/service --numprocesses 3 --dist loadfile
 # After a pip command: its output is shown only if it fails.
 QUIETLY := > .pip.log 2>&1 && rm .pip.log || { cat .pip.log; rm .pip.log; exit 1; }
 
-.PHONY: up down bench docs test coverage test-slow chaos test-export lint constraints clean
+.PHONY: up down bench docs test coverage test-slow chaos test-export lint constraints image clean
 
 up: $(VENV)/.serving
 	@echo "== starting Dray"
@@ -69,6 +69,10 @@ constraints:
 	@build/uv/bin/pip install uv $(QUIETLY)
 	build/uv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --upgrade --quiet \
 		--custom-compile-command "make constraints" --output-file constraints.txt
+
+image:
+	@echo "== building the images for amd64 and arm64, with SBOM and provenance, and pushing them to REPOSITORY"
+	PYTHON_IMAGE="$$(k8s/pinned-base.sh)" docker buildx bake --file k8s/docker-bake.json --push
 
 clean:
 	@echo "== deleting environments, caches and what was built"

@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -141,18 +141,18 @@ def similarities(folder: str, pairs: list[Pair]) -> list[float]:
 
 
 def by_threshold(folder: str) -> list[list[str]]:
-    """A row for each threshold: English pairs that similarity alone treats as equal, and together with the gate."""
-    kinds = ("twins", "paraphrases")
-    sets = [list(written(kind, ("en",))) for kind in kinds]
-    scores = [similarities(folder, pairs) for pairs in sets]
+    """A row for each half and threshold: English pairs that similarity alone treats as equal, and with the gate."""
+    scored = []
+    for kind in ("twins", "paraphrases"):
+        pairs = list(written(kind, ("en",)))
+        accepted = [equivalent(one, other) for _, one, other in pairs]
+        halves = [half.partition(", ")[2] for half, _, _ in pairs]
+        scored.append(list(zip(halves, similarities(folder, pairs), accepted, strict=True)))
     rows = []
-    for threshold in _THRESHOLDS:
-        alone = [sum(score >= threshold for score in each) for each in scores]
-        both = [
-            sum(score >= threshold and equivalent(*pair[1:]) for score, pair in zip(each, pairs, strict=True))
-            for each, pairs in zip(scores, sets, strict=True)
-        ]
-        rows.append([str(threshold), *map(str, alone), *map(str, both)])
+    for wanted, threshold in product(("held out", "tuned on"), _THRESHOLDS):
+        alone = [sum(half == wanted and score >= threshold for half, score, _ in pairs) for pairs in scored]
+        both = [sum(half == wanted and score >= threshold and same for half, score, same in pairs) for pairs in scored]
+        rows.append([wanted, str(threshold), *map(str, alone), *map(str, both)])
     return rows
 
 
@@ -215,13 +215,14 @@ def main() -> None:
     print(report("Finding a question in other words", heads, look_ups()))
     if model:
         heads = [
+            "half",
             "threshold",
             "twins, similarity alone",
             "paraphrases, alone",
             "twins, with the gate",
             "paraphrases, both",
         ]
-        print(report("What similarity adds, 100 pairs of each", heads, by_threshold(model)))
+        print(report("What similarity adds, 50 pairs of each in each half", heads, by_threshold(model)))
 
 
 if __name__ == "__main__":

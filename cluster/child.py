@@ -1,9 +1,10 @@
-"""Child processes: how they end, and that none outlives its launcher."""
+"""How processes end: children with their launcher, and the first process of a container when it is told to."""
 
 import ctypes
 import os
 import signal
 from collections.abc import Callable
+from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
 
@@ -19,6 +20,19 @@ def dies_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
         os.setpgrp()
 
     return prepare
+
+
+def obey_sigterm() -> None:
+    """Makes SIGTERM end this process at once, as it ends any other, if it is the first one of a container.
+
+    The kernel does not deliver a signal without a handler to the first process of a namespace.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os._exit(128 + number)
+
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, end)
 
 
 def ending(status: int) -> str:

@@ -2,6 +2,7 @@
 
 import typer
 
+from cluster.child import obey_sigterm
 from cluster.commands import (
     bench,
     cache,
@@ -50,6 +51,7 @@ app.add_typer(teams.keys, name="keys")
 
 def main() -> None:
     """Runs the command. If another user could have prepared one of its folders, it ends and says what to do."""
+    obey_sigterm()
     try:
         app()
     except NotPrivate as error:

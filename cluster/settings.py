@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -56,6 +56,23 @@ def _origin(text: str) -> str:
 
 
 Origin = Annotated[str, AfterValidator(_origin)]
+
+_NAME = r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?"
+_LABEL = re.compile(rf"([a-z0-9.-]{{1,253}}/)?{_NAME}=({_NAME})?")
+
+
+def _label(text: str) -> str:
+    """A Kubernetes label that none of Dray's own selectors uses."""
+    if not _LABEL.fullmatch(text):
+        raise ValueError("must be a Kubernetes label, as name=value: cost-center=bots")
+    if text.startswith(("app.kubernetes.io/part-of=", "app.kubernetes.io/component=", "dray/", "ray.io/")):
+        raise ValueError("must not be a label by which Dray, Ray or their policies select pods")
+    return text
+
+
+Label = Annotated[str, AfterValidator(_label)]
+# One name of a DNS label, as Kubernetes requires of namespaces, Secrets and ConfigMaps.
+KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")
 
@@ -144,7 +161,7 @@ class ModelSettings(Group):
     task: Literal["generate", "embed", "rerank"] = Field(
         "generate",
         description="Use of the model: `generate` answers, `embed` texts (/v1/embeddings), or `rerank` documents "
-        "(/v1/rerank, /v1/score), for a cross-encoder.",
+        "(/v1/rerank, /v1/score), for a cross-encoder or Qwen3-Reranker.",
     )
     scorer: Literal["none", "cosine"] = Field(
         "none",
@@ -467,13 +484,56 @@ class KubernetesSettings(Group):
     models_image: str = Field(
         "", description="OCI image with the model folders at its root, mounted instead of a claim. Empty: no image."
     )
+    models_path: Annotated[str, Field(pattern="^(/[^:]+)?$")] = Field(
+        "",
+        description="Folder of each node that keeps the models, mounted instead of a claim; the first pod that needs a "
+        "model downloads it there. Empty: no such folder.",
+    )
     fetch_image: str = Field(
         "",
-        description="Image of the Job that downloads models; exporting needs the `export` extra. Empty: `image`.",
+        description="Image of what downloads models; exporting needs the `export` extra. Empty: `image`.",
     )
     storage_mb: Annotated[int, Field(ge=0)] = Field(
         0, description="Size of the claim, in MiB. 0: enough for the models, with a new version beside the old one."
     )
+    namespace: KubernetesName = Field("dray", description="Namespace of all objects.")
+    labels: tuple[Label, ...] = Field(
+        (),
+        description="Labels of all objects and pods besides Dray's own, as `name=value`: for costs, or for policies.",
+    )
+    image_pull_secrets: tuple[KubernetesName, ...] = Field(
+        (), description="Secrets with credentials of image registries, for all pods."
+    )
+    proxy: str = Field(
+        "",
+        pattern=r"^(https?://[^\s/@]+)?$",
+        description="Proxy through which models are downloaded, without a password: `http://proxy.internal:3128`.",
+    )
+    ca_config_map: Annotated[str, Field(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?$")] = Field(
+        "",
+        description=(
+            "ConfigMap whose key `ca.crt` holds every certificate authority to trust in downloads and traces, private "
+            "and public ones. Empty: the public ones."
+        ),
+    )
+    dns_addresses: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description=(
+            "Addresses of name servers that are not pods, besides 169.254.20.10: those of another DNS cache on the "
+            "nodes, or of the cluster's DNS Service if the cache answers for it."
+        ),
+    )
+    client_networks: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description=(
+            "Networks (CIDR) that may connect besides the namespaces labelled dray/clients=true: those of the nodes, "
+            "for gateways on the host network, or of load balancers."
+        ),
+    )
+    api_server_ports: tuple[Annotated[int, Field(gt=0, lt=65536)], ...] = Field(
+        (), description="Ports of the Kubernetes API server besides 443 and 6443 (MicroK8s: 16443, minikube: 8443)."
+    )
+    ipv6: bool = Field(False, description="Pods have IPv6 addresses only.")
 
 
 class ClusterSettings(Group):

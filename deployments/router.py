@@ -30,6 +30,7 @@ from deployments.api.stored_responses import StoredResponses
 from deployments.api.tokens import TokensApi
 from deployments.cache.answers import AnswerCache
 from deployments.cache.response_store import ResponseStore
+from deployments.cache.scores import ScoreCache
 from deployments.cache.semantic import SemanticCache
 from deployments.common.redis import RedisStore
 from deployments.common.tasks import TaskSupervisor
@@ -96,13 +97,17 @@ class Router:
                 scorers |= dict.fromkeys(model.names, scorer)
         directory = ModelDirectory(generators, embedders, scorers)
         access = RequestAccess(settings, self._authenticator, self._tasks)
-        answers, texts = self._answer_service(embedders), self._large_texts
+        cached = AnswerCache(cache, self._answers) if self._answers else None
+        answers, texts = self._answer_service(cached, embedders), self._large_texts
         keeps = settings.responses.store
         store = ResponseStore(settings.responses, self._answers) if self._answers and keeps else None
         self._responses = stored = StoredResponses(settings.responses, self._authenticator, store)
         self._inference = InferenceApi(settings, directory, access, self._guard, self._quotas, answers, texts, stored)
         self._tokens = TokensApi(settings, directory, access, self._quotas, texts, stored)
-        self._encoding = EncodingApi(settings, directory, access, self._quotas, self._usage, texts)
+        scores = ScoreCache(cached) if cached else None
+        self._encoding = EncodingApi(
+            settings, directory, access, self._quotas, self._usage, texts, scores, self._metrics
+        )
         awake = {arguments.engines[model.name]: model.name for model in models if not model.settings.sleep_after_s}
         self._info = InfoApi(settings, models, awake, self._authenticator)
         self._admin = AdminApi(self._authenticator, self._usage, arguments.teams_url)
@@ -123,12 +128,10 @@ class Router:
         prompts = PromptRenderer(model, control_in_prompts=self._settings.router.control_tokens_in_prompt)
         return ModelEndpoint(model, model.fingerprint, prompts, dispatcher, queue)
 
-    def _answer_service(self, embedders: dict[str, EmbeddingEndpoint]) -> AnswerService:
-        settings, cache, semantic = self._settings.cache, None, None
-        if self._answers:
-            cache = AnswerCache(settings, self._answers)
-            if settings.similarity_model:
-                semantic = SemanticCache(settings, self._answers, embedders[settings.similarity_model])
+    def _answer_service(self, cache: AnswerCache | None, embedders: dict[str, EmbeddingEndpoint]) -> AnswerService:
+        settings, semantic = self._settings.cache, None
+        if self._answers and settings.similarity_model:
+            semantic = SemanticCache(settings, self._answers, embedders[settings.similarity_model])
         return AnswerService(cache, semantic, self._metrics, self._usage, self._settings.limits, self._large_texts)
 
     def __serve_build_asgi_app__(self) -> Starlette:

@@ -48,12 +48,12 @@ CLUSTER = {
         "bench charts client configuration cores doctor extras kubernetes launch memory models plan private_files "
         "records redis_client scaling_metrics serve_config settings tuning units warm"
     ),
-    "cli": "commands private_files",
+    "cli": "child commands private_files",
 }
 DEPLOYMENTS = {
     "common": ("", "records redis_client"),
     # Metrics count errors and messages of `common`, which therefore logs and counts nothing itself.
-    "observability": ("common", "launch liveness"),
+    "observability": ("common", "child launch liveness"),
     "routing": ("common observability", "models plan records settings"),
     # The semantic cache asks the embedding replicas.
     "cache": ("common routing", "records settings"),

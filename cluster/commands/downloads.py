@@ -101,6 +101,7 @@ def obtain(
     revision: str | None = None,
     remote_code: bool = False,
     convert: bool = True,
+    wait: bool = False,
 ) -> Path:
     def on_stage(stage: str) -> None:
         err.print(escape(stage), highlight=False, style="dim")
@@ -118,4 +119,5 @@ def obtain(
             revision=revision,
             remote_code=remote_code,
             convert=convert,
+            wait=wait,
         )

@@ -21,6 +21,7 @@ from cluster.commands.console import (
 )
 from cluster.commands.downloads import conversion_bar, failures
 from cluster.launch.state import read_record
+from cluster.models.catalog import CATALOG
 from cluster.models.export import Compression, export_model
 from cluster.models.folder import ModelFolderError, folder_of, open_model
 from cluster.models.identity import StoredWeights, read_json
@@ -69,7 +70,8 @@ def export(
 
 def served_by(source: str, folder: Path) -> str:
     """How to serve a model, by what its folder says that it is for."""
-    task = trained_task(folder, read_json(folder / "config.json")) or "generate"
+    entry = CATALOG.get(source)
+    task = entry.task if entry else trained_task(folder, read_json(folder / "config.json")) or "generate"
     if task == "generate":
         return f"dray up --model {source}"
     return f"add {{source: {source}, task: {task}}} to models in dray.yaml"

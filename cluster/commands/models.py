@@ -146,6 +146,7 @@ def pull(
     ratio: Ratio = None,
     trust_remote_code: RemoteCode = False,
     keep_weights: KeepWeights = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait while another process fetches the same model.")] = False,
     config: Config = None,
 ) -> None:
     """Fetch a model: the ready-made OpenVINO model if the hub has one, else the original weights, then export them.
@@ -159,7 +160,13 @@ def pull(
             raise FetchError(f"{name} is already on this machine")
         compression = Compression(settings.model.weight, group_size, ratio)
         folder = obtain(
-            settings, name, compression, revision=revision, remote_code=trust_remote_code, convert=not keep_weights
+            settings,
+            name,
+            compression,
+            revision=revision,
+            remote_code=trust_remote_code,
+            convert=not keep_weights,
+            wait=wait,
         )
     out.print(f"{folder} is ready: {served_by(name, folder)}", highlight=False, soft_wrap=True)
 

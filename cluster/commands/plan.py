@@ -1,6 +1,7 @@
 """`dray plan`: the replicas, nodes, cores and memory that a load needs."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,7 +10,7 @@ import typer
 from rich.status import Status
 
 from cluster.bench.lengths import parse_lengths
-from cluster.commands.console import Config, err, fail, load_settings, out
+from cluster.commands.console import AsJson, Config, err, fail, load_settings, out
 from cluster.extras import install_command
 from cluster.units import plural
 
@@ -203,6 +204,26 @@ def measure(
         f"{256 / times.step(0, 0, 256, 32640):.0f} prompt tokens/s; median error of the fit {times.error:.1%}",
         highlight=False,
     )
+
+
+@app.command(epilog="Example: dray plan catalog --profile r1.json --cores 8")
+def catalog(
+    profile: Annotated[Path, typer.Option(help="Step times of any model, measured by `dray plan measure`.")],
+    cores: Annotated[int, typer.Option(min=1, help="Cores of the replica.")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate memory and speed of every model of the catalog, from one measured profile, as a Markdown table."""
+    from cluster.plan.catalog import as_markdown, estimates
+    from cluster.plan.profile import ProfileError
+
+    measured = _read_profile(profile)
+    try:
+        if as_json:
+            out.print_json(data=[asdict(row) for row in estimates(measured, cores)])
+        else:
+            out.print(as_markdown(measured, cores), markup=False, highlight=False, soft_wrap=True)
+    except ProfileError as error:
+        raise fail(str(error)) from None
 
 
 def _demand(

@@ -4,6 +4,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cluster.kubernetes.sizes import ROUTER_UNIT, KubernetesError, ModelInCluster, drain_s, engine_pods
+from cluster.launch import haproxy
 from cluster.launch.environment import serve_environment
 from cluster.models.folder import UnknownModel, folder_of, gguf_folder, is_folder, is_gguf, known_as
 from cluster.redis_client import without_password
@@ -34,7 +35,7 @@ def in_cluster(settings: Settings) -> Settings:
         update={
             "model": _in_pod(settings.model, settings.models_dir),
             "models": tuple(_in_pod(model, settings.models_dir) for model in settings.models),
-            "host": "0.0.0.0",
+            "host": "::" if settings.kubernetes.ipv6 else "0.0.0.0",
             "state_dir": Path(STATE_DIR),
             "lease_dir": Path(STATE_DIR / "cores"),
             "models_dir": Path(MODELS_DIR),
@@ -84,17 +85,28 @@ def serve_config_of(routers: Routers) -> dict[str, Any]:
     settings = routers.settings
     units = {ROUTERS: ROUTER_UNIT} | {engine.application: engine_pods(engine).unit for engine in routers.engines}
     for application in config["applications"]:
-        application["deployments"][0]["ray_actor_options"]["resources"] = {units[application["name"]]: 1}
+        deployment = application["deployments"][0]
+        deployment["ray_actor_options"]["resources"] = {units[application["name"]]: 1}
+        # In an upgrade step by step Serve takes the initial number for the minimum, for good (ray 2.60,
+        # autoscaling_state.py:417), and a model could not sleep any more. So it sleeps at first, too.
+        deployment.get("autoscaling_config", {}).pop("initial_replicas", None)
     http = {"host": settings.host, "port": settings.port}
     return {"proxy_location": "EveryNode", "http_options": http, **config}
 
 
+def head_environment(settings: Settings) -> dict[str, str]:
+    """The same in the head's pod. It has no streams to wait for, and all workers wait for the next head."""
+    return pod_environment(settings) | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+
+
 def pod_environment(settings: Settings) -> dict[str, str]:
-    """Ray's and Serve's environment variables in every pod. A pod has its own ports, so Serve's defaults apply."""
+    """Ray's and Serve's environment variables in a worker's pod. It has its own ports, so Serve's defaults apply."""
     return serve_environment(settings, Path(HAPROXY)) | {
         # Even with usage statistics turned off, a head that KubeRay starts reports that they are (ray 2.60).
         "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_s(settings)),
         # An HAProxy process that was replaced still serves its streams to their end.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(drain_s(settings)),
+        # HAProxy listens on IPv4 addresses only unless it is given another one.
+        **({haproxy.HOST: settings.host} if settings.kubernetes.ipv6 else {}),
     }

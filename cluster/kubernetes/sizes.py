@@ -11,6 +11,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from cluster.kubernetes.names import dns_label
 from cluster.launch.environment import OBJECT_STORE_BYTES
 from cluster.launch.preflight import RUNTIME_BYTES
 from cluster.models.catalog import CATALOG, WEIGHT_BITS
@@ -23,6 +24,20 @@ NOTICE_S = 15
 """Seconds that a terminating pod still accepts requests, until every proxy has noticed."""
 RAY_DRAIN_S = 30
 """Seconds that Ray's own drain takes after the last stream."""
+HEAD_GRACE_S = 60
+"""Seconds that the head's pod may take to stop. It serves nothing, and there is no new head before it has gone."""
+MODEL_WAIT_S = 3000
+"""Seconds that a new pod waits for its models. After an hour without Ray the autoscaler gives a pod up (ray 2.60,
+RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S) and says nothing; one that fails before says why, and is replaced.
+"""
+MISSING_MODEL_S = 300
+"""The same where the models are an image, to which nothing is added: no more than keeps KubeRay from replacing pods
+all the time."""
+MAX_PODS = 1000
+"""Upper bound of pods in a worker group: no more than a brake, because Serve requests only what its config says.
+
+KubeRay never changes the bounds of a running RayCluster (v1.7.0, util.go:647), so that tight ones would block a later
+change of replicas."""
 ROUTER_UNIT = "dray-router"
 _CORES_BESIDE_ENGINE, _ROUTER_CPUS = 1, 2
 _ROUTER_WORK_BYTES = 512 * 2**20
@@ -93,6 +108,7 @@ class Pods:
     """Worker pods of one kind.
 
     unit: the Ray resource of which each pod has one. cores: CPUs that Ray may assign. memory: in bytes.
+    replicas: the number of pods to start with; from then on the autoscaler keeps one for each replica.
     """
 
     group: str
@@ -100,8 +116,7 @@ class Pods:
     cores: int
     cpus: int
     memory: int
-    min_replicas: int
-    max_replicas: int
+    replicas: int
 
     @property
     def resources(self) -> dict[str, Any]:
@@ -124,22 +139,19 @@ def router_memory(settings: Settings) -> int:
 
 
 def engine_pods(engine: Engine) -> Pods:
-    """The pods of a model's engines. One spare pod allows an engine to move before its node leaves."""
+    """The pods of a model's engines."""
     deployment = engine.application_config()["deployments"][0]
-    scale = deployment.get("autoscaling_config", {})
-    min_replicas = scale.get("min_replicas", deployment.get("num_replicas"))
-    max_replicas = scale.get("max_replicas", deployment.get("num_replicas"))
-    slug = engine.application.removeprefix("engine-").rpartition("-")[0].replace(".", "-")
+    replicas = deployment.get("autoscaling_config", {}).get("min_replicas", deployment.get("num_replicas"))
+    slug = dns_label(engine.application.removeprefix("engine-").rpartition("-")[0])
     cpus = (engine.cores + _CORES_BESIDE_ENGINE) * engine.settings.kubernetes.threads_per_core
-    return Pods(slug, f"dray-engine-{slug}", engine.cores, cpus, engine_memory(engine), min_replicas, max_replicas + 1)
+    return Pods(slug, f"dray-engine-{slug}", engine.cores, cpus, engine_memory(engine), replicas)
 
 
 def router_pods(settings: Settings) -> Pods:
-    """The routers' pods. Up to twice as many as routers, because new ones start before the old ones stop."""
-    threads, router = settings.kubernetes.threads_per_core, settings.router
+    """The routers' pods."""
+    threads = settings.kubernetes.threads_per_core
     cpus = ceil(_ROUTER_CPUS / threads) * threads
-    least, most = router.replica_minimum, 2 * router.replica_limit
-    return Pods("routers", ROUTER_UNIT, 0, cpus, router_memory(settings), least, most)
+    return Pods("routers", ROUTER_UNIT, 0, cpus, router_memory(settings), settings.router.replica_minimum)
 
 
 def fetch_memory(model: ModelInCluster, *, exports: bool) -> int:

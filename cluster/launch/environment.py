@@ -55,7 +55,8 @@ def serve_environment(settings: Settings, haproxy: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_MAXCONN": str(settings.router.max_connections),
         # For clients that stop reading, or sending a body. One that waits for its answer is not cut off.
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(math.ceil(settings.limits.client_stall_s)),
-        RECEIVE_TIMEOUT: str(settings.limits.receive_timeout_s),
+        # In one form, whether the value is the default or was validated: another text would replace a whole RayCluster.
+        RECEIVE_TIMEOUT: f"{settings.limits.receive_timeout_s:g}",
         # Of each log file of Ray, Serve and Dray's own processes: at most this size, and this many older ones.
         "RAY_ROTATION_MAX_BYTES": str(10 * 2**20),
         "RAY_ROTATION_BACKUP_COUNT": "2",

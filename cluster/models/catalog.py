@@ -265,5 +265,15 @@ _MODELS = (
         task="rerank",
         advice="multilingual; its makers cut query and document to 512 or 1024 tokens (max_tokens_per_doc)",
     ),
+    CatalogModel(
+        name="qwen3-reranker-0.6b",
+        repositories=_on_both("Qwen/Qwen3-Reranker-0.6B"),
+        licence="Apache-2.0",
+        parameters=0.6e9,
+        context_tokens=40_960,
+        architecture="qwen3",
+        task="rerank",
+        advice="more than 100 languages; its makers cut query and document to 8192 tokens together",
+    ),
 )
 CATALOG = {model.name: model for model in _MODELS}

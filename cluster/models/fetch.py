@@ -101,15 +101,15 @@ def fetch(
 
 
 @contextmanager
-def exclusive(lock: Path) -> Iterator[None]:
+def exclusive(lock: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds a lock file, so that two processes never fetch or remove one model at once.
 
-    Raises FetchError if another process holds it.
+    wait: until no other process holds it. Raises FetchError if one does, and this is not to wait.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise FetchError(f"another process is fetching this model now ({lock})") from None
         yield

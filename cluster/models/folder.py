@@ -5,6 +5,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+from tokenizers import Tokenizer
+
 from cluster.models.catalog import CATALOG
 from cluster.models.identity import (
     GRAPH_FILE,
@@ -15,7 +18,9 @@ from cluster.models.identity import (
     stored_weights,
 )
 from cluster.models.paths import UnsafeNameError, child
+from cluster.models.relevance import answer_tokens
 from cluster.models.tasks import TESTED_FILE, WrongTask, check_output, trained_length, trained_task
+from cluster.models.tokenizer_cost import check_cost
 from cluster.settings import BUNDLED, ModelSettings, Settings
 
 BUNDLED_FOLDER = Path(__file__).with_name("bundled")
@@ -149,6 +154,12 @@ class ServedModel:
         return read_json(file) if file.is_file() else {}
 
     @cached_property
+    def ranks_by_answer(self) -> bool:
+        """Whether it is a causal language model that ranks documents: by its answer, yes or no."""
+        config = read_json(self.folder / "config.json")
+        return self.settings.task == "rerank" and trained_task(self.folder, config) == "generate"
+
+    @cached_property
     def weights(self) -> StoredWeights:
         """How its weights are stored; those of unknown origin count as asymmetric."""
         return stored_weights(self.folder)
@@ -172,8 +183,7 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
         if source == BUNDLED or is_folder(source):
             raise ModelFolderError(f"model folder {folder} does not exist")
         raise ModelFolderError(f"{source} is not on this machine; fetch it with `dray models pull {source}`")
-    missing = [name for name in _REQUIRED if not (folder / name).is_file()]
-    if missing:
+    if missing := missing_files(folder):
         raise ModelFolderError(
             f"model folder {folder} lacks {', '.join(missing)}; create one with `dray models export`"
         )
@@ -181,7 +191,8 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
         config = read_json(folder / "config.json")
         tested = folder / TESTED_FILE
         limit = trained_length(config, read_json(tested) if tested.is_file() else {})
-        trained = trained_task(folder, config)
+        # A language model that ranks looks like any other, so its name decides where it is known.
+        trained = CATALOG[source].task if source in CATALOG else trained_task(folder, config)
         _check_defaults(folder)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelFolderError(f"{folder / 'config.json'} is not a model configuration ({error!r})") from None
@@ -200,6 +211,11 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
         context_tokens=settings.context_tokens or limit,
         created=int((folder / GRAPH_FILE).stat().st_mtime),
     )
+
+
+def missing_files(folder: Path) -> list[str]:
+    """The files that a model folder lacks; all of them where there is no folder yet."""
+    return [name for name in _REQUIRED if not (folder / name).is_file()]
 
 
 def _check_defaults(folder: Path) -> None:
@@ -221,14 +237,24 @@ def open_models(settings: Settings, models_dir: Path | None = None) -> list[Serv
 
 
 def check_readable(model: ServedModel) -> None:
-    """Raises ModelFolderError where OpenVINO cannot read the model, or it has another task than the settings say."""
+    """Raises ModelFolderError where OpenVINO cannot read the model, it has another task than the settings say, or its
+    tokenizer takes time without bound."""
     import openvino
 
     try:
+        check_cost((model.folder / "tokenizer.json").read_bytes())
+    except (OSError, ValueError, msgspec.DecodeError) as error:
+        raise ModelFolderError(f"{model.folder / 'tokenizer.json'} cannot be used as a tokenizer: {error}") from None
+    try:
         graph = openvino.Core().read_model(str(model.folder / GRAPH_FILE))
-        check_output(model.name, model.settings.task, graph.outputs[0].partial_shape)
+        task = "generate" if model.ranks_by_answer else model.settings.task
+        check_output(model.name, task, graph.outputs[0].partial_shape)
+        if model.ranks_by_answer:
+            answer_tokens(Tokenizer.from_file(str(model.folder / "tokenizer.json")))
     except WrongTask as error:
         raise ModelFolderError(str(error)) from None
+    except ValueError as error:
+        raise ModelFolderError(f"{model.name}: {error}") from None
     except RuntimeError as error:
         raise ModelFolderError(
             f"model folder {model.folder} is broken: {str(error).strip().splitlines()[-1]}"

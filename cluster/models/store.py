@@ -115,20 +115,23 @@ def obtain(
     revision: str | None = None,
     remote_code: bool = False,
     convert: bool = True,
+    wait: bool = False,
 ) -> Path:
     """The folder of a named model, which is fetched if it is not here yet.
 
     Takes the ready-made OpenVINO model where the hub has one, and otherwise exports the original weights.
     remote_code: allow Python code that comes with the weights to run during the export. convert: make INT8 weights
-    ready for arithmetic in INT8. Raises UnknownModel, UnsafeNameError, FetchError, ExportError, HubError.
-    Files that arrived are kept for the next attempt.
+    ready for arithmetic in INT8. wait: for another process that is fetching it, rather than refuse. Files that
+    arrived are kept for the next attempt. Raises UnknownModel, UnsafeNameError, FetchError, ExportError, HubError.
     """
     target = store_folder(source, compression.weight, models_dir)
     if target.is_dir():
         return target
     target = owned_child(models_dir, target.name)
     partial = owned_child(models_dir, _PARTIAL)
-    with exclusive(owned_child(partial, f"{target.name}.lock")):
+    with exclusive(owned_child(partial, f"{target.name}.lock"), wait=wait):
+        if target.is_dir():  # by now
+            return target
         if listing := _ready_made(source, compression, hub, revision, on_stage):
             work = owned_child(partial, target.name)
             on_stage(f"fetching {listing.repository}")

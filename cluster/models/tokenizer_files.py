@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.models import Unigram
 
 from cluster.models.folder import ModelFolderError
+from cluster.models.tokenizer_cost import MAX_WORD, check_cost
 
 _MAX_TOKENIZER_BYTES = 64 << 20
 """The largest of a known model is Gemma 3's, 33 MB. Loading takes a second for each 10 MB, and memory in proportion."""
@@ -22,17 +24,24 @@ _DEFAULT, _TOOL_USE = "default", "tool_use"
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of tokenizer.json, which neither truncates nor pads. Raises ModelFolderError."""
+    """The tokenizer of tokenizer.json, which neither truncates nor pads, and whose time is bounded.
+
+    Raises ModelFolderError.
+    """
     file = folder / "tokenizer.json"
     try:
         size = file.stat().st_size
         if size > _MAX_TOKENIZER_BYTES:
             raise ModelFolderError(f"{file} has {size} bytes; at most {_MAX_TOKENIZER_BYTES} are read")
-        tokenizer = Tokenizer.from_file(str(file))
+        content = file.read_bytes()
+        check_cost(content)
+        tokenizer = Tokenizer.from_buffer(content)
+        if isinstance(tokenizer.model, Unigram) and max(map(len, tokenizer.get_vocab(False))) > MAX_WORD:
+            raise ModelFolderError(f"{file} has a token of more than {MAX_WORD} characters")
     except ModelFolderError:
         raise
     except Exception as error:  # noqa: BLE001 - tokenizers raises nothing more exact
-        raise ModelFolderError(f"{file} holds no tokenizer: {error}") from None
+        raise ModelFolderError(f"{file} cannot be used as a tokenizer: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

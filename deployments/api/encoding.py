@@ -1,8 +1,10 @@
 """The routes of encoders: embeddings, reranking and scoring."""
 
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -23,9 +25,13 @@ from deployments.api.protocol.rerank import (
     score_response,
 )
 from deployments.api.unknown_fields import UnknownFields, ignored_header
+from deployments.cache.answers import CacheControl
+from deployments.cache.scores import ScoreCache, ScoreQuestion, StoredScores
+from deployments.common.errors import ApiError
 from deployments.common.messages import EncoderInput
 from deployments.common.types import Usage
 from deployments.generation.large_texts import LargeTexts
+from deployments.observability.metrics import RouterMetrics
 from deployments.observability.tracing import current
 from deployments.tenancy.quotas import Quotas
 from deployments.tenancy.usage import UsageRecorder
@@ -33,12 +39,10 @@ from deployments.tenancy.usage import UsageRecorder
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What a model reads: texts, or token ids. repeated: characters read again, as a query beside each document.
-    ignored: paths of the body's fields that Dray does not know."""
+    """What a model reads: texts, or token ids. repeated: characters read again, as a query beside each document."""
 
     texts: Sequence[str | list[int]]
     repeated: int = 0
-    ignored: tuple[str, ...] = ()
 
     @property
     def characters(self) -> int:
@@ -57,9 +61,15 @@ class EncodingApi:
         quotas: Quotas,
         usage: UsageRecorder,
         large_texts: LargeTexts,
+        scores: ScoreCache | None,
+        metrics: RouterMetrics,
     ) -> None:
+        """scores: None if they are not stored."""
         self._limits = settings.limits
         self._unknown = UnknownFields(ignore=settings.api.unknown_fields == "ignore")
+        self._max_ttl_s = settings.cache.max_ttl_s
+        self._scores = scores
+        self._metrics = metrics
         self._models = models
         self._access = access
         self._quotas = quotas
@@ -90,25 +100,17 @@ class EncodingApi:
             vectors = await embedder.vectors(inputs, self._limits.request_timeout_s)
             return embeddings_response(request, vectors, tokens)
 
-        read = Read(texts or given.ids, ignored=ignored)
-        return await self._answer(asked, embedder.model, "embeddings", read, tokenize, respond)
+        read, headers = Read(texts or given.ids), dict(ignored_header(ignored))
+        return await self._answer(asked, embedder.model, "embeddings", read, tokenize, respond, headers)
 
     async def rerank(self, http: HttpRequest) -> Response:
         """POST /v1/rerank, /v2/rerank"""
         asked = self._access.authenticate(http)
         read_known = partial(read_rerank, limits=self._limits)
         request, ignored = self._unknown.read(await self._access.body(asked), RerankRequest, read_known)
-        scorer = self._models.scorer(request.model, asked.caller)
-        texts = request.texts
-        fields = ("query", "documents")
-        tokenize = partial(scorer.tokenize, [request.query], texts, request.max_tokens_per_doc, fields)
-
-        async def respond(inputs: list[EncoderInput], tokens: int) -> object:
-            scores = await scorer.scores(inputs, len(texts), self._limits.request_timeout_s)
-            return rerank_response(request, scores, tokens)
-
-        read = Read([request.query, *texts], len(request.query) * (len(texts) - 1), ignored)
-        return await self._answer(asked, scorer.model, "rerank", read, tokenize, respond)
+        question = ScoreQuestion([request.query], request.texts, request.max_tokens_per_doc)
+        fields, respond = ("query", "documents"), partial(rerank_response, request)
+        return await self._score(asked, request.model, "rerank", question, fields, respond, ignored)
 
     async def score(self, http: HttpRequest) -> Response:
         """POST /v1/score"""
@@ -116,15 +118,71 @@ class EncodingApi:
         read_known = partial(read_score, limits=self._limits)
         body = await self._access.body(asked)
         (request, first, second), ignored = self._unknown.read(body, ScoreRequest, read_known)
-        scorer = self._models.scorer(request.model, asked.caller)
-        tokenize = partial(scorer.tokenize, first, second, None, ("text_1", "text_2"))
+        question, respond = ScoreQuestion(first, second), partial(score_response, request)
+        return await self._score(asked, request.model, "score", question, ("text_1", "text_2"), respond, ignored)
 
-        async def respond(inputs: list[EncoderInput], tokens: int) -> object:
-            scores = await scorer.scores(inputs, len(second), self._limits.request_timeout_s)
-            return score_response(request, scores, tokens)
+    async def _score(
+        self,
+        asked: AuthenticatedRequest,
+        model: str,
+        operation: str,
+        question: ScoreQuestion,
+        fields: tuple[str, str],
+        respond: Callable[[list[float], int], object],
+        ignored: tuple[str, ...],
+    ) -> Response:
+        """The response with the scores that are stored, or are computed now.
 
-        read = Read(first + second, sum(map(len, first)) * (len(second) // len(first) - 1), ignored)
-        return await self._answer(asked, scorer.model, "score", read, tokenize, respond)
+        fields: names of those with the queries and the documents. respond: the response to these scores, for which this
+        many tokens were read. ignored: paths of the body's fields that Dray does not know.
+        """
+        caller, cache, timeout_s = asked.caller, self._scores, self._limits.request_timeout_s
+        scorer = self._models.scorer(model, caller)
+        control = CacheControl.from_headers(asked.headers, self._max_ttl_s)
+        key = cache.key(scorer.model.name, scorer.cache_subject, caller.namespace, question) if cache else ""
+        if cache and control.reads and (stored := await cache.get(key, control)) is not None:
+            response = await self._stored(asked, scorer.model, question, stored, respond)
+            response.headers.update(ignored_header(ignored))
+            return response
+        if control.only_if_cached:
+            raise ApiError(504, "No stored scores, and only-if-cached forbids to compute them.", code="not_cached")
+        queries, documents = question.queries, question.documents
+        stores = cache is not None and control.stores
+
+        async def compute(inputs: list[EncoderInput], tokens: int) -> object:
+            scores = await scorer.scores(inputs, len(documents), timeout_s)
+            if cache and stores:
+                await cache.put(key, scores, tokens, control)
+            self._count(asked, scorer.model, tokens, "miss" if stores else "bypass")
+            return respond(scores, tokens)
+
+        read = Read(queries + documents, sum(map(len, queries)) * (len(documents) // len(queries) - 1))
+        tokenize = partial(scorer.tokenize, queries, documents, question.max_tokens, fields)
+        headers = {"X-Dray-Cache": "miss" if stores else "bypass", **ignored_header(ignored)}
+        return await self._answer(asked, scorer.model, operation, read, tokenize, compute, headers)
+
+    async def _stored(
+        self,
+        asked: AuthenticatedRequest,
+        model: ServedModel,
+        question: ScoreQuestion,
+        stored: StoredScores,
+        respond: Callable[[list[float], int], object],
+    ) -> Response:
+        """The response with stored scores: it counts as a request, and costs no tokens."""
+        caller = asked.caller
+        asked.state.model = model.name
+        self._access.log_prompt(model, caller, question.queries + question.documents)
+        grant = await self._quotas.admit(caller.team)
+        self._access.release(grant)
+        self._count(asked, model, stored.tokens, "hit")
+        if caller.team is not None:
+            self._usage.record(caller.name, model.name, Usage(stored.tokens, 0, 0, 0), generated=False)
+        return json_response(respond(stored.scores, stored.tokens), headers={**stored.headers, **grant.headers})
+
+    def _count(self, asked: AuthenticatedRequest, model: ServedModel, tokens: int, result: str) -> None:
+        seconds = time.perf_counter() - asked.state.started
+        self._metrics.count_answer(model.name, asked.caller.label, Usage(tokens, 0, 0, 0), result, seconds)
 
     async def _answer(
         self,
@@ -134,10 +192,11 @@ class EncodingApi:
         read: Read,
         tokenize: Callable[[], list[EncoderInput]],
         respond: Callable[[list[EncoderInput], int], Awaitable[object]],
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Response:
         """Charges the caller's team for the tokens of a request that succeeds.
 
-        respond: the response to these inputs, which have this many tokens.
+        respond: the response to these inputs, which have this many tokens. headers: of the response.
         """
         caller = asked.caller
         asked.state.model = model.name
@@ -155,4 +214,4 @@ class EncodingApi:
             self._access.release(grant, charged_tokens)
         if caller.team is not None:
             self._usage.record(caller.name, model.name, Usage(tokens, 0, 0, 0), generated=True)
-        return json_response(response, headers={**grant.headers, **ignored_header(read.ignored)})
+        return json_response(response, headers={**headers, **grant.headers})

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from deployments.common.messages import EncoderInput
 from deployments.engine.encoder_model import EncoderModel
 
-_BATCH_SIZE = 16
+BATCH_SIZE = 16
 _BATCH_TOKENS = 8192
 """With padding. It bounds the memory for a batch of long texts."""
 _PACE_WEIGHT = 0.2
@@ -55,7 +55,7 @@ def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         # The next one is the longest, to which the others are padded.
-        if batch and (len(batch) == _BATCH_SIZE or (len(batch) + 1) * lengths[index] > _BATCH_TOKENS):
+        if batch and (len(batch) == BATCH_SIZE or (len(batch) + 1) * lengths[index] > _BATCH_TOKENS):
             yield batch
             batch = []
         batch.append(index)

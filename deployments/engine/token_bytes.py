@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
+from cluster.models.tokenizer_files import load_tokenizer
 from deployments.common.byte_level import BYTE_OF
 
 _SPACE = "\u2581"
@@ -31,7 +32,7 @@ class TokenBytes:
     bos_token_id = None
 
     def __init__(self, file: Path, size: int, eos_token_id: int) -> None:
-        """file: a tokenizer.json. size: how many tokens the model has, which may be more than the file's."""
+        """file: a model's tokenizer.json. size: how many tokens the model has, which may be more than the file's."""
         self._file = file
         self.eos_token_id = eos_token_id
         document = json.loads(file.read_bytes())
@@ -65,7 +66,7 @@ class TokenBytes:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_file(str(self._file))
+        tokenizer = load_tokenizer(self._file.parent)
         # No text before it, no other characters in its place, and special tokens' texts are texts.
         tokenizer.normalizer = normalizers.Sequence([] if self._byte_level else [normalizers.Replace(" ", _SPACE)])
         if not self._byte_level:

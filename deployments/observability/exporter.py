@@ -8,12 +8,14 @@ dead.
 """
 
 import os
+import socket
 import sys
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from cluster.child import obey_sigterm
 from cluster.launch.environment import METRICS_PORT, VLLM_NAMES
 from cluster.launch.watch import killing_hung_processes
 from cluster.liveness import FOLDER
@@ -38,13 +40,26 @@ class _Handler(BaseHTTPRequestHandler):
         """Logs nothing: Prometheus scrapes every few seconds."""
 
 
+class _Server(ThreadingHTTPServer):
+    """Listens on every IPv6 and IPv4 address, or on IPv4 alone where the kernel has nothing else."""
+
+    address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+
+    def server_bind(self) -> None:
+        """Binds the socket for both families."""
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+
 def serve(port: int = METRICS_PORT, *, vllm_names: bool = False) -> ThreadingHTTPServer:
     """Returns a server that listens on this port of every address. The caller runs and closes it."""
-    return ThreadingHTTPServer(("0.0.0.0", port), partial(_Handler, vllm_names=vllm_names))
+    return _Server(("", port), partial(_Handler, vllm_names=vllm_names))
 
 
 def main(port: int = METRICS_PORT) -> None:
     """Serves until the process is ended."""
+    obey_sigterm()
     server = serve(port, vllm_names=VLLM_NAMES in sys.argv[1:])
     with killing_hung_processes(Path(os.environ[FOLDER])), server:
         server.serve_forever()

@@ -1,4 +1,4 @@
-"""An embedding model or a cross-encoder as a router reaches it: texts to token ids, and any free replica."""
+"""An embedding model or a reranker as a router reaches it: texts to token ids, and any free replica."""
 
 import asyncio
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Encoder:
         tokenizer = load_tokenizer(model.folder)
         # What a client says is text: a [SEP] in it must not end a query where a cross-encoder's document begins.
         tokenizer.encode_special_tokens = True
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._words = tokenizer.get_vocab_size(with_added_tokens=True)
         self._texts = TextEncoder(tokenizer, model.context_tokens)
         self._replicas = replicas
@@ -57,15 +57,31 @@ class Encoder:
         for texts, param in zip(zip(*pairs, strict=True), params, strict=True):
             self.check_characters(texts, param)
         inputs = []
-        for encoding in self._tokenizer.encode_batch_fast(list(pairs)):
+        for encoding in self.tokenizer.encode_batch_fast(list(pairs)):
             types = encoding.type_ids
             inputs.append(EncoderInput(encoding.ids, types.index(1) if 1 in types else 0))
         self._check_lengths(inputs, params[1])
         return inputs
 
+    def own_ids(self, text: str) -> list[int]:
+        """The tokens of a text of the model's makers, whose control tokens are control tokens."""
+        self.tokenizer.encode_special_tokens = False
+        try:
+            return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        finally:
+            self.tokenizer.encode_special_tokens = True
+
+    def tokenize_between(
+        self, before: list[int], texts: Sequence[str], after: list[int], param: str
+    ) -> list[EncoderInput]:
+        """The texts' tokens between the same others. Raises ApiError 400 for one beyond the model's context."""
+        inputs = [EncoderInput([*before, *ids, *after]) for ids in self._texts.encode(texts)]
+        self._check_lengths(inputs, param)
+        return inputs
+
     def cut(self, texts: Sequence[str], max_tokens: int) -> list[str]:
         """The texts, each cut to its first tokens."""
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        encodings = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [
             text[: encoding.offsets[max_tokens - 1][1]] if len(encoding.ids) > max_tokens else text
             for text, encoding in zip(texts, encodings, strict=True)

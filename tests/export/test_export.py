@@ -14,6 +14,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from cluster.models.export import Compression, ExportError, export_model
 from cluster.models.folder import BUNDLED_FOLDER, ModelFolderError, check_readable, open_model
@@ -185,6 +187,30 @@ def test_the_command_for_random_models_names_the_known_ones(tmp_path: Path) -> N
         check=False,
     )
     assert done.returncode == 1 and "deepseek-r1-distill-qwen-1.5b" in done.stderr
+
+
+def test_an_exported_language_model_ranks_by_its_answer(tmp_path: Path) -> None:
+    """As transformers computes the logits of Qwen3-Reranker; batches of several lengths, one after the other."""
+    from transformers import Qwen3Config
+
+    torch.manual_seed(2)
+    source, out = weights(tmp_path / "weights"), tmp_path / "out"
+    reference = AutoModelForCausalLM.from_config(Qwen3Config(**SMALL, head_dim=16), dtype=torch.float32).eval()
+    reference.save_pretrained(source)
+    export_model(source, out, Compression("fp32"))
+    words = {
+        word: number for number, word in enumerate(["yes", "no", "<|im_start|>", "<|im_end|>", "<think>", "</think>"])
+    }
+    Tokenizer(WordLevel(words, "no")).save(str(out / "tokenizer.json"))
+    model = open_model(ModelSettings.model_validate({"source": str(out), "task": "rerank"}), tmp_path)
+    check_readable(model)
+    ranker = EncoderModel(model, 1, {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"})
+    for lengths in ((3, 40, 9, 1), (17,), (5, 6)):
+        batch = [[(7 * length + 31 * place) % 2050 for place in range(length)] for length in lengths]
+        with torch.no_grad():
+            logits = [reference(torch.tensor([ids])).logits[0, -1] for ids in batch]
+        wanted = [float(row[words["yes"]] - row[words["no"]]) for row in logits]
+        assert ranker.run([EncoderInput(ids) for ids in batch])[:, 0].tolist() == pytest.approx(wanted, abs=5e-3)
 
 
 def encoder_weights(folder: Path, classes: str) -> Path:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from cluster.kubernetes import sizes
-from cluster.kubernetes.pods import HAPROXY, MODELS_DIR, STATE_DIR, in_cluster, pod_environment
+from cluster.kubernetes.pods import HAPROXY, MODELS_DIR, STATE_DIR, head_environment, in_cluster, pod_environment
 from cluster.launch.environment import METRICS_PORT
 from cluster.settings import BUNDLED, Settings
 from tests.k8s.manifests import (
@@ -31,9 +31,13 @@ def pods(documents: list[Document], settings: Settings) -> Iterator[str]:
             yield f"{name} may run as root"
         if security.get("seccompProfile") != {"type": "RuntimeDefault"}:
             yield f"{name} has no seccomp profile"
-        on_host = any("hostPath" in volume for volume in spec.get("volumes", ()))
-        if spec.get("hostNetwork") or spec.get("hostPID") or on_host:
+        folders = {volume["hostPath"]["path"] for volume in spec.get("volumes", ()) if "hostPath" in volume}
+        models = {settings.kubernetes.models_path} if settings.kubernetes.models_path and name != "head" else set()
+        if spec.get("hostNetwork") or spec.get("hostPID") or folders - models:
             yield f"{name} reaches the node"
+        mounts = {mount["name"]: mount for container in spec["containers"] for mount in container["volumeMounts"]}
+        if folders and not mounts["models"].get("readOnly"):
+            yield f"{name} can change the models of its node"
         if spec.get("automountServiceAccountToken") is not False:
             yield f"{name} has a token of the API server"
         if spec.get("enableServiceLinks") is not False:
@@ -58,7 +62,10 @@ def pods(documents: list[Document], settings: Settings) -> Iterator[str]:
             # A pod that loads a model must not be killed: these probes only ask whether Ray's own process answers.
             if main.get(probe, {}).get("httpGet") != {"path": "/api/healthz", "port": 52365}:
                 yield f"{name}: {probe} does not ask the raylet"
-        if template["spec"]["terminationGracePeriodSeconds"] <= settings.limits.request_timeout_s + 30:
+        grace_s = template["spec"]["terminationGracePeriodSeconds"]
+        if name == "head":
+            yield from _head_returns(grace_s, main["startupProbe"])
+        elif grace_s <= settings.limits.request_timeout_s + 30:
             yield f"{name} is killed before its last stream ends"
         if template["spec"].get("restartPolicy", "Never") != "Never":
             yield f"{name}: the autoscaler v2 needs restartPolicy Never"
@@ -77,6 +84,18 @@ def pods(documents: list[Document], settings: Settings) -> Iterator[str]:
             yield f"{name}: its metrics container cannot see which processes are alive"
 
 
+def _head_returns(grace_s: int, startup: Document) -> Iterator[str]:
+    """A new head starts before workers give up, and the old one ends before its state in Redis is no longer deleted."""
+    start_s = startup["periodSeconds"] * startup["failureThreshold"]
+    # kuberay v1.7.0, common/pod.go:97: workers end after 600 s without a head; raycluster_controller.go:1003: there is
+    # no new one while the old pod exists.
+    if grace_s + start_s >= 600:
+        yield f"workers give up before the head is back: {grace_s} s of grace, {start_s} s to start"
+    # constant.go:259, raycluster_controller.go:300: the finalizer that deletes Ray's state from Redis goes after 300 s.
+    if grace_s >= 300:
+        yield f"Ray's state stays in Redis: the head may take {grace_s} s to end"
+
+
 def _autoscaler(documents: list[Document], name: str) -> list[Document]:
     if name != "head":
         return []
@@ -91,12 +110,10 @@ def numbers(documents: list[Document], settings: Settings) -> Iterator[str]:
     groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
     if len(groups) != 1 + len(settings.served):
         yield f"{len(groups)} worker groups for {len(settings.served)} models and the routers"
-    needed_cpus = 0
     for model in settings.served:
         matching = [group for group in groups.values() if group["resources"]["CPU"] == str(model.cores_per_replica)]
         sized = sizes.ModelInCluster(model)
         min_bytes = sized.weights_bytes * 2 + model.kv_cache_mb * 2**20
-        needed_cpus += max(model.replicas, model.max_replicas) * (model.cores_per_replica + 1) * threads
         if not matching:
             yield f"no worker group has the {model.cores_per_replica} cores of {sized.name}"
         for group in matching:
@@ -105,17 +122,11 @@ def numbers(documents: list[Document], settings: Settings) -> Iterator[str]:
                 yield f"{sized.name} leases {model.cores_per_replica} cores and needs one more; has {limits['cpu']}"
             if not min_bytes < mebibytes(limits["memory"]) * 2**20 < 2 * min_bytes + 3 * 2**30:
                 yield f"{sized.name} needs more than {min_bytes >> 20} MiB and gets {limits['memory']}"
-    group_cpus = sum(
-        (group["maxReplicas"] - 1) * cpus(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
-        for name, group in groups.items()
-        if name != "routers"
-    )
-    if group_cpus != needed_cpus:
-        yield f"all engines together need {needed_cpus} CPUs, their groups have {group_cpus}"
-    if groups["routers"]["minReplicas"] != settings.router.replica_minimum:
-        yield "the number of routers' pods differs from the number of routers"
-    variables = pod_environment(in_cluster(settings))
+    yield from _growth(groups, settings)
+    inside = in_cluster(settings)
+    workers, head = pod_environment(inside), head_environment(inside)
     for name, template in pod_templates(documents):
+        variables = head if name == "head" else workers
         for container in containers(template):
             if container["name"] == "redis":
                 continue
@@ -136,13 +147,33 @@ def numbers(documents: list[Document], settings: Settings) -> Iterator[str]:
                     yield f"{name} lacks a folder that Dray writes to or reads: {sorted(mounted)}"
                 if own["RAY_SERVE_HAPROXY_BINARY_PATH"] != str(HAPROXY):
                     yield f"{name} starts another HAProxy"
-                if int(own["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) < settings.limits.request_timeout_s:
+                drain_s = int(own["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+                if name == "head" and drain_s:
+                    yield "the head drains, although no stream passes through it"
+                if name != "head" and drain_s < settings.limits.request_timeout_s:
                     yield f"{name} stops draining before the longest stream ends"
             if container["name"] == "metrics" and environment(container) != {
                 "PROMETHEUS_MULTIPROC_DIR": variables["PROMETHEUS_MULTIPROC_DIR"]
             }:
                 yield f"{name}: its metrics are read from another folder than they are written to"
     yield from _outside(documents, settings)
+
+
+def _growth(groups: dict[str, Document], settings: Settings) -> Iterator[str]:
+    """Each group starts with its replicas' pods, and a running cluster can have any other number of them."""
+    starting = {"routers": settings.router.replica_minimum}
+    for model in settings.served:
+        asleep = bool(model.sleep_after_s) and model.max_replicas <= model.replicas
+        name = sizes.ModelInCluster(model).name.replace(".", "-")
+        starting[name] = 0 if asleep else model.replicas
+    for name, group in groups.items():
+        if group["replicas"] != starting.get(name):
+            yield f"{name} starts with {group['replicas']} pods for {starting.get(name)} replicas"
+        # kuberay v1.7.0, util.go:647-664: the bounds are not in the hash, so a running cluster keeps those it has.
+        if group["maxReplicas"] < sizes.MAX_PODS:
+            yield f"{name} may never have more than {group['maxReplicas']} pods in a running cluster"
+        if group["minReplicas"] != 0:
+            yield f"{name} has at least {group['minReplicas']} pods, in a second cluster and in one that shrinks too"
 
 
 def _outside(documents: list[Document], settings: Settings) -> Iterator[str]:
@@ -175,8 +206,9 @@ def upgrades(documents: list[Document], settings: Settings) -> Iterator[str]:
         options = strategy["clusterUpgradeOptions"]
         if not 0 < options["stepSizePercent"] <= options["maxSurgePercent"] <= 100:
             yield "clusterUpgradeOptions: stepSizePercent must be at most maxSurgePercent"
-        if of_kind(documents, "Ingress") or of_kind(documents, "HTTPRoute"):
-            yield "an incremental upgrade goes through KubeRay's own Gateway, not through this one"
+        services = {document["metadata"]["name"] for document in of_kind(documents, "Service")}
+        if "dray-serve-svc" not in services:
+            yield "KubeRay creates no dray-serve-svc for incremental upgrades, and nothing else does"
     elif strategy != {"type": "NewCluster"}:
         yield f"upgradeStrategy is {strategy}"
     if not spec.get("excludeHeadPodFromServeSvc") or cluster["headGroupSpec"]["rayStartParams"].get("num-cpus") != "0":

@@ -13,10 +13,17 @@ SECRETS = {
 }
 """The keys of each Secret that k8s/secrets.sh creates; a test compares the two."""
 
+_TO_ANYWHERE = ("dray-head-api", "dray-models", "dray-more-head-api", "dray-more-models")
+"""The policies that open a port to every address: of the API server, which is no pod, and of hubs."""
+
+_GATEWAY = "gateway.networking.k8s.io/gateway-name"
+"""The label of a Gateway's proxies, which no manifest has: its controller creates them."""
+
 
 def references(documents: list[Document], settings: Settings) -> Iterator[str]:
     """Every name of another object is the name of an object that exists."""
     existing = {(document["kind"], document["metadata"]["name"]) for document in documents}
+    existing.add(("ConfigMap", settings.kubernetes.ca_config_map))  # the cluster's own
     for name, template in pod_templates(documents):
         spec = template["spec"]
         for kind, target in (
@@ -78,6 +85,8 @@ def _selectors(documents: list[Document]) -> Iterator[str]:
     pods = [(template["metadata"]["labels"], _ports(template)) for _, template in pod_templates(documents)]
     for document in documents:
         kind, name, spec = document["kind"], document["metadata"]["name"], document.get("spec", {})
+        if _GATEWAY in str(spec.get("selector", spec.get("podSelector"))):
+            continue
         if kind == "Service":
             selected = _select({"matchLabels": spec["selector"]}, pods)
             named_ports = {port["targetPort"] for port in spec["ports"]}
@@ -149,16 +158,17 @@ def network(documents: list[Document], settings: Settings) -> Iterator[str]:
     for name, spec in policies.items():
         for rule in spec.get("ingress", ()):
             for peer in rule.get("from") or [{}]:
-                if not peer.get("podSelector") and not peer.get("namespaceSelector"):
+                if not any(peer.get(kind) for kind in ("podSelector", "namespaceSelector", "ipBlock")):
                     yield f"{name} lets everybody in"
                 for component in _components(spec["podSelector"]):
                     clients.setdefault(component, set()).update(_components(peer.get("podSelector", {})))
-        if spec.get("egress") and name not in ("dray-head-api", "dray-models"):
+        outside = {*_TO_ANYWHERE, *(["dray-node-store"] if settings.kubernetes.models_path else [])}
+        if spec.get("egress") and name not in outside:
             yield from (f"{name} lets pods out to anywhere" for rule in spec["egress"] if not rule.get("to"))
     for server, allowed in (("answers", {"router"}), ("teams", {"router"}), ("gcs", {"head"})):
         if clients.get(server) != allowed:
             yield f"the {server} Redis is open to {clients.get(server)}"
-    if clients.get("head", set()) - {"head", "router", "engine"}:
+    if clients.get("head", set()) - {"head", "router", "engine", "kuberay-operator"}:
         yield "other pods than Dray's reach the head"
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
-from cluster.kubernetes.pods import MODELS_DIR, STATE_DIR
+from cluster.kubernetes.pods import MODELS_DIR, STATE_DIR, in_cluster
 from cluster.serve_config import ENGINE, ROUTER, ROUTERS, EngineArgs, RouterArgs
 from cluster.settings import Settings
 from tests.k8s.manifests import K8S, Document, cluster_of, rayservice
@@ -70,7 +70,7 @@ def serve(documents: list[Document], settings: Settings) -> Iterator[str]:
     config = yaml.safe_load(text)
     parsed = ServeDeploySchema.model_validate(config)
     yield from _unknown(config, parsed, "serveConfigV2")
-    if parsed.http_options.port != settings.port or parsed.http_options.host != "0.0.0.0":
+    if parsed.http_options.port != settings.port or parsed.http_options.host != in_cluster(settings).host:
         yield "Serve does not listen on the pods' port"
     resources = {name for group in cluster_of(documents)["workerGroupSpecs"] for name in group["resources"]}
     applications = {application["name"]: application for application in config["applications"]}

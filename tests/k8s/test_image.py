@@ -1,5 +1,6 @@
 """The image: its Dockerfile, and (slow) that the packages it installs can serve without torch or a compiler."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
 from cluster.cli import app
 from cluster.kubernetes.pods import HAPROXY
@@ -73,6 +75,46 @@ def test_the_image_and_the_code_agree() -> None:
         for line in stage:
             if line.startswith("COPY ") and "--from" not in line:
                 assert all(f"!{source}" in ignored for source in line.split()[1:-1]), line
+
+
+def test_both_architectures_are_built_with_sbom_and_provenance_from_one_base() -> None:
+    bake = json.loads((K8S / "docker-bake.json").read_text())
+    common, serve = bake["target"]["common"], bake["target"]["serve"]
+    assert serve["platforms"] == ["linux/amd64", "linux/arm64"]
+    assert common["attest"] == ["type=sbom", "type=provenance,mode=max"]
+    base = bake["variable"]["PYTHON_IMAGE"]["default"]
+    assert f"ARG PYTHON_IMAGE={base}" in DOCKERFILE.read_text()
+    froms = [stage[0] for stage in stages().values()]
+    assert [line for line in froms if not re.match(r"FROM (\$\{PYTHON_IMAGE\}|build|base) AS ", line)] == []
+    assert common["args"]["PYTHON_IMAGE"] == "${PYTHON_IMAGE}"
+    for name in bake["group"]["default"]["targets"]:
+        assert bake["target"][name]["target"] in stages() and bake["target"][name]["inherits"] == ["common"]
+
+
+def test_published_images_are_pinned_and_signed() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "image.yml").read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    steps = workflow["jobs"]["publish"]["steps"]
+    texts = [step.get("run", "") + str(step.get("with", "")) for step in steps]
+    (pin,) = (index for index, text in enumerate(texts) if "k8s/pinned-base.sh" in text)
+    (build,) = (index for index, text in enumerate(texts) if "k8s/docker-bake.json" in text)
+    signatures = [index for index, text in enumerate(texts) if "cosign sign --yes" in text]
+    assert pin < build < min(signatures)
+    assert all("@$" in texts[index] for index in signatures), "a tag may have moved before it is signed"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("sha256:" + "a" * 64, "docker.io/library/python:3.11-slim-bookworm@sha256:" + "a" * 64), ("<no value>", "")],
+)
+def test_the_base_is_named_by_a_digest_or_not_at_all(tmp_path: Path, answer: str, expected: str) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    docker.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run([K8S / "pinned-base.sh"], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.strip() == expected
+    assert (done.returncode == 0) == bool(expected)
 
 
 def test_the_commands_of_pods_exist_in_the_image() -> None:

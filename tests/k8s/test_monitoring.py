@@ -116,5 +116,7 @@ def test_monitors_name_ports_of_pods() -> None:
             for template in selected:
                 ports = {port["name"] for container in containers(template) for port in container.get("ports", ())}
                 assert {endpoint["port"] for endpoint in spec["podMetricsEndpoints"]} <= ports, component
+    for document in documents:
+        assert document["metadata"]["labels"]["release"] == "kube-prometheus-stack", "its Prometheus reads no others"
     (config,) = of_kind(documents, "ConfigMap")
     assert json.loads(config["data"]["dray.json"])["uid"] == "dray"

@@ -35,15 +35,22 @@ def test_the_generated_files_match_the_settings(overlay: str) -> None:
     assert {path.name for path in folder.iterdir()} <= known
 
 
-def test_a_new_overlay_renders_and_applies(tmp_path: Path) -> None:
-    files = render(settings_of("production"), K8S / "base")
+@pytest.mark.parametrize("store", [{"models_claim": "store"}, {"models_path": "/var/lib/dray/models"}])
+def test_a_new_overlay_renders_and_applies(store: dict[str, str], tmp_path: Path) -> None:
+    kubernetes = settings_of("production").kubernetes.model_copy(update={"models_claim": ""} | store)
+    settings = settings_of("production").model_copy(update={"kubernetes": kubernetes})
+    files = render(settings, K8S / "base")
     folder = K8S / "overlays"
     relative = Path("../" * (len(tmp_path.resolve().parts) - 1) + str(K8S / "base")[1:])
     (tmp_path / "kustomization.yaml").write_text(kustomization(files, str(relative)))
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert folder.is_dir()
-    assert list(faults(kustomize(tmp_path), settings_of("production"))) == []
+    documents = kustomize(tmp_path)
+    assert list(faults(documents, settings)) == []
+    [namespace] = of_kind(documents, "Namespace")
+    level = namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+    assert level == ("privileged" if settings.kubernetes.models_path else "restricted")
 
 
 def _group(documents: list[Document], index: int) -> Document:
@@ -149,10 +156,44 @@ WRONG: dict[str, tuple[Callable[[list[Document]], Any], str]] = {
         "and needs one more",
     ),
     "fewer pods than engines": (
-        lambda manifests: _set(_group(manifests, 1), "maxReplicas", to=3),
-        "all engines together",
+        lambda manifests: _set(_group(manifests, 1), "replicas", to=3),
+        "with 3 pods for 4 replicas",
     ),
-    "fewer pods than routers": (lambda manifests: _set(_group(manifests, 0), "minReplicas", to=1), "routers' pods"),
+    "fewer pods than routers": (
+        lambda manifests: _set(_group(manifests, 0), "replicas", to=1),
+        "with 1 pods for 2 replicas",
+    ),
+    "bounds that a running cluster would keep": (
+        lambda manifests: _set(_group(manifests, 1), "maxReplicas", to=13),
+        "never have more than 13 pods",
+    ),
+    "a minimum that a second cluster would need at once": (
+        lambda manifests: _set(_group(manifests, 1), "minReplicas", to=4),
+        "at least 4 pods",
+    ),
+    "a head that takes as long as a stream": (
+        lambda manifests: _set(
+            cluster_of(manifests)["headGroupSpec"]["template"]["spec"], "terminationGracePeriodSeconds", to=675
+        ),
+        "before the head is back",
+    ),
+    "a head that outlasts the deletion of its state": (
+        lambda manifests: _set(
+            cluster_of(manifests)["headGroupSpec"]["template"]["spec"], "terminationGracePeriodSeconds", to=300
+        ),
+        "state stays in Redis",
+    ),
+    "a head that drains": (
+        lambda manifests: _set(
+            _env(
+                cluster_of(manifests)["headGroupSpec"]["template"]["spec"]["containers"][0],
+                "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S",
+            ),
+            "value",
+            to="630",
+        ),
+        "the head drains",
+    ),
     "root": (
         lambda manifests: _set(_group(manifests, 1), "template", "spec", "securityContext", "runAsNonRoot", to=False),
         "root",
@@ -301,9 +342,25 @@ WRONG: dict[str, tuple[Callable[[list[Document]], Any], str]] = {
     ),
     "a step larger than the surge": (
         lambda manifests: _set(
-            rayservice(manifests)["spec"]["upgradeStrategy"], "clusterUpgradeOptions", "stepSizePercent", to=80
+            rayservice(manifests)["spec"],
+            "upgradeStrategy",
+            to={
+                "type": "NewClusterWithIncrementalUpgrade",
+                "clusterUpgradeOptions": {"stepSizePercent": 80, "maxSurgePercent": 50},
+            },
         ),
         "stepSizePercent",
+    ),
+    "an incremental upgrade without a Service for routes": (
+        lambda manifests: _set(
+            rayservice(manifests)["spec"],
+            "upgradeStrategy",
+            to={
+                "type": "NewClusterWithIncrementalUpgrade",
+                "clusterUpgradeOptions": {"stepSizePercent": 25, "maxSurgePercent": 50},
+            },
+        ),
+        "creates no dray-serve-svc",
     ),
     "an old cluster that is deleted at once": (
         lambda manifests: rayservice(manifests)["spec"].pop("rayClusterDeletionDelaySeconds"),

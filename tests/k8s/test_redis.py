@@ -3,6 +3,8 @@
 import base64
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,14 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from cluster.ports import free_port
+from cluster.redis_client import connect
 from cluster.redis_server import find_server
 from tests.conftest import wait_for
-from tests.k8s.manifests import K8S, Document, kustomize, of_kind
+from tests.k8s.apply_rules import refused
+from tests.k8s.checks import numbers, pods, upgrades
+from tests.k8s.manifests import K8S, Document, cluster_of, kustomize, of_kind, settings_of
 from tests.k8s.references import SECRETS
+from tests.k8s.schemas import schemas
 
 AT_ONCE = Retry(NoBackoff(), 0)
 
@@ -31,7 +37,7 @@ def configuration(documents: list[Document], server: str, folder: Path, port: in
 
     Leaves out TLS, which the bundled server lacks.
     """
-    (config,) = (document for document in of_kind(documents, "ConfigMap") if document["metadata"]["name"] == server)
+    (config,) = (doc for doc in of_kind(documents, "ConfigMap") if doc["metadata"]["name"].startswith(f"{server}-"))
     for name, text in config["data"].items():
         lines = [line for line in text.splitlines() if not line.startswith(("tls-", "port "))]
         (folder / name).write_text("\n".join(lines) + "\n")
@@ -82,6 +88,89 @@ def test_a_server_starts_with_its_configuration(
     finally:
         process.kill()
         process.wait()
+
+
+@contextmanager
+def running(command: str, password: str, port: int) -> Iterator[Callable[[str], redis.Redis]]:
+    """The server with this password, until the block ends as a pod does. Yields how to connect with any password."""
+    process = subprocess.Popen(["sh", "-c", command], env={"PASSWORD": password, "PATH": "/usr/bin:/bin"})
+
+    def client_with(given: str) -> redis.Redis:
+        return redis.Redis(port=port, password=given, retry=AT_ONCE)
+
+    def answers() -> bool:
+        with client_with(password) as client:
+            try:
+                return bool(client.ping())
+            except redis.ConnectionError:
+                return False
+
+    try:
+        wait_for(answers)
+        yield client_with
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.mark.parametrize("server", ["dray-teams", "dray-gcs"])
+def test_a_rotated_password_opens_the_same_data_and_the_old_one_nothing(
+    server: str, rendered: list[Document], tmp_path: Path
+) -> None:
+    port = free_port()
+    command, _ = configuration(rendered, server, tmp_path, port)
+    with running(command, "before", port) as client_with, client_with("before") as client:
+        client.set("kept", "1")
+    with (
+        running(command, "after", port) as client_with,
+        client_with("after") as client,
+        client_with("before") as stranger,
+    ):
+        assert client.get("kept") == b"1"
+        with pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+
+
+def test_a_changed_configuration_restarts_its_server_and_no_other(tmp_path: Path) -> None:
+    shutil.copytree(K8S / "base" / "redis", tmp_path / "redis")
+    kustomization = {"resources": [f"redis/{name}" for name in ("answers", "teams", "gcs")]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    before = kustomize(tmp_path)
+    config = tmp_path / "redis" / "answers" / "redis.conf"
+    config.write_text(config.read_text().replace("maxmemory 1gb", "maxmemory 2gb"))
+    after = kustomize(tmp_path)
+    changed = [
+        old["metadata"]["name"]
+        for old, new in zip(of_kind(before, "StatefulSet"), of_kind(after, "StatefulSet"), strict=True)
+        if old["spec"]["template"] != new["spec"]["template"]
+    ]
+    assert changed == ["dray-answers"]
+    assert refused(before, after) == []
+
+
+def test_external_servers_replace_the_three_pods(tmp_path: Path) -> None:
+    up = "../" * (len(tmp_path.resolve().parts) - 1) + str(K8S)[1:]
+    overlay = {"resources": [f"{up}/overlays/production"], "components": [f"{up}/components/external-redis"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    documents = kustomize(tmp_path)
+    settings = settings_of("production")
+    assert [fault for check in (schemas, pods, numbers, upgrades) for fault in check(documents, settings)] == []
+    assert not of_kind(documents, "StatefulSet") + of_kind(documents, "Service") + of_kind(documents, "ConfigMap")
+    routers = cluster_of(documents)["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    sources = {entry["name"]: entry["valueFrom"]["secretKeyRef"] for entry in routers["env"] if "valueFrom" in entry}
+    assert sources == {
+        "DRAY_CACHE__URL": {"name": "dray-redis-urls", "key": "answers"},
+        "DRAY_TEAMS__URL": {"name": "dray-redis-urls", "key": "teams"},
+    }
+    text = yaml.safe_dump_all(documents)
+    assert not [server for server in ("dray-answers", "dray-teams", "dray-gcs:") if server in text]
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in of_kind(documents, "NetworkPolicy")}
+    ports = [port["port"] for name in ("dray-to-redis", "dray-to-gcs") for port in policies[name]["egress"][0]["ports"]]
+    assert ports == [6379, 26379] * 2
+    # The form of URL that the component's own comment gives, with Sentinel.
+    comment = (K8S / "components" / "external-redis" / "kustomization.yaml").read_text()
+    [url] = [word.rstrip("),.") for word in comment.split() if word.startswith("rediss+sentinel://")]
+    assert connect(url, timeout_s=1)
 
 
 @pytest.mark.skipif(not shutil.which("openssl") or not shutil.which("kubectl"), reason="needs openssl and kubectl")

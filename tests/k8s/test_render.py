@@ -52,7 +52,7 @@ def test_pods_follow_the_settings(tmp_path: Path) -> None:
     assert serve["http_options"]["port"] == 9000
     _, group = spec["rayClusterConfig"]["workerGroupSpecs"]
     pod = group["template"]["spec"]
-    assert (group["minReplicas"], group["maxReplicas"]) == (3, 4)
+    assert group["replicas"] == 3
     assert pod["terminationGracePeriodSeconds"] > 1200 + 30
     assert {container["image"] for container in pod["containers"] + pod["initContainers"]} == {"ours:1"}
     assert {"name": "serve", "containerPort": 9000} in pod["containers"][0]["ports"]
@@ -99,10 +99,10 @@ def test_an_edited_kustomization_is_not_overwritten(tmp_path: Path) -> None:
     assert kustomization.read_text() == "edited"
 
 
-def test_a_model_that_may_sleep_may_have_no_pods(tmp_path: Path) -> None:
+def test_a_model_that_may_sleep_starts_without_pods(tmp_path: Path) -> None:
     spec = rendered(tmp_path, NAMED + "  replicas: 2\n  sleep_after_s: 600\n" + CLAIM)
     _, group = spec["rayClusterConfig"]["workerGroupSpecs"]
-    assert (group["minReplicas"], group["maxReplicas"]) == (0, 3)
+    assert (group["replicas"], group["minReplicas"]) == (0, 0)
 
 
 def test_the_store_has_room_for_models_that_are_fetched_or_exported(tmp_path: Path) -> None:
@@ -127,10 +127,30 @@ def test_the_store_has_room_for_models_that_are_fetched_or_exported(tmp_path: Pa
     assert store(NAMED + CLAIM + "  storage_mb: 51200\n")[0] == 50
 
 
+def test_pods_fetch_models_into_a_folder_of_their_node(tmp_path: Path) -> None:
+    store = "kubernetes:\n  models_path: /var/lib/dray/models\n  fetch_image: dray:export\n"
+    spec = rendered(tmp_path, NAMED + store)["rayClusterConfig"]
+    for group in spec["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        *_, fetcher, waiting = pod["initContainers"]
+        assert fetcher["command"] == ["dray", "models", "pull", FIFTEEN.name, "--weight", "int8", "--wait"]
+        assert fetcher["image"] == "dray:export" and waiting["name"] == "model"
+        [mount] = (mount for mount in fetcher["volumeMounts"] if mount["name"] == "models")
+        assert not mount.get("readOnly")
+        [volume] = (volume for volume in pod["volumes"] if volume["name"] == "models")
+        # A missing folder is an event that names it. One that the kubelet creates could not be written to.
+        assert volume["hostPath"] == {"path": "/var/lib/dray/models", "type": "Directory"}
+    head = spec["headGroupSpec"]["template"]["spec"]
+    assert not [volume for volume in head["volumes"] if "hostPath" in volume]
+    assert not (tmp_path / "out" / "models.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (NAMED, "models_claim"),
+        (NAMED + CLAIM + "  models_path: /srv/models\n", "models_claim and kubernetes.models_path, not both"),
+        (NAMED + "kubernetes:\n  models_path: models\n", "kubernetes.models_path"),
         (NAMED + "kubernetes:\n  models_claim: a\n  models_image: b\n", ", not both"),
         ("model:\n  source: deepseek-r1-distill-qwen-1.5b\n" + CLAIM, "cores_per_replica"),
         ("model:\n  source: nothing-known\n  cores_per_replica: 1\n" + CLAIM, "no folder, not in the catalog"),

@@ -61,7 +61,11 @@ def no_thought(folder: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "weights missing": (lambda folder: (folder / "openvino_model.bin").unlink(), "files", "lacks openvino_model.bin"),
-    "tokenizer broken": (lambda folder: (folder / "tokenizer.json").write_text("{}"), "files", "holds no tokenizer"),
+    "tokenizer broken": (
+        lambda folder: (folder / "tokenizer.json").write_text("{}"),
+        "files",
+        "cannot be used as a tokenizer",
+    ),
     "another's tokenizer": (other_tokenizer, "tokenizer", "another model's"),
     "words only": (lossy_tokenizer, "round trip", "comes back as"),
     "unknown bos": (lambda f: change(f / "tokenizer_config.json", bos_token="<x>"), "special tokens", "bos_token"),

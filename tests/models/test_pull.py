@@ -3,20 +3,25 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from cluster.models.fetch import exclusive
 from cluster.models.folder import BUNDLED_FOLDER
+from tests.conftest import wait_for
 from tests.models.hubs import COMMIT, TOKEN, Repository, StandIn, stand_in
 
 R1 = "deepseek-r1-distill-qwen-1.5b"
 R1_IR = "OpenVINO/DeepSeek-R1-Distill-Qwen-1.5B-int8-ov"
 BIN = "openvino_model.bin"
+LOCKS = Path("/proc/locks")
 VARIABLES = {"huggingface": "HF_ENDPOINT", "modelscope": "MODELSCOPE_ENDPOINT"}
 TOKENS = {"huggingface": "HF_TOKEN", "modelscope": "MODELSCOPE_API_TOKEN"}
 
@@ -143,6 +148,21 @@ def test_an_interrupted_download_resumes(machine: Machine) -> None:
     assert (machine.store / f"{R1}-int8" / BIN).read_bytes() == repository.files[BIN]
     first, *later = machine.server.downloads(BIN)
     assert first == 0 and later and all(start > 0 for start in later)
+
+
+def test_of_two_at_once_one_fetches_and_the_other_waits(machine: Machine) -> None:
+    """As two pods of a node do."""
+    machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
+    lock = machine.store / ".partial" / f"{R1}-int8.lock"
+    with ThreadPoolExecutor() as pool:
+        with exclusive(lock):
+            assert "another process is fetching this model" in machine.refused("pull", R1)
+            waiting = pool.submit(machine.dray, "pull", R1, "--wait")
+            blocked = f":{lock.stat().st_ino} "
+            wait_for(lambda: [line for line in LOCKS.read_text().splitlines() if "->" in line and blocked in line])
+            shutil.copytree(BUNDLED_FOLDER, machine.store / f"{R1}-int8")
+        assert waiting.result().returncode == 0
+    assert machine.server.asked == [], "it finds what the first one has fetched"
 
 
 def test_a_damaged_download_is_repeated_once(machine: Machine) -> None:

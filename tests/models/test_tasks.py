@@ -119,3 +119,18 @@ def test_a_request_without_a_temperature_gets_the_makers(
     assert sampling_for(model, LimitSettings(), None, read_chat(asked, LimitSettings())).temperature == 0
     if stored and "eos_token_id" in stored:
         assert model.generation_defaults["eos_token_id"] == 5
+
+
+@pytest.mark.parametrize("name", [name for name, entry in CATALOG.items() if entry.task == "generate"])
+def test_each_model_of_the_catalog_has_its_makers_sampling(tmp_path: Path, name: str) -> None:
+    """Where its repository names none."""
+    folder = Path(shutil.copytree(BUNDLED_FOLDER, tmp_path / "m"))
+    (folder / "generation_config.json").unlink()
+    _complete(folder, name, {})
+    model = open_model(ModelSettings(source=str(folder)), tmp_path)
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
+    sampling = sampling_for(model, LimitSettings(), None, read_chat(body, LimitSettings()))
+    recommended = CATALOG[name].sampling
+    assert {field: getattr(sampling, field) for field in recommended} == recommended
+    if not recommended:
+        assert model.generation_defaults == {}, "nothing is made up"

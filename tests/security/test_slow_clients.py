@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,9 +34,9 @@ _RENDER = """
 import sys
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions
-folder, port, backend, metrics, stats = sys.argv[1], *map(int, sys.argv[2:])
+folder, host, port, backend, metrics, stats = *sys.argv[1:3], *map(int, sys.argv[3:])
 config = HAProxyConfig(
-    http_options=HTTPOptions(host="127.0.0.1", port=port),
+    http_options=HTTPOptions(host=host, port=port),
     socket_path=f"{folder}/admin.sock", metrics_socket_path=f"{folder}/m.sock",
     server_state_base=folder, server_state_file=f"{folder}/state",
     metrics_port=metrics, stats_port=stats, is_head=True, has_received_routes=True, has_received_servers=True,
@@ -112,15 +112,17 @@ def proxy() -> Iterator[Proxy]:
 
 
 @contextmanager
-def running_proxy(backend_port: int) -> Iterator[Proxy]:
-    """HAProxy in front of the server at this port; 0: in front of none."""
+def running_proxy(backend_port: int, host: str = "127.0.0.1", more: Mapping[str, str] | None = None) -> Iterator[Proxy]:
+    """HAProxy in front of the server at this port; 0: in front of none. more: further variables of its environment."""
     port, metrics, stats = free_port(), free_port(), free_port()
     with tempfile.TemporaryDirectory(prefix="dray-h-") as name:
         folder = Path(name)
         timeouts = {"RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(STALL_S), haproxy.RECEIVE_TIMEOUT: str(RECEIVE_S)}
-        environment = os.environ | timeouts | {"RAY_SERVE_HAPROXY_MAXCONN": str(CONNECTIONS)}
+        environment = os.environ | timeouts | {"RAY_SERVE_HAPROXY_MAXCONN": str(CONNECTIONS), **(more or {})}
         ports = map(str, (port, backend_port, metrics, stats))
-        subprocess.run([sys.executable, "-c", _RENDER, str(folder), *ports], check=True, timeout=120, env=environment)
+        subprocess.run(
+            [sys.executable, "-c", _RENDER, str(folder), host, *ports], check=True, timeout=120, env=environment
+        )
         (folder / "state").touch()
         folder.chmod(0o755)  # as Serve makes it
         command = [sys.executable, "-c", "from cluster.launch.haproxy import main; main()"]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import re
 import shutil
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import asynccontextmanager
@@ -16,9 +17,10 @@ import openvino
 import openvino.opset15 as operations
 import pytest
 import redis
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
-from cluster.models.folder import BUNDLED_FOLDER, ModelFolderError, check_readable, open_model
+from cluster.commands.model_folders import served_by
+from cluster.models.folder import BUNDLED_FOLDER, ModelFolderError, check_readable, open_model, store_folder
 from cluster.models.tasks import WrongTask
 from cluster.records.team_records import Quota, Team
 from cluster.records.teams import add_team, create_key
@@ -127,7 +129,7 @@ async def serving(
     """tokens: the team's quota, in a minute and in a month."""
     model = {"name": "ranker", "source": folder, "task": "rerank", **settings.pop("model", {})}
     opened = open_model(ModelSettings.model_validate(model), Path(folder))
-    encoders = Encoders(batches=EncoderBatches(EncoderModel(opened, 1)))
+    encoders = Encoders(batches=EncoderBatches(EncoderModel(opened, 1, EXACT)))
     with redis.Redis.from_url(server.url) as store:
         store.flushall()
         add_team(store, Team("search", 0.0, quota=Quota(tokens_per_minute=tokens, tokens_per_month=tokens)))
@@ -138,6 +140,62 @@ async def serving(
             httpx.AsyncClient(base_url=router.url, headers={"Authorization": f"Bearer {key}"}, timeout=20) as client,
         ):
             yield Service(client, encoders, store)
+
+
+EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
+SIZE = 8
+PIECES = [*"abcdefghijklmnopqrstuvwxyz", "yes", "no"]
+MARKS = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+VOCABULARY = {text: number for number, text in enumerate([*PIECES, *MARKS, "[UNK]"])}
+EMBEDDED = np.random.default_rng(4).normal(size=(len(VOCABULARY), SIZE)).astype(np.float32)
+HEAD = np.random.default_rng(5).normal(size=(len(VOCABULARY), SIZE)).astype(np.float32)
+
+
+def make_language_model(folder: Path, *, yes: str = "yes") -> str:
+    """Writes a small causal model with random weights: a token's state is the sum of the embeddings up to it, at their
+    positions. Its tokenizer has letters, the words of an answer, and the control tokens of Qwen."""
+    folder.mkdir()
+    inputs = {name: operations.parameter([-1, -1], np.int64, name=name) for name in ("input_ids", "position_ids")}
+    for name, parameter in inputs.items():
+        parameter.output(0).set_names({name})
+    each = operations.gather(operations.constant(EMBEDDED), inputs["input_ids"], operations.constant(np.int64(0)))
+    places = operations.convert(operations.unsqueeze(inputs["position_ids"], np.int64(2)), "f32")
+    weighted = operations.divide(each, operations.add(places, np.float32(1)))
+    states = operations.cum_sum(weighted, operations.constant(np.int64(1)))
+    logits = operations.matmul(states, operations.constant(HEAD), False, True)
+    model = openvino.Model([operations.result(logits)], list(inputs.values()))
+    openvino.save_model(model, folder / "openvino_model.xml", compress_to_fp16=False)
+    config = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "max_position_embeddings": 400}
+    (folder / "config.json").write_text(json.dumps(config))
+    known = {yes if text == "yes" else text: number for text, number in VOCABULARY.items()}
+    tokenizer = Tokenizer(models.WordLevel(known, "[UNK]"))
+    words = pre_tokenizers.Split(Regex("yes|no|[a-z]|[^a-z]"), "isolated")
+    tokenizer.pre_tokenizer = words
+    tokenizer.add_special_tokens(MARKS)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    shutil.copy(BUNDLED_FOLDER / "tokenizer_config.json", folder)
+    return str(folder)
+
+
+def ids_of(text: str, marks: list[str]) -> list[int]:
+    """Tokens of a text in which these are control tokens."""
+    found = re.findall("|".join([*map(re.escape, marks), "yes", "no", "[a-z]", "[^a-z]"]), text)
+    return [VOCABULARY.get(piece, VOCABULARY["[UNK]"]) for piece in found]
+
+
+def answered(query: str, document: str) -> float:
+    """The probability of "yes" rather than "no", as the model card of Qwen3-Reranker has it, calculated here."""
+    before = (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    )
+    instruction = "Given a web search query, retrieve relevant passages that answer the query"
+    after = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    said = ids_of(f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}", [])
+    ids = [*ids_of(before, MARKS), *said, *ids_of(after, MARKS)]
+    state = (EMBEDDED[ids] / np.arange(1, len(ids) + 1)[:, None]).sum(0)
+    no, yes = (float(HEAD[VOCABULARY[word]] @ state) for word in ("no", "yes"))
+    return math.exp(yes) / (math.exp(yes) + math.exp(no))
 
 
 DOCUMENTS = ["the cat is open", "refund", "days days days refund", "the the"]
@@ -217,6 +275,103 @@ def test_what_a_text_says_separates_nothing(server: OwnRedis, monkeypatch: pytes
             body = (await service.post("/v1/score", text_1=first, text_2=second)).json()
             wanted = expected(f"cat {text} open", f"days {text}")
             assert body["data"][0]["score"] == pytest.approx(wanted, abs=1e-4)
+
+    asyncio.run(work())
+
+
+def test_a_language_model_answers_yes_or_no(server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As Qwen3-Reranker: many documents of several lengths, and control tokens that they only spell."""
+    documents = [*("days" * length + "ab" for length in range(1, 20)), "a<|im_end|>b", "yes", "no 是"]
+
+    async def work() -> None:
+        folder = make_language_model(tmp_path / "m")
+        async with serving(server, monkeypatch, folder, tokens=10**6) as service:
+            query = "what is the refund"
+            body = (await service.post("/v1/score", text_1=query, text_2=documents)).json()
+            for score, document in zip(body["data"], documents, strict=True):
+                assert score["score"] == pytest.approx(answered(query, document), abs=1e-3), document
+            best = (await service.post("/v1/rerank", query=query, documents=documents)).json()["results"][0]
+            assert best["index"] == max(range(len(documents)), key=lambda index: answered(query, documents[index]))
+            refused = await service.post("/v1/rerank", query=query, documents=["a" * 500])
+            assert refused.status_code == 400 and refused.json()["error"]["param"] == "documents"
+
+    asyncio.run(work())
+
+
+def test_a_language_model_that_cannot_rank_is_refused_before_it_is_served(tmp_path: Path) -> None:
+    model = open_model(ModelSettings(source=make_language_model(tmp_path / "m", yes="y"), task="rerank"), tmp_path)
+    with pytest.raises(ModelFolderError, match=r"only if it is a Qwen3-Reranker; this one has no token 'yes'"):
+        check_readable(model)
+
+
+def test_a_language_model_of_the_catalog_that_ranks_generates_nothing(tmp_path: Path) -> None:
+    """Its files do not say what it is for."""
+    folder = store_folder("qwen3-reranker-0.6b", "int8", tmp_path)
+    make_language_model(folder)
+    with pytest.raises(ModelFolderError, match="trained to rerank; set task: rerank"):
+        open_model(ModelSettings(source="qwen3-reranker-0.6b"), tmp_path)
+    assert served_by("qwen3-reranker-0.6b", folder).endswith("task: rerank} to models in dray.yaml")
+    ranker = open_model(ModelSettings(source="qwen3-reranker-0.6b", task="rerank"), tmp_path)
+    assert ranker.ranks_by_answer
+    check_readable(ranker)
+
+
+def test_the_same_question_is_scored_once(server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(server, monkeypatch, make_cross_encoder(tmp_path / "m")) as service:
+            encoders, month = service.encoders, quota_keys("search", current_month())[3]
+            body = {"query": "what is", "documents": DOCUMENTS}
+            first = await service.post("/v1/rerank", **body)
+            again = await service.post("/v1/rerank", **body)
+            assert [first.headers["x-dray-cache"], again.headers["x-dray-cache"]] == ["miss", "hit"]
+            assert again.json()["results"] == first.json()["results"] and "age" in again.headers
+            assert again.json()["usage"] == first.json()["usage"]
+            # The scores are of the texts, whichever route asks for them.
+            scored = await service.post("/v1/score", text_1="what is", text_2=DOCUMENTS)
+            assert scored.headers["x-dray-cache"] == "hit" and encoders.requests == 1
+            scores = {result["index"]: result["relevance_score"] for result in first.json()["results"]}
+            assert [score["score"] for score in scored.json()["data"]] == [scores[index] for index in range(4)]
+            # What a score depends on: texts, their order, and where documents are cut.
+            for other in ({"documents": DOCUMENTS[::-1]}, {"query": "what"}, {"max_tokens_per_doc": 2}):
+                assert (await service.post("/v1/rerank", **body | other)).headers["x-dray-cache"] == "miss"
+            charged = int(service.store.get(month) or 0)
+            assert (await service.post("/v1/rerank", **body, top_n=1)).headers["x-dray-cache"] == "hit"
+            assert int(service.store.get(month) or 0) == charged
+            [*keys] = service.store.scan_iter(match="dray:answer:ranker:*")
+            assert len(keys) == 4 and all(0 < service.store.ttl(key) <= 86_400 for key in keys)
+
+    asyncio.run(work())
+
+
+def test_a_request_decides_about_the_cache_of_scores(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def work() -> None:
+        async with serving(server, monkeypatch, make_cross_encoder(tmp_path / "m")) as service:
+
+            async def ask(**headers: str) -> tuple[int, str | None]:
+                body = {"model": "ranker", "text_1": "cat", "text_2": "days"}
+                named = {name.replace("_", "-"): value for name, value in headers.items()}
+                response = await service.client.post("/v1/score", json=body, headers=named)
+                return response.status_code, response.headers.get("x-dray-cache")
+
+            assert await ask(Cache_Control="only-if-cached") == (504, None)
+            assert await ask(Cache_Control="no-store") == (200, "bypass")
+            assert await ask(X_Dray_Cache_TTL="7") == (200, "miss")
+            [key] = service.store.scan_iter(match="dray:answer:ranker:*")
+            assert 0 < service.store.ttl(key) <= 7
+            assert await ask(Cache_Control="only-if-cached") == (200, "hit")
+            assert await ask(Cache_Control="no-cache") == (200, "miss")
+            assert await ask(X_Dray_Cache_TTL="x") == (400, None)
+            service.store.set(key, b"garbage")
+            assert await ask() == (200, "miss")
+            with redis.Redis.from_url(server.url) as store:
+                add_team(store, Team("others", 0.0))
+                other = create_key(store, "others").secret
+            async with asyncio.timeout(10):
+                while (await ask(Authorization=f"Bearer {other}"))[0] == 401:  # until routers know the key
+                    await asyncio.sleep(0.02)
+            assert len(list(service.store.scan_iter(match="dray:answer:ranker:*"))) == 2, "a namespace of its own"
 
     asyncio.run(work())
 

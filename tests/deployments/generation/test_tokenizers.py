@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from deployments.common.byte_level import BYTE_OF
 from deployments.common.messages import Sampling
 from deployments.common.types import GenerationRequest, Message
 from deployments.generation.output_parser import OutputParser
@@ -94,6 +95,26 @@ def test_part_of_a_character_waits_for_the_rest(prompts: PromptRenderer, kind: s
     assert text.replace("\ufffd", "").replace(" ", "") == "ab", (
         "a character that never ends does not swallow what follows"
     )
+
+
+def test_lone_bytes_swallow_nothing(prompts: PromptRenderer, kind: str) -> None:
+    """A model may write any byte, whether or not it makes a character with what comes before and after."""
+    if kind in SMALL:
+        pytest.skip("not of bytes")
+    tokenizer = prompts.vocabulary.tokenizer
+    before, after = text_ids(prompts, "a"), text_ids(prompts, "b")
+    characters = {byte: character for character, byte in BYTE_OF.items()}
+    names = {byte: (f"<0x{byte:02X}>", characters[byte]) for byte in (0x80, 0xBF, 0xC3, 0xE9, 0xF0)}
+    tokens = {
+        byte: tokenizer.token_to_id(own) or tokenizer.token_to_id(shared) for byte, (own, shared) in names.items()
+    }
+    assert all(tokens.values())
+    for byte, token in tokens.items():
+        parser, cut = raw(prompts), raw(prompts)
+        pieces = [parser.feed([number]).text for number in (*before, token, *after)]
+        text = "".join([*pieces, parser.finish("stop").text])
+        assert text.replace("\ufffd", "").replace(" ", "") == "ab", byte
+        assert cut.feed([token]).text + cut.finish("stop").text in ("", "\ufffd"), byte
 
 
 def test_a_declared_class_changes_nothing(tmp_path: Path) -> None:

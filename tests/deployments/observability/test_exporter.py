@@ -59,3 +59,19 @@ def test_a_dead_process_leaves_its_counters_but_not_its_gauges(tmp_path: Path, m
         assert [line for line in after.splitlines() if line.startswith(counter) and name in line]
     assert [line for line in after.splitlines() if line.startswith(gauge) and "alive" in line]
     assert not [line for line in after.splitlines() if line.startswith(gauge) and "killed" in line]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "[::1]"])
+def test_clusters_with_either_family_of_addresses_can_scrape(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    server = serve(0)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        assert httpx.get(f"http://{address}:{server.server_address[1]}/metrics").status_code == 200
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
