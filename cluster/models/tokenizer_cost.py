@@ -10,8 +10,8 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from re import _constants as constants
-from re import _parser as parser
+from re import _constants as constants  # type: ignore[attr-defined]
+from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
 import msgspec
