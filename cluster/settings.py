@@ -289,6 +289,16 @@ class CorsSettings(Group):
     )
 
 
+class MetricsSettings(Group):
+    """What /metrics shows."""
+
+    vllm_names: bool = Field(
+        False,
+        description="Report metrics under the names of vLLM too (`vllm:num_requests_running` and others that mean the "
+        "same), for dashboards made for it.",
+    )
+
+
 class RouterSettings(Group):
     """The routers: the HTTP service in front of the engines."""
 
@@ -553,7 +563,7 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
+    host: str = Field("127.0.0.1", description="Address to listen on. 127.0.0.1 includes ::1, so all of localhost.")
     port: Annotated[int, Field(gt=0, lt=65536)] = Field(8000, description="Port to listen on.")
     state_dir: Path = Field(
         default_factory=default_state_dir,
@@ -589,6 +599,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     api: ApiSettings = ApiSettings()
     cors: CorsSettings = CorsSettings()
+    metrics: MetricsSettings = MetricsSettings()
     router: RouterSettings = RouterSettings()
     limits: LimitSettings = LimitSettings()
     cache: CacheSettings = CacheSettings()

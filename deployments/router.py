@@ -109,7 +109,7 @@ class Router:
             settings, directory, access, self._quotas, self._usage, texts, scores, self._metrics
         )
         awake = {arguments.engines[model.name]: model.name for model in models if not model.settings.sleep_after_s}
-        self._info = InfoApi(models, awake, self._authenticator)
+        self._info = InfoApi(settings, models, awake, self._authenticator)
         self._admin = AdminApi(self._authenticator, self._usage, arguments.teams_url)
         self._status_page = StatusPage(models)
 

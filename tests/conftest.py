@@ -24,6 +24,7 @@ from cluster.models.folder import ServedModel, open_model
 from cluster.ports import free_port
 from cluster.redis_server import OwnRedis
 from cluster.settings import ModelSettings, default_models_dir
+from tests.judges.judge import JudgedTransport
 
 MODEL = "dray-demo"
 RABBITS = "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"
@@ -176,7 +177,7 @@ def client(dray: Dray) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="session")
 def http(dray: Dray) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=dray.root, timeout=120) as http:
+    with httpx.Client(base_url=dray.root, timeout=120, transport=JudgedTransport()) as http:
         yield http
 
 

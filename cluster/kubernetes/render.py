@@ -28,7 +28,7 @@ from cluster.kubernetes.sizes import (
     termination_s,
 )
 from cluster.kubernetes.stores import complete_store, copied, models_volume, set_environment, wait_for_models
-from cluster.launch.environment import METRICS_PORT, OBJECT_STORE_BYTES
+from cluster.launch.environment import METRICS_PORT, OBJECT_STORE_BYTES, VLLM_NAMES
 from cluster.serve_config import Engine, Routers
 from cluster.settings import Settings
 
@@ -180,6 +180,8 @@ def _fill_pod(pod: dict[str, Any], settings: Settings, environment: Mapping[str,
         if container["name"] == "metrics":
             name = "PROMETHEUS_MULTIPROC_DIR"
             set_environment(container, {name: environment[name]})
+            if settings.metrics.vllm_names:
+                container["command"] = [*container["command"], VLLM_NAMES]
     if "lifecycle" in main:
         main["lifecycle"]["preStop"]["exec"]["command"] = ["sleep", str(NOTICE_S)]
     for volume in pod["volumes"]:

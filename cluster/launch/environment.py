@@ -11,6 +11,8 @@ from cluster.settings import Settings
 METRICS_FOLDER, HAPROXY_FOLDER = "metrics", "h"
 """Folders in the state folder. The second name is short, because a node id of 56 characters and a socket's name follow,
 and socket paths end at 107 bytes."""
+VLLM_NAMES = "--vllm-names"
+"""Option of the metrics container, for the setting metrics.vllm_names."""
 METRICS_PORT = 9464
 """Port at which a pod exposes the metrics of its own processes."""
 OBJECT_STORE_BYTES = 80 * 2**20

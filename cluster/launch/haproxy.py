@@ -21,12 +21,15 @@ import os
 import re
 import resource
 import signal
+import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cluster.private_files import private_folder, write_private
 
+IPV4_LOOPBACK, IPV6_LOOPBACK = "127.0.0.1", "::1"
 HOST = "HAPROXY_HOST"
 """Variable with the address to listen on, instead of Serve's, which is the routers' own too. Unset: Serve's."""
 RECEIVE_TIMEOUT = "HAPROXY_RECEIVE_TIMEOUT_S"
@@ -105,11 +108,37 @@ def main() -> None:
     os.execv(binary, [binary, "-dS", *arguments])
 
 
+def addresses_of(host: str) -> list[str]:
+    """The addresses to listen on for the setting `host`: for 127.0.0.1 also ::1, where the machine has it, as many
+    programs take localhost for that."""
+    if host != IPV4_LOOPBACK:
+        return [host]
+    with suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind((IPV6_LOOPBACK, 0))
+        return [host, IPV6_LOOPBACK]
+    return [host]
+
+
 def changed(config: str, environment: Mapping[str, str]) -> str:
     """Serve's configuration with Dray's changes. environment: has the variables above."""
     sections = [section for section in _sections(config) if not section.startswith(_UNUSED_SECTIONS)]
     connections = int(re.findall(r"^\s+maxconn (\d+)", config, flags=re.MULTILINE)[0])
     return "".join(_changed_section(section, connections, environment) for section in sections) + _NO_RESOLVERS
+
+
+def _bindings(line: str, addresses: Sequence[str]) -> str:
+    """A line of a frontend; if it binds a port, one for each address instead."""
+    if (found := re.match(r"(\s*)bind \S+:(\d+)(.*\n?)", line, flags=re.DOTALL)) is None:
+        return line
+    indent, port, options = found.groups()
+    # v6only: HAProxy does not recognize a socket on one IPv6 address without it, when a new process takes the old one's
+    # over (2.8.25). The old one is then told to pause, which closes the IPv4 socket of both.
+    return "".join(
+        f"{indent}bind ipv6@{address}:{port}{'' if address == '::' else ' v6only'}{options}"
+        if ":" in address
+        else f"{indent}bind {address}:{port}{options}"
+        for address in addresses
+    )
 
 
 def _sections(config: str) -> list[str]:
@@ -130,8 +159,7 @@ def _changed_section(section: str, connections: int, environment: Mapping[str, s
         first += "".join(f"    http-error status {status} {error}\n" for status, error in _ERRORS.items())
     elif first.startswith("frontend http_frontend"):
         if host := environment.get(HOST):
-            address = f"ipv6@{host}" if ":" in host else host
-            lines = [re.sub(r"\bbind \S+:(\d+)", rf"bind {address}:\1", line) for line in lines]
+            lines = [_bindings(line, addresses_of(host)) for line in lines]
         first += f"    maxconn {connections}\n"
     elif first.startswith("backend default_backend"):
         lines = [_NO_ROUTER]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.cores import NotEnoughCores, UsableCores, count_free, held_cores, processor_flags, usable_cores
+from cluster.launch.haproxy import addresses_of
 from cluster.memory import available_memory
 from cluster.models.folder import KnownModel, ModelFolderError, check_readable, memory_needed, open_models
 from cluster.redis_client import RedisUrlError, check_url
@@ -138,6 +139,11 @@ def engines_of(settings: Settings, models: Sequence[KnownModel], usable: UsableC
 
 def check_port(host: str, port: int) -> None:
     """Raises LaunchError if the port is in use, or this process may not listen there."""
+    for address in addresses_of(host):
+        _check_port(address, port)
+
+
+def _check_port(host: str, port: int) -> None:
     # Without SO_REUSEPORT: HAProxy sets it, so a second one would silently share the port.
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

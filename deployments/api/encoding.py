@@ -15,8 +15,16 @@ from cluster.settings import Settings
 from deployments.api.access import AuthenticatedRequest, RequestAccess, queue_class
 from deployments.api.http import json_response
 from deployments.api.models import ModelDirectory
-from deployments.api.protocol.embeddings import embeddings_response, read_embedding
-from deployments.api.protocol.rerank import read_rerank, read_score, rerank_response, score_response
+from deployments.api.protocol.embeddings import EmbeddingRequest, embeddings_response, read_embedding
+from deployments.api.protocol.rerank import (
+    RerankRequest,
+    ScoreRequest,
+    read_rerank,
+    read_score,
+    rerank_response,
+    score_response,
+)
+from deployments.api.unknown_fields import UnknownFields, ignored_header
 from deployments.cache.answers import CacheControl
 from deployments.cache.scores import ScoreCache, ScoreQuestion, StoredScores
 from deployments.common.errors import ApiError
@@ -58,6 +66,7 @@ class EncodingApi:
     ) -> None:
         """scores: None if they are not stored."""
         self._limits = settings.limits
+        self._unknown = UnknownFields(ignore=settings.api.unknown_fields == "ignore")
         self._max_ttl_s = settings.cache.max_ttl_s
         self._scores = scores
         self._metrics = metrics
@@ -79,7 +88,9 @@ class EncodingApi:
     async def embeddings(self, http: HttpRequest) -> Response:
         """POST /v1/embeddings"""
         asked = self._access.authenticate(http)
-        request, given = read_embedding(await self._access.body(asked), self._limits)
+        read_known = partial(read_embedding, limits=self._limits)
+        body = await self._access.body(asked)
+        (request, given), ignored = self._unknown.read(body, EmbeddingRequest, read_known)
         embedder = self._models.embedder(request.model, asked.caller)
         encoder, texts = embedder.encoder, embedder.with_prompt(given.texts, request.prompt)
         by_text, by_ids = partial(encoder.tokenize, texts, "input"), partial(encoder.check_ids, given.ids, "input")
@@ -89,22 +100,26 @@ class EncodingApi:
             vectors = await embedder.vectors(inputs, self._limits.request_timeout_s)
             return embeddings_response(request, vectors, tokens)
 
-        return await self._answer(asked, embedder.model, "embeddings", Read(texts or given.ids), tokenize, respond)
+        read, headers = Read(texts or given.ids), dict(ignored_header(ignored))
+        return await self._answer(asked, embedder.model, "embeddings", read, tokenize, respond, headers)
 
     async def rerank(self, http: HttpRequest) -> Response:
         """POST /v1/rerank, /v2/rerank"""
         asked = self._access.authenticate(http)
-        request = read_rerank(await self._access.body(asked), self._limits)
+        read_known = partial(read_rerank, limits=self._limits)
+        request, ignored = self._unknown.read(await self._access.body(asked), RerankRequest, read_known)
         question = ScoreQuestion([request.query], request.texts, request.max_tokens_per_doc)
         fields, respond = ("query", "documents"), partial(rerank_response, request)
-        return await self._score(asked, request.model, "rerank", question, fields, respond)
+        return await self._score(asked, request.model, "rerank", question, fields, respond, ignored)
 
     async def score(self, http: HttpRequest) -> Response:
         """POST /v1/score"""
         asked = self._access.authenticate(http)
-        request, first, second = read_score(await self._access.body(asked), self._limits)
+        read_known = partial(read_score, limits=self._limits)
+        body = await self._access.body(asked)
+        (request, first, second), ignored = self._unknown.read(body, ScoreRequest, read_known)
         question, respond = ScoreQuestion(first, second), partial(score_response, request)
-        return await self._score(asked, request.model, "score", question, ("text_1", "text_2"), respond)
+        return await self._score(asked, request.model, "score", question, ("text_1", "text_2"), respond, ignored)
 
     async def _score(
         self,
@@ -114,18 +129,21 @@ class EncodingApi:
         question: ScoreQuestion,
         fields: tuple[str, str],
         respond: Callable[[list[float], int], object],
+        ignored: tuple[str, ...],
     ) -> Response:
         """The response with the scores that are stored, or are computed now.
 
         fields: names of those with the queries and the documents. respond: the response to these scores, for which this
-        many tokens were read.
+        many tokens were read. ignored: paths of the body's fields that Dray does not know.
         """
         caller, cache, timeout_s = asked.caller, self._scores, self._limits.request_timeout_s
         scorer = self._models.scorer(model, caller)
         control = CacheControl.from_headers(asked.headers, self._max_ttl_s)
         key = cache.key(scorer.model.name, scorer.cache_subject, caller.namespace, question) if cache else ""
         if cache and control.reads and (stored := await cache.get(key, control)) is not None:
-            return await self._stored(asked, scorer.model, question, stored, respond)
+            response = await self._stored(asked, scorer.model, question, stored, respond)
+            response.headers.update(ignored_header(ignored))
+            return response
         if control.only_if_cached:
             raise ApiError(504, "No stored scores, and only-if-cached forbids to compute them.", code="not_cached")
         queries, documents = question.queries, question.documents
@@ -140,7 +158,7 @@ class EncodingApi:
 
         read = Read(queries + documents, sum(map(len, queries)) * (len(documents) // len(queries) - 1))
         tokenize = partial(scorer.tokenize, queries, documents, question.max_tokens, fields)
-        headers = {"X-Dray-Cache": "miss" if stores else "bypass"}
+        headers = {"X-Dray-Cache": "miss" if stores else "bypass", **ignored_header(ignored)}
         return await self._answer(asked, scorer.model, operation, read, tokenize, compute, headers)
 
     async def _stored(

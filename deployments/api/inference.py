@@ -149,9 +149,11 @@ class InferenceApi:
         state.model = endpoint.model.name
         control = CacheControl.from_headers(headers, self._settings.cache.max_ttl_s)
         deadline = state.started + request_timeout_s(headers, self._limits.request_timeout_s)
-        key = idempotency_key(headers)
+        key, field = idempotency_key(headers), parsed.format_field
         contexts = tuple(
-            RequestContext(endpoint, generation, caller, control, state.started, deadline, self._no_grant, batch, key)
+            RequestContext(
+                endpoint, generation, caller, control, state.started, deadline, self._no_grant, batch, key, field
+            )
             for generation in parsed.generations
         )
         writer, keep = parsed.writer, None

@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from cluster.models.folder import ServedModel
 from cluster.serve_config import ENGINE, PAGE_PREFIX
+from cluster.settings import Settings
 from cluster.units import format_bytes
 from deployments.api.http import json_response
 from deployments.api.models import model_not_found
@@ -36,14 +37,17 @@ _CONTROLLER_TIMEOUT_S = 2.0
 class InfoApi:
     """What a router serves and how it is, for clients and probes."""
 
-    def __init__(self, models: list[ServedModel], needed: dict[str, str], authenticator: Authenticator) -> None:
+    def __init__(
+        self, settings: Settings, models: list[ServedModel], needed: dict[str, str], authenticator: Authenticator
+    ) -> None:
         """needed: models that never sleep, by the application of their engines; without one the router is not ready."""
         self._models = models
         self._needed = needed
         self._authenticator = authenticator
         self._last_report = ["all"]
         self._missing = Shared(self._ask_controller)
-        self._exposition = Paced(partial(asyncio.to_thread, exposition))
+        expose = partial(exposition, vllm_names=settings.metrics.vllm_names)
+        self._exposition = Paced(partial(asyncio.to_thread, expose))
 
     def routes(self) -> list[Route]:
         """All of them."""

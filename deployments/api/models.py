@@ -31,6 +31,11 @@ class ModelDirectory:
         _check_allowed(name, endpoint.model, caller)
         return endpoint
 
+    @property
+    def first_generator(self) -> str:
+        """The name of the first generating model; empty if there is none."""
+        return next(iter(self._generators), "")
+
     def embedder(self, name: str, caller: Caller) -> EmbeddingEndpoint:
         """The embedding model of this name. Raises ApiError 404, 403."""
         if (embedder := self._embedders.get(name)) is None:

@@ -3,23 +3,20 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType
-from urllib.parse import quote
-
-import msgspec
 
 from cluster.settings import LimitSettings, Settings
 from deployments.api.models import ModelDirectory
+from deployments.api.protocol.answer_format import format_field
 from deployments.api.protocol.chat import ChatRequest, chat_generation, read_chat
 from deployments.api.protocol.chat_writer import ChatWriter
-from deployments.api.protocol.common import check_bias_ids
+from deployments.api.protocol.common import check_token_ids
 from deployments.api.protocol.completions import (
     CompletionRequest,
-    CompletionWriter,
     completion_generations,
     prompts_of,
     read_completion,
 )
+from deployments.api.protocol.completions_writer import CompletionWriter
 from deployments.api.protocol.messages import (
     MessagesCountRequest,
     MessagesRequest,
@@ -28,31 +25,24 @@ from deployments.api.protocol.messages import (
     read_messages_count,
 )
 from deployments.api.protocol.messages_writer import MessagesWriter
-from deployments.api.protocol.parsing import parse
 from deployments.api.protocol.responses import ResponseRequest, read_response, response_generation
 from deployments.api.protocol.responses_writer import ResponseWriter
 from deployments.api.responses import AnswerWriter
-from deployments.common.errors import ApiError, shortened
+from deployments.api.unknown_fields import UnknownFields, ignored_header
+from deployments.common.errors import ApiError
 from deployments.common.types import GenerationRequest
+from deployments.generation.context import FORMAT_FIELD
 from deployments.generation.endpoint import ModelEndpoint
 from deployments.tenancy.auth import Caller
 
-_FIELDS = {
-    path: frozenset(request.__struct_encode_fields__)
-    for path, request in {
-        "/v1/chat/completions": ChatRequest,
-        "/v1/completions": CompletionRequest,
-        "/v1/responses": ResponseRequest,
-        "/v1/messages": MessagesRequest,
-        "/v1/messages/count_tokens": MessagesCountRequest,
-        "/v1/responses/input_tokens": ResponseRequest,
-    }.items()
+_BODIES: dict[str, type] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/responses": ResponseRequest,
+    "/v1/messages": MessagesRequest,
+    "/v1/messages/count_tokens": MessagesCountRequest,
+    "/v1/responses/input_tokens": ResponseRequest,
 }
-"""The fields of each API's body."""
-_FIELDS_OF_BODY = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-_MAX_SHOWN = 16
-"""Ignored fields that a header names."""
 _THINKING_FIELDS = {"both": ("reasoning_content", "reasoning")}
 
 
@@ -61,6 +51,7 @@ class ParsedRequest:
     """A body in the form that all APIs share: a request with several prompts is several generations.
 
     ignored: names of the body's fields that Dray does not know, and of tools and items that it cannot use.
+    format_field: the one that says what the answer must be.
     """
 
     endpoint: ModelEndpoint
@@ -69,15 +60,12 @@ class ParsedRequest:
     stream: bool | None
     service_tier: str | None = None
     ignored: tuple[str, ...] = ()
+    format_field: str = FORMAT_FIELD
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Of the response. The names of fields are the client's own, of any length and with any characters."""
-        if not self.ignored:
-            return _NO_HEADERS
-        shown = [quote(shortened(name), safe=" $@[]") for name in self.ignored[:_MAX_SHOWN]]
-        more = [f"and {len(self.ignored) - len(shown)} more"] if len(self.ignored) > len(shown) else []
-        return {"X-Dray-Ignored": ", ".join(shown + more)}
+        """Of the response."""
+        return ignored_header(self.ignored)
 
 
 class RequestParser:
@@ -85,12 +73,12 @@ class RequestParser:
 
     def __init__(self, settings: Settings, models: ModelDirectory) -> None:
         self._limits = settings.limits
-        self._ignores_unknown = settings.api.unknown_fields == "ignore"
+        self._unknown = UnknownFields(ignore=settings.api.unknown_fields == "ignore")
         self._always_shows_thinking = settings.api.messages_thinking == "always"
         self._models = models
         field = settings.router.thinking_field
         self._thinking_fields = _THINKING_FIELDS.get(field, (field,))
-        self._parsers: dict[str, Callable[[bytes, Caller], ParsedRequest]] = {
+        self._parsers: dict[str, Callable[..., ParsedRequest]] = {
             "/v1/chat/completions": self._chat_completion,
             "/v1/completions": self._completion,
             "/v1/responses": self._response,
@@ -112,16 +100,8 @@ class RequestParser:
         Raises ApiError 400, 403, 404.
         """
         parse_known = self._parsers.get(path) or self._counted[path]
-        ignored: tuple[str, ...] = ()
-        try:
-            parsed = parse_known(body, caller)
-        except ApiError as error:
-            if not self._ignores_unknown or error.body.error.code != "unknown_parameter":
-                raise
-            # Parsed once more without them: few requests have any, and the others must not pay for these.
-            body, ignored = _without_unknown(body, _FIELDS[path])
-            parsed = parse_known(body, caller)
-        if parsed.ignored and not self._ignores_unknown:
+        parsed, ignored = self._unknown.read(body, _BODIES[path], lambda known: parse_known(known, caller))
+        if parsed.ignored and not self._unknown.ignore:
             message = f"{parsed.ignored[0]} cannot be used here; leave it out."
             raise ApiError(400, message, code="unknown_parameter", param=parsed.ignored[0])
         return replace(parsed, ignored=(*ignored, *parsed.ignored)) if ignored else parsed
@@ -130,24 +110,26 @@ class RequestParser:
         request = read_chat(body, self._limits)
         endpoint = self._models.generator(request.model, caller)
         generation = chat_generation(request, endpoint.model, self._limits)
-        check_bias_ids(generation.sampling, endpoint.prompts.vocabulary.size)
+        check_token_ids(generation.sampling, endpoint.prompts.vocabulary.size)
         writer = ChatWriter(request, endpoint.name, self._thinking_fields)
-        return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier)
+        field = format_field(request)
+        return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier, format_field=field)
 
     def _completion(self, body: bytes, caller: Caller) -> ParsedRequest:
         request = read_completion(body, self._limits)
         endpoint = self._models.generator(request.model, caller)
         generations = completion_generations(request, endpoint.model, self._limits)
-        check_bias_ids(generations[0].sampling, endpoint.prompts.vocabulary.size)
+        check_token_ids(generations[0].sampling, endpoint.prompts.vocabulary.size)
         echo = [_echo(endpoint, prompt) if request.echo else "" for prompt in prompts_of(request)]
         writer = CompletionWriter(request, endpoint.name, echo)
-        return ParsedRequest(endpoint, tuple(generations), writer, request.stream)
+        field = format_field(request)
+        return ParsedRequest(endpoint, tuple(generations), writer, request.stream, format_field=field)
 
     def _response(self, body: bytes, caller: Caller) -> ParsedRequest:
         request = read_response(body, self._limits)
         endpoint = self._models.generator(request.model, caller)
         generation = response_generation(request, endpoint.model, self._limits)
-        check_bias_ids(generation.sampling, endpoint.prompts.vocabulary.size)
+        check_token_ids(generation.sampling, endpoint.prompts.vocabulary.size)
         writer = ResponseWriter(request, request.store is not False)
         return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier, request.ignored)
 
@@ -160,13 +142,6 @@ class RequestParser:
         shows_thinking = request.shows_thinking or self._always_shows_thinking
         writer = MessagesWriter(request, shows_thinking)
         return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier, request.ignored)
-
-
-def _without_unknown(body: bytes, known: frozenset[str]) -> tuple[bytes, tuple[str, ...]]:
-    """The body without the fields that are not known, and their names."""
-    fields = parse(_FIELDS_OF_BODY, body)
-    kept = {name: value for name, value in fields.items() if name in known}
-    return msgspec.json.encode(kept), tuple(name for name in fields if name not in known)
 
 
 def _echo(endpoint: ModelEndpoint, prompt: str | tuple[int, ...]) -> str:

@@ -131,6 +131,10 @@ def merge_deltas(deltas: Iterable[Delta]) -> list[Delta]:
                 (),
                 last.logprobs + delta.logprobs,
                 delta.finish_reason,
+                delta.stop,
+                delta.usage,
+                last.ids + delta.ids,
+                last.prompt_ids,
             )
         merged.append(delta)
     return merged

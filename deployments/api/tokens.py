@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 from starlette.requests import Request as HttpRequest
@@ -17,8 +18,16 @@ from deployments.api.protocol.common import template_arguments
 from deployments.api.protocol.messages import MessagesCount
 from deployments.api.protocol.parsing import parse
 from deployments.api.protocol.responses import ResponseCount
-from deployments.api.protocol.tokens import DetokenizeResponse, TokenizeResponse, decode_detokenize, decode_tokenize
+from deployments.api.protocol.tokens import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+    decode_detokenize,
+    decode_tokenize,
+)
 from deployments.api.stored_responses import StoredResponses
+from deployments.api.unknown_fields import UnknownFields, ignored_header
 from deployments.common.errors import invalid_request
 from deployments.common.messages import Sampling
 from deployments.common.text_encoder import LARGE_CHARACTERS
@@ -44,6 +53,7 @@ class TokensApi:
     ) -> None:
         self._limits = settings.limits
         self._parser = RequestParser(settings, models)
+        self._unknown = UnknownFields(ignore=settings.api.unknown_fields == "ignore")
         self._models = models
         self._access = access
         self._quotas = quotas
@@ -55,6 +65,7 @@ class TokensApi:
         return [
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
+            Route("/tokenizer_info", self.tokenizer_info),
             Route("/v1/messages/count_tokens", self.count_message, methods=["POST"]),
             Route("/v1/responses/input_tokens", self.count_response, methods=["POST"]),
         ]
@@ -62,30 +73,45 @@ class TokensApi:
     async def tokenize(self, http: HttpRequest) -> Response:
         """POST /tokenize"""
         authenticated = self._access.authenticate(http)
-        request = parse(decode_tokenize, await self._access.body(authenticated))
+        body = await self._access.body(authenticated)
+        request, ignored = self._unknown.read(body, TokenizeRequest, partial(parse, decode_tokenize))
         endpoint = self._models.generator(request.model, authenticated.caller)
         if (request.prompt is None) == (request.messages is None):
             raise invalid_request("prompt", "Send either prompt or messages.")
         arguments = template_arguments(request.chat_template_kwargs, None, self._limits)
         messages = tuple(message.to_message() for message in request.messages or ())
         prompts = endpoint.prompts
-        conversation = GenerationRequest(messages, Sampling(1), request.prompt or "", template_args=arguments)
+        conversation = GenerationRequest(
+            messages,
+            Sampling(1),
+            request.prompt or "",
+            template_args=arguments,
+            add_generation_prompt=request.add_generation_prompt,
+        )
 
         def work() -> TokenizeResponse:
             ids = prompts.ids(conversation, special=request.add_special_tokens)
-            tokens = [prompts.decode([number], special=True) for number in ids] if request.return_token_strs else None
+            tokens = prompts.raw_tokens(ids) if request.return_token_strs else None
             return TokenizeResponse(len(ids), endpoint.model.context_tokens, ids, tokens)
 
-        return await self._respond(authenticated, prompts.characters(conversation), work)
+        return await self._respond(authenticated, prompts.characters(conversation), work, ignored_header(ignored))
 
     async def detokenize(self, http: HttpRequest) -> Response:
         """POST /detokenize"""
         authenticated = self._access.authenticate(http)
-        request = parse(decode_detokenize, await self._access.body(authenticated))
+        body = await self._access.body(authenticated)
+        request, ignored = self._unknown.read(body, DetokenizeRequest, partial(parse, decode_detokenize))
         endpoint = self._models.generator(request.model, authenticated.caller)
         endpoint.prompts.check_ids(request.tokens, "tokens")
         text = await asyncio.to_thread(endpoint.prompts.decode, request.tokens, special=True)
-        return json_response(DetokenizeResponse(text))
+        return json_response(DetokenizeResponse(text), headers=dict(ignored_header(ignored)))
+
+    async def tokenizer_info(self, http: HttpRequest) -> Response:
+        """GET /tokenizer_info?model=NAME: what vLLM tells of a tokenizer."""
+        authenticated = self._access.authenticate(http)
+        name = http.query_params.get("model") or self._models.first_generator
+        endpoint = self._models.generator(name, authenticated.caller)
+        return json_response(endpoint.prompts.tokenizer_info)
 
     async def count_message(self, http: HttpRequest) -> Response:
         """POST /v1/messages/count_tokens"""

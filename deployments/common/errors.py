@@ -46,6 +46,11 @@ class ApiError(Exception):
         self.body = ErrorBody(ErrorDetail(message, kind, param, code))
         self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
 
+    def rename_param(self, old: str, new: str) -> None:
+        """Names another field as the one at fault, if it named `old`."""
+        if self.body.error.param == old:
+            self.body = ErrorBody(msgspec.structs.replace(self.body.error, param=new))
+
 
 class PromptTooLong(ApiError):
     """400: a prompt does not fit the context. tokens: how many it has, or at least has. context_tokens: the model's."""

@@ -27,9 +27,11 @@ TYPICAL_COMPLETION_TOKENS = 256
 
 
 class Grammar(msgspec.Struct, frozen=True, array_like=True):
-    """What a whole completion must follow. text: as llguidance takes it, in Lark or in JSON with a key `grammars`."""
+    """What a whole completion must follow. text: as llguidance takes it, in Lark or in JSON with a key `grammars`.
+    foreign: its rules are a client's own, so that less may be spent on them."""
 
     text: str
+    foreign: bool = False
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):

@@ -47,6 +47,14 @@ class ToolChoice(msgspec.Struct, frozen=True, array_like=True):
     parallel: bool = True
 
 
+class Constraint(msgspec.Struct, frozen=True, array_like=True):
+    """What an answer must be that is no JSON. texts: one regular expression, which it matches as a whole; the texts of
+    which it is one; or one grammar, in Lark or GBNF."""
+
+    kind: Literal["regex", "choice", "grammar"]
+    texts: tuple[str, ...]
+
+
 class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     """Everything that determines an answer, apart from the model. Equal requests encode to equal bytes.
 
@@ -55,6 +63,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     cannot be enforced as a whole.
     template_args: further arguments of the chat template, as JSON text. num_choices: number of answers.
     max_thinking_tokens: the answer must begin after this many; None for no limit.
+    constraint: what the answer must be, in place of a schema. include_stop: the stop string or stop token that ends an
+    answer belongs to it. report_ids: choices have their token ids and those of the prompt. ids_as_text: tokens of log
+    probabilities have `token_id:ID` for their text. prompt_alternatives: how many likely tokens to report in the place
+    of each of the prompt; None: nothing is reported of the prompt.
     prompt_logprobs: whether each choice's log probabilities begin with those of the prompt. With it,
     `sampling.max_tokens` may be 0: then nothing follows them.
     continue_final_message: the answer goes on from the last message, which is an answer that has begun.
@@ -75,6 +87,11 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: bool = False
     continue_final_message: bool = False
     add_generation_prompt: bool = True
+    constraint: Constraint | None = None
+    include_stop: bool = False
+    report_ids: bool = False
+    ids_as_text: bool = False
+    prompt_alternatives: int | None = None
 
 
 class LikelyToken(msgspec.Struct, frozen=True, array_like=True):
@@ -104,17 +121,6 @@ class ToolDelta(msgspec.Struct, frozen=True):
     name: str = ""
 
 
-class Delta(msgspec.Struct, frozen=True):
-    """New output of one choice. finish_reason: empty while the choice continues."""
-
-    choice: int = 0
-    reasoning: str = ""
-    text: str = ""
-    tool_calls: tuple[ToolDelta, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
-    finish_reason: str = ""
-
-
 class Usage(msgspec.Struct, frozen=True, array_like=True):
     """Token counts. reasoning_tokens: thinking in the completion. cached_tokens: prompt tokens found in a cache."""
 
@@ -124,8 +130,39 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
     cached_tokens: int
 
 
+class PromptToken(msgspec.Struct, frozen=True, array_like=True):
+    """A token in some place of a prompt, or one that is likely there. rank: 1 for the likeliest; None: unknown."""
+
+    id: int
+    text: str
+    logprob: float
+    rank: int | None
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """New output of one choice. finish_reason: empty while the choice continues.
+
+    stop: what ended it, as Choice has it. usage: of the whole request so far. ids: of the new tokens, and in the first
+    delta prompt_ids, where the request asks for them.
+    """
+
+    choice: int = 0
+    reasoning: str = ""
+    text: str = ""
+    tool_calls: tuple[ToolDelta, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: str = ""
+    stop: str | int | None = None
+    usage: Usage | None = None
+    ids: tuple[int, ...] = ()
+    prompt_ids: tuple[int, ...] = ()
+
+
 class Choice(msgspec.Struct, frozen=True, array_like=True):
-    """One complete answer. stop: the stop string that ended it, if one did."""
+    """One complete answer. stop: the stop string that ended it, if one did; stop_token: the token of the request's own
+    stop tokens. ids, prompt_ids: of all its tokens and of the prompt's, where the request asks for them. prompt: for
+    each token of the prompt itself and the likely ones in its place; nothing is known of the first.
+    """
 
     reasoning: str
     text: str
@@ -133,6 +170,15 @@ class Choice(msgspec.Struct, frozen=True, array_like=True):
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     stop: str = ""
+    stop_token: int | None = None
+    ids: tuple[int, ...] = ()
+    prompt_ids: tuple[int, ...] = ()
+    prompt: tuple[tuple[PromptToken, ...], ...] = ()
+
+    @property
+    def stopped_by(self) -> str | int | None:
+        """The stop string or stop token of the request that ended it."""
+        return self.stop or self.stop_token
 
 
 class GenerationResult(msgspec.Struct, frozen=True, array_like=True):
@@ -154,6 +200,10 @@ class GenerationResult(msgspec.Struct, frozen=True, array_like=True):
                 tuple(ToolDelta(n, call.arguments, call.id, call.name) for n, call in enumerate(choice.tool_calls)),
                 choice.logprobs,
                 choice.finish_reason,
+                choice.stopped_by,
+                self.usage,
+                choice.ids,
+                choice.prompt_ids,
             )
             for index, choice in enumerate(self.choices)
         ]

@@ -10,7 +10,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
-from deployments.common.grammars import LIMITS, MAX_CHARACTERS, first_line
+from deployments.common.grammars import CLIENT_LIMITS, LIMITS, MAX_CHARACTERS, first_line
 from deployments.common.messages import Grammar
 from deployments.engine.token_bytes import TokenBytes
 
@@ -43,7 +43,8 @@ class GrammarCompiler:
             raise GrammarError(f"the grammar has more than {MAX_CHARACTERS} characters")
         with self._lock:
             tokenizer = self._tokenizer
-        matcher = Matcher(LLMatcher(tokenizer, grammar.text, log_level=0, limits=LIMITS), self._vocabulary)
+        limits = CLIENT_LIMITS if grammar.foreign else LIMITS
+        matcher = Matcher(LLMatcher(tokenizer, grammar.text, log_level=0, limits=limits), self._vocabulary)
         # The first mask is the slowest: it makes most of the lexer's states.
         matcher.mask()
         return matcher

@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deployments.cache.answers import CacheControl
+from deployments.common.errors import ApiError
 from deployments.common.types import GenerationRequest
 from deployments.generation.endpoint import ModelEndpoint
 from deployments.routing.queue_class import QueueClass
 from deployments.tenancy.auth import Caller
 from deployments.tenancy.quotas import QuotaGrant
 
+FORMAT_FIELD = "response_format"
+"""The field that errors of what an answer must be name, before the request's own replaces it."""
 Result = Literal["hit", "miss", "join", "bypass"]
 """How a request got its answer, as the header X-Dray-Cache says it."""
 
@@ -19,7 +22,7 @@ class RequestContext:
     """Who asks what, and until when.
 
     started, deadline: on time.perf_counter's clock. batch: requests of people go first. idempotency_key: a request with
-    the same key and the same question gets the same answer.
+    the same key and the same question gets the same answer. format_field: the one that says what the answer must be.
     """
 
     endpoint: ModelEndpoint
@@ -31,6 +34,12 @@ class RequestContext:
     grant: QuotaGrant
     batch: bool = False
     idempotency_key: str = ""
+    format_field: str = FORMAT_FIELD
+
+    def name_field(self, error: BaseException) -> None:
+        """Makes an error of what the answer must be name the request's own field."""
+        if isinstance(error, ApiError):
+            error.rename_param(FORMAT_FIELD, self.format_field)
 
     @property
     def queue_class(self) -> QueueClass:

@@ -1,6 +1,5 @@
 """One generation: token ids from a source, parsed into the deltas that clients get."""
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -8,11 +7,12 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from deployments.common.messages import EngineRequest, Grammar, Sampling, TokenBatch
-from deployments.common.types import Delta, GenerationRequest, GenerationResult, Usage
+from deployments.common.messages import EngineRequest, Grammar, Sampling, TokenBatch, TokenLogprobs
+from deployments.common.types import Choice, Delta, GenerationRequest, GenerationResult, Usage
 from deployments.generation.control_tokens import END_THINK, THINK
 from deployments.generation.endpoint import ModelEndpoint
 from deployments.generation.grammar import grammar_of
+from deployments.generation.merging import merge_streams
 from deployments.generation.output_parser import OutputParser, ParsedDelta
 from deployments.generation.prompts import RenderedPrompt
 from deployments.generation.sources import TokenSource
@@ -55,6 +55,8 @@ class Generation:
     replica: str = ""
     _parsers: list[OutputParser] = field(default_factory=list)
     _finish_reasons: dict[int, str] = field(default_factory=dict)
+    _reported_ids: dict[int, int] = field(default_factory=dict)
+    """How many token ids of each choice its deltas have had."""
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """New thinking, text and tool calls of every choice, as they arrive. Closing it ends the work.
@@ -76,8 +78,7 @@ class Generation:
             finally:
                 if span.traceparent:
                     self._describe(span, operation)
-        answers = tuple(parser.choice(self._finish_reasons[index]) for index, parser in enumerate(self._parsers))
-        self.result = GenerationResult(answers, self.usage, time.time(), self.replica)
+        self.result = GenerationResult(tuple(map(self._answer, choices)), self.usage, time.time(), self.replica)
 
     def _describe(self, span: Span, operation: str) -> None:
         """Sets attributes by the names of OpenTelemetry's semantic conventions for generative AI."""
@@ -139,19 +140,19 @@ class Generation:
             left = sampling.max_tokens - parser.tokens - len(end)
             if left <= 0:
                 self._finish_reasons[index] = "length"
-                yield Delta(index, finish_reason="length")
+                yield self._delta(index, _NOTHING, "length")
                 return
             parser.feed(end)
             ids += end
         # The log probabilities of a prompt come with the token after it, which a request for none does not get.
         sampling = msgspec.structs.replace(sampling, max_tokens=max(1, left), grammar=self.grammar)
-        wants_prompt = request.prompt_logprobs
-        engine_request = EngineRequest(ids, sampling, namespace=self.namespace, prompt_logprobs=wants_prompt)
+        echoes = request.prompt_logprobs
+        engine_request = EngineRequest(ids, sampling, namespace=self.namespace, prompt_logprobs=echoes)
         async with aclosing(self._tokens(index, _ANSWER, engine_request)) as stream:
             async for batch in stream:
-                if wants_prompt and batch.ids:
-                    wants_prompt = False
-                    yield _delta(index, parser.feed_prompt(ids, batch.prompt_logprobs))
+                if echoes and batch.ids:
+                    echoes = False
+                    yield self._delta(index, parser.feed_prompt(ids, batch.prompt_logprobs))
                 if left == 0:
                     batch = TokenBatch([], batch.finish_reason and "length")
                 parsed, finish_reason = parser.feed(batch.ids, batch.logprobs), batch.finish_reason
@@ -160,15 +161,44 @@ class Generation:
                 if finish_reason:
                     rest = parser.finish(finish_reason)
                     self._finish_reasons[index] = finish_reason
-                    yield _delta(index, _joined(parsed, rest), parser.choice(finish_reason).finish_reason)
+                    yield self._delta(index, _joined(parsed, rest), parser.choice(finish_reason).finish_reason)
                     return
                 if parsed != _NOTHING:
-                    yield _delta(index, parsed)
+                    yield self._delta(index, parsed)
+
+    def _answer(self, index: int) -> Choice:
+        """The whole of a choice that has ended."""
+        parser, request = self._parsers[index], self.request
+        choice = parser.choice(self._finish_reasons[index])
+        if request.report_ids or parser.prompt:
+            ids = (tuple(parser.ids), tuple(self.prompt.ids)) if request.report_ids else ((), ())
+            choice = msgspec.structs.replace(choice, ids=ids[0], prompt_ids=ids[1], prompt=parser.prompt)
+        return choice
+
+    def _delta(self, index: int, parsed: ParsedDelta, finish_reason: str = "") -> Delta:
+        parser, ids, prompt_ids = self._parsers[index], tuple[int, ...](), tuple[int, ...]()
+        if self.request.report_ids:
+            if index not in self._reported_ids:
+                prompt_ids = tuple(self.prompt.ids)
+            ids = tuple(parser.ids[self._reported_ids.get(index, 0) :])
+            self._reported_ids[index] = len(parser.ids)
+        return Delta(
+            index,
+            parsed.reasoning,
+            parsed.text,
+            parsed.tool_calls,
+            parsed.logprobs,
+            finish_reason,
+            (parser.stopped_by or parser.stop_token) if finish_reason else None,
+            self.usage,
+            ids,
+            prompt_ids,
+        )
 
     @property
     def _thinks_apart(self) -> bool:
         limit = self.request.max_thinking_tokens
-        needed = self.grammar is not None or limit is not None
+        needed = self.grammar is not None or limit is not None or bool(self.request.sampling.stop_ids)
         return needed and (self.prompt.starts_in_thinking or (self.prompt.may_think and limit != 0))
 
     async def _think(
@@ -190,7 +220,7 @@ class Generation:
                 ids += thoughts
                 parsed = parser.feed(thoughts)
                 if parsed != _NOTHING:
-                    yield _delta(index, parsed)
+                    yield self._delta(index, parsed)
 
     def _sampling(self, index: int) -> Sampling:
         """The sampling of one choice: with its own seed, known here, so that it can be sampled again."""
@@ -200,56 +230,38 @@ class Generation:
         return msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, room), seed=seed)
 
     async def _tokens(self, index: int, stage: int, request: EngineRequest) -> AsyncGenerator[TokenBatch, None]:
+        alternatives = None if index or self._parsers[0].prompt else self.request.prompt_alternatives
+        requested = request.sampling.top_logprobs
+        if alternatives is not None:
+            sampling = msgspec.structs.replace(request.sampling, top_logprobs=max(alternatives, requested or 0))
+            request = msgspec.structs.replace(request, sampling=sampling, prompt_logprobs=True)
         async with aclosing(self.source.tokens(index, stage, request)) as stream:
             async for batch in stream:
                 self.last_token_at = time.perf_counter()
                 if not self.first_token_at:
                     self.first_token_at, self.cached_tokens = self.last_token_at, batch.own_cached_tokens
                 self.replica = batch.replica or self.replica
+                if alternatives is not None and batch.ids:
+                    self._note_prompt(batch.prompt_logprobs, alternatives)
+                    lists = {"logprobs": batch.logprobs, "prompt_logprobs": batch.prompt_logprobs}
+                    batch = msgspec.structs.replace(batch, **{k: _cut(v, requested) for k, v in lists.items()})
                 yield batch
                 if batch.finish_reason:
                     return
 
+    def _note_prompt(self, logprobs: Sequence[TokenLogprobs], alternatives: int) -> None:
+        """Keeps the log probabilities of the prompt, which come with the first token. The request of a choice whose
+        thinking is generated apart may have more tokens than the prompt."""
+        if not self._parsers[0].prompt:
+            self._parsers[0].add_prompt(self.prompt.ids, logprobs[: len(self.prompt.ids) - 1], alternatives)
 
-async def merge_streams(streams: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:
-    """The deltas of all streams, as they arrive. If one stream fails, the others end."""
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as deltas:
-            async for delta in deltas:
-                yield delta
-        return
-    queue: asyncio.Queue[Delta | None] = asyncio.Queue()
 
-    async def read(stream: AsyncGenerator[Delta, None]) -> None:
-        async with aclosing(stream) as deltas:
-            async for delta in deltas:
-                queue.put_nowait(delta)
-
-    async def read_all() -> None:
-        try:
-            async with asyncio.TaskGroup() as group:
-                for stream in streams:
-                    group.create_task(read(stream))
-        finally:
-            queue.put_nowait(None)
-
-    reading = asyncio.create_task(read_all())
-    try:
-        while (received := await queue.get()) is not None:
-            yield received
-        try:
-            await reading
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-    finally:
-        reading.cancel()
+def _cut(logprobs: list[TokenLogprobs], top: int | None) -> list[TokenLogprobs]:
+    """With only so many alternatives; none at all for None."""
+    return [] if top is None else [TokenLogprobs(each.chosen, each.top[:top]) for each in logprobs]
 
 
 _NOTHING = ParsedDelta()
-
-
-def _delta(index: int, parsed: ParsedDelta, finish_reason: str = "") -> Delta:
-    return Delta(index, parsed.reasoning, parsed.text, parsed.tool_calls, parsed.logprobs, finish_reason)
 
 
 def _joined(first: ParsedDelta, second: ParsedDelta) -> ParsedDelta:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from deployments.common.grammars import json_grammar
 from deployments.common.messages import Grammar
 from deployments.common.types import GenerationRequest, Tool, ToolChoice
+from deployments.generation.constraints import constraint_grammar
+from deployments.generation.context import FORMAT_FIELD
 from deployments.generation.schemas import WHITE_SPACE, SchemaPreparer
 from deployments.generation.tool_formats import MARKERS, ToolFormat
 
@@ -29,9 +31,11 @@ def grammar_of(
     special: the special tokens among the marks of tool formats, by their text. max_parts: of the schemas together.
     Raises ApiError 400 for a schema that is invalid or, if it is strict, cannot be enforced.
     """
+    if request.constraint is not None:
+        return constraint_grammar(request.constraint, max_parts)
     answer = ""
     if request.schema:
-        answer = SchemaPreparer("response_format", max_parts).prepare(request.schema, strict=request.strict_schema)
+        answer = SchemaPreparer(FORMAT_FIELD, max_parts).prepare(request.schema, strict=request.strict_schema)
     choice, tools = request.tool_choice, request.tools
     if not tools or choice.mode == "none":
         return Grammar(json_grammar(answer)) if answer else None

@@ -154,6 +154,7 @@ class GenerationJob:
                     yield delta
         except BaseException as error:
             self._failing = True
+            self._context.name_field(error)
             await self._leave(error)
             raise
         finally:

@@ -1,6 +1,6 @@
 """Parses the token ids of one completion, as they arrive, into thinking, answer and tool calls."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,7 +9,7 @@ from tokenizers.decoders import DecodeStream
 
 from deployments.common.byte_level import BYTE_OF
 from deployments.common.messages import TokenLogprobs
-from deployments.common.types import Choice, FinishReason, LikelyToken, TokenLogprob, ToolDelta
+from deployments.common.types import Choice, FinishReason, LikelyToken, PromptToken, TokenLogprob, ToolDelta
 from deployments.generation.control_tokens import END_THINK, THINK
 from deployments.generation.tool_formats import MARKERS
 from deployments.generation.tool_parser import ToolCallParser, begins
@@ -51,10 +51,20 @@ class Vocabulary:
         """Whether decoding drops the token."""
         return token in self._special
 
-    def logprob_of(self, token: int, logprobs: TokenLogprobs) -> TokenLogprob:
-        """A token and the most likely ones in its place, with their texts."""
-        top = tuple(LikelyToken(self.bytes_of(other), logprob) for other, logprob in logprobs.top)
-        return TokenLogprob(self.bytes_of(token), logprobs.chosen, top)
+    def logprob_of(self, token: int, logprobs: TokenLogprobs, *, ids_as_text: bool = False) -> TokenLogprob:
+        """A token and the most likely ones in its place, with their texts. ids_as_text: as vLLM writes ids."""
+        bytes_of = _id_as_text if ids_as_text else self.bytes_of
+        top = tuple(LikelyToken(bytes_of(other), logprob) for other, logprob in logprobs.top)
+        return TokenLogprob(bytes_of(token), logprobs.chosen, top)
+
+    def prompt_token(self, token: int, logprobs: TokenLogprobs, alternatives: int) -> tuple[PromptToken, ...]:
+        """A token of a prompt, and the most likely ones in its place."""
+        ranks = {other: rank for rank, (other, _) in enumerate(logprobs.top, 1)}
+        likely = [(other, logprob) for other, logprob in logprobs.top[:alternatives] if other != token]
+        return tuple(
+            PromptToken(other, bytes(self.bytes_of(other)).decode(errors="replace"), logprob, ranks.get(other))
+            for other, logprob in ((token, logprobs.chosen), *likely)
+        )
 
     def _bytes_of(self, token: int) -> tuple[int, ...]:
         """The token's UTF-8. SentencePiece writes bytes as `<0x0A>` and spaces as U+2581; byte-level BPE writes each
@@ -67,6 +77,10 @@ class Vocabulary:
         if text.startswith("<0x") and text.endswith(">") and len(text) == 6:
             return (int(text[3:5], 16),)
         return tuple(text.replace("\u2581", " ").encode())
+
+
+def _id_as_text(token: int) -> tuple[int, ...]:
+    return tuple(f"token_id:{token}".encode())
 
 
 class OutputParser:
@@ -85,16 +99,24 @@ class OutputParser:
         after: Sequence[int] = (),
         stop: Sequence[str] = (),
         calls: ToolCallParser | None = None,
+        stop_ids: Collection[int] = (),
+        include_stop: bool = False,
+        ids_as_text: bool = False,
     ) -> None:
         """thinking: whether the completion begins in the thinking; None: it is a raw text, to which thinking marks and
         white space belong. begun: the completion goes on from a text of the answer, so that white space at its start
         belongs to it, and no thinking comes. after: token ids before the completion, if both are one text: tokenizers
-        may drop a space at the start of a text. calls: finds tool calls; None: there are none."""
+        may drop a space at the start of a text. calls: finds tool calls; None: there are none. stop_ids: the request's
+        own. include_stop: what ends the answer belongs to it. ids_as_text: tokens of log probabilities have their id
+        for a text."""
         self._vocabulary = vocabulary
         self._raw = thinking is None
         self.thinking = bool(thinking)
         self._stop = stop
         self._calls = calls
+        self._stop_ids = stop_ids
+        self._include_stop = include_stop
+        self._ids_as_text = ids_as_text
         self._stream = DecodeStream(list(after), skip_special_tokens=True)
         self._reasoning: list[str] = []
         self._text: list[str] = []
@@ -106,6 +128,11 @@ class OutputParser:
         self.reasoning_tokens = 0
         self.tokens = 0
         self.stopped_by = ""
+        self.stop_token: int | None = None
+        """Of the request's own, that has ended the answer."""
+        self.ids: list[int] = []
+        """All tokens so far."""
+        self.prompt: tuple[tuple[PromptToken, ...], ...] = ()
 
     @property
     def stopped(self) -> bool:
@@ -124,7 +151,7 @@ class OutputParser:
         """The whole completion. finish: why the engine ended it."""
         calls = tuple(self._calls.calls) if self._calls else ()
         reason: FinishReason = "length" if finish == "length" else "tool_calls" if calls else "stop"
-        return Choice(self.reasoning, self.text, reason, calls, tuple(self._logprobs), self.stopped_by)
+        return Choice(self.reasoning, self.text, reason, calls, tuple(self._logprobs), self.stopped_by, self.stop_token)
 
     def feed(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> ParsedDelta:
         """Parses the next token ids. logprobs: one a token, or none. Ignores everything after a stop string."""
@@ -133,6 +160,7 @@ class OutputParser:
             if self.stopped:
                 break
             self.tokens += 1
+            self.ids.append(token)
             if self.thinking:
                 self.reasoning_tokens += 1
                 if token == self._vocabulary.end_think:
@@ -144,11 +172,14 @@ class OutputParser:
                 self._switch(thinking=True)
             elif token == self._vocabulary.end_think and not self._raw:
                 continue  # its thinking was already closed at the limit
+            elif token in self._stop_ids and not self._include_stop:
+                self.stop_token = token
             else:
+                self.stop_token = token if token in self._stop_ids else None
                 decoded = self._decode(token)
                 text += self._add_answer(decoded)
                 if logprobs and (self._has_prompt or not self._vocabulary.is_special(token)):
-                    self._add_logprob(self._vocabulary.logprob_of(token, logprobs[index]), decoded)
+                    self._add_logprob(self._logprob_of(token, logprobs[index]), decoded)
         text, tools = self._without_calls(text, last=False)
         return ParsedDelta(reasoning, text, tools, tuple(self._logprobs[first_new:]))
 
@@ -159,9 +190,14 @@ class OutputParser:
         """
         self._has_prompt = True
         each = zip(ids, (TokenLogprobs(0.0), *logprobs), strict=True)
-        tokens = tuple(self._vocabulary.logprob_of(token, reported) for token, reported in each)
+        tokens = tuple(self._logprob_of(token, reported) for token, reported in each)
         self._logprobs += tokens
         return ParsedDelta(logprobs=tokens)
+
+    def add_prompt(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs], alternatives: int) -> None:
+        """Notes the log probabilities of the prompt's tokens. logprobs: one a token, but none for the first."""
+        after_first = zip(ids[1:], logprobs, strict=True)
+        self.prompt = ((), *(self._vocabulary.prompt_token(token, each, alternatives) for token, each in after_first))
 
     def finish(self, reason: str) -> ParsedDelta:
         """Ends the completion. Returns the text that was held back because a stop string or call might begin in it.
@@ -174,6 +210,9 @@ class OutputParser:
         self._logprobs += tokens
         text, tools = self._without_calls(rest, last=True, cut=reason == "length")
         return ParsedDelta(text=text, tool_calls=tools, logprobs=tokens)
+
+    def _logprob_of(self, token: int, logprobs: TokenLogprobs) -> TokenLogprob:
+        return self._vocabulary.logprob_of(token, logprobs, ids_as_text=self._ids_as_text)
 
     def _add_logprob(self, token: TokenLogprob, decoded: str) -> None:
         """Adds a token of the answer. White space before the answer is not a part of it."""
@@ -221,7 +260,7 @@ class OutputParser:
             text = text.lstrip()
         if stops := [(index, stop) for stop in self._stop if (index := text.find(stop)) >= 0]:
             index, self.stopped_by = min(stops)
-            released, self._held = text[:index], ""
+            released, self._held = text[: index + len(self.stopped_by) * self._include_stop], ""
         else:
             held = max((begins(text, stop) for stop in self._stop), default=0)
             released, self._held = text[: len(text) - held], text[len(text) - held :]

@@ -6,11 +6,13 @@ from contextlib import aclosing
 
 import msgspec
 
+from deployments.common.errors import ApiError
 from deployments.common.types import Choice, Delta, GenerationResult, Usage
 from deployments.generation.broadcast import Broadcast, Subscriber
 from deployments.generation.context import RequestContext
-from deployments.generation.generation import Generation, merge_streams
+from deployments.generation.generation import Generation
 from deployments.generation.job import GenerationServices
+from deployments.generation.merging import merge_streams
 from deployments.generation.sources import EngineSource
 
 
@@ -25,6 +27,9 @@ async def broadcast_prompts(services: GenerationServices, contexts: Sequence[Req
     try:
         each = zip(contexts, sources, strict=True)
         generations = [await services.prepare(context, source) for context, source in each]
+    except ApiError as error:
+        contexts[0].name_field(error)
+        raise
     finally:
         if estimated:
             await contexts[0].grant.settle(0)
@@ -48,12 +53,16 @@ async def _deltas(
 
     async def renumbered(index: int) -> AsyncGenerator[Delta, None]:
         async for delta in generations[index].deltas():
-            yield msgspec.structs.replace(delta, choice=index * choices_each + delta.choice)
+            usage = _total([generation.usage for generation in generations])
+            yield msgspec.structs.replace(delta, choice=index * choices_each + delta.choice, usage=usage)
 
     try:
         async with aclosing(merge_streams([renumbered(index) for index in range(len(generations))])) as merged:
             async for delta in merged:
                 yield delta
+    except ApiError as error:
+        context.name_field(error)
+        raise
     finally:
         for source in sources:
             source.close()
@@ -63,11 +72,14 @@ async def _deltas(
 def _merged(results: Sequence[GenerationResult]) -> GenerationResult:
     """One result with the choices of all, in order."""
     choices: list[Choice] = [choice for result in results for choice in result.choices]
-    usages = [result.usage for result in results]
-    usage = Usage(
+    usage = _total([result.usage for result in results])
+    return GenerationResult(tuple(choices), usage, max(result.created for result in results))
+
+
+def _total(usages: Sequence[Usage]) -> Usage:
+    return Usage(
         sum(usage.prompt_tokens for usage in usages),
         sum(usage.completion_tokens for usage in usages),
         sum(usage.reasoning_tokens for usage in usages),
         sum(usage.cached_tokens for usage in usages),
     )
-    return GenerationResult(tuple(choices), usage, max(result.created for result in results))

@@ -198,14 +198,31 @@ class PromptRenderer:
         [text] = self._backend.decode_batch([list(ids)], skip_special_tokens=not special)
         return str(text)
 
+    def raw_tokens(self, ids: Sequence[int]) -> list[str]:
+        """Tokens as the vocabulary writes them, such as `\u0120the` for ` the`; some are parts of characters."""
+        return [self._backend.id_to_token(token) or "" for token in ids]
+
+    @property
+    def tokenizer_info(self) -> dict[str, object]:
+        """What the tokenizer's files declare, and the chat template."""
+        config: dict[str, object] = json.loads((self.folder / "tokenizer_config.json").read_text())
+        return config | {"tokenizer_class": self._config.tokenizer_class, "chat_template": self._template}
+
     def parser(self, request: GenerationRequest, prompt: RenderedPrompt) -> OutputParser:
         """A parser for one completion of the request's prompt."""
         calls = ToolCallParser(self.tool_format) if request.tools and request.tool_choice.mode != "none" else None
         thinking = prompt.starts_in_thinking if request.messages else None
         begun = request.continue_final_message
-        after = self._last_character(prompt.ids) if begun or not request.messages else ()
         return OutputParser(
-            self.vocabulary, thinking=thinking, begun=begun, after=after, stop=request.stop, calls=calls
+            self.vocabulary,
+            thinking=thinking,
+            begun=begun,
+            after=self._last_character(prompt.ids) if begun or not request.messages else (),
+            stop=request.stop,
+            calls=calls,
+            stop_ids=request.sampling.stop_ids,
+            include_stop=request.include_stop,
+            ids_as_text=request.ids_as_text,
         )
 
     def _last_character(self, ids: Sequence[int]) -> Sequence[int]:

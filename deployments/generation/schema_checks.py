@@ -1,6 +1,7 @@
 """What is checked on a schema as a whole: whether a finite value satisfies it, and what llguidance does not take."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
@@ -15,8 +16,25 @@ Prepared = Schema | bool
 
 MAX_NUMBER = 2**53
 """llguidance 1.9.1 computes in floating point, in which larger integers run together, and dies of const -2^63."""
+_FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+"""What llguidance holds. Any other format is an annotation, as JSON Schema has it."""
+_LOOKAROUND = re.compile(r"\(\?<?[=!]")
 _MAX_SEARCH_S = 0.1
 """For the place of an error, which is only there to help."""
+
+
+def is_held_format(name: object) -> bool:
+    """Whether this is the name of a format to which a text can be held."""
+    return isinstance(name, str) and name in _FORMATS
+
+
+def adds_nothing(keyword: str, value: object, schema: Schema) -> bool:
+    """Whether a keyword that cannot be held says nothing that others do not, as zod writes them: names of properties
+    are texts, and an address has a pattern with lookaround beside its format."""
+    if keyword == "propertyNames":
+        return value in (True, {}, {"type": "string"})
+    lookaround = keyword == "pattern" and isinstance(value, str) and _LOOKAROUND.search(value)
+    return bool(lookaround) and is_held_format(schema.get("format"))
 
 
 def text_of(schema: Prepared, definitions: Sequence[Prepared], options: Schema) -> str:

@@ -42,6 +42,11 @@ def of_options(number: int) -> int:
     return number**2 // 20
 
 
+def of_rules(alternatives: int) -> int:
+    """Alternatives of all rules of a client's grammar: where they are ambiguous, the time grows with their cube."""
+    return alternatives**2 // 25
+
+
 def of_optional_properties(number: int) -> int:
     """Properties of which a minimum number is required: each may be the one that is there."""
     return number**3 // 250

@@ -16,10 +16,12 @@ from deployments.generation.schema_checks import (
     MAX_NUMBER,
     Prepared,
     Schema,
+    adds_nothing,
     are_tagged,
     finite_definitions,
     is_exact,
     is_finite,
+    is_held_format,
     numbers_in,
     place_of_fault,
     pointed_to,
@@ -28,8 +30,6 @@ from deployments.generation.schema_checks import (
 )
 
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-_FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
-"""What llguidance holds. Any other format is an annotation, as JSON Schema has it."""
 _UNSUPPORTED = {
     *("not", "if", "then", "else", "dependencies", "dependentRequired", "dependentSchemas", "propertyNames"),
     *("contains", "minContains", "maxContains", "unevaluatedItems", "unevaluatedProperties", "uniqueItems"),
@@ -135,6 +135,8 @@ class _Document:
         self._depth += 1
         prepared: Schema = {}
         for keyword, value in schema.items():
+            if adds_nothing(keyword, value, schema):
+                continue
             self._keyword(prepared, keyword, value, f"{where}/{shortened(keyword)}")
         self._depth -= 1
         prepared = without_near_exclusive_bounds(prepared)
@@ -191,7 +193,7 @@ class _Document:
         if keyword == "format":
             if not isinstance(value, str):
                 raise self.owner.refusal(where, f"format {_shown(value)} is not the name of a format")
-            return value in _FORMATS
+            return is_held_format(value)
         return False
 
     def _holds_count(self, keyword: str, value: object, where: str) -> bool:

@@ -18,6 +18,7 @@ from deployments.common.messages import EngineLoad, Ready
 from deployments.common.redis import RedisCallbacks
 from deployments.common.types import Usage
 from deployments.observability.metric_files import take_space_at_once
+from deployments.observability.vllm_names import with_vllm_names
 
 take_space_at_once()
 
@@ -233,11 +234,11 @@ class EngineMetrics:
         mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
 
 
-def exposition() -> bytes:
-    """The metrics of every Dray process of this node, in Prometheus' text format."""
+def exposition(*, vllm_names: bool = False) -> bytes:
+    """The metrics of every Dray process of this node, in Prometheus' text format. vllm_names: under those names too."""
     _remove_dead_processes()
     registry = CollectorRegistry()
-    registry.register(_DrayCollector())
+    registry.register(_DrayCollector(vllm_names))
     return generate_latest(registry)
 
 
@@ -252,8 +253,10 @@ def _remove_dead_processes() -> None:
 class _DrayCollector(MultiProcessCollector):
     """Collects Dray's own metrics only: Ray's processes inherit the folder and write theirs there too."""
 
-    def __init__(self) -> None:
+    def __init__(self, vllm_names: bool) -> None:
         super().__init__(None)  # type: ignore[no-untyped-call]
+        self._vllm_names = vllm_names
 
     def collect(self) -> Iterable[Metric]:
-        return [metric for metric in super().collect() if metric.name.startswith("dray_")]  # type: ignore[no-untyped-call]
+        own = [metric for metric in super().collect() if metric.name.startswith("dray_")]  # type: ignore[no-untyped-call]
+        return with_vllm_names(own) if self._vllm_names else own

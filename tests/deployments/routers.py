@@ -24,6 +24,7 @@ from deployments import router
 from deployments.api.fast_path import CacheFastPath
 from deployments.common.messages import EngineRequest, TokenBatch, TokenLogprobs, decode_request, encode
 from tests.conftest import MODEL
+from tests.judges.judge import JudgedApp
 
 
 @dataclass
@@ -152,7 +153,7 @@ async def running_router(
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         await app(scope, receive, send)
 
-    front = CacheFastPath(RequestIdMiddleware(serve))
+    front = JudgedApp(CacheFastPath(RequestIdMiddleware(serve)))
     running = RunningRouter(instance, app, engines)
     try:
         async with app.router.lifespan_context(app):
@@ -162,6 +163,8 @@ async def running_router(
                 yield running
     finally:
         CacheFastPath.api = None
+    faults = front.faults
+    assert not faults, "\n".join(faults[:9])
 
 
 @asynccontextmanager

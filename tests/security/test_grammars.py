@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -16,7 +16,9 @@ import pytest
 from deployments.common.errors import ApiError
 from deployments.common.grammars import grammar_error, json_grammar
 from deployments.common.messages import Grammar
+from deployments.common.types import Constraint
 from deployments.engine.grammar import GrammarError
+from deployments.generation.constraints import constraint_grammar
 from deployments.generation.schemas import SchemaPreparer
 from tests.conftest import MODEL, redis_server
 from tests.deployments.grammars import Walker, large_tokenizer
@@ -32,6 +34,19 @@ def nested(depth: int, around: dict[str, Any], inner: dict[str, Any]) -> dict[st
     for _ in range(depth):
         inner = {**around, "items": inner}
     return inner
+
+
+def _chain(rule: str, length: int, first: str = "start: {0}0") -> str:
+    """Rules of which each refers to the next one."""
+    name, sign = rule.partition("{")[0], "::=" if "::=" in rule else ":"
+    rules = [rule.format(number, number + 1) for number in range(length)]
+    return "\n".join([first.format(name), *rules, f'{name}{length} {sign} "x"'])
+
+
+def _ambiguous(number: int, sign: str, first: str) -> str:
+    """A list of anything, in as many ways."""
+    options = " | ".join([f"s r{n}" for n in range(number)] + ['"a"'])
+    return "\n".join([first, f"s{sign}{options}", *(f"r{n}{sign}s" for n in range(number))])
 
 
 ATTACKS: dict[str, dict[str, Any]] = {
@@ -107,6 +122,43 @@ LARGEST: dict[str, dict[str, Any]] = {
 """About as large as they may be."""
 
 
+CONSTRAINT_ATTACKS: dict[str, tuple[Literal["regex", "grammar", "choice"], tuple[str, ...]]] = {
+    "a counted repeat of one": ("regex", ("(a{1,1000}){1,1000}",)),
+    "two long repeats": ("regex", (".{0,10000}x.{10000}y",)),
+    "an exponential automaton": ("regex", (".*a.{300}",)),
+    "many exponential automatons": ("regex", ("|".join(f".*{chr(97 + n)}.{{{100 + n}}}" for n in range(26)),)),
+    "a repeat of words": ("regex", (r"(\w{1,500}\s){500}",)),
+    "nested groups": ("regex", ("(" * 2000 + "a" + ")" * 2000,)),
+    "a long regular expression": ("regex", ("[a-z]" * 900,)),
+    "letters of all languages": ("regex", (r"\p{L}{1,500}x" * 90,)),
+    "a text of 2 MB": ("regex", ("a" * 2_000_000,)),
+    "as many choices as may be": ("choice", tuple("".join(random.Random(n).choices("abc ", k=99)) for n in range(998))),
+    "choices of one start": ("choice", tuple("a" * n for n in range(1, 99))),
+    "many choices": ("choice", tuple(map(str, range(100_000)))),
+    "a terminal that doubles": ("grammar", (_chain("A{0}: A{1} A{1}", 60),)),
+    "a rule that doubles": ("grammar", (_chain("a{0}: a{1} a{1}", 300),)),
+    "a long chain": ("grammar", (_chain("a{0}: a{1}", 400),)),
+    "GBNF whose terminals are found one by one": ("grammar", (_chain("a{0} ::= a{1}", 300, "root ::= a0"),)),
+    "an ambiguous recursion": ("grammar", ('start: s\ns: s s s s | "a" | ""',)),
+    "an ambiguous list": ("grammar", ("start: s\ns: " + " | ".join(["s s"] * 300 + ['"a"']),)),
+    "as many ambiguous alternatives as may be": ("grammar", ("start: s\ns: " + " | ".join(["s s"] * 155 + ['"a"']),)),
+    "an ambiguous list of rules": ("grammar", (_ambiguous(300, ": ", "start: s"),)),
+    "an ambiguous list of rules of GBNF": ("grammar", (_ambiguous(300, " ::= ", "root ::= s"),)),
+    "few ambiguous rules": ("grammar", (_ambiguous(20, ": ", "start: s"),)),
+    "an ambiguous recursion with many ends": (
+        "grammar",
+        ("start: s\ns: s s | " + " | ".join(f"/[a-z]{{{n},}}/" for n in range(1, 150)),),
+    ),
+    "a repeat of an ambiguous rule": ("grammar", ('start: s{1,1000}\ns: "a"{1,1000} | "b"{0,1000}',)),
+    "repeats of repeats": ("grammar", ('start: b{1000}\nb: c{1000}\nc: a{1000}\na: "x" a | "y"',)),
+    "nested parentheses": ("grammar", ("start: " + "(" * 2000 + '"a"' + ")" * 2000,)),
+    "nested parentheses of GBNF": ("grammar", ("root ::= " + "(" * 2000 + '"a"' + ")" * 2000,)),
+    "intersections": ("grammar", ("start: A\nA: " + " & ".join(f"/.*{chr(97 + n)}.{{{n + 9}}}/" for n in range(26)),)),
+    "nothing but itself": ("grammar", ("start: start",)),
+    "white space that repeats": ("grammar", ('start: "a" "b"\n%ignore /[ \\t]*( [ \\t]*)*/',)),
+}
+
+
 def memory_mb() -> float:
     """This process's memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -150,6 +202,46 @@ def test_a_schema_is_refused_or_followed_at_once(walker: Walker, schema: dict[st
         times += [time.thread_time(), *follow(walker, Grammar(json_grammar(prepared)))]
     assert max(after - before for before, after in pairwise(times)) < SLOWEST_S
     assert memory_mb() - memory < MAX_MEMORY_MB
+
+
+@pytest.mark.parametrize(("kind", "texts"), CONSTRAINT_ATTACKS.values(), ids=CONSTRAINT_ATTACKS)
+def test_a_grammar_is_refused_or_followed_at_once(
+    walker: Walker, kind: Literal["regex", "grammar", "choice"], texts: tuple[str, ...]
+) -> None:
+    memory, times = memory_mb(), [time.thread_time()]
+    try:
+        grammar = constraint_grammar(Constraint(kind, texts), MAX_PARTS)
+    except ApiError as error:
+        assert error.status == 400 and len(error.message) < 400
+        times.append(time.thread_time())
+    else:
+        times += [time.thread_time(), *follow(walker, grammar)]
+    assert max(after - before for before, after in pairwise(times)) < SLOWEST_S
+    assert memory_mb() - memory < MAX_MEMORY_MB
+
+
+HIDDEN = (
+    'start: %json {"type": "string"}',
+    'start: "\\"" %json {}',
+    'start: "a\n" %json {} "b"',
+    'start: /a\n" %json {"a": 1} "/',
+    'start: "x" // "\nfoo: %json {} // "',
+    'start: "a\\\n" %json {} "b"',
+    '# "\nstart: %json {} // "',
+    "start: <[5]>",
+    "start: <|im_end|>",
+    "start: @other",
+    'start: %lark { start: "a" }',
+    'start: %regex {"substring_words": "a b c"}',
+    '%llguidance {"no_forcing": true}\nstart: "a"',
+)
+
+
+@pytest.mark.parametrize("text", HIDDEN)
+def test_a_clients_grammar_contains_no_schema_and_no_single_token(text: str) -> None:
+    """A JSON Schema in it would pass by all bounds of schemas, and some end llguidance with a panic."""
+    with pytest.raises(ApiError, match="is not supported"):
+        constraint_grammar(Constraint("grammar", (text,)), MAX_PARTS)
 
 
 def test_a_fault_in_llguidance_is_an_error_as_any_other(walker: Walker) -> None:

@@ -228,6 +228,18 @@ def test_the_service_listens_where_the_settings_say() -> None:
         assert re.findall("bind .*", made) == [expected]
 
 
+def test_localhost_is_both_loopback_addresses() -> None:
+    config = "global\n  maxconn 5\nfrontend http_frontend\n    bind *:8000 ssl\n"
+    made = haproxy.changed(config, {haproxy.HOST: "127.0.0.1"})
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+            both = ["bind 127.0.0.1:8000 ssl", "bind ipv6@::1:8000 v6only ssl"]
+        except OSError:  # a machine without IPv6
+            both = ["bind 127.0.0.1:8000 ssl"]
+    assert re.findall("bind .*", made) == both
+
+
 def test_what_it_writes_to_files_is_bounded(proxy: Proxy) -> None:
     soft, hard = proxy.process.rlimit(psutil.RLIMIT_FSIZE)
     assert 0 < soft <= hard <= 10 * 2**20

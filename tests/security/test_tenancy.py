@@ -255,7 +255,7 @@ def test_nothing_else_is_kept_for_a_team(server: OwnRedis, monkeypatch: pytest.M
     stateless |= {"/v1/rerank", "/v2/rerank", "/v1/score"}
     stateless |= {"/v1/messages/count_tokens", "/v1/responses/input_tokens"}
     stateless |= {"/tokenize", "/detokenize", "/v1/models", "/v1/models/{name}", "/health/live", "/health/ready"}
-    stateless |= {"/health", "/ping", "/version"}
+    stateless |= {"/health", "/ping", "/version", "/tokenizer_info"}
     administration = {path for path in paths(OPERATIONS) if path.startswith("/admin/")}
     stored = {"/v1/responses/{id}", "/v1/responses/{id}/input_items"}
     assert paths(OPERATIONS) <= stateless | administration | stored | {"/v1/usage", "/metrics"}

@@ -6,8 +6,10 @@ import stat
 from ipaddress import ip_address
 from pathlib import Path
 
+import httpx
 import psutil
 
+from cluster.launch.haproxy import addresses_of
 from cluster.launch.ray_node import _TOKEN_FILE
 from tests.conftest import Dray
 
@@ -32,7 +34,11 @@ def is_loopback(address: str) -> bool:
 
 def test_only_this_machine_can_connect(dray: Dray) -> None:
     sockets = listening(dray)
-    assert ("haproxy", "127.0.0.1", dray.port) in sockets
+    listens = {address for process, address, port in sockets if (process, port) == ("haproxy", dray.port)}
+    assert listens == {*addresses_of("127.0.0.1")}
+    for address in listens:
+        host = f"[{address}]" if ":" in address else address
+        assert httpx.get(f"http://{host}:{dray.port}/v1/models").status_code == 200
     assert [socket for socket in sockets if not is_loopback(socket[1])] == []
 
 

@@ -6,92 +6,44 @@ import msgspec
 
 from cluster.models.folder import ServedModel
 from cluster.settings import LimitSettings
+from deployments.api.protocol.answer_format import (
+    Choices,
+    ResponseFormat,
+    SchemaParam,
+    StructuredOutputs,
+    answer_format,
+)
 from deployments.api.protocol.chat_messages import ChatMessage, answer_to_continue, check_continuation
+from deployments.api.protocol.chat_tools import ChatTool, ChatToolChoice, tool_choice_of, tools_of
 from deployments.api.protocol.common import (
     Count,
     Effort,
     LogitBias,
     MaxTokens,
-    Name,
     Natural,
     Penalty,
     Probability,
     Seed,
+    StopToken,
     StreamOptions,
     TopLogprobs,
     check_count,
     check_logit_bias,
     check_stop,
-    check_tool_name,
     max_tokens_of,
     sampling_for,
-    schema_text,
     stop_strings,
     template_arguments,
     thinking_limit,
     with_logprobs,
 )
 from deployments.api.protocol.parsing import parse
+from deployments.api.protocol.token_reports import PromptAlternatives, check_token_fields, with_token_fields
 from deployments.common.errors import invalid_request
-from deployments.common.types import GenerationRequest, Message, Tool, ToolChoice
+from deployments.common.types import GenerationRequest, Message
 
 
-class FunctionSpec(msgspec.Struct, frozen=True):
-    """A function that the model may call. strict: its arguments are constrained to the parameters' schema."""
-
-    name: Name
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ChatTool(msgspec.Struct, frozen=True):
-    """A tool. Only functions are supported."""
-
-    function: FunctionSpec
-    type: Literal["function"] = "function"
-
-
-class FunctionName(msgspec.Struct, frozen=True):
-    """A function by its name."""
-
-    name: str
-
-
-class NamedTool(msgspec.Struct, frozen=True):
-    """The tool that must be called."""
-
-    function: FunctionName
-    type: Literal["function"] = "function"
-
-
-class TextFormat(msgspec.Struct, frozen=True, tag="text", tag_field="type"):
-    """Free text."""
-
-
-class JsonObjectFormat(msgspec.Struct, frozen=True, tag="json_object", tag_field="type"):
-    """Any JSON object. schema: a JSON Schema that it must also fit, as llama-server takes it."""
-
-    schema: dict[str, Any] | None = None
-
-
-class SchemaSpec(msgspec.Struct, frozen=True):
-    """A JSON Schema, to which the answer is constrained. strict: a schema that cannot be enforced as a whole is
-    refused; otherwise it is enforced as far as possible."""
-
-    name: Name | None = None
-    description: str | None = None
-    schema: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class JsonSchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_field="type"):
-    """JSON that a schema allows."""
-
-    json_schema: SchemaSpec
-
-
-class ThinkingSwitch(msgspec.Struct, frozen=True):
+class ThinkingSwitch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether the model thinks, as DeepSeek's API has it."""
 
     type: Literal["enabled", "disabled", "auto"]
@@ -114,16 +66,21 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     repetition_penalty: Annotated[float, msgspec.Meta(gt=0, le=2)] | None = None
     seed: Seed | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: list[StopToken] | None = None
+    include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     n: Count | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
+    prompt_logprobs: PromptAlternatives | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     logit_bias: LogitBias | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None = None
+    response_format: ResponseFormat | None = None
     tools: list[ChatTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: ChatToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Effort | None = None
     max_thinking_tokens: Natural | None = None
@@ -131,7 +88,11 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Other servers' names for the fields above.
     enable_thinking: bool | None = None
     thinking: ThinkingSwitch | None = None
-    guided_json: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: SchemaParam | None = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -171,6 +132,7 @@ def read_chat(body: bytes, limits: LimitSettings) -> ChatRequest:
     if request.top_logprobs is not None and not request.logprobs:
         raise invalid_request("top_logprobs", "top_logprobs requires logprobs: true.")
     check_logit_bias(request.logit_bias)
+    check_token_fields(request)
     return request
 
 
@@ -189,24 +151,29 @@ def chat_generation(request: ChatRequest, model: ServedModel, limits: LimitSetti
         "max_completion_tokens" if newer else "max_tokens",
     )
     sampling = sampling_for(model, limits, max_tokens, request)
-    tools = tuple(_tool(tool.function, limits) for tool in request.tools or ())
+    tools = tools_of(request.tools, request.tool_choice, limits)
+    answer = answer_format(request, limits)
+    choice = tool_choice_of(request.tool_choice, tools, request.parallel_tool_calls)
+    if answer.constraint is not None and choice.mode != "none":
+        message = f"{answer.field} cannot be combined with tools; set tool_choice to none, or send a JSON Schema."
+        raise invalid_request(answer.field, message)
     generation = GenerationRequest(
         messages=tuple(messages),
         sampling=with_logprobs(sampling, (request.top_logprobs or 0) if request.logprobs else None),
         tools=tools,
-        tool_choice=_tool_choice(request, tools),
-        schema=_schema(request, limits),
+        tool_choice=choice,
+        schema=answer.schema,
         template_args=template_arguments(request.chat_template_kwargs, effort, limits),
         stop=stop_strings(request.stop),
         num_choices=request.n or 1,
         max_thinking_tokens=thinking_limit(effort, request.max_thinking_tokens),
-        strict_schema=isinstance(request.response_format, JsonSchemaFormat)
-        and request.response_format.json_schema.strict is True,
+        strict_schema=answer.strict,
+        constraint=answer.constraint,
         continue_final_message=continued,
         add_generation_prompt=bool(request.continue_final_message) or request.add_generation_prompt is not False,
     )
     check_continuation(generation)
-    return generation
+    return with_token_fields(generation, request)
 
 
 def _begun_answer(request: ChatRequest, messages: list[Message]) -> tuple[list[Message], bool]:
@@ -224,31 +191,3 @@ def _effort(request: ChatRequest) -> str | None:
     """The reasoning effort, by whichever name the request has it."""
     off = request.enable_thinking is False or (request.thinking is not None and request.thinking.type == "disabled")
     return "none" if off and request.reasoning_effort is None else request.reasoning_effort
-
-
-def _tool(function: FunctionSpec, limits: LimitSettings) -> Tool:
-    parameters = schema_text(function.parameters or {"type": "object", "properties": {}}, "tools", limits)
-    return Tool(function.name, function.description or "", parameters, bool(function.strict))
-
-
-def _tool_choice(request: ChatRequest, tools: tuple[Tool, ...]) -> ToolChoice:
-    choice, parallel = request.tool_choice, request.parallel_tool_calls is not False
-    if choice is None:
-        return ToolChoice("auto" if tools else "none", parallel=parallel)
-    if not tools and choice != "none":
-        raise invalid_request("tool_choice", "tool_choice requires tools.")
-    if isinstance(choice, str):
-        return ToolChoice(choice, parallel=parallel)
-    check_tool_name(choice.function.name, tools)
-    return ToolChoice("required", choice.function.name, parallel=False)
-
-
-def _schema(request: ChatRequest, limits: LimitSettings) -> str:
-    answer_format = request.response_format
-    if isinstance(answer_format, JsonObjectFormat):
-        return schema_text(answer_format.schema or {"type": "object"}, "response_format", limits)
-    if isinstance(answer_format, JsonSchemaFormat):
-        return schema_text(answer_format.json_schema.schema, "response_format", limits)
-    if request.guided_json is not None:
-        return schema_text(request.guided_json, "guided_json", limits)
-    return ""

@@ -9,13 +9,13 @@ from deployments.common.errors import invalid_request
 from deployments.common.types import GenerationRequest, Message, ToolCall
 
 
-class TextPart(msgspec.Struct, frozen=True, tag="text", tag_field="type"):
+class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text", tag_field="type"):
     """A part of a message. Only text is supported."""
 
     text: str
 
 
-class RefusalPart(msgspec.Struct, frozen=True, tag="refusal", tag_field="type"):
+class RefusalPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="refusal", tag_field="type"):
     """A part of an earlier answer in which the model refused."""
 
     refusal: str
@@ -28,14 +28,14 @@ class RefusalPart(msgspec.Struct, frozen=True, tag="refusal", tag_field="type"):
 Content = str | list[TextPart]
 
 
-class FunctionCall(msgspec.Struct, frozen=True):
+class FunctionCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A function that an answer calls. arguments: JSON text."""
 
     name: str
     arguments: str
 
 
-class ToolCallParam(msgspec.Struct, frozen=True):
+class ToolCallParam(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A tool call of an answer."""
 
     id: str
@@ -43,7 +43,7 @@ class ToolCallParam(msgspec.Struct, frozen=True):
     type: Literal["function"] = "function"
 
 
-class SystemMessage(msgspec.Struct, frozen=True, tag="system", tag_field="role"):
+class SystemMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="system", tag_field="role"):
     """Instructions."""
 
     content: Content
@@ -53,11 +53,11 @@ class SystemMessage(msgspec.Struct, frozen=True, tag="system", tag_field="role")
         return Message("system", text_of(self.content), name=self.name or "")
 
 
-class DeveloperMessage(SystemMessage, frozen=True, tag="developer"):
+class DeveloperMessage(SystemMessage, frozen=True, forbid_unknown_fields=True, tag="developer"):
     """Instructions, by OpenAI's newer name."""
 
 
-class UserMessage(msgspec.Struct, frozen=True, tag="user", tag_field="role"):
+class UserMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="user", tag_field="role"):
     """A message of the user."""
 
     content: Content
@@ -67,7 +67,7 @@ class UserMessage(msgspec.Struct, frozen=True, tag="user", tag_field="role"):
         return Message("user", text_of(self.content), name=self.name or "")
 
 
-class AssistantMessage(msgspec.Struct, frozen=True, tag="assistant", tag_field="role"):
+class AssistantMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="assistant", tag_field="role"):
     """An earlier answer. Its thinking is accepted; most chat templates drop it."""
 
     content: str | list[TextPart | RefusalPart] | None = None
@@ -89,7 +89,7 @@ class AssistantMessage(msgspec.Struct, frozen=True, tag="assistant", tag_field="
         )
 
 
-class ToolMessage(msgspec.Struct, frozen=True, tag="tool", tag_field="role"):
+class ToolMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="tool", tag_field="role"):
     """What a tool returned."""
 
     content: Content
@@ -121,7 +121,7 @@ def check_continuation(request: GenerationRequest) -> None:
     constrains begins at the answer's start."""
     if not request.continue_final_message:
         return
-    if request.schema:
+    if request.schema or request.constraint is not None:
         raise invalid_request("response_format", "An answer in a format cannot continue the last message.")
     if request.tool_choice.mode == "required":
         raise invalid_request("tool_choice", "An answer that must call tools cannot continue the last message.")

@@ -9,6 +9,7 @@ import msgspec
 
 from deployments.api.protocol.chat import ChatRequest
 from deployments.api.protocol.chat_messages import FunctionCall, ToolCallParam
+from deployments.api.protocol.token_reports import PromptLogprobs, prompt_logprobs_of
 from deployments.common.errors import ApiError, new_id, sse_event
 from deployments.common.types import Choice, Delta, GenerationResult, TokenLogprob, ToolDelta, Usage
 
@@ -97,16 +98,24 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
-    """One of the answers to a request."""
+    """One of the answers to a request.
+
+    stop_reason, matched_stop: the request's stop string or stop token that ended it, under the names of vLLM and
+    SGLang. token_ids: where the request asks for them.
+    """
 
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"]
+    stop_reason: str | int | None = None
+    matched_stop: str | int | None = None
+    token_ids: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatCompletion(msgspec.Struct, frozen=True):
-    """The body of a response that is not streamed. replica: the engine replica that generated it."""
+    """The body of a response that is not streamed. replica: the engine replica that generated it. prompt_token_ids,
+    prompt_logprobs: where the request asks for them."""
 
     id: str
     created: int
@@ -116,15 +125,20 @@ class ChatCompletion(msgspec.Struct, frozen=True):
     usage: ChatUsage
     object: Literal["chat.completion"] = "chat.completion"
     replica: str | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):
-    """A piece of one of the answers."""
+    """A piece of one of the answers. The last one of each says by which stop string or stop token it ended."""
 
     index: int
     delta: AnswerDelta
     logprobs: ChatLogprobs | None = None
     finish_reason: Literal["stop", "length", "tool_calls"] | None = None
+    stop_reason: str | int | msgspec.UnsetType | None = msgspec.UNSET
+    matched_stop: str | int | msgspec.UnsetType | None = msgspec.UNSET
+    token_ids: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChunk(msgspec.Struct, frozen=True):
@@ -138,6 +152,7 @@ class ChatChunk(msgspec.Struct, frozen=True):
     usage: ChatUsage | msgspec.UnsetType | None = msgspec.UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     replica: str | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 def usage_of(usage: Usage) -> ChatUsage:
@@ -178,29 +193,38 @@ class ChatWriter:
         self._usage = (
             None if request.stream_options is not None and request.stream_options.include_usage else msgspec.UNSET
         )
+        self._usage_in_all = self._usage is None and request.stream_options.continuous_usage_stats  # type: ignore[union-attr]
         self._num_choices = request.n or 1
         self._logprobs = bool(request.logprobs)
 
     def complete(self, answer: GenerationResult) -> ChatCompletion:
         choices = [self._choice(index, choice) for index, choice in enumerate(answer.choices)]
-        return ChatCompletion(*self._head, choices, usage_of(answer.usage), replica=answer.replica or msgspec.UNSET)
+        return ChatCompletion(
+            *self._head,
+            choices,
+            usage_of(answer.usage),
+            replica=answer.replica or msgspec.UNSET,
+            prompt_token_ids=answer.choices[0].prompt_ids or msgspec.UNSET,
+            prompt_logprobs=prompt_logprobs_of(answer.choices[0]),
+        )
 
     def start(self, usage: Usage) -> bytes:
         first = self._with_thinking(AnswerDelta("assistant", ""), None)
-        return b"".join(self._chunk(index, first) for index in range(self._num_choices))
+        choices = [ChunkChoice(index, first) for index in range(self._num_choices)]
+        return b"".join(sse_event(ChatChunk(*self._head, [choice], self._usage)) for choice in choices)
 
     def delta(self, delta: Delta) -> bytes:
-        events, rest = b"", self._with_thinking(AnswerDelta(), None)
-        if delta.reasoning and self._fields:
-            events += self._chunk(delta.choice, self._with_thinking(AnswerDelta(content=None), delta.reasoning))
-        if delta.text or (delta.logprobs and self._logprobs):
-            logprobs = self._logprobs_of(delta.logprobs) if delta.logprobs else None
-            events += self._chunk(delta.choice, msgspec.structs.replace(rest, content=delta.text), logprobs)
-        for call in _call_deltas(delta.tool_calls):
-            events += self._chunk(delta.choice, msgspec.structs.replace(rest, content=None, tool_calls=[call]))
-        if delta.finish_reason:
-            events += self._chunk(delta.choice, rest, None, delta.finish_reason)
-        return events
+        choices = self._pieces(delta)
+        if delta.ids:
+            # With the first chunk; one without text where the tokens have none yet.
+            first = choices[0] if choices else ChunkChoice(delta.choice, self._with_thinking(AnswerDelta(), None))
+            choices[:1] = [msgspec.structs.replace(first, token_ids=delta.ids)]
+        prompts = [delta.prompt_ids or msgspec.UNSET, *[msgspec.UNSET] * len(choices)]
+        usage = usage_of(delta.usage) if self._usage_in_all and delta.usage else self._usage
+        return b"".join(
+            sse_event(ChatChunk(*self._head, [choice], usage, prompt_token_ids=ids))
+            for choice, ids in zip(choices, prompts, strict=False)
+        )
 
     def end(self, answer: GenerationResult) -> bytes:
         if self._usage is None:
@@ -216,16 +240,28 @@ class ChatWriter:
         content = choice.text if choice.text or not calls else None
         message = AnswerMessage("assistant", content, tool_calls=calls or msgspec.UNSET)
         message = self._with_thinking(message, choice.reasoning or None)
-        return ChatChoice(index, message, self._logprobs_of(choice.logprobs), choice.finish_reason)
+        logprobs, stop = self._logprobs_of(choice.logprobs), choice.stopped_by
+        return ChatChoice(
+            index, message, logprobs, choice.finish_reason, stop, stop, token_ids=choice.ids or msgspec.UNSET
+        )
 
     def _with_thinking(self, message: Message, thinking: str | None) -> Message:
         return msgspec.structs.replace(message, **dict.fromkeys(self._fields, thinking))
 
-    def _chunk(
-        self, index: int, delta: AnswerDelta, logprobs: ChatLogprobs | None = None, finish: str | None = None
-    ) -> bytes:
-        choice = ChunkChoice(index, delta, logprobs, finish)  # type: ignore[arg-type]  # one of its three
-        return sse_event(ChatChunk(*self._head, [choice], self._usage))
+    def _pieces(self, delta: Delta) -> list[ChunkChoice]:
+        """A delta as one choice for each chunk."""
+        index, rest = delta.choice, self._with_thinking(AnswerDelta(), None)
+        pieces: list[ChunkChoice] = []
+        if delta.reasoning and self._fields:
+            pieces.append(ChunkChoice(index, self._with_thinking(AnswerDelta(content=None), delta.reasoning)))
+        if delta.text or (delta.logprobs and self._logprobs):
+            logprobs = self._logprobs_of(delta.logprobs) if delta.logprobs else None
+            pieces.append(ChunkChoice(index, msgspec.structs.replace(rest, content=delta.text), logprobs))
+        for call in _call_deltas(delta.tool_calls):
+            pieces.append(ChunkChoice(index, msgspec.structs.replace(rest, content=None, tool_calls=[call])))
+        if delta.finish_reason:
+            pieces.append(ChunkChoice(index, rest, None, delta.finish_reason, delta.stop, delta.stop))  # type: ignore[arg-type]
+        return pieces
 
     def _logprobs_of(self, tokens: tuple[TokenLogprob, ...]) -> ChatLogprobs | None:
         if not self._logprobs:

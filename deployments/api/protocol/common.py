@@ -18,6 +18,7 @@ Name = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 LogitBias = dict[str, Annotated[float, msgspec.Meta(ge=-100, le=100)]]
+StopToken = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 TopLogprobs = Annotated[int, msgspec.Meta(ge=0, le=20)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 MaxTokens = Annotated[int, msgspec.Meta(ge=-1)]
@@ -35,10 +36,12 @@ _EFFORT_TOKENS = {"none": 0, "minimal": 256, "low": 1024, "medium": 4096}
 """Maximum thinking tokens by effort; higher efforts are unlimited."""
 
 
-class StreamOptions(msgspec.Struct, frozen=True):
-    """include_usage: whether a last chunk reports the usage. Obfuscation is padding that Dray never adds."""
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """include_usage: whether a last chunk reports the usage; continuous_usage_stats, of vLLM: every chunk reports it so
+    far too. Obfuscation is padding that Dray never adds."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: bool = False
 
 
@@ -79,6 +82,7 @@ def sampling_for(
         min_tokens=min(int(getattr(request, "min_tokens", None) or 0), max_tokens),
         ignore_eos=bool(getattr(request, "ignore_eos", None)),
         logit_bias=_biases(getattr(request, "logit_bias", None)),
+        stop_ids=tuple(sorted(set(getattr(request, "stop_token_ids", None) or ()))),
     )
     if temperature == 0 or request.top_p == 0:
         return base  # greedy: the other parameters have no effect, and would split the cache
@@ -105,8 +109,14 @@ def check_logit_bias(biases: LogitBias | None) -> None:
             raise invalid_request("logit_bias", f"The keys of logit_bias are token ids; '{shortened(token)}' is none.")
 
 
-def check_bias_ids(sampling: Sampling, vocabulary: int) -> None:
-    """Raises ApiError 400 for a bias of a token that the model does not have. vocabulary: number of its tokens."""
+def check_token_ids(sampling: Sampling, vocabulary: int) -> None:
+    """Raises ApiError 400 for a bias of a token that the model does not have, and for such a stop token.
+
+    vocabulary: number of its tokens.
+    """
+    if sampling.stop_ids and (token := sampling.stop_ids[-1]) >= vocabulary:
+        message = f"stop_token_ids has the token id {token}; the model's vocabulary ends at {vocabulary - 1}."
+        raise invalid_request("stop_token_ids", message)
     if sampling.logit_bias and (token := sampling.logit_bias[-1][0]) >= vocabulary:
         message = f"logit_bias has the token id {token}; the model's vocabulary ends at {vocabulary - 1}."
         raise invalid_request("logit_bias", message)

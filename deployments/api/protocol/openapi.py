@@ -22,7 +22,8 @@ from deployments.api.protocol.admin import (
 )
 from deployments.api.protocol.chat import ChatRequest
 from deployments.api.protocol.chat_writer import ChatCompletion
-from deployments.api.protocol.completions import CompletionRequest, TextCompletion
+from deployments.api.protocol.completions import CompletionRequest
+from deployments.api.protocol.completions_writer import TextCompletion
 from deployments.api.protocol.embeddings import EmbeddingRequest, Embeddings
 from deployments.api.protocol.messages import MessagesCount, MessagesCountRequest, MessagesRequest
 from deployments.api.protocol.rerank import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
@@ -129,6 +130,7 @@ OPERATIONS = (
     Operation("/v1/score", "Score pairs of texts", ScoreRequest, ScoreResponse),
     Operation("/tokenize", "Convert a text or a conversation to token ids", TokenizeRequest, TokenizeResponse),
     Operation("/detokenize", "Convert token ids to text", DetokenizeRequest, DetokenizeResponse),
+    Operation("/tokenizer_info", "Describe a model's tokenizer, as vLLM does", answer=_OBJECT, query=("model",)),
     Operation("/v1/models", "List the models", answer=_MODELS),
     Operation("/v1/models/{name}", "Describe a model", answer=_MODEL, parameters=("name",)),
     Operation("/v1/usage", "Report your team's usage", answer=UsageResponse, query=("days", "team")),

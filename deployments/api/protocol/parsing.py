@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -22,6 +23,9 @@ _LONE_SURROGATE = (
     "middle of an emoji."
 )
 
+_MEDIA = re.compile(r"Invalid value '((?:input_)?(?:image|audio|video|file)(?:_url)?)' - at `\$\.([\w.\[\]]+)\.type`")
+"""The decoder's message about a part of a message that is an image or the like."""
+
 T = TypeVar("T")
 
 
@@ -33,7 +37,7 @@ def parse(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
         _check_integers(body)
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from None
+        raise _media_refusal(str(error), body) or _refusal(str(error)) from None
     except RecursionError:
         raise ApiError(400, "The body is nested too deeply.", code="invalid_json") from None
     except UnicodeDecodeError as error:
@@ -113,6 +117,16 @@ def _path(trail: tuple[Any, ...]) -> str:
     return "".join(reversed(parts)).removeprefix(".")
 
 
+def _media_refusal(reason: str, body: bytes) -> ApiError | None:
+    """The error for a part of a message that is no text, which says which part; None for any other error."""
+    if (found := _MEDIA.fullmatch(reason)) is None:
+        return None
+    kind, path = found.groups()
+    model = shortened(str(json.loads(body).get("model")))
+    message = f"it is of type {kind}, but the model {model} reads only text. Leave it out, or say it in words."
+    return ApiError(400, f"Invalid '{path}': {message}", code="invalid_value", param=f"{path}.type")
+
+
 def _refusal(reason: str) -> ApiError:
     """The error for msgspec's message about a body, such as "Expected `int`, got `str` - at `$.n`"."""
     # Names in it are the client's own, of any length.
@@ -124,7 +138,7 @@ def _refusal(reason: str) -> ApiError:
     if message.startswith(_UNKNOWN):
         name = shortened(message.removeprefix(_UNKNOWN).removesuffix("`"))
         name = f"{path}.{name}" if path else name
-        return ApiError(400, f"Unrecognized request argument supplied: {name}", code="unknown_parameter", param=name)
+        return unknown_field(name)
     if message.startswith(_MISSING):
         name = message.removeprefix(_MISSING).removesuffix("`")
         name = f"{path}.{name}" if path else name
@@ -133,6 +147,11 @@ def _refusal(reason: str) -> ApiError:
     return _invalid(
         path, message, "invalid_type" if message.startswith("Expected") and "got" in message else "invalid_value"
     )
+
+
+def unknown_field(name: str) -> ApiError:
+    """The error for a field that Dray does not know."""
+    return ApiError(400, f"Unrecognized request argument supplied: {name}", code="unknown_parameter", param=name)
 
 
 def _invalid(path: str, message: str, code: str) -> ApiError:

@@ -6,7 +6,7 @@ import msgspec
 
 from cluster.models.folder import ServedModel
 from cluster.settings import LimitSettings
-from deployments.api.protocol.chat import JsonObjectFormat, TextFormat
+from deployments.api.protocol.answer_format import JsonObjectFormat, TextFormat
 from deployments.api.protocol.common import (
     Effort,
     LogitBias,

@@ -236,7 +236,8 @@ class ResponseWriter:
 def _format_of(request: ResponseRequest) -> dict[str, Any]:
     answer_format = request.text.format if request.text else None
     described: dict[str, Any] = {"type": "text"} if answer_format is None else msgspec.to_builtins(answer_format)
-    return described
+    # By OpenAI's document, a description is a text or absent.
+    return {name: value for name, value in described.items() if (name, value) != ("description", None)}
 
 
 def usage_of(usage: Usage) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from deployments.api.protocol.common import Natural
 
 class TokenizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /tokenize: a text (`prompt`), or a conversation (`messages`), which the chat template renders
-    first."""
+    first. add_generation_prompt: whether the template opens an answer after it."""
 
     model: str
     prompt: str | None = None
@@ -18,6 +18,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     add_special_tokens: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool = False
+    add_generation_prompt: bool = True
 
 
 class DetokenizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,7 +29,7 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class TokenizeResponse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Token ids. token_strs: the text of each, if the request sets return_token_strs."""
+    """Token ids. token_strs: each as the vocabulary writes it, if the request sets return_token_strs."""
 
     count: int
     max_model_len: int

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.api.protocol.common import StreamOptions
-from deployments.api.protocol.completions import CompletionRequest, CompletionWriter
+from deployments.api.protocol.completions import CompletionRequest
+from deployments.api.protocol.completions_writer import CompletionWriter
 from deployments.api.responses import merge_deltas
 from deployments.common.types import Choice, Delta, GenerationResult, TokenLogprob, Usage
 

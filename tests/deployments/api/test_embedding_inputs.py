@@ -67,6 +67,25 @@ def test_token_ids_are_embedded_as_they_are(server: OwnRedis, monkeypatch: pytes
     asyncio.run(work())
 
 
+@pytest.mark.parametrize("unknown", ["ignore", "refuse"])
+def test_unknown_fields_are_named_or_refused(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unknown: str
+) -> None:
+    folder = tmp_path / "m"
+    make_model(folder)
+
+    async def work() -> None:
+        api = {"unknown_fields": unknown}
+        async with serving(server, monkeypatch, str(folder), model=EMBED, api=api) as service:
+            answer = await service.post("/v1/embeddings", input="a refund", truncate_prompt_tokens=None, truncate="END")
+            if unknown == "ignore":
+                assert (answer.status_code, answer.headers["x-dray-ignored"]) == (200, "truncate")
+            else:
+                assert (answer.status_code, answer.json()["error"]["param"]) == (400, "truncate")
+
+    asyncio.run(work())
+
+
 def test_a_vector_is_cut_and_brought_to_length_1_again(
     server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -12,7 +12,9 @@ from typing import Any, Protocol
 import httpx
 import pytest
 import zstandard
+from tokenizers import Tokenizer
 
+from cluster.models.folder import BUNDLED_FOLDER
 from tests.conftest import MODEL, redis_server
 from tests.deployments.routers import running_router
 
@@ -228,5 +230,181 @@ def test_other_names_mean_the_same(router: OpenRouter) -> None:
             for name in ("max_tokens", "max_completion_tokens"):
                 answer = await client.post(CHAT, json=body_of(CHAT, **{name: 0}))
                 assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+
+    asyncio.run(work())
+
+
+NEUTRAL_FIELDS: dict[str, dict[str, list[Any]]] = {
+    "": {
+        "use_beam_search": [False, None],
+        "length_penalty": [1.0, 1],
+        "early_stopping": [False],
+        "skip_special_tokens": [True, None],
+        "spaces_between_special_tokens": [True],
+        "truncate_prompt_tokens": [None],
+        "priority": [0],
+        "documents": [None, []],
+        "logits_processors": [None, []],
+        "stop_token_ids": [None, []],
+        "include_stop_str_in_output": [False],
+        "return_token_ids": [False, None],
+        "prompt_logprobs": [None],
+        "min_tokens": [0],
+        "ignore_eos": [False],
+        "logit_bias": [None, {}],
+        "best_of": [1, None],
+        "echo": [False, None],
+    },
+    CHAT: {
+        "max_tokens": [None, -1],
+        "max_completion_tokens": [None],
+        "parallel_tool_calls": [None, True],
+        "tools": [None, []],
+        "tool_choice": [None, "none"],
+        "functions": [None],
+        "audio": [None],
+        "response_format": [None, {"type": "text"}],
+        "logprobs": [False, None],
+    },
+    "/v1/completions": {"suffix": [None, ""], "max_tokens": [None, 16], "logprobs": [None]},
+}
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+@pytest.mark.parametrize("unknown", ["ignore", "refuse"])
+def test_values_that_request_nothing_are_taken(path: str, unknown: str, router: OpenRouter) -> None:
+    async def work() -> None:
+        async with router(api={"unknown_fields": unknown}) as client:
+            await client.post(path, json=body_of(path))
+            for name, values in (NEUTRAL_FIELDS[""] | NEUTRAL_FIELDS[path]).items():
+                for value in values:
+                    answer = await client.post(path, json=body_of(path, **{name: value}))
+                    assert answer.status_code == 200, (name, value, answer.text)
+                    result = (answer.headers["x-dray-cache"], answer.headers.get("x-dray-ignored"))
+                    assert result == ("hit", None), (name, value)
+            for name, value in (("use_beam_search", True), ("skip_special_tokens", False), ("priority", False)):
+                answer = await client.post(path, json=body_of(path, **{name: value}))
+                if unknown == "ignore":
+                    assert (answer.status_code, answer.headers["x-dray-ignored"]) == (200, name)
+                else:
+                    assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+
+    asyncio.run(work())
+
+
+def test_many_choices_and_prompts_at_once(router: OpenRouter) -> None:
+    async def work() -> None:
+        async with router() as client:
+            answer = await client.post(CHAT, json=body_of(CHAT, n=16))
+            assert [choice["index"] for choice in answer.json()["choices"]] == [*range(16)]
+            prompts = [f"{number}+1=" for number in range(20)]
+            for stream in (False, True):
+                body = {"model": MODEL, "prompt": prompts, "stream": stream}
+                answer = await client.post("/v1/completions", json=body)
+                assert answer.status_code == 200
+                lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")]
+                bodies = [json.loads(line) for line in lines] if stream else [answer.json()]
+                ended = [choice["index"] for body in bodies for choice in body["choices"] if choice["finish_reason"]]
+                assert sorted(ended) == [*range(20)]
+
+    asyncio.run(work())
+
+
+PART = {"type": "text", "text": "3+4?", "cache_control": {"type": "ephemeral"}}
+NESTED: list[tuple[str, dict[str, Any], str]] = [
+    (CHAT, {"messages": [{"role": "user", "content": [PART, PART]}]}, "messages[].content[].cache_control"),
+    (CHAT, {"messages": [{"role": "user", "content": "3+4?", "id": 7}]}, "messages[].id"),
+    (CHAT, {"stream": True, "stream_options": {"include_usage": True, "x": 1}}, "stream_options.x"),
+    (CHAT, {"response_format": {"type": "json_object", "x": 1}}, "response_format.x"),
+    (
+        CHAT,
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {}, "x": 1}}},
+        "response_format.json_schema.x",
+    ),
+    (CHAT, {"structured_outputs": {"regex": "7", "whitespace_pattern": " "}}, "structured_outputs.whitespace_pattern"),
+    (
+        CHAT,
+        {"tools": [{"type": "function", "function": {"name": "f", "x": 1}, "y": 2}]},
+        "tools[].function.x, tools[].y",
+    ),
+    (CHAT, {"thinking": {"type": "enabled", "budget_tokens": 9}}, "thinking.budget_tokens"),
+    ("/v1/completions", {"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+]
+
+
+@pytest.mark.parametrize("unknown", ["ignore", "refuse"])
+def test_unknown_fields_within_others_are_treated_as_those_at_the_top(unknown: str, router: OpenRouter) -> None:
+    async def work() -> None:
+        async with router(api={"unknown_fields": unknown}) as client:
+            for path, fields, names in NESTED:
+                answer = await client.post(path, json=body_of(path, **fields))
+                if unknown == "ignore":
+                    assert answer.status_code == 200, (names, answer.text)
+                    assert answer.headers["x-dray-ignored"] == names
+                else:
+                    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_parameter"), names
+            # What is the client's own has any fields.
+            schema = {"type": "object", "x-own": 1, "properties": {"x": {"type": "integer", "own": 2}}}
+            own = {"guided_json": schema, "metadata": {"a": "b"}, "logit_bias": {"5": 1}}
+            answer = await client.post(CHAT, json=body_of(CHAT, **own))
+            assert answer.status_code == 200 and "x-dray-ignored" not in answer.headers
+
+    asyncio.run(work())
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+MEDIA: list[tuple[str, dict[str, Any], str]] = [
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": [PART, IMAGE]}]},
+        "messages[1].content[1]",
+    ),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
+        "messages[0].content[0]",
+    ),
+    (
+        "/v1/messages",
+        {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
+        "messages[0].content[0]",
+    ),
+]
+
+
+def test_a_refused_image_is_named_with_its_place_and_the_model(router: OpenRouter) -> None:
+    async def work() -> None:
+        async with router() as client:
+            for path, fields, place in MEDIA:
+                answer = await client.post(path, json=body_of(path, **fields))
+                message = answer.json()["error"]["message"]
+                assert answer.status_code == 400
+                assert all(words in message for words in (place, f"the model {MODEL} reads only text")), message
+
+    asyncio.run(work())
+
+
+def test_tokens_as_the_vocabulary_writes_them_and_its_files(router: OpenRouter) -> None:
+    tokenizer = Tokenizer.from_file(str(BUNDLED_FOLDER / "tokenizer.json"))
+
+    async def work() -> None:
+        async with router() as client:
+            body = {"model": MODEL, "prompt": "鸡 and 23", "return_token_strs": True, "add_special_tokens": False}
+            answer = await client.post("/tokenize", json=body | {"return_offsets": True})
+            assert answer.headers["x-dray-ignored"] == "return_offsets"
+            tokens = answer.json()
+            assert tokens["token_strs"] == [tokenizer.id_to_token(token) for token in tokens["tokens"]]
+            assert tokenizer.decode(tokens["tokens"]) == "鸡 and 23"
+            ids = []
+            for add in (True, False):
+                body = {"model": MODEL, "messages": BODIES[CHAT]["messages"], "add_generation_prompt": add}
+                ids.append((await client.post("/tokenize", json=body)).json()["tokens"])
+            assert len(ids[1]) < len(ids[0]) and ids[0][: len(ids[1])] == ids[1]
+            for query in ("", f"?model={MODEL}"):
+                info = (await client.get(f"/tokenizer_info{query}")).json()
+                declared = json.loads((BUNDLED_FOLDER / "tokenizer_config.json").read_text())
+                assert info.pop("chat_template")
+                assert info == declared
+            assert (await client.get("/tokenizer_info?model=other")).status_code == 404
 
     asyncio.run(work())

@@ -227,6 +227,26 @@ def test_documents_are_sorted_by_the_models_scores(
     asyncio.run(work())
 
 
+@pytest.mark.parametrize("unknown", ["ignore", "refuse"])
+def test_unknown_fields_are_named_or_refused(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unknown: str
+) -> None:
+    async def work() -> None:
+        folder = make_cross_encoder(tmp_path / "m")
+        async with serving(server, monkeypatch, folder, api={"unknown_fields": unknown}) as service:
+            for path, body in (
+                ("/v1/rerank", {"query": "what", "documents": ["the cat"]}),
+                ("/v1/score", {"text_1": "what", "text_2": "the cat"}),
+            ):
+                answer = await service.post(path, **body, truncate="END", priority=0)
+                if unknown == "ignore":
+                    assert (answer.status_code, answer.headers["x-dray-ignored"]) == (200, "truncate")
+                else:
+                    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "truncate")
+
+    asyncio.run(work())
+
+
 def test_pairs_are_scored_in_their_order(server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async def work() -> None:
         async with serving(server, monkeypatch, make_cross_encoder(tmp_path / "m")) as service:
@@ -398,8 +418,9 @@ def test_what_cannot_be_ranked_is_refused_by_name(
     server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async def work() -> None:
-        limits = {"embedding_inputs": 40, "body_bytes": 100_000}
-        async with serving(server, monkeypatch, make_cross_encoder(tmp_path / "m"), limits=limits) as service:
+        folder, limits = make_cross_encoder(tmp_path / "m"), {"embedding_inputs": 40, "body_bytes": 100_000}
+        api = {"unknown_fields": "refuse"}
+        async with serving(server, monkeypatch, folder, limits=limits, api=api) as service:
             for path, body, status, param in REFUSED:
                 response = await service.post(path, **body)
                 error = response.json()["error"]
