@@ -31,6 +31,7 @@ PUBLIC = (
     PublicPath("/health", below=True),
     PublicPath("/tokenize"),
     PublicPath("/detokenize"),
+    PublicPath("/tokenizer_info"),
     PublicPath("/openapi.json"),
     PublicPath("/docs"),
     PublicPath("/ping"),

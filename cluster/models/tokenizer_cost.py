@@ -16,6 +16,10 @@ from typing import Any
 
 import msgspec
 
+_ESCAPE = re.compile(r"\\(?:[pP]\{\^?\w+\}|.)", re.DOTALL)
+_UNLIKE = re.compile(r"\(\?#|\{[\d,]*\}[+?]")
+"""Comments and repeats of repeats, which Oniguruma and Python read differently."""
+_PARTS = re.compile(r"\\.|\[\^|&&|.", re.DOTALL)
 _MAX_LENGTH = 64
 """Characters that a repeat may count. One that counts further is taken as endless."""
 _MAX_WAYS = 256
@@ -79,12 +83,12 @@ def check_expression(expression: str) -> None:
         if expression == _SPACES or expression.endswith(f"|{_SPACES}"):
             expression = expression.removesuffix(_SPACES) + r"\s+"
         # Which characters a class has changes nothing here.
-        parsed = parser.parse(re.sub(r"\\(?:[pP]\{\^?\w+\}|.)", _known_class, expression, flags=re.DOTALL))
-        if parsed.state.flags & ~re.UNICODE:
+        parsed = parser.parse(_ESCAPE.sub(_known_class, expression))
+        if parsed.state.flags & ~constants.SRE_FLAG_UNICODE:
             raise ValueError("flags")
         if (ways := _ways(list(parsed), may_repeat=True)) > _MAX_WAYS:
             raise ValueError(f"it may match in {ways} ways")
-    except (ValueError, re.error, RecursionError, OverflowError) as error:
+    except (ValueError, constants.error, RecursionError, OverflowError) as error:
         raise ValueError(
             f"the expression {expression[:200]!r} may take time without bound ({error}); get tokenizer.json from the "
             "model's makers, or use another model"
@@ -125,7 +129,7 @@ def _ways_of(operation: Any, argument: Any, *, may_repeat: bool) -> int:
         return int(most - least + 1) * _ways(list(body), may_repeat=False)
     if operation is constants.BRANCH:
         return sum(_ways(list(alternative), may_repeat=may_repeat) for alternative in argument[1])
-    if operation is constants.SUBPATTERN and argument[1] in (0, re.IGNORECASE) and not argument[2]:
+    if operation is constants.SUBPATTERN and argument[1] in (0, constants.SRE_FLAG_IGNORECASE) and not argument[2]:
         return _ways(list(argument[3]), may_repeat=may_repeat)
     if operation in (constants.ASSERT, constants.ASSERT_NOT) and argument[0] > 0:
         return _ways(list(argument[1]), may_repeat=False)
@@ -147,10 +151,10 @@ def _known_class(escape: re.Match[str]) -> str:
 
 def _check_classes(expression: str) -> None:
     """Raises ValueError for classes, comments and repeats that Python and Oniguruma read otherwise."""
-    if re.search(r"\(\?#|\{[\d,]*\}[+?]", expression):
+    if _UNLIKE.search(expression):
         raise ValueError("a comment, or a repeat of a repeat")
     within, before = False, ""
-    for token in re.findall(r"\\.|\[\^|&&|.", expression, re.DOTALL):
+    for token in _PARTS.findall(expression):
         if token in ("[", "[^"):
             if within:
                 raise ValueError("a class within a class")

@@ -28,6 +28,8 @@ ACTING = {
     "cache clear",
     "plan measure",
     "k8s render",
+    "k8s chart",
+    "k8s wait-models",
     "models convert",
     "models pull",
     "models export",

@@ -22,10 +22,10 @@ def test_each_redis_has_its_own_password(tmp_path: Path) -> None:
 
 
 def test_serve_which_logs_its_config_sees_no_password() -> None:
-    secret = "redis://:secret@10.0.0.1:6380/0"
+    secret = "redis://:swordfish@10.0.0.1:6380/0"
     settings = Settings(cache={"url": secret}, teams={"url": secret})
     routers = Routers(settings, secret, secret, ())
-    assert "secret" not in str(routers.application_config())
+    assert "swordfish" not in str(routers.application_config())
     assert set(routers.urls) == {"DRAY_CACHE__URL", "DRAY_TEAMS__URL"}
     public = "redis://10.0.0.1:6380/0"
     assert public in str(Routers(settings, public, public, ()).application_config())

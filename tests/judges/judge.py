@@ -107,6 +107,10 @@ def _event_names() -> dict[str, str]:
 
 def _openai_faults(name: str, body: bytes) -> list[str]:
     value = json.loads(body)
+    for response in (value, value.get("response")) if isinstance(value, dict) else ():
+        # Responses repeat the request's tools, and Codex sends some that the document does not know.
+        if isinstance(response, dict) and isinstance(tools := response.get("tools"), list):
+            response["tools"] = [tool for tool in tools if tool.get("type") != "namespace"]
     if name == "ResponseStreamEvent":
         name = _event_names().get(value.get("type"), name)
     errors = [each for error in _validator(name).iter_errors(value) for each in _leaves(error)]

@@ -86,7 +86,8 @@ def test_many_readiness_probes_ask_the_controller_once_a_second(
 def test_many_readers_of_the_metrics_get_one_report(server: OwnRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 
-    def report() -> bytes:
+    def report(*, vllm_names: bool) -> bytes:
+        assert not vllm_names
         made.append(1)
         if len(made) == 1:
             raise OSError("a file went away")

@@ -123,7 +123,7 @@ def _media_refusal(reason: str, body: bytes) -> ApiError | None:
         return None
     kind, path = found.groups()
     model = shortened(str(json.loads(body).get("model")))
-    message = f"it is of type {kind}, but the model {model} reads only text. Leave it out, or say it in words."
+    message = f"it is of type {kind}, but the model {model} reads text only. Leave it out, or describe it."
     return ApiError(400, f"Invalid '{path}': {message}", code="invalid_value", param=f"{path}.type")
 
 

@@ -79,9 +79,15 @@ def functions_of(tools: Sequence[ResponseTool]) -> list[Function]:
 def skipped_tools(tools: Sequence[ResponseTool], choice: Choice | None) -> list[str]:
     """What of the tools and the choice cannot be done here, as fields of the request."""
     skipped = [f"tools.{tool.type}" for _, tool in _members("", tools) if tool.type != "function"]
-    if isinstance(choice, ResponseToolChoice) and choice.type not in ("function", "allowed_tools"):
+    if isinstance(choice, ResponseToolChoice) and taken_choice(choice) != choice:
         skipped.append(f"tool_choice.{choice.type}")
     return skipped
+
+
+def taken_choice(choice: Choice | None) -> Choice:
+    """The choice that counts: none of a tool that cannot be used here."""
+    forced = isinstance(choice, ResponseToolChoice) and choice.type not in ("function", "allowed_tools")
+    return "auto" if choice is None or forced else choice
 
 
 def tools_of(functions: Sequence[Function], limits: LimitSettings) -> tuple[Tool, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from deployments.api.protocol.chat_writer import ChatLogprob, logprobs_of
-from deployments.api.protocol.response_tools import Function, functions_of
+from deployments.api.protocol.response_tools import Function, functions_of, taken_choice
 from deployments.api.protocol.responses import ResponseRequest, response_error
 from deployments.cache.response_store import new_response_id
 from deployments.common.errors import ApiError, new_id
@@ -206,7 +206,7 @@ class ResponseWriter:
             "store": self.stores,
             "temperature": request.temperature,
             "text": {"format": _format_of(request)},
-            "tool_choice": msgspec.to_builtins(request.tool_choice) or "auto",
+            "tool_choice": msgspec.to_builtins(taken_choice(request.tool_choice)),
             "tools": [tool.described() for tool in request.tools or () if tool.type in ("function", "namespace")],
             "top_logprobs": request.top_logprobs or 0,
             "top_p": request.top_p,

@@ -379,7 +379,7 @@ def test_a_refused_image_is_named_with_its_place_and_the_model(router: OpenRoute
                 answer = await client.post(path, json=body_of(path, **fields))
                 message = answer.json()["error"]["message"]
                 assert answer.status_code == 400
-                assert all(words in message for words in (place, f"the model {MODEL} reads only text")), message
+                assert all(words in message for words in (place, f"the model {MODEL} reads text only")), message
 
     asyncio.run(work())
 

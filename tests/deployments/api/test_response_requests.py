@@ -85,6 +85,7 @@ def test_tools_and_items_that_cannot_be_used_are_named(
             assert unknown.headers["x-dray-ignored"] == "num_ctx, tools.local_shell"
             forced = await client.post("/v1/responses", json=body | {"tool_choice": {"type": "web_search"}})
             assert "tool_choice.web_search" in forced.headers["x-dray-ignored"]
+            assert forced.json()["tool_choice"] == "auto"
             clean = await client.post("/v1/responses", json={"model": MODEL, "input": "hi", "tools": [FUNCTION]})
             assert "x-dray-ignored" not in clean.headers
         async with asking(server, monkeypatch, tmp_path, api={"unknown_fields": "refuse"}) as client:

@@ -40,10 +40,11 @@ def prompts(kind: str, tmp_path_factory: pytest.TempPathFactory) -> PromptRender
     return PromptRenderer(opened(copied(real_folder(kind), folder)))
 
 
-def raw(prompts: PromptRenderer) -> OutputParser:
-    """A parser that changes nothing."""
+def raw(prompts: PromptRenderer) -> tuple[list[int], OutputParser]:
+    """A prompt, and a parser that changes nothing of what follows it."""
     request = GenerationRequest((), Sampling(1), "x")
-    return prompts.parser(request, prompts.render(request))
+    prompt = prompts.render(request)
+    return prompt.ids, prompts.parser(request, prompt)
 
 
 def text_ids(prompts: PromptRenderer, text: str) -> list[int]:
@@ -61,9 +62,10 @@ def test_texts_come_back(prompts: PromptRenderer, kind: str, name: str) -> None:
         text = prompts.decode(ids).replace("<unk>", "").replace("[UNK]", "").strip()
         text = prompts.decode(ids := text_ids(prompts, text))
     assert prompts.decode(ids) == text
-    parser = raw(prompts)
+    prompt, parser = raw(prompts)
     pieces = [parser.feed([token]).text for token in ids] + [parser.finish("stop").text]
-    assert "".join(pieces) == text
+    begun = prompts.decode(prompt)
+    assert "".join(pieces) == prompts.decode([*prompt, *ids]).removeprefix(begun), "also the space between the two"
     assert all("\ufffd" not in piece for piece in pieces)
 
 
@@ -88,9 +90,9 @@ def test_part_of_a_character_waits_for_the_rest(prompts: PromptRenderer, kind: s
         pytest.skip("not of bytes")
     ids = text_ids(prompts, "a龘b")
     assert len(ids) > 3, "the character takes several tokens"
-    parser = raw(prompts)
+    parser = raw(prompts)[1]
     assert [parser.feed([token]).text for token in ids if token][-1].endswith("b")
-    cut = raw(prompts)
+    cut = raw(prompts)[1]
     text = "".join(cut.feed([token]).text for token in [*ids[:-2], *text_ids(prompts, "b")])
     assert text.replace("\ufffd", "").replace(" ", "") == "ab", (
         "a character that never ends does not swallow what follows"
@@ -110,7 +112,7 @@ def test_lone_bytes_swallow_nothing(prompts: PromptRenderer, kind: str) -> None:
     }
     assert all(tokens.values())
     for byte, token in tokens.items():
-        parser, cut = raw(prompts), raw(prompts)
+        parser, cut = raw(prompts)[1], raw(prompts)[1]
         pieces = [parser.feed([number]).text for number in (*before, token, *after)]
         text = "".join([*pieces, parser.finish("stop").text])
         assert text.replace("\ufffd", "").replace(" ", "") == "ab", byte
