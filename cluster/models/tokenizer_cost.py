@@ -10,12 +10,14 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from re import _constants as constants  # type: ignore[attr-defined]
-from re import _parser as parser  # type: ignore[attr-defined]
+from importlib import import_module
 from typing import Any
 
 import msgspec
 
+constants: Any = import_module("re._constants")
+parser: Any = import_module("re._parser")
+"""Python's own parser of expressions, which has no public name and no types."""
 _ESCAPE = re.compile(r"\\(?:[pP]\{\^?\w+\}|.)", re.DOTALL)
 _UNLIKE = re.compile(r"\(\?#|\{[\d,]*\}[+?]")
 """Comments and repeats of repeats, which Oniguruma and Python read differently."""
