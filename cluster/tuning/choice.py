@@ -121,8 +121,8 @@ def scores_of(timed: Sequence[Timed], dropped: Sequence[Dropped], options: Seque
     """
     seconds = {each.variant.name: each.seconds for each in timed}
     for mixed in options:
-        graphs = [seconds[name] for name in mixed.name.split("+") if name in seconds]
-        if mixed.longer is not None and len(graphs) == len(mixed.parts):
+        graphs = [seconds[name] for name in mixed.single if name in seconds]
+        if mixed.longer is not None and len(graphs) == len(mixed.single):
             seconds[mixed.name] = tuple(map(min, *graphs))
     first = timed[0].seconds
     return {each.variant.name: 0.0 for each in dropped} | {

@@ -17,6 +17,7 @@ from cluster.settings import BUNDLED, Precision
 Format = Literal["auto", "bf16", "f32"]
 
 _WHOLE_ROW = 2**64 - 1
+_AND = "+"
 _UNQUANTIZED = ("fp16", "fp32", "bf16")
 AMX = frozenset({"amx_int8", "amx_bf16"})
 """Flags of a processor whose fused MLPs multiply in INT8."""
@@ -64,11 +65,16 @@ class Variant(msgspec.Struct, frozen=True):
         """What each of its graphs is compiled as."""
         return (self,) if self.longer is None else (self, self.longer)
 
+    @property
+    def single(self) -> tuple[str, ...]:
+        """The names of the variants with one graph that it consists of."""
+        return tuple(self.name.split(_AND))
+
 
 def _mixed(short: Variant, max_tokens: int, longer: Variant) -> Variant:
     title = f"{short} up to {max_tokens} tokens a step and {longer} beyond"
     return msgspec.structs.replace(
-        short, name=f"{short.name}+{longer.name}", title=title, max_tokens=max_tokens, longer=longer
+        short, name=f"{short.name}{_AND}{longer.name}", title=title, max_tokens=max_tokens, longer=longer
     )
 
 
@@ -101,8 +107,7 @@ def loss(model: ServedModel, variant: Variant) -> Loss | None:
     None where the variant does not work with these weights. Of two graphs, the larger loss counts.
     """
     if variant.longer is not None:
-        short = loss(model, VARIANTS[variant.name.removesuffix(f"+{variant.longer.name}")])
-        longer = loss(model, variant.longer)
+        short, longer = (loss(model, VARIANTS[name]) for name in variant.single)
         if short is None or longer is None:
             return None
         return Loss(max(short.kl, longer.kl), max(short.perplexity, longer.perplexity))

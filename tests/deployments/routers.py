@@ -11,13 +11,16 @@ from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import pytest
 import uvicorn
 from ray.serve._private.http_util import RequestIdMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.redis_server import OwnRedis
 from cluster.serve_config import RouterArgs
 from cluster.settings import Settings
 from deployments import router
@@ -186,3 +189,15 @@ def chat(text: str, **more: object) -> bytes:
     """The body of a chat completion."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "temperature": 0, **more}
     return json.dumps(body).encode()
+
+
+@asynccontextmanager
+async def asking(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, folder: Path, **settings: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a router with engines that give prepared answers. folder: the router's data_dir."""
+    async with (
+        running_router(monkeypatch, server.url, engines=Engines(), data_dir=folder, **settings) as router,
+        httpx.AsyncClient(base_url=router.url, timeout=30) as client,
+    ):
+        yield client

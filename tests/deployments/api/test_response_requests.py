@@ -2,12 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from cluster.models.folder import ServedModel
@@ -20,7 +18,7 @@ from deployments.api.responses import replay
 from deployments.common.errors import ApiError
 from deployments.common.types import Choice, GenerationRequest, GenerationResult, Message, ToolCall, ToolChoice, Usage
 from tests.conftest import MODEL, redis_server
-from tests.deployments.routers import Engines, running_router
+from tests.deployments.routers import asking
 
 LIMITS = LimitSettings()
 EMPTY = {"type": "object", "properties": {}}
@@ -54,17 +52,6 @@ def generation(model: ServedModel, **fields: Any) -> GenerationRequest:
 def server() -> Iterator[OwnRedis]:
     with redis_server(16) as own:
         yield own
-
-
-@asynccontextmanager
-async def asking(
-    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, folder: Path, **settings: Any
-) -> AsyncIterator[httpx.AsyncClient]:
-    async with (
-        running_router(monkeypatch, server.url, engines=Engines(), data_dir=folder, **settings) as router,
-        httpx.AsyncClient(base_url=router.url, timeout=30) as client,
-    ):
-        yield client
 
 
 def test_tools_and_items_that_cannot_be_used_are_named(

@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import redis
 from cluster.records.responses import clear_responses
 from cluster.redis_server import OwnRedis
 from tests.conftest import MODEL, redis_server
-from tests.deployments.routers import Engines, running_router
+from tests.deployments.routers import Engines, asking, running_router
 
 PATH = "/v1/responses"
 
@@ -24,17 +23,6 @@ PATH = "/v1/responses"
 def server() -> Iterator[OwnRedis]:
     with redis_server(16) as own:
         yield own
-
-
-@asynccontextmanager
-async def asking(
-    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, folder: Path, **settings: Any
-) -> AsyncIterator[httpx.AsyncClient]:
-    async with (
-        running_router(monkeypatch, server.url, engines=Engines(), data_dir=folder, **settings) as router,
-        httpx.AsyncClient(base_url=router.url, timeout=30) as client,
-    ):
-        yield client
 
 
 def body_of(question: str, **fields: Any) -> dict[str, Any]:
