@@ -117,7 +117,7 @@ def test_closing_takes_limited_time_and_logs_lost_usage(server: OwnRedis, caplog
         count(usage, 1)
         pause(server)
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(10):
                 await usage.close(timeout_s=0.5)
         finally:
             resume(server)
