@@ -151,7 +151,9 @@ class ModelSettings(Group):
 
     source: str = Field(
         BUNDLED,
-        description="Model to serve: `bundled`, a catalog name, a Hub id (org/name), a folder, or a GGUF file.",
+        description="Model to serve: `bundled`, a catalog name, a Hub id (org/name), a folder, a GGUF file, or a "
+        "folder in a bucket: s3://bucket/folder, gs://bucket/folder or oss://bucket/folder (needs the extra "
+        "`buckets`).",
     )
     weight: Weight = Field(
         "int8", description="Weight format in which a catalog or Hub model is downloaded or exported."
