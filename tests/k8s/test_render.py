@@ -94,9 +94,11 @@ def test_an_edited_kustomization_is_not_overwritten(tmp_path: Path) -> None:
     rendered(tmp_path, NAMED + CLAIM)
     kustomization = tmp_path / "out" / "kustomization.yaml"
     assert "rayservice.yaml" in kustomization.read_text()
-    kustomization.write_text("edited")
-    rendered(tmp_path, NAMED + CLAIM)
-    assert kustomization.read_text() == "edited"
+    kustomization.write_text("edited, with rayservice.yaml")
+    done = run(tmp_path, NAMED + CLAIM)
+    assert kustomization.read_text() == "edited, with rayservice.yaml"
+    assert "does not list" in done.output and "redis-teams.yaml" in done.output
+    assert "rayservice.yaml, which" not in done.output
 
 
 def test_a_model_that_may_sleep_starts_without_pods(tmp_path: Path) -> None:
