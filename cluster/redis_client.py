@@ -124,7 +124,7 @@ class _Sentinel(redis.asyncio.sentinel.Sentinel):
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
         try:
-            found: tuple[str, int] = await super().discover_master(service_name)  # type: ignore[no-untyped-call]
+            found: tuple[str, int] = await super().discover_master(service_name)
             return found
         except asyncio.CancelledError:
             self.sentinels.append(self.sentinels.pop(0))

@@ -66,6 +66,12 @@ def sentinel(folder: Path, primary: int) -> Iterator[tuple[subprocess.Popen[byte
         process.wait()
 
 
+def known(kind: str, port: int) -> int:
+    """How many replicas, or other sentinels, a sentinel knows."""
+    with redis.Redis(port=port) as client:
+        return len(client.execute_command("SENTINEL", kind, "ours"))
+
+
 @contextmanager
 def group() -> Iterator[Group]:
     with tempfile.TemporaryDirectory(prefix="dray-f-") as name, ExitStack() as stack:
@@ -74,11 +80,8 @@ def group() -> Iterator[Group]:
         stack.enter_context(server("--replicaof", "127.0.0.1", str(port), folder=folder))
         watchers = [stack.enter_context(sentinel(folder, port)) for _ in range(3)]
         ports = [port for _, port in watchers]
-        for one in ports:
-            with redis.Redis(port=one) as client:
-                # They learn of replicas and of each other every ten and two seconds.
-                wait_for(lambda client=client: client.execute_command("SENTINEL", "REPLICAS", "ours"), 40)
-                wait_for(lambda client=client: len(client.execute_command("SENTINEL", "SENTINELS", "ours")) == 2, 40)
+        # They learn of replicas and of each other every ten and two seconds.
+        wait_for(lambda: all(known("REPLICAS", port) == 1 and known("SENTINELS", port) == 2 for port in ports), 60)
         url = f"redis+sentinel://{','.join(f'127.0.0.1:{port}' for port in ports)}/ours"
         yield Group(url, primary, port, tuple(process for process, _ in watchers), ports[-1])
 
