@@ -37,10 +37,11 @@ class BucketUrl:
         parts = path.split("/")
         well_formed = _BUCKET.fullmatch(bucket) and len(path.encode()) <= _MAX_PATH
         if not is_bucket(source) or not well_formed or not all(map(_is_part, parts)):
-            shown = f"{scheme}://{re.split('[?#]', rest.rpartition('@')[2], maxsplit=1)[0]}"
+            # Neither what is before an @ nor a query: both may hold secrets.
+            shown = rest.rpartition("@")[2].partition("?")[0].partition("#")[0]
             raise BucketUrlError(
-                f"{shown} is not the address of a model's folder: write s3://bucket/folder, gs://bucket/folder or "
-                "oss://bucket/folder, and put credentials into the environment"
+                f"{scheme}://{shown} is not the address of a model's folder: write s3://bucket/folder, "
+                "gs://bucket/folder or oss://bucket/folder, and put credentials into the environment"
             )
         if path.lower().endswith(".gguf"):
             raise BucketUrlError(f"{source} is a GGUF file: download it, and give the file as the model")
