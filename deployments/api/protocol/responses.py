@@ -42,7 +42,9 @@ from deployments.common.errors import ApiError, ErrorBody, invalid_request
 from deployments.common.types import GenerationRequest, Message
 
 
-class ResponseSchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_field="type"):
+class ResponseSchemaFormat(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="json_schema", tag_field="type"
+):
     """JSON that a schema allows. strict: a schema that cannot be enforced as a whole is refused."""
 
     name: Name
@@ -51,14 +53,14 @@ class ResponseSchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_f
     strict: bool | None = None
 
 
-class TextOptions(msgspec.Struct, frozen=True):
+class TextOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The answer's format."""
 
     format: TextFormat | JsonObjectFormat | ResponseSchemaFormat | None = None
     verbosity: str | None = None
 
 
-class Reasoning(msgspec.Struct, frozen=True):
+class Reasoning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How much the model may think. Responses have the thinking itself, and no summaries."""
 
     effort: Effort | None = None
