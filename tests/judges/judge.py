@@ -24,6 +24,7 @@ _WHOLE = {
     r"POST /v1/completions": "CreateCompletionResponse",
     r"POST /v1/responses": "Response",
     r"GET /v1/responses/[^/]+": "Response",
+    r"POST /v1/responses/[^/]+/cancel": "Response",
     r"GET /v1/responses/[^/]+/input_items": "ResponseItemList",
     r"POST /v1/responses/input_tokens": "TokenCountsResource",
     r"POST /v1/embeddings": "CreateEmbeddingResponse",
@@ -48,6 +49,8 @@ _ON_PURPOSE = (
     (r"POST /v1/completions", "", r"choices\.\d+\.logprobs\.top_logprobs: None is not"),
 )
 """Where Dray differs from OpenAI's document on purpose: the request, the kind of answer, and the fault."""
+_UNFINISHED = ("queued", "in_progress", "failed", "cancelled")
+"""Statuses of responses without usage."""
 
 
 def faults_of(method: str, path: str, status: int, content_type: str, body: bytes) -> list[str]:
@@ -108,6 +111,8 @@ def _event_names() -> dict[str, str]:
 def _openai_faults(name: str, body: bytes) -> list[str]:
     value = json.loads(body)
     for response in (value, value.get("response")) if isinstance(value, dict) else ():
+        if isinstance(response, dict) and response.get("status") in _UNFINISHED and response.get("usage") is None:
+            del response["usage"]  # null, as OpenAI's server sends it against its document
         # Responses repeat the request's tools, and Codex sends some that the document does not know.
         if isinstance(response, dict) and isinstance(tools := response.get("tools"), list):
             response["tools"] = [tool for tool in tools if tool.get("type") != "namespace"]

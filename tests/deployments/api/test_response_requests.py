@@ -225,12 +225,6 @@ def test_deep_items_are_refused_or_ignored(
     asyncio.run(work())
 
 
-def test_background_is_refused_with_a_reason(bundled: ServedModel) -> None:
-    generation(bundled, background=False)
-    with pytest.raises(ApiError, match="not generated in the background"):
-        generation(bundled, background=True)
-
-
 def test_what_chat_completions_take_is_taken(bundled: ServedModel) -> None:
     fields = {
         "temperature": 0.7,
