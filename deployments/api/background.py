@@ -18,8 +18,9 @@ from deployments.api.http import json_response
 from deployments.api.response_keeper import ResponseKeeper
 from deployments.api.responses import KEEP_ALIVE, STREAM_HEADERS, StreamTimeouts, send_events, written
 from deployments.common.deadlines import Deadline
+from deployments.common.errors import ApiError
 from deployments.common.redis import RedisUnavailable
-from deployments.common.types import Delta
+from deployments.common.types import Delta, GenerationResult
 from deployments.generation.broadcast import Subscriber, to_api_error
 
 log = logging.getLogger("dray.router")
@@ -50,9 +51,14 @@ class BackgroundRun:
         """
         renewing = asyncio.create_task(self._renew(asyncio.current_task()))
         try:
-            response, last = await self._generate(first)
-            await self._store(response)
-            self._add(last)
+            writer, outcome = self.keeper.writer, await self._generate(first)
+            if isinstance(outcome, ApiError):
+                await self._store(writer.unfinished("failed", outcome.message))
+                self._add(writer.error(outcome))
+            else:
+                response = writer.finish(outcome)
+                response["store"] = await self._store(response)
+                self._add(writer.end(outcome))
         finally:
             renewing.cancel()
             self.ended = True
@@ -61,10 +67,11 @@ class BackgroundRun:
     async def fail(self, reason: str) -> None:
         """Stores that it failed."""
         with suppress(RedisUnavailable):
-            await self.keeper.end(self.keeper.writer.unfinished("failed", reason))
+            # Without what there is of it, which may be what was too large.
+            await self.keeper.end(self.keeper.writer.unfinished("failed", reason) | {"output": []})
 
-    async def _generate(self, first: list[Delta]) -> tuple[dict[str, Any], bytes]:
-        """The response, and the last events of its stream."""
+    async def _generate(self, first: list[Delta]) -> GenerationResult | ApiError:
+        """The answer, or why there is none."""
         subscriber, writer, begun = self.subscriber, self.keeper.writer, False
         self._add(writer.start(subscriber.usage))
         self._add(written(writer, first))
@@ -77,19 +84,21 @@ class BackgroundRun:
                             await self.keeper.renew(writer.unfinished("in_progress"))
                     self._add(written(writer, await subscriber.next_batch(deadline)))
             except Exception as error:  # noqa: BLE001 - it is what the response says
-                failure = to_api_error(error)
-                return writer.unfinished("failed", failure.message), writer.error(failure)
-        return writer.finish(subscriber.result), writer.end(subscriber.result)
+                return to_api_error(error)
+        return subscriber.result
 
-    async def _store(self, response: dict[str, Any]) -> None:
-        """Redis may be away for a moment. For longer, and the lease is lost: then the response has failed."""
+    async def _store(self, response: dict[str, Any]) -> bool:
+        """Whether the response was stored. Redis may be away for a moment; for longer, and the lease is lost."""
         for _ in range(_RENEWALS):
             try:
-                if not await self.keeper.end(response):
-                    await self.fail(_TOO_LARGE)
-                return
+                if await self.keeper.end(response):
+                    return True
             except RedisUnavailable:
                 await asyncio.sleep(self.keeper.lease_s / _RENEWALS)
+            else:
+                await self.fail(_TOO_LARGE)
+                break
+        return False
 
     async def _renew(self, work: asyncio.Task[None] | None) -> None:
         """Renews the lease until cancelled. If it is gone, somebody has cancelled or deleted the response."""

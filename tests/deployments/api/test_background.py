@@ -247,6 +247,21 @@ def test_what_goes_wrong_is_said_at_once_or_by_the_response(opened: Any) -> None
     asyncio.run(work())
 
 
+def test_what_is_too_large_to_store_has_failed(opened: Any) -> None:
+    async def work() -> None:
+        async with opened(responses={"max_bytes": 1300}) as (client, engines, _):
+            engines.tokens = (40,) * 500
+            begun = await begin(client, "3+4?")
+            engines.blocked.set()
+            failed = await ended(client, begun["id"])
+            assert failed["status"] == "failed" and "max_bytes" in failed["error"]["message"]
+            answer = await client.post(PATH, json=body_of("5+6?", stream=True))
+            last = events_of(answer.text)[-1]["response"]
+            assert (last["status"], last["store"]) == ("completed", False)
+
+    asyncio.run(work())
+
+
 def test_their_number_is_bounded(opened: Any, server: OwnRedis) -> None:
     async def work() -> None:
         async with opened(responses={"max_background": 2}) as (client, engines, _):
