@@ -196,7 +196,7 @@ class JudgedApp:
 
 
 class JudgedTransport(httpx.HTTPTransport):
-    """A transport whose answers are judged where a test has read them to the end."""
+    """A transport whose answers are judged: whole ones where a test has read them, and the events that it has read."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         response = super().handle_request(request)
@@ -209,15 +209,22 @@ class JudgedTransport(httpx.HTTPTransport):
 class _Tee(httpx.SyncByteStream):
     def __init__(self, stream: httpx.SyncByteStream, request: httpx.Request, response: httpx.Response) -> None:
         self._stream, self._request, self._response = stream, request, response
+        self._body = bytearray()
 
     def __iter__(self) -> Iterator[bytes]:
-        body = b""
         for part in self._stream:
-            body += part
+            self._body.extend(part)
             yield part
-        kind, asked = self._response.headers.get("content-type", ""), self._request
-        faults = faults_of(asked.method, asked.url.path, self._response.status_code, kind, body)
-        assert not faults, "\n".join(faults[:9])
+        self._judge()
 
     def close(self) -> None:
         self._stream.close()
+        # OpenAI's client reads a stream up to its last event, and not to its end.
+        if self._response.headers.get("content-type", "").startswith("text/event-stream"):
+            self._judge()
+
+    def _judge(self) -> None:
+        kind, asked, body = self._response.headers.get("content-type", ""), self._request, bytes(self._body)
+        self._body.clear()
+        faults = faults_of(asked.method, asked.url.path, self._response.status_code, kind, body)
+        assert not faults, "\n".join(faults[:9])
