@@ -20,6 +20,7 @@ CLUSTER = {
     "charts": "extras",
     "sse": "",
     "units": "",
+    "tables": "",
     "client": "sse",
     "redis_client": "",
     "scaling_metrics": "",
@@ -33,7 +34,7 @@ CLUSTER = {
     "models": "child extras ports settings units",
     "serve_config": "configuration models redis_client settings",
     "measuring": "cores",
-    "tuning": "child cores measuring memory models private_files settings",
+    "tuning": "child cores measuring memory models private_files settings tables",
     "launch": (
         "child configuration cores liveness memory models node private_files records redis_client redis_server "
         "serve_config settings tuning units"
@@ -42,11 +43,11 @@ CLUSTER = {
     "doctor": (
         "cores extras kubernetes launch memory models redis_client redis_server serve_config settings tuning units"
     ),
-    "bench": "charts sse",
-    "plan": "autoscaling bench charts cores measuring models settings units",
+    "bench": "charts sse tables",
+    "plan": "autoscaling bench charts cores measuring models settings tables units",
     "commands": (
         "bench charts client configuration cores doctor extras kubernetes launch memory models plan private_files "
-        "records redis_client scaling_metrics serve_config settings tuning units warm"
+        "records redis_client scaling_metrics serve_config settings tables tuning units warm"
     ),
     "cli": "child commands private_files",
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.markup import escape
 
 from cluster.configuration import CONFIG_VARIABLE, Loaded, SettingsError, load
@@ -17,7 +17,19 @@ from cluster.settings import Weight
 
 _REDIS_TIMEOUT_S = 10.0
 
-out, err = Console(), Console(stderr=True)
+_UNLIMITED = 1_000_000
+
+
+class _OutputConsole(Console):
+    """Wraps lines on a terminal only: what a pipe or a file gets is read by programs, or wrapped by an editor."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        size = super().size
+        return size if self.file.isatty() else ConsoleDimensions(_UNLIMITED, size.height)
+
+
+out, err = _OutputConsole(), _OutputConsole(stderr=True)
 
 Config = Annotated[Path | None, typer.Option("--config", help="Settings file.", envvar=CONFIG_VARIABLE)]
 StateDir = Annotated[Path | None, typer.Option(help="Private folder of this Dray; each Dray has its own.")]

@@ -1,10 +1,10 @@
 """`dray settings`."""
 
-from rich.markup import escape
-from rich.table import Table
+from collections.abc import Iterable
 
 from cluster.commands.console import AsJson, Config, load_settings, out
 from cluster.configuration import flatten, setting_descriptions, variable
+from cluster.tables import DataTable
 
 
 def show_settings(as_json: AsJson = False, config: Config = None) -> None:
@@ -19,7 +19,14 @@ def show_settings(as_json: AsJson = False, config: Config = None) -> None:
             }
         )
         return
-    table = Table("setting", "value", "source", "description")
-    for name, value in values.items():
-        table.add_row(name, escape(str(value)), loaded.origins[name], descriptions[name])
-    out.print(table)
+    rows = ((name, str(value), loaded.origins[name], descriptions[name]) for name, value in values.items())
+    out.print(settings_table(rows))
+
+
+def settings_table(rows: Iterable[tuple[str, str, str, str]]) -> DataTable:
+    """Name, value, source and description of settings."""
+    sentences = ("value", "description")
+    table = DataTable("setting", "value", "source", "description", sentences=sentences, drop=["source"])
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,19 +1,20 @@
 """`dray status`."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from cluster.client import ServerError, metrics
 from cluster.commands.console import AsJson, Config, StateDir, fail, out, running_record
 from cluster.launch.environment import METRICS_FOLDER
 from cluster.launch.state import Record
 from cluster.scaling_metrics import read_decisions
+from cluster.tables import DataTable
 from cluster.units import plural
 
 _REASONS = {
@@ -44,24 +45,8 @@ def status(as_json: AsJson = False, state_dir: StateDir = None, config: Config =
     if as_json:
         out.print_json(data=report)
         return
-    table = Table("model", "replica", "cores", "engine pid", "running", "tokens/s", "KV used", "restarts")
-    for replica in report["replicas"]:
-        table.add_row(
-            replica["model"],
-            replica["replica"],
-            replica["cpus"],
-            str(replica["engine_pid"]),
-            str(replica["running"]),
-            f"{replica['tokens_per_s']:.0f}",
-            f"{replica['kv_used']:.0%}",
-            str(replica["restarts"]),
-        )
-    awake = {replica["model"] for replica in report["replicas"]}
-    for name in report["models"]:
-        if name not in awake:
-            table.add_row(name, "(asleep)")
-    out.print(f"{', '.join(report['models'])} at {report['url']}", highlight=False)
-    out.print(table)
+    out.print(f"{', '.join(report['models'])} at {report['url']}", highlight=False, markup=False, soft_wrap=True)
+    out.print(replicas_table(report["models"], report["replicas"]))
     for decision in report["autoscaling"]:
         out.print(_explain(decision), highlight=False)
     answers = report["answers"]
@@ -76,6 +61,29 @@ def status(as_json: AsJson = False, state_dir: StateDir = None, config: Config =
         out.print(f"the last deployment was refused: {escape(report['deployment']['refused'])}", highlight=False)
     for problem in report["problems"]:
         out.print(f"[yellow]problem:[/yellow] {escape(problem)}", highlight=False, soft_wrap=True)
+
+
+def replicas_table(models: Sequence[str], replicas: Sequence[dict[str, Any]]) -> DataTable:
+    """The replicas that run, and the models without one."""
+    figures = ("engine pid", "running", "tokens/s", "KV used", "restarts")
+    drop = ("restarts", "engine pid", "KV used", "cores", "replica")
+    table = DataTable("model", "replica", "cores", *figures, right=figures, drop=drop)
+    for replica in replicas:
+        table.add_row(
+            replica["model"],
+            replica["replica"],
+            replica["cpus"],
+            str(replica["engine_pid"]),
+            str(replica["running"]),
+            f"{replica['tokens_per_s']:.0f}",
+            f"{replica['kv_used']:.0%}",
+            str(replica["restarts"]),
+        )
+    awake = {replica["model"] for replica in replicas}
+    for name in models:
+        if name not in awake:
+            table.add_row(name, "(asleep)")
+    return table
 
 
 def _report(record: Record) -> dict[str, Any]:

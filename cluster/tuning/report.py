@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.table import Table
-
 from cluster.models.folder import ServedModel
+from cluster.tables import DataTable
 from cluster.tuning.choice import AnswerCheck, Dropped, PromptSpeeds, Trial
 from cluster.tuning.measure import Baseline, Chosen, Event
 from cluster.tuning.splits import Split
@@ -52,14 +51,12 @@ class Results:
             return f"variant {done + 1} of {self.variants}"
         return "the fastest again, prompts by step size, and replicas of fewer cores"
 
-    def table(self) -> Table:
+    def table(self) -> DataTable:
         """The speed of the most exact variant, how many times as fast each other one is, and what each loses."""
-        table = Table(title=f"Times as fast as {WEIGHT_ONLY}", title_justify="left")
-        table.add_column("variant")
-        for load in self.trials[0].loads:
-            table.add_column(str(load), justify="right")
-        for name in ("score", "loss, KL", "perplexity"):
-            table.add_column(name, justify="right")
+        loads = [str(load) for load in self.trials[0].loads]
+        figures = (*loads, "score", "loss, KL", "perplexity")
+        title, drop = f"Times as fast as {WEIGHT_ONLY}", ("perplexity", "loss, KL", *loads[1:-1], loads[-1], loads[0])
+        table = DataTable("variant", *figures, title=title, right=figures, drop=drop)
         speeds = (f"{load.tokens / load.exact_s:.1f} tok/s" for load in self.trials[-1].loads)
         table.add_row(str(WEIGHT_ONLY), *speeds, "1.00", *_loss(loss(self.model, WEIGHT_ONLY)))
         for trial in self.trials:
