@@ -21,6 +21,7 @@ CLUSTER = {
     "sse": "",
     "units": "",
     "tables": "",
+    "logs": "",
     "client": "sse",
     "redis_client": "",
     "scaling_metrics": "",
@@ -46,8 +47,8 @@ CLUSTER = {
     "bench": "charts sse tables",
     "plan": "autoscaling bench charts cores measuring models settings tables units",
     "commands": (
-        "bench charts client configuration cores doctor extras kubernetes launch memory models plan private_files "
-        "records redis_client scaling_metrics serve_config settings tables tuning units warm"
+        "bench charts client configuration cores doctor extras kubernetes launch logs memory models plan "
+        "private_files records redis_client scaling_metrics serve_config settings tables tuning units warm"
     ),
     "cli": "child commands private_files",
 }

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from cluster.client import ServerError, metrics
-from cluster.commands.console import AsJson, Config, StateDir, fail, load_settings, out, redis_client, running_record
+from cluster.commands.console import (
+    AsJson,
+    Config,
+    StateDir,
+    fail,
+    load_settings,
+    out,
+    print_json,
+    redis_client,
+    running_record,
+)
 from cluster.launch.state import read_record
 from cluster.records.cache import clear, show, stats
 from cluster.records.client import BlockingRedis
@@ -48,7 +58,7 @@ def show_stats(as_json: AsJson = False, state_dir: StateDir = None, config: Conf
             for (model, namespace), count in sorted(cached.answers.items())
         ]
         memory = {"bytes": cached.bytes, "max_bytes": cached.max_bytes, "evicted": cached.evicted}
-        out.print_json(data={"answers": rows, "memory": memory, "requests": requests})
+        print_json({"answers": rows, "memory": memory, "requests": requests})
         return
     out.print(answers_table(cached.answers))
     limit = f" of {cached.max_bytes / 2**20:.0f}" if cached.max_bytes else ""
@@ -97,7 +107,7 @@ def show_answer(
     if answer is None:
         raise fail("no answer is cached under this key")
     if as_json:
-        out.print_json(data=answer)
+        print_json(answer)
         return
     generated = datetime.fromtimestamp(answer["made"]).isoformat(sep=" ", timespec="seconds")
     out.print(

@@ -1,5 +1,7 @@
 """What the commands share: output, failure, common options, and access to the settings, the running Dray and Redis."""
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,8 @@ from cluster.settings import Weight
 _REDIS_TIMEOUT_S = 10.0
 
 _UNLIMITED = 1_000_000
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters, but tab and line feed."""
 
 
 class _OutputConsole(Console):
@@ -50,6 +54,16 @@ def weight_formats() -> list[str]:
 def hub_names() -> list[str]:
     """Shell completion: the hubs from which models are fetched."""
     return list(get_args(Hub))
+
+
+def printable(text: str) -> str:
+    """Text of others, such as a model or a client, without what would steer a terminal."""
+    return _CONTROL.sub("", text)
+
+
+def print_json(data: object) -> None:
+    """Prints JSON for a program: neither coloured nor wrapped, whatever the environment says of colours."""
+    print(json.dumps(data, indent=2, ensure_ascii=False), file=out.file)
 
 
 def fail(message: str) -> typer.Exit:

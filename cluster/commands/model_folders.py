@@ -18,6 +18,7 @@ from cluster.commands.console import (
     fail,
     load_settings,
     out,
+    print_json,
     weight_formats,
 )
 from cluster.commands.downloads import conversion_bar, failures
@@ -143,7 +144,7 @@ def check(
         with err.status(f"reading {name}"):
             items = check_model(folder)
     if as_json:
-        out.print_json(data=[msgspec.structs.asdict(item) for item in items])
+        print_json([msgspec.structs.asdict(item) for item in items])
     else:
         out.print(check_table(items))
     if any(item.problem for item in items):
@@ -205,7 +206,7 @@ def compare(
     except (CompareError, OSError) as error:
         raise fail(str(error)) from None
     if as_json:
-        out.print_json(data=asdict(result))
+        print_json(asdict(result))
         return
     out.print(losses_table(result.losses, {folders[0]: first, folders[1]: second}))
     if not questions:

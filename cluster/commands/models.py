@@ -8,15 +8,7 @@ from typing import Annotated
 import typer
 
 from cluster.commands import model_folders
-from cluster.commands.console import (
-    AsJson,
-    Config,
-    catalog_names,
-    fail,
-    hub_names,
-    load_settings,
-    out,
-)
+from cluster.commands.console import AsJson, Config, catalog_names, fail, hub_names, load_settings, out, print_json
 from cluster.commands.downloads import failures, obtain
 from cluster.commands.model_folders import GroupSize, KeepWeights, Ratio, RemoteCode, Weight, served_by
 from cluster.kubernetes.sizes import ModelInCluster
@@ -51,8 +43,8 @@ def list_models(as_json: AsJson = False, config: Config = None) -> None:
     record = read_record(settings.state_dir)
     served = record.models if record else []
     if as_json:
-        out.print_json(
-            data={
+        print_json(
+            {
                 "catalog": [asdict(entry) for entry in CATALOG.values()],
                 "installed": [
                     {
@@ -106,7 +98,7 @@ def show(name: CatalogName, as_json: AsJson = False) -> None:
     if entry is None:
         raise fail(f"{name} is not in the catalog (`dray models list`); any Hub id or folder can be served too")
     if as_json:
-        out.print_json(data=asdict(entry))
+        print_json(asdict(entry))
         return
     table = DataTable("", "value", sentences=["value"], header=False)
     for label, value in (

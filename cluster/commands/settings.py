@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from cluster.commands.console import AsJson, Config, load_settings, out
+from cluster.commands.console import AsJson, Config, load_settings, out, print_json
 from cluster.configuration import flatten, setting_descriptions, variable
 from cluster.tables import DataTable
 
@@ -12,8 +12,8 @@ def show_settings(as_json: AsJson = False, config: Config = None) -> None:
     loaded = load_settings(config)
     values, descriptions = flatten(loaded.settings.model_dump(mode="json")), setting_descriptions()
     if as_json:
-        out.print_json(
-            data={
+        print_json(
+            {
                 name: {"value": values[name], "origin": loaded.origins[name], "variable": variable(name)}
                 for name in values
             }

@@ -18,6 +18,7 @@ from cluster.commands.console import (
     fail,
     load_settings,
     out,
+    print_json,
     redis_client,
     running_record,
 )
@@ -117,7 +118,7 @@ def list_teams(as_json: AsJson = False, state_dir: StateDir = None, config: Conf
     with _redis(config, state_dir) as client:
         known = registry.read_registry(client)
     if as_json:
-        out.print_json(data=[msgspec.to_builtins(team) for team in known.teams.values()])
+        print_json([msgspec.to_builtins(team) for team in known.teams.values()])
         return
     out.print(teams_table(known.teams.values(), known.keys.values()))
 
@@ -170,7 +171,7 @@ def list_keys(as_json: AsJson = False, state_dir: StateDir = None, config: Confi
     with _redis(config, state_dir) as client:
         listed = sorted(registry.read_registry(client).keys.values(), key=lambda key: (key.team, key.created))
     if as_json:
-        out.print_json(data=[key.public_fields() for key in listed])
+        print_json([key.public_fields() for key in listed])
         return
     out.print(keys_table(listed))
 
@@ -251,7 +252,7 @@ def usage(
         names = usage_records.queue_reads(pipe, days)
         rows = usage_records.rows(dict(zip(names, pipe.execute(), strict=True)), team)
     if as_json:
-        out.print_json(data=[msgspec.to_builtins(row) for row in rows])
+        print_json([msgspec.to_builtins(row) for row in rows])
         return
     out.print(usage_table(rows))
 
@@ -281,7 +282,7 @@ def _changes(models: list[str] | None, weight: float | None, shares: bool | None
 
 def _print_created(created: CreatedKey, as_json: bool) -> None:
     if as_json:
-        out.print_json(data=created.key.public_fields() | {"key": created.secret})
+        print_json(created.key.public_fields() | {"key": created.secret})
         return
     out.print(created.secret, highlight=False, soft_wrap=True)
     err.print(f"id {created.key.id}; the key is not shown again", style="dim", highlight=False)

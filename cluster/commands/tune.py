@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from cluster.commands.console import AsJson, Config, catalog_names, err, fail, load_settings, out
+from cluster.commands.console import AsJson, Config, catalog_names, err, fail, load_settings, out, print_json
 from cluster.settings import ModelSettings, Settings
 from cluster.units import format_bytes
 
@@ -57,7 +57,7 @@ def tune(
     except (ModelFolderError, NotEnoughCores, LeasesUnavailable, TuneError, CompareError, OSError) as error:
         raise fail(str(error)) from None
     if as_json:
-        out.print_json(data={"model": opened.name, "cores": count, "file": str(file), **results.as_dict()})
+        print_json({"model": opened.name, "cores": count, "file": str(file), **results.as_dict()})
     else:
         _print(results, f"Kept for this processor and {count} core(s) a replica in {file}.", chosen)
 
