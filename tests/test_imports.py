@@ -35,7 +35,7 @@ CLUSTER = {
     "models": "child extras ports settings units",
     "serve_config": "configuration models redis_client settings",
     "measuring": "cores",
-    "tuning": "child cores measuring memory models private_files settings tables",
+    "tuning": "child cores measuring memory models private_files settings tables units",
     "launch": (
         "child configuration cores liveness memory models node private_files records redis_client redis_server "
         "serve_config settings tuning units"
