@@ -135,6 +135,7 @@ const dray = (() => {
     const search = element("input", { type: "search", placeholder: text.search, ariaLabel: text.search, oninput: () => render() });
     const entries = element("ul"), status = element("div", { role: "status" });
     const actions = element("div", { className: "actions" });
+    let isRenaming = false;
     const file = element("input", { type: "file", accept: ".json", hidden: true, onchange: () => imported(file.files[0]) });
     show = value => {
       props.value = value;
@@ -156,8 +157,8 @@ const dray = (() => {
     function renaming(id) {
       const line = [...entries.children].find(line => line.dataset.id === id);
       const input = element("input", { value: line.textContent, ariaLabel: text.rename, maxLength: 80 });
-      let over = false;
-      const end = name => { if (!over) { over = true; name ? rename(id, name) : render(); } };
+      isRenaming = true;
+      const end = name => { if (isRenaming) { isRenaming = false; name ? rename(id, name) : render(); } };
       input.onkeydown = event => {
         if (event.key === "Enter") end(input.value.trim());
         if (event.key === "Escape") { event.stopPropagation(); end(""); }
@@ -177,9 +178,8 @@ const dray = (() => {
     render = () => {
       const wanted = search.value.trim().toLowerCase(), all = conversations(), { id } = parsed(current);
       const found = all.filter(({ title, value }) => !wanted || (title + value).toLowerCase().includes(wanted));
-      if (!entries.contains(document.activeElement) || document.activeElement.tagName !== "INPUT")
-        entries.replaceChildren(...found.map(entry));
-      if (wanted && !found.length) entries.replaceChildren(element("li", { textContent: text.none_found }));
+      if (!isRenaming) entries.replaceChildren(...found.map(entry));
+      if (wanted && !found.length && !isRenaming) entries.replaceChildren(element("li", { textContent: text.none_found }));
       const isKept = all.some(entry => entry.id === id), about = all.find(entry => entry.id === id);
       actions.replaceChildren(...(isKept ? [
         button(text.rename, () => renaming(id)), button(text.copy, () => copy(markdown(current))),

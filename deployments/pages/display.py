@@ -25,8 +25,9 @@ def chat_messages(conversation: Conversation, texts: Texts) -> list[Message]:
     for turn in conversation.turns:
         shown.append(_message(_literal(turn.question), role="user"))
         if turn.answer is not None:
-            shown.extend(answer_messages(turn.answer, texts))
-            shown[-1] |= _versions(turn, texts, last=turn is conversation.turns[-1])
+            shown.extend(answer_messages(turn.answer, texts, _version(turn, texts)))
+            if turn is conversation.turns[-1] and turn.answer.ended:
+                shown[-1]["options"] = _other_versions(turn, texts)
     return shown
 
 
@@ -42,8 +43,11 @@ def ratings(conversation: Conversation) -> list[str | None]:
     return [words.get(turn.answer.rating) for turn in conversation.turns if turn.answer is not None]
 
 
-def answer_messages(answer: Answer, texts: Texts) -> list[Message]:
-    """An answer: thinking, which folds when it ends, the answer's text, what went wrong, and a line of statistics."""
+def answer_messages(answer: Answer, texts: Texts, version: str = "") -> list[Message]:
+    """An answer: thinking, which folds when it ends, the answer's text, what went wrong, and a line of statistics.
+
+    version: which one of several answers it is; may be empty.
+    """
     progress, shown = answer.progress, []
     if progress.thinking:
         metadata: dict[str, Any] = {"title": texts.thinking, "status": "pending"}
@@ -57,24 +61,24 @@ def answer_messages(answer: Answer, texts: Texts) -> list[Message]:
     elif progress.finish == "length":
         notice = (texts.cut_notice if progress.text else texts.cut_thinking).format(limit=progress.tokens)
         shown.append(_message(f'<div class="dray-notice" role="status">{escape(notice)}</div>'))
-    line = " · ".join(_statistics(answer, texts))
+    line = " · ".join((*_statistics(answer, texts), *([version] if version else [])))
     if line or not shown:
         shown.append(_message(f"<small>{escape(line)}</small>"))
     return shown
 
 
-def _versions(turn: Turn, texts: Texts, *, last: bool) -> Message:
-    """Buttons to the other answers of the last turn."""
-    if not last or len(turn.answers) < 2 or turn.answer is None or not turn.answer.ended:
-        return {}
+def _version(turn: Turn, texts: Texts) -> str:
+    return texts.version.format(number=turn.shown + 1, all=len(turn.answers)) if len(turn.answers) > 1 else ""
+
+
+def _other_versions(turn: Turn, texts: Texts) -> list[dict[str, str]]:
+    """Buttons to the other answers."""
     options = []
     if turn.shown > 0:
         options.append({"value": "previous", "label": texts.previous})
     if turn.shown < len(turn.answers) - 1:
         options.append({"value": "next", "label": texts.next})
-    number = texts.version.format(number=turn.shown + 1, all=len(turn.answers))
-    line = answer_messages(turn.answer, texts)[-1]["content"][0]["text"]
-    return {"options": options, "content": [{"type": "text", "text": f"{line}<small> · {escape(number)}</small>"}]}
+    return options
 
 
 def _statistics(answer: Answer, texts: Texts) -> list[str]:
