@@ -451,6 +451,11 @@ class ResponseSettings(Group):
     max_per_team: Positive = Field(
         1000, description="Maximum number of a team's stored responses; the oldest are removed first."
     )
+    max_background: Positive = Field(
+        32,
+        description="Maximum number of a team's responses that are generated in the background at a time "
+        "(`background: true`); more are refused with 429.",
+    )
 
 
 class TeamSettings(Group):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.console import AsJson, err, fail, load_settings, out
+from cluster.commands.console import AsJson, err, fail, load_settings, out, print_json
 from cluster.kubernetes.chart import write_chart
 from cluster.kubernetes.manifests import in_checkout, manifests_folder
 from cluster.kubernetes.render import kustomization, render
@@ -86,7 +86,7 @@ def check_node(as_json: AsJson = False) -> None:
     except LaunchError as error:
         raise fail(str(error)) from None
     if as_json:
-        out.print_json(data={"processor": processor})
+        print_json({"processor": processor})
     else:
         out.print(f"processor: {processor}", highlight=False)
 
