@@ -95,7 +95,7 @@ _MESSAGE = {
 }
 _MODEL = {
     "type": "object",
-    "required": ["id", "object", "created", "owned_by", "task", "max_model_len", "aliases"],
+    "required": ["id", "object", "created", "owned_by", "task", "max_model_len", "aliases", "default_parameters"],
     "properties": {
         "id": {"type": "string"},
         "object": {"const": "model"},
@@ -104,6 +104,7 @@ _MODEL = {
         "task": {"enum": ["generate", "embed", "rerank"]},
         "max_model_len": {"type": "integer"},
         "aliases": {"type": "array", "items": {"type": "string"}},
+        "default_parameters": {"type": "object", "additionalProperties": {"type": "number"}},
     },
 }
 _MODELS = {"type": "object", "required": ["object", "data"], "properties": {"data": {"type": "array", "items": _MODEL}}}
