@@ -80,12 +80,12 @@ constraints:
 	@echo "== choosing the newest versions that pyproject.toml allows, into constraints.txt"
 	$(PYTHON) -m venv build/uv
 	$(call pip,build/uv/bin/pip install uv)
-	build/uv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --upgrade --quiet \
-		--custom-compile-command "make constraints" --output-file constraints.txt
+	build/uv/bin/uv pip compile pyproject.toml --extra buckets --universal --python-version 3.11 --generate-hashes --upgrade \
+		--quiet --custom-compile-command "make constraints" --output-file constraints.txt
 
 image:
 	@echo "== building the images for amd64 and arm64, with SBOM and provenance, and pushing them to REPOSITORY"
-	PYTHON_IMAGE="$$(k8s/pinned-base.sh)" docker buildx bake --file k8s/docker-bake.json --push
+	base=$$(k8s/pinned-base.sh) && PYTHON_IMAGE="$$base" docker buildx bake --file k8s/docker-bake.json --push
 
 clean:
 	@echo "== deleting environments, caches and what was built"

@@ -88,6 +88,8 @@ RESTRICTED = {
     "openvino_genai": "cluster.models",
     # Routers check grammars, engines follow them.
     "llguidance": "deployments.common deployments.engine",
+    # The extra `buckets`.
+    "obstore": "cluster.models",
     # Export is the extra `export`; optimum and nncf run as commands of its virtual environment.
     "torch": "cluster.models",
     "optimum": "",

@@ -142,7 +142,11 @@ def _usage(entry: CatalogModel) -> list[tuple[str, str]]:
 @app.command(epilog="Example: dray models pull deepseek-r1-distill-qwen-1.5b --source modelscope")
 def pull(
     name: Annotated[
-        str, typer.Argument(help="Catalog name, Hub id (org/name), or GGUF file.", autocompletion=catalog_names)
+        str,
+        typer.Argument(
+            help="Catalog name, Hub id (org/name), folder in a bucket (s3://bucket/folder), or GGUF file.",
+            autocompletion=catalog_names,
+        ),
     ],
     weight: Weight = None,
     source: From = None,
