@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.conftest import Dray, started_dray, wait_for
@@ -63,6 +64,7 @@ def keys_end(dray: Dray) -> Iterator[None]:
     for team in ("bots", "people"):
         dray.run("teams", "remove", team)
     assert dray.run("keys", "disable", "--yes").returncode == 0
+    wait_for(lambda: httpx.get(f"{dray.url}/models").status_code == 200)
 
 
 def test_quotas(dray: Dray, keys_end: None, tmp_path: Path) -> None:
