@@ -111,6 +111,7 @@ class Dray:
         return subprocess.run(
             self.command(*arguments),
             env=self.environment | extra,
+            stdin=subprocess.DEVNULL,  # that of a CI job may never end, and `dray run` reads it
             capture_output=True,
             text=True,
             timeout=timeout,
