@@ -172,6 +172,7 @@ class Router:
         await asyncio.shield(self._close())
 
     async def _close(self) -> None:
+        await self._inference.background.close()
         await self._tasks.close()
         self._large_texts.close()
         await self._usage.close()

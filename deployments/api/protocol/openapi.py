@@ -67,7 +67,7 @@ _RESPONSE = {
     "properties": {
         "id": {"type": "string"},
         "object": {"const": "response"},
-        "status": {"enum": ["completed", "incomplete"]},
+        "status": {"enum": ["completed", "incomplete", "queued", "in_progress", "failed", "cancelled"]},
         "model": {"type": "string"},
         "output": {"type": "array", "items": {"type": "object", "required": ["type", "id"]}},
         "usage": {"type": "object", "required": ["input_tokens", "output_tokens", "total_tokens"]},
@@ -117,6 +117,13 @@ OPERATIONS = (
     Operation("/v1/messages/count_tokens", "Count a message's tokens", MessagesCountRequest, MessagesCount),
     Operation("/v1/responses/{id}", "Read a stored response", answer=_RESPONSE, parameters=("id",)),
     Operation("/v1/responses/{id}", "Delete a stored response", answer=_OBJECT, parameters=("id",), verb="delete"),
+    Operation(
+        "/v1/responses/{id}/cancel",
+        "Cancel a response that is generated in the background",
+        answer=_RESPONSE,
+        parameters=("id",),
+        verb="post",
+    ),
     Operation(
         "/v1/responses/{id}/input_items",
         "List the items before a stored response",
