@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Literal
+from typing import Any, Literal
 
 from benchmarks.service import report
 from cluster.records.cache import key_of
@@ -32,6 +32,8 @@ _PERSON = QueueClass("anyone", 1.0, batch=False)
 _MAX_COMMANDS = 6
 _IN_SCRIPTS = {"get", "set", "del", "xadd", "pexpire", "xrevrange"}
 """Commands that the scripts of flights run inside."""
+_FULL = 0.7
+"""Share of its one core from which a Redis counts as full."""
 _CONNECTING = {"hello", "client|setinfo"}
 _OF_BENCHMARK = {"config|resetstat", "info"}
 Kind = Literal["followed by nobody", "resumable", "followed"]
@@ -64,8 +66,8 @@ async def consume(lease: FlightLease) -> None:
     await lease.release()
 
 
-async def commands(url: str, kind: Kind, args: argparse.Namespace) -> Counter[str]:
-    """The commands that a number of generations at a time cost, by name."""
+async def commands(url: str, kind: Kind, args: argparse.Namespace) -> tuple[Counter[str], float]:
+    """The commands that a number of generations at a time cost, by name, and the seconds of Redis' processor."""
     stores = [store_of(url) for _ in range(2)]
     first, second = (SingleFlight(store) for store in stores)
     warm = await lease_of(first, key_of("m", "n", secrets.token_hex(20)))
@@ -73,16 +75,23 @@ async def commands(url: str, kind: Kind, args: argparse.Namespace) -> Counter[st
     with connect(url) as client:
         client.config_resetstat()
         keys = [key_of("m", "n", secrets.token_hex(20)) for _ in range(args.flights)]
+        before = redis_seconds(client)
         leases = [await lease_of(first, key, resumable=kind == "resumable") for key in keys]
         tasks = [asyncio.create_task(generate(lease, args)) for lease in leases]
         if kind == "followed":
             tasks += [asyncio.create_task(consume(await lease_of(second, key))) for key in keys]
         await asyncio.gather(*tasks)
-        stats = client.info("commandstats")
+        stats, seconds = client.info("commandstats"), redis_seconds(client) - before
     for store in stores:
         await store.close()
     calls = Counter({name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()})
-    return Counter({name: count for name, count in calls.items() if name not in _CONNECTING | _OF_BENCHMARK})
+    return Counter({name: count for name, count in calls.items() if name not in _CONNECTING | _OF_BENCHMARK}), seconds
+
+
+def redis_seconds(client: Any) -> float:
+    """Seconds of the processor that a Redis has used."""
+    cpu = client.info("cpu")
+    return float(cpu["used_cpu_user"] + cpu["used_cpu_sys"])
 
 
 async def first_tokens(url: str, args: argparse.Namespace) -> list[float]:
@@ -92,15 +101,17 @@ async def first_tokens(url: str, args: argparse.Namespace) -> list[float]:
     seconds = []
     for _ in range(args.joins):
         key = key_of("m", "n", secrets.token_hex(20))
-        task = asyncio.create_task(generate(await lease_of(first, key), args))
+        leader = await lease_of(first, key)
+        task = asyncio.create_task(generate(leader, args))
         await asyncio.sleep(random.uniform(0.5, 0.8))
         started = time.perf_counter()
         follower = await lease_of(second, key)
         async for _batch in follower.follow(0, 0):
             seconds.append(time.perf_counter() - started)
             break
+        task.cancel()
+        await leader.release()
         await follower.release()
-        await task
     for store in stores:
         await store.close()
     return seconds
@@ -119,17 +130,20 @@ def main() -> None:
         redis.start()
         try:
             for kind in KINDS:
-                calls = asyncio.run(commands(redis.url, kind, args))
+                calls, seconds = asyncio.run(commands(redis.url, kind, args))
                 inside = sum(count for name, count in calls.items() if name in _IN_SCRIPTS)
                 sent = sum(calls.values()) - inside
                 alone = alone or sent / args.flights
                 shown = ", ".join(f"{name} {count:,}" for name, count in calls.most_common(8))
                 per_token = f"{sent / args.flights / args.tokens:.3f}"
-                rows.append([kind, f"{sent / args.flights:.1f}", per_token, f"{inside / args.flights:.1f}", shown])
+                rows.append([kind, f"{sent / args.flights:.1f}", per_token, f"{inside / args.flights:.1f}"])
+                per_request = seconds / args.flights
+                rows[-1] += [f"{1e6 * per_request:,.0f}", f"{_FULL / per_request:,.0f}", shown]
             joined = asyncio.run(first_tokens(redis.url, args))
         finally:
             redis.stop()
-    heads = ["", "sent per request", "per token", "inside scripts, per request", "INFO commandstats"]
+    heads = ["", "sent per request", "per token", "inside scripts, per request"]
+    heads += ["Redis' processor, µs per request", "requests/s at 70 % of a core", "INFO commandstats"]
     print(report(f"Commands of {args.flights} flights of {args.tokens} tokens in one router", heads, rows))
     shown = f"p50 {1000 * median(joined):.0f} ms, p95 {1000 * quantiles(joined, n=20)[-1]:.0f} ms"
     print(f"\nA follower's first token from a generation under way: {shown}.")
