@@ -12,7 +12,7 @@ from deployments.cache.followers import Followers
 from deployments.cache.presence import RENEW_S, Presence, Wish
 from deployments.common.errors import ApiError
 from deployments.common.messages import TokenBatch
-from deployments.common.redis import RedisUnavailable
+from deployments.common.redis import BACKGROUND_EXTRA_S, RedisUnavailable
 from deployments.routing.queue_class import QueueClass
 
 log = logging.getLogger("dray.flights")
@@ -200,9 +200,8 @@ class FlightLease:
                 if self._complete:
                     return False
                 continue
-            await self._presence.show()
             acquired = await self._store.take_over(self._keys, self.name)
-            if not acquired.leads and not await self._presence.lives(acquired.leader):
+            if not acquired.leads and not await self._presence.lives(acquired.leader, BACKGROUND_EXTRA_S):
                 acquired = await self._store.take_over(self._keys, self.name, acquired.leader)
             if acquired.flight != self.name:
                 raise Diverged

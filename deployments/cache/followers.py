@@ -3,8 +3,11 @@
 import asyncio
 from contextlib import suppress
 
-from deployments.cache.presence import ALIVE_MS, Wish
+from deployments.cache.presence import Wish
 from deployments.routing.queue_class import QueueClass
+
+_WISH_S = 3.0
+"""So long a wish counts. It is repeated several times within it, by a busy router too."""
 
 
 class Followers:
@@ -28,7 +31,7 @@ class Followers:
             return
         if wish.router not in self._wishes:
             self._arrived.set()
-        self._wishes[wish.router] = (wish.queue_class, asyncio.get_running_loop().time() + ALIVE_MS / 1000)
+        self._wishes[wish.router] = (wish.queue_class, asyncio.get_running_loop().time() + _WISH_S)
 
     @property
     def queue_classes(self) -> list[QueueClass]:

@@ -60,7 +60,7 @@ class Presence:
     async def show(self) -> None:
         """Makes sure that other routers see this one before it leads a flight. Raises RedisUnavailable."""
         if asyncio.get_running_loop().time() - self._shown_at > 2 * RENEW_S:
-            await self._renew()
+            await self._renew(0.0)
         self.keep()
 
     def keep(self) -> None:
@@ -68,17 +68,17 @@ class Presence:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
 
-    async def lives(self, router: str) -> bool:
-        """Whether a router lives. Raises RedisUnavailable."""
-        return bool(await self._store.execute("EXISTS", _alive_key(router)))
+    async def lives(self, router: str, extra_s: float = 0.0) -> bool:
+        """Whether a router lives. extra_s: added to the timeout. Raises RedisUnavailable."""
+        return bool(await self._store.execute("EXISTS", _alive_key(router), extra_s=extra_s))
 
     async def tell(self, router: str, wish: Wish) -> None:
         """Tells another router of a wish. Raises RedisUnavailable."""
         arguments = (_encode(wish), _MAX_UNREAD, _INBOX_MS)
         await self._tell([_inbox_key(router)], *arguments, extra_s=BACKGROUND_EXTRA_S)
 
-    async def _renew(self) -> None:
-        await self._store.execute("SET", _alive_key(self._router), "1", "PX", ALIVE_MS)
+    async def _renew(self, extra_s: float) -> None:
+        await self._store.execute("SET", _alive_key(self._router), "1", "PX", ALIVE_MS, extra_s=extra_s)
         self._shown_at = asyncio.get_running_loop().time()
 
     async def _run(self) -> None:
@@ -89,7 +89,7 @@ class Presence:
             flown_at = now if self._flies() else flown_at
             try:
                 if now - self._shown_at > RENEW_S:
-                    await self._renew()
+                    await self._renew(BACKGROUND_EXTRA_S)
                 wait_s = max(0.0, self._shown_at + RENEW_S - loop.time())
                 entries = await self._store.wait_for_entries(
                     _inbox_key(self._router), self._last_id, wait_s, self._one_reader

@@ -99,9 +99,9 @@ class RedisStore:
         """The value of a key. Raises RedisUnavailable."""
         return await self.call(lambda: self._client.get(key))
 
-    async def execute(self, *command: Any) -> Any:
-        """The reply to any single command. Raises RedisUnavailable."""
-        return await self.call(lambda: self._client.execute_command(*command))
+    async def execute(self, *command: Any, extra_s: float = 0.0) -> Any:
+        """The reply to any single command. extra_s: added to the store's timeout. Raises RedisUnavailable."""
+        return await self.call(lambda: self._client.execute_command(*command), extra_s)
 
     async def transaction(self, queue: Callable[[Pipeline], object]) -> list[Any]:
         """Runs commands atomically and returns their replies. queue: adds the commands to a pipeline.
