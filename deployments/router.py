@@ -15,7 +15,7 @@ from starlette.routing import Route
 from cluster import liveness
 from cluster.models.folder import ServedModel, open_models
 from cluster.node import Node
-from cluster.serve_config import ENGINE, RouterArgs
+from cluster.serve_config import ENGINE, RouterArgs, has_page
 from deployments.api.access import RequestAccess
 from deployments.api.admin import AdminApi
 from deployments.api.browser_guard import BrowserGuard, BrowserGuardMiddleware
@@ -111,7 +111,7 @@ class Router:
         awake = {arguments.engines[model.name]: model.name for model in models if not model.settings.sleep_after_s}
         self._info = InfoApi(settings, models, awake, self._authenticator)
         self._admin = AdminApi(self._authenticator, self._usage, arguments.teams_url)
-        self._status_page = StatusPage(models)
+        self._status_page = StatusPage(models, chat=has_page(settings))
 
     def _store(self, name: str, url: str, timeout_s: float) -> RedisStore:
         return RedisStore(name, url, timeout_s, self._metrics.watchers(name))
@@ -172,6 +172,7 @@ class Router:
         await asyncio.shield(self._close())
 
     async def _close(self) -> None:
+        await self._inference.background.close()
         await self._tasks.close()
         self._large_texts.close()
         await self._usage.close()
