@@ -56,7 +56,7 @@ DEPLOYMENTS = {
     "common": ("", "records redis_client"),
     # Metrics count errors and messages of `common`, which therefore logs and counts nothing itself.
     "observability": ("common", "child launch liveness"),
-    "routing": ("common observability", "models plan records settings"),
+    "routing": ("common observability", "models plan settings"),
     # The semantic cache asks the embedding replicas.
     "cache": ("common routing", "records settings"),
     # A caller's team is the fair queue's team.
