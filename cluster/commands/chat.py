@@ -60,8 +60,9 @@ class Conversation:
             "/clear": self._clear,
             "/help": lambda _: _HELP,
         }
-        known = commands.get(name, lambda _: f"{name} is no command; /help lists them")
-        out.print(known(value.strip()), style="dim", markup=False, highlight=False)
+        known = commands.get(name)
+        shown = known(value.strip()) if known else f"{name} is no command; /help lists them"
+        out.print(shown, style="dim", markup=False, highlight=False)
 
     def _model(self, name: str) -> str:
         models = self.server.models
