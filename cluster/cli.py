@@ -4,10 +4,13 @@ import typer
 
 from cluster.child import obey_sigterm
 from cluster.commands import (
+    answers,
+    auditing,
     bench,
     cache,
     chat,
     doctor,
+    feedback,
     kubernetes,
     lifecycle,
     models,
@@ -45,6 +48,9 @@ app.add_typer(models.app, name="models")
 app.add_typer(plan.app, name="plan")
 app.add_typer(kubernetes.app, name="k8s")
 app.add_typer(cache.app, name="cache")
+app.add_typer(answers.app, name="answers")
+app.add_typer(auditing.app, name="audit")
+app.add_typer(feedback.app, name="feedback")
 app.add_typer(teams.teams, name="teams")
 app.add_typer(teams.keys, name="keys")
 

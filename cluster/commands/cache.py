@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.client import ServerError, metrics
+from cluster.commands.auditing import audit
 from cluster.commands.console import AsJson, Config, StateDir, fail, load_settings, out, redis_client, running_record
 from cluster.launch.state import read_record
 from cluster.records.cache import clear, show, stats
@@ -77,6 +78,7 @@ def clear_answers(
         cleared = [plural(clear(client, model, namespace), "answer")]
         if not model and (responses := clear_responses(client, namespace)):
             cleared.append(plural(responses, "stored response"))
+    audit(config, state_dir, "cache.clear", model=model, namespace=namespace)
     out.print(f"cleared {' and '.join(cleared)}", highlight=False)
 
 

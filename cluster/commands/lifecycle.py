@@ -14,6 +14,7 @@ import psutil
 import typer
 from rich.markup import escape
 
+from cluster.commands.auditing import audit
 from cluster.commands.console import (
     Config,
     StateDir,
@@ -113,6 +114,7 @@ def up(
             running(settings, lambda stage: status.update(escape(stage))) as dray,
         ):
             status.stop()
+            audit(config, state_dir, "up")
             greet(settings, "Ctrl-C", measured)
             ready_at = time.monotonic()
             while True:
@@ -240,6 +242,7 @@ def deploy(
             time.sleep(0.1)
             record = running_record(config, state_dir)
             status.update(escape(record.rollout or "deploying"))
+    audit(config, state_dir, "deploy", models=record.models, refused=record.refused)
     if record.refused:
         raise fail(record.refused)
     out.print(f"now serving {escape(', '.join(record.models))}", highlight=False)
@@ -270,4 +273,5 @@ def down(state_dir: StateDir = None, config: Config = None) -> None:
         raise fail(f"process {record.pid} did not end within {_DOWN_TIMEOUT_S:.0f} s") from None
     log_file.remove(folder)
     remove_folder_if_empty(folder)
+    audit(config, state_dir, "down")
     out.print("stopped")

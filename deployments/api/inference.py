@@ -32,6 +32,8 @@ from deployments.api.responses import (
 )
 from deployments.api.stored_responses import RESPONSES, StoredResponses
 from deployments.cache.answers import CacheControl
+from deployments.cache.feedback import FeedbackStore, Given, cached_id
+from deployments.common.tasks import TaskSupervisor
 from deployments.common.types import GenerationResult
 from deployments.generation.context import RequestContext
 from deployments.generation.large_texts import LargeTexts
@@ -80,8 +82,12 @@ class InferenceApi:
         answers: AnswerService,
         large_texts: LargeTexts,
         stored_responses: StoredResponses,
+        feedback: FeedbackStore,
+        tasks: TaskSupervisor,
     ) -> None:
         self._settings = settings
+        self._feedback = feedback
+        self._tasks = tasks
         self._limits = settings.limits
         self._models = models
         self._parser = RequestParser(settings, models)
@@ -131,10 +137,9 @@ class InferenceApi:
         grant = await self._quotas.admit(context.caller.team)
         self._access.release(grant)
         self._log_context(context)
-        key, result = stored
-        hit = self._answers.hit(context, key, result)
+        hit = self._answers.hit(context, stored)
         current.get().note({"dray.cache.result": hit.result})
-        return await prepared.replay(result, {**hit.headers, **grant.headers})
+        return await self._replay(prepared, stored.key, stored.result, {**hit.headers, **grant.headers})
 
     async def _prepare(self, http: HttpRequest) -> PreparedRequest:
         """Authenticates, reads and parses a request, and charges nothing. Raises ApiError 400 to 404, 413, 415."""
@@ -176,9 +181,10 @@ class InferenceApi:
                 headers = found.headers
                 if found.stored is not None:
                     self._access.release(grant)
-                    return await prepared.replay(found.stored, {**headers, **grant.headers})
+                    return await self._replay(prepared, found.key, found.stored, {**headers, **grant.headers})
                 assert found.subscriber is not None
                 subscriber = found.subscriber
+                prepared = self._remembering(prepared, contexts[0], found.key)
         except BaseException:
             self._access.release(grant)
             raise
@@ -188,6 +194,30 @@ class InferenceApi:
         if prepared.stream:
             return await stream_response(subscriber, writer, headers, self._stream_timeouts, keep)
         return await complete_response(http, subscriber, writer, headers, keep)
+
+    async def _replay(
+        self, prepared: PreparedRequest, key: str, stored: GenerationResult, headers: dict[str, str]
+    ) -> Response:
+        """The response with a stored answer. Its id says which one, for feedback."""
+        prepared.writer.id = cached_id(prepared.writer.id, key)
+        self._feedback.asked(key)
+        return await prepared.replay(stored, headers)
+
+    def _remembering(self, prepared: PreparedRequest, context: RequestContext, key: str) -> PreparedRequest:
+        """The request, whose answer is known under the response's id afterwards, for feedback."""
+        if not context.control.stores:
+            return prepared
+        keep, writer, caller = prepared.keep, prepared.writer, context.caller
+
+        async def remember(result: GenerationResult) -> None:
+            if keep is not None:
+                await keep(result)
+            if key:
+                self._feedback.asked(key)
+            given = Given(caller.namespace, context.endpoint.model.name, context.request, result, key)
+            self._tasks.spawn("remember an answer", self._feedback.remember(caller.owner, writer.id, given))
+
+        return replace(prepared, keep=remember)
 
     def _log_context(self, context: RequestContext) -> None:
         if self._settings.log_prompts:

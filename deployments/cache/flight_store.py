@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from cluster.records.cache import digest_of
+from cluster.records.cache import WITHHELD, digest_of
 from deployments.common.errors import ApiError
 from deployments.common.messages import TokenBatch
 from deployments.common.redis import BACKGROUND_EXTRA_S, RedisStore
@@ -52,7 +52,9 @@ redis.call('ZADD', KEYS[4], time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2
 return redis.call('PEXPIRE', KEYS[4], ARGV[3])
 """
 _END = """
-if ARGV[3] ~= '' then redis.call('SET', KEYS[1], ARGV[3], 'EX', ARGV[4]) end
+if ARGV[3] ~= '' and redis.call('GETRANGE', KEYS[1], 0, 1) ~= ARGV[8] then
+  redis.call('SET', KEYS[1], ARGV[3], 'EX', ARGV[4])
+end
 if redis.call('GET', KEYS[2]) ~= ARGV[1] .. ARGV[2] then return 0 end
 redis.call('XADD', KEYS[3], '*', 'flight', ARGV[1], 'records', ARGV[5], 'end', '1', 'error', ARGV[7])
 redis.call('PEXPIRE', KEYS[3], ARGV[6])
@@ -181,8 +183,9 @@ class FlightStore:
         ttl_s: int = 1,
         error: ApiError | None = None,
     ) -> None:
-        """Stores the answer unless it is empty. Ends the flight, with its last records, if this router has the lock."""
-        arguments = (answer, ttl_s, _batch(records), _ENDED_MS, _encode_error(error) if error else b"")
+        """Stores the answer, unless it is empty or one is withheld at its key. Ends the flight, with its last records,
+        if this router has the lock."""
+        arguments = (answer, ttl_s, _batch(records), _ENDED_MS, _encode_error(error) if error else b"", WITHHELD)
         await self._end(keys, name, self.router, *arguments, extra_s=BACKGROUND_EXTRA_S)
 
     async def leave(self, keys: list[str], name: str, records: Sequence[Record], follower: Follower) -> None:

@@ -15,7 +15,8 @@ from cluster.records.responses import ids_key, response_key
 from cluster.settings import ResponseSettings
 from deployments.common.redis import RedisStore, RedisUnavailable
 
-_ID = re.compile(r"resp_[0-9a-f]{48}")
+_ID = re.compile(r"resp_[0-9a-f]{48}(?:[0-9a-f]{40})?")
+"""That of a response from the cache ends in its key there (deployments.cache.feedback)."""
 
 # KEYS: the response, the owner's ids. ARGV: id, value, seconds to keep it, time, maximum number, beginning of the keys.
 _PUT = """

@@ -13,7 +13,7 @@ from deployments.tenancy.quotas import QuotaGrant
 
 FORMAT_FIELD = "response_format"
 """The field that errors of what an answer must be name, before the request's own replaces it."""
-Result = Literal["hit", "miss", "join", "bypass"]
+Result = Literal["hit", "curated", "miss", "join", "bypass"]
 """How a request got its answer, as the header X-Dray-Cache says it."""
 
 

@@ -53,7 +53,7 @@ class ResponseWriter:
 
     request: ResponseRequest
     stores: bool = False
-    _id: str = field(default_factory=new_response_id)
+    id: str = field(default_factory=new_response_id)
     _created: int = field(default_factory=lambda: int(time.time()))
     _sequence: int = 0
     _done: list[_Item] = field(default_factory=list)
@@ -186,7 +186,7 @@ class ResponseWriter:
         request = self.request
         status = "in_progress" if finish is None else "incomplete" if finish == "length" else "completed"
         return {
-            "id": self._id,
+            "id": self.id,
             "object": "response",
             "created_at": self._created,
             "status": status,
