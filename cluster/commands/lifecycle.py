@@ -114,7 +114,6 @@ def up(
             running(settings, lambda stage: status.update(escape(stage))) as dray,
         ):
             status.stop()
-            audit(config, state_dir, "up")
             greet(settings, "Ctrl-C", measured)
             ready_at = time.monotonic()
             while True:
@@ -273,5 +272,4 @@ def down(state_dir: StateDir = None, config: Config = None) -> None:
         raise fail(f"process {record.pid} did not end within {_DOWN_TIMEOUT_S:.0f} s") from None
     log_file.remove(folder)
     remove_folder_if_empty(folder)
-    audit(config, state_dir, "down")
     out.print("stopped")

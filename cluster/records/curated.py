@@ -5,6 +5,7 @@ what changed since it looked (`deployments.cache.curated`); ids of removed answe
 counts answers and bytes of each namespace, so that every write is checked against the limits in the same step.
 """
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
@@ -19,7 +20,7 @@ FLOOR = "dray:{teams}:curated-floor"
 """Changes up to this version are forgotten: a copy that is older is read again as a whole."""
 _SIZES = "dray:{teams}:curated-sizes"
 MODELS = "dray:{teams}:models"
-"""A hash: the exact model (its fingerprint) that is served under a name."""
+"""A hash: for each served name the exact model (its fingerprint), and since when in place of another."""
 MAX_ANSWERS, MAX_BYTES = 20_000, 16 * 2**20
 """Of one namespace."""
 MAX_ALL_ANSWERS, MAX_ALL_BYTES = 50_000, 64 * 2**20
@@ -67,6 +68,21 @@ end
 return {'ok', ''}
 """
 
+# KEYS: models. ARGV: the time; then of each served model its name and fingerprint.
+PUBLISH_MODELS = """
+local old = redis.call('HGETALL', KEYS[1])
+local known = {}
+for i = 1, #old, 2 do known[old[i]] = old[i + 1] end
+redis.call('DEL', KEYS[1])
+for i = 2, #ARGV, 2 do
+  local before = known[ARGV[i]] or ''
+  local same = before:sub(1, #ARGV[i + 1] + 1) == ARGV[i + 1] .. ' '
+  local since = #old == 0 and '0' or ARGV[1]
+  redis.call('HSET', KEYS[1], ARGV[i], same and before or ARGV[i + 1] .. ' ' .. since)
+end
+return 1
+"""
+
 
 class CuratedError(TeamsError):
     """The change is not possible; the message says why."""
@@ -76,8 +92,7 @@ class CuratedAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """An answer that people have approved.
 
     id: of this question in this namespace, for this model. model: the only one that it answers for; empty: all.
-    changed, valid_until: Unix times; valid_until 0: forever. made_for: fingerprints of the models that were served
-    under the model's name, or of all, when it was last changed.
+    changed, valid_until: Unix times; valid_until 0: forever.
     """
 
     id: str
@@ -88,21 +103,22 @@ class CuratedAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     model: str = ""
     author: str = ""
     valid_until: float = 0.0
-    made_for: tuple[str, ...] = ()
 
     def is_valid(self, now: float) -> bool:
         """Whether it may be given at this Unix time."""
         return not self.valid_until or now < self.valid_until
 
-    def is_outdated(self, served: Mapping[str, str]) -> bool:
-        """Whether it was made for a model that is no longer served. served: as `served_models` returns it."""
-        now = {served.get(self.model, "")} if self.model else set(served.values())
-        return bool(self.made_for) and not now & set(self.made_for)
+    def is_outdated(self, served: Mapping[str, float]) -> bool:
+        """Whether nobody has changed it since its model was replaced, or all were. served: as `served_models` returns
+        it."""
+        if not self.model:
+            return bool(served) and self.changed < min(served.values())
+        return bool(served) and self.changed < served.get(self.model, math.inf)
 
 
 class ListedAnswer(msgspec.Struct, frozen=True):
-    """A curated answer as people see it. outdated: made for a model that is no longer served. expired: its valid_until
-    is over, so it is not given."""
+    """A curated answer as people see it. outdated: made for an older model than the one that is served. expired: its
+    valid_until is over, so it is not given."""
 
     id: str
     namespace: str
@@ -116,7 +132,7 @@ class ListedAnswer(msgspec.Struct, frozen=True):
     expired: bool
 
     @classmethod
-    def of(cls, answer: CuratedAnswer, served: Mapping[str, str]) -> "ListedAnswer":
+    def of(cls, answer: CuratedAnswer, served: Mapping[str, float]) -> "ListedAnswer":
         fields = {name: getattr(answer, name) for name in cls.__struct_fields__[:-2]}
         return cls(**fields, outdated=answer.is_outdated(served), expired=not answer.is_valid(time.time()))
 
@@ -147,8 +163,7 @@ def new_answer(
 
 def put_answers(client: BlockingRedis, answers: Iterable[CuratedAnswer]) -> int:
     """Adds answers, in place of those to the same questions. Returns their number. Raises CuratedError."""
-    served = served_models(client)
-    newest = list({answer.id: _stamped(answer, served) for answer in answers}.values())
+    newest = list({answer.id: answer for answer in answers}.values())
     for start in range(0, len(newest), _BATCH):
         changes: list[str | bytes] = []
         for answer in newest[start : start + _BATCH]:
@@ -183,13 +198,12 @@ def edit_answer(client: BlockingRedis, number: str, changes: Mapping[str, str | 
 
     Raises NotFound, AlreadyExists where the other question has an answer, CuratedError.
     """
-    served = served_models(client)
     for _ in range(_ATTEMPTS):
         record = _record(client, number)
         old = decode_answer(record)
         fields = {name: getattr(old, name) for name in ("namespace", "question", "answer", "model", "author")}
         merged = {**fields, "valid_until": old.valid_until, **changes}
-        new = _stamped(new_answer(**merged), served)  # type: ignore[arg-type]
+        new = new_answer(**merged)  # type: ignore[arg-type]
         write = [new.id, new.namespace, _encode(new), record if new.id == number else ""]
         if new.id != number:
             write += [number, old.namespace, "", record]
@@ -207,20 +221,15 @@ def remove_answer(client: BlockingRedis, number: str) -> CuratedAnswer:
     return answer
 
 
-def served_models(client: BlockingRedis) -> dict[str, str]:
-    """The fingerprints of the models that routers serve, by name."""
+def served_models(client: BlockingRedis) -> dict[str, float]:
+    """The names of the models that routers serve, each with the Unix time since when in place of another; 0: always.
+
+    Empty until there is a curated answer.
+    """
     with client.pipeline(transaction=False) as pipe:
         pipe.hgetall(MODELS)
         [models] = pipe.execute()
-    return {name.decode(): fingerprint.decode() for name, fingerprint in models.items()}
-
-
-def _stamped(answer: CuratedAnswer, served: Mapping[str, str]) -> CuratedAnswer:
-    """The answer, made for what is served now."""
-    fingerprints = {served[answer.model]} if answer.model in served else set(served.values())
-    if answer.model and answer.model not in served:
-        fingerprints = set()
-    return msgspec.structs.replace(answer, made_for=tuple(sorted(fingerprints)))
+    return {name.decode(): float(value.split()[-1]) for name, value in models.items()}
 
 
 def _record(client: BlockingRedis, number: str) -> bytes:

@@ -15,7 +15,16 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from cluster.records.curated import ANSWERS, CHANGES, FLOOR, MODELS, VERSION, CuratedAnswer, decode_answer
+from cluster.records.curated import (
+    ANSWERS,
+    CHANGES,
+    FLOOR,
+    MODELS,
+    PUBLISH_MODELS,
+    VERSION,
+    CuratedAnswer,
+    decode_answer,
+)
 from cluster.settings import CacheSettings
 from deployments.cache.equivalence import meaning_of, normalize
 from deployments.cache.questions import fits, question_of
@@ -83,6 +92,7 @@ class CuratedAnswers:
         self._unpublished = dict(served)
         self._read_changes = store.script(_READ_CHANGES)
         self._read_all = store.script(_READ_ALL)
+        self._publish = store.script(PUBLISH_MODELS)
         self._version = 0
         self._answers: dict[str, CuratedAnswer] = {}
         self._namespaces: dict[str, _Namespace] = {}
@@ -155,9 +165,9 @@ class CuratedAnswers:
 
     async def _publish_models(self) -> None:
         """Says once which exact models are served, so that answers made for an older one can be listed."""
-        if self._unpublished:
-            fields = [part for served in self._unpublished.items() for part in served]
-            await self._store.execute("HSET", MODELS, *fields)
+        if self._unpublished and self._version:
+            models = [part for served in self._unpublished.items() for part in served]
+            await self._publish([MODELS], f"{time.time():.3f}", *models)
             self._unpublished = {}
 
     def _replace(self, number: str, record: bytes) -> None:

@@ -1,6 +1,7 @@
 """Curated answers in a real Redis, and the files that they are read from and written to."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from cluster.records import curated
 from cluster.records.answer_files import jsonl, read_answers, unix_time
-from cluster.records.curated import ANSWERS, CHANGES, MODELS, CuratedError, ListedAnswer, new_answer
+from cluster.records.curated import ANSWERS, CHANGES, MODELS, PUBLISH_MODELS, CuratedError, ListedAnswer, new_answer
 from cluster.records.team_records import AlreadyExists, NotFound
 from cluster.redis_client import connect
 from tests.conftest import redis_server
@@ -113,11 +114,15 @@ def test_sizes_of_texts_are_limited(question: str, answer: str, reason: str) -> 
         new_answer("a", question, answer)
 
 
+def publish(client: Any, now: float, **models: str) -> None:
+    """What a router does that serves these models."""
+    client.eval(PUBLISH_MODELS, 1, MODELS, str(now), *(part for served in models.items() for part in served))
+
+
 def test_it_is_said_which_answers_were_made_for_an_older_model(client: Any) -> None:
-    client.hset(MODELS, mapping={"bot": "one", "other": "two"})
     for_all, for_bot = new_answer("a", "VPN?", "443"), new_answer("a", "Wifi?", "guest", model="bot")
-    for_unknown = new_answer("a", "Printer?", "none", model="never served")
-    curated.put_answers(client, [for_all, for_bot, for_unknown])
+    curated.put_answers(client, [for_all, for_bot])
+    now = time.time()
 
     def outdated() -> set[str]:
         served = curated.served_models(client)
@@ -125,12 +130,20 @@ def test_it_is_said_which_answers_were_made_for_an_older_model(client: Any) -> N
         return {answer.question for answer in listed if answer.outdated}
 
     assert outdated() == set()
-    client.hset(MODELS, "bot", "three")
-    assert outdated() == {"Wifi?"}, "the other model is still the one that the answer for all was made for"
-    client.hset(MODELS, "other", "four")
-    assert outdated() == {"Wifi?", "VPN?"}
-    curated.edit_answer(client, for_bot.id, {"answer": "guest2"})
-    assert outdated() == {"VPN?"}, "somebody has looked at it since"
+    publish(client, now + 10, bot="one", other="two")
+    assert outdated() == set(), "the first that were ever served"
+    publish(client, now + 10, bot="one", other="two")
+    assert outdated() == set(), "another router serves the same"
+    publish(client, now + 10, bot="three", other="two")
+    assert outdated() == {"Wifi?"}, "what is for all is still for one that was not replaced"
+    publish(client, now + 10, bot="three", another="four")
+    assert outdated() == {"Wifi?", "VPN?"}, "none is served any more that was when it was made"
+    publish(client, now + 20, bot="three", another="four")
+    assert curated.served_models(client) == {"bot": pytest.approx(now + 10), "another": pytest.approx(now + 10)}
+    publish(client, now - 1, bot="five", another="six")
+    assert outdated() == set(), "somebody has looked at them since"
+    publish(client, now - 1, another="six")
+    assert outdated() == {"Wifi?"}, "its model is gone"
 
 
 CSV = (
