@@ -11,6 +11,7 @@ from cluster.commands import (
     chat,
     doctor,
     feedback,
+    forget,
     kubernetes,
     lifecycle,
     models,
@@ -43,6 +44,7 @@ app.command(epilog="Example: dray status --json")(status.status)
 app.command(epilog="Example: dray chat")(chat.chat)
 app.command(epilog="Example: dray bench --concurrency 1,4,16 --prompt 200 --output 128 --chart bench.svg")(bench.bench)
 app.command("warm", epilog="Example: dray warm questions.jsonl --at-a-time 8")(warm.warm_cache)
+app.command("forget", epilog="Example: dray forget user-4711 --team support")(forget.forget_user)
 app.command("settings", epilog="Example: DRAY_PORT=9000 dray settings --json")(settings.show_settings)
 app.add_typer(models.app, name="models")
 app.add_typer(plan.app, name="plan")

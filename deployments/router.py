@@ -125,8 +125,9 @@ class Router:
         self._info = InfoApi(settings, models, awake, self._authenticator)
         admin = AdminAccess(self._authenticator, arguments.teams_url, Node.here().data_dir / AUDIT_FOLDER)
         self._admin = AdminApi(admin, self._authenticator, self._usage)
-        self._feedback_admin = FeedbackAdminApi(admin)
-        self._curated_api = CuratedApi(admin, cache.namespace, arguments.redis_url if cache.enabled else "")
+        cache_url = arguments.redis_url if cache.enabled else ""
+        self._feedback_admin = FeedbackAdminApi(admin, cache.namespace, cache_url)
+        self._curated_api = CuratedApi(admin, cache.namespace, cache_url)
         self._status_page = StatusPage(models)
 
     def _store(self, name: str, url: str, timeout_s: float) -> RedisStore:

@@ -129,7 +129,7 @@ def show(client: BlockingRedis, digest: str) -> ShownAnswer | None:
             continue
         model, namespace = _model_and_namespace(key)
         # GenerationResult of deployments.common.types, which this package does not import.
-        choices, usage, created, _, question = (*msgspec.msgpack.decode(body), "")[:5]
+        choices, usage, created, _, question, *_ = (*msgspec.msgpack.decode(body), "")
         return {
             "key": key.decode(),
             "model": model,

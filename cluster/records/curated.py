@@ -203,8 +203,8 @@ def edit_answer(client: BlockingRedis, number: str, changes: Mapping[str, str | 
         old = decode_answer(record)
         fields = {name: getattr(old, name) for name in ("namespace", "question", "answer", "model", "author")}
         merged = {**fields, "valid_until": old.valid_until, **changes}
-        new = new_answer(**merged)  # type: ignore[arg-type]
-        write = [new.id, new.namespace, _encode(new), record if new.id == number else ""]
+        new = new_answer(**merged)
+        write: list[str | bytes] = [new.id, new.namespace, _encode(new), record if new.id == number else ""]
         if new.id != number:
             write += [number, old.namespace, "", record]
         if (conflict := _try_to_write(client, write)) is None:

@@ -20,6 +20,7 @@ RECORDS, COUNTS, KEYS = "dray:{teams}:feedback", "dray:{teams}:feedback-counts",
 _BYTES = "dray:{teams}:feedback-bytes"
 MAX_PER_TEAM, MAX_TEAM_BYTES = 5_000, 8 * 2**20
 MAX_REASON, MAX_REASONS = 500, 5
+_MAX_USERS = 200
 
 Rating = Literal["up", "down"]
 
@@ -43,6 +44,14 @@ end
 return 1
 """
 """KEYS: as `keys_of` has them. ARGV: as `arguments_of` has them."""
+_REMOVE = """
+if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('HDEL', KEYS[2], ARGV[1] .. '|up', ARGV[1] .. '|down', ARGV[1] .. '|asked')
+redis.call('HDEL', KEYS[3], ARGV[2])
+redis.call('ZREM', KEYS[4], ARGV[1])
+return redis.call('HINCRBY', KEYS[5], KEYS[4], -ARGV[3])
+"""
+"""KEYS: as `keys_of` has them. ARGV: id, the answer's key in the cache, bytes of the record."""
 COUNT_ASKED = """
 for i = 1, #ARGV, 2 do
   local id = redis.call('HGET', KEYS[2], ARGV[i])
@@ -58,7 +67,8 @@ class Feedback(msgspec.Struct, frozen=True):
 
     key: of the answer in the cache; empty: it is not there. question: the last message of the conversation. single: it
     was the only one, so that a curated answer can be made of it. correction: the last one that somebody wrote.
-    accepted: the id of the curated answer that was made of it; empty: none yet.
+    accepted: the id of the curated answer that was made of it; empty: none yet. users: the tags of who asked and who
+    voted (cluster.records.forget).
     """
 
     id: str
@@ -73,6 +83,7 @@ class Feedback(msgspec.Struct, frozen=True):
     reasons: tuple[str, ...] = ()
     correction: str = ""
     accepted: str = ""
+    users: tuple[str, ...] = ()
 
 
 class ListedFeedback(msgspec.Struct, frozen=True):
@@ -156,8 +167,18 @@ def with_vote(
         reasons=reasons,
         correction=correction or known.correction,
         key=new.key or known.key,
+        users=tuple(dict.fromkeys((*new.users, *known.users)))[:_MAX_USERS],
         changed=time.time(),
     )
+
+
+def remove_feedback(client: BlockingRedis, number: str) -> None:
+    """Deletes a record with its votes, if it is there."""
+    record = client.hget(RECORDS, number)
+    if record is not None:
+        feedback = decode_feedback(record)
+        keys = keys_of(feedback.team)
+        client.eval(_REMOVE, len(keys), *keys, number, feedback.key, str(len(record)))
 
 
 def training_lines(listed: Iterable[ListedFeedback]) -> str:
@@ -178,5 +199,5 @@ def training_lines(listed: Iterable[ListedFeedback]) -> str:
 
 def _listed(record: Feedback, counts: Mapping[bytes, bytes]) -> ListedFeedback:
     fields = {name: getattr(record, name) for name in ListedFeedback.__struct_fields__ if hasattr(record, name)}
-    counted = {name: int(counts.get(f"{record.id}|{name}".encode(), 0)) for name in ("up", "down", "asked")}
-    return ListedFeedback(**fields, **counted)
+    fields |= {name: int(counts.get(f"{record.id}|{name}".encode(), 0)) for name in ("up", "down", "asked")}
+    return ListedFeedback(**fields)

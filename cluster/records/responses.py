@@ -9,13 +9,13 @@ from urllib.parse import quote
 
 from cluster.records.client import BlockingRedis
 
-_PREFIX, _IDS_PREFIX = "dray:response:", "dray:responses:"
+RESPONSES_PREFIX, _IDS_PREFIX = "dray:response:", "dray:responses:"
 _BATCH = 500
 
 
 def response_key(owner: str, response_id: str) -> str:
     """The key of a response; without an id, the beginning of the keys of all."""
-    return f"{_PREFIX}{{{quote(owner, safe='')}}}:{response_id}"
+    return f"{RESPONSES_PREFIX}{{{quote(owner, safe='')}}}:{response_id}"
 
 
 def ids_key(owner: str) -> str:
@@ -27,7 +27,7 @@ def clear_responses(client: BlockingRedis, owner: str = "") -> int:
     """Removes all stored responses, or those of an owner. Returns their number."""
     ids = ids_key(owner) if owner else f"{_IDS_PREFIX}*"
     _remove(client, ids)
-    return _remove(client, f"{response_key(owner, '')}*" if owner else f"{_PREFIX}*")
+    return _remove(client, f"{response_key(owner, '')}*" if owner else f"{RESPONSES_PREFIX}*")
 
 
 def _remove(client: BlockingRedis, pattern: str) -> int:

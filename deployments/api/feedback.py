@@ -10,11 +10,14 @@ from starlette.routing import Route
 from cluster.records import feedback as records
 from cluster.records.client import BlockingRedis
 from cluster.records.curated import ListedAnswer, served_models
+from cluster.records.forget import Forgotten, forget, user_tag
+from cluster.redis_client import connect
 from cluster.settings import Settings
 from deployments.api.access import RequestAccess
 from deployments.api.admin_access import AdminAccess, admin_body, integer
 from deployments.api.http import json_response
 from deployments.api.protocol.feedback import AcceptRequest, FeedbackList, FeedbackRequest, FeedbackResponse
+from deployments.api.protocol.forget import ForgetRequest, ForgetResponse
 from deployments.api.protocol.parsing import parse
 from deployments.cache.feedback import FeedbackStore, GivenAnswer, Vote
 from deployments.common.errors import ApiError, invalid_request, shortened
@@ -27,6 +30,7 @@ _CODE = "feedback_error"
 
 _decode = msgspec.json.Decoder(FeedbackRequest)
 _decode_accept = msgspec.json.Decoder(AcceptRequest)
+_decode_forget = msgspec.json.Decoder(ForgetRequest)
 
 
 class FeedbackApi:
@@ -55,7 +59,8 @@ class FeedbackApi:
         grant = await self._quotas.admit(asked.caller.team)
         try:
             given = await self._find(asked.caller, request)
-            vote = Vote(request.rating, request.reason, request.correction)
+            user = user_tag(asked.caller.owner, request.user) if request.user else ""
+            vote = Vote(request.rating, request.reason, request.correction, user)
             kept = await self._store.vote(asked.caller.name, given, vote)
             withheld = request.rating == "down" and self._withholds and await self._store.withhold(given)
         except RedisUnavailable:
@@ -82,10 +87,13 @@ class FeedbackApi:
 
 
 class FeedbackAdminApi:
-    """The routes for admin keys."""
+    """The routes for admin keys, with that which deletes what is kept of a user."""
 
-    def __init__(self, access: AdminAccess) -> None:
+    def __init__(self, access: AdminAccess, namespace: str, cache_url: str) -> None:
+        """namespace: of callers without a key. cache_url: of the answers' Redis; empty where answers are not cached."""
         self._access = access
+        self._namespace = namespace
+        self._cache_url = cache_url
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -93,6 +101,7 @@ class FeedbackAdminApi:
             Route("/admin/feedback", self.feedback, methods=["GET"]),
             Route("/admin/feedback/export", self.export, methods=["GET"]),
             Route("/admin/feedback/{id}/accept", self.accept, methods=["POST"]),
+            Route("/admin/forget", self.forget, methods=["POST"]),
         ]
 
     async def feedback(self, http: HttpRequest) -> Response:
@@ -123,6 +132,22 @@ class FeedbackAdminApi:
         about = {"namespace": added.namespace, "author": author, "feedback": number}
         await self._access.record(caller, "feedback.accept", added.id, **about)
         return json_response(added, 201)
+
+    async def forget(self, http: HttpRequest) -> Response:
+        """Deletes cached answers, stored responses and feedback of a user."""
+        caller = self._access.check(http)
+        request = parse(_decode_forget, await admin_body(http))
+        tag = user_tag(f"team.{request.team}" if request.team else self._namespace, request.user)
+
+        def work(client: BlockingRedis) -> Forgotten:
+            if not self._cache_url:
+                return forget(client, None, tag)
+            with connect(self._cache_url) as answers:
+                return forget(client, answers, tag)
+
+        done = await self._access.run(work, _CODE)
+        await self._access.record(caller, "user.forget", tag, team=request.team)
+        return json_response(ForgetResponse(done.answers, done.responses, done.feedback))
 
 
 def _read(http: HttpRequest) -> Callable[[BlockingRedis], list[records.ListedFeedback]]:

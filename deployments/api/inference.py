@@ -13,6 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cluster.records.forget import user_tag
 from cluster.settings import Settings
 from deployments.api.access import RequestAccess, queue_class
 from deployments.api.browser_guard import BrowserGuard
@@ -155,15 +156,16 @@ class InferenceApi:
         control = CacheControl.from_headers(headers, self._settings.cache.max_ttl_s)
         deadline = state.started + request_timeout_s(headers, self._limits.request_timeout_s)
         key, field = idempotency_key(headers), parsed.format_field
+        user = user_tag(caller.owner, parsed.user) if parsed.user else ""
         contexts = tuple(
             RequestContext(
-                endpoint, generation, caller, control, state.started, deadline, self._no_grant, batch, key, field
+                endpoint, generation, caller, control, state.started, deadline, self._no_grant, batch, key, field, user
             )
             for generation in parsed.generations
         )
         writer, keep = parsed.writer, None
         if isinstance(writer, ResponseWriter):
-            keep = self._stored_responses.keep_of(caller, writer, body)
+            keep = self._stored_responses.keep_of(caller, writer, body, user)
         return PreparedRequest(contexts, writer, bool(parsed.stream), parsed.headers, keep)
 
     async def _generate(self, http: HttpRequest, prepared: PreparedRequest) -> Response:
@@ -198,24 +200,32 @@ class InferenceApi:
     async def _replay(
         self, prepared: PreparedRequest, key: str, stored: GenerationResult, headers: dict[str, str]
     ) -> Response:
-        """The response with a stored answer. Its id says which one, for feedback."""
-        prepared.writer.id = cached_id(prepared.writer.id, key)
+        """The response with a stored answer. For feedback, its id says which one."""
+        if isinstance(prepared.writer, ResponseWriter):
+            # Its id is a secret of fixed length.
+            self._remember(prepared.contexts[0], prepared.writer, key, stored)
+        else:
+            prepared.writer.id = cached_id(prepared.writer.id, key)
         self._feedback.asked(key)
         return await prepared.replay(stored, headers)
 
+    def _remember(self, context: RequestContext, writer: AnswerWriter, key: str, result: GenerationResult) -> None:
+        """Keeps an answer under the response's id, for feedback, unless the request says no-store."""
+        if context.control.stores:
+            caller, model = context.caller, context.endpoint.model.name
+            given = Given(caller.namespace, model, context.request, result, key, context.user)
+            self._tasks.spawn("remember an answer", self._feedback.remember(caller.owner, writer.id, given))
+
     def _remembering(self, prepared: PreparedRequest, context: RequestContext, key: str) -> PreparedRequest:
-        """The request, whose answer is known under the response's id afterwards, for feedback."""
-        if not context.control.stores:
-            return prepared
-        keep, writer, caller = prepared.keep, prepared.writer, context.caller
+        """The request, whose answer is kept under the response's id once it is whole."""
+        keep, writer = prepared.keep, prepared.writer
 
         async def remember(result: GenerationResult) -> None:
             if keep is not None:
                 await keep(result)
             if key:
                 self._feedback.asked(key)
-            given = Given(caller.namespace, context.endpoint.model.name, context.request, result, key)
-            self._tasks.spawn("remember an answer", self._feedback.remember(caller.owner, writer.id, given))
+            self._remember(context, writer, key, result)
 
         return replace(prepared, keep=remember)
 

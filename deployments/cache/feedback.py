@@ -1,7 +1,8 @@
 """Finds the answer that somebody votes on, and keeps the vote.
 
-The id of a response from the cache ends in the answer's key there. What was generated is kept under the id of its
-response for a day, in the answers' Redis, for its own team only; so is an answer that joins another request's.
+The id of a response from the cache ends in the answer's key there. What was generated, or joined another request, is
+kept under the id of its response for a day, in the answers' Redis, for its own team only; so are the answers of the
+responses API, whose ids are secrets of a fixed length.
 """
 
 import asyncio
@@ -29,14 +30,15 @@ from cluster.records.feedback import (
     keys_of,
     with_vote,
 )
+from cluster.records.forget import GIVEN_PREFIX
 from deployments.cache.answers import AnswerCache
 from deployments.cache.curated import CuratedAnswers
 from deployments.cache.questions import MAX_QUESTION, question_of
 from deployments.common.redis import RedisStore, RedisUnavailable
 from deployments.common.types import GenerationRequest, GenerationResult
 
-_CACHED = re.compile(r"(?:(?:chatcmpl-|cmpl-|msg_)[0-9a-f]{32}|resp_[0-9a-f]{48})([0-9a-f]{40})")
-_ID = re.compile(r"[a-z]{2,10}[-_][0-9a-f]{32,88}")
+_CACHED = re.compile(r"(?:chatcmpl-|cmpl-|msg_)[0-9a-f]{32}([0-9a-f]{40})")
+_ID = re.compile(r"(?:chatcmpl-|cmpl-|msg_)[0-9a-f]{32}|resp_[0-9a-f]{48}")
 _DIGEST = re.compile(r"[0-9a-f]{40}")
 _KEPT_S = 86_400
 _MAX_ANSWER = 32_000
@@ -45,7 +47,8 @@ _MAX_ASKED = 10_000
 
 
 class GivenAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """An answer that a client got. single: the question was the only message of its user. key: in the cache."""
+    """An answer that a client got. single: the question was the only message of its user. key: in the cache. user: the
+    tag of who asked."""
 
     namespace: str
     model: str
@@ -53,26 +56,30 @@ class GivenAnswer(msgspec.Struct, frozen=True, array_like=True):
     answer: str
     single: bool
     key: str = ""
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """What somebody says of an answer. correction: what it should have been."""
+    """What somebody says of an answer. correction: what it should have been. user: the tag of who says it."""
 
     rating: Rating
     reason: str | None = None
     correction: str | None = None
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A complete answer to a request. key: in the cache; empty: it was not looked up there."""
+    """A complete answer to a request. key: in the cache; empty: it was not looked up there. user: the tag of who
+    asked."""
 
     namespace: str
     model: str
     request: GenerationRequest
     result: GenerationResult
     key: str
+    user: str
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -124,7 +131,7 @@ class FeedbackStore:
         single = question_of(given.request)
         question = single or _last_text(given.request)[:MAX_QUESTION]
         text, key = given.result.choices[0].text[:_MAX_ANSWER], digest_of(given.key) if given.key else ""
-        answer = GivenAnswer(given.namespace, given.model, question, text, bool(single), key)
+        answer = GivenAnswer(given.namespace, given.model, question, text, bool(single), key, given.user)
         with suppress(RedisUnavailable):
             value = pack(_encode(answer))
             await self._answers.execute("SET", _given_key(owner, response_id), value, "EX", _KEPT_S)
@@ -152,7 +159,7 @@ class FeedbackStore:
             assert self._cache is not None
             if (stored := await self._cache.get(key_of(model, namespace, digest))) is not None:
                 text = stored.choices[0].text[:_MAX_ANSWER]
-                return GivenAnswer(namespace, model, stored.question, text, bool(stored.question), digest)
+                return GivenAnswer(namespace, model, stored.question, text, bool(stored.question), digest, stored.user)
         return None
 
     async def vote(self, team: str, given: GivenAnswer, vote: Vote) -> Feedback:
@@ -160,7 +167,7 @@ class FeedbackStore:
         number = feedback_id(team, given.question, given.answer)
         stored = await self._teams.execute("HGET", RECORDS, number)
         said = (given.namespace, given.model, given.question, given.answer, time.time(), given.key, given.single)
-        new = Feedback(number, team, *said)
+        new = Feedback(number, team, *said, users=tuple(user for user in (vote.user, given.user) if user))
         record = with_vote(decode_feedback(stored) if stored else None, new, vote.rating, vote.reason, vote.correction)
         await self._add(keys_of(team), *arguments_of(record, vote.rating))
         return record
@@ -174,7 +181,7 @@ class FeedbackStore:
 
 
 def _given_key(owner: str, response_id: str) -> str:
-    return f"dray:given:{owner}:{response_id}"
+    return f"{GIVEN_PREFIX}{owner}:{response_id}"
 
 
 def _last_text(request: GenerationRequest) -> str:

@@ -15,8 +15,7 @@ from cluster.records.responses import ids_key, response_key
 from cluster.settings import ResponseSettings
 from deployments.common.redis import RedisStore, RedisUnavailable
 
-_ID = re.compile(r"resp_[0-9a-f]{48}(?:[0-9a-f]{40})?")
-"""That of a response from the cache ends in its key there (deployments.cache.feedback)."""
+_ID = re.compile(r"resp_[0-9a-f]{48}")
 
 # KEYS: the response, the owner's ids. ARGV: id, value, seconds to keep it, time, maximum number, beginning of the keys.
 _PUT = """
@@ -32,10 +31,11 @@ return redis.call('EXPIRE', KEYS[2], ARGV[3])
 
 
 class StoredResponse(msgspec.Struct, frozen=True, array_like=True):
-    """A response as it was sent, and the items before it, each as JSON."""
+    """A response as it was sent, and the items before it, each as JSON. user: the tag of who asked."""
 
     response: bytes
     items: tuple[bytes, ...]
+    user: str = ""
 
 
 _encode = msgspec.msgpack.Encoder().encode

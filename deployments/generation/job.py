@@ -202,7 +202,7 @@ class GenerationJob:
             if self._lease is not None:
                 await self._lease.complete()
             return
-        result = msgspec.structs.replace(result, question=question_of(context.request))
+        result = msgspec.structs.replace(result, question=question_of(context.request), user=context.user)
         await cache.put(self._key, result, replace(control, ttl_s=_IDEMPOTENT_TTL_S) if once else control, self._lease)
         if self._services.semantic is not None and self._query is not None:
             await self._services.semantic.add(self._query, self._key)

@@ -16,6 +16,7 @@ from cluster.commands.auditing import user_name
 from cluster.records.cache import key_of, pack
 from cluster.records.curated import MODELS
 from cluster.records.feedback import ADD, Feedback, arguments_of, keys_of
+from cluster.records.forget import user_tag
 from cluster.redis_client import connect
 from cluster.redis_server import OwnRedis
 from tests.conftest import redis_server
@@ -104,9 +105,9 @@ def test_one_wrong_line_and_nothing_is_imported(dray: Dray, store: Any, tmp_path
     assert not (tmp_path / "d" / AUDIT_FOLDER).exists()
 
 
-def cached(store: Any, digest: str, question: str, finish: str = "stop") -> None:
+def cached(store: Any, digest: str, question: str, finish: str = "stop", user: str = "") -> None:
     """Stores an answer as routers store it (GenerationResult of deployments.common.types)."""
-    result = [[["thinking", " the answer ", finish]], [1, 2, 1, 0], 1e9, "replica", question]
+    result = [[["thinking", " the answer ", finish]], [1, 2, 1, 0], 1e9, "replica", question, user]
     store.set(key_of("bot", NAMESPACE, digest), pack(msgspec.msgpack.encode(result)), ex=60)
 
 
@@ -194,3 +195,18 @@ def test_a_log_that_cannot_be_written_undoes_nothing(dray: Dray, store: Any, tmp
     (tmp_path / "d" / AUDIT_FOLDER).write_text("not a folder")
     assert "not in the audit log" in dray("teams", "add", "support")
     assert "support" in dray("teams", "list")
+
+
+def test_a_user_is_forgotten_by_the_command(dray: Dray, store: Any, tmp_path: Path) -> None:
+    ann, ben = user_tag("team.support", "ann"), user_tag("team.support", "ben")
+    for digest, tag in (("a" * 40, ann), ("b" * 40, ben)):
+        cached(store, digest, "VPN?", user=tag)
+    voted(store, "1", 1, 0, users=(ann,))
+    voted(store, "2", 1, 0, users=(ben,))
+    done = json.loads(dray("forget", "ann", "--team", "support", "--json"))
+    assert done == {"answers": 1, "responses": 0, "feedback": 1}
+    assert "deleted 0 answers" in dray("forget", "ann", "--team", "support")
+    assert "deleted 0 answers" in dray("forget", "ben")
+    assert [row["id"] for row in json.loads(dray("feedback", "list", "--json"))] == ["2"]
+    assert not store.exists(key_of("bot", NAMESPACE, "a" * 40)) and store.exists(key_of("bot", NAMESPACE, "b" * 40))
+    assert [entry["target"] for entry in log(tmp_path)] == [ann, ann, user_tag("default", "ben")]

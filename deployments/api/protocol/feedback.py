@@ -12,13 +12,14 @@ _Text = Annotated[str, msgspec.Meta(max_length=32_000)]
 
 class FeedbackRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of a vote. id: of the response; or else cache_key: its X-Dray-Cache-Key. correction: the right
-    answer."""
+    answer. user: who votes, for `dray forget`."""
 
     rating: Literal["up", "down"]
     id: str | None = None
     cache_key: str | None = None
     reason: _Reason | None = None
     correction: _Text | None = None
+    user: str | None = None
 
 
 class FeedbackResponse(msgspec.Struct, frozen=True):

@@ -34,6 +34,7 @@ from deployments.api.protocol.curated import (
 )
 from deployments.api.protocol.embeddings import EmbeddingRequest, Embeddings
 from deployments.api.protocol.feedback import AcceptRequest, FeedbackList, FeedbackRequest, FeedbackResponse
+from deployments.api.protocol.forget import ForgetRequest, ForgetResponse
 from deployments.api.protocol.messages import MessagesCount, MessagesCountRequest, MessagesRequest
 from deployments.api.protocol.rerank import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
 from deployments.api.protocol.responses import ResponseCount, ResponseRequest
@@ -117,8 +118,11 @@ _MODEL = {
 }
 _MODELS = {"type": "object", "required": ["object", "data"], "properties": {"data": {"type": "array", "items": _MODEL}}}
 
-_ACCEPT = "/admin/feedback/{id}/accept"
-_ANSWER, _LISTED = "/admin/answers/{id}", ("namespace", "search", "after", "limit")
+_ACCEPT, _ANSWER, _LISTED = (
+    "/admin/feedback/{id}/accept",
+    "/admin/answers/{id}",
+    ("namespace", "search", "after", "limit"),
+)
 
 OPERATIONS = (
     Operation("/v1/chat/completions", "Create a chat completion", ChatRequest, ChatCompletion, streams=True),
@@ -180,6 +184,7 @@ OPERATIONS = (
     Operation("/v1/feedback", "Vote on an answer", FeedbackRequest, FeedbackResponse, status=201),
     Operation("/admin/feedback", "List what people say of answers", answer=FeedbackList, query=("team", "limit")),
     Operation("/admin/feedback/export", "Export the right answers as JSON Lines", query=("team",)),
+    Operation("/admin/forget", "Delete what is kept of a user", ForgetRequest, ForgetResponse),
     Operation(_ACCEPT, "Accept a correction", AcceptRequest, ListedAnswer, parameters=("id",), status=201),
     Operation("/health/live", "Check whether this router answers", answer=_OBJECT),
     Operation("/health/ready", "Check whether every model has a running replica", answer=_OBJECT),

@@ -7,14 +7,17 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
 from cluster.records import feedback
 from cluster.records.curated import new_answer
+from cluster.records.forget import forget, user_tag
 from cluster.records.team_records import ADMIN, Quota, Team
 from cluster.records.teams import add_team, create_key
 from cluster.redis_server import OwnRedis
 from tests.conftest import MODEL
 from tests.deployments.api.test_curated import QUESTION, Bot, run, servers, told
+from tests.service.test_embeddings import make_model
 
 __all__ = ["servers"]
 
@@ -77,6 +80,7 @@ def test_votes_corrections_and_reasons_of_one_answer_come_together(
     async def work(bot: Bot) -> None:
         answer = await bot.chat()
         key = answer.headers["x-dray-cache-key"]
+        await bot.running.router._feedback.flush()  # of what nobody has voted on, nothing is counted
         for fields in (
             {"rating": "down", "reason": "old"},
             {"rating": "up"},
@@ -88,7 +92,7 @@ def test_votes_corrections_and_reasons_of_one_answer_come_together(
         await bot.running.router._feedback.flush()
         [one] = feedback.list_feedback(bot.store)
         assert (one.up, one.down, one.reasons, one.correction) == (1, 2, ("down: old",), "Ask Ann.")
-        assert (one.question, one.asked) == (QUESTION, 4)
+        assert (one.question, one.asked) == (QUESTION, 3)
 
     run(servers, monkeypatch, tmp_path, work)
 
@@ -148,9 +152,9 @@ def test_what_is_refused(servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_
             ({"id": "a", "rating": "bad"}, 400, "rating"),
             ({"id": "a", "reason": "x" * 501}, 400, "reason"),
             ({"id": "a", "correction": "x" * 32_001}, 400, "correction"),
-            ({"id": "a", "user": "x"}, 400, "user"),
+            ({"id": "a", "who": "x"}, 400, "who"),
         ):
-            refused = await vote(bot, **fields)  # type: ignore[arg-type]
+            refused = await vote(bot, **fields)
             assert (refused.status_code, refused.json()["error"]["param"]) == (status, param), fields
         assert feedback.list_feedback(bot.store) == []
 
@@ -230,3 +234,85 @@ def test_a_conversation_is_kept_but_makes_no_curated_answer(
             feedback.accept(bot.store, number, "ann")
 
     run(servers, monkeypatch, tmp_path, work)
+
+
+NAMED: dict[str, dict[str, Any]] = {
+    CHAT: {"safety_identifier": "ann", "user": "x"},
+    "/v1/completions": {"user": "ann"},
+    "/v1/responses": {"user": "ann"},
+    "/v1/messages": {"metadata": {"user_id": "ann"}},
+}
+
+
+def test_a_user_is_forgotten_and_no_other(servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def work(bot: Bot) -> None:
+        for name in ("support", "sales"):
+            add_team(bot.store, Team(name, 0.0))
+        admin, team, other = (create_key(bot.store, name).secret for name in (ADMIN, "support", "sales"))
+        async with asyncio.timeout(20):
+            while not bot.running.router._authenticator.needs_key:
+                await asyncio.sleep(0.02)
+
+        async def ask(path: str, body: dict[str, Any], key: str, **fields: Any) -> httpx.Response:
+            headers = {"Authorization": f"Bearer {key}"}
+            given = await bot.client.post(path, json={"model": MODEL, **body, **fields}, headers=headers)
+            assert given.status_code == 200, given.text
+            return given
+
+        ids, asked = [], []
+        for number, (path, body) in enumerate(APIS):  # of several APIs, equal requests have one answer
+            asked.append((path, json.loads(json.dumps(body).replace(QUESTION, f"question {number}?"))))
+        for path, body in asked:
+            ids.append(id_of(await ask(path, body, team, **NAMED[path])))
+            await voted(bot, key=team, id=ids[-1], correction=f"from {path}")
+            assert (await ask(path, body, team)).headers["x-dray-cache"] == "hit"
+            await ask(path, body, other, **NAMED[path])
+        plain = {"messages": [{"role": "user", "content": "VPN?"}], "temperature": 0}
+        by_another = await ask(CHAT, plain, team, user="ben")
+        await voted(bot, key=team, id=id_of(by_another), user="ann", correction="by ann")
+        unnamed = {"messages": [{"role": "user", "content": "Wifi?"}], "temperature": 0}
+        await voted(bot, key=team, id=id_of(await ask(CHAT, unnamed, team)))
+        assert len(feedback.list_feedback(bot.store)) > 2
+        assert b"ann" not in b"".join(bot.store.hgetall(feedback.RECORDS).values()).replace(b"by ann", b"")
+        headers = {"Authorization": f"Bearer {admin}"}
+        body = {"user": "ann", "team": "support"}
+        refused = await bot.client.post("/admin/forget", json=body, headers={"Authorization": f"Bearer {team}"})
+        assert refused.status_code == 403
+        forgotten = await bot.client.post("/admin/forget", json=body, headers=headers)
+        assert forgotten.status_code == 200, forgotten.text
+        assert forgotten.json()["answers"] == 4 and forgotten.json()["responses"] == 1
+        assert [one.question for one in feedback.list_feedback(bot.store)] == ["Wifi?"]
+        assert bot.store.hlen(feedback.COUNTS) == 1
+        for path, body in asked:
+            assert (await ask(path, body, team)).headers["x-dray-cache"] == "miss"
+            assert (await ask(path, body, other)).headers["x-dray-cache"] == "hit", (
+                "another team's ann is somebody else"
+            )
+        for kept in (plain, unnamed):
+            assert (await ask(CHAT, kept, team)).headers["x-dray-cache"] == "hit"
+        for number in ids:
+            assert (await vote(bot, key=team, id=number)).status_code == 404
+        again = await bot.client.post("/admin/forget", json={"user": "nobody"}, headers=headers)
+        assert again.json() == {"answers": 0, "responses": 0, "feedback": 0}
+
+    run(servers, monkeypatch, tmp_path, work)
+
+
+def test_the_question_of_a_forgotten_user_leaves_the_near_tier_too(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_model(tmp_path / "tiny")
+    models = [{"name": MODEL}, {"name": "vectors", "task": "embed", "source": str(tmp_path / "tiny")}]
+
+    async def work(bot: Bot) -> None:
+        for question, user in ((QUESTION, "ann"), ("VPN?", "ben")):
+            await bot.chat(question, user=user)
+        with redis.Redis.from_url(servers[0].url) as answers:
+            [stream, *_] = answers.keys("dray:near:*")
+            assert answers.xlen(stream) == 2
+            done = forget(bot.store, answers, user_tag("default", "ann"))  # type: ignore[arg-type]
+            assert done.answers == 1
+            assert [row[b"text"] for _, row in answers.xrange(stream)] == [b"VPN?"]
+        assert await bot.how() == "miss"
+
+    run(servers, monkeypatch, tmp_path, work, models=models, cache={"similarity_model": "vectors"})
