@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypedDict
+from typing import Any, TypedDict
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -129,7 +129,8 @@ def show(client: BlockingRedis, digest: str) -> ShownAnswer | None:
             continue
         model, namespace = _model_and_namespace(key)
         # GenerationResult of deployments.common.types, which this package does not import.
-        choices, usage, created, _, question, *_ = (*msgspec.msgpack.decode(body), "")
+        fields = msgspec.msgpack.decode(body, type=list[Any])
+        choices, usage, created = fields[:3]
         return {
             "key": key.decode(),
             "model": model,
@@ -137,7 +138,7 @@ def show(client: BlockingRedis, digest: str) -> ShownAnswer | None:
             "made": created,
             "expires_in_s": ttl,
             "bytes": len(stored),
-            "question": question,
+            "question": fields[4] if len(fields) > 4 else "",
             "usage": dict(zip(("prompt", "completion", "reasoning", "cached"), usage, strict=True)),
             "choices": [{"reasoning": choice[0], "text": choice[1], "finish": choice[2]} for choice in choices],
         }

@@ -260,8 +260,8 @@ def test_a_user_is_forgotten_and_no_other(servers: Servers, monkeypatch: pytest.
             return given
 
         ids, asked = [], []
-        for number, (path, body) in enumerate(APIS):  # of several APIs, equal requests have one answer
-            asked.append((path, json.loads(json.dumps(body).replace(QUESTION, f"question {number}?"))))
+        for place, (path, body) in enumerate(APIS):  # of several APIs, equal requests have one answer
+            asked.append((path, json.loads(json.dumps(body).replace(QUESTION, f"question {place}?"))))
         for path, body in asked:
             ids.append(id_of(await ask(path, body, team, **NAMED[path])))
             await voted(bot, key=team, id=ids[-1], correction=f"from {path}")
@@ -310,7 +310,7 @@ def test_the_question_of_a_forgotten_user_leaves_the_near_tier_too(
         with redis.Redis.from_url(servers[0].url) as answers:
             [stream, *_] = answers.keys("dray:near:*")
             assert answers.xlen(stream) == 2
-            done = forget(bot.store, answers, user_tag("default", "ann"))  # type: ignore[arg-type]
+            done = forget(bot.store, answers, user_tag("default", "ann"))
             assert done.answers == 1
             assert [row[b"text"] for _, row in answers.xrange(stream)] == [b"VPN?"]
         assert await bot.how() == "miss"
