@@ -36,6 +36,7 @@ from deployments.cache.answers import CacheControl
 from deployments.cache.feedback import FeedbackStore, Given, cached_id
 from deployments.common.tasks import TaskSupervisor
 from deployments.common.types import GenerationResult
+from deployments.generation.broadcast import Subscriber
 from deployments.generation.context import RequestContext
 from deployments.generation.large_texts import LargeTexts
 from deployments.generation.service import AnswerService
@@ -165,12 +166,14 @@ class InferenceApi:
         )
         writer, keep = parsed.writer, None
         if isinstance(writer, ResponseWriter):
-            keep = self._stored_responses.keep_of(caller, writer, body, user)
+            writer.user = user
+            keep = self._stored_responses.keep_of(caller, writer, body)
         return PreparedRequest(contexts, writer, bool(parsed.stream), parsed.headers, keep)
 
     async def _generate(self, http: HttpRequest, prepared: PreparedRequest) -> Response:
         """The response to a request whose answer is not stored: generated for it, or joined from another request."""
         grant = await self._quotas.admit(prepared.contexts[0].caller.team)
+        key: str | None = None
         try:
             contexts = [replace(context, grant=grant) for context in prepared.contexts]
             for context in contexts:
@@ -186,11 +189,11 @@ class InferenceApi:
                     return await self._replay(prepared, found.key, found.stored, {**headers, **grant.headers})
                 assert found.subscriber is not None
                 subscriber = found.subscriber
-                prepared = self._remembering(prepared, contexts[0], found.key)
+                key = found.key
         except BaseException:
             self._access.release(grant)
             raise
-        subscriber.on_close = partial(self._access.release, grant)
+        subscriber.on_close = partial(self._end, prepared, subscriber, grant, key)
         headers = {**headers, **grant.headers, **prepared.headers}
         writer, keep = prepared.writer, prepared.keep
         if prepared.stream:
@@ -216,18 +219,13 @@ class InferenceApi:
             given = Given(caller.namespace, model, context.request, result, key, context.user)
             self._tasks.spawn("remember an answer", self._feedback.remember(caller.owner, writer.id, given))
 
-    def _remembering(self, prepared: PreparedRequest, context: RequestContext, key: str) -> PreparedRequest:
-        """The request, whose answer is kept under the response's id once it is whole."""
-        keep, writer = prepared.keep, prepared.writer
-
-        async def remember(result: GenerationResult) -> None:
-            if keep is not None:
-                await keep(result)
+    def _end(self, prepared: PreparedRequest, subscriber: Subscriber, grant: QuotaGrant, key: str | None) -> None:
+        """Ends a request whose answer was generated. key: of the answer in the cache; None: of several prompts."""
+        self._access.release(grant)
+        if (result := subscriber.result) is not None and key is not None:
             if key:
                 self._feedback.asked(key)
-            self._remember(context, writer, key, result)
-
-        return replace(prepared, keep=remember)
+            self._remember(prepared.contexts[0], prepared.writer, key, result)
 
     def _log_context(self, context: RequestContext) -> None:
         if self._settings.log_prompts:

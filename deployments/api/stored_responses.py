@@ -111,31 +111,22 @@ class StoredResponses:
         items = [*map(msgspec.Raw, stored.items), *_output(stored), *given]
         return msgspec.json.encode({**fields, "input": items})
 
-    def keep_of(self, caller: Caller, writer: ResponseWriter, body: bytes, user: str) -> Keep | None:
-        """What stores the response to a body, with its conversation; None if it is not to be stored.
-
-        user: the tag of who asks.
-        """
+    def keep_of(self, caller: Caller, writer: ResponseWriter, body: bytes) -> Keep | None:
+        """What stores the response to a body, with its conversation; None if it is not to be stored."""
         if self._store is None or len(body) > self._settings.max_bytes:
             writer.stores = False
         if self._store is None or not writer.stores:
             return None
-        return partial(self._keep, self._store, caller.owner, user, writer, _fields_of(body)["input"])
+        return partial(self._keep, self._store, caller.owner, writer, _fields_of(body)["input"])
 
     async def _keep(
-        self,
-        store: ResponseStore,
-        owner: str,
-        user: str,
-        writer: ResponseWriter,
-        given: msgspec.Raw,
-        answer: GenerationResult,
+        self, store: ResponseStore, owner: str, writer: ResponseWriter, given: msgspec.Raw, answer: GenerationResult
     ) -> None:
         response, items = writer.finish(answer), _items_of(given)
         if isinstance(items, str):
             items = [msgspec.Raw(msgspec.json.encode({"role": "user", "content": items}))]
         try:
-            stored = StoredResponse(msgspec.json.encode(response), tuple(map(_identified, items)), user)
+            stored = StoredResponse(msgspec.json.encode(response), tuple(map(_identified, items)), writer.user)
         except RecursionError:  # in a field that nothing else reads
             response["store"] = False
         else:

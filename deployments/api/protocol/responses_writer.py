@@ -49,10 +49,12 @@ class _Item:
 
 @dataclass(slots=True)
 class ResponseWriter:
-    """Writes the answer to one request. stores: whether the response is stored, as it says itself."""
+    """Writes the answer to one request. stores: whether the response is stored, as it says itself. user: the tag of who
+    asks, which is stored with it."""
 
     request: ResponseRequest
     stores: bool = False
+    user: str = ""
     id: str = field(default_factory=new_response_id)
     _created: int = field(default_factory=lambda: int(time.time()))
     _sequence: int = 0
