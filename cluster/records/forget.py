@@ -15,7 +15,7 @@ import msgspec
 from cluster.records.cache import PREFIX, unpack
 from cluster.records.client import BlockingRedis
 from cluster.records.feedback import RECORDS, decode_feedback, remove_feedback
-from cluster.records.responses import RESPONSES_PREFIX
+from cluster.records.responses import all_responses
 
 GIVEN_PREFIX = "dray:given:"
 """Beginning of the keys of answers that can be voted on."""
@@ -60,7 +60,7 @@ def forget(teams: BlockingRedis, answers: BlockingRedis | None, tag: str) -> For
         return Forgotten(0, 0, len(found))
     cached = _delete(answers, f"{PREFIX}*", _cached_tag, tag)
     _delete(answers, f"{GIVEN_PREFIX}*", _last_field, tag)
-    responses = _delete(answers, f"{RESPONSES_PREFIX}*", _last_field, tag)
+    responses = _delete(answers, all_responses(), _last_field, tag)
     for start in range(0, len(cached), _BATCH):
         keys = cached[start : start + _BATCH]
         for stream in list(answers.scan_iter(match=f"{_NEAR_PREFIX}*", count=_BATCH)):

@@ -9,13 +9,13 @@ from urllib.parse import quote
 
 from cluster.records.client import BlockingRedis
 
-RESPONSES_PREFIX, _IDS_PREFIX = "dray:response:", "dray:responses:"
+_PREFIX, _IDS_PREFIX = "dray:response:", "dray:responses:"
 _BATCH = 500
 
 
 def response_key(owner: str, response_id: str) -> str:
     """The key of a response; without an id, the beginning of the keys of all."""
-    return f"{RESPONSES_PREFIX}{{{quote(owner, safe='')}}}:{response_id}"
+    return f"{_PREFIX}{{{quote(owner, safe='')}}}:{response_id}"
 
 
 def ids_key(owner: str) -> str:
@@ -27,7 +27,7 @@ def clear_responses(client: BlockingRedis, owner: str = "") -> int:
     """Removes all stored responses, or those of an owner. Returns their number."""
     ids = ids_key(owner) if owner else f"{_IDS_PREFIX}*"
     _remove(client, ids)
-    return _remove(client, f"{response_key(owner, '')}*" if owner else f"{RESPONSES_PREFIX}*")
+    return _remove(client, f"{response_key(owner, '')}*" if owner else f"{_PREFIX}*")
 
 
 def _remove(client: BlockingRedis, pattern: str) -> int:
@@ -37,3 +37,8 @@ def _remove(client: BlockingRedis, pattern: str) -> int:
         for key in keys:
             pipe.unlink(key)
         return sum(pipe.execute())
+
+
+def all_responses() -> str:
+    """A pattern for the keys of all responses."""
+    return f"{_PREFIX}*"

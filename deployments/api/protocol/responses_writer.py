@@ -49,12 +49,10 @@ class _Item:
 
 @dataclass(slots=True)
 class ResponseWriter:
-    """Writes the answer to one request. stores: whether the response is stored, as it says itself. user: the tag of who
-    asks, which is stored with it."""
+    """Writes the answer to one request. stores: whether the response is stored, as it says itself."""
 
     request: ResponseRequest
     stores: bool = False
-    user: str = ""
     id: str = field(default_factory=new_response_id)
     _created: int = field(default_factory=lambda: int(time.time()))
     _sequence: int = 0
@@ -65,6 +63,8 @@ class ResponseWriter:
     _functions: dict[str, Function] = field(init=False)
     _final: dict[str, Any] | None = None
     _last_events: bytes = b""
+    user: str = ""
+    """The tag of who asks, which is stored with the response (cluster.records.forget)."""
 
     def __post_init__(self) -> None:
         self._functions = {function.key: function for function in functions_of(self.request.all_tools)}
