@@ -94,12 +94,21 @@ def test_a_rotated_log_is_one_chain(tmp_path: Path) -> None:
     assert fault.file == files[2].name and fault.line == 1 and "missing before this line" in fault.reason
 
 
+WRITE_30 = """
+import sys
+from pathlib import Path
+from cluster.audit import AuditLog
+log = AuditLog(Path(sys.argv[1]), 3000)
+for number in range(30):
+    log.record("user:ann", "key.create", f"k{number}", {})
+"""
+
+
 def test_several_processes_write_one_chain(tmp_path: Path) -> None:
-    imports = "import sys; from pathlib import Path; from tests.cluster.test_audit import written"
-    code = f"{imports}; written(Path(sys.argv[1]), 30, 3000)"
-    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
-    assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
-    found = AuditLog(tmp_path / "audit").verify()
+    folder = tmp_path / "audit"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITE_30, str(folder)]) for _ in range(3)]
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
+    found = AuditLog(folder).verify()
     assert (found.entries, found.faults) == (90, [])
 
 
