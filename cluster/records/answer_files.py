@@ -15,7 +15,7 @@ FIELDS = ("question", "answer", "namespace", "model", "valid-until", "author")
 
 
 def read_answers(file: Path, namespace: str, author: str) -> list[CuratedAnswer]:
-    """The answers in a file. namespace, author: of those that name none.
+    """The answers in a file, which may be a pipe. namespace, author: of those that name none.
 
     Raises CuratedError that names the line; OSError.
     """
@@ -24,7 +24,9 @@ def read_answers(file: Path, namespace: str, author: str) -> list[CuratedAnswer]
     except UnicodeDecodeError as error:
         message = f"{file} is not UTF-8 (byte {error.start}). In a spreadsheet, save it as CSV UTF-8."
         raise CuratedError(message) from None
-    rows = _csv_rows(text) if file.suffix.lower() == ".csv" else _json_rows(text)
+    suffix = file.suffix.lower()
+    is_json = suffix in (".jsonl", ".json") or (suffix != ".csv" and text.lstrip().startswith("{"))
+    rows = _json_rows(text) if is_json else _csv_rows(text)
     answers = []
     try:
         for number, row in rows:

@@ -164,6 +164,12 @@ def test_a_spreadsheets_csv_is_read(tmp_path: Path) -> None:
     assert (second.namespace, second.author, second.valid_until) == (NAMESPACE, "ann", 0)
 
 
+def test_a_file_without_a_telling_name_is_read_by_its_content(tmp_path: Path) -> None:
+    for content in (CSV, GOOD):
+        (tmp_path / "stdin").write_bytes(content.encode())
+        assert read_answers(tmp_path / "stdin", "a", "ann")[0].question in ("密码怎么重置?", "a")
+
+
 def test_what_is_exported_is_imported_again(client: Any, tmp_path: Path) -> None:
     until = unix_time("2030-01-01T12:00:00+08:00")
     answers = [
