@@ -11,8 +11,21 @@ EXPORT_VENV := .venv-export
 # time is waiting for processes that start, so three run at a time on two cores.
 UNIT_TESTS := --ignore tests/service --numprocesses 3 --dist loadfile
 
-# After a pip command: its output is shown only if it fails.
-QUIETLY := > .pip.log 2>&1 && rm .pip.log || { cat .pip.log; rm .pip.log; exit 1; }
+# `call` splits its arguments at commas.
+comma := ,
+
+# Runs a pip command: a line that changes on a terminal, a line at the end, and all of the output only if it fails. What
+# other packages warn of is no news here.
+define pip
+@$(1) > .pip.log 2>&1 & pip=$$!; \
+while kill -0 $$pip 2> /dev/null; do \
+	! [ -t 1 ] || printf '\r\033[K   %.70s' "$$(grep -E '^ *(Collecting|Downloading|Building|Installing)' .pip.log | tail -n 1)"; \
+	sleep 1; \
+done; \
+! [ -t 1 ] || printf '\r\033[K'; \
+wait $$pip || { cat .pip.log; rm .pip.log; exit 1; }; \
+awk '/^Successfully installed/ { print "   installed " NF - 2 " packages" }' .pip.log; rm .pip.log
+endef
 
 .PHONY: up down bench docs test coverage test-slow chaos test-export lint constraints image clean
 
@@ -66,13 +79,13 @@ lint: $(VENV)/.testing
 constraints:
 	@echo "== choosing the newest versions that pyproject.toml allows, into constraints.txt"
 	$(PYTHON) -m venv build/uv
-	@build/uv/bin/pip install uv $(QUIETLY)
-	build/uv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --upgrade --quiet \
-		--custom-compile-command "make constraints" --output-file constraints.txt
+	$(call pip,build/uv/bin/pip install uv)
+	build/uv/bin/uv pip compile pyproject.toml --extra buckets --universal --python-version 3.11 --generate-hashes --upgrade \
+		--quiet --custom-compile-command "make constraints" --output-file constraints.txt
 
 image:
 	@echo "== building the images for amd64 and arm64, with SBOM and provenance, and pushing them to REPOSITORY"
-	PYTHON_IMAGE="$$(k8s/pinned-base.sh)" docker buildx bake --file k8s/docker-bake.json --push
+	base=$$(k8s/pinned-base.sh) && PYTHON_IMAGE="$$base" docker buildx bake --file k8s/docker-bake.json --push
 
 clean:
 	@echo "== deleting environments, caches and what was built"
@@ -82,21 +95,21 @@ clean:
 $(BIN)/python:
 	@echo "== creating $(VENV)"
 	$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --upgrade pip $(QUIETLY)
+	$(call pip,$(BIN)/pip install --upgrade pip)
 
 $(VENV)/.serving: $(BIN)/python pyproject.toml
 	@echo "== installing what serving needs into $(VENV) (once; a minute or two)"
-	@$(BIN)/pip install --editable '.[page]' $(QUIETLY)
+	$(call pip,$(BIN)/pip install --editable '.[page$(comma)plan]')
 	@touch $@
 
 $(VENV)/.documenting: $(VENV)/.serving
 	@echo "== installing what the documentation needs into $(VENV) (once)"
-	@$(BIN)/pip install --editable '.[docs]' $(QUIETLY)
+	$(call pip,$(BIN)/pip install --editable '.[docs]')
 	@touch $@
 
 $(VENV)/.testing: $(VENV)/.serving
 	@echo "== installing what the tests need into $(VENV) (once)"
-	@$(BIN)/pip install --editable '.[plan,test]' $(QUIETLY)
+	$(call pip,$(BIN)/pip install --editable '.[plan$(comma)test]')
 	@touch $@
 
 # Apart from .venv: serving and its tests must do without torch. torchvision comes with optimum-intel, is not needed
@@ -104,7 +117,7 @@ $(VENV)/.testing: $(VENV)/.serving
 $(EXPORT_VENV)/.testing: pyproject.toml
 	@echo "== installing what export needs into $(EXPORT_VENV) (once; torch alone is 200 MB)"
 	$(PYTHON) -m venv $(EXPORT_VENV)
-	@$(EXPORT_VENV)/bin/pip install $(TORCH) $(QUIETLY)
-	@$(EXPORT_VENV)/bin/pip install --editable '.[export,test]' $(TORCH) $(QUIETLY)
+	$(call pip,$(EXPORT_VENV)/bin/pip install $(TORCH))
+	$(call pip,$(EXPORT_VENV)/bin/pip install --editable '.[export$(comma)test]' $(TORCH))
 	$(EXPORT_VENV)/bin/pip uninstall --quiet --yes torchvision
 	@touch $@

@@ -1,5 +1,8 @@
 """The `dray` command. Its subcommands are functions in `cluster.commands`."""
 
+from importlib import metadata
+from typing import Annotated
+
 import typer
 
 from cluster.child import obey_sigterm
@@ -14,19 +17,28 @@ from cluster.commands import (
     forget,
     kubernetes,
     lifecycle,
+    logs,
     models,
     plan,
+    ps,
+    run,
     settings,
     status,
     teams,
     tune,
     warm,
 )
-from cluster.commands.console import fail
+from cluster.commands.console import fail, out
 from cluster.private_files import NotPrivate
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"dray {metadata.version('dray')}", highlight=False)
+        raise typer.Exit
+
+
 app = typer.Typer(
-    help="Serve small reasoning language models on CPUs.",
     epilog="Example: dray up --detach, then dray chat\n\n"
     "Exit codes: 0 success; 1 failure, with the reason in one line on standard error; 2 unknown option or argument; "
     "3 (status) Dray is still starting. Output is coloured only on terminals; NO_COLOR turns colour off.",
@@ -34,6 +46,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def dray(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Serve small reasoning language models on CPUs."""
+
+
 app.command(epilog="Example: dray up --model deepseek-r1-distill-qwen-1.5b --replicas 2 --detach")(lifecycle.up)
 app.command(epilog="Example: dray join 10.0.0.1:6379")(lifecycle.join)
 app.command(epilog="Example: dray deploy --model ./r1-1.5b-tuned")(lifecycle.deploy)
@@ -41,6 +64,9 @@ app.command(epilog="Example: dray down")(lifecycle.down)
 app.command(epilog="Example: dray doctor --model deepseek-r1-distill-qwen-1.5b --offline")(doctor.doctor)
 app.command(epilog="Example: dray tune deepseek-r1-distill-qwen-1.5b --cores 4")(tune.tune)
 app.command(epilog="Example: dray status --json")(status.status)
+app.command(epilog="Example: dray ps")(ps.ps)
+app.command(epilog="Example: dray logs --follow")(logs.logs)
+app.command(epilog="Example: dray run --system 'Answer in one sentence.' 'What is a lease of cores?'")(run.run)
 app.command(epilog="Example: dray chat")(chat.chat)
 app.command(epilog="Example: dray bench --concurrency 1,4,16 --prompt 200 --output 128 --chart bench.svg")(bench.bench)
 app.command("warm", epilog="Example: dray warm questions.jsonl --at-a-time 8")(warm.warm_cache)

@@ -4,11 +4,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import httpx
+import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.sse import NO_DELTA, Event, EventParser, StreamError, error_message, refusal
 
 _TIMEOUT = httpx.Timeout(10.0, read=600.0)
+
+
+_NO_LIST = (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED, httpx.codes.NOT_IMPLEMENTED)
+
+
+class _Model(msgspec.Struct, frozen=True):
+    id: str
+
+
+class _Models(msgspec.Struct, frozen=True):
+    data: list[_Model]
 
 
 class ServerError(Exception):
@@ -17,11 +29,13 @@ class ServerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A part of a streamed answer. tokens: of the whole completion, in the part that has the usage; else 0."""
+    """A part of a streamed answer. tokens: of the whole completion, in the part that has the usage; else 0.
+    finish_reason: in the last part; else empty."""
 
     reasoning: str = ""
     text: str = ""
     tokens: int = 0
+    finish_reason: str = ""
 
 
 def stream_chat(url: str, key: str, model: str, messages: list[dict[str, str]]) -> Iterator[Delta]:
@@ -50,6 +64,26 @@ def stream_chat(url: str, key: str, model: str, messages: list[dict[str, str]]) 
         raise ServerError(f"{url} ended the stream before the answer was complete")
 
 
+def served_models(url: str, key: str) -> tuple[str, ...]:
+    """The names of the server's models; none where it has no such list.
+
+    url: the base URL, ending in /v1. key: empty if the server needs none. Raises ServerError.
+    """
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        response = httpx.get(f"{url}/models", headers=headers, timeout=_TIMEOUT)
+    except httpx.HTTPError as error:
+        raise ServerError(f"{url} does not answer: {error}") from None
+    if response.status_code in _NO_LIST:
+        return ()
+    if response.status_code != httpx.codes.OK:
+        raise ServerError(refusal(response.content) or f"HTTP {response.status_code}")
+    try:
+        return tuple(model.id for model in msgspec.json.decode(response.content, type=_Models).data)
+    except msgspec.DecodeError as error:
+        raise ServerError(f"{url}/models is not a list of models: {error}") from None
+
+
 def metrics(url: str) -> dict[str, list[tuple[dict[str, str], float]]]:
     """Every sample of a running Dray by its name, with labels. url: the base URL. Raises ServerError."""
     try:
@@ -71,4 +105,5 @@ def _delta(event: Event) -> Delta:
         "".join(delta.thinking for delta in deltas),
         "".join(delta.content or "" for delta in deltas),
         (event.usage.completion_tokens or 0) if event.usage else 0,
+        next((choice.finish_reason for choice in event.choices or () if choice.finish_reason), ""),
     )

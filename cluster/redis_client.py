@@ -9,6 +9,7 @@ The query holds the paths of certificates: ?ssl_ca_certs=PATH&ssl_certfile=PATH&
 user and password of the sentinels themselves: ?sentinel_username=NAME&sentinel_password=SECRET.
 """
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
@@ -110,10 +111,24 @@ def connect_async(url: str, *, max_connections: int) -> Any:
     if target.kind == "cluster":
         cluster_nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in target.hosts]
         return redis.asyncio.cluster.RedisCluster(startup_nodes=cluster_nodes, **options, **target.options)
-    sentinel: Any = redis.asyncio.sentinel.Sentinel(  # type: ignore[no-untyped-call]
-        target.hosts, sentinel_kwargs=_sentinel_options(target, options)
-    )
+    sentinel: Any = _Sentinel(target.hosts, sentinel_kwargs=_sentinel_options(target, options))  # type: ignore[no-untyped-call]
     return sentinel.master_for(target.service, **options, **target.options)
+
+
+class _Sentinel(redis.asyncio.sentinel.Sentinel):
+    """Asks another sentinel first once a caller's time is over before one has answered.
+
+    redis-py (8.1) asks them in turn and remembers the one that answers. A call that ends before would begin with the
+    same hanging sentinel each time, and never come to the next one.
+    """
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        try:
+            found: tuple[str, int] = await super().discover_master(service_name)
+            return found
+        except asyncio.CancelledError:
+            self.sentinels.append(self.sentinels.pop(0))
+            raise
 
 
 def _sentinel_options(target: _MultiHostUrl, options: dict[str, Any]) -> dict[str, Any]:

@@ -151,7 +151,9 @@ class ModelSettings(Group):
 
     source: str = Field(
         BUNDLED,
-        description="Model to serve: `bundled`, a catalog name, a Hub id (org/name), a folder, or a GGUF file.",
+        description="Model to serve: `bundled`, a catalog name, a Hub id (org/name), a folder, a GGUF file, or a "
+        "folder in a bucket: s3://bucket/folder, gs://bucket/folder or oss://bucket/folder (needs the extra "
+        "`buckets`).",
     )
     weight: Weight = Field(
         "int8", description="Weight format in which a catalog or Hub model is downloaded or exported."
@@ -454,6 +456,11 @@ class ResponseSettings(Group):
     max_per_team: Positive = Field(
         1000, description="Maximum number of a team's stored responses; the oldest are removed first."
     )
+    max_background: Positive = Field(
+        32,
+        description="Maximum number of a team's responses that are generated in the background at a time "
+        "(`background: true`); more are refused with 429.",
+    )
 
 
 class TeamSettings(Group):
@@ -500,6 +507,21 @@ class KubernetesSettings(Group):
     )
     storage_mb: Annotated[int, Field(ge=0)] = Field(
         0, description="Size of the claim, in MiB. 0: enough for the models, with a new version beside the old one."
+    )
+    answers_memory_mb: Positive = Field(
+        1024, description="Memory for answers in their Redis server, in MiB; the least used are evicted first."
+    )
+    teams_memory_mb: Positive = Field(
+        256, description="Memory for teams, keys and usage in their Redis server, in MiB; beyond it, writes fail."
+    )
+    gcs_memory_mb: Positive = Field(
+        256, description="Memory for Ray's state in its Redis server, in MiB; beyond it, writes fail."
+    )
+    teams_disk_mb: Positive = Field(
+        2048, description="Disk of the teams' Redis server, in MiB. It cannot change once the server runs."
+    )
+    gcs_disk_mb: Positive = Field(
+        2048, description="Disk of the Redis server of Ray's state, in MiB. It cannot change once the server runs."
     )
     namespace: KubernetesName = Field("dray", description="Namespace of all objects.")
     labels: tuple[Label, ...] = Field(

@@ -70,11 +70,12 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """An event of a stream, or a whole response. replica: Dray's own field."""
+    """An event of a stream, or a whole response. id: the answer's. replica: Dray's own field."""
 
     choices: list[Choice] | None = []
     usage: Usage | None = None
     error: object = None
+    id: str | None = None
     replica: str | None = None
 
 

@@ -16,7 +16,7 @@ from cluster import liveness
 from cluster.audit import AUDIT_FOLDER
 from cluster.models.folder import ServedModel, open_models
 from cluster.node import Node
-from cluster.serve_config import ENGINE, RouterArgs
+from cluster.serve_config import ENGINE, RouterArgs, has_page
 from deployments.api.access import RequestAccess
 from deployments.api.admin import AdminApi
 from deployments.api.admin_access import AdminAccess
@@ -128,7 +128,7 @@ class Router:
         cache_url = arguments.redis_url if cache.enabled else ""
         self._feedback_admin = FeedbackAdminApi(admin, cache.namespace, cache_url)
         self._curated_api = CuratedApi(admin, cache.namespace, cache_url)
-        self._status_page = StatusPage(models)
+        self._status_page = StatusPage(models, chat=has_page(settings))
 
     def _store(self, name: str, url: str, timeout_s: float) -> RedisStore:
         return RedisStore(name, url, timeout_s, self._metrics.watchers(name))
@@ -195,6 +195,7 @@ class Router:
         await asyncio.shield(self._close())
 
     async def _close(self) -> None:
+        await self._inference.background.close()
         await self._tasks.close()
         self._large_texts.close()
         await self._usage.close()

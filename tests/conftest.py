@@ -1,6 +1,7 @@
 """Fixtures for all tests: a running Dray with its own ports and folders, so that several can run side by side."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -38,6 +39,17 @@ def pytest_configure() -> None:
     # On a busy machine any example can be slow, which is no failure.
     hypothesis.settings.register_profile("dray", deadline=None)
     hypothesis.settings.load_profile("dray")
+
+
+@pytest.fixture(autouse=True)
+def propagating_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets caplog see Dray's logs: a router that a test before started in this process has turned that off."""
+    monkeypatch.setattr(logging.getLogger("dray"), "propagate", True)
+
+
+def records_of(caplog: pytest.LogCaptureFixture, name: str) -> list[logging.LogRecord]:
+    """What one logger logged. Libraries' threads that a test before left behind may log too."""
+    return [record for record in caplog.records if record.name == name]
 
 
 def wait_for(fact: Callable[[], Any], seconds: float = 30.0) -> Any:
@@ -171,7 +183,8 @@ def dray() -> Iterator[Dray]:
 
 @pytest.fixture(scope="session")
 def client(dray: Dray) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=dray.url, api_key="none", max_retries=0, timeout=120) as client:
+    judged = httpx.Client(transport=JudgedTransport(), timeout=120)
+    with openai.OpenAI(base_url=dray.url, api_key="none", max_retries=0, timeout=120, http_client=judged) as client:
         yield client
 
 

@@ -21,6 +21,8 @@ CLUSTER = {
     "sse": "",
     "units": "",
     "audit": "private_files",
+    "tables": "",
+    "logs": "",
     "client": "sse",
     "redis_client": "",
     "scaling_metrics": "",
@@ -34,7 +36,7 @@ CLUSTER = {
     "models": "child extras ports settings units",
     "serve_config": "configuration models redis_client settings",
     "measuring": "cores",
-    "tuning": "child cores measuring memory models private_files settings",
+    "tuning": "child cores measuring memory models private_files settings tables units",
     "launch": (
         "child configuration cores liveness memory models node private_files records redis_client redis_server "
         "serve_config settings tuning units"
@@ -43,11 +45,11 @@ CLUSTER = {
     "doctor": (
         "cores extras kubernetes launch memory models redis_client redis_server serve_config settings tuning units"
     ),
-    "bench": "charts sse",
-    "plan": "autoscaling bench charts cores measuring models settings units",
+    "bench": "charts sse tables",
+    "plan": "autoscaling bench charts cores measuring models settings tables units",
     "commands": (
-        "audit bench charts client configuration cores doctor extras kubernetes launch memory models plan "
-        "private_files records redis_client scaling_metrics serve_config settings tuning units warm"
+        "audit bench charts client configuration cores doctor extras kubernetes launch logs memory models plan "
+        "private_files records redis_client scaling_metrics serve_config settings tables tuning units warm"
     ),
     "cli": "child commands private_files",
 }
@@ -87,6 +89,8 @@ RESTRICTED = {
     "openvino_genai": "cluster.models",
     # Routers check grammars, engines follow them.
     "llguidance": "deployments.common deployments.engine",
+    # The extra `buckets`.
+    "obstore": "cluster.models",
     # Export is the extra `export`; optimum and nncf run as commands of its virtual environment.
     "torch": "cluster.models",
     "optimum": "",

@@ -2,24 +2,30 @@
 
 from typing import Any
 
-from rich.table import Table
-
 from cluster.bench.compare import FIGURES, ComparisonResults, Plan
 from cluster.bench.cost import FIGURE_NAMES, Assumptions, Machine, break_even, loads, side
 from cluster.charts import Chart, Line
+from cluster.tables import DataTable
 
 _LATENCIES = ("TTFT", "TPOT", "E2E")
 _PERCENTILES = ("p50", "p95", "p99")
 
 
-def tables(results: ComparisonResults) -> list[Table]:
+def tables(results: ComparisonResults) -> list[DataTable]:
     """The figures of each load and server; with several servers, also their ratios to the first."""
     several = len(results.urls) > 1
-    title = "" if several else f"{results.models[0]} at {results.urls[0]}"
-    table = Table("load", *(["server"] if several else []), title=title, title_justify="left")
     latencies = (f"{name}, ms" for name in _LATENCIES)
-    for heading in ("tokens/s", "requests/s", *latencies, "completed", "cache hits", "failed"):
-        table.add_column(heading, justify="right")
+    figures = ("tokens/s", "requests/s", *latencies, "completed", "cache hits", "failed")
+    medians = "; figures are medians of the rounds" if _max_rounds(results) > 1 else ""
+    table = DataTable(
+        "load",
+        *(["server"] if several else []),
+        *figures,
+        title="" if several else f"{results.models[0]} at {results.urls[0]}",
+        caption=f"times: p50/p95/p99{medians}",
+        right=figures,
+        drop=("cache hits", "E2E, ms", "requests/s", "completed", "failed"),
+    )
     for load in results.loads:
         for server in range(len(results.urls)):
             rounds = results.of(load, server)
@@ -39,16 +45,13 @@ def tables(results: ComparisonResults) -> list[Table]:
                 str(sum(stats.hits for stats in rounds)),
                 str(sum(stats.failed for stats in rounds)),
             )
-    medians = "; figures are medians of the rounds" if _max_rounds(results) > 1 else ""
-    table.caption = f"times: p50/p95/p99{medians}"
     return [table, *([_ratios(results)] if several else [])]
 
 
-def _ratios(results: ComparisonResults) -> Table:
+def _ratios(results: ComparisonResults) -> DataTable:
     names = [name for name in FIGURES if not name.endswith("p99")]
-    table = Table("load", "server", title="Ratio to A, median of the rounds", title_justify="left")
-    for name in names:
-        table.add_column(name, justify="right")
+    drop = [name for name in names if name.startswith("E2E")] + ["requests/s"]
+    table = DataTable("load", "server", *names, title="Ratio to A, median of the rounds", right=names, drop=drop)
     for load in results.loads:
         for server in range(1, len(results.urls)):
             if not results.of(load, server):
@@ -124,20 +127,26 @@ def charts(results: ComparisonResults) -> list[Chart]:
     ]
 
 
-def cost_tables(assumptions: Assumptions) -> list[Table]:
+def cost_tables(assumptions: Assumptions) -> list[DataTable]:
     """The assumptions, and what both sides cost at several loads."""
-    given = Table("assumption", title="Assumptions: change them with --assume NAME=VALUE", title_justify="left")
-    for heading in ("pc", "source", "gpu", "source"):
-        given.add_column(heading, justify="right" if heading in ("pc", "gpu") else "left")
+    sources = ("source of pc", "source of gpu")
+    given = DataTable(
+        *("assumption", "pc", sources[0], "gpu", sources[1]),
+        title="Assumptions: change them with --assume NAME=VALUE",
+        right=["pc", "gpu"],
+        sentences=sources,
+        drop=sources,
+    )
     for name in FIGURE_NAMES:
         cells = (
             (f"{getattr(machine, name):g}", assumptions.source(f"{kind}.{name}"))
             for kind, machine in _machines(assumptions)
         )
         given.add_row(name, *(cell for pair in cells for cell in pair))
-    table = Table("million tokens per month", title="Costs", title_justify="left")
-    for heading in ("PCs", "per month", "per million", "GPU servers", "per month", "per million", "cheaper"):
-        table.add_column(heading, justify="right")
+    figures = ("PCs", "PC cost", "PC cost/million", "GPU servers", "GPU cost", "GPU cost/million")
+    heads = ("million tokens/month", *figures, "cheaper")
+    drop = ("PCs", "GPU servers", "PC cost", "GPU cost")
+    table = DataTable(*heads, title="Costs; those of a side are a month's", right=heads, drop=drop)
     for tokens in loads(assumptions):
         pc, gpu = side(assumptions.pc, tokens), side(assumptions.gpu, tokens)
         cheaper = "PCs" if pc.month < gpu.month else "GPU" if gpu.month < pc.month else "equal"

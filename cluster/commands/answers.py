@@ -9,17 +9,27 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from cluster.commands.auditing import audit, user_name
-from cluster.commands.console import AsJson, Config, StateDir, fail, load_settings, out, redis_client, running_record
+from cluster.commands.console import (
+    AsJson,
+    Config,
+    StateDir,
+    fail,
+    load_settings,
+    out,
+    print_json,
+    printable,
+    redis_client,
+    running_record,
+)
 from cluster.records import curated
 from cluster.records.answer_files import jsonl, read_answers, unix_time
 from cluster.records.client import BlockingRedis
 from cluster.records.curated import CuratedAnswer, ListedAnswer
 from cluster.records.pinning import pinned
 from cluster.records.team_records import TeamsError
+from cluster.tables import DataTable
 from cluster.units import plural
 
 app = typer.Typer(
@@ -100,14 +110,15 @@ def list_answers(
         served = curated.served_models(client)
         listed = [ListedAnswer.of(answer, served) for answer in curated.list_answers(client, namespace, search)]
     if as_json:
-        out.print_json(data=[msgspec.to_builtins(answer) for answer in listed])
+        print_json([msgspec.to_builtins(answer) for answer in listed])
         return
-    table = Table("id", "namespace", "question", "answer", "model", "author", "changed", "")
+    columns = ("id", "namespace", "question", "answer", "model", "author", "changed", "notes")
+    table = DataTable(*columns, drop=("changed", "model", "answer"), sentences=("question", "answer"))
     for answer in listed:
         changed = datetime.fromtimestamp(answer.changed).isoformat(sep=" ", timespec="minutes")
         notes = [note for note, holds in (("older model", answer.outdated), ("expired", answer.expired)) if holds]
         texts = (answer.namespace, _short(answer.question), _short(answer.answer), answer.model or "all", answer.author)
-        table.add_row(answer.id, *map(escape, texts), changed, ", ".join(notes))
+        table.add_row(answer.id, *map(printable, texts), changed, ", ".join(notes))
     out.print(table)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from cluster.audit import AUDIT_FOLDER, AuditLog, Value
-from cluster.commands.console import AsJson, Config, StateDir, err, fail, load_settings, out
+from cluster.commands.console import AsJson, Config, StateDir, err, fail, load_settings, out, print_json
 from cluster.launch.state import read_record
 from cluster.private_files import NotPrivate
 from cluster.units import plural
@@ -37,7 +37,7 @@ def verify(as_json: AsJson = False, state_dir: StateDir = None, config: Config =
         raise fail(f"the audit log cannot be read: {error}") from None
     if as_json:
         faults = [{"file": fault.file, "line": fault.line, "reason": fault.reason} for fault in found.faults]
-        out.print_json(data={"entries": found.entries, "faults": faults})
+        print_json({"entries": found.entries, "faults": faults})
     else:
         out.print(f"{plural(found.entries, 'line')} read, {plural(len(found.faults), 'fault')} found", highlight=False)
         for fault in found.faults[:_MAX_SHOWN]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.bench import cost
 from cluster.bench.cost import MEASURED, Assumptions
-from cluster.commands.console import err, fail, out
+from cluster.commands.console import err, fail, out, print_json
 
 if TYPE_CHECKING:
     from cluster.bench.compare import ComparisonResults, Plan
@@ -34,7 +34,7 @@ def report_results(
         assumptions = _with_measured(assumptions, results)
         content["cost"] = cost.as_dict(assumptions)
     if to_json == _STDOUT:
-        out.print_json(data=content)
+        print_json(content)
     else:
         _print_results(results)
         if assumptions is not None:
@@ -51,7 +51,7 @@ def report_results(
 def report_costs(assumptions: Assumptions, to_json: Path | None) -> None:
     """Reports the costs of both sides, without a measurement."""
     if to_json == _STDOUT:
-        out.print_json(data=cost.as_dict(assumptions))
+        print_json(cost.as_dict(assumptions))
         return
     _print_costs(assumptions)
     if to_json is not None:

@@ -1,21 +1,30 @@
 """`dray cache`: what the answer cache holds, and clearing it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from cluster.client import ServerError, metrics
 from cluster.commands.auditing import audit
-from cluster.commands.console import AsJson, Config, StateDir, fail, load_settings, out, redis_client, running_record
+from cluster.commands.console import (
+    AsJson,
+    Config,
+    StateDir,
+    fail,
+    load_settings,
+    out,
+    print_json,
+    redis_client,
+    running_record,
+)
 from cluster.launch.state import read_record
 from cluster.records.cache import clear, show, stats
 from cluster.records.client import BlockingRedis
 from cluster.records.responses import clear_responses
+from cluster.tables import DataTable
 from cluster.units import plural
 
 app = typer.Typer(help="Inspect and clear the answer cache.", no_args_is_help=True, epilog="Example: dray cache stats")
@@ -50,17 +59,22 @@ def show_stats(as_json: AsJson = False, state_dir: StateDir = None, config: Conf
             for (model, namespace), count in sorted(cached.answers.items())
         ]
         memory = {"bytes": cached.bytes, "max_bytes": cached.max_bytes, "evicted": cached.evicted}
-        out.print_json(data={"answers": rows, "memory": memory, "requests": requests})
+        print_json({"answers": rows, "memory": memory, "requests": requests})
         return
-    table = Table("model", "namespace", "answers")
-    for (model, namespace), count in sorted(cached.answers.items()):
-        table.add_row(escape(model), escape(namespace), str(count))
-    out.print(table)
+    out.print(answers_table(cached.answers))
     limit = f" of {cached.max_bytes / 2**20:.0f}" if cached.max_bytes else ""
     out.print(f"Redis: {cached.bytes / 2**20:.1f}{limit} MiB, {plural(cached.evicted, 'key')} evicted", highlight=False)
     if requests:
         counts = ", ".join(f"{count} {result}" for result, count in sorted(requests.items()))
         out.print(f"requests: {counts}", highlight=False)
+
+
+def answers_table(answers: Mapping[tuple[str, str], int]) -> DataTable:
+    """Cached answers by model and namespace."""
+    table = DataTable("model", "namespace", "answers", right=["answers"])
+    for (model, namespace), count in sorted(answers.items()):
+        table.add_row(model, namespace, str(count))
+    return table
 
 
 @app.command("clear", epilog="Example: dray cache clear --model dray-demo --namespace support")
@@ -95,7 +109,7 @@ def show_answer(
     if answer is None:
         raise fail("no answer is cached under this key")
     if as_json:
-        out.print_json(data=answer)
+        print_json(answer)
         return
     generated = datetime.fromtimestamp(answer["made"]).isoformat(sep=" ", timespec="seconds")
     out.print(

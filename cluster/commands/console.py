@@ -1,12 +1,14 @@
 """What the commands share: output, failure, common options, and access to the settings, the running Dray and Redis."""
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.markup import escape
 
 from cluster.configuration import CONFIG_VARIABLE, Loaded, SettingsError, load
@@ -17,7 +19,21 @@ from cluster.settings import Weight
 
 _REDIS_TIMEOUT_S = 10.0
 
-out, err = Console(), Console(stderr=True)
+_UNLIMITED = 1_000_000
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters, but tab and line feed."""
+
+
+class _OutputConsole(Console):
+    """Wraps lines on a terminal only: what a pipe or a file gets is read by programs, or wrapped by an editor."""
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        size = super().size
+        return size if self.file.isatty() else ConsoleDimensions(_UNLIMITED, size.height)
+
+
+out, err = _OutputConsole(), _OutputConsole(stderr=True)
 
 Config = Annotated[Path | None, typer.Option("--config", help="Settings file.", envvar=CONFIG_VARIABLE)]
 StateDir = Annotated[Path | None, typer.Option(help="Private folder of this Dray; each Dray has its own.")]
@@ -38,6 +54,16 @@ def weight_formats() -> list[str]:
 def hub_names() -> list[str]:
     """Shell completion: the hubs from which models are fetched."""
     return list(get_args(Hub))
+
+
+def printable(text: str) -> str:
+    """Text of others, such as a model or a client, without what would steer a terminal."""
+    return _CONTROL.sub("", text)
+
+
+def print_json(data: object) -> None:
+    """Prints JSON for a program: neither coloured nor wrapped, whatever the environment says of colours."""
+    print(json.dumps(data, indent=2, ensure_ascii=False), file=out.file)
 
 
 def fail(message: str) -> typer.Exit:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from cluster.commands.console import AsJson, Config, StateDir, err, load_settings, out
+from cluster.commands.console import AsJson, Config, StateDir, err, load_settings, out, print_json
 from cluster.commands.lifecycle import Cores, Model, Replicas, Source, Weight
 from cluster.doctor import Finding, examine
 from cluster.units import plural
@@ -40,15 +40,16 @@ def doctor(
         state_dir=state_dir,
     ).settings
     findings: list[Finding] = []
+    advised: set[str] = set()
     with err.status("checking") as status:
         for finding in examine(settings, offline=offline):
             findings.append(finding)
             status.update(f"checking: {finding.check} done")
             if not as_json:
-                _print(finding)
+                _print(finding, advised)
     counts = Counter(finding.level for finding in findings)
     if as_json:
-        out.print_json(data={"ok": not counts["failed"], "checks": [asdict(finding) for finding in findings]})
+        print_json({"ok": not counts["failed"], "checks": [asdict(finding) for finding in findings]})
     else:
         warnings = plural(counts["warning"], "warning")
         out.print(f"{counts['passed']} passed, {warnings}, {counts['failed']} failed", highlight=False)
@@ -56,6 +57,12 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _print(finding: Finding) -> None:
+def _print(finding: Finding, advised: set[str]) -> None:
+    """Prints a finding, without the advice that an earlier one gave. advised: gets the advice of this one."""
     level = f"[{_COLOURS[finding.level]}]{finding.level:7}[/]"
-    out.print(f"{level} {finding.check:13} {escape(finding.message)}", highlight=False, soft_wrap=True)
+    message = finding.message
+    if finding.level != "passed":
+        first, *rest = message.split("; ")
+        message = "; ".join([first, *(part for part in rest if part not in advised)])
+        advised.update(rest)
+    out.print(f"{level} {finding.check:13} {escape(message)}", highlight=False, soft_wrap=True)

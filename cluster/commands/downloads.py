@@ -17,9 +17,11 @@ from rich.progress import (
 
 from cluster.commands.console import err, fail
 from cluster.models import store
+from cluster.models.bucket_url import BucketUrl, is_bucket
+from cluster.models.buckets import Bucket
 from cluster.models.export import Compression, ExportError
 from cluster.models.fetch import FetchError
-from cluster.models.folder import ModelFolderError, is_gguf, is_to_be_fetched
+from cluster.models.folder import ModelFolderError, is_gguf, is_to_be_fetched, store_folder
 from cluster.models.gguf.install import install_gguf
 from cluster.models.hubs import HubError, RemoteFile, open_hub
 from cluster.models.int8.convert import ConversionError
@@ -108,12 +110,15 @@ def obtain(
 
     if is_gguf(source):
         return install_gguf(Path(source).expanduser(), settings.models_dir, on_stage)
+    # Before anything is opened: an address that no folder can have is refused in one line.
+    store_folder(source, compression.weight, settings.models_dir)
+    hub = Bucket(BucketUrl.parse(source)) if is_bucket(source) else open_hub(settings.hub)
     with _progress_bars() as bars:
         return store.obtain(
             source,
             compression,
             settings.models_dir,
-            open_hub(settings.hub),
+            hub,
             bars,
             on_stage,
             revision=revision,

@@ -5,14 +5,13 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from cluster.commands.answers import Author, teams_redis
 from cluster.commands.auditing import audit, user_name
-from cluster.commands.console import AsJson, Config, StateDir, out
+from cluster.commands.console import AsJson, Config, StateDir, out, print_json, printable
 from cluster.records import feedback
 from cluster.records.feedback import ListedFeedback
+from cluster.tables import DataTable
 
 app = typer.Typer(
     help="Show what people say of answers, and make curated answers of their corrections.",
@@ -22,6 +21,7 @@ app = typer.Typer(
 
 Team = Annotated[str | None, typer.Option(help="Only this team's.")]
 _SHOWN = 60
+_COLUMNS = ("id", "team", "down", "up", "asked", "question", "answer", "correction or reason", "notes")
 
 
 @app.command("list", epilog="Example: dray feedback list --team support --json")
@@ -31,9 +31,9 @@ def list_feedback(
     """List answers that people voted on: most voted down first, then most asked; accepted ones last."""
     listed = _read(team, state_dir, config)
     if as_json:
-        out.print_json(data=[msgspec.to_builtins(one) for one in listed])
+        print_json([msgspec.to_builtins(one) for one in listed])
         return
-    table = Table("id", "team", "down", "up", "asked", "question", "answer", "correction or reason", "")
+    table = DataTable(*_COLUMNS, drop=("asked", "answer"), right=_COLUMNS[2:5], sentences=_COLUMNS[5:8])
     for one in listed:
         note = one.correction or next(iter(one.reasons), "")
         texts = (_short(text) for text in (one.question, one.answer, note))
@@ -72,4 +72,4 @@ def _read(team: str | None, state_dir: StateDir, config: Config) -> list[ListedF
 
 def _short(text: str) -> str:
     line = " ".join(text.split())
-    return escape(line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…")
+    return printable(line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…")

@@ -7,7 +7,16 @@ import typer
 
 from cluster.commands.answers import teams_redis
 from cluster.commands.auditing import audit
-from cluster.commands.console import AsJson, Config, StateDir, load_settings, out, redis_client, running_record
+from cluster.commands.console import (
+    AsJson,
+    Config,
+    StateDir,
+    load_settings,
+    out,
+    print_json,
+    redis_client,
+    running_record,
+)
 from cluster.records.forget import forget, user_tag
 from cluster.units import plural
 
@@ -34,7 +43,7 @@ def forget_user(
             done = forget(teams, None, tag)
     audit(config, state_dir, "user.forget", tag, team=team)
     if as_json:
-        out.print_json(data=asdict(done))
+        print_json(asdict(done))
         return
     counts = (plural(done.answers, "answer"), plural(done.responses, "stored response"))
     out.print(f"deleted {', '.join(counts)} and {plural(done.feedback, 'record')} of feedback", highlight=False)

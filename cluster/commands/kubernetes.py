@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.console import AsJson, fail, load_settings, out
+from cluster.commands.console import AsJson, err, fail, load_settings, out, print_json
 from cluster.kubernetes.chart import write_chart
 from cluster.kubernetes.manifests import in_checkout, manifests_folder
 from cluster.kubernetes.render import kustomization, render
@@ -22,6 +22,7 @@ app = typer.Typer(
     epilog="Example: dray k8s render --settings dray.yaml --out ours",
 )
 
+_HOW = "render into an empty folder to see how a new one does"
 _LOOK_S = 2.0
 """Seconds between two looks at a folder."""
 
@@ -57,6 +58,9 @@ def render_overlay(
         (target / "kustomization.yaml").write_text(kustomization(files, path))
     for name, text in files.items():
         (target / name).write_text(text)
+    if unlisted := [name for name in files if name not in (target / "kustomization.yaml").read_text()]:
+        message = f"warning: {target}/kustomization.yaml does not list {', '.join(unlisted)}, which it needs; {_HOW}"
+        err.print(message, highlight=False, soft_wrap=True)
     out.print(f"{target}: {', '.join(files)}; kubectl apply -k {target}", highlight=False, soft_wrap=True)
 
 
@@ -82,7 +86,7 @@ def check_node(as_json: AsJson = False) -> None:
     except LaunchError as error:
         raise fail(str(error)) from None
     if as_json:
-        out.print_json(data={"processor": processor})
+        print_json({"processor": processor})
     else:
         out.print(f"processor: {processor}", highlight=False)
 

@@ -1,13 +1,14 @@
 """`dray models export`, `convert`, `check`, `random` and `compare`: model folders on this machine."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from cluster.commands.console import (
     AsJson,
@@ -17,6 +18,7 @@ from cluster.commands.console import (
     fail,
     load_settings,
     out,
+    print_json,
     weight_formats,
 )
 from cluster.commands.downloads import conversion_bar, failures
@@ -29,7 +31,12 @@ from cluster.models.int8.convert import ConversionError, convert_folder
 from cluster.models.paths import child
 from cluster.models.tasks import trained_task
 from cluster.settings import BUNDLED
+from cluster.tables import DataTable
 from cluster.units import plural
+
+if TYPE_CHECKING:
+    from cluster.models.check import CheckedItem
+    from cluster.models.text_loss import TextLoss
 
 Weight = Annotated[str | None, typer.Option(help="Weight format: int8, int4 or fp16.", autocompletion=weight_formats)]
 GroupSize = Annotated[int | None, typer.Option(help="int4: number of weights that share a scale; -1: a whole row.")]
@@ -137,16 +144,20 @@ def check(
         with err.status(f"reading {name}"):
             items = check_model(folder)
     if as_json:
-        out.print_json(data=[msgspec.structs.asdict(item) for item in items])
+        print_json([msgspec.structs.asdict(item) for item in items])
     else:
-        table = Table("", "found", "wrong, and what to do")
-        for item in items:
-            table.add_row(
-                item.subject, escape(item.found), f"[red]{escape(item.problem)}[/red]" if item.problem else ""
-            )
-        out.print(table)
+        out.print(check_table(items))
     if any(item.problem for item in items):
         raise typer.Exit(1)
+
+
+def check_table(items: Sequence["CheckedItem"]) -> DataTable:
+    """What was understood of a model."""
+    problems = "wrong, and what to do"
+    table = DataTable("", "found", problems, sentences=["found", problems])
+    for item in items:
+        table.add_row(item.subject, item.found, Text(item.problem, "red"))
+    return table
 
 
 def random(
@@ -195,25 +206,30 @@ def compare(
     except (CompareError, OSError) as error:
         raise fail(str(error)) from None
     if as_json:
-        out.print_json(data=asdict(result))
+        print_json(asdict(result))
         return
-    losses = Table("model", "arithmetic", "perplexity", "divergence", "same top token")
-    for loss in result.losses:
-        name = first if loss.model == folders[0] else second
-        losses.add_row(
-            escape(name), loss.arithmetic, f"{loss.perplexity:.3f}", f"{loss.divergence:.4f}", _share(loss.same_top)
-        )
-    out.print(losses)
+    out.print(losses_table(result.losses, {folders[0]: first, folders[1]: second}))
     if not questions:
         return
-    table = Table("", escape(first), escape(second))
-    table.add_row("correct answers", *(_share(value) for value in result.accuracy))
+    table = DataTable("model", "correct answers", right=["correct answers"])
+    for name, accuracy in zip((first, second), result.accuracy, strict=True):
+        table.add_row(name, _share(accuracy))
     out.print(table)
     out.print(
         f"{plural(result.questions, 'question')}: {_share(result.same_answer)} same answer, "
         f"{_share(result.same_thinking)} same thinking",
         highlight=False,
     )
+
+
+def losses_table(losses: Sequence["TextLoss"], names: Mapping[str, str]) -> DataTable:
+    """What each way to multiply loses. names: of the models, by their folders."""
+    figures = ("perplexity", "divergence", "same top token")
+    table = DataTable("model", "arithmetic", *figures, right=figures, drop=["same top token", "perplexity"])
+    for loss in losses:
+        shown = f"{loss.perplexity:.3f}", f"{loss.divergence:.4f}", _share(loss.same_top)
+        table.add_row(names[loss.model], loss.arithmetic, *shown)
+    return table
 
 
 def _share(value: float | None) -> str:

@@ -1,22 +1,14 @@
 """`dray models`: the catalog, and the models on this machine."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from cluster.commands import model_folders
-from cluster.commands.console import (
-    AsJson,
-    Config,
-    catalog_names,
-    fail,
-    hub_names,
-    load_settings,
-    out,
-)
+from cluster.commands.console import AsJson, Config, catalog_names, fail, hub_names, load_settings, out, print_json
 from cluster.commands.downloads import failures, obtain
 from cluster.commands.model_folders import GroupSize, KeepWeights, Ratio, RemoteCode, Weight, served_by
 from cluster.kubernetes.sizes import ModelInCluster
@@ -27,6 +19,7 @@ from cluster.models.export import Compression
 from cluster.models.fetch import FetchError
 from cluster.models.folder import is_folder, is_gguf, memory_needed
 from cluster.settings import BUNDLED, ModelSettings
+from cluster.tables import DataTable
 from cluster.units import format_bytes
 
 app = typer.Typer(
@@ -50,8 +43,8 @@ def list_models(as_json: AsJson = False, config: Config = None) -> None:
     record = read_record(settings.state_dir)
     served = record.models if record else []
     if as_json:
-        out.print_json(
-            data={
+        print_json(
+            {
                 "catalog": [asdict(entry) for entry in CATALOG.values()],
                 "installed": [
                     {
@@ -66,10 +59,19 @@ def list_models(as_json: AsJson = False, config: Config = None) -> None:
             }
         )
         return
-    heads = ("name", "task", "parameters", "int8", "context", "licence", "thinks")
-    catalog = Table(*heads, title="Catalog", title_justify="left")
-    for entry in CATALOG.values():
-        catalog.add_row(
+    out.print(catalog_table(CATALOG.values()))
+    out.print(installed_table(settings.models_dir, installed))
+    out.print(f"Served now: {', '.join(served) if served else 'none'}", highlight=False)
+
+
+def catalog_table(entries: Iterable[CatalogModel]) -> DataTable:
+    """The models that have a short name."""
+    figures = ("parameters", "int8", "context")
+    heads = ("name", "task", *figures, "licence", "thinks")
+    drop = ("thinks", "licence", "parameters", "context", "task")
+    table = DataTable(*heads, title="Catalog", right=figures, sentences=["licence"], drop=drop)
+    for entry in entries:
+        table.add_row(
             entry.name,
             entry.task,
             f"{entry.parameters / 1e9:.2f} B",
@@ -78,12 +80,15 @@ def list_models(as_json: AsJson = False, config: Config = None) -> None:
             entry.licence,
             "no" if entry.thinking == "none" else "yes",
         )
-    out.print(catalog)
-    disk = Table("model", "size", "source", title=f"In {settings.models_dir}", title_justify="left")
-    for model in installed:
-        disk.add_row(model.name, format_bytes(model.bytes), str(model.manifest.get("source", "")))
-    out.print(disk)
-    out.print(f"Served now: {', '.join(served) if served else 'none'}", highlight=False)
+    return table
+
+
+def installed_table(folder: Path, models: Iterable[store.Installed]) -> DataTable:
+    """The models in a folder."""
+    table = DataTable("model", "size", "source", title=f"In {folder}", right=["size"], drop=["source"])
+    for model in models:
+        table.add_row(model.name, format_bytes(model.bytes), str(model.manifest.get("source", "")))
+    return table
 
 
 @app.command(epilog="Example: dray models show deepseek-r1-distill-qwen-1.5b")
@@ -93,9 +98,9 @@ def show(name: CatalogName, as_json: AsJson = False) -> None:
     if entry is None:
         raise fail(f"{name} is not in the catalog (`dray models list`); any Hub id or folder can be served too")
     if as_json:
-        out.print_json(data=asdict(entry))
+        print_json(asdict(entry))
         return
-    table = Table(show_header=False)
+    table = DataTable("", "value", sentences=["value"], header=False)
     for label, value in (
         ("weights", ", ".join(f"{hub}: {repository}" for hub, repository in entry.repositories.items())),
         ("ready-made", ", ".join(entry.ready_made("huggingface", weight) for weight in ("int8", "int4"))),
@@ -111,7 +116,7 @@ def show(name: CatalogName, as_json: AsJson = False) -> None:
         *_usage(entry),
         ("advice", entry.advice or "none"),
     ):
-        table.add_row(label, escape(value))
+        table.add_row(label, value)
     out.print(table)
 
 
@@ -137,7 +142,11 @@ def _usage(entry: CatalogModel) -> list[tuple[str, str]]:
 @app.command(epilog="Example: dray models pull deepseek-r1-distill-qwen-1.5b --source modelscope")
 def pull(
     name: Annotated[
-        str, typer.Argument(help="Catalog name, Hub id (org/name), or GGUF file.", autocompletion=catalog_names)
+        str,
+        typer.Argument(
+            help="Catalog name, Hub id (org/name), folder in a bucket (s3://bucket/folder), or GGUF file.",
+            autocompletion=catalog_names,
+        ),
     ],
     weight: Weight = None,
     source: From = None,

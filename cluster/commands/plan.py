@@ -10,7 +10,7 @@ import typer
 from rich.status import Status
 
 from cluster.bench.lengths import parse_lengths
-from cluster.commands.console import AsJson, Config, err, fail, load_settings, out
+from cluster.commands.console import AsJson, Config, err, fail, load_settings, out, print_json
 from cluster.extras import install_command
 from cluster.units import plural
 
@@ -151,7 +151,7 @@ def _report(plan: "Plan", measured: "Profile", to_json: Path | None, chart: Path
     from cluster.plan.search import SAMPLE
 
     if to_json == Path("-"):
-        out.print_json(data=as_dict(plan))
+        print_json(as_dict(plan))
     else:
         out.print(table(plan))
         if plan.peak.share < 1:
@@ -219,7 +219,7 @@ def catalog(
     measured = _read_profile(profile)
     try:
         if as_json:
-            out.print_json(data=[asdict(row) for row in estimates(measured, cores)])
+            print_json([asdict(row) for row in estimates(measured, cores)])
         else:
             out.print(as_markdown(measured, cores), markup=False, highlight=False, soft_wrap=True)
     except ProfileError as error:

@@ -1,19 +1,20 @@
 """`dray status`."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from cluster.client import ServerError, metrics
-from cluster.commands.console import AsJson, Config, StateDir, fail, out, running_record
+from cluster.commands.console import AsJson, Config, StateDir, fail, out, print_json, running_record
 from cluster.launch.environment import METRICS_FOLDER
 from cluster.launch.state import Record
 from cluster.scaling_metrics import read_decisions
+from cluster.tables import DataTable
 from cluster.units import plural
 
 _REASONS = {
@@ -33,7 +34,7 @@ def status(as_json: AsJson = False, state_dir: StateDir = None, config: Config =
     record = running_record(config, state_dir)
     if record.stage != "ready":
         if as_json:
-            out.print_json(data={"stage": record.stage})
+            print_json({"stage": record.stage})
         else:
             out.print(record.stage)
         raise typer.Exit(3)
@@ -42,26 +43,10 @@ def status(as_json: AsJson = False, state_dir: StateDir = None, config: Config =
     except ServerError as error:
         raise fail(str(error)) from None
     if as_json:
-        out.print_json(data=report)
+        print_json(report)
         return
-    table = Table("model", "replica", "cores", "engine pid", "running", "tokens/s", "KV used", "restarts")
-    for replica in report["replicas"]:
-        table.add_row(
-            replica["model"],
-            replica["replica"],
-            replica["cpus"],
-            str(replica["engine_pid"]),
-            str(replica["running"]),
-            f"{replica['tokens_per_s']:.0f}",
-            f"{replica['kv_used']:.0%}",
-            str(replica["restarts"]),
-        )
-    awake = {replica["model"] for replica in report["replicas"]}
-    for name in report["models"]:
-        if name not in awake:
-            table.add_row(name, "(asleep)")
-    out.print(f"{', '.join(report['models'])} at {report['url']}", highlight=False)
-    out.print(table)
+    out.print(f"{', '.join(report['models'])} at {report['url']}", highlight=False, markup=False, soft_wrap=True)
+    out.print(replicas_table(report["models"], report["replicas"]))
     for decision in report["autoscaling"]:
         out.print(_explain(decision), highlight=False)
     answers = report["answers"]
@@ -78,15 +63,38 @@ def status(as_json: AsJson = False, state_dir: StateDir = None, config: Config =
         out.print(f"[yellow]problem:[/yellow] {escape(problem)}", highlight=False, soft_wrap=True)
 
 
-def _report(record: Record) -> dict[str, Any]:
-    samples = metrics(record.url)
+def replicas_table(models: Sequence[str], replicas: Sequence[dict[str, Any]]) -> DataTable:
+    """The replicas that run, and the models without one."""
+    figures = ("engine pid", "running", "tokens/s", "KV used", "restarts")
+    drop = ("restarts", "engine pid", "KV used", "cores", "replica")
+    table = DataTable("model", "replica", "cores", *figures, right=figures, drop=drop)
+    for replica in replicas:
+        table.add_row(
+            replica["model"],
+            replica["replica"],
+            replica["cpus"],
+            str(replica["engine_pid"]),
+            str(replica["running"]),
+            f"{replica['tokens_per_s']:.0f}",
+            f"{replica['kv_used']:.0%}",
+            str(replica["restarts"]),
+        )
+    awake = {replica["model"] for replica in replicas}
+    for name in models:
+        if name not in awake:
+            table.add_row(name, "(asleep)")
+    return table
+
+
+def read_replicas(samples: Mapping[str, Sequence[tuple[dict[str, str], float]]]) -> list[dict[str, Any]]:
+    """The replicas that run, from the metrics of Dray."""
 
     def by_replica(name: str) -> dict[str, float]:
         return {labels["replica"]: value for labels, value in samples.get(name, [])}
 
     running, rates = by_replica("dray_engine_running"), by_replica("dray_engine_tokens_per_second")
     kv_used, restarts = by_replica("dray_engine_kv_used_ratio"), by_replica("dray_engine_restarts_total")
-    replicas = [
+    return [
         {
             "model": labels["model"],
             "replica": labels["replica"],
@@ -100,13 +108,17 @@ def _report(record: Record) -> dict[str, Any]:
         for labels, value in samples.get("dray_engine_info", [])
         if value == 1
     ]
+
+
+def _report(record: Record) -> dict[str, Any]:
+    samples = metrics(record.url)
     answers: Counter[str] = Counter()
     for labels, value in samples.get("dray_answer_cache_total", []):
         answers[labels["result"]] += int(value)
     return {
         "models": record.models,
         "url": record.url,
-        "replicas": replicas,
+        "replicas": read_replicas(samples),
         # Read here: the router that answers may be on another machine than Serve's controller.
         "autoscaling": [
             asdict(decision) for decision in read_decisions(Path(record.settings["state_dir"]) / METRICS_FOLDER)

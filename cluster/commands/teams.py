@@ -2,15 +2,13 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from cluster.audit import Value
 from cluster.commands.auditing import audit
@@ -22,15 +20,17 @@ from cluster.commands.console import (
     fail,
     load_settings,
     out,
+    print_json,
     redis_client,
     running_record,
 )
 from cluster.records import teams as registry
 from cluster.records import usage as usage_records
 from cluster.records.client import BlockingRedis
-from cluster.records.team_records import ADMIN, CreatedKey, Quota, Team, TeamsError
+from cluster.records.team_records import ADMIN, CreatedKey, Key, Quota, Team, TeamsError
 from cluster.records.team_tables import unlock
 from cluster.settings import is_loopback
+from cluster.tables import DataTable
 from cluster.units import plural
 
 teams = typer.Typer(
@@ -123,19 +123,23 @@ def list_teams(as_json: AsJson = False, state_dir: StateDir = None, config: Conf
     with _redis(config, state_dir) as client:
         known = registry.read_registry(client)
     if as_json:
-        out.print_json(data=[msgspec.to_builtins(team) for team in known.teams.values()])
+        print_json([msgspec.to_builtins(team) for team in known.teams.values()])
         return
-    table = Table(
-        "team", "keys", "models", "weight", "answers", "requests/min", "tokens/min", "concurrent", "tokens/month"
-    )
-    for team in known.teams.values():
-        count = sum(key.team == team.name and key.is_valid(time.time()) for key in known.keys.values())
+    out.print(teams_table(known.teams.values(), known.keys.values()))
+
+
+def teams_table(known: Iterable[Team], created: Collection[Key]) -> DataTable:
+    """Teams, with the number of each one's valid keys."""
+    limits = ("requests/min", "tokens/min", "concurrent", "tokens/month")
+    drop = ("answers", "models", "weight", "concurrent", "requests/min", "keys", "tokens/month")
+    heads = ("team", "keys", "models", "weight", "answers", *limits)
+    table = DataTable(*heads, right=["keys", "weight", *limits], drop=drop)
+    for team in known:
+        count = sum(key.team == team.name and key.is_valid(time.time()) for key in created)
         quota = (str(limit or "-") for limit in msgspec.structs.astuple(team.quota))
         answers = "shared" if team.shares_answers else "own"
-        table.add_row(
-            team.name, str(count), escape(", ".join(team.models)) or "all", f"{team.weight:g}", answers, *quota
-        )
-    out.print(table)
+        table.add_row(team.name, str(count), ", ".join(team.models) or "all", f"{team.weight:g}", answers, *quota)
+    return table
 
 
 @teams.command(epilog="Example: dray teams remove support")
@@ -174,13 +178,18 @@ def list_keys(as_json: AsJson = False, state_dir: StateDir = None, config: Confi
     with _redis(config, state_dir) as client:
         listed = sorted(registry.read_registry(client).keys.values(), key=lambda key: (key.team, key.created))
     if as_json:
-        out.print_json(data=[key.public_fields() for key in listed])
+        print_json([key.public_fields() for key in listed])
         return
-    table = Table("id", "team", "label", "created", "expires")
+    out.print(keys_table(listed))
+
+
+def keys_table(listed: Iterable[Key]) -> DataTable:
+    """Keys, without their secrets."""
+    table = DataTable("id", "team", "label", "created", "expires", drop=["created", "label"])
     for key in listed:
         ends = "never" if not key.ends else _time(key.ends) if key.is_valid(time.time()) else "expired or revoked"
-        table.add_row(key.id, key.team or "(admin)", escape(key.label), _time(key.created), ends)
-    out.print(table)
+        table.add_row(key.id, key.team or "(admin)", key.label, _time(key.created), ends)
+    return table
 
 
 @keys.command(epilog="Example: dray keys rotate k3v9x0ab12 --grace 24h")
@@ -254,14 +263,21 @@ def usage(
         names = usage_records.queue_reads(pipe, days)
         rows = usage_records.rows(dict(zip(names, pipe.execute(), strict=True)), team)
     if as_json:
-        out.print_json(data=[msgspec.to_builtins(row) for row in rows])
+        print_json([msgspec.to_builtins(row) for row in rows])
         return
-    table = Table("day", "team", "model", "requests", "hits", "prompt", "cached prompt", "completion", "saved")
+    out.print(usage_table(rows))
+
+
+def usage_table(rows: Iterable[usage_records.UsageRow]) -> DataTable:
+    """Usage by day, team and model."""
+    counted = ("requests", "hits", "prompt", "cached prompt", "completion", "saved")
+    drop = ("cached prompt", "hits", "prompt", "saved")
+    table = DataTable("day", "team", "model", *counted, right=counted, drop=drop)
     for row in rows:
         saved = row.saved_prompt + row.saved_completion
         counts = (row.requests, row.hits, row.prompt, row.cached, row.completion, saved)
-        table.add_row(row.day, row.team, escape(row.model), *(f"{count:,}" for count in counts))
-    out.print(table)
+        table.add_row(row.day, row.team, row.model, *(f"{count:,}" for count in counts))
+    return table
 
 
 def _quota(current: Quota, *limits: int | None) -> Quota:
@@ -283,7 +299,7 @@ def _audited(changes: dict[str, Any], quota: Quota) -> dict[str, Value]:
 
 def _print_created(created: CreatedKey, as_json: bool) -> None:
     if as_json:
-        out.print_json(data=created.key.public_fields() | {"key": created.secret})
+        print_json(created.key.public_fields() | {"key": created.secret})
         return
     out.print(created.secret, highlight=False, soft_wrap=True)
     err.print(f"id {created.key.id}; the key is not shown again", style="dim", highlight=False)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from cluster.commands.console import AsJson, Config, catalog_names, err, fail, load_settings, out
+from cluster.commands.console import AsJson, Config, catalog_names, err, fail, load_settings, out, print_json
 from cluster.settings import ModelSettings, Settings
 from cluster.units import format_bytes
 
@@ -22,21 +22,23 @@ def tune(
     cores: Annotated[
         int | None, typer.Option(min=1, help="Cores per replica. Default: as many as `dray up` gives one.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Minimum number of measurements of each load.")] = 12,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="About how long to measure. Loading a large model may take longer.")
+    ] = 120,
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
     """Measure how a model multiplies fastest on this processor, and in steps of which size, and keep the results.
 
-    Engines use them from their next start, as far as `model.precision` allows. Takes minutes and needs the cores to
-    itself.
+    Engines use them from their next start, as far as `model.precision` allows. A quick round drops what is far behind;
+    the rest is measured again. Needs the cores to itself.
     """
     from cluster.cores import LeasesUnavailable, NotEnoughCores
     from cluster.models.compare import CompareError
     from cluster.models.folder import ModelFolderError, open_model
     from cluster.tuning.kept import keep
     from cluster.tuning.measure import measure
-    from cluster.tuning.report import Results
+    from cluster.tuning.report import Results, progress
     from cluster.tuning.tasks import TuneError
 
     settings = load_settings(config).settings
@@ -48,16 +50,17 @@ def tune(
         results = Results(opened)
         count = cores or _cores_of_a_replica(settings, opened)
         _check_memory(opened)
-        with err.status(results.stage) as status:
-            for event in measure(opened, settings.models_dir, count, settings.core_lock_dir, rounds=rounds):
+        with err.status("measuring"):
+            for event in measure(opened, settings.models_dir, count, settings.core_lock_dir, seconds=seconds):
                 results.add(event)
-                status.update(f"measuring: {results.stage}")
+                if line := progress(event):
+                    err.print(line, highlight=False, markup=False, soft_wrap=True)
         assert results.chosen is not None
         file = keep(opened, count, results.chosen.scores, settings.data_dir, results.chosen.step_tokens)
     except (ModelFolderError, NotEnoughCores, LeasesUnavailable, TuneError, CompareError, OSError) as error:
         raise fail(str(error)) from None
     if as_json:
-        out.print_json(data={"model": opened.name, "cores": count, "file": str(file), **results.as_dict()})
+        print_json({"model": opened.name, "cores": count, "file": str(file), **results.as_dict()})
     else:
         _print(results, f"Kept for this processor and {count} core(s) a replica in {file}.", chosen)
 

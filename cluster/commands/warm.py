@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cluster.commands.console import AsJson, Config, Key, StateDir, err, fail, out, running_record
+from cluster.commands.console import AsJson, Config, Key, StateDir, err, fail, out, print_json, running_record
 from cluster.warm import WarmResult, read_lines, warm
 
 _MAX_SHOWN = 20
@@ -63,7 +63,7 @@ def _print_report(results: list[WarmResult], total: int, as_json: bool) -> None:
     if as_json:
         numbers = {outcome.replace(" ", "_"): count for outcome, count in counts.items()}
         lines = [{"line": result.line, "outcome": result.outcome, "why": result.reason} for result in problems]
-        out.print_json(data={**numbers, "left": total - len(results), "lines": lines})
+        print_json({**numbers, "left": total - len(results), "lines": lines})
         return
     summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     out.print(summary or "no question was asked", highlight=False)

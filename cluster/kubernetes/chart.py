@@ -49,12 +49,24 @@ _LINES = {
         "{{{{- with .Values.storageClass }}}}\n{spaces}storageClassName: {{{{ . | quote }}}}\n{{{{- end }}}}"
     ),
 }
+_SIZES = {
+    f"{server}_{name}": expression.replace("SERVER", server)
+    for server in ("answers", "teams", "gcs")
+    for name, expression in (
+        ("maxmemory", '"{{ int .Values.redis.SERVERMemoryMiB }}mb"'),
+        ("memory", '"{{ include "dray.redisMemory" .Values.redis.SERVERMemoryMiB }}Mi"'),
+        ("disk", "{{ .Values.redis.SERVERDisk | quote }}"),
+    )
+}
 _HELPERS = """\
 {{- define "dray.blocks" -}}
 [{{- range $index, $cidr := . }}{{ if $index }}, {{ end }}{"ipBlock": {"cidr": {{ $cidr | quote }}}}{{- end }}]
 {{- end }}
 {{- define "dray.ports" -}}
 [{{- range $index, $port := . }}{{ if $index }}, {{ end }}{"protocol": "TCP", "port": {{ $port }}}{{- end }}]
+{{- end }}
+{{- define "dray.redisMemory" -}}
+{{ max 512 (mul 256 (div (add (mul 3 (int .)) 511) 512)) }}
 {{- end }}
 """
 _NOTES = """\
@@ -157,7 +169,7 @@ def _template(document: Document, values: Document, condition: str) -> str:
     # Whatever of the manifests looks like a template's own syntax is text.
     text = text.replace("{{", '{{ "{{" }}')
     text = _LINE.sub(lambda match: _LINES[match[2]].format(indent=len(match[1]), spaces=match[1]), text)
-    text = _VALUE.sub(lambda match: _EXPRESSIONS[match[1]], text)
+    text = _VALUE.sub(lambda match: (_EXPRESSIONS | _SIZES)[match[1]], text)
     text = text.replace("@@job@@", _job_version(values))
     return f"{{{{- if {condition} }}}}\n{text}{{{{- end }}}}\n" if condition else text
 
@@ -197,10 +209,23 @@ def _mark(document: Document, values: Document) -> None:
         metadata["name"] += "@@job@@"
     if kind == "PersistentVolumeClaim":
         document["spec"]["@@storage_class@@"] = ""
-    for claim in document["spec"].get("volumeClaimTemplates", ()) if kind == "StatefulSet" else ():
-        claim["spec"]["@@storage_class@@"] = ""
+    if kind == "StatefulSet":
+        _mark_server(document, metadata["name"].removeprefix("dray-"))
     if kind == "HTTPRoute":
         document["spec"] |= {"hostnames": "@@hostnames@@", "parentRefs": "@@parents@@"}
+
+
+def _mark_server(document: Document, server: str) -> None:
+    """The sizes of a Redis server: of its data, of its pod, which follows from that, and of its disk."""
+    [container] = document["spec"]["template"]["spec"]["containers"]
+    for entry in container["env"]:
+        if entry["name"] == "MAXMEMORY":
+            entry["value"] = f"@@{server}_maxmemory@@"
+    for sizes in container["resources"].values():
+        sizes["memory"] = f"@@{server}_memory@@"
+    for claim in document["spec"].get("volumeClaimTemplates", ()):
+        claim["spec"]["resources"]["requests"]["storage"] = f"@@{server}_disk@@"
+        claim["spec"]["@@storage_class@@"] = ""
 
 
 def _mark_labels(metadata: Document) -> None:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from cluster.kubernetes.redis import sizes_of
+
 Document = dict[str, Any]
 
 
@@ -33,6 +35,7 @@ def default_values(documents: list[Document]) -> Document:
         "image": engine["containers"][0]["image"],
         **({"fetchImage": fetchers[0]} if fetchers else {}),
         **({"redisImage": redis[0]["containers"][0]["image"]} if redis else {}),
+        **({"redis": sizes_of(documents)} if redis else {}),
         "imagePullSecrets": [],
         "labels": {},
         "storageClass": "",
@@ -44,10 +47,19 @@ def default_values(documents: list[Document]) -> Document:
 
 
 _TEXT, _NAMED = {"type": "string", "minLength": 1}, {"type": "string", "pattern": "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"}
+_MEMORY, _DISK = {"type": "integer", "minimum": 16}, {"type": "string", "pattern": "^[1-9][0-9]*Gi$"}
 _FIELDS: Document = {
     "image": _TEXT | {"description": "Container image of every pod that runs Dray."},
     "fetchImage": _TEXT | {"description": "Image of the Job that downloads or exports models."},
     "redisImage": _TEXT | {"description": "Image of the three Redis (Valkey) servers."},
+    "redis": {
+        "description": (
+            "Memory for the data of each Redis server, in MiB; its pod gets half as much more. A disk cannot change "
+            "while its server exists."
+        ),
+        **{f"{server}MemoryMiB": _MEMORY for server in ("answers", "teams", "gcs")},
+        **{f"{server}Disk": _DISK for server in ("teams", "gcs")},
+    },
     "imagePullSecrets": {
         "description": "Secrets with credentials of image registries.",
         "type": "array",

@@ -14,6 +14,7 @@ import yaml
 from cluster.kubernetes.claims import keep_size
 from cluster.kubernetes.network import more_policies
 from cluster.kubernetes.pods import head_environment, in_cluster, pod_environment, routers_of, serve_config_of
+from cluster.kubernetes.redis import server_patches, target_of
 from cluster.kubernetes.routes import ingress_patch, route_patch
 from cluster.kubernetes.site import adapt, transformers
 from cluster.kubernetes.sizes import (
@@ -34,8 +35,14 @@ from cluster.settings import Settings
 
 _RAYSERVICE, _MODELS, _SITE = "rayservice.yaml", "models.yaml", "site.yaml"
 _NODE_STORE, _NAMESPACE_OF_NODE_STORE = "node-store.yaml", "node-store-namespace.yaml"
-_PATCHES = {"ingress.yaml": "Ingress", "httproute.yaml": "HTTPRoute", _NAMESPACE_OF_NODE_STORE: "Namespace"}
-"""Patches of objects that an overlay may have, by the kind of object. Kustomize skips those that match none."""
+_SERVERS = ("redis-answers.yaml", "redis-teams.yaml", "redis-gcs.yaml")
+_PATCHES = {
+    "ingress.yaml": {"kind": "Ingress"},
+    "httproute.yaml": {"kind": "HTTPRoute"},
+    _NAMESPACE_OF_NODE_STORE: {"kind": "Namespace"},
+    **{file: target_of(file) for file in _SERVERS},
+}
+"""Patches of objects that an overlay may have, by what they change. Kustomize skips those that match nothing."""
 _PART, _COMPONENT, _MODEL = "app.kubernetes.io/part-of", "app.kubernetes.io/component", "dray/model"
 _ENGINES = "dray/engines"
 
@@ -55,6 +62,7 @@ def render(settings: Settings, base: Path, previous: Mapping[str, str] | None = 
         "ingress.yaml": _dump(ingress_patch(inside)),
         "httproute.yaml": _dump(route_patch(inside)),
     }
+    files |= {name: _dump(patch) for name, patch in server_patches(settings, previous or {}).items()}
     if budgets := [_budget(pods, labels) for pods, labels, _ in _groups(routers) if pods.replicas > 1]:
         files["budgets.yaml"] = _dump(*budgets)
     if policies := more_policies(settings):
@@ -78,7 +86,7 @@ def kustomization(files: Mapping[str, str], base: str, components: Sequence[str]
             "resources": [base, *(name for name in files if name not in (_RAYSERVICE, _SITE, *_PATCHES))],
             "patches": [
                 {"path": _RAYSERVICE},
-                *({"path": name, "target": {"kind": kind}} for name, kind in _PATCHES.items() if name in files),
+                *({"path": name, "target": target} for name, target in _PATCHES.items() if name in files),
             ],
             "transformers": [_SITE],
             **({"components": list(components)} if components else {}),

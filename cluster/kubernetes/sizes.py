@@ -14,8 +14,9 @@ from typing import Any
 from cluster.kubernetes.names import dns_label
 from cluster.launch.environment import OBJECT_STORE_BYTES
 from cluster.launch.preflight import RUNTIME_BYTES
+from cluster.models.bucket_url import is_bucket
 from cluster.models.catalog import CATALOG, WEIGHT_BITS
-from cluster.models.folder import BUNDLED_FOLDER, is_folder, known_as, private_memory
+from cluster.models.folder import BUNDLED_FOLDER, folder_of, is_folder, known_as, private_memory
 from cluster.models.identity import WEIGHTS_FILE
 from cluster.serve_config import Engine
 from cluster.settings import BUNDLED, ModelSettings, Settings
@@ -84,8 +85,9 @@ class ModelInCluster:
             return (folder / WEIGHTS_FILE).stat().st_size
         if entry := CATALOG.get(source):
             return entry.disk_bytes(self.settings.weight)
-        entry = next((model for model in CATALOG.values() if model.name == self.settings.name), None)
-        if entry:
+        # A folder in a bucket is called as its model is, unless the settings give another name.
+        name = self.name if is_bucket(source) else self.settings.name
+        if entry := CATALOG.get(name):
             return entry.disk_bytes(self.settings.weight)
         hint = "serve a model of the catalog (`dray models list`), or set `name` to that of one of the same size"
         if folder is not None:
@@ -95,6 +97,8 @@ class ModelInCluster:
     @property
     def _local_folder(self) -> Path | None:
         source = self.settings.source
+        if self.local_models and is_bucket(source):
+            return folder_of(source, self.settings.weight, self.local_models)
         return self.local_models / Path(source).name if self.local_models and is_folder(source) else None
 
     @property

@@ -18,9 +18,13 @@ from cluster.kubernetes.sizes import (
     fetch_memory,
     storage,
 )
+from cluster.models.bucket_url import is_bucket
 from cluster.models.folder import folder_of, is_folder
 from cluster.serve_config import Engine
 from cluster.settings import BUNDLED, Settings
+
+BUCKETS_SECRET = "dray-buckets"
+"""The Secret with variables of the containers that fetch from buckets. Optional: a service account may do."""
 
 
 def copied(document: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +117,8 @@ def _fetchers(prototype: dict[str, Any], models: Iterable[ModelInCluster], setti
         container["command"] += [model.settings.source, "--weight", model.settings.weight]
         environment = {variable("models_dir"): str(settings.models_dir), variable("hub"): settings.hub}
         set_environment(container, environment | download_environment(settings))
+        if is_bucket(model.settings.source):
+            container["envFrom"] = [{"secretRef": {"name": BUCKETS_SECRET, "optional": True}}]
         memory = f"{fetch_memory(model, exports=bool(kubernetes.fetch_image)) >> 20}Mi"
         for kind in ("requests", "limits"):
             container["resources"][kind]["memory"] = memory

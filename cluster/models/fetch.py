@@ -11,7 +11,7 @@ from hashlib import new as new_hash
 from pathlib import Path
 from typing import Protocol
 
-from cluster.models.hubs import Listing, ModelHub, RemoteFile
+from cluster.models.hubs import FileSource, Listing, RemoteFile
 from cluster.models.paths import UnsafeNameError, child, owned_child
 from cluster.models.tasks import POOLING_FILE
 from cluster.units import format_bytes
@@ -65,9 +65,9 @@ def matching_files(listing: Listing, patterns: Sequence[str]) -> list[RemoteFile
 
 
 def fetch(
-    hub: ModelHub, listing: Listing, files: Sequence[RemoteFile], folder: Path, progress: DownloadProgress
+    source: FileSource, listing: Listing, files: Sequence[RemoteFile], folder: Path, progress: DownloadProgress
 ) -> None:
-    """Downloads the files into the folder and verifies each against the hub's listing.
+    """Downloads the files into the folder and verifies each against the listing.
 
     Resumes what an earlier attempt left in the folder. A file that arrives damaged is fetched once more.
     Raises FetchError, HubError, UnsafeNameError.
@@ -85,7 +85,7 @@ def fetch(
     remaining = list(files)
     for _ in range(_ATTEMPTS):
         with _disk_errors(folder):
-            hub.download(listing, remaining, folder, progress.advance)
+            source.download(listing, remaining, folder, progress.advance)
         remaining = [file for file in remaining if not _is_intact(paths[file.path], file, progress)]
         for file in remaining:
             paths[file.path].unlink(missing_ok=True)
@@ -95,7 +95,7 @@ def fetch(
     if remaining:
         raise FetchError(
             f"{remaining[0].path} of {listing.repository} arrived with a wrong checksum {_ATTEMPTS} times: "
-            f"{hub.endpoint} does not serve what it lists; try another source"
+            f"{source.endpoint} does not serve what it lists; try another source"
         )
     shutil.rmtree(folder / ".cache", ignore_errors=True)
 

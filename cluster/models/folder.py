@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import msgspec
 from tokenizers import Tokenizer
 
+from cluster.models.bucket_url import BucketUrl, BucketUrlError, is_bucket
 from cluster.models.catalog import CATALOG
 from cluster.models.identity import (
     GRAPH_FILE,
@@ -24,7 +25,7 @@ from cluster.models.tokenizer_cost import check_cost
 from cluster.settings import BUNDLED, ModelSettings, Settings
 
 BUNDLED_FOLDER = Path(__file__).with_name("bundled")
-_REQUIRED = (GRAPH_FILE, WEIGHTS_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
+REQUIRED_FILES = (GRAPH_FILE, WEIGHTS_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 class ModelFolderError(Exception):
@@ -32,11 +33,13 @@ class ModelFolderError(Exception):
 
 
 class UnknownModel(ModelFolderError):
-    """The source is neither a folder, nor a catalog name, nor a Hub id."""
+    """The source is neither a folder, nor a catalog name, nor a Hub id, nor the address of a folder in a bucket."""
 
 
 def is_gguf(source: str) -> bool:
     """Whether the source is a GGUF file: by its name, or any file whose path is given, as Ollama's have no suffix."""
+    if is_bucket(source):
+        return False
     if source.lower().endswith(".gguf"):
         return not Path(source).expanduser().is_dir()
     return source.startswith((".", "/", "~")) and Path(source).expanduser().is_file()
@@ -44,6 +47,8 @@ def is_gguf(source: str) -> bool:
 
 def is_folder(source: str) -> bool:
     """Whether the source is a path rather than a model's name."""
+    if is_bucket(source):
+        return False
     return source.startswith((".", "/", "~")) or Path(source).is_dir() or is_gguf(source)
 
 
@@ -64,14 +69,19 @@ def known_as(source: str) -> str:
         return _gguf_name(Path(source))
     if is_folder(source):
         return Path(source).expanduser().resolve().name.lower()
-    return source.rpartition("/")[2].lower()
+    return source.rstrip("/").rpartition("/")[2].lower()
 
 
 def store_folder(source: str, weight: str, models_dir: Path) -> Path:
     """The folder in `models_dir` that a named model is fetched into; it need not exist.
 
-    source: a catalog name or a Hub id (org/name). Raises UnknownModel for any other source.
+    source: a catalog name, a Hub id (org/name) or a folder in a bucket. Raises UnknownModel for any other source.
     """
+    if is_bucket(source):
+        try:
+            return child(models_dir, BucketUrl.parse(source).folder_name)
+        except BucketUrlError as error:
+            raise UnknownModel(str(error)) from None
     slug = source.replace("/", "--").lower()
     name = slug if slug.endswith(f"-{weight}-ov") else f"{slug}-{weight}"
     try:
@@ -82,7 +92,8 @@ def store_folder(source: str, weight: str, models_dir: Path) -> Path:
         return child(models_dir, name)
     except (ValueError, UnsafeNameError):
         raise UnknownModel(
-            f"{source!r} is no folder, not in the catalog (`dray models list`), and no Hub id of the form org/name"
+            f"{source!r} is no folder, not in the catalog (`dray models list`), and neither a Hub id of the form "
+            "org/name nor a folder in a bucket, as s3://bucket/folder"
         ) from None
 
 
@@ -215,7 +226,7 @@ def open_model(settings: ModelSettings, models_dir: Path) -> ServedModel:
 
 def missing_files(folder: Path) -> list[str]:
     """The files that a model folder lacks; all of them where there is no folder yet."""
-    return [name for name in _REQUIRED if not (folder / name).is_file()]
+    return [name for name in REQUIRED_FILES if not (folder / name).is_file()]
 
 
 def _check_defaults(folder: Path) -> None:

@@ -48,17 +48,22 @@ class Listing:
     files: tuple[RemoteFile, ...]
 
 
-class ModelHub(Protocol):
-    """A model hub."""
+class FileSource(Protocol):
+    """What files are downloaded from."""
 
-    name: Hub
     endpoint: str
-
-    def listing(self, repository: str, revision: str | None) -> Listing:
-        """The repository's files; revision None is the main branch. Raises NotOnHub, HubError."""
 
     def download(self, listing: Listing, files: Sequence[RemoteFile], folder: Path, on_bytes: OnBytes) -> None:
         """Downloads the files into the folder, resuming what is there already. Raises HubError, OSError."""
+
+
+class ModelHub(FileSource, Protocol):
+    """A model hub."""
+
+    name: Hub
+
+    def listing(self, repository: str, revision: str | None) -> Listing:
+        """The repository's files; revision None is the main branch. Raises NotOnHub, HubError."""
 
 
 def open_hub(name: Hub) -> ModelHub:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster.models import fetch as fetching
+from cluster.models.buckets import CHECKSUMS, Bucket
 from cluster.models.catalog import CATALOG, CatalogModel, EmbeddingUse, ready_made
 from cluster.models.export import Compression, ExportError, check_export_extra, export_model, finish_int8
 from cluster.models.fetch import DownloadProgress, FetchError, exclusive, fetch, matching_files
 from cluster.models.folder import (
+    REQUIRED_FILES,
     ModelFolderError,
     UnknownModel,
     gguf_folder,
@@ -20,7 +22,7 @@ from cluster.models.folder import (
     store_folder,
 )
 from cluster.models.hubs import Listing, ModelHub, NotOnHub, RemoteFile
-from cluster.models.identity import MANIFEST, WEIGHTS_FILE, read_json
+from cluster.models.identity import MANIFEST, WEIGHTS_FILE, StoredWeights, read_json, stored_weights
 from cluster.models.int8.convert import work_name
 from cluster.models.paths import owned_child
 from cluster.models.tasks import POOLING_FILE, POOLING_FLAGS, PROMPTS_FILE, TESTED_FILE
@@ -108,7 +110,7 @@ def obtain(
     source: str,
     compression: Compression,
     models_dir: Path,
-    hub: ModelHub,
+    hub: ModelHub | Bucket,
     progress: DownloadProgress,
     on_stage: Callable[[str], None],
     *,
@@ -119,7 +121,8 @@ def obtain(
 ) -> Path:
     """The folder of a named model, which is fetched if it is not here yet.
 
-    Takes the ready-made OpenVINO model where the hub has one, and otherwise exports the original weights.
+    Takes the ready-made OpenVINO model where the hub has one, and otherwise exports the original weights. hub: a bucket
+    holds the model as it is to be served.
     remote_code: allow Python code that comes with the weights to run during the export. convert: make INT8 weights
     ready for arithmetic in INT8. wait: for another process that is fetching it, rather than refuse. Files that
     arrived are kept for the next attempt. Raises UnknownModel, UnsafeNameError, FetchError, ExportError, HubError.
@@ -132,17 +135,18 @@ def obtain(
     with exclusive(owned_child(partial, f"{target.name}.lock"), wait=wait):
         if target.is_dir():  # by now
             return target
+        work = owned_child(partial, target.name)
+        if isinstance(hub, Bucket):
+            _fetch_from_bucket(hub, work, progress, on_stage)
+            _finish(work, target, on_stage, convert=convert and compression.weight == "int8")
+            return target
         if listing := _ready_made(source, compression, hub, revision, on_stage):
-            work = owned_child(partial, target.name)
             on_stage(f"fetching {listing.repository}")
             files = matching_files(listing, fetching.OPENVINO_FILES)
             fetch(hub, listing, files, work, progress)
             _report_unverified(files, on_stage)
             _complete(work, source, {"source": listing.repository, "hub": hub.name, "revision": listing.revision})
-            if convert and compression.weight == "int8":
-                finish_int8(work, target, on_stage)
-            else:
-                work.rename(target)
+            _finish(work, target, on_stage, convert=convert and compression.weight == "int8")
             return target
         weights_folder = owned_child(partial, f"{target.name}{_WEIGHTS_SUFFIX}")
         origin = _fetch_weights(source, weights_folder, hub, revision, progress, on_stage)
@@ -159,6 +163,27 @@ def obtain(
         _complete(target, source, {})
         _delete(weights_folder)
     return target
+
+
+def _finish(work: Path, target: Path, on_stage: Callable[[str], None], *, convert: bool) -> None:
+    """Makes a complete folder visible under its name, with its INT8 weights converted if they are to be."""
+    if convert and stored_weights(work) is not StoredWeights.INT8_SYMMETRIC_SMOOTHED:
+        finish_int8(work, target, on_stage)
+    else:
+        work.rename(target)
+
+
+def _fetch_from_bucket(bucket: Bucket, work: Path, progress: DownloadProgress, on_stage: Callable[[str], None]) -> None:
+    """Fetches a whole model folder; what is recorded about its weights stays with them."""
+    on_stage(f"fetching {bucket.url}")
+    listing = bucket.listing()
+    files = matching_files(listing, fetching.OPENVINO_FILES)
+    if absent := [name for name in REQUIRED_FILES if name not in {file.path for file in files}]:
+        raise FetchError(f"{bucket.url} lacks {', '.join(absent)}; upload a folder that `dray models pull` has made")
+    fetch(bucket, listing, files, work, progress)
+    _report_unverified(files, on_stage, f"{bucket.url} has no {CHECKSUMS} that lists them")
+    recorded = read_json(work / MANIFEST) if (work / MANIFEST).is_file() else {}
+    (work / MANIFEST).write_text(json.dumps(recorded | {"source": str(bucket.url)}, indent=2) + "\n")
 
 
 def _ready_made(
@@ -208,11 +233,13 @@ def _fetch_weights(
     return {"source": listing.repository, "hub": hub.name, "revision": listing.revision}
 
 
-def _report_unverified(files: Sequence[RemoteFile], on_stage: Callable[[str], None]) -> None:
-    """Says which files the hub lists without a checksum: only their size was compared."""
+def _report_unverified(
+    files: Sequence[RemoteFile], on_stage: Callable[[str], None], reason: str = "the hub lists no checksum"
+) -> None:
+    """Says which files are listed without a checksum: only their size was compared."""
     if unverified := [file.path for file in files if not (file.sha256 or file.blob_id)]:
         shown = ", ".join(unverified[:_MAX_SHOWN]) + (" and others" if len(unverified) > _MAX_SHOWN else "")
-        on_stage(f"not verified, as the hub lists no checksum: {shown}")
+        on_stage(f"not verified, as {reason}: {shown}")
 
 
 def _complete(folder: Path, source: str, origin: dict[str, str]) -> None:

@@ -56,21 +56,27 @@ class SimulatedPrefixCache:
 
     max_tokens: int
     held: OrderedDict[str, int] = field(default_factory=OrderedDict)
+    evicted_before: float = 0.0
+    """Until when the starts were last used that it has dropped, on the simulated clock."""
     _tokens: int = 0
+    _used_at: dict[str, float] = field(default_factory=dict)
 
     def cached_tokens(self, request: TraceRequest) -> int:
         """Cached tokens at the start of a prompt, in whole blocks. The last token is always computed."""
         cached = max((min(limit, self.held.get(name, 0)) for name, limit in _prefixes(request)), default=0)
         return min(cached, request.prompt - 1) // _BLOCK_TOKENS * _BLOCK_TOKENS
 
-    def add(self, request: TraceRequest, tokens: int) -> None:
+    def add(self, request: TraceRequest, tokens: int, now: float) -> None:
         """Caches the first `tokens` tokens of the request's prompt and output."""
         for name, limit in _prefixes(request):
             self._tokens += min(tokens, limit) - self.held.get(name, 0)
             self.held[name] = min(tokens, limit)
             self.held.move_to_end(name)
+            self._used_at[name] = now
         while self._tokens > self.max_tokens and self.held:
-            self._tokens -= self.held.popitem(last=False)[1]
+            dropped, dropped_tokens = self.held.popitem(last=False)
+            self._tokens -= dropped_tokens
+            self.evicted_before = self._used_at.pop(dropped)
 
 
 def _prefixes(request: TraceRequest) -> list[tuple[str, int]]:
@@ -221,5 +227,5 @@ class SimulatedReplica:
             if sequence.left <= 0:
                 sequence.last = self._world.now
                 self._decoding.remove(sequence)
-                self.prefixes.add(sequence.request, sequence.request.prompt + sequence.generated)
+                self.prefixes.add(sequence.request, sequence.request.prompt + sequence.generated, self._world.now)
                 sequence.done.succeed()

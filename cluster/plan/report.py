@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.table import Table
-
 from cluster.charts import Chart, Line
 from cluster.plan.load import HOUR_S
 from cluster.plan.nodes import Capacity
 from cluster.plan.search import Slice, Target, Trial
+from cluster.tables import DataTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +25,10 @@ class Plan:
     stored: int
 
 
-def table(plan: Plan) -> Table:
+def table(plan: Plan) -> DataTable:
     """The plan as a table, one figure a line."""
     need, seen, target = plan.needed, plan.peak.measured, plan.target
-    table = Table(show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
+    table = DataTable("", "value", right=["value"], header=False)
     requests = max(seen.requests, 1)
     rows = [
         ("replicas", f"{need.replicas:,}"),

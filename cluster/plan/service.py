@@ -55,12 +55,13 @@ class LeastWaiting:
         """Does nothing."""
 
 
-def policy(name: str, replicas: int, engine: ProfiledEngine, speed: float) -> Policy:
-    """The policy of this name: `dray` or `least-waiting`. speed: prompt tokens a second of a replica."""
+def policy(name: str, replicas: int, engine: ProfiledEngine, speed: float, clock: Callable[[], float]) -> Policy:
+    """The policy of this name: `dray` or `least-waiting`. speed: prompt tokens a second of a replica. clock: the
+    simulated time."""
     if name != "dray":
         return LeastWaiting()
     module, _, attribute = DRAY.partition(":")
-    chosen: Policy = getattr(import_module(module), attribute)(replicas, engine.kv_tokens, speed)
+    chosen: Policy = getattr(import_module(module), attribute)(replicas, engine.kv_tokens, speed, clock)
     return chosen
 
 
@@ -124,7 +125,7 @@ class Service:
         self.replicas = [SimulatedReplica(world, engine, times, terms.step_overhead_s) for _ in range(replicas)]
         size = engine.max_num_batched_tokens
         self._speed = size / times.step(0, 0, size, size * size // 2)
-        self._policy = policy(terms.policy, replicas, engine, self._speed)
+        self._policy = policy(terms.policy, replicas, engine, self._speed, lambda: world.now)
         self._up = list(range(replicas))
         self._running = 0
         if scaling is not None:

@@ -1,15 +1,16 @@
 """Stored responses as Redis holds them: how keys are named, and what operators do with them.
 
 A response is one value at `dray:response:{OWNER}:ID`. A sorted set of the owner's ids, by the time they were stored,
-keeps their number bounded. The braces keep all keys of an owner on one node of a cluster. An owner is `team.NAME`,
-or the namespace of all callers while no key is needed.
+keeps their number bounded. Another one has those that are still generated in the background, by the time at which their
+routers' leases expire. The braces keep all keys of an owner on one node of a cluster. An owner is `team.NAME`, or the
+namespace of all callers while no key is needed.
 """
 
 from urllib.parse import quote
 
 from cluster.records.client import BlockingRedis
 
-_PREFIX, _IDS_PREFIX = "dray:response:", "dray:responses:"
+_PREFIX, _IDS_PREFIX, _RUNNING_PREFIX = "dray:response:", "dray:responses:", "dray:responses-running:"
 _BATCH = 500
 
 
@@ -23,10 +24,16 @@ def ids_key(owner: str) -> str:
     return f"{_IDS_PREFIX}{{{quote(owner, safe='')}}}"
 
 
+def running_key(owner: str) -> str:
+    """The key of the ids of an owner's responses that are being generated in the background."""
+    return f"{_RUNNING_PREFIX}{{{quote(owner, safe='')}}}"
+
+
 def clear_responses(client: BlockingRedis, owner: str = "") -> int:
     """Removes all stored responses, or those of an owner. Returns their number."""
-    ids = ids_key(owner) if owner else f"{_IDS_PREFIX}*"
-    _remove(client, ids)
+    _remove(client, ids_key(owner) if owner else f"{_IDS_PREFIX}*")
+    # The routers that generate them notice it, and stop.
+    _remove(client, running_key(owner) if owner else f"{_RUNNING_PREFIX}*")
     return _remove(client, f"{response_key(owner, '')}*" if owner else f"{_PREFIX}*")
 
 

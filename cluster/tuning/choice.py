@@ -11,6 +11,7 @@ from statistics import geometric_mean
 import msgspec
 
 from cluster.tuning.variants import WEIGHT_ONLY, Variant
+from cluster.units import plural
 
 MIN_GAIN = 1.05
 """A variant must be this many times as fast as the most exact one to be chosen: less may be noise. One of two graphs
@@ -39,9 +40,12 @@ class LoadTimes(msgspec.Struct, frozen=True):
     speedup: float
 
     def __str__(self) -> str:
-        if not self.streams:
-            return f"prompt of {self.tokens}"
-        return "1 stream" if self.streams == 1 else f"{self.streams} streams"
+        return load_name(self.streams, self.tokens)
+
+
+def load_name(streams: int, tokens: int) -> str:
+    """What a load is called in tables."""
+    return plural(streams, "stream") if streams else f"prompt of {tokens}"
 
 
 class Trial(msgspec.Struct, frozen=True, tag=True):
@@ -64,11 +68,15 @@ class Dropped(msgspec.Struct, frozen=True, tag=True):
 
 
 class Timed(msgspec.Struct, frozen=True, tag=True):
-    """A variant's least seconds under each load, measured alone. multiplications: how its graph multiplies."""
+    """A variant's least seconds under each load, measured alone. multiplications: how its graph multiplies.
+
+    loads: streams and tokens of each, as in LoadTimes.
+    """
 
     variant: Variant
     seconds: tuple[float, ...]
     multiplications: str
+    loads: tuple[tuple[int, int], ...] = ()
 
 
 class AnswerCheck(msgspec.Struct, frozen=True, tag=True):
@@ -129,6 +137,20 @@ def scores_of(timed: Sequence[Timed], dropped: Sequence[Dropped], options: Seque
         name: geometric_mean(other / own for other, own in zip(first, all_, strict=True))
         for name, all_ in seconds.items()
     }
+
+
+def quick_trials(timed: Sequence[Timed], variants: Sequence[Variant]) -> list[Trial]:
+    """Each variant beside the first that was timed. variants: one of two graphs takes the better time of each load."""
+    seconds = {each.variant.name: each.seconds for each in timed}
+    exact, trials = timed[0], []
+    for variant in variants:
+        graphs = [seconds[name] for name in variant.single if name in seconds]
+        if len(graphs) == len(variant.single):
+            own = map(min, *graphs) if len(graphs) > 1 else graphs[0]
+            times = zip(exact.loads, exact.seconds, own, strict=True)
+            loads = (LoadTimes(*load, base, time, base / time) for load, base, time in times)
+            trials.append(Trial(variant, tuple(loads)))
+    return trials
 
 
 def is_confirmed(trials: Sequence[Trial], variant: Variant) -> bool:

@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.table import Table
-
 from cluster.models.folder import ServedModel
-from cluster.tuning.choice import AnswerCheck, Dropped, PromptSpeeds, Trial
-from cluster.tuning.measure import Baseline, Chosen, Event
+from cluster.tables import DataTable
+from cluster.tuning.choice import AnswerCheck, Dropped, PromptSpeeds, Timed, Trial, load_name
+from cluster.tuning.measure import Chosen, Event, Stage
 from cluster.tuning.splits import Split
 from cluster.tuning.variants import LIMITS, WEIGHT_ONLY, Loss, Variant, loss
 
@@ -18,7 +17,6 @@ class Results:
     """What was measured of a model, as far as the measurement has come."""
 
     model: ServedModel
-    variants: int | None = None
     trials: list[Trial] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     answers: AnswerCheck | None = None
@@ -28,10 +26,9 @@ class Results:
 
     def add(self, event: Event) -> None:
         match event:
-            case Baseline():
-                self.variants = len(event.variants)
             case Trial():
-                self.trials.append(event)
+                # The more careful one comes later.
+                self.trials = [trial for trial in self.trials if trial.variant != event.variant] + [event]
             case Dropped():
                 self.dropped.append(event)
             case AnswerCheck():
@@ -43,23 +40,12 @@ class Results:
             case Chosen():
                 self.chosen = event
 
-    @property
-    def stage(self) -> str:
-        """What is being measured now."""
-        if self.variants is None:
-            return "loading the model"
-        if (done := len(self.trials) + len(self.dropped)) < self.variants:
-            return f"variant {done + 1} of {self.variants}"
-        return "the fastest again, prompts by step size, and replicas of fewer cores"
-
-    def table(self) -> Table:
+    def table(self) -> DataTable:
         """The speed of the most exact variant, how many times as fast each other one is, and what each loses."""
-        table = Table(title=f"Times as fast as {WEIGHT_ONLY}", title_justify="left")
-        table.add_column("variant")
-        for load in self.trials[0].loads:
-            table.add_column(str(load), justify="right")
-        for name in ("score", "loss, KL", "perplexity"):
-            table.add_column(name, justify="right")
+        loads = [str(load) for load in self.trials[0].loads]
+        figures = (*loads, "score", "loss, KL", "perplexity")
+        title, drop = f"Times as fast as {WEIGHT_ONLY}", ("perplexity", "loss, KL", *loads[1:-1], loads[-1], loads[0])
+        table = DataTable("variant", *figures, title=title, right=figures, drop=drop)
         speeds = (f"{load.tokens / load.exact_s:.1f} tok/s" for load in self.trials[-1].loads)
         table.add_row(str(WEIGHT_ONLY), *speeds, "1.00", *_loss(loss(self.model, WEIGHT_ONLY)))
         for trial in self.trials:
@@ -159,3 +145,28 @@ def _loss(value: Loss | None) -> tuple[str, str]:
 
 def _capital(variant: Variant) -> str:
     return str(variant)[:1].upper() + str(variant)[1:]
+
+
+def progress(event: Event) -> str | None:
+    """A line about a result, for those who wait; None where there is nothing to say."""
+    match event:
+        case Stage():
+            return event.text
+        case Timed():
+            speeds = (
+                f"{load_name(streams, tokens)} {tokens / seconds:.1f}"
+                for (streams, tokens), seconds in zip(event.loads, event.seconds, strict=True)
+            )
+            return f"  {event.variant}, tokens/s: {', '.join(speeds)}"
+        case Trial():
+            return f"  {event.variant}: {event.score:.2f} times as fast as {WEIGHT_ONLY}"
+        case Dropped():
+            return f"  {event.variant} does not work here: {event.reason}"
+        case AnswerCheck():
+            return f"  solved: {event.exact_right} and {event.variant_right} of {event.problems}"
+        case PromptSpeeds():
+            speeds = (f"{speed:.0f} in steps of {size}" for size, speed in sorted(event.by_step_tokens.items()))
+            return f"  tokens/s: {', '.join(speeds)}"
+        case Split():
+            return f"  {event.decoded_tokens_per_s:.1f} tokens/s, {event.prompt_tokens_per_s:.0f} prompt tokens/s"
+    return None

@@ -17,7 +17,7 @@ from cluster.child import ending
 from cluster.cores import CoreLease
 from cluster.measuring import measuring
 from cluster.models.folder import ServedModel
-from cluster.tuning.choice import AnswerCheck, Dropped, PromptSpeeds, Timed, Trial
+from cluster.tuning.choice import FIRST_PROMPT_TOKENS, AnswerCheck, Dropped, PromptSpeeds, Timed, Trial
 from cluster.tuning.variants import Variant
 
 _PROGRAM = "deployments.tuning.program"
@@ -30,16 +30,17 @@ class TuneError(Exception):
 
 
 class CompareTask(msgspec.Struct, frozen=True, tag=True):
-    """Measure a variant and the most exact one in turn, each load at least `rounds` times."""
+    """Measure a variant and the most exact one in turn, for about as many seconds, but each load a few times."""
 
     variant: Variant
-    rounds: int
+    seconds: float
 
 
 class TimeTask(msgspec.Struct, frozen=True, tag=True):
-    """Measure a variant alone, within seconds."""
+    """Measure a variant alone, within seconds. prompt_tokens: of the prompt."""
 
     variant: Variant
+    prompt_tokens: int = FIRST_PROMPT_TOKENS
 
 
 class CheckTask(msgspec.Struct, frozen=True, tag=True):
@@ -49,10 +50,10 @@ class CheckTask(msgspec.Struct, frozen=True, tag=True):
 
 
 class StepSizesTask(msgspec.Struct, frozen=True, tag=True):
-    """Measure a prompt in steps of several sizes."""
+    """Measure a prompt in steps of several sizes, for about as many seconds, but each size once."""
 
     variant: Variant
-    rounds: int
+    seconds: float
 
 
 class RateTask(msgspec.Struct, frozen=True, tag=True):

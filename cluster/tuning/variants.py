@@ -102,7 +102,7 @@ smoothed weights; without, they lose no less. Fused MLPs without smoothing lost 
 
 
 def loss(model: ServedModel, variant: Variant) -> Loss | None:
-    """What the model loses with a variant: as its folder's record says, else as a small model lost.
+    """What a small model lost with a variant and such weights.
 
     None where the variant does not work with these weights. Of two graphs, the larger loss counts.
     """
@@ -111,14 +111,7 @@ def loss(model: ServedModel, variant: Variant) -> Loss | None:
         if short is None or longer is None:
             return None
         return Loss(max(short.kl, longer.kl), max(short.perplexity, longer.perplexity))
-    typical = _LOSSES.get((variant.name, model.weights))
-    recorded = _record(model).get("losses")
-    if typical is None or not isinstance(recorded, dict):
-        return typical
-    try:
-        return msgspec.convert(recorded[variant.name], Loss)
-    except (KeyError, msgspec.ValidationError):
-        return typical
+    return _LOSSES.get((variant.name, model.weights))
 
 
 def possible(model: ServedModel, cores: int, flags: frozenset[str] | None = None) -> tuple[Variant, ...]:

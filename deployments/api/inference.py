@@ -16,15 +16,16 @@ from starlette.routing import Route
 from cluster.records.forget import user_tag
 from cluster.settings import Settings
 from deployments.api.access import RequestAccess, queue_class
+from deployments.api.background import BackgroundResponses
 from deployments.api.browser_guard import BrowserGuard
 from deployments.api.fast_path import PREPARED_REQUEST
 from deployments.api.http import error_response, idempotency_key, request_timeout_s
 from deployments.api.models import ModelDirectory
 from deployments.api.parser import RequestParser
 from deployments.api.protocol.responses_writer import ResponseWriter
+from deployments.api.response_keeper import ResponseKeeper
 from deployments.api.responses import (
     AnswerWriter,
-    Keep,
     StreamTimeouts,
     complete_response,
     replay,
@@ -54,14 +55,15 @@ class PreparedRequest:
     """An authenticated and parsed request, whose answer is not stored. Nothing is charged for it yet.
 
     contexts: one for each of its prompts. headers: of its response, whatever the answer is. keep: stores the response;
-    None: it is not stored.
+    None: it is not stored. background: whether its client does not wait for it.
     """
 
     contexts: tuple[RequestContext, ...]
     writer: AnswerWriter
     stream: bool
     headers: Mapping[str, str]
-    keep: Keep | None = None
+    keep: ResponseKeeper | None = None
+    background: bool = False
 
     async def replay(self, stored: GenerationResult, headers: dict[str, str]) -> Response:
         """The response with this answer."""
@@ -102,7 +104,9 @@ class InferenceApi:
         self._large_texts = large_texts
         self._stored_responses = stored_responses
         self._no_grant = QuotaGrant(quotas, None, "", {})
-        self._stream_timeouts = StreamTimeouts(settings.router.keep_alive_s, self._limits.client_stall_s)
+        self._stream_timeouts = timeouts = StreamTimeouts(settings.router.keep_alive_s, self._limits.client_stall_s)
+        self.background = BackgroundResponses(timeouts, self._limits.request_timeout_s)
+        stored_responses.on_cancel = self.background.cancel
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -164,11 +168,12 @@ class InferenceApi:
             )
             for generation in parsed.generations
         )
-        writer, keep = parsed.writer, None
+        writer, keep, background = parsed.writer, None, False
         if isinstance(writer, ResponseWriter):
             writer.user = user
-            keep = self._stored_responses.keep_of(caller, writer, body)
-        return PreparedRequest(contexts, writer, bool(parsed.stream), parsed.headers, keep)
+            keep = self._stored_responses.keeper_of(caller, writer, body)
+            background = bool(writer.request.background)
+        return PreparedRequest(contexts, writer, bool(parsed.stream), parsed.headers, keep, background)
 
     async def _generate(self, http: HttpRequest, prepared: PreparedRequest) -> Response:
         """The response to a request whose answer is not stored: generated for it, or joined from another request."""
@@ -196,6 +201,8 @@ class InferenceApi:
         subscriber.on_close = partial(self._end, prepared, subscriber, grant, key)
         headers = {**headers, **grant.headers, **prepared.headers}
         writer, keep = prepared.writer, prepared.keep
+        if prepared.background and keep is not None:
+            return await self.background.start(keep, subscriber, headers, stream=prepared.stream)
         if prepared.stream:
             return await stream_response(subscriber, writer, headers, self._stream_timeouts, keep)
         return await complete_response(http, subscriber, writer, headers, keep)

@@ -12,16 +12,17 @@ import msgspec
 from ray import serve
 from ray.exceptions import RayError
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from cluster.models.folder import ServedModel
-from cluster.serve_config import ENGINE, PAGE_PREFIX
+from cluster.serve_config import ENGINE, PAGE_PREFIX, has_page
 from cluster.settings import Settings
 from cluster.units import format_bytes
 from deployments.api.http import json_response
 from deployments.api.models import model_not_found
 from deployments.api.pacing import Paced, Shared
+from deployments.api.protocol.common import default_temperature
 from deployments.api.protocol.openapi import document, page
 from deployments.api.static import StaticBody
 from deployments.common.errors import ApiError
@@ -42,6 +43,7 @@ class InfoApi:
     ) -> None:
         """needed: models that never sleep, by the application of their engines; without one the router is not ready."""
         self._models = models
+        self._start = PAGE_PREFIX if has_page(settings) else "/docs"
         self._needed = needed
         self._authenticator = authenticator
         self._last_report = ["all"]
@@ -56,6 +58,7 @@ class InfoApi:
             Route("/v1/models/{name:path}", self.model),
             Route("/openapi.json", self.openapi),
             Route("/docs", self.docs),
+            Route("/", self.root),
             Route(PAGE_PREFIX, self.chat),
             Route("/health", self.ready),
             Route("/health/live", self.live),
@@ -86,6 +89,10 @@ class InfoApi:
     async def docs(self, http: HttpRequest) -> Response:
         """GET /docs: the OpenAPI description as a page."""
         return described("text/html").answer(http)
+
+    async def root(self, http: HttpRequest) -> Response:
+        """GET /: a page for whoever opens the bare address."""
+        return RedirectResponse(f"{http.scope.get('root_path', '')}{self._start}")
 
     async def chat(self, http: HttpRequest) -> Response:
         """GET /chat, if Serve runs no application with that prefix."""
@@ -156,4 +163,8 @@ def _entry(model: ServedModel) -> dict[str, object]:
         "task": model.settings.task,
         "max_model_len": model.context_tokens,
         "aliases": list(model.settings.aliases),
+        "default_parameters": {
+            "temperature": default_temperature(model),
+            "top_p": float(model.generation_defaults.get("top_p") or 1.0),
+        },
     }

@@ -10,7 +10,7 @@ from typing import Protocol
 import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from deployments.api.http import CLIENT_DISCONNECTED
 from deployments.common.deadlines import Deadline
@@ -21,7 +21,7 @@ from deployments.generation.broadcast import Subscriber, to_api_error
 log = logging.getLogger("dray.replies")
 
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-_KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
 _PLAIN_ERROR_S = 0.25
 """A failure within this time gets its own HTTP status. After that the stream is open and ends with an error event."""
 
@@ -174,35 +174,12 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._on_end:
-            sending = asyncio.create_task(self._send(send))
-            disconnect = asyncio.create_task(_disconnected(receive))
-            try:
-                await asyncio.wait({sending, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                disconnect.cancel()
-                sending.cancel()
-                await asyncio.wait({sending})
-            if not sending.cancelled():
-                sending.result()
-
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        deadline = Deadline()
-        try:
-            async with aclosing(self._events(deadline)) as events:
-                async for event in events:
-                    body = {"type": "http.response.body", "body": event, "more_body": True}
-                    await deadline.wait(send(body), self._timeouts.stall_s)
-        except TimeoutError:
-            log.warning("a client does not read its stream; closing the connection")
-            return  # without a last message: so the server closes the connection
-        finally:
-            deadline.close()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            await send_events(start, self._events, receive, send, self._timeouts.stall_s)
 
     async def _events(self, deadline: Deadline) -> AsyncGenerator[bytes, None]:
         subscriber, writer = self._subscriber, self._writer
-        yield writer.start(subscriber.usage) + _write(writer, self._first)
+        yield writer.start(subscriber.usage) + written(writer, self._first)
         while subscriber.result is None:
             try:
                 deltas = await subscriber.next_batch(deadline, self._timeouts.keep_alive_s)
@@ -210,12 +187,50 @@ class EventStream(Response):
                 yield writer.error(to_api_error(error))
                 return
             if deltas:
-                yield _write(writer, deltas)
+                yield written(writer, deltas)
             elif subscriber.result is None:
-                yield _KEEP_ALIVE
+                yield KEEP_ALIVE
         if self._keep is not None:
             await self._keep(subscriber.result)
         yield writer.end(subscriber.result)
+
+
+async def send_events(
+    start: Message,
+    events_until: Callable[[Deadline], AsyncGenerator[bytes, None]],
+    receive: Receive,
+    send: Send,
+    stall_s: float,
+) -> None:
+    """Sends a response's start and then its events, until the client disconnects or takes too long to read one."""
+    sending = asyncio.create_task(_send_events(start, events_until, send, stall_s))
+    disconnect = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({sending, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        disconnect.cancel()
+        sending.cancel()
+        await asyncio.wait({sending})
+    if not sending.cancelled():
+        sending.result()
+
+
+async def _send_events(
+    start: Message, events_until: Callable[[Deadline], AsyncGenerator[bytes, None]], send: Send, stall_s: float
+) -> None:
+    await send(start)
+    deadline = Deadline()
+    try:
+        async with aclosing(events_until(deadline)) as events:
+            async for event in events:
+                body = {"type": "http.response.body", "body": event, "more_body": True}
+                await deadline.wait(send(body), stall_s)
+    except TimeoutError:
+        log.warning("a client does not read its stream; closing the connection")
+        return  # without a last message: so the server closes the connection
+    finally:
+        deadline.close()
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _result(subscriber: Subscriber) -> GenerationResult:
@@ -236,7 +251,8 @@ def _begun(answer: GenerationResult, writer: AnswerWriter) -> bytes:
     return b"".join([writer.start(answer.usage), *map(writer.delta, answer.deltas())])
 
 
-def _write(writer: AnswerWriter, deltas: list[Delta]) -> bytes:
+def written(writer: AnswerWriter, deltas: list[Delta]) -> bytes:
+    """The events for these deltas."""
     return b"".join(map(writer.delta, merge_deltas(deltas)))
 
 

@@ -1,7 +1,8 @@
-"""Stored responses: kept at the end of a request, read, deleted, and gone on from by `previous_response_id`."""
+"""Stored responses: kept at the end of a request, read, cancelled, deleted, and gone on from by
+`previous_response_id`."""
 
 import codecs
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -12,18 +13,17 @@ from starlette.routing import Route
 from cluster.settings import ResponseSettings
 from deployments.api.http import json_response
 from deployments.api.protocol.responses_writer import ResponseWriter
-from deployments.api.responses import Keep
+from deployments.api.response_keeper import ResponseKeeper, away, items_of, not_in_background
 from deployments.cache.response_store import ResponseStore, StoredResponse
-from deployments.common.errors import ApiError, invalid_request, new_id, shortened
+from deployments.common.errors import ApiError, invalid_request, shortened
 from deployments.common.redis import RedisUnavailable
-from deployments.common.types import GenerationResult
 from deployments.tenancy.auth import Authenticator, Caller
 
 RESPONSES = "/v1/responses"
 _PATH = f"{RESPONSES}/{{id}}"
 _DEFAULT_PAGE, _MAX_PAGE = 20, 100
+_LOST = "The router that generated the response has ended before it was complete. Send the request again."
 _fields_of = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_items_of = msgspec.json.Decoder(str | list[msgspec.Raw]).decode
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -35,10 +35,26 @@ class _Head(msgspec.Struct, frozen=True):
 _head_of = msgspec.json.Decoder(_Head).decode
 
 
+class _State(msgspec.Struct, frozen=True):
+    """How far a stored response is."""
+
+    status: str
+    background: bool = False
+
+    @property
+    def runs(self) -> bool:
+        return self.status in ("queued", "in_progress")
+
+
+_state_of = msgspec.json.Decoder(_State).decode
+
+
 class StoredResponses:
     """One router's stored responses, and their routes. store: None if none are stored."""
 
     def __init__(self, settings: ResponseSettings, authenticator: Authenticator, store: ResponseStore | None) -> None:
+        self.on_cancel: Callable[[str], None] = lambda response_id: None
+        """Called with the id of each response that is cancelled or deleted, in case it is still generated."""
         self._settings = settings
         self._authenticator = authenticator
         self._store = store
@@ -48,6 +64,7 @@ class StoredResponses:
         return [
             Route(_PATH, self.retrieve, methods=["GET"]),
             Route(_PATH, self.delete, methods=["DELETE"]),
+            Route(f"{_PATH}/cancel", self.cancel, methods=["POST"]),
             Route(f"{_PATH}/input_items", self.input_items, methods=["GET"]),
         ]
 
@@ -58,6 +75,16 @@ class StoredResponses:
         stored = await self._find(self._caller(http), http.path_params["id"])
         return Response(stored.response, media_type="application/json")
 
+    async def cancel(self, http: HttpRequest) -> Response:
+        """POST /v1/responses/ID/cancel"""
+        response_id, caller = http.path_params["id"], self._caller(http)
+        stored = await self._settled(caller, response_id, _cancelled, cancel=True)
+        if not _state_of(stored.response).background:
+            message = "Only a response that is generated in the background (background: true) can be cancelled."
+            raise ApiError(400, message, code="response_not_in_background")
+        self.on_cancel(response_id)
+        return Response(stored.response, media_type="application/json")
+
     async def delete(self, http: HttpRequest) -> Response:
         """DELETE /v1/responses/ID"""
         response_id, caller = http.path_params["id"], self._caller(http)
@@ -66,7 +93,8 @@ class StoredResponses:
             if not await store.delete(caller.owner, response_id):
                 raise _not_found(response_id)
         except RedisUnavailable:
-            raise _away() from None
+            raise away() from None
+        self.on_cancel(response_id)
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
     async def input_items(self, http: HttpRequest) -> Response:
@@ -100,43 +128,49 @@ class StoredResponses:
         try:
             previous = _head_of(body).previous_response_id
             fields = _fields_of(body) if previous is not None else {}
-            given = _items_of(fields["input"]) if "input" in fields else []
+            given = items_of(fields["input"]) if "input" in fields else []
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             return body  # the parser names the fault
         if previous is None:
             return body
         stored = await self._find(caller, previous, status=400)
+        if (status := _state_of(stored.response).status) not in ("completed", "incomplete"):
+            message = f"The response '{previous}' has no answer to go on from: its status is {status}."
+            raise invalid_request("previous_response_id", message, code="previous_response_not_completed")
         if isinstance(given, str):
             given = [msgspec.Raw(msgspec.json.encode({"role": "user", "content": given}))]
         items = [*map(msgspec.Raw, stored.items), *_output(stored), *given]
         return msgspec.json.encode({**fields, "input": items})
 
-    def keep_of(self, caller: Caller, writer: ResponseWriter, body: bytes) -> Keep | None:
-        """What stores the response to a body, with its conversation; None if it is not to be stored."""
-        if self._store is None or len(body) > self._settings.max_bytes:
-            writer.stores = False
-        if self._store is None or not writer.stores:
-            return None
-        return partial(self._keep, self._store, caller.owner, writer, _fields_of(body)["input"])
-
-    async def _keep(
-        self, store: ResponseStore, owner: str, writer: ResponseWriter, given: msgspec.Raw, answer: GenerationResult
-    ) -> None:
-        response, items = writer.finish(answer), _items_of(given)
-        if isinstance(items, str):
-            items = [msgspec.Raw(msgspec.json.encode({"role": "user", "content": items}))]
-        try:
-            stored = StoredResponse(msgspec.json.encode(response), tuple(map(_identified, items)), writer.user)
-        except RecursionError:  # in a field that nothing else reads
-            response["store"] = False
-        else:
-            response["store"] = await store.put(owner, response["id"], stored)
+    def keeper_of(self, caller: Caller, writer: ResponseWriter, body: bytes) -> ResponseKeeper | None:
+        """What stores the response to a body; None if it is not to be stored. Raises ApiError 400 for one that is to be
+        generated in the background and cannot be stored."""
+        wants, fits = writer.stores, len(body) <= self._settings.max_bytes
+        writer.stores = self._store is not None and wants and fits
+        if self._store is not None and writer.stores:
+            return ResponseKeeper(writer, self._store, caller.owner, _fields_of(body)["input"])
+        if writer.request.background:
+            reason = "the request is larger than responses.max_bytes" if wants else "the request says store: false"
+            raise not_in_background(reason if self._store else "none are stored here (responses.store, cache.enabled)")
+        return None
 
     async def _find(self, caller: Caller, response_id: str, status: int = 404) -> StoredResponse:
+        return await self._settled(caller, response_id, _lost, status=status)
+
+    async def _settled(
+        self,
+        caller: Caller,
+        response_id: str,
+        change: Callable[[StoredResponse], StoredResponse | None],
+        *,
+        cancel: bool = False,
+        status: int = 404,
+    ) -> StoredResponse:
+        """The response, changed if it runs: to be cancelled, or as its router has died. Raises ApiError."""
         try:
-            stored = await self._available().get(caller.owner, response_id)
+            stored = await self._available().settle(caller.owner, response_id, change, cancel=cancel)
         except RedisUnavailable:
-            raise _away() from None
+            raise away() from None
         if stored is None:
             raise _not_found(response_id, status)
         return stored
@@ -154,19 +188,20 @@ class StoredResponses:
         return caller
 
 
-def _identified(item: msgspec.Raw) -> bytes:
-    """An item of the input with an id, and in the shape that items of responses have."""
-    fields: dict[str, Any] = msgspec.json.decode(item)
-    kind = fields.setdefault("type", "message")
-    if not isinstance(fields.get("id"), str):
-        fields["id"] = new_id({"message": "msg_", "function_call": "fc_", "reasoning": "rs_"}.get(kind, "item_"))
-    if kind == "message":
-        fields.setdefault("status", "completed")
-        if isinstance(text := fields.get("content"), str):
-            answer = fields.get("role") == "assistant"
-            part = {"type": "output_text", "annotations": []} if answer else {"type": "input_text"}
-            fields["content"] = [part | {"text": text}]
-    return msgspec.json.encode(fields)
+def _cancelled(stored: StoredResponse) -> StoredResponse | None:
+    """A response that runs, cancelled; None for any other."""
+    return _ended(stored, {"status": "cancelled"})
+
+
+def _lost(stored: StoredResponse) -> StoredResponse | None:
+    """A response that runs, as its router has died; None for any other."""
+    return _ended(stored, {"status": "failed", "error": {"code": "server_error", "message": _LOST}})
+
+
+def _ended(stored: StoredResponse, fields: dict[str, Any]) -> StoredResponse | None:
+    if not _state_of(stored.response).runs:
+        return None
+    return StoredResponse(msgspec.json.encode(_fields_of(stored.response) | fields), stored.items, stored.user)
 
 
 def _output(stored: StoredResponse) -> list[msgspec.Raw]:
@@ -179,8 +214,3 @@ def _not_found(response_id: str, status: int = 404) -> ApiError:
     if status == 404:
         return ApiError(404, message, code="response_not_found")
     return ApiError(status, message, code="previous_response_not_found", param="previous_response_id")
-
-
-def _away() -> ApiError:
-    message = "Stored responses cannot be read at the moment. Try again, or send the whole conversation as input."
-    return ApiError(503, message, code="responses_unavailable", kind="server_error", retry_after_s=1)

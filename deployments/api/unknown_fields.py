@@ -9,7 +9,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import inspect
 
-from deployments.api.protocol.parsing import parse, unknown_field
+from deployments.api.protocol.parsing import OfManyTypes, parse, unknown_field
 from deployments.common.errors import ApiError, shortened
 
 T = TypeVar("T")
@@ -78,7 +78,7 @@ def type_of(request: type) -> inspect.Type:
 
 def _prune(value: Any, kind: inspect.Type, path: str) -> Iterator[str]:
     """Removes the fields from a JSON value that the type of its object does not have; gives their paths, but not of
-    those with a neutral value at the top."""
+    those with a neutral value at the top, nor of those of an object that has its own."""
     kind = _without_metadata(kind)
     if isinstance(kind, inspect.UnionType):
         kind = _option(value, kind)
@@ -87,14 +87,20 @@ def _prune(value: Any, kind: inspect.Type, path: str) -> Iterator[str]:
             yield from _prune(item, kind.item_type, f"{path}[]")
     elif isinstance(value, dict) and isinstance(kind, inspect.StructType):
         known = {field.encode_name: field.type for field in kind.fields}
+        silent = _has_own_fields(value, kind.cls)
         for name in tuple(value):
             where = f"{path}.{name}" if path else name
             if name in known:
                 yield from _prune(value[name], known[name], where)
             elif name != kind.tag_field:
                 removed = value.pop(name)
-                if path or name not in NEUTRAL or not _is_neutral(removed, name):
+                if not silent and (path or name not in NEUTRAL or not _is_neutral(removed, name)):
                     yield where
+
+
+def _has_own_fields(value: dict[str, Any], kind: type) -> bool:
+    name = value.get("type")
+    return issubclass(kind, OfManyTypes) and isinstance(name, str | None) and kind.has_own_fields(name)
 
 
 def _is_neutral(value: object, name: str) -> bool:

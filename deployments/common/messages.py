@@ -176,7 +176,8 @@ class EngineLoad(msgspec.Struct, frozen=True):
 
     running: sequences. decode_tokens_per_s: smoothed over the last seconds of work. kv_used: share of the KV cache,
     0 to 1. decoded_tokens: since the start; of these, accepted_tokens were guessed right, out of guessed_tokens.
-    prefill_tokens_per_s: smoothed over the last steps full of prompt tokens.
+    prefill_tokens_per_s: smoothed over the last steps full of prompt tokens. evicted_before: the Unix time until which
+    the KV blocks were last used that it has evicted; 0: none.
     """
 
     running: int = 0
@@ -186,6 +187,7 @@ class EngineLoad(msgspec.Struct, frozen=True):
     prefill_tokens_per_s: float = 0.0
     guessed_tokens: int = 0
     accepted_tokens: int = 0
+    evicted_before: float = 0.0
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -227,11 +229,15 @@ class PendingWork(msgspec.Struct, frozen=True):
 
 
 class ReplicaStats(msgspec.Struct, frozen=True):
-    """What a replica reports to the routers. kv_tokens: capacity of its KV cache. pending: work by router id."""
+    """What a replica reports to the routers. kv_tokens: capacity of its KV cache. pending: work by router id.
+
+    evicted_before: as in EngineLoad. Cached blocks that were used later are still there.
+    """
 
     prefill_tokens_per_s: float = 0.0
     kv_tokens: int = 0
     pending: dict[str, PendingWork] = {}
+    evicted_before: float = 0.0
 
 
 class EncoderInput(msgspec.Struct, frozen=True, array_like=True):

@@ -1,7 +1,8 @@
 """The blocks of the KV cache: which are free, which are in use, and which hold the computed start of a prompt."""
 
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 
 class BlockPool:
@@ -11,15 +12,18 @@ class BlockPool:
     a key that nobody uses stay cached, and the least recently used one is handed out when no other is free.
     """
 
-    def __init__(self, capacity: int) -> None:
-        """capacity: number of blocks."""
+    def __init__(self, capacity: int, clock: Callable[[], float] = time.time) -> None:
+        """capacity: number of blocks. clock: Unix time."""
         self.capacity = capacity
         self._free = list(range(capacity - 1, -1, -1))
         self._users = [0] * capacity
         self._keys: list[bytes | None] = [None] * capacity
         self._cached: dict[bytes, int] = {}
-        self._idle: OrderedDict[int, None] = OrderedDict()
-        """Cached blocks without a user, the least recently used one first."""
+        self._idle: OrderedDict[int, float] = OrderedDict()
+        """Cached blocks without a user and when each was last used, the least recently used one first."""
+        self._clock = clock
+        self.evicted_before = 0.0
+        """Until when the blocks were last used that were evicted; 0: none."""
 
     @property
     def available(self) -> int:
@@ -80,10 +84,10 @@ class BlockPool:
             if self._keys[block] is None:
                 self._free.append(block)
             else:
-                self._idle[block] = None
+                self._idle[block] = self._clock()
 
     def _evict(self) -> int:
-        block, _ = self._idle.popitem(last=False)
+        block, self.evicted_before = self._idle.popitem(last=False)
         key = self._keys[block]
         assert key is not None
         self._keys[block] = None

@@ -68,9 +68,8 @@ class Engine:
         self._masker = ThreadPoolExecutor(1, "mask")
         """Computes masks beside the forward pass."""
         self._refused: dict[int, TokenBatch] = {}
-        self._arrivals = 0
+        self._arrivals = self._decoded_tokens = 0
         self._decode_rate = self._prefill_rate = 0.0
-        self._decoded_tokens = 0
 
     @property
     def busy(self) -> bool:
@@ -90,6 +89,7 @@ class Engine:
             self._prefill_rate,
             self._drafter.guessed,
             self._drafter.accepted,
+            self._pool.evicted_before,
         )
 
     @property

@@ -130,7 +130,7 @@ class EngineReplica:
         """Input of the routers' policy (deployments.routing.policy): ReplicaStats as a dict."""
         engine = self._engine
         stats = (
-            ReplicaStats(engine.load.prefill_tokens_per_s, self._kv_tokens, engine.pending)
+            ReplicaStats(engine.load.prefill_tokens_per_s, self._kv_tokens, engine.pending, engine.load.evicted_before)
             if engine
             else ReplicaStats()
         )

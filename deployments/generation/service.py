@@ -108,13 +108,13 @@ class AnswerService:
         if cache is None:
             return await self._generate(context, "", shared=False)
         key, query = self._key(cache, context), None
-        if control.reads and (joined := self._join(key, context)) is not None:
+        if control.reads and (joined := await self._join(key, context)) is not None:
             return joined
         once = bool(context.idempotency_key)
         shared = control.reads and control.stores and (once or cache.is_cacheable(context.request))
         if shared and self._semantic is not None and not once:
             query, similar = await self._find_similar(cache, self._semantic, key, context)
-            if (found := similar or self._join(key, context)) is not None:
+            if (found := similar or await self._join(key, context)) is not None:
                 return found
         if control.only_if_cached:
             if (stored := await self.lookup(context)) is not None:
@@ -169,12 +169,12 @@ class AnswerService:
             subject = f"{subject}\n{context.idempotency_key}"
         return cache.key(context.endpoint.model.name, subject, context.caller.namespace, context.request)
 
-    def _join(self, key: str, context: RequestContext) -> CacheLookup | None:
+    async def _join(self, key: str, context: RequestContext) -> CacheLookup | None:
         job = self._jobs.get(key)
         if job is None or not job.accepts(context):
             return None
         current.get().link(job.broadcast.span)
-        return CacheLookup("join", key, subscriber=job.join(context))
+        return CacheLookup("join", key, subscriber=await _started(job, context))
 
     async def _generate(
         self, context: RequestContext, key: str, *, shared: bool, query: SemanticQuery | None = None
@@ -183,12 +183,7 @@ class AnswerService:
         if shared:
             self._jobs[key] = job
             job.broadcast.task.add_done_callback(lambda _: self._forget(key, job))
-        subscriber = job.join(context)
-        try:
-            await job.started.wait()
-        except asyncio.CancelledError:
-            subscriber.close()
-            raise
+        subscriber = await _started(job, context)
         if job.stored is not None:
             subscriber.close()
             return self.hit(context, StoredAnswer(key, job.stored))
@@ -197,3 +192,14 @@ class AnswerService:
     def _forget(self, key: str, job: GenerationJob) -> None:
         if self._jobs.get(key) is job:
             del self._jobs[key]
+
+
+async def _started(job: GenerationJob, context: RequestContext) -> Subscriber:
+    """Subscribes a request to a generation, and waits until its prompt is known: some streams begin with its size."""
+    subscriber = job.join(context)
+    try:
+        await job.started.wait()
+    except asyncio.CancelledError:
+        subscriber.close()
+        raise
+    return subscriber

@@ -1,45 +1,42 @@
-"""The chat page: gradio's chat interface to Dray's API."""
+"""The chat page: gradio's components, their events, and Dray's API behind them.
 
-from collections.abc import AsyncGenerator, Sequence
+The conversations are in the browser alone (chat.js keeps them). An event brings the one that is open, and its answer
+goes back there, so the page's process may end at any time. gradio's own chat interface cannot do that: it sends all
+conversations with each event, and disables the question's field while an answer arrives.
+"""
+
+import uuid
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import msgspec
 from fastapi import FastAPI
+from gradio.components import Component
 
-from deployments.pages.client import ApiRefused, ChatClient, ChatQuery, Progress, ServerUnreachable
-from deployments.pages.i18n import EXAMPLES, TRANSLATIONS, Texts, texts_for
+from deployments.pages.answering import Answering, SaveInterval, reason
+from deployments.pages.client import ApiRefused, ChatClient, PageModel, Rating, ServerUnreachable
+from deployments.pages.conversation import Conversation, read
+from deployments.pages.display import LATEX, chat_messages, ratings, turn_of
+from deployments.pages.fields import DEFAULT_MAX_TOKENS, TRANSLATIONS, Fields, default_updates, effort_choices
+from deployments.pages.i18n import Texts, texts_for
 
 _MAX_QUEUED = 256
 _MAX_SESSIONS = 1024
 _LOOK_INTERVAL_S = 0.1
 _PROGRESS_INTERVAL_S = 5.0
 """The page has no progress bars."""
-_NOTE = "note"
-"""Id of messages about an answer, which are not part of the conversation."""
-_LATEX = [
-    {"left": "$$", "right": "$$", "display": True},
-    {"left": "\\[", "right": "\\]", "display": True},
-    {"left": "\\(", "right": "\\)", "display": False},
-    {"left": "$", "right": "$", "display": False},
-]
-_CSS = """
-footer { display: none !important; }
-.bubble-wrap { background: none !important; }
-.message pre { overflow-x: auto; }
-@media (max-width: 640px) { .gradio-container .main.fillable { padding: var(--spacing-md) !important; } }
-.message small { font-size: var(--text-sm); opacity: 0.75; }
-"""
-
-_HEIGHT = "max(16rem, calc(100dvh - 14.5rem))"
+_HEIGHT = "max(14rem, calc(100dvh - 15.5rem))"
 """Leaves room for the fields above and below, so that the question's field is always visible."""
-_HEAD = """<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E\
-%3Cpath d='M1 4h11v6H1z' fill='%23b45309'/%3E%3Ccircle cx='4' cy='12' r='2.5'/%3E%3Ccircle cx='11' cy='12' r='2.5'/%3E\
-%3C/svg%3E">"""
+_CSS = Path(__file__).with_name("chat.css")
+LANGUAGE_COOKIE = "dray-language"
 
-Message = dict[str, Any]
-"""A message in gradio's format."""
 _label = gr.I18n(**TRANSLATIONS)
+Values = Mapping[Component, Any]
+Update = tuple[Any, Any, Any, Any]
+"""Of the chatbot, the conversation, the question's field and the key's field."""
 
 
 def gradio_app(api_url: str) -> FastAPI:
@@ -54,8 +51,8 @@ def gradio_app(api_url: str) -> FastAPI:
         page,
         path="/",
         i18n=_label,
-        css=_CSS,
-        head=_HEAD,
+        css=_CSS.read_text(),
+        theme=_theme(),
         footer_links=[],
         run_history=False,
         max_file_size=0,
@@ -63,185 +60,285 @@ def gradio_app(api_url: str) -> FastAPI:
     return app
 
 
+def _theme() -> gr.themes.Base:
+    """Gradio's theme, with the system's fonts, which also have Chinese, and greys that can be read."""
+    greys = ("body_text_color_subdued", "block_info_text_color", "input_placeholder_color")
+    colours = dict.fromkeys(greys, "*neutral_600") | {f"{grey}_dark": "*neutral_300" for grey in greys}
+    fonts = {"font": ("system-ui", "Noto Sans CJK SC", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
+    theme: gr.themes.Base = gr.themes.Default(**fonts).set(**colours)
+    return theme
+
+
 class ChatPage:
-    """The page. Each browser has its own conversation, and none is stored."""
+    """The page."""
 
     def __init__(self, api: ChatClient) -> None:
         self._api = api
+        self._answering = Answering(api)
 
     def build(self) -> gr.Blocks:
         """The page's layout and events."""
+        empty: dict[str, Any] = {"value": "", "html_template": "<div></div>"}
         with gr.Blocks(title="Dray", fill_height=True, analytics_enabled=False) as page:
-            model, key = _model_and_key()
-            chatbot = gr.Chatbot(
-                show_label=False, placeholder=_label("hello"), latex_delimiters=_LATEX, buttons=["copy"], height=_HEIGHT
+            with gr.Sidebar(open=False, width=300, elem_id="sidebar"):
+                self.conversation = gr.HTML(
+                    "",
+                    html_template="<div></div>",
+                    js_on_load="dray.list(element, props, () => trigger('open'), watch)",
+                )
+            with gr.Row(elem_id="top"):
+                gr.HTML(js_on_load="dray.header(element)", min_width=0, **empty)
+                self.fields = Fields()
+            self.chatbot = gr.Chatbot(
+                show_label=False,
+                latex_delimiters=LATEX,
+                buttons=["copy"],
+                height=_HEIGHT,
+                editable="user",
+                elem_id="chat",
             )
-            settings, temperature, max_tokens = _settings()
-            chat = gr.ChatInterface(
-                self.answer,
-                chatbot=chatbot,
-                textbox=_question(),
-                additional_inputs=[model, key, temperature, max_tokens],
-                additional_outputs=[key],
-                examples=[[text] for text in EXAMPLES],
-                concurrency_limit=None,
-                api_visibility="private",
-                analytics_enabled=False,
+            with gr.Row(visible=False) as self.why:
+                self.reason = gr.Textbox(
+                    label=_label("reason"), placeholder=_label("reason_hint"), submit_btn=_label("send"), max_lines=3
+                )
+            self.question = gr.Textbox(
+                label=_label("placeholder"),
+                placeholder=_label("placeholder"),
+                show_label=False,
+                submit_btn=_label("ask"),
+                elem_id="question",
             )
-            settings.render()
-            hidden = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-            page.load(self.models, [model, key], [model, key], **hidden)
-            gr.on([key.submit, key.blur], self.models, [model, key], [model, key], **hidden)
-            chat.textbox.stop(stopped, chat.chatbot, chat.chatbot, **hidden)
+            with gr.Accordion(_label("settings"), open=False):
+                self.fields.add_settings()
+            self.rated = gr.State("")
+            self._listen(page)
         return page.queue(max_size=_MAX_QUEUED, default_concurrency_limit=None)
 
-    async def answer(
+    def _listen(self, page: gr.Blocks) -> None:
+        fields, kept = self.fields, self.fields.kept
+        hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        at_once = hidden | {"queue": False}
+        inputs = {self.question, self.conversation, *kept}
+        outputs = [self.chatbot, self.conversation, self.question, fields.key]
+        answers = [
+            self.question.submit(self.ask, inputs, outputs, **hidden),
+            self.chatbot.retry(self.retry, inputs, outputs, **hidden),
+            self.chatbot.edit(self.edit, inputs, outputs, **hidden),
+            self.chatbot.example_select(self.example, inputs, outputs, **hidden),
+        ]
+        self.question.stop(self.stop, None, None, **at_once)
+        self.chatbot.option_select(self.turn, self.conversation, outputs[:2], **at_once)
+        self.conversation.open(self.open, self.conversation, outputs, cancels=answers, **at_once)
+        self.chatbot.like(
+            self.rate, [self.conversation, fields.key], [self.conversation, self.why, self.rated], **at_once
+        )
+        self.reason.submit(self.explain, [self.reason, self.rated, fields.key], [self.reason, self.why], **at_once)
+        page.load(
+            self.load,
+            [self.conversation, *kept],
+            [*outputs[:2], *kept, fields.preset],
+            js="() => dray.restored()",
+            **at_once,
+        ).then(None, js="() => dray.ready()")
+        changes = [field.change for field in kept]
+        gr.on(changes, None, kept, None, js="(...values) => dray.remember(values)", **at_once)
+        fields.model.input(self.defaults, kept[:2], [fields.temperature, fields.top_p], **at_once)
+        fields.preset.input(lambda text: text, fields.preset, fields.system, **at_once)
+        gr.on(
+            [fields.key.submit, fields.key.blur],
+            self.models,
+            [fields.model, fields.key],
+            [fields.model, fields.key],
+            **at_once,
+        )
+
+    async def ask(self, values: Values, request: gr.Request) -> AsyncGenerator[Update, None]:
+        """A question from its field."""
+        if question := (values[self.question] or "").strip():
+            conversation = read(values[self.conversation]).asking(question)
+            async for update in self._answer(conversation, values, request, asked=True):
+                yield update
+
+    async def example(self, values: Values, event: gr.SelectData, request: gr.Request) -> AsyncGenerator[Update, None]:
+        """A question that was offered."""
+        conversation = read(values[self.conversation]).asking(event.value["text"])
+        async for update in self._answer(conversation, values, request):
+            yield update
+
+    async def edit(self, values: Values, event: gr.EditData, request: gr.Request) -> AsyncGenerator[Update, None]:
+        """An earlier question in new words: what came after it goes."""
+        conversation, texts = read(values[self.conversation]), _texts_for(request)
+        if question := event.value.strip():
+            changed = conversation.asking(question, turn_of(conversation, texts, event.index))
+            async for update in self._answer(changed, values, request):
+                yield update
+
+    async def retry(self, values: Values, request: gr.Request) -> AsyncGenerator[Update, None]:
+        """The last question once more: a new answer, beside those before it."""
+        conversation = read(values[self.conversation])
+        if conversation.turns:
+            async for update in self._answer(conversation, values, request, fresh=True):
+                yield update
+
+    async def _answer(
         self,
-        question: str,
-        history: list[Message],
+        conversation: Conversation,
+        values: Values,
+        request: gr.Request,
+        *,
+        asked: bool = False,
+        fresh: bool = False,
+    ) -> AsyncGenerator[Update, None]:
+        """Updates while the answer to the last question arrives."""
+        texts, session = _texts_for(request), request.session_hash or ""
+        if self._answering.busy(session):
+            return
+        try:
+            chosen = self.fields.chosen(values, texts)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        conversation = msgspec.structs.replace(conversation, id=conversation.id or uuid.uuid4().hex)
+        query = chosen.query(conversation, fresh=fresh)
+        field = {"submit_btn": False, "stop_btn": texts.labels.stop} | ({"value": ""} if asked else {})
+        yield gr.skip(), gr.skip(), gr.update(**field), gr.skip()
+        saves = SaveInterval()
+        updates = self._answering.answer(session, conversation, query, chosen.key, texts)
+        async with aclosing(updates):
+            async for conversation in updates:
+                kept = conversation.json() if saves.due() else gr.skip()
+                yield chat_messages(conversation, texts), kept, gr.skip(), gr.skip()
+        answer = conversation.turns[-1].answer
+        needs_key = answer is not None and answer.error in (texts.key_needed, texts.key_refused)
+        field = {"submit_btn": texts.labels.ask, "stop_btn": False}
+        yield (
+            _shown(conversation, texts),
+            conversation.json(),
+            gr.update(**field),
+            gr.update(visible=True) if needs_key else gr.skip(),
+        )
+
+    def stop(self, request: gr.Request) -> None:
+        """Ends the answer that is on its way."""
+        self._answering.stop(request.session_hash or "")
+
+    def turn(self, text: str, event: gr.SelectData, request: gr.Request) -> tuple[Any, str]:
+        """Another answer to the last question."""
+        conversation = read(text)
+        if conversation.turns:
+            conversation = conversation.with_last(conversation.turns[-1].turned(1 if event.value == "next" else -1))
+        return _shown(conversation, _texts_for(request)), conversation.json()
+
+    def open(self, text: str, request: gr.Request) -> Update:
+        """A conversation that the browser kept, or a new one."""
+        texts = _texts_for(request)
+        field = gr.update(submit_btn=texts.labels.ask, stop_btn=False)
+        return _shown(read(text), texts), gr.skip(), field, gr.skip()
+
+    async def load(
+        self,
+        text: str,
         model: str | None,
         key: str | None,
         temperature: float | None,
+        top_p: float | None,
         max_tokens: float | None,
+        seed: str | None,
+        effort: str | None,
+        system: str | None,
         request: gr.Request,
-    ) -> AsyncGenerator[tuple[list[Message], Any], None]:
-        """The answer to a question while it arrives, and an update of the field for the key."""
-        texts, key = _texts_for(request), (key or "").strip()
-        turns = (*conversation(history), {"role": "user", "content": question})
-        query = ChatQuery(model or "", turns, temperature, int(max_tokens) if max_tokens else None)
-        progress = Progress()
-        try:
-            async with aclosing(self._api.ask(query, key)) as updates:
-                async for progress in updates:
-                    yield messages(progress, texts), gr.skip()
-        except ApiRefused as refusal:
-            shown = [*messages(progress, texts, ended=True), _note(_reason(refusal, key, texts))]
-            yield shown, gr.update(visible=True) if refusal.status == 401 else gr.skip()
-        except ServerUnreachable as error:
-            reason = texts.lost if error.mid_answer else texts.unreachable
-            yield [*messages(progress, texts, ended=True), _note(reason)], gr.skip()
+    ) -> tuple[Any, ...]:
+        """The page as its owner left it, in the order of `Fields.kept`."""
+        texts = _texts_for(request)
+        models, needs_key = await self._models(key)
+        chosen = next((entry for entry in models if entry.name == model), models[0] if models else None)
+        defaults = default_updates(chosen, texts)
+        if chosen is not None and chosen.name == model:
+            for update, value in zip(defaults, (temperature, top_p), strict=True):
+                update["value"] = update["value"] if value is None else value
+        return (
+            _shown(read(text), texts) | _welcome(texts),
+            text,
+            gr.update(choices=[entry.name for entry in models], value=chosen.name if chosen else model),
+            gr.update(value=key or "", visible=needs_key or bool(key)),
+            *defaults,
+            gr.update(value=max_tokens or DEFAULT_MAX_TOKENS),
+            seed or "",
+            gr.update(choices=effort_choices(texts), value=effort or ""),
+            system or "",
+            gr.update(choices=list(texts.presets), value=""),
+        )
 
     async def models(self, model: str | None, key: str | None) -> tuple[Any, Any]:
         """Updates of the fields for the model and the key: the models to choose from, and whether a key is required."""
-        try:
-            names = await self._api.models((key or "").strip())
-        except ApiRefused as refusal:
-            return gr.update(choices=[], value=None), gr.update(visible=refusal.status == 401)
-        except ServerUnreachable:
+        models, needs_key = await self._models(key)
+        names = [entry.name for entry in models]
+        if not names and not needs_key:
             return gr.skip(), gr.skip()
-        return gr.update(choices=names, value=model if model in names else next(iter(names), None)), gr.skip()
+        chosen = model if model in names else next(iter(names), None)
+        return gr.update(choices=names, value=chosen), gr.update(visible=True) if needs_key else gr.skip()
+
+    async def defaults(self, model: str | None, key: str | None, request: gr.Request) -> tuple[Any, Any]:
+        """Updates of the temperature and top-p for a model that was just chosen."""
+        models, _ = await self._models(key)
+        chosen = next((entry for entry in models if entry.name == model), None)
+        return default_updates(chosen, _texts_for(request)) if chosen else (gr.skip(), gr.skip())
+
+    async def _models(self, key: str | None) -> tuple[list[PageModel], bool]:
+        """The models to choose from, and whether a key is required that is not there."""
+        try:
+            return await self._api.models((key or "").strip()), False
+        except ApiRefused as refusal:
+            return [], refusal.status == 401
+        except ServerUnreachable:
+            return [], False
+
+    async def rate(self, text: str, key: str | None, event: gr.LikeData, request: gr.Request) -> tuple[str, Any, str]:
+        """Keeps a rating, sends it, and asks why an answer was bad."""
+        conversation, texts = read(text), _texts_for(request)
+        index = turn_of(conversation, texts, int(event.index))  # type: ignore[arg-type]
+        answer = conversation.turns[index].answer if conversation.turns else None
+        if answer is None:
+            return text, gr.update(visible=False), ""
+        rating = {True: "up", False: "down"}.get(event.liked, "")  # type: ignore[call-overload]
+        turns = list(conversation.turns)
+        turns[index] = turns[index].with_shown(msgspec.structs.replace(answer, rating=rating))
+        if rating:
+            await self._send(Rating(answer.progress.id, rating), key, texts)
+        kept = msgspec.structs.replace(conversation, turns=tuple(turns)).json()
+        return kept, gr.update(visible=rating == "down"), answer.progress.id
+
+    async def explain(self, why: str, rated: str, key: str | None, request: gr.Request) -> tuple[str, Any]:
+        """Sends why an answer was bad."""
+        texts = _texts_for(request)
+        if why.strip() and rated and await self._send(Rating(rated, "down", reason=why.strip()), key, texts):
+            gr.Info(texts.thanks)
+        return "", gr.update(visible=False)
+
+    async def _send(self, rating: Rating, key: str | None, texts: Texts) -> bool:
+        """Sends a rating; whether the server took it. One that keeps no ratings is no failure."""
+        try:
+            await self._api.rate(rating, (key or "").strip())
+        except ApiRefused as refusal:
+            if refusal.status != 404:
+                gr.Warning(reason(refusal, key or "", texts))
+            return False
+        except ServerUnreachable as error:
+            gr.Warning(reason(error, key or "", texts))
+            return False
+        return True
 
 
-def stopped(history: list[Message], request: gr.Request) -> list[Message]:
-    """The history after the user stopped an answer: its thinking no longer shows as pending."""
-    texts = _texts_for(request)
-    for message in history:
-        if (message.get("metadata") or {}).get("status") == "pending":
-            message["metadata"] |= {"status": "done", "title": texts.thought}
-    return [*history, _note(texts.stopped)]
+def _shown(conversation: Conversation, texts: Texts) -> dict[str, Any]:
+    """An update of the chatbot."""
+    update: dict[str, Any] = gr.update(value=chat_messages(conversation, texts), feedback_value=ratings(conversation))
+    return update
 
 
-def conversation(history: Sequence[Message]) -> tuple[dict[str, str], ...]:
-    """The conversation as the API takes it: answered questions and their answers, without thinking."""
-    turns: list[dict[str, str]] = []
-    for message in history:
-        metadata = message.get("metadata") or {}
-        if metadata.get("title") or metadata.get("id") == _NOTE:
-            continue
-        if turns and turns[-1]["role"] == message["role"]:
-            turns.pop()
-        turns.append({"role": message["role"], "content": _text(message["content"])})
-    if turns and turns[-1]["role"] == "user":
-        turns.pop()
-    return tuple(turns)
-
-
-def messages(progress: Progress, texts: Texts, *, ended: bool = False) -> list[Message]:
-    """An answer in gradio's format: thinking, which folds when it ends, the answer's text, and a line of statistics."""
-    shown: list[Message] = []
-    ended = ended or bool(progress.finish)
-    if progress.thinking:
-        metadata: dict[str, Any] = {"title": texts.thinking, "status": "pending"}
-        if ended or progress.text:
-            metadata = {"title": texts.thought, "status": "done", "duration": round(progress.thought_s, 1)}
-        shown.append({"role": "assistant", "content": progress.thinking, "metadata": metadata})
-    if progress.text:
-        shown.append({"role": "assistant", "content": progress.text})
-    if progress.finish:
-        shown.append(_note(f"<small>{' · '.join(_statistics(progress, texts))}</small>"))
-    return shown
-
-
-def _model_and_key() -> tuple[gr.Dropdown, gr.Textbox]:
-    with gr.Row():
-        # A session may outlive the page's process, which knew its choices; custom values keep them valid.
-        model = gr.Dropdown(label=_label("model"), container=False, allow_custom_value=True, scale=1, min_width=200)
-        key = gr.Textbox(
-            label=_label("key"),
-            placeholder=_label("key_hint"),
-            type="password",
-            container=False,
-            visible=False,
-            scale=1,
-            min_width=200,
-        )
-    return model, key
-
-
-def _settings() -> tuple[gr.Accordion, gr.Number, gr.Number]:
-    with gr.Accordion(_label("settings"), open=False, render=False) as settings, gr.Row():
-        temperature = gr.Number(
-            label=_label("temperature"), info=_label("temperature_hint"), minimum=0, maximum=2, step=0.1, value=None
-        )
-        max_tokens = gr.Number(
-            label=_label("max_tokens"), info=_label("max_tokens_hint"), minimum=1, precision=0, value=None
-        )
-    return settings, temperature, max_tokens
-
-
-def _question() -> gr.Textbox:
-    return gr.Textbox(
-        label=_label("placeholder"),
-        placeholder=_label("placeholder"),
-        show_label=False,
-        submit_btn=_label("ask"),
-        stop_btn=_label("stop"),
-        autofocus=True,
-    )
-
-
-def _statistics(progress: Progress, texts: Texts) -> list[str]:
-    hit = progress.cache == "hit"
-    counts = texts.one_token if progress.tokens == 1 else texts.tokens
-    parts = [counts.format(all=progress.tokens, thinking=progress.reasoning_tokens)]
-    if progress.tokens_per_s and not hit:
-        parts.append(texts.rate.format(rate=progress.tokens_per_s))
-    parts.append(texts.first.format(seconds=progress.first_s))
-    cached = texts.similar if progress.similar else texts.hit
-    parts.append({"hit": cached, "join": texts.join}.get(progress.cache, texts.generated))
-    if progress.replica and not hit:
-        parts.append(texts.replica.format(name=progress.replica))
-    if progress.finish == "length":
-        parts.append(texts.cut)
-    return parts
-
-
-def _reason(refusal: ApiRefused, key: str, texts: Texts) -> str:
-    if refusal.status == 401:
-        return texts.key_refused if key else texts.key_needed
-    return texts.refused.format(message=refusal.message)
-
-
-def _note(text: str) -> Message:
-    return {"role": "assistant", "content": text, "metadata": {"id": _NOTE}}
+def _welcome(texts: Texts) -> dict[str, Any]:
+    """What an empty conversation shows."""
+    return {"placeholder": texts.hello, "examples": [{"text": example} for example in texts.examples]}
 
 
 def _texts_for(request: gr.Request) -> Texts:
-    return texts_for(request.headers.get("accept-language", ""))
-
-
-def _text(content: Any) -> str:
-    """The text of a message, whose content is a list of parts when it comes from gradio."""
-    if isinstance(content, str):
-        return content
-    return "".join(part if isinstance(part, str) else part.get("text", "") for part in content)
+    chosen = request.cookies.get(LANGUAGE_COOKIE)
+    return texts_for(chosen or request.headers.get("accept-language", ""))

@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import httpx
@@ -33,20 +33,53 @@ class ServerUnreachable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class PageModel:
+    """A model to choose. temperature, top_p: what the server takes where a request sets none."""
+
+    name: str
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class ChatQuery:
-    """A conversation that ends with a question, and how to answer it. None: the server's default."""
+    """A conversation that ends with a question, and how to answer it. None: the server's default.
+
+    effort: maximum thinking, as the API's `reasoning_effort`. fresh: generate a new answer, even if one is cached.
+    """
 
     model: str
     messages: tuple[Mapping[str, str], ...]
     temperature: float | None = None
+    top_p: float | None = None
     max_tokens: int | None = None
+    seed: int | None = None
+    effort: str | None = None
+    fresh: bool = False
 
     def body(self) -> dict[str, Any]:
         """The body for POST /v1/chat/completions."""
-        optional = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        optional = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_tokens": self.max_tokens,
+            "seed": self.seed,
+            "reasoning_effort": self.effort,
+        }
         options = {name: value for name, value in optional.items() if value is not None}
-        stream = {"stream": True, "stream_options": {"include_usage": True}}
+        # The usage in each chunk is what the page counts while an answer arrives.
+        stream = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
         return {"model": self.model, "messages": list(self.messages), **options, **stream}
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """What a person thinks of an answer, for POST /v1/feedback. id: the answer's. rating: "up" or "down"."""
+
+    id: str
+    rating: str
+    reason: str | None = None
+    correction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +87,8 @@ class Progress:
     """What has arrived of an answer.
 
     cache: value of X-Dray-Cache. finish: finish reason; empty until the end. first_s, thought_s, took_s: seconds from
-    the question to the first token, the end of the thinking, and the last token. tokens, reasoning_tokens: 0 until the
-    end.
+    the question to the first token, the end of the thinking, and the last token. tokens, reasoning_tokens: so far.
+    id: the answer's, as the API has it.
     """
 
     thinking: str = ""
@@ -69,6 +102,7 @@ class Progress:
     tokens: int = 0
     reasoning_tokens: int = 0
     replica: str = ""
+    id: str = ""
 
     @property
     def tokens_per_s(self) -> float:
@@ -85,15 +119,26 @@ class ChatClient:
         self._url = url
         self._http = httpx.AsyncClient(timeout=_TIMEOUT, limits=httpx.Limits(max_connections=None))
 
-    async def models(self, key: str) -> list[str]:
-        """Names of the generating models that this key may use. Raises ApiRefused, ServerUnreachable."""
+    async def models(self, key: str) -> list[PageModel]:
+        """The generating models that this key may use. Raises ApiRefused, ServerUnreachable."""
         try:
             response = await self._http.get(f"{self._url}/models", headers=_headers(key))
         except httpx.HTTPError:
             raise ServerUnreachable(mid_answer=False) from None
         if response.status_code != httpx.codes.OK:
             raise _error(response)
-        return [model["id"] for model in response.json()["data"] if model["task"] == "generate"]
+        entries = [entry for entry in response.json()["data"] if entry["task"] == "generate"]
+        defaults = [(entry["id"], entry["default_parameters"]) for entry in entries]
+        return [PageModel(name, default["temperature"], default["top_p"]) for name, default in defaults]
+
+    async def rate(self, rating: Rating, key: str) -> None:
+        """Sends what a person thinks of an answer. Raises ApiRefused (404: none are kept), ServerUnreachable."""
+        try:
+            response = await self._http.post(f"{self._url}/feedback", json=asdict(rating), headers=_headers(key))
+        except httpx.HTTPError:
+            raise ServerUnreachable(mid_answer=False) from None
+        if not response.is_success:
+            raise _error(response)
 
     async def ask(self, query: ChatQuery, key: str) -> AsyncGenerator[Progress, None]:
         """The answer while it arrives, at most 20 times a second; the last progress has a `finish`.
@@ -103,8 +148,9 @@ class ChatClient:
         start, updated_s = time.perf_counter(), 0.0
         progress = Progress()
         url = f"{self._url}/chat/completions"
+        headers = _headers(key) | ({"Cache-Control": "no-cache"} if query.fresh else {})
         try:
-            async with self._http.stream("POST", url, json=query.body(), headers=_headers(key)) as response:
+            async with self._http.stream("POST", url, json=query.body(), headers=headers) as response:
                 if response.status_code != httpx.codes.OK:
                     await response.aread()
                     raise _error(response)
@@ -155,7 +201,7 @@ def _after(progress: Progress, event: Event, now: float) -> Progress:
             progress = replace(progress, finish=choice.finish_reason)
     if usage := event.usage:
         progress = replace(progress, tokens=usage.completion_tokens or 0, reasoning_tokens=usage.reasoning_tokens)
-    return replace(progress, replica=event.replica or progress.replica)
+    return replace(progress, replica=event.replica or progress.replica, id=event.id or progress.id)
 
 
 def _error(response: httpx.Response) -> ApiRefused | ServerUnreachable:

@@ -22,6 +22,7 @@ from deployments.api.http import http_error, receive_within
 from deployments.common.redis import RedisCallbacks, RedisStore
 from deployments.common.tasks import TaskSupervisor
 from deployments.observability.logs import configure_logging
+from deployments.pages.head import PageHead
 from deployments.tenancy.auth import Authenticator
 
 _PATHS = (
@@ -66,6 +67,7 @@ class Page:
         gradio = gradio_app(self._args.api_url)
 
         middleware = [
+            Middleware(PageHead),
             Middleware(_ContentPolicy),
             Middleware(_ReceiveTimeout, timeout_s=self._args.receive_timeout_s),
         ]

@@ -27,16 +27,21 @@ class CoreStatus(msgspec.Struct, frozen=True):
 
 
 class MachineStatus(msgspec.Struct, frozen=True):
-    """What the metrics lack: all models, also those that are asleep, and the cores of this node."""
+    """What the metrics lack: all models, also those that are asleep, and the cores of this node.
+
+    chat: whether there is a chat page.
+    """
 
     models: list[str]
+    chat: bool
     cores: list[CoreStatus]
 
 
 class StatusPage:
     """GET /status, for people. Like /metrics, it needs no key."""
 
-    def __init__(self, models: list[ServedModel]) -> None:
+    def __init__(self, models: list[ServedModel], *, chat: bool) -> None:
+        self._chat = chat
         self._models = [model.name for model in models]
         self._page = _FILE.read_bytes()
         self._etag = f'"{blake2b(self._page, digest_size=8).hexdigest()}"'
@@ -54,7 +59,7 @@ class StatusPage:
 
     async def machine(self, http: HttpRequest) -> Response:
         """GET /status/machine"""
-        return json_response(MachineStatus(self._models, await asyncio.to_thread(_cores)))
+        return json_response(MachineStatus(self._models, self._chat, await asyncio.to_thread(_cores)))
 
 
 @cache

@@ -3,13 +3,15 @@
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 
 from deployments.common.messages import EngineRequest, ReplicaStats
 from deployments.common.prefix import block_keys
-from deployments.routing.policy import UNRESPONSIVE_S, ReplicaState, rank_replicas
+from deployments.routing.fleet import UNRESPONSIVE_S, Fleet, ReplicaState
+from deployments.routing.policy import rank_replicas
+from deployments.routing.prefix_holders import PackedKeys, pack
 
 _PENDING_S = UNRESPONSIVE_S
 """A request that no replica has accepted within this time does not count as work of the replica chosen for it."""
@@ -25,7 +27,7 @@ class EngineReplicas:
     def __init__(self, router_id: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.router_id = router_id
         self._clock = clock
-        self.states: dict[str, ReplicaState] = {}
+        self.states = Fleet(router_id, clock)
         """The replicas by name."""
         self._attempts: dict[int, ReplicaState | None] = {}
         """Every running attempt, with the replica it is assigned to."""
@@ -53,13 +55,13 @@ class EngineReplicas:
     def update(self, stats: Mapping[str, ReplicaStats]) -> None:
         """Takes the replicas that there are now, by name, with what each last reported. All others have left."""
         before = self.count
-        for name in self.states.keys() - stats.keys():
-            for attempt_id in self.states.pop(name).attempts:
+        gone = [name for name in self.states if name not in stats]
+        for name in gone:
+            for attempt_id in self.states[name].attempts:
                 self._release(attempt_id)
+        self.states.leave(gone)
         for name, reported in stats.items():
-            if name not in self.states:
-                self.states[name] = ReplicaState(self.router_id, self._clock)
-            self.states[name].update(reported)
+            (self.states.get(name) or self.states.join(name)).update(reported)
         if self.count != before:
             for on_count in self._subscribers:
                 on_count(self.count)
@@ -75,17 +77,17 @@ class EngineReplicas:
             self._release(attempt_id)
             del self._attempts[attempt_id]
 
-    def choose(self, request: EngineRequest, candidates: Iterable[str]) -> list[str]:
+    def choose(self, request: EngineRequest, candidates: Collection[str]) -> list[str]:
         """Names of the candidates to try, the best first. The best counts as given the request at once, so that the
         next choice knows of it. A request may be chosen for again."""
         self._release(request.attempt_id)
         self._expire_pending()
-        keys = block_keys(request.prompt_ids)
-        known = {name: self.states[name] for name in candidates if name in self.states}
-        names = rank_replicas(request, known, keys)
+        keys = pack(block_keys(request.prompt_ids))
+        names = rank_replicas(request, self.states, keys, candidates)
         if names:
-            known[names[0]].probe_sent()
-            if self._assign(request, keys, known[names[0]]):
+            first = self.states[names[0]]
+            first.probe_sent()
+            if self._assign(request, keys, first):
                 self._pending[request.attempt_id] = self._clock() + _PENDING_S
         return names
 
@@ -94,7 +96,7 @@ class EngineReplicas:
         if (replica := self.states.get(name)) is None:
             return
         if self._attempts.get(request.attempt_id) is not replica:
-            self._assign(request, block_keys(request.prompt_ids), replica)
+            self._assign(request, pack(block_keys(request.prompt_ids)), replica)
         self._pending.pop(request.attempt_id, None)
 
     def probe_acked(self, name: str) -> None:
@@ -107,7 +109,7 @@ class EngineReplicas:
         if (replica := self._attempts.get(attempt_id)) is not None:
             replica.record_tokens(attempt_id, tokens)
 
-    def _assign(self, request: EngineRequest, keys: Sequence[bytes], replica: ReplicaState) -> bool:
+    def _assign(self, request: EngineRequest, keys: PackedKeys, replica: ReplicaState) -> bool:
         """Counts the request as the replica's work; not one that has ended, which Serve may still be routing."""
         if request.attempt_id not in self._attempts:
             return False

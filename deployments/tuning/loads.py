@@ -21,6 +21,8 @@ _BLOCKS = _CONTEXT // BLOCK_TOKENS + 1
 """KV blocks of a stream."""
 _MIN_SECONDS = 0.3
 """Of all measurements of a load: short ones are repeated more often."""
+_MIN_ROUNDS = 3
+"""Of a load, however long it takes."""
 
 
 _ALONE_SECONDS = 0.5
@@ -88,15 +90,16 @@ def _table(stream: int) -> range:
 
 
 def compare(
-    exact: LoadedVariant, other: LoadedVariant, streams: Sequence[int], prompt_tokens: int, rounds: int
+    exact: LoadedVariant, other: LoadedVariant, streams: Sequence[int], prompt_tokens: int, seconds: float
 ) -> Iterator[LoadTimes]:
-    """The times of both under each load."""
+    """The times of both under each load. seconds: of all loads together, if they are not too long for that."""
+    each = seconds / (len(streams) + 1)
     for count in streams:
         exact.start(count)
         other.start(count)
-        yield _load(count, count, in_turn((exact.decode, other.decode), rounds))
+        yield _load(count, count, in_turn((exact.decode, other.decode), _MIN_ROUNDS, each))
     prompts = [partial(side.prompt, prompt_tokens, prompt_tokens) for side in (exact, other)]
-    yield _load(0, prompt_tokens, in_turn(prompts, rounds))
+    yield _load(0, prompt_tokens, in_turn(prompts, _MIN_ROUNDS, each))
 
 
 def _load(streams: int, tokens: int, times: Sequence[Sequence[float]]) -> LoadTimes:
@@ -131,17 +134,19 @@ def _repeated(load: Callable[[], float]) -> Iterator[float]:
             return
 
 
-def in_turn(measurements: Sequence[Callable[[], float]], rounds: int) -> list[list[float]]:
+def in_turn(
+    measurements: Sequence[Callable[[], float]], rounds: int, seconds: float = _MIN_SECONDS
+) -> list[list[float]]:
     """The times of each measurement, by turn.
 
     They take turns, in alternating order, so that what else the machine does in the meantime slows them alike. Each
-    runs once more before, untimed. rounds: at least.
+    runs once more before, untimed. rounds, seconds: at least as many.
     """
     for measure in measurements:
         measure()
     times: list[list[float]] = [[] for _ in measurements]
     order = list(enumerate(measurements))
-    while len(times[0]) < rounds or sum(map(sum, times)) < _MIN_SECONDS:
+    while len(times[0]) < rounds or sum(map(sum, times)) < seconds:
         for index, measure in order:
             times[index].append(measure())
         order.reverse()

@@ -16,7 +16,6 @@ import msgspec
 from cluster.models.folder import ServedModel, open_model
 from cluster.settings import ModelSettings
 from cluster.tuning.choice import (
-    FIRST_PROMPT_TOKENS,
     PROMPT_TOKENS,
     STEP_SIZES,
     STREAMS,
@@ -46,40 +45,40 @@ from deployments.engine.model import config_for, with_variant
 from deployments.tuning.loads import LoadedVariant, compare, in_turn, least_seconds, per_second
 
 _PR_SET_PDEATHSIG = 1
-_PROMPT_ROUNDS = 3
-"""A prompt of several steps is measured in a third of the rounds: it takes long, so its times vary less."""
 
 
 def carry_out(task: Task, model: ServedModel, config: EngineConfig) -> Result:
     """The task's result. Raises RuntimeError, OSError, ValueError or KeyError where the variant cannot be loaded."""
     match task:
         case CompareTask():
-            return _compared(config, task.variant, task.rounds)
+            return _compared(config, task.variant, task.seconds)
         case TimeTask():
-            return _timed(config, task.variant)
+            return _timed(config, task.variant, task.prompt_tokens)
         case RateTask():
             return _rate(LoadedVariant(config, task.variant), task.streams, task.seconds)
         case CheckTask():
             return _checked(model, config, task.variant)
         case StepSizesTask():
             loaded = LoadedVariant(config, task.variant)
-            return _prompt_speeds(loaded, model.context_tokens, max(1, task.rounds // _PROMPT_ROUNDS))
+            return _prompt_speeds(loaded, model.context_tokens, task.seconds)
 
 
-def _compared(config: EngineConfig, variant: Variant, rounds: int) -> Trial | Dropped:
+def _compared(config: EngineConfig, variant: Variant, seconds: float) -> Trial | Dropped:
     exact, other = LoadedVariant(config, WEIGHT_ONLY), LoadedVariant(config, variant)
     limit = min(config.max_num_seqs, exact.max_streams, other.max_streams)
     prompt = min(PROMPT_TOKENS, exact.max_prompt, other.max_prompt)
-    loads = tuple(compare(exact, other, sorted({min(count, limit) for count in STREAMS}), prompt, rounds))
+    loads = tuple(compare(exact, other, sorted({min(count, limit) for count in STREAMS}), prompt, seconds))
     return _refused(other, variant) or Trial(variant, loads)
 
 
-def _timed(config: EngineConfig, variant: Variant) -> Timed | Dropped:
+def _timed(config: EngineConfig, variant: Variant, prompt_tokens: int) -> Timed | Dropped:
     loaded = LoadedVariant(config, variant)
     limit = min(config.max_num_seqs, loaded.max_streams)
     streams = sorted({min(count, limit) for count in STREAMS})
-    seconds = least_seconds(loaded, streams, min(FIRST_PROMPT_TOKENS, loaded.max_prompt))
-    return _refused(loaded, variant) or Timed(variant, seconds, loaded.multiplications)
+    prompt = min(prompt_tokens, loaded.max_prompt)
+    seconds = least_seconds(loaded, streams, prompt)
+    loads = (*((count, count) for count in streams), (0, prompt))
+    return _refused(loaded, variant) or Timed(variant, seconds, loaded.multiplications, loads)
 
 
 def _rate(loaded: LoadedVariant, streams: int, seconds: float) -> Rate:
@@ -113,11 +112,11 @@ def _checked(model: ServedModel, config: EngineConfig, variant: Variant) -> Answ
     return AnswerCheck(variant, len(problems), *right)
 
 
-def _prompt_speeds(loaded: LoadedVariant, context_tokens: int, rounds: int) -> PromptSpeeds:
+def _prompt_speeds(loaded: LoadedVariant, context_tokens: int, seconds: float) -> PromptSpeeds:
     """Of one prompt, as long as the largest step, by the size of its steps."""
     length = min(STEP_SIZES[-1], context_tokens, loaded.max_prompt)
     sizes = [size for size in STEP_SIZES if size <= length] or [STEP_SIZES[0]]
-    times = in_turn([partial(loaded.prompt, length, size) for size in sizes], rounds)
+    times = in_turn([partial(loaded.prompt, length, size) for size in sizes], 1, seconds)
     return PromptSpeeds({size: length / median(seconds) for size, seconds in zip(sizes, times, strict=True)})
 
 

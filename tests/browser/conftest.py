@@ -54,9 +54,11 @@ def visit(shown: Dray, browser: Browser) -> Iterator[Open]:
     errors: list[str] = []
     contexts = []
 
+    # The console also lists requests that failed or that a page which is left gave up; some tests cause these.
+    lost = ("Failed to load resource", "ERR_", "BodyStreamBuffer was aborted", "Connection errored out")
+
     def log_error(message: ConsoleMessage) -> None:
-        # The console also lists failed requests, which some tests cause.
-        if message.type == "error" and "Failed to load resource" not in message.text and "ERR_" not in message.text:
+        if message.type == "error" and not any(reason in message.text for reason in lost):
             errors.append(message.text)
 
     def open_page(path: str, width: int = 1100, locale: str = "en-US", scheme: str = "light") -> Page:

@@ -12,6 +12,8 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from cluster.client import metrics
+from deployments.pages.client import Progress
+from deployments.pages.conversation import Answer, Conversation, Turn
 from tests.browser.conftest import Open
 from tests.conftest import MODEL, RABBITS, Dray, wait_for
 from tests.slowly import slowed
@@ -26,7 +28,7 @@ def new_sum() -> tuple[str, str]:
 
 
 def field(page: Page) -> Locator:
-    return page.locator("textarea")
+    return page.locator("#question textarea")
 
 
 def ask(page: Page, question: str) -> None:
@@ -42,6 +44,16 @@ def last(page: Page) -> Locator:
 def line(page: Page) -> Locator:
     """The line under the last answer."""
     return last(page).locator("small")
+
+
+def reopen(page: Page, question: str, text: str) -> None:
+    """Loads the page again, with a conversation that the browser keeps."""
+    answer = Answer("m", Progress(text=text, finish="stop", first_s=0.1, tokens=9))
+    kept = {"at": 1, "value": Conversation("kept", (Turn(question, (answer,)),)).json()}
+    page.evaluate("kept => localStorage.setItem('dray:conversation:kept', JSON.stringify(kept))", kept)
+    page.evaluate("sessionStorage.setItem('dray:open', 'kept')")
+    page.reload()
+    expect(page.locator(".user.message")).to_have_count(1)
 
 
 def engine_pid(dray: Dray) -> int:
@@ -108,11 +120,19 @@ def test_stop_ends_the_generation_and_retry_answers(visit: Open, shown: Dray) ->
     wait_for(lambda: running(shown) == 0, 5)
     page.get_by_role("button", name="Retry").click()
     expect(line(page)).to_contain_text("generated now")
+    expect(line(page)).to_contain_text("answer 2 of 2")
     expect(last(page)).to_contain_text(answer)
     page.get_by_role("button", name="Retry").click()
-    expect(line(page)).to_contain_text("from the cache")
+    expect(line(page)).to_contain_text("answer 3 of 3")
+    expect(line(page)).to_contain_text("generated now")
     expect(last(page)).to_contain_text(answer)
     expect(page.locator(".user.message")).to_have_count(1)
+    page.get_by_role("button", name="Previous answer").click()
+    page.get_by_role("button", name="Previous answer").click()
+    expect(line(page)).to_contain_text("stopped · answer 1 of 3")
+    page.get_by_role("button", name="Next answer").click()
+    expect(line(page)).to_contain_text("answer 2 of 3")
+    expect(last(page)).to_contain_text(answer)
 
 
 def test_closing_the_page_ends_the_generation(visit: Open, shown: Dray) -> None:
@@ -127,9 +147,15 @@ def test_code_and_formulas_are_rendered(visit: Open) -> None:
     page = visit("/chat")
     ask(page, "写一个Python函数判断回文字符串")
     expect(last(page).locator("pre code .keyword", has_text="def")).to_be_visible()
-    ask(page, r"\(a^2\) and \[\frac{1}{2}\] and $$x$$")
-    expect(page.locator(".user.message").last.locator(".katex")).to_have_count(3)
+    expect(last(page).get_by_title("copy")).to_be_visible()
+    formulas = r"\(a^2\) and \[\frac{1}{2}\] and $$x$$"
+    reopen(page, formulas, f"{formulas} for $5 and $10\n\n| a | b |\n|---|---|\n| 1 | 2 |")
+    expect(last(page).locator(".katex")).to_have_count(3)
+    expect(last(page)).to_contain_text("for $5 and $10")
+    expect(last(page).locator("td")).to_have_text(["1", "2"])
     assert page.evaluate("document.fonts.ready.then(() => document.fonts.check('16px KaTeX_Main'))")
+    expect(page.locator(".user.message")).to_have_text(formulas)
+    expect(page.locator(".user.message .katex")).to_have_count(0)
 
 
 def test_the_page_works_with_the_keyboard_alone(visit: Open) -> None:
@@ -141,10 +167,21 @@ def test_the_page_works_with_the_keyboard_alone(visit: Open) -> None:
     expect(line(page)).to_be_visible()
     expect(last(page)).to_contain_text(answer)
     reached = set()
-    for _ in range(30):
+    wanted = {
+        "Model",
+        "Retry",
+        "Settings",
+        "New conversation",
+        "Search conversations",
+        "Rename",
+        "Edit",
+        "Like",
+        "Thought",
+    }
+    for _ in range(40):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("(e => (e.ariaLabel || e.innerText).split('\\n')[0])(document.activeElement)"))
-        if reached >= {"Model", "Retry", "Settings"}:
+        if reached >= wanted:
             return
     raise AssertionError(f"Tab reaches only {reached}")
 
@@ -152,11 +189,14 @@ def test_the_page_works_with_the_keyboard_alone(visit: Open) -> None:
 def test_the_settings_are_used(visit: Open) -> None:
     page = visit("/chat")
     page.get_by_role("button", name="Settings").click()
+    expect(page.get_by_label("Temperature")).to_have_value("0")
+    expect(page.get_by_label("Maximum tokens")).to_have_value("2048")
     page.get_by_label("Maximum tokens").fill("8")
     page.get_by_label("Temperature").fill("0.5")
     ask(page, new_sum()[0])
     expect(line(page)).to_contain_text("8 tokens")
     expect(line(page)).to_contain_text("cut off at the token limit")
+    expect(last(page).get_by_role("status")).to_contain_text("all 8 tokens went into the thinking")
     page.get_by_label("Temperature").fill("0")
     page.get_by_label("Maximum tokens").fill("")
     question, answer = new_sum()
@@ -169,7 +209,10 @@ def test_the_settings_are_used(visit: Open) -> None:
 @pytest.mark.parametrize("width", [360, 1100])
 def test_it_fits_every_window(visit: Open, tmp_path: Path, width: int, scheme: str) -> None:
     page = visit("/chat", width=width, scheme=scheme)
-    page.get_by_text("写一个Python函数判断回文字符串").click()
+    expect(page.locator(".example")).to_have_count(4)
+    for example in page.locator(".example").all():
+        expect(example).to_be_in_viewport()
+    page.get_by_text("Write a Python function").click()
     expect(line(page)).to_be_visible()
     page.screenshot(path=tmp_path / "chat.png")
     assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -1,9 +1,14 @@
 """Streams as different OpenAI-compatible servers send them, and a small HTTP server that sends any."""
 
+import json
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
+from typing import Any
+
+import msgspec
 
 USAGE = '{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":5,"prompt_tokens_details":null}}'
 
@@ -21,23 +26,42 @@ DONE = event("[DONE]")
 
 
 @contextmanager
-def serving(*pieces: bytes, status: int = 200, break_off: bool = False) -> Iterator[str]:
-    """Runs a server that answers every request with these pieces, one chunk each; yields its base URL."""
+def serving(
+    *pieces: bytes | Callable[[], Iterator[bytes]],
+    status: int = 200,
+    break_off: bool = False,
+    models: tuple[str, ...] = ("m", "other"),
+    asked: list[dict[str, Any]] | None = None,
+) -> Iterator[str]:
+    """Runs a server that answers every request with these pieces, one chunk each; yields its base URL.
+
+    pieces: a function makes its pieces anew for each request. models: that it lists. asked: gets the requests' bodies.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if asked is not None:
+                asked.append(json.loads(body))
             self.send_response(status)
             self.send_header("Content-Type", "text/event-stream")
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            for piece in pieces:
-                self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
-            if not break_off:
-                self.wfile.write(b"0\r\n\r\n")
+            with suppress(BrokenPipeError):  # a client that went away
+                for piece in chain.from_iterable([each] if isinstance(each, bytes) else each() for each in pieces):
+                    self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+                if not break_off:
+                    self.wfile.write(b"0\r\n\r\n")
             self.close_connection = True
+
+        def do_GET(self) -> None:
+            content = msgspec.json.encode({"data": [{"id": name} for name in models]})
+            self.send_response(200 if self.path == "/v1/models" and models else 404)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None:
             return

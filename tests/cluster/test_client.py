@@ -89,7 +89,7 @@ def test_dray_chat_shows_thinking_and_answer_and_continues_after_an_error() -> N
     assert result.exit_code == 0 and "hm\nso it\n(5 tokens" in result.stdout
     with serving(event(delta('{"content":"so"}')), event('{"error":{"message":"engine failed"}}')) as url:
         result = CliRunner().invoke(app, ["chat", "--url", url, "--model", "m"], input="hi\nagain\n\n")
-    assert result.exit_code == 0 and result.stdout.count("so\n") == 2
+    assert result.exit_code == 1 and result.stdout.count("so\n") == 2
     assert result.stderr == "error: engine failed\n" * 2
 
 

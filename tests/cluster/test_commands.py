@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,28 @@ def test_help_has_an_example_that_would_work(path: str) -> None:
 def test_commands_that_report_something_have_json(path: str) -> None:
     options = {option for parameter in ALL[path].params for option in parameter.opts}
     assert ("--json" in options) != (path in ACTING)
+
+
+def test_the_version_is_printed() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"dray {version('dray')}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["settings"],
+        ["models", "list"],
+        ["models", "show", "qwen3-0.6b"],
+        ["models", "check", "bundled"],
+        ["k8s", "check-node"],
+        ["doctor", "--offline"],
+        ["bench", "--cost", "--tokens-per-s", "50"],
+    ],
+)
+def test_json_is_all_that_is_on_standard_output(arguments: list[str], tmp_path: Path) -> None:
+    done = dray(*arguments, "--json", *(["-"] if arguments[0] == "bench" else []), folder=tmp_path, FORCE_COLOR="1")
+    assert json.loads(done.stdout), done.stderr
 
 
 def dray(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from cluster.cli import app
 from cluster.configuration import load
 from cluster.doctor import Finding, examine
 from cluster.models.folder import BUNDLED_FOLDER
@@ -150,3 +152,12 @@ def test_a_pod_that_sees_the_whole_node_is_a_warning(monkeypatch: pytest.MonkeyP
         finally:
             os.sched_setaffinity(0, before)
         assert (finding.level, finding.message) == ("passed", f"this pod is pinned to CPUs {min(before)}")
+
+
+def test_each_advice_is_given_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.doctor.machine._LITTLE_DISK", 1 << 62)
+    environment = {"DRAY_STATE_DIR": str(tmp_path / "s"), "DRAY_DATA_DIR": str(tmp_path / "d")}
+    shown = CliRunner(env=environment).invoke(app, ["doctor", "--offline"]).stdout
+    assert shown.count("GiB free") - shown.count("free in /dev/shm") >= 3 and shown.count("make room") == 1
+    report = CliRunner(env=environment).invoke(app, ["doctor", "--offline", "--json"]).stdout
+    assert report.count("make room") == 3, "for a program, each check stands alone"

@@ -24,6 +24,7 @@ _WHOLE = {
     r"POST /v1/completions": "CreateCompletionResponse",
     r"POST /v1/responses": "Response",
     r"GET /v1/responses/[^/]+": "Response",
+    r"POST /v1/responses/[^/]+/cancel": "Response",
     r"GET /v1/responses/[^/]+/input_items": "ResponseItemList",
     r"POST /v1/responses/input_tokens": "TokenCountsResource",
     r"POST /v1/embeddings": "CreateEmbeddingResponse",
@@ -48,6 +49,8 @@ _ON_PURPOSE = (
     (r"POST /v1/completions", "", r"choices\.\d+\.logprobs\.top_logprobs: None is not"),
 )
 """Where Dray differs from OpenAI's document on purpose: the request, the kind of answer, and the fault."""
+_UNFINISHED = ("queued", "in_progress", "failed", "cancelled")
+"""Statuses of responses without usage."""
 
 
 def faults_of(method: str, path: str, status: int, content_type: str, body: bytes) -> list[str]:
@@ -108,6 +111,8 @@ def _event_names() -> dict[str, str]:
 def _openai_faults(name: str, body: bytes) -> list[str]:
     value = json.loads(body)
     for response in (value, value.get("response")) if isinstance(value, dict) else ():
+        if isinstance(response, dict) and response.get("status") in _UNFINISHED and response.get("usage") is None:
+            del response["usage"]  # null, as OpenAI's server sends it against its document
         # Responses repeat the request's tools, and Codex sends some that the document does not know.
         if isinstance(response, dict) and isinstance(tools := response.get("tools"), list):
             response["tools"] = [tool for tool in tools if tool.get("type") != "namespace"]
@@ -191,7 +196,7 @@ class JudgedApp:
 
 
 class JudgedTransport(httpx.HTTPTransport):
-    """A transport whose answers are judged where a test has read them to the end."""
+    """A transport whose answers are judged: whole ones where a test has read them, and the events that it has read."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         response = super().handle_request(request)
@@ -204,15 +209,22 @@ class JudgedTransport(httpx.HTTPTransport):
 class _Tee(httpx.SyncByteStream):
     def __init__(self, stream: httpx.SyncByteStream, request: httpx.Request, response: httpx.Response) -> None:
         self._stream, self._request, self._response = stream, request, response
+        self._body = bytearray()
 
     def __iter__(self) -> Iterator[bytes]:
-        body = b""
         for part in self._stream:
-            body += part
+            self._body.extend(part)
             yield part
-        kind, asked = self._response.headers.get("content-type", ""), self._request
-        faults = faults_of(asked.method, asked.url.path, self._response.status_code, kind, body)
-        assert not faults, "\n".join(faults[:9])
+        self._judge()
 
     def close(self) -> None:
         self._stream.close()
+        # OpenAI's client reads a stream up to its last event, and not to its end.
+        if self._response.headers.get("content-type", "").startswith("text/event-stream"):
+            self._judge()
+
+    def _judge(self) -> None:
+        kind, asked, body = self._response.headers.get("content-type", ""), self._request, bytes(self._body)
+        self._body.clear()
+        faults = faults_of(asked.method, asked.url.path, self._response.status_code, kind, body)
+        assert not faults, "\n".join(faults[:9])

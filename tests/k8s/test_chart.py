@@ -14,7 +14,18 @@ import yaml
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from tests.k8s.manifests import K8S, Document, cluster_of, containers, kustomize, of_kind, pod_templates, settings_of
+from cluster.kubernetes.redis import pod_memory_mb
+from tests.k8s.manifests import (
+    K8S,
+    Document,
+    cluster_of,
+    containers,
+    environment,
+    kustomize,
+    of_kind,
+    pod_templates,
+    settings_of,
+)
 from tests.k8s.policies import Place, may_reach
 from tests.k8s.schemas import schemas
 
@@ -142,6 +153,29 @@ def test_values_change_what_differs_between_clusters() -> None:
             assert document["metadata"]["labels"]["release"] == "metrics"
 
 
+def test_sizes_of_redis_are_values_of_which_the_pods_sizes_follow() -> None:
+    values = {
+        "redis": {"answersMemoryMiB": 4096, "teamsMemoryMiB": 300, "teamsDisk": "10Gi", "gcsMemoryMiB": 1_000_000}
+    }
+    found = {}
+    for document in of_kind(helm(CHART, values), "StatefulSet"):
+        [container] = document["spec"]["template"]["spec"]["containers"]
+        disks = [
+            c["spec"]["resources"]["requests"]["storage"] for c in document["spec"].get("volumeClaimTemplates", ())
+        ]
+        memory = {size["memory"] for size in container["resources"].values()}
+        found[document["metadata"]["name"]] = (environment(container)["MAXMEMORY"], memory, disks)
+    expected = {
+        name: (f"{data_mb}mb", {f"{pod_memory_mb(data_mb)}Mi"}, disks)
+        for name, data_mb, disks in (
+            ("dray-answers", 4096, []),
+            ("dray-teams", 300, ["10Gi"]),
+            ("dray-gcs", 1_000_000, ["2Gi"]),
+        )
+    }
+    assert found == expected
+
+
 def test_monitoring_is_what_kustomize_installs() -> None:
     ours = by_name(kustomize(K8S / "monitoring"))
     theirs = by_name(helm(CHART, {"monitoring": {"enabled": True}}))
@@ -178,6 +212,10 @@ def test_a_job_with_other_pods_has_another_name() -> None:
         {"network": {"clientNetworks": ["everybody"]}},
         {"network": {"apiServerPorts": ["16443"]}},
         {"monitoring": {"enabled": "yes"}},
+        {"redis": {"answersMemoryMiB": "1gb"}},
+        {"redis": {"teamsMemoryMiB": 0}},
+        {"redis": {"gcsDisk": "2 GB"}},
+        {"redis": {"answersDisk": "2Gi"}},
     ],
 )
 def test_wrong_values_are_refused(values: dict[str, Any]) -> None:

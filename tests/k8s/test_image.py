@@ -117,6 +117,83 @@ def test_the_base_is_named_by_a_digest_or_not_at_all(tmp_path: Path, answer: str
     assert (done.returncode == 0) == bool(expected)
 
 
+DIGEST = "sha256:" + "a" * 64
+
+
+def run_step(name: str, folder: Path, programs: dict[str, str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs a step of the workflow as GitHub does, with these programs (as shell scripts) in place of the real ones.
+
+    Each call of a program is a line of the file `calls`.
+    """
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "image.yml").read_text())
+    assert workflow["defaults"]["run"]["shell"] == "bash"
+    (script,) = (step["run"] for step in workflow["jobs"]["publish"]["steps"] if step.get("name") == name)
+    for program, body in programs.items():
+        (folder / program).write_text(f'#!/bin/sh\necho "{program} $*" >> {folder}/calls\n{body}\n')
+        (folder / program).chmod(0o755)
+    (folder / "k8s").symlink_to(K8S)
+    environment = {"PATH": f"{folder}:/usr/bin:/bin", "GITHUB_ENV": str(folder / "env"), **variables}
+    # https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-syntax#defaultsrunshell
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_workflow_builds_from_a_pinned_base_or_not_at_all(tmp_path: Path) -> None:
+    for folder, body in (("right", f"echo {DIGEST}"), ("wrong", "exit 1")):
+        (tmp_path / folder).mkdir()
+        done = run_step("Choose the base image", tmp_path / folder, {"docker": body}, GITHUB_REF_NAME="v0.2.0")
+        chosen = tmp_path / folder / "env"
+        if folder == "wrong":
+            assert done.returncode and not chosen.exists()
+        else:
+            lines = chosen.read_text().splitlines()
+            assert lines == ["VERSION=0.2.0", f"PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm@{DIGEST}"]
+
+
+def test_images_and_their_attestations_are_signed_by_digest(tmp_path: Path) -> None:
+    variables = {"REPOSITORY": "ghcr.io/o/dray", "SERVE": DIGEST, "EXPORT": DIGEST.replace("a", "b")}
+    done = run_step("Sign the images by their digests", tmp_path, {"cosign": ""}, **variables)
+    assert done.returncode == 0, done.stderr
+    [call] = (tmp_path / "calls").read_text().splitlines()
+    images = [f"ghcr.io/o/dray@{variables[name]}" for name in ("SERVE", "EXPORT")]
+    # Recursively: the index's images of both architectures, and what buildx attests of them.
+    assert call.split() == ["cosign", "sign", "--yes", "--recursive", *images]
+
+
+@pytest.mark.parametrize(
+    ("answer", "signed"),
+    [
+        (f"echo 'Pushed: ghcr.io/o/charts/dray:0.2.0' >&2; echo 'Digest: {DIGEST}' >&2", True),
+        ("echo 'Error: denied' >&2; exit 1", False),
+        ("echo 'Pushed: ghcr.io/o/charts/dray:0.2.0' >&2", False),
+    ],
+)
+def test_the_chart_is_signed_by_its_digest_or_not_at_all(tmp_path: Path, answer: str, signed: bool) -> None:
+    helm = f'case "$1" in push) {answer};; esac'
+    variables = {"CHARTS": "ghcr.io/o/charts", "VERSION": "0.2.0", "GITHUB_ACTOR": "o", "PASSWORD": "p"}
+    done = run_step("Push and sign the chart", tmp_path, {"helm": helm, "cosign": ""}, **variables)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert (done.returncode == 0) == signed, done.stderr
+    expected = [f"cosign sign --yes ghcr.io/o/charts/dray@{DIGEST}"] if signed else []
+    assert [call for call in calls if call.startswith("cosign")] == expected
+
+
+@pytest.mark.parametrize(("answer", "built"), [(f"echo {DIGEST}", True), ("exit 1", False)])
+def test_make_image_builds_from_a_pinned_base_or_not_at_all(tmp_path: Path, answer: str, built: bool) -> None:
+    docker = tmp_path / "docker"
+    docker.write_text(
+        f'#!/bin/sh\ncase "$2" in imagetools) {answer};; bake) echo "from $PYTHON_IMAGE" > {tmp_path}/built;; esac\n'
+    )
+    docker.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["make", "image"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == built, done.stderr
+    assert (tmp_path / "built").exists() == built
+    if built:
+        expected = f"from docker.io/library/python:3.11-slim-bookworm@{DIGEST}\n"
+        assert (tmp_path / "built").read_text() == expected
+
+
 def test_the_commands_of_pods_exist_in_the_image() -> None:
     """Commands of the manifests are `dray` subcommands, or modules."""
     commands = set()

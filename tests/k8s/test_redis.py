@@ -14,14 +14,15 @@ from cryptography import x509
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from cluster.kubernetes.render import kustomization, render
 from cluster.ports import free_port
 from cluster.redis_client import connect
 from cluster.redis_server import find_server
 from tests.conftest import wait_for
 from tests.k8s.apply_rules import refused
 from tests.k8s.checks import numbers, pods, upgrades
-from tests.k8s.manifests import K8S, Document, cluster_of, kustomize, of_kind, settings_of
-from tests.k8s.references import SECRETS
+from tests.k8s.manifests import K8S, Document, cluster_of, environment, kustomize, of_kind, settings_of
+from tests.k8s.references import SECRETS, references
 from tests.k8s.schemas import schemas
 
 AT_ONCE = Retry(NoBackoff(), 0)
@@ -47,6 +48,7 @@ def configuration(documents: list[Document], server: str, folder: Path, port: in
     (stateful_set,) = (document for document in stateful_sets if document["metadata"]["name"] == server)
     (container,) = stateful_set["spec"]["template"]["spec"]["containers"]
     command = container["command"][2].replace("/etc/redis/", f"{folder}/").replace("valkey-server", find_server())
+    command = command.replace("$MAXMEMORY", environment(container)["MAXMEMORY"])
     data = (folder / "common.conf").read_text().replace("dir /data", f"dir {folder}")
     (folder / "common.conf").write_text(data)
     return command, container["resources"]["limits"]["memory"]
@@ -137,7 +139,7 @@ def test_a_changed_configuration_restarts_its_server_and_no_other(tmp_path: Path
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     before = kustomize(tmp_path)
     config = tmp_path / "redis" / "answers" / "redis.conf"
-    config.write_text(config.read_text().replace("maxmemory 1gb", "maxmemory 2gb"))
+    config.write_text(config.read_text().replace("allkeys-lfu", "allkeys-lru"))
     after = kustomize(tmp_path)
     changed = [
         old["metadata"]["name"]
@@ -146,6 +148,44 @@ def test_a_changed_configuration_restarts_its_server_and_no_other(tmp_path: Path
     ]
     assert changed == ["dray-answers"]
     assert refused(before, after) == []
+
+
+SIZES = {
+    "dray-answers": (4096, "6144Mi", None),
+    "dray-teams": (300, "512Mi", "10Gi"),
+    "dray-gcs": (1000, "1536Mi", "3Gi"),
+}
+"""Of the settings below: memory for data in MiB, memory of the pod, disk."""
+
+
+def test_sizes_are_settings(tmp_path: Path) -> None:
+    chosen = {"answers_memory_mb": 4096, "teams_memory_mb": 300, "gcs_memory_mb": 1000}
+    disks = {"teams_disk_mb": 10 * 1024, "gcs_disk_mb": 3000}
+    settings = settings_of("kind")
+    settings = settings.model_copy(update={"kubernetes": settings.kubernetes.model_copy(update=chosen | disks)})
+    files = render(settings, K8S / "base")
+    up = "../" * (len(tmp_path.resolve().parts) - 1) + str(K8S)[1:]
+    (tmp_path / "kustomization.yaml").write_text(kustomization(files, f"{up}/base"))
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    documents, before = kustomize(tmp_path), kustomize(K8S / "overlays" / "kind")
+    assert [fault for check in (schemas, pods, references) for fault in check(documents, settings)] == []
+    servers = {document["metadata"]["name"]: document["spec"] for document in of_kind(documents, "StatefulSet")}
+    assert servers.keys() == SIZES.keys()
+    for name, (data_mb, pod, disk) in SIZES.items():
+        [container] = servers[name]["template"]["spec"]["containers"]
+        assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"] == pod
+        [claim] = servers[name].get("volumeClaimTemplates") or [None]
+        assert (claim and claim["spec"]["resources"]["requests"]["storage"]) == disk
+        port, folder = free_port(), tmp_path / name
+        folder.mkdir()
+        command, _ = configuration(documents, name, folder, port)
+        with running(command, "s3cret", port) as client_with, client_with("s3cret") as client:
+            assert client.config_get("maxmemory") == {"maxmemory": str(data_mb * 2**20)}
+    # Nothing of a StatefulSet's claims may change, so a patch must not lose their labels.
+    for old, new in zip(of_kind(before, "StatefulSet"), of_kind(documents, "StatefulSet"), strict=True):
+        for was, now in zip(*(s["spec"].get("volumeClaimTemplates", []) for s in (old, new)), strict=True):
+            assert was["metadata"] == now["metadata"]
 
 
 def test_external_servers_replace_the_three_pods(tmp_path: Path) -> None:

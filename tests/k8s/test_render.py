@@ -13,7 +13,7 @@ from cluster.kubernetes.pods import in_cluster, routers_of
 from cluster.launch.environment import OBJECT_STORE_BYTES
 from cluster.launch.preflight import RUNTIME_BYTES
 from cluster.models.catalog import CATALOG
-from cluster.models.folder import private_memory
+from cluster.models.folder import folder_of, private_memory
 from cluster.serve_config import RouterArgs
 from cluster.settings import ModelSettings, Settings
 from tests.k8s.manifests import ROOT, mebibytes
@@ -94,9 +94,11 @@ def test_an_edited_kustomization_is_not_overwritten(tmp_path: Path) -> None:
     rendered(tmp_path, NAMED + CLAIM)
     kustomization = tmp_path / "out" / "kustomization.yaml"
     assert "rayservice.yaml" in kustomization.read_text()
-    kustomization.write_text("edited")
-    rendered(tmp_path, NAMED + CLAIM)
-    assert kustomization.read_text() == "edited"
+    kustomization.write_text("edited, with rayservice.yaml")
+    done = run(tmp_path, NAMED + CLAIM)
+    assert kustomization.read_text() == "edited, with rayservice.yaml"
+    assert "does not list" in done.output and "redis-teams.yaml" in done.output
+    assert "rayservice.yaml, which" not in done.output
 
 
 def test_a_model_that_may_sleep_starts_without_pods(tmp_path: Path) -> None:
@@ -145,10 +147,41 @@ def test_pods_fetch_models_into_a_folder_of_their_node(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "models.yaml").exists()
 
 
+@pytest.mark.parametrize("store", ["models_claim: store", "models_path: /var/lib/dray/models"])
+def test_pods_or_the_job_fetch_a_model_from_a_bucket(store: str, tmp_path: Path) -> None:
+    source = "s3://models/bots/qwen3-0.6b"
+    text = f"model:\n  source: {source}\n  cores_per_replica: 1\nkubernetes:\n  {store}\n"
+    spec = rendered(tmp_path, text)
+    _, group = spec["rayClusterConfig"]["workerGroupSpecs"]
+    pod = group["template"]["spec"]
+    if store.startswith("models_claim"):
+        _, job = yaml.safe_load_all((tmp_path / "out" / "models.yaml").read_text())
+        [fetcher] = job["spec"]["template"]["spec"]["initContainers"]
+    else:
+        *_, fetcher, _ = pod["initContainers"]
+    assert fetcher["command"][:6] == ["dray", "models", "pull", source, "--weight", "int8"]
+    # Optional, because a service account may give access.
+    assert fetcher["envFrom"] == [{"secretRef": {"name": "dray-buckets", "optional": True}}]
+    [waiting] = (container for container in pod["initContainers"] if container["name"] == "model")
+    [folder] = (word for word in waiting["command"] if word.startswith("/models/"))
+    assert folder == str(folder_of(source, "int8", Path("/models")))
+    serve = yaml.safe_load(spec["serveConfigV2"])
+    assert "qwen3-0.6b" in serve["applications"][0]["args"]["engines"]
+    others = [
+        container for container in [*pod["initContainers"], *pod["containers"]] if container["name"] != fetcher["name"]
+    ]
+    assert "dray-buckets" not in str(others), "only what fetches has the credentials"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (NAMED, "models_claim"),
+        (
+            "model:\n  source: s3://id:secret@models/a\n  cores_per_replica: 1\n" + CLAIM,
+            "s3://models/a is not the address of a model's folder",
+        ),
+        ("model:\n  source: s3://models/a\n  cores_per_replica: 1\n" + CLAIM, "the size of s3://models/a is unknown"),
         (NAMED + CLAIM + "  models_path: /srv/models\n", "models_claim and kubernetes.models_path, not both"),
         (NAMED + "kubernetes:\n  models_path: models\n", "kubernetes.models_path"),
         (NAMED + "kubernetes:\n  models_claim: a\n  models_image: b\n", ", not both"),

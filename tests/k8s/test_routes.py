@@ -66,6 +66,7 @@ def test_every_public_route_is_open_and_no_other(
     paths = asyncio.run(paths_of_a_router(monkeypatch))
     assert {"/v1/chat/completions", "/tokenize", "/v2/rerank", "/health/ready", *INSIDE[2:]} <= set(paths)
     internal = {path for path in paths if any(below(prefix, path) for prefix in INTERNAL)}
+    internal.add("/")  # leads to the chat page
     for opens in (through_ingress(ingress), through_route(http_route)):
         assert [path for path in paths if opens(path) == (path in internal)] == []
         assert not any(opens(path) for path in (*INSIDE, "/", "/v1x", "/tokenize/x"))

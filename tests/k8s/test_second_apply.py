@@ -29,7 +29,7 @@ def documents(files: dict[str, str]) -> list[Document]:
     return [
         document
         for name, text in files.items()
-        if name not in ("ingress.yaml", "httproute.yaml")
+        if not name.startswith(("ingress", "httproute", "redis-"))
         for document in yaml.load_all(text, yaml.CSafeLoader)
     ]
 
@@ -57,6 +57,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "more routers": group("router", replicas=4),
     "another hub": lambda settings: settings.update(hub="modelscope"),
     "a larger claim": group("kubernetes", storage_mb=200 * 1024),
+    "more memory for Redis": group("kubernetes", answers_memory_mb=4096, teams_memory_mb=512),
     "another claim": group("kubernetes", models_claim="store-2", storage_mb=10 * 1024),
 }
 
@@ -93,6 +94,15 @@ def test_a_size_that_would_shrink_a_claim_is_refused() -> None:
     smaller = FIRST | {"kubernetes": {"models_claim": "store", "storage_mb": 1024}}
     with pytest.raises(KubernetesError, match=r"no claim can shrink to 1Gi: raise kubernetes\.storage_mb"):
         render(Settings(**smaller), K8S / "base", first)
+
+
+@pytest.mark.parametrize("setting", ["teams_disk_mb", "gcs_disk_mb"])
+def test_another_disk_of_a_redis_server_is_refused(setting: str) -> None:
+    first = render(Settings(**FIRST), K8S / "base")
+    changed = FIRST | {"kubernetes": {"models_claim": "store", setting: 10 * 1024}}
+    with pytest.raises(KubernetesError, match=rf"a disk of 2Gi, .* become 10Gi: .*kubernetes\.{setting}"):
+        render(Settings(**changed), K8S / "base", first)
+    assert "storage: 10Gi" in str(render(Settings(**changed), K8S / "base").values())
 
 
 @pytest.mark.parametrize("text", ["org--my_model-int8", "_x_", "a" * 80, "a." * 40, "模型", "7b"])

@@ -5,6 +5,7 @@ of their main container are not its first; how long they drain is tested with ru
 """
 
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -18,13 +19,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.kubernetes.sizes import HEAD_GRACE_S
 from cluster.ports import free_port
 from tests.conftest import wait_for
 from tests.k8s.manifests import K8S, OVERLAYS, ROOT, Document, cluster_of, containers, kustomize, pod_templates
 from tests.k8s.test_redis import configuration
 
 LIMIT_S = 5
+"""What is promised: every container ends within five seconds of SIGTERM."""
+SLACK_S = 5
+"""What a busy machine may add: these processes do not always get a core at once."""
 NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 pytestmark = pytest.mark.skipif(
@@ -62,11 +65,11 @@ def first_process(command: list[str], **environment: str) -> Iterator[psutil.Pro
             outer.kill()
 
 
-def ends_on_sigterm(first: psutil.Process, limit_s: float = LIMIT_S) -> None:
+def ends_on_sigterm(first: psutil.Process) -> None:
     started = time.monotonic()
     first.send_signal(signal.SIGTERM)
     first.wait(60)
-    assert time.monotonic() - started < limit_s
+    assert time.monotonic() - started < LIMIT_S + SLACK_S
 
 
 def handles_sigterm(process: psutil.Process) -> bool:
@@ -144,16 +147,48 @@ def test_the_head_with_the_command_that_kuberay_generates(documents: list[Docume
     assert environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == "0"
     with tempfile.TemporaryDirectory(prefix="dray-h-") as folder:
         start = (
-            f"ulimit -n ${{RAY_START_ULIMIT_OPEN_FILES:-4096}}; ray start --head --block --num-cpus=0 --port=0 "
+            "ray start --head --block --num-cpus=0 --port=0 --resources='{\"a b\": 1}' "
             f"--object-store-memory=83886080 --include-dashboard=false --temp-dir={folder}"
         )
-        command = ["/bin/bash", "-c", "--", start]
-        with first_process(command, RAY_AUTH_MODE="disabled", RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0") as first:
+        with first_process(head_command(documents), **head_environment(start)) as first:
             logs = Path(folder) / "session_latest" / "logs"
             wait_for(lambda: (logs / "raylet.out").exists() and _raylet_runs(first), 60)
-            wait_for(lambda: handles_sigterm(first))
-            # Ray ends its processes one after another: 7 s on a busy machine.
-            ends_on_sigterm(first, HEAD_GRACE_S / 2)
+            [ray] = first.children()
+            wait_for(lambda: handles_sigterm(ray))
+            ends_on_sigterm(first)
+
+
+def head_command(documents: list[Document]) -> list[str]:
+    """The command of the head's container, which KubeRay leaves as it is (v1.7.0, common/pod.go:892-898)."""
+    template = cluster_of(documents)["headGroupSpec"]["template"]
+    assert template["metadata"]["annotations"]["ray.io/overwrite-container-cmd"] == "true"
+    container = container_of(documents, "head", "ray-head")
+    return [*container["command"], *container["args"]]
+
+
+def head_environment(start: str) -> dict[str, str]:
+    """Its variables. start: the command that KubeRay generates (common/pod.go:1277)."""
+    return {
+        "KUBERAY_GEN_RAY_START_CMD": start,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # A test may not raise the limit as a container may.
+        "RAY_START_ULIMIT_OPEN_FILES": str(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+    }
+
+
+@pytest.mark.parametrize("start", ["sleep 60", "sh -c 'trap : TERM; echo; while :; do sleep 1; done'"])
+def test_the_head_ends_whether_ray_does_or_not(documents: list[Document], start: str) -> None:
+    with first_process(head_command(documents), **head_environment(start)) as first:
+        wait_for(lambda: [child.name() for child in first.children()] == [start.split()[0]])
+        wait_for(lambda: handles_sigterm(first))
+        ends_on_sigterm(first)
+
+
+def test_the_heads_container_ends_with_ray_and_its_status(documents: list[Document]) -> None:
+    command = [*NAMESPACE, *head_command(documents)]
+    environment = os.environ | head_environment("sh -c 'exit 3'")
+    assert subprocess.run(command, env=environment, timeout=60, check=False).returncode == 3
 
 
 def _raylet_runs(first: psutil.Process) -> bool:

@@ -1,14 +1,7 @@
 """Pods that start before their model is there: the container that waits for it, and what Serve makes of such pods."""
 
-import json
-import os
-import shlex
-import shutil
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,29 +10,14 @@ from ray.autoscaler.v2.instance_manager.config import InstanceReconcileConfig
 
 from cluster.kubernetes.render import render
 from cluster.kubernetes.sizes import MODEL_WAIT_S
-from cluster.models.folder import BUNDLED_FOLDER, missing_files
+from cluster.models.folder import missing_files
 from cluster.settings import Settings
 from tests.conftest import wait_for
-from tests.k8s.manifests import K8S, ROOT, Document, containers
+from tests.k8s.manifests import K8S, Document, containers
+from tests.k8s.ray_clusters import fill, head, pod_environment, waiting_command, worker_pod
 
 FOLDER = "qwen3-0.6b-int8"
 MODEL = {"source": "qwen3-0.6b", "cores_per_replica": 1, "precision": "exact", "kv_cache_mb": 16}
-
-_HEAD = """
-import json, sys, time
-import ray
-from ray import serve
-from ray.serve.context import _get_global_client
-from ray.serve.schema import ServeDeploySchema
-options = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 80 * 2**20}
-ray.init(num_cpus=0, _temp_dir=sys.argv[1], namespace="dray", **options)
-serve.start(http_options={"location": "NoServer"})
-_get_global_client().deploy_apps(ServeDeploySchema.model_validate(json.loads(sys.argv[2])))
-print(ray.get_runtime_context().gcs_address, flush=True)
-while True:
-    print(json.dumps({name: app.status for name, app in serve.status().applications.items()}), flush=True)
-    time.sleep(0.5)
-"""
 
 
 def worker(models_dir: Path, claim: str = "store") -> tuple[Document, Document]:
@@ -48,22 +26,6 @@ def worker(models_dir: Path, claim: str = "store") -> tuple[Document, Document]:
     spec = yaml.safe_load(render(settings, K8S / "base")["rayservice.yaml"])["spec"]
     [engine] = (app for app in yaml.safe_load(spec["serveConfigV2"])["applications"] if app["name"] != "dray")
     return spec["rayClusterConfig"]["workerGroupSpecs"][1], engine
-
-
-def waiting_command(group: Document, models_dir: Path) -> list[str]:
-    """The command of the container that waits, with this machine's folder and Python."""
-    [container] = (container for container in containers(group["template"]) if container["name"] == "model")
-    assert container["terminationMessagePolicy"] == "FallbackToLogsOnError", "kubectl describe must show the reason"
-    program, *arguments = container["command"]
-    assert program == "dray"
-    arguments = [argument.replace("/models", str(models_dir)) for argument in arguments]
-    return [sys.executable, "-m", "cluster.cli", *arguments]
-
-
-def fill(models_dir: Path) -> None:
-    """Puts the model into its folder at once, as `dray models pull` does."""
-    shutil.copytree(BUNDLED_FOLDER, models_dir / "unfinished")
-    (models_dir / "unfinished").rename(models_dir / FOLDER)
 
 
 def test_the_container_ends_once_the_model_is_complete(tmp_path: Path) -> None:
@@ -76,7 +38,7 @@ def test_the_container_ends_once_the_model_is_complete(tmp_path: Path) -> None:
         assert "openvino_model.bin" in process.stdout.readline()
         assert process.poll() is None, "it must wait while files are missing"
         (tmp_path / FOLDER).rmdir()
-        fill(tmp_path)
+        fill(tmp_path / FOLDER)
         assert process.wait(60) == 0
 
 
@@ -107,15 +69,6 @@ def test_routers_wait_for_every_model_and_engines_for_their_own(tmp_path: Path) 
     assert waits == {"routers": both, "a": both[:1], "qwen3-4b": both[1:]}, "the bundled model is in the image"
 
 
-@contextmanager
-def child(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-
-
 @pytest.mark.slow
 def test_serve_runs_once_the_model_has_arrived() -> None:
     """A real Serve and a pod's commands in their order. Without the wait Serve gives up after three failed starts."""
@@ -123,42 +76,25 @@ def test_serve_runs_once_the_model_has_arrived() -> None:
         folder = Path(name)
         models = folder / "models"
         models.mkdir()
-        (folder / "metrics").mkdir()
         group, application = worker(models)
-        environment = os.environ | {
-            "PYTHONPATH": str(ROOT),
-            "DRAY_MODELS_DIR": str(models),
-            "DRAY_LEASE_DIR": str(folder / "cores"),
-            "PROMETHEUS_MULTIPROC_DIR": str(folder / "metrics"),
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        }
-        head = [sys.executable, "-c", _HEAD, str(folder / "ray"), json.dumps({"applications": [application]})]
-        with child(head, environment) as serve:
-            statuses = serve.stdout
-            assert statuses is not None
-            address = statuses.readline().strip()
-            resources = {name: int(count) for name, count in group["resources"].items() if name != "CPU"}
-            join = [
-                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={address}"),
-                *(f"--num-cpus={group['resources']['CPU']}", f"--resources={json.dumps(resources)}"),
-            ]
-            pod = f'"$@" && exec {shlex.join(join)} > {folder}/node.log 2>&1'
-            with child(["sh", "-c", pod, "pod", *waiting_command(group, models)], environment) as node:
-                seen: list[str] = []
+        environment = pod_environment(folder, DRAY_MODELS_DIR=str(models))
+        with (
+            head([application], folder, environment) as serve,
+            worker_pod(group, serve.address, waiting_command(group, models), folder / "node.log", environment) as node,
+        ):
+            seen: list[str] = []
 
-                def state() -> str:
-                    assert node.poll() is None and serve.poll() is None
-                    [status] = json.loads(statuses.readline()).values()
-                    seen.append(status)
-                    assert status != "DEPLOY_FAILED"
-                    return str(status)
+            def state() -> str:
+                assert node.poll() is None
+                [status] = serve.statuses().values()
+                seen.append(status)
+                assert status != "DEPLOY_FAILED"
+                return status
 
-                assert node.stdout is not None
-                assert "waiting for" in node.stdout.readline()
-                wait_for(lambda: state() == "DEPLOYING")
-                assert missing_files(models / FOLDER)
-                fill(models)
-                wait_for(lambda: state() == "RUNNING", 200)
-                assert set(seen) == {"DEPLOYING", "RUNNING"}
+            assert node.stdout is not None
+            assert "waiting for" in node.stdout.readline()
+            wait_for(lambda: state() == "DEPLOYING")
+            assert missing_files(models / FOLDER)
+            fill(models / FOLDER)
+            wait_for(lambda: state() == "RUNNING", 200)
+            assert set(seen) == {"DEPLOYING", "RUNNING"}

@@ -282,7 +282,8 @@ def test_nothing_else_is_kept_for_a_team(server: OwnRedis, monkeypatch: pytest.M
     stateless |= {"/tokenize", "/detokenize", "/v1/models", "/v1/models/{name}", "/health/live", "/health/ready"}
     stateless |= {"/health", "/ping", "/version", "/tokenizer_info"}
     administration = {path for path in paths(OPERATIONS) if path.startswith("/admin/")}
-    stored = {"/v1/responses/{id}", "/v1/responses/{id}/input_items", "/v1/feedback"}
+    stored = {"/v1/responses/{id}", "/v1/responses/{id}/input_items", "/v1/responses/{id}/cancel"}
+    stored |= {"/v1/feedback"}
     assert paths(OPERATIONS) <= stateless | administration | stored | {"/v1/usage", "/metrics"}
 
 
@@ -293,17 +294,23 @@ def test_a_team_never_reads_another_ones_response(
 
     async def work() -> None:
         async with teams_of(server, monkeypatch, tmp_path) as teams:
-            for first, second, _ in PAIRS:
+            for (first, second, _), background in itertools.product(PAIRS, (False, True)):
                 question = new_question()
-                made = (await teams.post(first, "/v1/responses", {"input": question})).json()
+                made = (await teams.post(first, "/v1/responses", {"input": question, "background": background})).json()
                 assert made["store"] is True
+                while (await teams.get(first, f"/v1/responses/{made['id']}")).json()["status"] != "completed":
+                    await asyncio.sleep(0.02)
                 path = f"/v1/responses/{made['id']}"
                 following = {"input": "and then?", "previous_response_id": made["id"]}
                 counting = "/v1/responses/input_tokens"
-                for team, statuses in ((second, (404, 404, 400, 400, 404)), (first, (200, 200, 200, 200, 200))):
+                for team, statuses in (
+                    (second, (404, 404, 404, 400, 400, 404)),
+                    (first, (200, 200, 200 if background else 400, 200, 200, 200)),
+                ):
                     answers = [
                         await teams.get(team, path),
                         await teams.get(team, f"{path}/input_items"),
+                        await teams.post(team, f"{path}/cancel", {}),
                         await teams.post(team, "/v1/responses", following),
                         await teams.post(team, counting, following),
                         await teams.delete(team, path),

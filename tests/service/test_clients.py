@@ -84,6 +84,17 @@ def test_openai_tool_calls_are_the_same_streamed_and_whole(client: Any) -> None:
     assert call.function.arguments == whole.choices[0].message.tool_calls[0].function.arguments
 
 
+def test_openai_follows_and_cancels_responses_in_the_background(client: Any) -> None:
+    response = client.responses.create(model=MODEL, input="What is 31 + 12?", background=True)
+    while response.status in ("queued", "in_progress"):
+        response = client.responses.retrieve(response.id)
+    assert response.status == "completed" and "43" in response.output_text
+    long = {"max_output_tokens": 1500, "extra_body": {"ignore_eos": True, "seed": 5}}
+    response = client.responses.create(model=MODEL, input="What is 31 + 12?", background=True, **long)
+    assert client.responses.cancel(response.id).status == "cancelled"
+    assert client.responses.retrieve(response.id).status == "cancelled"
+
+
 def test_openai_responses(client: Any) -> None:
     response = client.responses.create(model=MODEL, input="What is 27 + 48?", instructions="Be brief.")
     assert [item.type for item in response.output] == ["reasoning", "message"]

@@ -19,6 +19,7 @@ import pytest
 from cluster.models.folder import BUNDLED_FOLDER
 from cluster.ports import free_port
 from tests.conftest import RABBITS, Dray
+from tests.judges.judge import JudgedTransport
 
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs a core for each of two models")
 
@@ -69,7 +70,8 @@ def both_models() -> Iterator[Dray]:
 
 @pytest.fixture(scope="module")
 def embedding_client(both_models: Dray) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=both_models.url, api_key="none", max_retries=0) as client:
+    judged = httpx.Client(transport=JudgedTransport(), timeout=120)
+    with openai.OpenAI(base_url=both_models.url, api_key="none", max_retries=0, http_client=judged) as client:
         yield client
 
 

@@ -12,10 +12,11 @@ from cluster.tuning.choice import (
     choose,
     choose_step_tokens,
     is_confirmed,
+    quick_trials,
     scores_of,
     worst_scores,
 )
-from cluster.tuning.measure import Baseline, Chosen
+from cluster.tuning.measure import Chosen
 from cluster.tuning.report import Results
 from cluster.tuning.variants import FUSED, GROUPS_32, GROUPS_128, MIXED_32, WEIGHT_ONLY, Variant
 
@@ -49,6 +50,16 @@ def test_two_graphs_take_the_better_time_of_each_load() -> None:
     assert scores == pytest.approx({"groups-32": 1, "fused-mlp": 1, "groups-32+fused-mlp": 2**0.5})
     assert choose((*BALANCED, MIXED_32), scores) == MIXED_32
     assert "groups-32+fused-mlp" not in scores_of(alone[:1], [Dropped(FUSED, "died")], (*BALANCED, MIXED_32))
+
+
+def test_a_quick_round_compares_each_with_the_most_exact_one() -> None:
+    loads = ((1, 1), (8, 8), (32, 32), (0, 512))
+    times = {WEIGHT_ONLY: (1.0, 1.0, 1.0, 1.0), GROUPS_32: (0.5, 0.5, 1.0, 1.0), FUSED: (1.0, 1.0, 0.5, 0.5)}
+    timed = [Timed(variant, seconds, "", loads) for variant, seconds in times.items()]
+    trials = quick_trials(timed, [GROUPS_32, FUSED, MIXED_32])
+    assert {trial.variant: round(trial.score, 2) for trial in trials} == {GROUPS_32: 1.41, FUSED: 1.41, MIXED_32: 2.0}
+    assert [str(load) for load in trials[0].loads] == ["1 stream", "8 streams", "32 streams", "prompt of 512"]
+    assert quick_trials(timed[:2], [GROUPS_32, MIXED_32]) == trials[:1], "one of its graphs does not work"
 
 
 def test_two_graphs_must_win_five_percent_over_the_best_of_one() -> None:
@@ -101,7 +112,6 @@ def test_the_report_says_what_a_lower_precision_would_win(bundled: ServedModel) 
     results = Results(bundled)
     scores = {"weight-only": 1.0, "groups-32": 1.2, "groups-128": 1.44, "fused-mlp": 0.0}
     events = (
-        Baseline((GROUPS_32, GROUPS_128, FUSED)),
         even(GROUPS_32, 1.2),
         even(GROUPS_128, 1.44),
         Dropped(FUSED, "killed by SIGFPE"),

@@ -25,9 +25,14 @@ def run(*arguments: str, folder: Path) -> tuple[int, str, str]:
 
 @pytest.mark.slow
 def test_the_bundled_model_is_tuned_and_its_engines_use_it(bundled: ServedModel, tmp_path: Path) -> None:
-    options = ("bundled", "--cores", "1", "--rounds", "1")
+    options = ("bundled", "--cores", "1", "--seconds", "10")
     code, text, err = run(*options, "--json", folder=tmp_path)
     assert code == 0, err
+    for variant in ("INT8 weights only", "INT8 in groups of 32", "INT8 in groups of 128"):
+        assert f": {variant}\n" in err, "each is announced"
+        assert any(line.startswith(f"  {variant}: ") and "1 stream" in line for line in err.splitlines()), (
+            "and measured"
+        )
     report = json.loads(text)
     kept = engine_choice(bundled, 1, tmp_path / "d")
     assert report["chosen"] == {

@@ -16,6 +16,7 @@ from cluster.tuning import kept
 from cluster.tuning.kept import FILE, engine_choice, find_all, keep
 from cluster.tuning.variants import AMX, WEIGHT_ONLY
 from deployments.engine.model import config_for
+from tests.conftest import records_of
 
 EXACT_WINS = {"weight-only": 1.0, "groups-32": 0.9, "groups-128": 0.9}
 GROUPS_WIN = {"weight-only": 1.0, "groups-32": 1.4, "groups-128": 1.5}
@@ -149,7 +150,9 @@ def test_a_file_that_is_not_drays_is_ignored_with_a_warning(
 ) -> None:
     model = model_in(folder)
     file = keep(model, 2, EXACT_WINS, folder, 256)
-    assert chosen(model, 2) == ("weight-only", 0, 256) and not caplog.records
+    assert chosen(model, 2) == ("weight-only", 0, 256) and not records_of(caplog, "dray.tuning")
     spoil(file)
     assert chosen(model, 2) == UNMEASURED
-    assert [record.levelname for record in caplog.records] == ["WARNING"] and str(file) in caplog.text
+    assert [record.levelname for record in records_of(caplog, "dray.tuning")] == ["WARNING"] and str(
+        file
+    ) in caplog.text

@@ -85,25 +85,13 @@ def test_no_precision_allows_more_than_its_limit(folder: Path) -> None:
                 assert (lost := loss(model, variant)) is not None and lost.within(limit)
 
 
-def test_the_losses_of_the_models_own_record_count(folder: Path) -> None:
-    losses = {"groups-128": {"kl": 0.004, "perplexity": 0.003}, "fused-mlp": {"kl": 0.03, "perplexity": 0.001}}
-    model = model_in(folder, {**SMOOTHED, "losses": losses})
-    assert allowed(model, 2, ON_AMX) == (GROUPS_128, WEIGHT_ONLY)
-    model = model_in(folder, {**SMOOTHED, "losses": losses | {"fused-mlp": {"kl": 0.001, "perplexity": 0.004}}})
-    assert loss(model, MIXED_128) == Loss(0.004, 0.004), "the larger loss of its graphs"
-    # Of others there is no measurement.
-    assert loss(model, GROUPS_32) == loss(model_in(folder, SMOOTHED), GROUPS_32)
+def test_two_graphs_lose_what_the_worse_of_them_loses(folder: Path) -> None:
+    assert loss(model_in(folder, SMOOTHED), MIXED_128) == Loss(0.012, 0.0093)
 
 
 @pytest.mark.parametrize(
     "record",
-    [
-        [],
-        {"weights": ["int8-symmetric-smoothed"]},
-        {"losses": 3},
-        {"losses": {"groups-32": "none"}},
-        {"losses": {"groups-32": {"kl": "-"}}},
-    ],
+    [[], {"weights": ["int8-symmetric-smoothed"]}, {"weight": 3}],
 )
 def test_a_record_that_is_not_drays_counts_for_nothing(folder: Path, record: object) -> None:
     assert allowed(model_in(folder, record), 2, ON_AMX) == (GROUPS_32, WEIGHT_ONLY)

@@ -72,7 +72,7 @@ def sampling_for(
 
     temperature = request.temperature
     if temperature is None:
-        temperature = float(recommended.get("temperature", 1.0)) if recommended.get("do_sample", False) else 0.0
+        temperature = default_temperature(model)
     max_tokens = limits.output_tokens if max_tokens is None else min(max_tokens, limits.output_tokens)
     base = Sampling(
         max_tokens,
@@ -94,6 +94,12 @@ def sampling_for(
         min_p=value("min_p", 0.0),
         seed=getattr(request, "seed", None),
     )
+
+
+def default_temperature(model: ServedModel) -> float:
+    """The temperature of a request that sets none: what the model's authors recommend; 0 is greedy."""
+    recommended = model.generation_defaults
+    return float(recommended.get("temperature", 1.0)) if recommended.get("do_sample", False) else 0.0
 
 
 def with_logprobs(sampling: Sampling, top: int | None) -> Sampling:

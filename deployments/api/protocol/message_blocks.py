@@ -11,34 +11,37 @@ from deployments.common.errors import invalid_request, shortened
 from deployments.common.types import Message, ToolCall, canonical
 
 
-class TextBlock(msgspec.Struct, frozen=True, tag="text", tag_field="type"):
+class TextBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text", tag_field="type"):
     """Text."""
 
     text: str
+    citations: Any = None
     cache_control: Any = None
 
 
-class ThinkingBlock(msgspec.Struct, frozen=True, tag="thinking", tag_field="type"):
+class ThinkingBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="thinking", tag_field="type"):
     """The thinking of an earlier answer."""
 
     thinking: str
     signature: str | None = None
 
 
-class RedactedThinkingBlock(msgspec.Struct, frozen=True, tag="redacted_thinking", tag_field="type"):
+class RedactedThinkingBlock(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="redacted_thinking", tag_field="type"
+):
     """Thinking of another model, encrypted: accepted and not used."""
 
     data: str
 
 
-class TextSource(msgspec.Struct, frozen=True, tag="text", tag_field="type"):
+class TextSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="text", tag_field="type"):
     """A document that is a text."""
 
     data: str
     media_type: Literal["text/plain"] = "text/plain"
 
 
-class ContentSource(msgspec.Struct, frozen=True, tag="content", tag_field="type"):
+class ContentSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="content", tag_field="type"):
     """A document that is a text, or several."""
 
     content: str | list[TextBlock]
@@ -48,7 +51,7 @@ class ContentSource(msgspec.Struct, frozen=True, tag="content", tag_field="type"
         return text_of(self.content)
 
 
-class DocumentBlock(msgspec.Struct, frozen=True, tag="document", tag_field="type"):
+class DocumentBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="document", tag_field="type"):
     """A document beside the question. Only text is supported."""
 
     source: TextSource | ContentSource
@@ -64,7 +67,7 @@ class DocumentBlock(msgspec.Struct, frozen=True, tag="document", tag_field="type
         return f"\n\n{head}\n{self.source.data}\n\n" if head else f"\n\n{self.source.data}\n\n"
 
 
-class SearchResultBlock(msgspec.Struct, frozen=True, tag="search_result", tag_field="type"):
+class SearchResultBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="search_result", tag_field="type"):
     """What a search has found."""
 
     title: str
@@ -78,9 +81,10 @@ class SearchResultBlock(msgspec.Struct, frozen=True, tag="search_result", tag_fi
         return f"\n\n{self.title}\n{self.source}\n{text_of(self.content)}\n\n"
 
 
-class ImageBlock(msgspec.Struct, frozen=True, tag="image", tag_field="type"):
+class ImageBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="image", tag_field="type"):
     """An image. No model can see it: a message with one is refused, and in a tool's result it is left out."""
 
+    source: Any = None
     cache_control: Any = None
 
     @property
@@ -88,7 +92,9 @@ class ImageBlock(msgspec.Struct, frozen=True, tag="image", tag_field="type"):
         return "(image)"
 
 
-class ToolReferenceBlock(msgspec.Struct, frozen=True, tag="tool_reference", tag_field="type"):
+class ToolReferenceBlock(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="tool_reference", tag_field="type"
+):
     """The name of a tool that a search for tools found."""
 
     tool_name: str
@@ -99,16 +105,17 @@ class ToolReferenceBlock(msgspec.Struct, frozen=True, tag="tool_reference", tag_
         return self.tool_name
 
 
-class ToolUseBlock(msgspec.Struct, frozen=True, tag="tool_use", tag_field="type"):
+class ToolUseBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="tool_use", tag_field="type"):
     """A tool call of an earlier answer."""
 
     id: str
     name: str
     input: dict[str, Any]
+    caller: Any = None
     cache_control: Any = None
 
 
-class ToolResultBlock(msgspec.Struct, frozen=True, tag="tool_result", tag_field="type"):
+class ToolResultBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="tool_result", tag_field="type"):
     """What a tool returned."""
 
     tool_use_id: str
@@ -129,7 +136,7 @@ Block = (
 )
 
 
-class MessageParam(msgspec.Struct, frozen=True):
+class MessageParam(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A message of the conversation."""
 
     role: Literal["user", "assistant", "system"]

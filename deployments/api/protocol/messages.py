@@ -20,15 +20,17 @@ from deployments.api.protocol.common import (
     thinking_limit,
 )
 from deployments.api.protocol.message_blocks import MessageParam, TextBlock, check_blocks, messages_of, text_of
-from deployments.api.protocol.parsing import parse
+from deployments.api.protocol.parsing import OfManyTypes, parse
 from deployments.common.errors import ApiError, PromptTooLong, invalid_request
 from deployments.common.types import GenerationRequest, Message, Tool, ToolChoice
 
 ToolName = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 """Twice as long as OpenAI's: agents put the names of servers in front."""
+_CUSTOM = (None, "custom")
+"""Types of tools that the client describes."""
 
 
-class MessagesTool(msgspec.Struct, frozen=True):
+class MessagesTool(OfManyTypes, frozen=True, forbid_unknown_fields=True):
     """A tool that the model may call. strict: its arguments are constrained to the schema. Tools of other types than
     `custom` are those that only Anthropic describes or runs, and are left out."""
 
@@ -37,24 +39,31 @@ class MessagesTool(msgspec.Struct, frozen=True):
     description: str | None = None
     type: str | None = None
     strict: bool | None = None
+    # Accepted without effect.
     cache_control: Any = None
+    eager_input_streaming: bool | None = None
+    input_examples: list[dict[str, Any]] | None = None
+
+    @staticmethod
+    def has_own_fields(kind: str | None) -> bool:
+        return kind not in _CUSTOM
 
 
-class OutputFormat(msgspec.Struct, frozen=True):
+class OutputFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """JSON that a schema allows."""
 
     type: Literal["json_schema"]
     schema: dict[str, Any]
 
 
-class OutputConfig(msgspec.Struct, frozen=True):
+class OutputConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The answer's format, and how much the model may think."""
 
     effort: Effort | None = None
     format: OutputFormat | None = None
 
 
-class ToolChoiceParam(msgspec.Struct, frozen=True):
+class ToolChoiceParam(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether tools may or must be called."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -62,7 +71,7 @@ class ToolChoiceParam(msgspec.Struct, frozen=True):
     disable_parallel_tool_use: bool | None = None
 
 
-class ThinkingOptions(msgspec.Struct, frozen=True):
+class ThinkingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether the model thinks. budget_tokens: maximum thinking tokens."""
 
     type: Literal["enabled", "disabled", "adaptive"]
@@ -175,7 +184,7 @@ def messages_generation(request: MessagesRequest, model: ServedModel, limits: Li
 
 
 def _is_custom(tool: MessagesTool) -> bool:
-    return tool.type in (None, "custom")
+    return tool.type in _CUSTOM
 
 
 def _tool(tool: MessagesTool, limits: LimitSettings) -> Tool:

@@ -77,7 +77,7 @@ _RESPONSE = {
     "properties": {
         "id": {"type": "string"},
         "object": {"const": "response"},
-        "status": {"enum": ["completed", "incomplete"]},
+        "status": {"enum": ["completed", "incomplete", "queued", "in_progress", "failed", "cancelled"]},
         "model": {"type": "string"},
         "output": {"type": "array", "items": {"type": "object", "required": ["type", "id"]}},
         "usage": {"type": "object", "required": ["input_tokens", "output_tokens", "total_tokens"]},
@@ -105,7 +105,7 @@ _MESSAGE = {
 }
 _MODEL = {
     "type": "object",
-    "required": ["id", "object", "created", "owned_by", "task", "max_model_len", "aliases"],
+    "required": ["id", "object", "created", "owned_by", "task", "max_model_len", "aliases", "default_parameters"],
     "properties": {
         "id": {"type": "string"},
         "object": {"const": "model"},
@@ -114,6 +114,7 @@ _MODEL = {
         "task": {"enum": ["generate", "embed", "rerank"]},
         "max_model_len": {"type": "integer"},
         "aliases": {"type": "array", "items": {"type": "string"}},
+        "default_parameters": {"type": "object", "additionalProperties": {"type": "number"}},
     },
 }
 _MODELS = {"type": "object", "required": ["object", "data"], "properties": {"data": {"type": "array", "items": _MODEL}}}
@@ -132,6 +133,13 @@ OPERATIONS = (
     Operation("/v1/messages/count_tokens", "Count a message's tokens", MessagesCountRequest, MessagesCount),
     Operation("/v1/responses/{id}", "Read a stored response", answer=_RESPONSE, parameters=("id",)),
     Operation("/v1/responses/{id}", "Delete a stored response", answer=_OBJECT, parameters=("id",), verb="delete"),
+    Operation(
+        "/v1/responses/{id}/cancel",
+        "Cancel a response that is generated in the background",
+        answer=_RESPONSE,
+        parameters=("id",),
+        verb="post",
+    ),
     Operation(
         "/v1/responses/{id}/input_items",
         "List the items before a stored response",

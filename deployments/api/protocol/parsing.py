@@ -29,6 +29,16 @@ _MEDIA = re.compile(r"Invalid value '((?:input_)?(?:image|audio|video|file)(?:_u
 T = TypeVar("T")
 
 
+class OfManyTypes(msgspec.Struct, frozen=True):
+    """An object whose `type` says what it is. Those that Dray leaves out, or refuses as a whole, have fields of their
+    own."""
+
+    @staticmethod
+    def has_own_fields(kind: str | None) -> bool:
+        """Whether objects of this type do. None: without one."""
+        raise NotImplementedError
+
+
 def parse(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
     """The request in a body. Raises ApiError 400 that names the field."""
     # Windows programs write a byte order mark.

@@ -14,7 +14,7 @@ from deployments.common.errors import ApiError, invalid_request, new_id
 Texts = Annotated[list[str], msgspec.Meta(min_length=1)]
 
 
-class RerankText(msgspec.Struct, frozen=True):
+class RerankText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A document as an object. Other fields than its text are not ranked, and not returned."""
 
     text: str

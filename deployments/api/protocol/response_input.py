@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
-import msgspec
-
 from cluster.settings import LimitSettings
 from deployments.api.protocol.common import check_json
+from deployments.api.protocol.parsing import OfManyTypes
 from deployments.api.protocol.response_tools import ResponseTool
 from deployments.common.errors import ApiError, invalid_request, shortened
 from deployments.common.types import Message, ToolCall, canonical
@@ -18,20 +17,29 @@ _CLIENTS_CALLS = frozenset(
     | {"tool_search_call"}
 )
 """Types of calls that the client has run, whose results are items of their own."""
+_DESCRIBED = ("message", "function_call", "function_call_output", "reasoning")
+"""Types of items all of whose fields are known. Of others the conversation shows what it can."""
 _OUTPUT = "_output"
 
 T = TypeVar("T")
 
 
-class InputPart(msgspec.Struct, frozen=True):
+class InputPart(OfManyTypes, frozen=True, forbid_unknown_fields=True):
     """A part of a message, of earlier thinking, or of a tool's result. Only text is supported."""
 
     type: str
     text: str = ""
     refusal: str = ""
+    # Of earlier answers; accepted without effect.
+    annotations: Any = None
+    logprobs: Any = None
+
+    @staticmethod
+    def has_own_fields(kind: str | None) -> bool:
+        return kind not in _TEXTS
 
 
-class InputItem(msgspec.Struct, frozen=True):
+class InputItem(OfManyTypes, frozen=True, forbid_unknown_fields=True):
     """A message, a call, its output, or earlier thinking. The type determines which fields are required.
 
     Items of other types, such as those of tools that only OpenAI runs, are left out. input, action, operation: what
@@ -53,6 +61,15 @@ class InputItem(msgspec.Struct, frozen=True):
     output: Any = None
     error: Any = None
     tools: list[ResponseTool] | None = None
+    # Of earlier answers; accepted without effect.
+    status: Any = None
+    phase: Any = None
+    caller: Any = None
+    encrypted_content: Any = None
+
+    @staticmethod
+    def has_own_fields(kind: str | None) -> bool:
+        return (kind or "message") not in _DESCRIBED
 
     @property
     def is_used(self) -> bool:

@@ -6,37 +6,51 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import msgspec
-
 from cluster.settings import LimitSettings
 from deployments.api.protocol.common import check_count, schema_text
+from deployments.api.protocol.parsing import OfManyTypes
 from deployments.common.errors import invalid_request, shortened
 from deployments.common.types import Tool, ToolChoice
 
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _MAX_NAME = 64
+_CHOICES = ("function", "allowed_tools")
+"""Types of choices that can be made here."""
 
 
-class ResponseTool(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A tool that the model may call: a `function`, or a `namespace` with several. Tools of other types run only at
-    OpenAI's, and are left out. strict: its arguments are constrained to the parameters' schema."""
+class NamespacedTool(OfManyTypes, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A tool that the model may call: a `function`. Tools of other types run only at OpenAI's, and are left out.
+    strict: its arguments are constrained to the parameters' schema."""
 
     type: str
     name: str | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    tools: "list[ResponseTool] | None" = None
+
+    @staticmethod
+    def has_own_fields(kind: str | None) -> bool:
+        return kind not in ("function", "namespace")
 
     def described(self) -> dict[str, Any]:
         """The tool as responses repeat it."""
         shown: dict[str, Any] = {"type": self.type, "name": self.name, "description": self.description}
-        if self.type == "namespace":
-            return shown | {"tools": [tool.described() for tool in self.tools or ()]}
         return shown | {"parameters": self.parameters, "strict": self.strict}
 
 
-class ResponseToolChoice(msgspec.Struct, frozen=True, omit_defaults=True):
+class ResponseTool(NamespacedTool, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A tool that the model may call, or a `namespace` with several."""
+
+    tools: list[NamespacedTool] | None = None
+
+    def described(self) -> dict[str, Any]:
+        if self.type != "namespace":
+            return NamespacedTool.described(self)
+        tools = [tool.described() for tool in self.tools or ()]
+        return {"type": self.type, "name": self.name, "description": self.description, "tools": tools}
+
+
+class ResponseToolChoice(OfManyTypes, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """A function that must be called (`function`), or the tools that may be (`allowed_tools`)."""
 
     type: str
@@ -44,6 +58,10 @@ class ResponseToolChoice(msgspec.Struct, frozen=True, omit_defaults=True):
     namespace: str | None = None
     mode: Literal["auto", "required"] | None = None
     tools: list[dict[str, Any]] | None = None
+
+    @staticmethod
+    def has_own_fields(kind: str | None) -> bool:
+        return kind not in _CHOICES
 
 
 Choice = Literal["none", "auto", "required"] | ResponseToolChoice
@@ -56,7 +74,7 @@ class Function:
 
     key: str
     namespace: str
-    tool: ResponseTool
+    tool: NamespacedTool
 
     @property
     def name(self) -> str:
@@ -66,7 +84,7 @@ class Function:
 def functions_of(tools: Sequence[ResponseTool]) -> list[Function]:
     """All functions, also those in namespaces; of one that is there again, the last. A name that several have is
     preceded by the namespace."""
-    found = {(namespace, tool.name or ""): tool for namespace, tool in _members("", tools) if tool.type == "function"}
+    found = {(namespace, tool.name or ""): tool for namespace, tool in _members(tools) if tool.type == "function"}
     uses = Counter(name for _, name in found)
     functions = []
     for (namespace, name), tool in found.items():
@@ -78,7 +96,7 @@ def functions_of(tools: Sequence[ResponseTool]) -> list[Function]:
 
 def skipped_tools(tools: Sequence[ResponseTool], choice: Choice | None) -> list[str]:
     """What of the tools and the choice cannot be done here, as fields of the request."""
-    skipped = [f"tools.{tool.type}" for _, tool in _members("", tools) if tool.type != "function"]
+    skipped = [f"tools.{tool.type}" for _, tool in _members(tools) if tool.type != "function"]
     if isinstance(choice, ResponseToolChoice) and taken_choice(choice) != choice:
         skipped.append(f"tool_choice.{choice.type}")
     return skipped
@@ -86,7 +104,7 @@ def skipped_tools(tools: Sequence[ResponseTool], choice: Choice | None) -> list[
 
 def taken_choice(choice: Choice | None) -> Choice:
     """The choice that counts: none of a tool that cannot be used here."""
-    forced = isinstance(choice, ResponseToolChoice) and choice.type not in ("function", "allowed_tools")
+    forced = isinstance(choice, ResponseToolChoice) and choice.type not in _CHOICES
     return "auto" if choice is None or forced else choice
 
 
@@ -119,13 +137,13 @@ def choice_of(
     return tools, ToolChoice(mode if tools else "none", parallel=parallel)
 
 
-def _members(namespace: str, tools: Sequence[ResponseTool]) -> Iterator[tuple[str, ResponseTool]]:
+def _members(tools: Sequence[ResponseTool]) -> Iterator[tuple[str, NamespacedTool]]:
     """The tools, and those of namespaces in their place. Namespaces do not contain others."""
     for tool in tools:
-        if tool.type == "namespace" and not namespace:
-            yield from _members(tool.name or "namespace", tool.tools or ())
+        if tool.type == "namespace":
+            yield from ((tool.name or "namespace", member) for member in tool.tools or ())
         else:
-            yield namespace, tool
+            yield "", tool
 
 
 def _tool(function: Function, limits: LimitSettings) -> Tool:

@@ -42,7 +42,9 @@ from deployments.common.errors import ApiError, ErrorBody, invalid_request
 from deployments.common.types import GenerationRequest, Message
 
 
-class ResponseSchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_field="type"):
+class ResponseSchemaFormat(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="json_schema", tag_field="type"
+):
     """JSON that a schema allows. strict: a schema that cannot be enforced as a whole is refused."""
 
     name: Name
@@ -51,14 +53,14 @@ class ResponseSchemaFormat(msgspec.Struct, frozen=True, tag="json_schema", tag_f
     strict: bool | None = None
 
 
-class TextOptions(msgspec.Struct, frozen=True):
+class TextOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The answer's format."""
 
     format: TextFormat | JsonObjectFormat | ResponseSchemaFormat | None = None
     verbosity: str | None = None
 
 
-class Reasoning(msgspec.Struct, frozen=True):
+class Reasoning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How much the model may think. Responses have the thinking itself, and no summaries."""
 
     effort: Effort | None = None
@@ -87,6 +89,7 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     metadata: dict[str, str] | None = None
     store: bool | None = None
     previous_response_id: str | None = None
+    background: bool | None = None
     # As chat completions have them; OpenAI's responses do not.
     min_tokens: Natural | None = None
     top_k: Annotated[int, msgspec.Meta(ge=-1)] | None = None
@@ -110,7 +113,6 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     client_metadata: dict[str, Any] | None = None
     truncation: Literal["auto", "disabled"] | None = None
     # Not supported: accepted only with the value that requests nothing.
-    background: bool | None = None
     conversation: None = None
     prompt: None = None
 
@@ -155,11 +157,6 @@ _PARAMS = {"messages": "input", "response_format": "text.format"}
 def read_response(body: bytes, limits: LimitSettings) -> ResponseRequest:
     """Decodes a body and checks it against the limits. Raises ApiError 400 that names the field."""
     request = parse(decode, body)
-    if request.background:
-        message = (
-            "Responses are not generated in the background here; leave background out, and stream if it takes long."
-        )
-        raise invalid_request("background", message, code="unsupported_parameter")
     check_count(len(request.items), limits.messages, "input")
     check_count(len(request.tools or ()), limits.tools, "tools")
     check_stop(request.stop, limits, "stop")

@@ -69,6 +69,11 @@ class ResponseWriter:
     def __post_init__(self) -> None:
         self._functions = {function.key: function for function in functions_of(self.request.all_tools)}
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a stream has any of the answer."""
+        return bool(self._done) or self._open is not None
+
     def complete(self, answer: GenerationResult) -> dict[str, Any]:
         return self.finish(answer)
 
@@ -112,12 +117,13 @@ class ResponseWriter:
             events += self._append("message", "") + self._close("completed")
         return events
 
+    def unfinished(self, status: str, failure: str = "") -> dict[str, Any]:
+        """The response while it has this status, with what is complete of it. failure: why it failed."""
+        error = {"code": "server_error", "message": failure} if failure else None
+        return self._response(self._done, None, None) | {"status": status, "error": error}
+
     def error(self, error: ApiError) -> bytes:
-        detail = response_error(error).error
-        response = self._response(self._done, None, None) | {
-            "status": "failed",
-            "error": {"code": "server_error", "message": error.message},
-        }
+        detail, response = response_error(error).error, self.unfinished("failed", error.message)
         event = self._event("error", code=detail.code, message=error.message, param=detail.param)
         return event + self._event("response.failed", response=response)
 
@@ -192,7 +198,7 @@ class ResponseWriter:
             "object": "response",
             "created_at": self._created,
             "status": status,
-            "background": False,
+            "background": bool(request.background),
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "instructions": request.instructions,

@@ -1,6 +1,7 @@
 """The messages API, as Anthropic's own types read it."""
 
 import json
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from cluster.settings import LimitSettings
 from deployments.api.protocol.messages import MessagesRequest, messages_generation, read_messages
 from deployments.api.protocol.messages_writer import MessagesWriter
 from deployments.api.responses import replay
+from deployments.api.unknown_fields import UnknownFields
 from deployments.common.errors import ApiError
 from deployments.common.types import Choice, Delta, GenerationResult, ToolCall, ToolDelta, Usage
 
@@ -31,7 +33,8 @@ USAGE = Usage(7, 0, 0, 3)
 
 def request_of(**fields: Any) -> MessagesRequest:
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9, **fields}
-    return read_messages(json.dumps(body).encode(), LimitSettings())
+    unknown = UnknownFields(ignore=True)
+    return unknown.read(json.dumps(body).encode(), MessagesRequest, partial(read_messages, limits=LimitSettings()))[0]
 
 
 def result(choice: Choice) -> GenerationResult:

@@ -243,6 +243,12 @@ def test_unknown_fields_are_named_or_refused(
                     assert (answer.status_code, answer.headers["x-dray-ignored"]) == (200, "truncate")
                 else:
                     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "truncate")
+            documents = [{"text": "the cat", "title": "x"}]
+            answer = await service.post("/v1/rerank", query="what", documents=documents)
+            if unknown == "ignore":
+                assert (answer.status_code, answer.headers["x-dray-ignored"]) == (200, "documents[].title")
+            else:
+                assert (answer.status_code, answer.json()["error"]["param"]) == (400, "documents[0].title")
 
     asyncio.run(work())
 

@@ -7,12 +7,7 @@ from itertools import pairwise
 import pytest
 
 from deployments.common.tasks import TaskSupervisor
-
-
-@pytest.fixture(autouse=True)
-def propagating(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turns propagation on for caplog, because a router in the same process may have turned it off."""
-    monkeypatch.setattr(logging.getLogger("dray"), "propagate", True)
+from tests.conftest import records_of
 
 
 def test_a_service_that_fails_is_logged_and_restarted_with_growing_pauses(caplog: pytest.LogCaptureFixture) -> None:
@@ -43,8 +38,8 @@ def test_a_service_that_fails_is_logged_and_restarted_with_growing_pauses(caplog
     assert len(starts) == 4
     pauses = [later - earlier for earlier, later in pairwise(starts)]
     assert pauses[0] >= 0.02 and pauses[1] >= 0.04 and pauses[2] >= 0.06
-    assert [record.levelno for record in caplog.records] == [logging.ERROR] * 3
-    assert all(record.__dict__["task"] == "refresh" for record in caplog.records)
+    assert [record.levelno for record in records_of(caplog, "dray.tasks")] == [logging.ERROR] * 3
+    assert all(record.__dict__["task"] == "refresh" for record in records_of(caplog, "dray.tasks"))
     assert "first failure" in caplog.text and "Traceback" in caplog.text
 
 
@@ -72,7 +67,7 @@ def test_close_cancels_services_and_waits_for_their_cleanup(caplog: pytest.LogCa
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(work())
-    assert not caplog.records
+    assert not records_of(caplog, "dray.tasks")
 
 
 def test_a_failed_one_shot_task_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -86,5 +81,5 @@ def test_a_failed_one_shot_task_is_logged(caplog: pytest.LogCaptureFixture) -> N
         await tasks.close()
 
     asyncio.run(work())
-    [record] = caplog.records
+    [record] = records_of(caplog, "dray.tasks")
     assert record.__dict__["task"] == "release" and "no release" in caplog.text

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -10,40 +11,82 @@ from starlette.routing import Mount
 
 pytest.importorskip("gradio", reason="the chat page needs the extra `page`")
 
-from deployments.pages.chat import Message, conversation, gradio_app, messages
-from deployments.pages.client import Progress
+from deployments.pages.chat import gradio_app
+from deployments.pages.client import PageModel, Progress
+from deployments.pages.conversation import Answer, Conversation, Turn, read
+from deployments.pages.display import Message, answer_messages, chat_messages, turn_of
+from deployments.pages.fields import default_updates
 from deployments.pages.i18n import CHINESE, ENGLISH, texts_for
 
 DONE = Progress("because", "42", "miss", False, "stop", 0.5, 0.8, 1.5, 11, 6)
 
 
-def user(text: str) -> Message:
-    return {"role": "user", "content": [{"type": "text", "text": text}], "metadata": None}
+def text(message: Message) -> str:
+    [part] = message["content"]
+    return str(part["text"])
 
 
 def test_only_answered_questions_and_their_answers_are_sent() -> None:
-    stopped = Progress(thinking="hm")
-    history = [
-        user("never answered"),
-        *messages(stopped, ENGLISH, ended=True),
-        user("what?"),
-        *messages(DONE, ENGLISH),
-        user("refused"),
-    ]
-    assert conversation(history) == (
+    stopped = Answer("m", Progress(thinking="hm"), stopped=True)
+    answered = Turn("what?", (Answer("m", error="no"), Answer("m", DONE)), shown=1)
+    talk = Conversation("1", (Turn("never answered"), Turn("stopped", (stopped,)), answered, Turn("refused")))
+    assert talk.messages("Be brief.") == (
+        {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "what?"},
         {"role": "assistant", "content": "42"},
+        {"role": "user", "content": "refused"},
     )
-    assert conversation([]) == ()
+    assert Conversation().messages("") == ()
+
+
+def test_a_conversation_survives_the_browser() -> None:
+    talk = Conversation("1", (Turn("what?", (Answer("m", DONE, rating="up"), Answer("m", error="no")), shown=1),))
+    assert read(talk.json()) == talk
+    for broken in ("", "no json", '{"turns": 1}', "[]", None, 5):
+        assert read(broken) == Conversation()
+
+
+def test_an_edited_question_drops_what_came_after_it() -> None:
+    talk = Conversation("1", (Turn("a", (Answer("m", DONE),)), Turn("b", (Answer("m", DONE),)), Turn("c")))
+    shown = chat_messages(talk, ENGLISH)
+    index = [message["role"] for message in shown].index("user", 1)
+    assert [turn.question for turn in talk.asking("B", turn_of(talk, ENGLISH, index)).turns] == ["a", "B"]
 
 
 def test_thinking_is_open_until_the_answer_begins() -> None:
-    [thinking] = messages(Progress(thinking="hm"), ENGLISH)
+    [thinking, line] = answer_messages(Answer("m", Progress(thinking="hm", first_s=0.1, tokens=1)), ENGLISH)
     assert thinking["metadata"] == {"title": "Thinking", "status": "pending"}
-    thought, answer, line = messages(DONE, ENGLISH)
+    assert "1 token (0 thinking)" in text(line)
+    thought, answer, line = answer_messages(Answer("m", DONE), ENGLISH)
     assert thought["metadata"] == {"title": "Thought", "status": "done", "duration": 0.8}
-    assert answer["content"] == "42"
-    assert "11 tokens (6 thinking) · 10 tokens/s · first token after 0.50 s · generated now" in line["content"]
+    assert text(answer) == "42"
+    assert "m · 11 tokens (6 thinking) · 10 tokens/s · first token after 0.50 s · generated now" in text(line)
+
+
+def test_an_answer_without_text_says_why() -> None:
+    cut = Progress("hm", "", "miss", False, "length", 0.5, 0.8, 1.5, 8, 8)
+    _, notice, line = answer_messages(Answer("m", cut, limit=8), ENGLISH)
+    assert "all 8 tokens went into the thinking" in text(notice) and "cut off at the token limit" in text(line)
+    [error] = answer_messages(Answer("m", error="<b>&"), ENGLISH)
+    assert 'role="alert">&lt;b&gt;&amp;<' in text(error)
+
+
+def test_formulas_are_the_models_alone_and_code_has_none() -> None:
+    def shown(answer: str) -> str:
+        return text(answer_messages(Answer("m", Progress(text=answer, finish="stop")), ENGLISH)[0])
+
+    assert shown(r"\(a\) costs $5 and $10") == "\u2063\\(a\\)\u2063 costs $5 and $10"
+    assert shown("$$x$$ and\n```\necho $$ \\( \\)\n```\n`$$` \\[y\\]") == (
+        "\u2063$$x$$\u2063 and\n```\necho $$ \\( \\)\n```\n`$$` \u2063\\[y\\]\u2063"
+    )
+    asked = chat_messages(Conversation("1", (Turn("\\(a\\) \u2063$$x$$\u2063 `\\n`"),)), ENGLISH)
+    assert text(asked[0]) == "\\\\(a\\\\) $$x$$ `\\n`"
+
+
+def test_the_fields_start_with_the_models_defaults() -> None:
+    temperature, top_p = default_updates(PageModel("m", 0.6, 0.95), ENGLISH)
+    assert (temperature["value"], top_p["value"]) == (0.6, 0.95)
+    assert "default: 0.6" in temperature["info"] and "default: 0.95" in top_p["info"]
 
 
 def test_texts_are_in_the_first_language() -> None:
@@ -52,11 +95,16 @@ def test_texts_are_in_the_first_language() -> None:
 
 
 def test_every_text_has_the_same_fields_in_both_languages() -> None:
+    def flat(value: Any) -> str:
+        return value if isinstance(value, str) else ""
+
     fields = {
-        language: {name: sorted(re.findall(r"\{(\w+)", text)) for name, text in texts.items()}
+        language: {name: sorted(re.findall(r"\{(\w+)", flat(text))) for name, text in texts.items()}
         for language, texts in (("en", asdict(ENGLISH)), ("zh", asdict(CHINESE)))
     }
     assert fields["en"] == fields["zh"]
+    assert all(asdict(texts.labels).keys() == asdict(ENGLISH.labels).keys() for texts in (ENGLISH, CHINESE))
+    assert len(ENGLISH.examples) == len(CHINESE.examples) == 4
 
 
 def test_an_open_page_looks_for_events_at_most_ten_times_a_second() -> None:

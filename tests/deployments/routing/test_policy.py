@@ -7,7 +7,9 @@ import pytest
 
 from deployments.common.messages import EngineRequest, PendingWork, ReplicaStats, Sampling
 from deployments.common.prefix import BLOCK_TOKENS, block_keys
-from deployments.routing.policy import ReplicaState, rank_replicas
+from deployments.routing.fleet import Fleet, ReplicaState
+from deployments.routing.policy import rank_replicas
+from deployments.routing.prefix_holders import PackedKeys, PrefixMatch, pack
 from tests.deployments.routing.clock import Clock
 
 SYSTEM = list(range(20 * BLOCK_TOKENS))
@@ -15,16 +17,20 @@ IDLE = ReplicaStats(300, 60_000)
 THIS_ROUTER = "this"
 
 
-def replicas(*stats: ReplicaStats, clock: Clock | None = None) -> dict[str, ReplicaState]:
-    states = {f"r{number}": ReplicaState(THIS_ROUTER, clock or Clock()) for number in range(len(stats))}
-    for state, reported in zip(states.values(), stats, strict=True):
-        state.update(reported)
-    return states
+def replicas(*stats: ReplicaStats, clock: Clock | None = None) -> Fleet:
+    fleet = Fleet(THIS_ROUTER, clock or Clock())
+    for number, reported in enumerate(stats):
+        fleet.join(f"r{number}").update(reported)
+    return fleet
 
 
 def assign(replica: ReplicaState, attempt_id: int, prompt: list[int], max_tokens: int = 0) -> None:
     request = EngineRequest(prompt, Sampling(max_tokens), attempt_id=attempt_id)
-    replica.assign(request, block_keys(prompt))
+    replica.assign(request, packed(prompt))
+
+
+def packed(prompt: list[int]) -> PackedKeys:
+    return pack(block_keys(prompt))
 
 
 def request_of(*tail: int, avoid: tuple[str, ...] = ()) -> EngineRequest:
@@ -35,7 +41,7 @@ def request_of(*tail: int, avoid: tuple[str, ...] = ()) -> EngineRequest:
 def cost(replica: ReplicaState) -> int:
     """The cost of a request without a cached prefix."""
     request = EngineRequest([8] * len(request_of().prompt_ids), Sampling(max_tokens=100))
-    return replica.cost(request, block_keys(request.prompt_ids))
+    return replica.cost(request, PrefixMatch((), {}))
 
 
 def test_a_prompt_returns_to_the_replica_that_has_cached_its_start() -> None:
@@ -163,4 +169,44 @@ def test_an_unresponsive_replica_is_tried_last() -> None:
 def test_a_prefix_larger_than_the_replicas_cache_is_forgotten() -> None:
     states = replicas(ReplicaStats(300, 10 * BLOCK_TOKENS), IDLE)
     assign(states["r0"], 1, SYSTEM)
-    assert states["r0"].cached_tokens(block_keys(SYSTEM)) == 0
+    assert states["r0"].cached_tokens(states.prefixes.match(packed(SYSTEM))) == 0
+
+
+def test_few_of_many_replicas_are_compared_and_the_only_usable_one_is_found() -> None:
+    states = replicas(*[IDLE] * 300)
+    for number in range(100):
+        assign(states[f"r{number}"], number, SYSTEM)
+    names = list(states)
+    assert len(rank_replicas(request_of(1), states)) <= 5
+    assert rank_replicas(request_of(1), states, among={"r7", "stranger"}) == ["r7"]
+    assert rank_replicas(request_of(1, avoid=tuple(names[:-1])), states) == [names[-1]]
+    assert len(rank_replicas(request_of(1, avoid=tuple(names)), states)) > 1
+
+
+def test_requests_with_one_system_prompt_spread_over_all_replicas_that_hold_it() -> None:
+    states = replicas(*[IDLE] * 100)
+    for number in range(40):
+        assign(states[f"r{number}"], number, SYSTEM)
+        states[f"r{number}"].finish(number)
+    chosen: Counter[str] = Counter()
+    for number in range(200):
+        request = request_of(number)
+        [first, *_] = rank_replicas(request, states)
+        chosen[first] += 1
+        assign(states[first], 1000 + number, request.prompt_ids, max_tokens=100)
+    assert sum(count for name, count in chosen.items() if int(name[1:]) < 40) > 150
+    assert max(chosen.values()) < 20
+
+
+def test_a_prompt_that_a_replica_has_evicted_is_not_sent_there() -> None:
+    now = Clock(5000.0)
+    states = Fleet(THIS_ROUTER, Clock(), now)
+    for number in range(8):
+        states.join(f"r{number}").update(IDLE)
+    assign(states["r5"], 1, SYSTEM)
+    states["r5"].finish(1)
+    assert rank_replicas(request_of(1), states)[0] == "r5"
+    now.now += 60
+    states["r5"].update(msgspec.structs.replace(IDLE, evicted_before=now.now - 1))
+    assert states["r5"].cached_tokens(states.prefixes.match(packed(SYSTEM))) == 0
+    assert len({rank_replicas(EngineRequest([*SYSTEM, number], Sampling(9)), states)[0] for number in range(9)}) == 1

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 from deployments.common.messages import EngineRequest, ReplicaStats, Sampling
 from deployments.common.prefix import block_keys
+from deployments.routing.prefix_holders import pack
 from deployments.routing.registry import EngineReplicas, registry
 from tests.deployments.routing.clock import Clock
 
@@ -32,8 +33,8 @@ def ask(replicas: EngineReplicas, attempt_id: int) -> str:
 def costs(replicas: EngineReplicas) -> dict[str, int]:
     """What a request would cost on each replica."""
     request = EngineRequest([8] * 100, Sampling(max_tokens=100))
-    keys = block_keys(request.prompt_ids)
-    return {name: state.cost(request, keys) for name, state in replicas.states.items()}
+    prefix = replicas.states.prefixes.match(pack(block_keys(request.prompt_ids)))
+    return {name: state.cost(request, prefix) for name, state in replicas.states.items()}
 
 
 def test_simultaneous_requests_are_spread_over_replicas() -> None:

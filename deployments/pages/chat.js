@@ -1,0 +1,265 @@
+// What the chat page does in the browser alone: it keeps conversations, fields and choices there, and lists them.
+// `words` are its texts, by language; see service.py, which puts both into the page before gradio starts.
+const dray = (() => {
+  const CONVERSATION = "dray:conversation:", TITLES = "dray:titles", OPEN = "dray:open", FIELDS = "dray:fields";
+  const LANGUAGE = "dray:language", THEME = "dray:theme", KEY = "dray:key";
+  // The key is for this tab only; it is gone when the tab is closed.
+  const KEPT = ["model", "key", "temperature", "top_p", "max_tokens", "seed", "effort", "system"];
+
+  const language = (localStorage.getItem(LANGUAGE) || navigator.language).startsWith("zh") ? "zh" : "en";
+  const text = words[language];
+  document.documentElement.lang = language;
+  document.cookie = `dray-language=${language}; path=/; max-age=31536000; samesite=strict`;
+  // gradio knows the browser's language only, and takes the theme from the address.
+  const locale = language === "zh" ? "zh-CN" : "en";
+  Object.defineProperty(navigator, "language", { get: () => locale });
+  Object.defineProperty(navigator, "languages", { get: () => [locale] });
+  const theme = localStorage.getItem(THEME);
+  const address = new URL(location);
+  if (theme && address.searchParams.get("__theme") !== theme) {
+    address.searchParams.set("__theme", theme);
+    history.replaceState(null, "", address);
+  }
+
+  const stored = (name, otherwise) => {
+    try { return JSON.parse(localStorage.getItem(name)) ?? otherwise; } catch { return otherwise; }
+  };
+  function keep(name, value) {
+    try { localStorage.setItem(name, value); return true; } catch { say(text.full); return false; }
+  }
+  let current = "", render = () => {}, show = () => {}, isReady = false;
+  const parsed = value => { try { return JSON.parse(value || "{}"); } catch { return {}; } };
+  const turns = () => parsed(current).turns || [];
+  const shown = turn => (turn.answers || [])[turn.shown || 0];
+  const answer = turn => shown(turn)?.progress?.text || "";
+
+  function say(message) {
+    const place = document.querySelector(".dray-list [role=status]");
+    if (place) place.textContent = message;
+  }
+
+  // --- conversations ---
+  function conversations() {
+    const titles = stored(TITLES, {});
+    return Object.keys(localStorage).filter(name => name.startsWith(CONVERSATION)).map(name => {
+      const id = name.slice(CONVERSATION.length), entry = stored(name, {});
+      return { id, at: entry.at || 0, value: entry.value || "", title: titles[id] || title(entry.value) };
+    }).sort((a, b) => b.at - a.at);
+  }
+  const title = value => (parsed(value).turns?.[0]?.question || "").split("\n")[0].slice(0, 80);
+
+  function save(value) {
+    current = value;
+    const { id, turns } = parsed(value);
+    if (!id || !turns?.length) return;
+    sessionStorage.setItem(OPEN, id);
+    keep(OPEN, JSON.stringify(id));
+    if (stored(CONVERSATION + id, {}).value !== value)
+      keep(CONVERSATION + id, JSON.stringify({ at: Date.now(), value }));
+  }
+
+  function rename(id, name) {
+    keep(TITLES, JSON.stringify({ ...stored(TITLES, {}), [id]: name }));
+    render();
+  }
+
+  function markdown(value) {
+    const lines = [];
+    for (const turn of parsed(value).turns || []) {
+      lines.push(`**${turn.question}**`);
+      if (answer(turn)) lines.push(answer(turn), `*${shown(turn).model}*`);
+    }
+    return lines.join("\n\n") + "\n";
+  }
+
+  function download(name, content, type) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([content], { type }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+
+  function exported() {
+    return JSON.stringify({ dray: 1, conversations: conversations().map(({ id, title, at, value }) =>
+      ({ id, title, at, ...parsed(value) })) }, null, 1);
+  }
+
+  async function imported(file) {
+    const list = parsed(await file.text()).conversations;
+    if (!Array.isArray(list)) return say(text.import_failed);
+    for (const { id, title, at, turns } of list)
+      if (typeof id === "string" && Array.isArray(turns)) {
+        keep(CONVERSATION + id, JSON.stringify({ at: at || Date.now(), value: JSON.stringify({ id, turns }) }));
+        if (title) rename(id, title);
+      }
+    render();
+  }
+
+  async function copy(value) {
+    await navigator.clipboard.writeText(value);
+    say(text.copied);
+  }
+
+  const isWide = () => innerWidth > 1000;
+  function toggleList(open) {
+    const bar = document.querySelector(".sidebar");
+    if (bar && bar.classList.contains("open") !== open) bar.querySelector(".toggle-button").click();
+  }
+
+  // --- what gradio calls ---
+  const element = (tag, properties = {}, ...children) => {
+    const made = Object.assign(document.createElement(tag), properties);
+    made.append(...children);
+    return made;
+  };
+  const button = (name, onclick, properties = {}) => element("button", { type: "button", textContent: name, onclick, ...properties });
+
+  function header(place) {
+    const other = language === "zh" ? "en" : "zh";
+    const isDark = () => document.body.classList.contains("dark");
+    const name = () => (isDark() ? text.light : text.dark);
+    const toggle = button(name(), () => {
+      document.body.classList.toggle("dark");
+      keep(THEME, isDark() ? "dark" : "light");
+      toggle.textContent = name();
+    });
+    new MutationObserver(() => { toggle.textContent = name(); }).observe(document.body, { attributeFilter: ["class"] });
+    place.replaceChildren(element("div", { className: "dray-header" },
+      element("h1", { textContent: "Dray" }),
+      element("a", { href: "/status", textContent: text.status }), element("a", { href: "/docs", textContent: text.docs }),
+      toggle, button(text.language, () => { keep(LANGUAGE, other); location.reload(); }, { lang: other })));
+  }
+
+  function list(place, props, open, watch) {
+    const search = element("input", { type: "search", placeholder: text.search, ariaLabel: text.search, oninput: () => render() });
+    const entries = element("ul"), status = element("div", { role: "status" });
+    const actions = element("div", { className: "actions" });
+    let isRenaming = false;
+    const file = element("input", { type: "file", accept: ".json", hidden: true, onchange: () => imported(file.files[0]) });
+    show = value => {
+      props.value = value;
+      save(value);
+      open();
+      render();
+      if (!isWide()) toggleList(false);
+    };
+    const fresh = () => { show(JSON.stringify({ id: crypto.randomUUID?.() ?? String(Math.random()), turns: [] })); focus(); };
+    place.replaceChildren(element("nav", { className: "dray-list", ariaLabel: text.conversations },
+      element("h2", { textContent: text.conversations }), button(text.new, fresh), search, entries, actions, status, file));
+
+    function entry({ id, title, value }) {
+      const isCurrent = id === parsed(current).id;
+      const line = element("li", {}, button(title, () => { show(value); focus(); }, { title, ariaCurrent: String(isCurrent) }));
+      line.dataset.id = id;
+      return line;
+    }
+    function renaming(id) {
+      const line = [...entries.children].find(line => line.dataset.id === id);
+      const input = element("input", { value: line.textContent, ariaLabel: text.rename, maxLength: 80 });
+      isRenaming = true;
+      const end = name => { if (isRenaming) { isRenaming = false; name ? rename(id, name) : render(); } };
+      input.onkeydown = event => {
+        if (event.key === "Enter") end(input.value.trim());
+        if (event.key === "Escape") { event.stopPropagation(); end(""); }
+      };
+      input.onblur = () => end(input.value.trim());
+      line.replaceChildren(input);
+      input.focus();
+      input.select();
+    }
+    function remove(id) {
+      if (!confirm(text.delete_question)) return;
+      localStorage.removeItem(CONVERSATION + id);
+      const { [id]: _, ...titles } = stored(TITLES, {});
+      keep(TITLES, JSON.stringify(titles));
+      fresh();
+    }
+    render = () => {
+      const wanted = search.value.trim().toLowerCase(), all = conversations(), { id } = parsed(current);
+      const found = all.filter(({ title, value }) => !wanted || (title + value).toLowerCase().includes(wanted));
+      if (!isRenaming) entries.replaceChildren(...found.map(entry));
+      if (wanted && !found.length && !isRenaming) entries.replaceChildren(element("li", { textContent: text.none_found }));
+      const isKept = all.some(entry => entry.id === id), about = all.find(entry => entry.id === id);
+      actions.replaceChildren(...(isKept ? [
+        button(text.rename, () => renaming(id)), button(text.copy, () => copy(markdown(current))),
+        button(text.markdown, () => download(`${about.title.slice(0, 40) || "dray"}.md`, markdown(current), "text/markdown")),
+        button(text.delete, () => remove(id)),
+      ] : []), ...(all.length ? [button(text.export, () => download("dray-conversations.json", exported(), "application/json"))] : []),
+      button(text.import_, () => file.click()));
+    };
+    watch("value", () => { save(props.value); render(); });
+    render();
+  }
+
+  // The values with which the page starts: the conversation, and then the fields.
+  function restored() {
+    const fields = stored(FIELDS, {}), id = sessionStorage.getItem(OPEN) || stored(OPEN, "");
+    current = stored(CONVERSATION + id, {}).value || "";
+    // What was still arriving when the page was left arrives no more.
+    const { turns } = parsed(current), last = turns?.length ? shown(turns.at(-1)) : null;
+    if (last && !last.progress?.finish && !last.error) {
+      const value = parsed(current), left = shown(value.turns.at(-1));
+      left.stopped = true;
+      current = JSON.stringify(value);
+    }
+    return [current, ...KEPT.map(name => (name === "key" ? sessionStorage.getItem(KEY) : fields[name]) ?? null)];
+  }
+  function ready() {
+    isReady = true;
+    render();
+    toggleList(isWide());
+    document.querySelector(".sidebar .toggle-button").ariaLabel = text.toggle;
+    // A phone would bring up its keyboard.
+    if (matchMedia("(hover: hover)").matches) focus();
+  }
+  function remember(values) {
+    if (!isReady) return;
+    const fields = Object.fromEntries(KEPT.map((name, index) => [name, values[index]]));
+    sessionStorage.setItem(KEY, fields.key || "");
+    delete fields.key;
+    keep(FIELDS, JSON.stringify(fields));
+  }
+
+  // --- keyboard, focus and copying ---
+  const field = () => document.querySelector("#question textarea");
+  const focus = () => field()?.focus();
+
+  // gradio calls the examples a list, but they are buttons, which no list may have.
+  new MutationObserver(() => document.querySelector("#chat .examples[role=list]")?.removeAttribute("role"))
+    .observe(document.documentElement, { childList: true, subtree: true });
+
+  document.addEventListener("keydown", event => {
+    if (event.key !== "Escape") return;
+    const edited = event.target.closest?.("#chat .edit-textarea");
+    if (edited) edited.closest(".message-row").nextElementSibling.querySelectorAll("button")[1].click();
+    else document.querySelector("#question .stop-button")?.click();
+  });
+
+  document.addEventListener("click", event => {
+    const pressed = event.target.closest?.("button");
+    if (!pressed) return;
+    if (pressed.matches("#question button, #chat .option, #chat .example")) return void requestAnimationFrame(focus);
+    const panel = pressed.closest("#chat .message-buttons");
+    if (!panel) return;
+    const row = panel.previousElementSibling, isUser = row.classList.contains("user-row");
+    const rows = [...document.querySelectorAll(`#chat .message-row.${isUser ? "user" : "bot"}-row`)];
+    const turn = turns().filter(turn => isUser || turn.answers?.length)[rows.indexOf(row)];
+    const isEdited = row.querySelector(".edit-textarea"), index = [...panel.querySelectorAll("button")].indexOf(pressed);
+    if (isEdited) return;
+    if (index === 0) {
+      // gradio would copy the thinking and the statistics too.
+      event.stopImmediatePropagation();
+      copy(isUser ? turn.question : answer(turn));
+    } else if (isUser) setTimeout(() => {
+      const edited = row.querySelector(".edit-textarea");
+      if (!edited) return;
+      edited.value = turn.question;
+      edited.dispatchEvent(new Event("input", { bubbles: true }));
+      edited.focus();
+    });
+    else if (index === 1 && panel.matches(":last-of-type, :has(~ .options)")) requestAnimationFrame(focus);
+  }, true);
+
+  return { header, list, restored, ready, remember };
+})();

@@ -1,0 +1,50 @@
+"""What the chat page's HTML begins with: its icon, and the script that runs before gradio's.
+
+gradio adds its own `head` only after it has chosen the language.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.pages.i18n import LABELS
+
+_SCRIPT = Path(__file__).with_name("chat.js")
+_ICON = """<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E\
+%3Cpath d='M1 4h11v6H1z' fill='%23b45309'/%3E%3Ccircle cx='4' cy='12' r='2.5'/%3E%3Ccircle cx='11' cy='12' r='2.5'/%3E\
+%3C/svg%3E">"""
+_HEAD = b"<head>"
+
+
+class PageHead:
+    """ASGI middleware that puts it into the page, and leaves all other answers as they are."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        words = json.dumps({language: asdict(labels) for language, labels in LABELS.items()}, ensure_ascii=False)
+        script = f"<script>const words = {words.replace('<', chr(92) + 'u003c')};\n{_SCRIPT.read_text()}</script>"
+        self._added = (_ICON + script).encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].removeprefix(scope.get("root_path", "")) not in ("", "/"):
+            return await self._app(scope, receive, send)
+        headers = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
+        start: Message = {}
+        body = bytearray()
+
+        async def send_with_head(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            body.extend(message.get("body", b""))
+            if not message.get("more_body", False):
+                page = bytes(body).replace(_HEAD, _HEAD + self._added, 1)
+                MutableHeaders(scope=start)["content-length"] = str(len(page))
+                await send(start)
+                await send({"type": "http.response.body", "body": page})
+
+        return await self._app(scope | {"headers": headers}, receive, send_with_head)
