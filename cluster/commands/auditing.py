@@ -4,13 +4,16 @@ import os
 import pwd
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import typer
 
 from cluster.audit import AUDIT_FOLDER, AuditLog, Value
 from cluster.commands.console import AsJson, Config, StateDir, err, fail, load_settings, out, print_json
 from cluster.launch.state import read_record
 from cluster.private_files import NotPrivate
+from cluster.records.team_records import Quota
 from cluster.units import plural
 
 app = typer.Typer(help="Check the log of who changed what.", no_args_is_help=True, epilog="Example: dray audit verify")
@@ -56,6 +59,12 @@ def _log(config: Path | None, state_dir: Path | None) -> AuditLog:
         if record is not None and "data_dir" in record.settings:
             return AuditLog(Path(record.settings["data_dir"]) / AUDIT_FOLDER)
     return AuditLog(settings.data_dir / AUDIT_FOLDER)
+
+
+def team_fields(changes: dict[str, Any], quota: Quota) -> dict[str, Value]:
+    """A team's fields as the audit log has them."""
+    limits = {f"quota.{name}": limit for name, limit in msgspec.structs.asdict(quota).items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in changes.items()} | limits
 
 
 def user_name() -> str:

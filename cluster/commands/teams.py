@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from cluster.audit import Value
-from cluster.commands.auditing import audit
+from cluster.commands.auditing import audit, team_fields
 from cluster.commands.console import (
     AsJson,
     Config,
@@ -90,7 +89,7 @@ def add(
         quota = _quota(Quota(), requests_per_minute, tokens_per_minute, requests_at_a_time, tokens_per_month)
         changes = _changes(model, weight, share_answers)
         registry.add_team(client, Team(name, time.time(), quota=quota, **changes))
-    audit(config, state_dir, "team.create", name, **_audited(changes, quota))
+    audit(config, state_dir, "team.create", name, **team_fields(changes, quota))
     out.print(f"added {name}; create a key for it: dray keys create {name}", highlight=False)
 
 
@@ -113,7 +112,7 @@ def change(
         quota = _quota(current, requests_per_minute, tokens_per_minute, requests_at_a_time, tokens_per_month)
         changes = _changes(model, weight, share_answers)
         registry.change_team(client, name, quota=quota, **changes)
-    audit(config, state_dir, "team.change", name, **_audited(changes, quota))
+    audit(config, state_dir, "team.change", name, **team_fields(changes, quota))
     out.print(f"changed {name}", highlight=False)
 
 
@@ -289,12 +288,6 @@ def _quota(current: Quota, *limits: int | None) -> Quota:
 def _changes(models: list[str] | None, weight: float | None, shares: bool | None) -> dict[str, Any]:
     given = {"models": None if models is None else tuple(models), "weight": weight, "shares_answers": shares}
     return {name: value for name, value in given.items() if value is not None}
-
-
-def _audited(changes: dict[str, Any], quota: Quota) -> dict[str, Value]:
-    """A team's fields as the audit log has them."""
-    limits = {f"quota.{name}": limit for name, limit in msgspec.structs.asdict(quota).items()}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in changes.items()} | limits
 
 
 def _print_created(created: CreatedKey, as_json: bool) -> None:

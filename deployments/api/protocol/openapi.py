@@ -119,11 +119,8 @@ _MODEL = {
 }
 _MODELS = {"type": "object", "required": ["object", "data"], "properties": {"data": {"type": "array", "items": _MODEL}}}
 
-_ACCEPT, _ANSWER, _LISTED = (
-    "/admin/feedback/{id}/accept",
-    "/admin/answers/{id}",
-    ("namespace", "search", "after", "limit"),
-)
+_ACCEPT, _ANSWER = "/admin/feedback/{id}/accept", "/admin/answers/{id}"
+_LISTED = ("namespace", "search", "after", "limit")
 
 OPERATIONS = (
     Operation("/v1/chat/completions", "Create a chat completion", ChatRequest, ChatCompletion, streams=True),
