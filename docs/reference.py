@@ -5,6 +5,7 @@ The pages are not files, so they cannot be older than the code.
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from unittest.mock import patch
 
 import typer
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from prometheus_client import CollectorRegistry
 
@@ -21,14 +23,56 @@ from cluster.configuration import flatten, setting_descriptions
 from cluster.settings import OfficeHours, Settings
 from deployments.observability import metrics as service_metrics
 
+_DEFAULT_LANGUAGE = "en"
+_ROOT = Path(__file__).resolve().parents[1]
+_CARRIED = {
+    "readme.md": "README.md",
+    "results.md": "benchmarks/RESULTS.md",
+    "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "examples.md": "examples/README.md",
+}
+"""Pages of the site, and the files of the repository that they are."""
+_LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 
 
+@event_priority(-200)  # after the plugin of languages, which takes only pages that are files below docs/
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the generated pages. MkDocs calls this after it has found the pages that are files."""
+    """Adds the generated pages, and those that are files elsewhere. MkDocs calls this after it has found the others."""
     for name, page in (("settings", settings), ("command", commands), ("metrics", metrics)):
-        files.append(File.generated(config, f"reference/{name}.md", content=page()))
+        files.append(_generated(config, f"reference/{name}.md", page()))
+    for name, source in _CARRIED.items():
+        files.append(_generated(config, name, carried(source)))
     return files
+
+
+def _generated(config: MkDocsConfig, name: str, content: str) -> File:
+    """A page, in the part of the site that is being built: each language has a copy with its own navigation."""
+    file = File.generated(config, name, content=content)
+    language = config.theme["language"]
+    if language != _DEFAULT_LANGUAGE:
+        file.dest_uri = f"{language}/{file.dest_uri}"
+    return file
+
+
+def carried(source: str) -> str:
+    """A page of the repository outside of docs/, whose links lead to the site's pages; others become text."""
+    folder = (_ROOT / source).parent
+
+    def link(match: re.Match[str]) -> str:
+        target, _, anchor = match["target"].partition("#")
+        if "://" in target or not target:
+            return match[0]
+        path = (folder / target).resolve().relative_to(_ROOT)
+        page = next((name for name, file in _CARRIED.items() if file == str(path)), None)
+        if page is None and path.is_relative_to("docs"):
+            page = str(path.relative_to("docs"))
+        if page is None:
+            return match["text"]
+        return f"{match['image']}[{match['text']}]({page}{'#' + anchor if anchor else ''})"
+
+    return _LINK.sub(link, (_ROOT / source).read_text(encoding="utf-8"))
 
 
 def settings() -> str:

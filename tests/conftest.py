@@ -111,6 +111,7 @@ class Dray:
         return subprocess.run(
             self.command(*arguments),
             env=self.environment | extra,
+            stdin=subprocess.DEVNULL,  # that of a CI job may never end, and `dray run` reads it
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -183,7 +184,8 @@ def dray() -> Iterator[Dray]:
 
 @pytest.fixture(scope="session")
 def client(dray: Dray) -> Iterator[openai.OpenAI]:
-    judged = httpx.Client(transport=JudgedTransport(), timeout=120)
+    # Its types name httpx2 alone; it takes both.
+    judged: Any = httpx.Client(transport=JudgedTransport(), timeout=120)
     with openai.OpenAI(base_url=dray.url, api_key="none", max_retries=0, timeout=120, http_client=judged) as client:
         yield client
 

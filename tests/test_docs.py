@@ -62,6 +62,39 @@ def test_a_link_or_an_anchor_that_leads_nowhere_fails_the_build(tmp_path: Path) 
     assert "'nowhere.md'" in result.stderr and "'#nowhere'" in result.stderr
 
 
+def test_the_site_has_the_readme_the_results_and_the_changelog(site: Path) -> None:
+    for page, text in (("readme", "When not to use it"), ("results", "benchmarks."), ("changelog", "Unreleased")):
+        assert text in (site / page / "index.html").read_text()
+    assert 'src="../images/chat.png"' in (site / "readme" / "index.html").read_text()
+
+
+CHINESE = sorted(DOCS.rglob("*.zh.md"))
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=lambda page: str(page.relative_to(DOCS)))
+def test_chinese_pages_have_the_commands_and_links_of_the_english_ones(page: Path, site: Path) -> None:
+    chinese, english = (path.read_text() for path in (page, page.with_name(page.name.replace(".zh.md", ".md"))))
+    if page.name != "index.zh.md":  # which leads to fewer pages
+        assert [re.sub(r" +# .*", "", line) for line in code_lines(chinese)] == [
+            re.sub(r" +# .*", "", line) for line in code_lines(english)
+        ]
+        links = [set(re.findall(r"\]\(([^)#]+)", text)) for text in (chinese, english)]
+        assert links[0] == links[1]
+    name = page.relative_to(DOCS).as_posix().removesuffix(".zh.md").removesuffix("index")
+    title = chinese.splitlines()[0].removeprefix("# ")
+    assert title in (site / "zh" / name / "index.html").read_text()
+
+
+def test_the_chinese_site_has_english_pages_where_there_is_no_chinese_one(site: Path) -> None:
+    for name in ("api", "reference/settings", "results"):
+        assert (site / "zh" / name / "index.html").is_file()
+
+
+def code_lines(page: str) -> list[str]:
+    """The lines of all fenced code."""
+    return [line for block in re.findall(r"^ *```\w*\n(.*?)^ *```", page, re.M | re.S) for line in block.splitlines()]
+
+
 def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > len(list(DOCS.rglob("*.md")))

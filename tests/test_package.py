@@ -108,3 +108,21 @@ def test_manifests_are_rendered_from_a_wheel_with_the_repositorys_base(installed
     done = run(installed, tmp_path, *render, "--base", str(ROOT / "k8s" / "base"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "rayservice.yaml").is_file()
+
+
+def make(folder: Path, *pip: str) -> subprocess.CompletedProcess[str]:
+    """Runs a target that has this in pip's place, with the rules of the Makefile."""
+    (folder / "pip").write_text("\n".join(["#!/bin/sh", *pip, ""]))
+    (folder / "pip").chmod(0o755)
+    (folder / "Makefile").write_text(f"include {ROOT / 'Makefile'}\ntried:\n\t$(call pip,./pip install)\n")
+    command = ["make", "--no-print-directory", "tried"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_make_says_in_a_line_what_pip_did_and_all_of_it_only_when_it_fails(tmp_path: Path) -> None:
+    warning = "echo 'WARNING: a package of others is deprecated'"
+    done = make(tmp_path, "echo Collecting a", warning, "echo Successfully installed a-1 b-2")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "   installed 2 packages\n", "")
+    failed = make(tmp_path, "echo Collecting a", warning, "echo ERROR: no matching distribution; exit 1")
+    assert failed.returncode == 2 and "no matching distribution" in failed.stdout and "deprecated" in failed.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"pip", "Makefile"}, "no log is left"

@@ -111,7 +111,8 @@ def ask(
     server: Server, messages: list[dict[str, str]], words: WordWriter | None = None, thoughts: WordWriter | None = None
 ) -> Answer:
     """The answer, which is also written as it arrives. Raises ServerError, KeyboardInterrupt."""
-    began, answer, writing = time.monotonic(), Answer(), None
+    began, answer = time.monotonic(), Answer()
+    writing: WordWriter | None = None
     try:
         for delta in stream_chat(server.url, server.key, server.model, messages):
             for part, writer in ((delta.reasoning, thoughts), (delta.text, words)):

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from cluster.client import ServerError
 from cluster.commands.answering import Server, WordWriter, ask, find_server, unknown_model
 from cluster.commands.console import Config, Key, StateDir, fail, load_settings, out
 from cluster.private_files import private_folder
-
-if TYPE_CHECKING:
-    pass
 
 _PROMPT = "you> "
 _HISTORY_FILE = "chat-history"
@@ -100,7 +97,7 @@ def chat(
     """
     conversation = Conversation(find_server(url, key, model, state_dir, config), system)
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    read = _line_editor(state_dir, config) if on_terminal else sys.stdin.readline
+    read: Callable[[], str] = _line_editor(state_dir, config) if on_terminal else sys.stdin.readline
     if on_terminal:
         out.print(f"{conversation.server.model}; /help for help", style="dim", highlight=False, markup=False)
     while True:

@@ -32,6 +32,10 @@ class _OutputConsole(Console):
         size = super().size
         return size if self.file.isatty() else ConsoleDimensions(_UNLIMITED, size.height)
 
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
 
 out, err = _OutputConsole(), _OutputConsole(stderr=True)
 

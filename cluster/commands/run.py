@@ -29,7 +29,8 @@ def run(
 
     Exit code 1: there is no answer, or it was cut at the token limit; 130: stopped by Ctrl-C.
     """
-    beside = "" if sys.stdin.isatty() else sys.stdin.read().strip()
+    with err.status("reading standard input"):
+        beside = "" if sys.stdin.isatty() else sys.stdin.read().strip()
     prompt = "\n\n".join(part for part in (beside, question) if part)
     if not prompt:
         raise fail('there is no question; give one: dray run "…", or through a pipe')

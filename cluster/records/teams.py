@@ -10,8 +10,8 @@ import re
 import secrets
 import string
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import msgspec
@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 
 from cluster.records.client import BlockingRedis
 from cluster.records.team_records import ADMIN, AlreadyExists, CreatedKey, Key, NotFound, Team, TeamsError, UnknownKey
-from cluster.records.team_tables import KEYS, TEAMS, Contended, Tables, edit_tables, read_tables
+from cluster.records.team_tables import KEYS, TEAMS, Contended, Edit, Tables, edit_tables, read_tables
 
 T = TypeVar("T")
 
@@ -75,20 +75,51 @@ def registry_of(tables: Tables) -> Registry:
     """Decodes what was read. Leaves out records of another format: one of them must not lock everybody out."""
     return Registry(
         int(tables.version or 0),
-        {team.name: team for team in _readable(tables.teams, _decode_team)},
-        {key.id: key for key in _readable(tables.keys, _decode_key)},
+        decode_teams(tables.teams),
+        decode_keys(tables.keys),
         # An earlier version stored no lock.
         bool(tables.locked or tables.keys),
     )
 
 
+def decode_teams(records: Mapping[bytes, bytes]) -> dict[str, Team]:
+    """The teams in these records, by name; without those of another format."""
+    return {team.name: team for team in _readable(records, _decode_team)}
+
+
+def decode_keys(records: Mapping[bytes, bytes]) -> dict[str, Key]:
+    """The keys in these records, by id; without those of another format."""
+    return {key.id: key for key in _readable(records, _decode_key)}
+
+
+def apply_change(registry: Registry, version: int, records: Mapping[bytes, bytes]) -> Registry:
+    """The registry at the next version. Its tables become those of the new one.
+
+    records: of an entry of the stream CHANGES, by table and name; empty ones are deleted.
+    """
+    locked = registry.locked
+    for place, record in records.items():
+        table, _, name = place.decode().partition(" ")
+        if table == TEAMS:
+            _replace(registry.teams, name, decode_teams({b"": record}))
+        elif table == KEYS:
+            locked = True
+            _replace(registry.keys, name, decode_keys({b"": record}))
+    return replace(registry, version=version, locked=locked)
+
+
+def _replace(table: dict[str, T], name: str, decoded: dict[str, T]) -> None:
+    table.pop(name, None)
+    table.update(decoded)
+
+
 def add_team(client: BlockingRedis, team: Team) -> None:
     """Raises AlreadyExists where a team of this name exists."""
 
-    def add(tables: Tables) -> None:
-        if team.name.encode() in tables.teams:
+    def add(edit: Edit) -> None:
+        if edit.read(TEAMS, team.name) is not None:
             raise AlreadyExists(f"team {team.name} already exists")
-        tables.put(TEAMS, team.name, _encode(team))
+        edit.put(TEAMS, team.name, _encode(team))
 
     _edit(client, add)
 
@@ -96,10 +127,10 @@ def add_team(client: BlockingRedis, team: Team) -> None:
 def change_team(client: BlockingRedis, name: str, **changes: object) -> Team:
     """Changes these fields of the team and returns it. Raises TeamsError."""
 
-    def change(tables: Tables) -> Team:
-        team = msgspec.structs.replace(_team(tables, name), **changes)
+    def change(edit: Edit) -> Team:
+        team = msgspec.structs.replace(_team(edit, name), **changes)
         team.__post_init__()
-        tables.put(TEAMS, team.name, _encode(team))
+        edit.put(TEAMS, team.name, _encode(team))
         return team
 
     return _edit(client, change)
@@ -108,12 +139,12 @@ def change_team(client: BlockingRedis, name: str, **changes: object) -> Team:
 def remove_team(client: BlockingRedis, name: str) -> int:
     """Deletes the team with all its keys; returns how many. Raises NotFound."""
 
-    def remove(tables: Tables) -> int:
-        _team(tables, name)
-        tables.delete(TEAMS, name)
-        keys = [key.id for key in _readable(tables.keys, _decode_key) if key.team == name]
+    def remove(edit: Edit) -> int:
+        _team(edit, name)
+        edit.delete(TEAMS, name)
+        keys = [key.id for key in _readable(edit.read_all(KEYS), _decode_key) if key.team == name]
         for key_id in keys:
-            tables.delete(KEYS, key_id)
+            edit.delete(KEYS, key_id)
         return len(keys)
 
     return _edit(client, remove)
@@ -131,10 +162,10 @@ def create_key(client: BlockingRedis, team: str, label: str = "", expires_in_s: 
     """Creates a key of a team, or (ADMIN) an admin key. expires_in_s: 0: never. Raises NotFound."""
     created = _new_key(team, label, time.time() + expires_in_s if expires_in_s else 0.0)
 
-    def create(tables: Tables) -> CreatedKey:
+    def create(edit: Edit) -> CreatedKey:
         if team != ADMIN:
-            _team(tables, team)
-        tables.put(KEYS, created.key.id, _encode(created.key))
+            _team(edit, team)
+        edit.put(KEYS, created.key.id, _encode(created.key))
         return created
 
     return _edit(client, create)
@@ -147,17 +178,17 @@ def rotate_key(client: BlockingRedis, key_id: str, grace_s: float) -> CreatedKey
     Raises TeamsError where there is no such key, or it has ended, or a rotation has replaced it already.
     """
 
-    def rotate(tables: Tables) -> CreatedKey:
-        old, now = _key(tables, key_id), time.time()
+    def rotate(edit: Edit) -> CreatedKey:
+        old, now = _key(edit, key_id), time.time()
         if not old.is_valid(now):
             raise TeamsError(f"key {key_id} has expired or was revoked: create a new key instead")
         if old.replaced_by:
             # Its end is that of its grace, and the new key's would be too.
             raise TeamsError(f"key {key_id} was already replaced by key {old.replaced_by}: rotate that one")
         created = _new_key(old.team, old.label, old.ends)
-        tables.put(KEYS, created.key.id, _encode(created.key))
+        edit.put(KEYS, created.key.id, _encode(created.key))
         ended = msgspec.structs.replace(old, ends=_earlier(old.ends, now + grace_s), replaced_by=created.key.id)
-        tables.put(KEYS, key_id, _encode(ended))
+        edit.put(KEYS, key_id, _encode(ended))
         return created
 
     return _edit(client, rotate)
@@ -166,10 +197,10 @@ def rotate_key(client: BlockingRedis, key_id: str, grace_s: float) -> CreatedKey
 def end_key(client: BlockingRedis, key_id: str) -> Key:
     """Ends the key now, unless it has ended before. Raises NotFound."""
 
-    def end(tables: Tables) -> Key:
-        key = _key(tables, key_id)
+    def end(edit: Edit) -> Key:
+        key = _key(edit, key_id)
         key = msgspec.structs.replace(key, ends=_earlier(key.ends, time.time()))
-        tables.put(KEYS, key_id, _encode(key))
+        edit.put(KEYS, key_id, _encode(key))
         return key
 
     return _edit(client, end)
@@ -178,10 +209,10 @@ def end_key(client: BlockingRedis, key_id: str) -> Key:
 def remove_key(client: BlockingRedis, key_id: str) -> None:
     """Deletes the record of a key that has expired or was revoked. Raises TeamsError."""
 
-    def remove(tables: Tables) -> None:
-        if _key(tables, key_id).is_valid(time.time()):
+    def remove(edit: Edit) -> None:
+        if _key(edit, key_id).is_valid(time.time()):
             raise TeamsError(f"key {key_id} is still valid: revoke it first, or let it expire")
-        tables.delete(KEYS, key_id)
+        edit.delete(KEYS, key_id)
 
     _edit(client, remove)
 
@@ -210,22 +241,22 @@ def _gave_up_writing(client: BlockingRedis) -> bool:
 
 def read_team(client: BlockingRedis, name: str) -> Team:
     """Raises NotFound where no team has this name."""
-    return _team(read_tables(client), name)
+    return _team(Edit(client), name)
 
 
 def read_key(client: BlockingRedis, key_id: str) -> Key:
     """Raises NotFound where no key has this id."""
-    return _key(read_tables(client), key_id)
+    return _key(Edit(client), key_id)
 
 
-def _team(tables: Tables, name: str) -> Team:
-    if (record := tables.teams.get(name.encode())) is None:
+def _team(edit: Edit, name: str) -> Team:
+    if (record := edit.read(TEAMS, name)) is None:
         raise NotFound(f"no team is named {name}")
     return _decode_team(record)
 
 
-def _key(tables: Tables, key_id: str) -> Key:
-    if (record := tables.keys.get(key_id.encode())) is None:
+def _key(edit: Edit, key_id: str) -> Key:
+    if (record := edit.read(KEYS, key_id)) is None:
         raise NotFound(f"no key has the id {key_id}")
     return _decode_key(record)
 
@@ -241,7 +272,7 @@ def _earlier(ends: float, limit: float) -> float:
     return min(ends or limit, limit)
 
 
-def _edit(client: BlockingRedis, change: Callable[[Tables], T]) -> T:
+def _edit(client: BlockingRedis, change: Callable[[Edit], T]) -> T:
     """Makes a change as if nobody else changed anything meanwhile. Raises TeamsError."""
     try:
         return edit_tables(client, change)
@@ -249,7 +280,7 @@ def _edit(client: BlockingRedis, change: Callable[[Tables], T]) -> T:
         raise TeamsError("others keep changing teams and keys: try again") from None
 
 
-def _readable(records: dict[bytes, bytes], decode: Callable[[bytes], T]) -> Iterator[T]:
+def _readable(records: Mapping[bytes, bytes], decode: Callable[[bytes], T]) -> Iterator[T]:
     for record in records.values():
         try:
             yield decode(record)

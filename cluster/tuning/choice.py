@@ -5,7 +5,7 @@ same: streams that decode (1, 8 and 32 of them) and a prompt of 512 tokens. So a
 and halves another's scores 1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import geometric_mean
 
 import msgspec
@@ -142,11 +142,12 @@ def scores_of(timed: Sequence[Timed], dropped: Sequence[Dropped], options: Seque
 def quick_trials(timed: Sequence[Timed], variants: Sequence[Variant]) -> list[Trial]:
     """Each variant beside the first that was timed. variants: one of two graphs takes the better time of each load."""
     seconds = {each.variant.name: each.seconds for each in timed}
-    exact, trials = timed[0], []
+    exact = timed[0]
+    trials: list[Trial] = []
     for variant in variants:
         graphs = [seconds[name] for name in variant.single if name in seconds]
         if len(graphs) == len(variant.single):
-            own = map(min, *graphs) if len(graphs) > 1 else graphs[0]
+            own: Iterable[float] = map(min, *graphs) if len(graphs) > 1 else graphs[0]
             times = zip(exact.loads, exact.seconds, own, strict=True)
             loads = (LoadTimes(*load, base, time, base / time) for load, base, time in times)
             trials.append(Trial(variant, tuple(loads)))

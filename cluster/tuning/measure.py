@@ -41,11 +41,14 @@ class Stage(msgspec.Struct, frozen=True):
 
 
 class Chosen(msgspec.Struct, frozen=True):
-    """What the model's engines run with from now on, and what to keep: the scores of all variants by name."""
+    """What the model's engines run with from now on, and what to keep: the scores of all variants by name.
+
+    step_tokens: None where there was no time to measure it.
+    """
 
     variant: Variant
     scores: dict[str, float]
-    step_tokens: int
+    step_tokens: int | None
 
 
 Event = Baseline | Stage | Result | Split | Chosen
@@ -97,6 +100,10 @@ class _Tune:
             if not isinstance(check, AnswerCheck) or not check.passed:
                 self._failed[chosen.name] = 0.0
                 chosen = choose(self._options, self._scores)
+        if self._left_s <= 0:
+            yield Stage("no time is left for step sizes and replicas of fewer cores; see --seconds")
+            yield Chosen(chosen, self._scores, None)
+            return
         yield Stage("measuring a prompt in steps of several sizes")
         speeds = self._run(StepSizesTask(chosen, self._seconds * _STEPS_SHARE))
         yield speeds

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.models.folder import ServedModel
+from cluster.settings import DEFAULT_STEP_TOKENS
 from cluster.tables import DataTable
 from cluster.tuning.choice import AnswerCheck, Dropped, PromptSpeeds, Timed, Trial, load_name
 from cluster.tuning.measure import Chosen, Event, Stage
@@ -58,8 +59,9 @@ class Results:
         assert self.chosen is not None
         for each in self.dropped:
             yield f"{_capital(each.variant)} does not work here: {each.reason}."
-        by_size = ", ".join(f"{speed:.0f} in steps of {size}" for size, speed in sorted(self.speeds.items()))
-        yield f"Prompt tokens/s: {by_size}."
+        if self.speeds:
+            by_size = ", ".join(f"{speed:.0f} in steps of {size}" for size, speed in sorted(self.speeds.items()))
+            yield f"Prompt tokens/s: {by_size}."
         if (check := self.answers) is not None:
             right = f"{WEIGHT_ONLY} {check.exact_right}, {check.variant} {check.variant_right}"
             verdict = "" if check.passed else ": too few, so that is not chosen"
@@ -67,7 +69,7 @@ class Results:
         variant, precision = self.chosen.variant, self.model.settings.precision
         score = self.chosen.scores[variant.name]
         gain = "" if variant == WEIGHT_ONLY else f", {score:.2f} times as fast as {WEIGHT_ONLY}"
-        yield f"Chosen for precision {precision}: {variant}{gain}; up to {self.chosen.step_tokens} tokens in a step."
+        yield f"Chosen for precision {precision}: {variant}{gain}; up to {self._step_tokens} tokens in a step."
         for split in self.splits:
             yield (
                 f"{split.replicas} replica(s) of {split.cores} core(s), {split.variant}: "
@@ -81,6 +83,11 @@ class Results:
                 f"{_capital(faster)} would be {self.chosen.scores[faster.name]:.2f} times as fast, but loses more than "
                 f"precision {precision} allows ({why}); see the setting `model.precision`."
             )
+
+    @property
+    def _step_tokens(self) -> int:
+        assert self.chosen is not None
+        return self.chosen.step_tokens or DEFAULT_STEP_TOKENS
 
     def _faster(self) -> Variant | None:
         """The fastest variant that the precision does not allow, if it is faster than the chosen one."""
@@ -135,7 +142,7 @@ class Results:
                 "variant_right": self.answers.variant_right,
                 "passed": self.answers.passed,
             },
-            "chosen": {"variant": self.chosen.variant.name, "max_num_batched_tokens": self.chosen.step_tokens},
+            "chosen": {"variant": self.chosen.variant.name, "max_num_batched_tokens": self._step_tokens},
         }
 
 

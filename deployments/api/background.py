@@ -50,8 +50,10 @@ class BackgroundRun:
         Who has started it closes the subscriber.
         """
         renewing = asyncio.create_task(self._renew(asyncio.current_task()))
+        writer = self.keeper.writer
         try:
-            writer, outcome = self.keeper.writer, await self._generate(first)
+            outcome = await self._generate(first)
+            renewing.cancel()  # storing it ends the lease
             if isinstance(outcome, ApiError):
                 await self._store(writer.unfinished("failed", outcome.message))
                 self._add(writer.error(outcome))

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -74,13 +75,18 @@ class ResponseKeeper:
 
     def _record(self, response: dict[str, Any]) -> StoredResponse | None:
         """None if the conversation is nested too deeply, in a field that nothing else reads."""
+        try:
+            return StoredResponse(msgspec.json.encode(response), self._items, self.writer.user)
+        except RecursionError:
+            return None
+
+    @cached_property
+    def _items(self) -> tuple[bytes, ...]:
+        """The input's items, with the ids by which clients read them."""
         items = items_of(self._given)
         if isinstance(items, str):
             items = [msgspec.Raw(msgspec.json.encode({"role": "user", "content": items}))]
-        try:
-            return StoredResponse(msgspec.json.encode(response), tuple(map(_identified, items)), self.writer.user)
-        except RecursionError:
-            return None
+        return tuple(map(_identified, items))
 
 
 def not_in_background(reason: str) -> ApiError:

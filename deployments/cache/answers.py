@@ -17,7 +17,8 @@ import msgspec
 from cluster.records.cache import WITHHELD, key_of, pack, unpack
 from cluster.settings import CacheSettings
 from deployments.cache.equivalence import normalize
-from deployments.cache.single_flight import FlightLease, SingleFlight
+from deployments.cache.flight_lease import FlightLease
+from deployments.cache.single_flight import SingleFlight
 from deployments.common.errors import ApiError
 from deployments.common.redis import RedisStore, RedisUnavailable
 from deployments.common.types import GenerationRequest, GenerationResult
@@ -141,13 +142,16 @@ class AnswerCache:
         """
         await self._store.execute("SET", key, WITHHELD, "EX", self._settings.max_ttl_s)
 
-    async def lead(self, key: str, queue_class: QueueClass) -> GenerationResult | FlightLease | None:
+    async def lead(
+        self, key: str, queue_class: QueueClass, *, resumable: bool = False
+    ) -> GenerationResult | FlightLease | None:
         """The answer if it is stored by now; else a lease to lead its generation, or to follow another router's.
 
-        None without Redis. queue_class: of the request, for the router that leads.
+        None without Redis. queue_class: of the request, for the router that leads. resumable: a retry must be able to
+        continue the answer after this router's death.
         """
         try:
-            acquired = await self._single_flight.acquire(key, queue_class)
+            acquired = await self._single_flight.acquire(key, queue_class, resumable=resumable)
         except RedisUnavailable:
             return None
         return _decode_result(acquired) if isinstance(acquired, bytes) else acquired

@@ -6,10 +6,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from hashlib import sha1
 from typing import Any, Protocol, TypeVar
 
 from circuitbreaker import CircuitBreaker
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 from cluster.records.client import Pipeline
 from cluster.redis_client import connect_async
@@ -40,7 +41,8 @@ class RedisUnavailable(Exception):
 class AsyncPipeline(Pipeline, Protocol):
     """A pipeline of an asyncio client."""
 
-    async def execute(self) -> list[Any]: ...
+    def execute_command(self, *arguments: Any) -> object: ...
+    async def execute(self, raise_on_error: bool = True) -> list[Any]: ...
 
 
 class _Client(Protocol):
@@ -51,6 +53,7 @@ class _Client(Protocol):
     def pipeline(self, transaction: bool) -> AbstractAsyncContextManager[AsyncPipeline]: ...
     def xrange(self, name: str, min: bytes, count: int | None = None) -> Awaitable[StreamEntries]: ...
     def xread(self, streams: dict[str, bytes], block: int) -> Awaitable[dict[bytes, list[StreamEntries]] | None]: ...
+    def hscan(self, name: str, cursor: int, *, count: int) -> Awaitable[tuple[int, dict[bytes, bytes]]]: ...
     def register_script(self, script: str) -> Callable[..., Awaitable[Any]]: ...
     async def aclose(self) -> None: ...
 
@@ -73,11 +76,14 @@ class RedisStore:
         self._timeout_s = timeout_s
         self._callbacks = callbacks
         self._client: _Client = connect_async(url, max_connections=_MAX_CALLS)
-        self._blocking_client: _Client = connect_async(url, max_connections=_MAX_BLOCKING_READS)
+        # One more for the router's inbox, which has a place of its own (deployments.cache.presence).
+        self._blocking_client: _Client = connect_async(url, max_connections=_MAX_BLOCKING_READS + 1)
         self._breaker = CircuitBreaker(_FAILURES_TO_OPEN, _OPEN_S, REDIS_ERRORS, name)
         self._calls = asyncio.Semaphore(_MAX_CALLS)
         self._blocking_reads = asyncio.Semaphore(_MAX_BLOCKING_READS)
         self._open = False
+        self.closed = False
+        """Whether it was closed, so that every further call fails."""
         self._logged_at = -_LOG_INTERVAL_S
 
     @property
@@ -87,15 +93,15 @@ class RedisStore:
 
     def script(self, text: str) -> "Script":
         """A Lua script that runs in this Redis."""
-        return Script(self, self._client.register_script(text))
+        return Script(self, text, self._client.register_script(text))
 
     async def get(self, key: str) -> bytes | None:
         """The value of a key. Raises RedisUnavailable."""
         return await self.call(lambda: self._client.get(key))
 
-    async def execute(self, *command: Any) -> Any:
-        """The reply to any single command. Raises RedisUnavailable."""
-        return await self.call(lambda: self._client.execute_command(*command))
+    async def execute(self, *command: Any, extra_s: float = 0.0) -> Any:
+        """The reply to any single command. extra_s: added to the store's timeout. Raises RedisUnavailable."""
+        return await self.call(lambda: self._client.execute_command(*command), extra_s)
 
     async def transaction(self, queue: Callable[[Pipeline], object]) -> list[Any]:
         """Runs commands atomically and returns their replies. queue: adds the commands to a pipeline.
@@ -110,6 +116,20 @@ class RedisStore:
 
         return await self.call(run)
 
+    async def pipeline(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Runs commands in one round trip, though not atomically. A reply may be an error of Redis.
+
+        No client waits for it. Raises RedisUnavailable.
+        """
+
+        async def run() -> list[Any]:
+            async with self._client.pipeline(transaction=False) as pipeline:
+                for command in commands:
+                    pipeline.execute_command(*command)
+                return list(await pipeline.execute(raise_on_error=False))
+
+        return await self.call(run, BACKGROUND_EXTRA_S)
+
     async def entries(self, stream: str, start: bytes, count: int) -> StreamEntries:
         """The first entries of a stream from this id on; an id that begins with "(" is excluded.
 
@@ -117,13 +137,26 @@ class RedisStore:
         """
         return list(await self.call(lambda: self._client.xrange(stream, min=start, count=count)))
 
-    async def wait_for_entries(self, stream: str, after: bytes, wait_s: float) -> StreamEntries:
-        """Entries of a stream after this id. Waits up to `wait_s` for the first. Raises RedisUnavailable."""
+    async def scan_hash(self, name: str, cursor: int, count: int) -> tuple[int, dict[bytes, bytes]]:
+        """About `count` fields of a hash table, and the cursor of those that follow; 0 at the end.
+
+        Raises RedisUnavailable.
+        """
+        following, fields = await self.call(lambda: self._client.hscan(name, cursor, count=count))
+        return int(following), fields
+
+    async def wait_for_entries(
+        self, stream: str, after: bytes, wait_s: float, slots: asyncio.Semaphore | None = None
+    ) -> StreamEntries:
+        """Entries of a stream after this id. Waits up to `wait_s` for the first. Raises RedisUnavailable.
+
+        slots: of a caller that must not wait for other readers.
+        """
         block_ms = max(1, int(1000 * wait_s))
         streams = await self.call(
             lambda: self._blocking_client.xread({stream: after}, block=block_ms),
             wait_s + BACKGROUND_EXTRA_S,
-            self._blocking_reads,
+            slots or self._blocking_reads,
         )
         return [entry for batches in (streams or {}).values() for batch in batches for entry in batch]
 
@@ -133,13 +166,14 @@ class RedisStore:
         """Starts a call to Redis and awaits it. extra_s: added to the store's timeout. Raises RedisUnavailable."""
         # Waiting for a free connection is not Redis' fault, so it does not count towards the timeout.
         async with slots or self._calls:
-            if self._breaker.opened:
+            if self._breaker.opened or self.closed:
                 raise RedisUnavailable(f"{self._name}: the circuit is open")
             try:
                 async with _timeout(self._timeout_s + extra_s):
                     reply = await start()
             except REDIS_ERRORS as error:
-                self._count_failure(error)
+                if not self.closed:
+                    self._count_failure(error)
                 raise RedisUnavailable(f"{self._name}: {type(error).__name__}") from error
         # The breaker's own context manager would count a cancelled call as a success.
         self._breaker.reset()
@@ -150,6 +184,7 @@ class RedisStore:
         return reply
 
     async def close(self) -> None:
+        self.closed = True
         await self._client.aclose()
         await self._blocking_client.aclose()
 
@@ -192,10 +227,31 @@ async def _timeout(seconds: float) -> AsyncIterator[None]:
 class Script:
     """A Lua script of a store."""
 
-    def __init__(self, store: RedisStore, script: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(self, store: RedisStore, text: str, script: Callable[..., Awaitable[Any]]) -> None:
         self._store = store
+        self._text = text
+        self._sha = sha1(text.encode(), usedforsecurity=False).hexdigest()
         self._script = script
 
     async def __call__(self, keys: Sequence[str], *arguments: Any, extra_s: float = 0.0) -> Any:
         """The script's reply. extra_s: added to the store's timeout. Raises RedisUnavailable."""
         return await self._store.call(lambda: self._script(keys=keys, args=arguments), extra_s)
+
+    async def run_all(self, calls: Sequence[tuple[Sequence[str], Sequence[object]]]) -> list[Any]:
+        """Runs the script for each pair of keys and arguments, in one round trip. A reply may be an error of Redis.
+
+        Raises RedisUnavailable.
+        """
+        replies = await self._run_all("EVALSHA", self._sha, calls)
+        unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            again = await self._run_all("EVAL", self._text, [calls[index] for index in unknown])
+            for index, reply in zip(unknown, again, strict=True):
+                replies[index] = reply
+        return replies
+
+    async def _run_all(
+        self, command: str, script: str, calls: Sequence[tuple[Sequence[str], Sequence[object]]]
+    ) -> list[Any]:
+        commands = [(command, script, len(keys), *keys, *arguments) for keys, arguments in calls]
+        return await self._store.pipeline(commands)

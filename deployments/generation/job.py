@@ -10,9 +10,9 @@ import msgspec
 
 from cluster.settings import LimitSettings
 from deployments.cache.answers import AnswerCache
+from deployments.cache.flight_lease import FlightLease
 from deployments.cache.questions import question_of
 from deployments.cache.semantic import SemanticCache, SemanticQuery
-from deployments.cache.single_flight import FlightLease
 from deployments.common.errors import ApiError
 from deployments.common.messages import Grammar
 from deployments.common.text_encoder import LARGE_CHARACTERS
@@ -219,7 +219,9 @@ class GenerationJob:
     async def _acquire(self) -> None:
         if not self._shared or self._cache is None:
             return
-        acquired = await self._cache.lead(self._key, self._engines.queue_class)
+        acquired = await self._cache.lead(
+            self._key, self._engines.queue_class, resumable=bool(self._context.idempotency_key)
+        )
         if isinstance(acquired, FlightLease):
             self._lease = acquired
             acquired.on_lift = self._engines.lift

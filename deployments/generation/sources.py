@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from deployments.cache.single_flight import FlightLease
+from deployments.cache.flight_lease import FlightLease
 from deployments.common.errors import ApiError
 from deployments.common.messages import EngineRequest, TokenBatch
 from deployments.observability.tracing import current

@@ -8,6 +8,7 @@ conversations with each event, and disables the question's field while an answer
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ import msgspec
 from fastapi import FastAPI
 from gradio.components import Component
 
-from deployments.pages.answering import Answering, SaveInterval, reason
-from deployments.pages.client import ApiRefused, ChatClient, PageModel, Rating, ServerUnreachable
+from deployments.pages.answering import Answering, SaveInterval
+from deployments.pages.client import ChatClient
 from deployments.pages.conversation import Conversation, read
-from deployments.pages.display import LATEX, chat_messages, ratings, turn_of
+from deployments.pages.display import LATEX, chat_messages, shown_ratings, turn_of
 from deployments.pages.fields import DEFAULT_MAX_TOKENS, TRANSLATIONS, Fields, default_updates, effort_choices
-from deployments.pages.i18n import Texts, texts_for
+from deployments.pages.i18n import Texts
+from deployments.pages.language import texts_of
+from deployments.pages.models import Models
+from deployments.pages.ratings import Ratings
+from deployments.pages.theme import theme
 
 _MAX_QUEUED = 256
 _MAX_SESSIONS = 1024
@@ -31,7 +36,6 @@ _PROGRESS_INTERVAL_S = 5.0
 _HEIGHT = "max(14rem, calc(100dvh - 15.5rem))"
 """Leaves room for the fields above and below, so that the question's field is always visible."""
 _CSS = Path(__file__).with_name("chat.css")
-LANGUAGE_COOKIE = "dray-language"
 
 _label = gr.I18n(**TRANSLATIONS)
 Values = Mapping[Component, Any]
@@ -52,21 +56,12 @@ def gradio_app(api_url: str) -> FastAPI:
         path="/",
         i18n=_label,
         css=_CSS.read_text(),
-        theme=_theme(),
+        theme=theme(),
         footer_links=[],
         run_history=False,
         max_file_size=0,
     )
     return app
-
-
-def _theme() -> gr.themes.Base:
-    """Gradio's theme, with the system's fonts, which also have Chinese, and greys that can be read."""
-    greys = ("body_text_color_subdued", "block_info_text_color", "input_placeholder_color")
-    colours = dict.fromkeys(greys, "*neutral_600") | {f"{grey}_dark": "*neutral_300" for grey in greys}
-    fonts = {"font": ("system-ui", "Noto Sans CJK SC", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
-    theme: gr.themes.Base = gr.themes.Default(**fonts).set(**colours)
-    return theme
 
 
 class ChatPage:
@@ -75,6 +70,7 @@ class ChatPage:
     def __init__(self, api: ChatClient) -> None:
         self._api = api
         self._answering = Answering(api)
+        self._models = Models(api)
 
     def build(self) -> gr.Blocks:
         """The page's layout and events."""
@@ -129,10 +125,10 @@ class ChatPage:
         self.question.stop(self.stop, None, None, **at_once)
         self.chatbot.option_select(self.turn, self.conversation, outputs[:2], **at_once)
         self.conversation.open(self.open, self.conversation, outputs, cancels=answers, **at_once)
-        self.chatbot.like(
-            self.rate, [self.conversation, fields.key], [self.conversation, self.why, self.rated], **at_once
-        )
-        self.reason.submit(self.explain, [self.reason, self.rated, fields.key], [self.reason, self.why], **at_once)
+        ratings = Ratings(self._api)
+        rated = [self.conversation, self.why, self.rated]
+        self.chatbot.like(ratings.rate, [self.conversation, fields.key], rated, **at_once)
+        self.reason.submit(ratings.explain, [self.reason, self.rated, fields.key], [self.reason, self.why], **at_once)
         page.load(
             self.load,
             [self.conversation, *kept],
@@ -142,11 +138,11 @@ class ChatPage:
         ).then(None, js="() => dray.ready()")
         changes = [field.change for field in kept]
         gr.on(changes, None, kept, None, js="(...values) => dray.remember(values)", **at_once)
-        fields.model.input(self.defaults, kept[:2], [fields.temperature, fields.top_p], **at_once)
+        fields.model.input(self._models.defaults, kept[:2], [fields.temperature, fields.top_p], **at_once)
         fields.preset.input(lambda text: text, fields.preset, fields.system, **at_once)
         gr.on(
             [fields.key.submit, fields.key.blur],
-            self.models,
+            self._models.choose,
             [fields.model, fields.key],
             [fields.model, fields.key],
             **at_once,
@@ -167,7 +163,7 @@ class ChatPage:
 
     async def edit(self, values: Values, event: gr.EditData, request: gr.Request) -> AsyncGenerator[Update, None]:
         """An earlier question in new words: what came after it goes."""
-        conversation, texts = read(values[self.conversation]), _texts_for(request)
+        conversation, texts = read(values[self.conversation]), texts_of(request)
         if question := event.value.strip():
             changed = conversation.asking(question, turn_of(conversation, texts, event.index))
             async for update in self._answer(changed, values, request):
@@ -190,13 +186,15 @@ class ChatPage:
         fresh: bool = False,
     ) -> AsyncGenerator[Update, None]:
         """Updates while the answer to the last question arrives."""
-        texts, session = _texts_for(request), request.session_hash or ""
+        texts, session = texts_of(request), request.session_hash or ""
         if self._answering.busy(session):
             return
         try:
             chosen = self.fields.chosen(values, texts)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
+        if not chosen.model and (models := (await self._models.known(chosen.key))[0]):
+            chosen = replace(chosen, model=models[0].name)  # none was known when the page was opened
         conversation = msgspec.structs.replace(conversation, id=conversation.id or uuid.uuid4().hex)
         query = chosen.query(conversation, fresh=fresh)
         field = {"submit_btn": False, "stop_btn": texts.labels.stop} | ({"value": ""} if asked else {})
@@ -226,11 +224,11 @@ class ChatPage:
         conversation = read(text)
         if conversation.turns:
             conversation = conversation.with_last(conversation.turns[-1].turned(1 if event.value == "next" else -1))
-        return _shown(conversation, _texts_for(request)), conversation.json()
+        return _shown(conversation, texts_of(request)), conversation.json()
 
     def open(self, text: str, request: gr.Request) -> Update:
         """A conversation that the browser kept, or a new one."""
-        texts = _texts_for(request)
+        texts = texts_of(request)
         field = gr.update(submit_btn=texts.labels.ask, stop_btn=False)
         return _shown(read(text), texts), gr.skip(), field, gr.skip()
 
@@ -248,8 +246,8 @@ class ChatPage:
         request: gr.Request,
     ) -> tuple[Any, ...]:
         """The page as its owner left it, in the order of `Fields.kept`."""
-        texts = _texts_for(request)
-        models, needs_key = await self._models(key)
+        texts = texts_of(request)
+        models, needs_key = await self._models.known(key)
         chosen = next((entry for entry in models if entry.name == model), models[0] if models else None)
         defaults = default_updates(chosen, texts)
         if chosen is not None and chosen.name == model:
@@ -268,77 +266,15 @@ class ChatPage:
             gr.update(choices=list(texts.presets), value=""),
         )
 
-    async def models(self, model: str | None, key: str | None) -> tuple[Any, Any]:
-        """Updates of the fields for the model and the key: the models to choose from, and whether a key is required."""
-        models, needs_key = await self._models(key)
-        names = [entry.name for entry in models]
-        if not names and not needs_key:
-            return gr.skip(), gr.skip()
-        chosen = model if model in names else next(iter(names), None)
-        return gr.update(choices=names, value=chosen), gr.update(visible=True) if needs_key else gr.skip()
-
-    async def defaults(self, model: str | None, key: str | None, request: gr.Request) -> tuple[Any, Any]:
-        """Updates of the temperature and top-p for a model that was just chosen."""
-        models, _ = await self._models(key)
-        chosen = next((entry for entry in models if entry.name == model), None)
-        return default_updates(chosen, _texts_for(request)) if chosen else (gr.skip(), gr.skip())
-
-    async def _models(self, key: str | None) -> tuple[list[PageModel], bool]:
-        """The models to choose from, and whether a key is required that is not there."""
-        try:
-            return await self._api.models((key or "").strip()), False
-        except ApiRefused as refusal:
-            return [], refusal.status == 401
-        except ServerUnreachable:
-            return [], False
-
-    async def rate(self, text: str, key: str | None, event: gr.LikeData, request: gr.Request) -> tuple[str, Any, str]:
-        """Keeps a rating, sends it, and asks why an answer was bad."""
-        conversation, texts = read(text), _texts_for(request)
-        index = turn_of(conversation, texts, int(event.index))  # type: ignore[arg-type]
-        answer = conversation.turns[index].answer if conversation.turns else None
-        if answer is None:
-            return text, gr.update(visible=False), ""
-        rating = {True: "up", False: "down"}.get(event.liked, "")  # type: ignore[call-overload]
-        turns = list(conversation.turns)
-        turns[index] = turns[index].with_shown(msgspec.structs.replace(answer, rating=rating))
-        if rating:
-            await self._send(Rating(answer.progress.id, rating), key, texts)
-        kept = msgspec.structs.replace(conversation, turns=tuple(turns)).json()
-        return kept, gr.update(visible=rating == "down"), answer.progress.id
-
-    async def explain(self, why: str, rated: str, key: str | None, request: gr.Request) -> tuple[str, Any]:
-        """Sends why an answer was bad."""
-        texts = _texts_for(request)
-        if why.strip() and rated and await self._send(Rating(rated, "down", reason=why.strip()), key, texts):
-            gr.Info(texts.thanks)
-        return "", gr.update(visible=False)
-
-    async def _send(self, rating: Rating, key: str | None, texts: Texts) -> bool:
-        """Sends a rating; whether the server took it. One that keeps no ratings is no failure."""
-        try:
-            await self._api.rate(rating, (key or "").strip())
-        except ApiRefused as refusal:
-            if refusal.status != 404:
-                gr.Warning(reason(refusal, key or "", texts))
-            return False
-        except ServerUnreachable as error:
-            gr.Warning(reason(error, key or "", texts))
-            return False
-        return True
-
 
 def _shown(conversation: Conversation, texts: Texts) -> dict[str, Any]:
     """An update of the chatbot."""
-    update: dict[str, Any] = gr.update(value=chat_messages(conversation, texts), feedback_value=ratings(conversation))
+    update: dict[str, Any] = gr.update(
+        value=chat_messages(conversation, texts), feedback_value=shown_ratings(conversation)
+    )
     return update
 
 
 def _welcome(texts: Texts) -> dict[str, Any]:
     """What an empty conversation shows."""
     return {"placeholder": texts.hello, "examples": [{"text": example} for example in texts.examples]}
-
-
-def _texts_for(request: gr.Request) -> Texts:
-    chosen = request.cookies.get(LANGUAGE_COOKIE)
-    return texts_for(chosen or request.headers.get("accept-language", ""))

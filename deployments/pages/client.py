@@ -145,7 +145,7 @@ class ChatClient:
 
         Closing the generator closes the connection, which cancels the answer. Raises ApiRefused, ServerUnreachable.
         """
-        start, updated_s = time.perf_counter(), 0.0
+        start, updated_s = time.perf_counter(), -_UPDATE_INTERVAL_S
         progress = Progress()
         url = f"{self._url}/chat/completions"
         headers = _headers(key) | ({"Cache-Control": "no-cache"} if query.fresh else {})

@@ -37,7 +37,7 @@ def turn_of(conversation: Conversation, texts: Texts, index: int) -> int:
     return max(0, roles[: index + 1].count("user") - 1)
 
 
-def ratings(conversation: Conversation) -> list[str | None]:
+def shown_ratings(conversation: Conversation) -> list[str | None]:
     """The ratings of all answers, in gradio's format."""
     words = {"up": "Like", "down": "Dislike"}
     return [words.get(turn.answer.rating) for turn in conversation.turns if turn.answer is not None]

@@ -47,4 +47,4 @@ class PageHead:
                 await send(start)
                 await send({"type": "http.response.body", "body": page})
 
-        return await self._app(scope | {"headers": headers}, receive, send_with_head)
+        return await self._app({**scope, "headers": headers}, receive, send_with_head)

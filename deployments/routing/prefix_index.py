@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from cluster.records.client import Pipeline
 from deployments.common.prefix import BLOCK_TOKENS
 from deployments.common.redis import RedisStore, RedisUnavailable
 
@@ -55,12 +54,8 @@ class PrefixIndex:
             task.add_done_callback(self._tasks.discard)
 
     async def _write(self, keys: Sequence[str], replica: str) -> None:
-        def fill(pipe: Pipeline) -> None:
-            for key in keys:
-                pipe.set(key, replica, ex=_TTL_S)
-
         with suppress(RedisUnavailable):
-            await self._store.transaction(fill)
+            await self._store.pipeline([("SET", key, replica, "EX", _TTL_S) for key in keys])
 
     def _keys(self, blocks: Sequence[bytes]) -> list[str]:
         return [self._key_prefix + key.hex() for key in blocks]

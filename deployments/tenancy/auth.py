@@ -1,4 +1,4 @@
-"""Authentication: every router holds all teams and keys in memory and checks for changes several times a second.
+"""Authentication: every router holds all teams and keys in memory and reads their changes twice a second.
 
 So a key costs no call to Redis and stays valid while Redis is away; a revoked one is refused everywhere in a second.
 """
@@ -11,16 +11,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from cluster.records.team_records import Team, UnknownKey
-from cluster.records.team_tables import VERSION, Tables, queue_reads
-from cluster.records.teams import Registry, registry_of
+from cluster.records.teams import Registry
 from cluster.settings import is_loopback
 from deployments.common.errors import ApiError
 from deployments.common.redis import RedisStore, RedisUnavailable
 from deployments.routing.fair_queue import ANYONE
+from deployments.tenancy.registry_reader import RegistryReader
 
 log = logging.getLogger("dray.teams")
 
 _REFRESH_S = 0.5
+_MAX_READS = 5
 _SHARED_NAMESPACE = "shared"
 _MAX_LABELS = 20
 OTHER = "other"
@@ -66,7 +67,7 @@ class Authenticator:
     def __init__(self, store: RedisStore, host: str, namespace: str, metrics_teams: Sequence[str] = ()) -> None:
         """host: the address that Dray listens on; on loopback no key is needed until one is created. namespace: of the
         cached answers of callers without a key. metrics_teams: as the settings have it."""
-        self._store = store
+        self._reader = RegistryReader(store)
         self._keyless = Caller(None, namespace)
         self._local = is_loopback(host)
         self._registry: Registry | None = None
@@ -82,18 +83,32 @@ class Authenticator:
             await asyncio.sleep(_REFRESH_S)
 
     async def refresh(self) -> None:
-        """Loads teams and keys if they have changed. Raises RedisUnavailable."""
-        before, version = self._registry, int(await self._store.get(VERSION) or 0)
+        """Loads what has changed of teams and keys; at first, and where that is no longer known, all of them.
+
+        Raises RedisUnavailable.
+        """
+        before, version = self._registry, await self._reader.version()
         if before is not None and before.version == version:
             return
-        registry = registry_of(Tables(*await self._store.transaction(queue_reads)))
+        teams = dict(before.teams) if before is not None else {}
+        registry = await self._reader.read_changes(before, version) if before is not None else None
+        registry = registry or await self._read_all()
         if before is not None and before.locked and registry.version < before.version:
             # Redis has lost its data, and nobody has decided that keys are no longer needed.
             registry = replace(registry, locked=True)
         self._registry = registry
-        self._labels = metric_labels(registry.teams.values(), self._metrics_teams)
+        if registry.teams != teams or before is None:
+            self._labels = metric_labels(registry.teams.values(), self._metrics_teams)
         counts = {"teams": len(registry.teams), "keys": len(registry.keys)}
         log.info("teams and keys loaded", extra={"version": registry.version, **counts})
+
+    async def _read_all(self) -> Registry:
+        """All teams and keys, of one version."""
+        for _ in range(_MAX_READS):
+            registry = await self._reader.read_all()
+            if (current := await self._reader.read_changes(registry, await self._reader.version())) is not None:
+                return current
+        raise RedisUnavailable("teams and keys change too fast to be read")
 
     @property
     def needs_key(self) -> bool:

@@ -21,7 +21,7 @@ _BLOCKS = _CONTEXT // BLOCK_TOKENS + 1
 """KV blocks of a stream."""
 _MIN_SECONDS = 0.3
 """Of all measurements of a load: short ones are repeated more often."""
-_MIN_ROUNDS = 3
+_MIN_ROUNDS = 1
 """Of a load, however long it takes."""
 
 

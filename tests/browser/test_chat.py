@@ -43,7 +43,7 @@ def last(page: Page) -> Locator:
 
 def line(page: Page) -> Locator:
     """The line under the last answer."""
-    return last(page).locator("small")
+    return last(page).locator("small").last
 
 
 def reopen(page: Page, question: str, text: str) -> None:
@@ -189,16 +189,16 @@ def test_the_page_works_with_the_keyboard_alone(visit: Open) -> None:
 def test_the_settings_are_used(visit: Open) -> None:
     page = visit("/chat")
     page.get_by_role("button", name="Settings").click()
-    expect(page.get_by_label("Temperature")).to_have_value("0")
-    expect(page.get_by_label("Maximum tokens")).to_have_value("2048")
-    page.get_by_label("Maximum tokens").fill("8")
-    page.get_by_label("Temperature").fill("0.5")
+    expect(page.get_by_role("spinbutton", name="Temperature")).to_have_value("0")
+    expect(page.get_by_role("spinbutton", name="Maximum tokens")).to_have_value("2048")
+    page.get_by_role("spinbutton", name="Maximum tokens").fill("8")
+    page.get_by_role("spinbutton", name="Temperature").fill("0.5")
     ask(page, new_sum()[0])
     expect(line(page)).to_contain_text("8 tokens")
     expect(line(page)).to_contain_text("cut off at the token limit")
     expect(last(page).get_by_role("status")).to_contain_text("all 8 tokens went into the thinking")
-    page.get_by_label("Temperature").fill("0")
-    page.get_by_label("Maximum tokens").fill("")
+    page.get_by_role("spinbutton", name="Temperature").fill("0")
+    page.get_by_role("spinbutton", name="Maximum tokens").fill("")
     question, answer = new_sum()
     ask(page, question)
     expect(page.locator(".bot.message")).to_have_count(2)

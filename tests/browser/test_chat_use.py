@@ -61,8 +61,8 @@ def test_reload_back_and_the_status_page_lose_nothing(visit: Open) -> None:
     ask(page, question)
     expect(line(page)).to_contain_text("generated now")
     page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Temperature").fill("0.3")
-    page.get_by_label("Maximum tokens").fill("777")
+    page.get_by_role("spinbutton", name="Temperature").fill("0.3")
+    page.get_by_role("spinbutton", name="Maximum tokens").fill("777")
     page.get_by_label("Seed").fill("5")
     page.get_by_label("System prompt").fill("Be brief.")
     page.get_by_label("System prompt").blur()
@@ -74,8 +74,8 @@ def test_reload_back_and_the_status_page_lose_nothing(visit: Open) -> None:
         assert questions(page) == [question]
         expect(page.get_by_label("Model", exact=True)).to_have_value(MODEL)
         page.get_by_role("button", name="Settings").click()
-        expect(page.get_by_label("Temperature")).to_have_value("0.3")
-        expect(page.get_by_label("Maximum tokens")).to_have_value("777")
+        expect(page.get_by_role("spinbutton", name="Temperature")).to_have_value("0.3")
+        expect(page.get_by_role("spinbutton", name="Maximum tokens")).to_have_value("777")
         expect(page.get_by_label("Seed")).to_have_value("5")
         expect(page.get_by_label("System prompt")).to_have_value("Be brief.")
 

@@ -185,7 +185,9 @@ def on_terminal(*arguments: str, folder: Path) -> Iterator[Typing]:
     termios.tcsetwinsize(terminal, (24, 80))
     process = subprocess.Popen(
         [sys.executable, "-m", "cluster.cli", *arguments],
-        **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),  # type: ignore[call-overload]
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         env=os.environ | {"DRAY_DATA_DIR": str(folder / "d"), "TERM": "xterm", "NO_COLOR": "1", "OPENAI_API_KEY": ""},

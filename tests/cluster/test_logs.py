@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ OWN = {"level": "warning", "logger": "dray.router", "message": "slow", "request_
 
 
 def own(second: int, **fields: object) -> str:
-    when = datetime.utcfromtimestamp(SECOND + second).isoformat(timespec="milliseconds") + "Z"
+    when = datetime.fromtimestamp(SECOND + second, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return json.dumps({"time": when, **OWN, **fields}) + "\n"
 
 

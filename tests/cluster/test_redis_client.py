@@ -36,6 +36,8 @@ from tests.deployments.cache.test_answers import ANSWER, request_for, store_at
 from tests.deployments.cache.test_semantic import Router
 from tests.deployments.cache.test_single_flight import BATCHES, PERSON, followed, new_key
 
+_SLOTS = 16_384
+
 
 @contextmanager
 def server(*options: str, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
@@ -162,24 +164,28 @@ def with_sentinel(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def with_cluster(folder: Path) -> Iterator[str]:
+def with_cluster(folder: Path, nodes: int = 2) -> Iterator[str]:
     with ExitStack() as stack:
         ports = [
             stack.enter_context(server("--cluster-enabled", "yes", "--cluster-port", str(free_port()), folder=folder))[
                 1
             ]
-            for _ in range(2)
+            for _ in range(nodes)
         ]
-        first, second = (stack.enter_context(redis.Redis(port=port, decode_responses=True)) for port in ports)
-        first.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
-        second.execute_command("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
-        bus = second.execute_command("CONFIG", "GET", "cluster-port")
-        number = bus["cluster-port"] if isinstance(bus, dict) else bus[1]
-        first.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[1], number)
+        clients = [stack.enter_context(redis.Redis(port=port, decode_responses=True)) for port in ports]
+        for index, client in enumerate(clients):
+            first, end = _SLOTS * index // nodes, _SLOTS * (index + 1) // nodes
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, end - 1)
+            bus = client.execute_command("CONFIG", "GET", "cluster-port")
+            number = bus["cluster-port"] if isinstance(bus, dict) else bus[1]
+            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", ports[index], number)
+        whole = ("cluster_state:ok", f"cluster_known_nodes:{nodes}")
         wait_for(
-            lambda: all("cluster_state:ok" in str(node.execute_command("CLUSTER", "INFO")) for node in (first, second))
+            lambda: all(
+                state in str(client.execute_command("CLUSTER", "INFO")) for client in clients for state in whole
+            )
         )
-        yield f"redis+cluster://127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}"
+        yield "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in ports)
 
 
 async def use_as_router(url: str) -> None:

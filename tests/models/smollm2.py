@@ -39,6 +39,16 @@ def smollm2(**settings: object) -> ServedModel:
     return open_model(ModelSettings.model_validate({"source": str(gguf_folder(file, cache)), **settings}), cache)
 
 
+def smollm2_file() -> Path:
+    """The model as a GGUF file. Skips the test where it cannot be had."""
+    file = Path(os.environ.get("DRAY_TEST_CACHE", "~/.cache/dray-tests")).expanduser() / _FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with (file.parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _fetch(file)
+    return file
+
+
 def _fetch(file: Path) -> None:
     failed = file.with_suffix(".failed")
     if file.is_file():

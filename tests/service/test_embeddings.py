@@ -70,7 +70,8 @@ def both_models() -> Iterator[Dray]:
 
 @pytest.fixture(scope="module")
 def embedding_client(both_models: Dray) -> Iterator[openai.OpenAI]:
-    judged = httpx.Client(transport=JudgedTransport(), timeout=120)
+    # Its types name httpx2 alone; it takes both.
+    judged: Any = httpx.Client(transport=JudgedTransport(), timeout=120)
     with openai.OpenAI(base_url=both_models.url, api_key="none", max_retries=0, http_client=judged) as client:
         yield client
 

@@ -77,6 +77,8 @@ def test_without_time_the_fastest_is_still_confirmed(
     quick = {WEIGHT_ONLY: 1.0, GROUPS_32: 1.9, GROUPS_128: 2.0}
     events, tasks = tune(other, tmp_path, monkeypatch, quick, {GROUPS_128: 1.95}, seconds=0)
     assert compared(tasks) == [GROUPS_128] and chosen(events) == GROUPS_128
+    assert not [task for task in tasks if isinstance(task, StepSizesTask)]
+    assert isinstance(events[-1], Chosen) and events[-1].step_tokens is None
 
 
 def test_what_no_variant_gains_is_not_compared(

@@ -7,14 +7,18 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import redis
 
 from cluster.records.cache import key_of
 from cluster.redis_server import OwnRedis
+from deployments.cache.flight_lease import FlightLease
 from deployments.cache.flight_store import FlightStore
-from deployments.cache.single_flight import FlightLease, SingleFlight
+from deployments.cache.presence import Wish
+from deployments.cache.single_flight import SingleFlight
 from deployments.common.errors import ApiError
 from deployments.common.messages import TokenBatch, TokenLogprobs
 from deployments.routing.queue_class import QueueClass
@@ -319,5 +323,207 @@ def test_without_redis_each_continues_alone() -> None:
                 assert not await leader.has_followers()
                 await leader.complete(b"answer", 10)
                 await follower.release()
+
+    run(work)
+
+
+def stream_of(key: str) -> str:
+    return f"dray:tokens:{key.rpartition(':')[2]}"
+
+
+async def die(router: SingleFlight, *leases: FlightLease) -> None:
+    """As if the router's process had died: it neither shows that it lives, nor publishes, nor answers."""
+    tasks = [router._presence._task, *(lease._task for lease in leases)]
+    for lease in leases:
+        lease._ended = True
+    for task in tasks:
+        assert task is not None
+        task.cancel()
+    await asyncio.wait([task for task in tasks if task is not None])
+
+
+def test_no_token_goes_to_redis_while_nobody_follows(server: OwnRedis) -> None:
+    async def work() -> None:
+        async with routers(server, 2) as (first, second):
+            with redis.Redis.from_url(server.url) as raw:
+                keys = [new_key() for _ in range(20)]
+                leaders = [await join(first, key) for key in keys]
+                raw.config_resetstat()
+                for batch in BATCHES[:3] * 5:
+                    for leader in leaders:
+                        leader.record(0, 0, batch)
+                    await asyncio.sleep(0.05)
+                stats = raw.info("commandstats")
+                assert not {"cmdstat_xadd", "cmdstat_evalsha", "cmdstat_eval"} & stats.keys(), stats
+                follower = await join(second, keys[0])
+                assert ids(await followed(follower, 15)) == ids(BATCHES[:3] * 5)
+                assert raw.exists(stream_of(keys[0])) == 1
+                assert not any(raw.exists(stream_of(key)) for key in keys[1:])
+                await leaders[0].complete()
+                await follower.release()
+                raw.config_resetstat()
+                for leader in leaders[1:]:
+                    await leader.complete(b"answer", 100)
+                stats = raw.info("commandstats")
+                assert stats["cmdstat_evalsha"]["calls"] == len(leaders) - 1 and "cmdstat_xadd" not in stats
+                assert not any(raw.exists(stream_of(key)) for key in keys[1:])
+
+    run(work)
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_the_follower_of_a_dead_router_continues(server: OwnRedis, published: bool) -> None:
+    async def work() -> None:
+        async with routers(server, 2) as (first, second):
+            key = new_key()
+            leader = await join(first, key)
+            leader.record(0, 0, BATCHES[0])
+            if published:
+                follower = await join(second, key)
+                assert await followed(follower, 1) == BATCHES[:1]
+                await die(first, leader)
+            else:
+                await die(first, leader)
+                follower = await join(second, key)
+            # Otherwise it generates all of it again, with the same seed.
+            assert await followed(follower) == (BATCHES[:1] if published else [])
+            assert follower.role == "lead" and follower.seed == leader.seed
+            for batch in BATCHES[1:] if published else BATCHES:
+                follower.record(0, 0, batch)
+            await follower.complete(b"answer", 100)
+            assert await second.acquire(key, PERSON) == b"answer"
+
+    run(work)
+
+
+def test_a_request_after_a_routers_death_does_not_wait_for_it(server: OwnRedis) -> None:
+    async def work() -> None:
+        async with routers(server, 2) as (first, second):
+            key = new_key()
+            leader = await join(first, key)
+            await die(first, leader)
+            with redis.Redis.from_url(server.url) as raw:
+                await until(lambda: not raw.exists(f"dray:router:{first._store.router}"))
+            fresh = await join(second, key)
+            assert not fresh.joined and fresh.role == "lead" and fresh.seed == leader.seed
+            await fresh.release()
+
+    run(work)
+
+
+def test_a_resumable_flight_survives_its_router_though_nobody_followed(server: OwnRedis) -> None:
+    async def work() -> None:
+        async with routers(server, 2) as (first, second):
+            key = new_key()
+            acquired = await first.acquire(key, PERSON, resumable=True)
+            assert isinstance(acquired, FlightLease)
+            for batch in BATCHES[:2]:
+                acquired.record(0, 0, batch)
+            with redis.Redis.from_url(server.url) as raw:
+                await until(lambda: bool(raw.exists(stream_of(key))) and not acquired._pending)
+            await die(first, acquired)
+            again = await join(second, key)
+            assert ids(await followed(again)) == [1, 2, 3] and again.role == "lead"
+            assert again.seed == acquired.seed
+            await again.complete()
+
+    run(work)
+
+
+def test_a_follower_that_joins_in_the_middle_or_last_gets_all(server: OwnRedis) -> None:
+    async def work() -> None:
+        async with routers(server, 4) as (first, *others):
+            key = new_key()
+            leader = await join(first, key)
+            leader.record(0, 0, BATCHES[0])
+            early = await join(others[0], key)
+            assert await followed(early, 1) == BATCHES[:1]
+            await early.release()
+            await until(lambda: not leader._followed)
+            leader.record(0, 0, BATCHES[1])
+            middle = await join(others[1], key)
+            assert await followed(middle, 2) == BATCHES[:2]
+            leader.record(0, 0, BATCHES[2])
+            leader.record(0, 0, BATCHES[3])
+            last = await join(others[2], key)
+            await leader.complete()
+            assert await followed(middle) == await followed(last) == BATCHES
+
+    run(work)
+
+
+@pytest.mark.parametrize("stored", [b"answer", b""])
+def test_the_end_of_a_flight_waits_for_a_follower_that_it_has_not_heard_of(server: OwnRedis, stored: bytes) -> None:
+    async def work() -> None:
+        async with routers(server, 2) as (first, second):
+            key = new_key()
+            leader = await join(first, key)
+            for batch in BATCHES:
+                leader.record(0, 0, batch)
+            follower = await join(second, key)
+            assert not leader._followed, "its wish is on the way"
+            await leader.complete(stored, 100)
+            assert await followed(follower) == BATCHES
+
+    run(work)
+
+
+def test_a_flight_that_another_router_took_is_given_up(server: OwnRedis) -> None:
+    async def work() -> None:
+        async with routers(server, 2) as (first, second):
+            key = new_key()
+            leader = await join(first, key)
+            with redis.Redis.from_url(server.url) as raw:
+                raw.delete(f"dray:leader:{key.rpartition(':')[2]}")  # as if Redis had lost it
+            other = await join(second, key)
+            assert not other.joined and other.name != leader.name
+            await leader.complete(b"late", 100)
+            other.record(0, 0, BATCHES[3])
+            await other.complete(b"answer", 100)
+            assert await first.acquire(key, PERSON) == b"answer"
+
+    run(work)
+
+
+def test_garbage_in_the_inbox_disturbs_nobody(server: OwnRedis) -> None:
+    async def work() -> None:
+        async with routers(server, 2) as (first, second):
+            key = new_key()
+            leader = await join(first, key)
+            inbox = f"dray:inbox:{first._store.router}"
+            with redis.Redis.from_url(server.url) as raw:
+                raw.xadd(inbox, {"wish": b"\xff\x00"})
+                raw.xadd(inbox, {"other": b"1"})
+                stranger = Wish("0" * 16, new_key(), "f" * 16, PERSON)
+                raw.xadd(inbox, {"wish": msgspec.msgpack.encode(stranger)})
+            leader.record(0, 0, BATCHES[0])
+            follower = await join(second, key)
+            assert await followed(follower, 1) == BATCHES[:1]
+            assert leader.role == "lead"
+            await leader.complete()
+            await follower.release()
+
+    run(work)
+
+
+def test_all_flights_of_a_router_publish_together(server: OwnRedis) -> None:
+    async def work() -> None:
+        async with routers(server, 1) as [router]:
+            leases = [await router.acquire(new_key(), PERSON, resumable=True) for _ in range(20)]
+            leaders = [lease for lease in leases if isinstance(lease, FlightLease)]
+            sizes: list[int] = []
+            run_all = router._store._publish.run_all
+
+            async def counted(calls: Any) -> list[Any]:
+                sizes.append(len(calls))
+                return await run_all(calls)
+
+            router._store._publish.run_all = counted  # type: ignore[method-assign]
+            for leader in leaders:
+                leader.record(0, 0, BATCHES[0])
+            await until(lambda: not any(leader._pending for leader in leaders))
+            assert max(sizes) > len(leaders) / 2, sizes
+            for leader in leaders:
+                await leader.release()
 
     run(work)

@@ -40,9 +40,11 @@ class Wire:
         redis_reader, redis_writer = await asyncio.open_unix_connection(self._socket)
         replies = asyncio.create_task(self._replies(reader, redis_reader, writer))
         while data := await reader.read(65_536):
-            if not self._under_way:
-                self.trips += 1
-            self._under_way.add(reader)
+            # A router shows that it lives and reads its inbox beside all requests; none waits for that.
+            if b"dray:router:" not in data and b"dray:inbox:" not in data:
+                if not self._under_way:
+                    self.trips += 1
+                self._under_way.add(reader)
             redis_writer.write(data)
         replies.cancel()
         self._under_way.discard(reader)  # a call that its client has given up

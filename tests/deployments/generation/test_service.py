@@ -168,7 +168,7 @@ def pause(server: OwnRedis, milliseconds: int) -> None:
 def has_leader(server: OwnRedis) -> bool:
     """Whether a router leads a flight."""
     with redis.Redis.from_url(server.url) as raw:
-        return bool(raw.keys("dray:lock:*"))
+        return bool(raw.keys("dray:leader:*"))
 
 
 def month_of(teams: OwnRedis, team: Team) -> int:

