@@ -431,6 +431,11 @@ class CacheSettings(Group):
         "namespace, so that nobody can tell from an answer's time what others have asked. Teams that do not share "
         "answers are namespaces of their own.",
     )
+    withhold_downvoted: bool = Field(
+        False,
+        description="Stop returning a cached answer as soon as somebody votes it down (POST /v1/feedback), and store "
+        "none in its place for `max_ttl_s`.",
+    )
     namespace: str = Field(
         "default", description="Namespace of the cached answers; answers are never shared across namespaces."
     )
