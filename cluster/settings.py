@@ -199,7 +199,8 @@ class ModelSettings(Group):
     guess_tokens: bool = Field(
         True,
         description="Guess tokens from the prompt and from earlier text, and check several in one step, where "
-        "measurements say that this is faster. Answers stay the same.",
+        "measurements say that this is faster. A guess is kept only if the model would have chosen it; as in any other "
+        "batch, rounding may tip a close choice.",
     )
     precision: Precision = Field(
         "balanced",
