@@ -1,6 +1,7 @@
 """Cache hits per second through HAProxy and the router, compared with a bare uvicorn route with the same Redis read.
 
-With --litellm, also compared with LiteLLM's proxy, whose Redis cache holds an answer of the same length:
+With --curated, also compared with curated answers of the same length. With --litellm, also compared with LiteLLM's
+proxy, whose Redis cache holds an answer of the same length:
 `python -m venv L && L/bin/pip install 'litellm[proxy]'`, then `--litellm L/bin/litellm`.
 """
 
@@ -143,6 +144,26 @@ def compare_with_litellm(url: str, body: bytes, answer: str, args: argparse.Name
     return report(f"Cache hits beside LiteLLM, {args.connections} connections", _HEADS, rows)
 
 
+def compare_with_curated(service: Service, url: str, body: bytes, answer: str, args: argparse.Namespace) -> str:
+    question = f"{QUESTION} (curated)"
+    asked = json.dumps(json.loads(body) | {"messages": [{"role": "user", "content": question}]}).encode()
+    file = service.folder / "answers.jsonl"
+    file.write_text(json.dumps({"question": question, "answer": answer}), encoding="utf-8")
+    service.run("answers", "import", str(file))
+    deadline = time.monotonic() + 20
+    while httpx.post(url, content=asked, headers=_JSON, timeout=60).headers["x-dray-cache"] != "curated":
+        if time.monotonic() > deadline:
+            raise RuntimeError("the curated answer is not given")
+        time.sleep(0.1)
+    cached, curated = [], []
+    for _ in range(args.rounds):
+        cached.append(measured(url, body, args.connections, args.seconds))
+        curated.append(measured(url, asked, args.connections, args.seconds))
+    ratio = median(one[0] / other[0] for one, other in zip(curated, cached, strict=True))
+    rows = [*_rows({"curated": curated, "cached": cached}), ["ratio", f"{ratio:.2f}", "", ""]]
+    return report(f"Curated answers beside cache hits, {args.connections} connections", ["answer", *_HEADS[1:]], rows)
+
+
 _HEADS = ["server", "requests/s", "p50 ms", "p99 ms"]
 
 
@@ -174,9 +195,11 @@ def compare(service: Service, args: argparse.Namespace) -> None:
     ratio = median(one[0] / other[0] for one, other in zip(through, alone, strict=True))
     rows = [*_rows({"Dray": through, "bare uvicorn route": alone}), ["ratio", f"{ratio:.3f}", "", ""]]
     print(report(f"Cache hits, {args.connections} connections", _HEADS, rows))
+    answer = answers[1].json()["choices"][0]["message"]
+    text = (answer.get("reasoning_content") or "") + answer["content"]
+    if args.curated:
+        print(compare_with_curated(service, url, body, text, args))
     if args.litellm:
-        answer = answers[1].json()["choices"][0]["message"]
-        text = (answer.get("reasoning_content") or "") + answer["content"]
         print(compare_with_litellm(url, body, text, args))
 
 
@@ -190,6 +213,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--curated", action="store_true", help="compare with curated answers")
     parser.add_argument("--litellm", default="", help="command of the LiteLLM to compare with")
     args = parser.parse_args()
     with running() as service:

@@ -7,10 +7,14 @@ import typer
 
 from cluster.child import obey_sigterm
 from cluster.commands import (
+    answers,
+    auditing,
     bench,
     cache,
     chat,
     doctor,
+    feedback,
+    forget,
     kubernetes,
     lifecycle,
     logs,
@@ -66,11 +70,15 @@ app.command(epilog="Example: dray run --system 'Answer in one sentence.' 'What i
 app.command(epilog="Example: dray chat")(chat.chat)
 app.command(epilog="Example: dray bench --concurrency 1,4,16 --prompt 200 --output 128 --chart bench.svg")(bench.bench)
 app.command("warm", epilog="Example: dray warm questions.jsonl --at-a-time 8")(warm.warm_cache)
+app.command("forget", epilog="Example: dray forget user-4711 --team support")(forget.forget_user)
 app.command("settings", epilog="Example: DRAY_PORT=9000 dray settings --json")(settings.show_settings)
 app.add_typer(models.app, name="models")
 app.add_typer(plan.app, name="plan")
 app.add_typer(kubernetes.app, name="k8s")
 app.add_typer(cache.app, name="cache")
+app.add_typer(answers.app, name="answers")
+app.add_typer(auditing.app, name="audit")
+app.add_typer(feedback.app, name="feedback")
 app.add_typer(teams.teams, name="teams")
 app.add_typer(teams.keys, name="keys")
 

@@ -199,7 +199,8 @@ class ModelSettings(Group):
     guess_tokens: bool = Field(
         True,
         description="Guess tokens from the prompt and from earlier text, and check several in one step, where "
-        "measurements say that this is faster. Answers stay the same.",
+        "measurements say that this is faster. A guess is kept only if the model would have chosen it; as in any other "
+        "batch, rounding may tip a close choice.",
     )
     precision: Precision = Field(
         "balanced",
@@ -430,6 +431,11 @@ class CacheSettings(Group):
         description="Whose prompts share the KV cache of a common start: those of `all`, or only those of one "
         "namespace, so that nobody can tell from an answer's time what others have asked. Teams that do not share "
         "answers are namespaces of their own.",
+    )
+    withhold_downvoted: bool = Field(
+        False,
+        description="Stop returning a cached answer as soon as somebody votes it down (POST /v1/feedback), and store "
+        "none in its place for `max_ttl_s`.",
     )
     namespace: str = Field(
         "default", description="Namespace of the cached answers; answers are never shared across namespaces."

@@ -112,7 +112,7 @@ async def _warm_line(client: httpx.AsyncClient, line: Line) -> WarmResult:
         return WarmResult(line.number, "failed", str(error))
     if answer.status_code != httpx.codes.OK:
         return WarmResult(line.number, "failed", _error_text(answer))
-    if answer.headers.get("x-dray-cache") == "hit":
+    if answer.headers.get("x-dray-cache") in ("hit", "curated"):
         return WarmResult(line.number, "already there")
     # Whether the answer was stored depends on the server's policy, so ask for the cached answer.
     try:

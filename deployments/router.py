@@ -13,14 +13,18 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from cluster import liveness
+from cluster.audit import AUDIT_FOLDER
 from cluster.models.folder import ServedModel, open_models
 from cluster.node import Node
 from cluster.serve_config import ENGINE, RouterArgs, has_page
 from deployments.api.access import RequestAccess
 from deployments.api.admin import AdminApi
+from deployments.api.admin_access import AdminAccess
 from deployments.api.browser_guard import BrowserGuard, BrowserGuardMiddleware
+from deployments.api.curated import CuratedApi
 from deployments.api.encoding import EncodingApi
 from deployments.api.fast_path import CacheFastPath
+from deployments.api.feedback import FeedbackAdminApi, FeedbackApi
 from deployments.api.http import ERROR_RESPONSES
 from deployments.api.inference import InferenceApi
 from deployments.api.info import InfoApi
@@ -29,6 +33,8 @@ from deployments.api.models import ModelDirectory
 from deployments.api.stored_responses import StoredResponses
 from deployments.api.tokens import TokensApi
 from deployments.cache.answers import AnswerCache
+from deployments.cache.curated import CuratedAnswers
+from deployments.cache.feedback import FeedbackStore
 from deployments.cache.response_store import ResponseStore
 from deployments.cache.scores import ScoreCache
 from deployments.cache.semantic import SemanticCache
@@ -98,11 +104,18 @@ class Router:
         directory = ModelDirectory(generators, embedders, scorers)
         access = RequestAccess(settings, self._authenticator, self._tasks)
         cached = AnswerCache(cache, self._answers) if self._answers else None
+        served = {name: endpoint.fingerprint for name, endpoint in generators.items()}
+        self._curated = CuratedAnswers(cache, self._teams, embedders.get(cache.similarity_model), served)
         answers, texts = self._answer_service(cached, embedders), self._large_texts
         keeps = settings.responses.store
         store = ResponseStore(settings.responses, self._answers) if self._answers and keeps else None
         self._responses = stored = StoredResponses(settings.responses, self._authenticator, store)
-        self._inference = InferenceApi(settings, directory, access, self._guard, self._quotas, answers, texts, stored)
+        self._feedback = FeedbackStore(self._teams, self._answers, cached, self._curated)
+        names = list(dict.fromkeys(endpoint.model.name for endpoint in generators.values()))
+        self._votes = FeedbackApi(settings, access, self._quotas, self._feedback, names)
+        self._inference = InferenceApi(
+            settings, directory, access, self._guard, self._quotas, answers, texts, stored, self._feedback, self._tasks
+        )
         self._tokens = TokensApi(settings, directory, access, self._quotas, texts, stored)
         scores = ScoreCache(cached) if cached else None
         self._encoding = EncodingApi(
@@ -110,7 +123,11 @@ class Router:
         )
         awake = {arguments.engines[model.name]: model.name for model in models if not model.settings.sleep_after_s}
         self._info = InfoApi(settings, models, awake, self._authenticator)
-        self._admin = AdminApi(self._authenticator, self._usage, arguments.teams_url)
+        admin = AdminAccess(self._authenticator, arguments.teams_url, Node.here().data_dir / AUDIT_FOLDER)
+        self._admin = AdminApi(admin, self._authenticator, self._usage)
+        cache_url = arguments.redis_url if cache.enabled else ""
+        self._feedback_admin = FeedbackAdminApi(admin, cache.namespace, cache_url)
+        self._curated_api = CuratedApi(admin, cache.namespace, cache_url)
         self._status_page = StatusPage(models, chat=has_page(settings))
 
     def _store(self, name: str, url: str, timeout_s: float) -> RedisStore:
@@ -132,7 +149,8 @@ class Router:
         settings, semantic = self._settings.cache, None
         if self._answers and settings.similarity_model:
             semantic = SemanticCache(settings, self._answers, embedders[settings.similarity_model])
-        return AnswerService(cache, semantic, self._metrics, self._usage, self._settings.limits, self._large_texts)
+        limits, texts = self._settings.limits, self._large_texts
+        return AnswerService(cache, semantic, self._metrics, self._usage, limits, texts, self._curated)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         app = Starlette(
@@ -143,6 +161,9 @@ class Router:
                 *self._encoding.routes(),
                 Route("/v1/usage", self._admin.usage),
                 *self._admin.routes(),
+                *self._curated_api.routes(),
+                *self._votes.routes(),
+                *self._feedback_admin.routes(),
                 *self._info.routes(),
                 *self._status_page.routes(),
             ],
@@ -161,6 +182,8 @@ class Router:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self._tasks.supervise("refresh teams and keys", self._authenticator.refresh_forever)
+        self._tasks.supervise("follow curated answers", self._curated.refresh_forever)
+        self._tasks.supervise("count asked answers", self._feedback.flush_forever)
         self._tasks.supervise("flush usage", self._usage.flush_forever)
         self._tasks.supervise("renew quota leases", self._quotas.renew_forever)
         if folder := os.environ.get(liveness.FOLDER):

@@ -20,6 +20,7 @@ CLUSTER = {
     "charts": "extras",
     "sse": "",
     "units": "",
+    "audit": "private_files",
     "tables": "",
     "logs": "",
     "client": "sse",
@@ -47,7 +48,7 @@ CLUSTER = {
     "bench": "charts sse tables",
     "plan": "autoscaling bench charts cores measuring models settings tables units",
     "commands": (
-        "bench charts client configuration cores doctor extras kubernetes launch logs memory models plan "
+        "audit bench charts client configuration cores doctor extras kubernetes launch logs memory models plan "
         "private_files records redis_client scaling_metrics serve_config settings tables tuning units warm"
     ),
     "cli": "child commands private_files",
@@ -64,7 +65,7 @@ DEPLOYMENTS = {
     "generation": ("cache common observability routing tenancy", "models records settings"),
     "api": (
         "cache common generation observability routing tenancy",
-        "models records redis_client serve_config settings units",
+        "audit models records redis_client serve_config settings units",
     ),
     # Their routes answer JSON and refuse as the API does.
     "pages": ("api common observability tenancy", "cores launch liveness models serve_config sse"),
@@ -76,7 +77,7 @@ DEPLOYMENTS = {
     "checking": ("common engine generation", "models settings"),
     "router": (
         "api cache common generation observability pages routing tenancy",
-        "liveness models node serve_config",
+        "audit liveness models node serve_config",
     ),
     "app": ("engine router", "serve_config"),
 }

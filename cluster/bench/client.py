@@ -60,7 +60,7 @@ async def ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any], *,
     outcome = Outcome(time.perf_counter())
     try:
         async with await _post(session, f"{url}/chat/completions", body) as response:
-            outcome.hit = response.headers.get("x-dray-cache") in ("hit", "join")
+            outcome.hit = response.headers.get("x-dray-cache") in ("hit", "curated", "join")
             if response.status != 200:
                 outcome.error = f"{response.status}: {error_line(await response.read())}"
             elif body.get("stream"):

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cluster.client import ServerError, metrics
+from cluster.commands.auditing import audit
 from cluster.commands.console import (
     AsJson,
     Config,
@@ -91,6 +92,7 @@ def clear_answers(
         cleared = [plural(clear(client, model, namespace), "answer")]
         if not model and (responses := clear_responses(client, namespace)):
             cleared.append(plural(responses, "stored response"))
+    audit(config, state_dir, "cache.clear", model=model, namespace=namespace)
     out.print(f"cleared {' and '.join(cleared)}", highlight=False)
 
 

@@ -14,6 +14,7 @@ import psutil
 import typer
 from rich.markup import escape
 
+from cluster.commands.auditing import audit
 from cluster.commands.console import (
     Config,
     StateDir,
@@ -240,6 +241,7 @@ def deploy(
             time.sleep(0.1)
             record = running_record(config, state_dir)
             status.update(escape(record.rollout or "deploying"))
+    audit(config, state_dir, "deploy", models=record.models, refused=record.refused)
     if record.refused:
         raise fail(record.refused)
     out.print(f"now serving {escape(', '.join(record.models))}", highlight=False)

@@ -51,8 +51,8 @@ def status(as_json: AsJson = False, state_dir: StateDir = None, config: Config =
         out.print(_explain(decision), highlight=False)
     answers = report["answers"]
     out.print(
-        f"answers: {answers['hit']} from the cache, {answers['join']} joined, {answers['miss']} generated, "
-        f"{answers['bypass']} uncached; Redis: {report['redis']}",
+        f"answers: {answers['curated']} curated, {answers['hit']} from the cache, {answers['join']} joined, "
+        f"{answers['miss']} generated, {answers['bypass']} uncached; Redis: {report['redis']}",
         highlight=False,
     )
     if report["deployment"]["waiting_for"]:
@@ -123,7 +123,7 @@ def _report(record: Record) -> dict[str, Any]:
         "autoscaling": [
             asdict(decision) for decision in read_decisions(Path(record.settings["state_dir"]) / METRICS_FOLDER)
         ],
-        "answers": {name: answers[name] for name in ("hit", "join", "miss", "bypass")},
+        "answers": {name: answers[name] for name in ("curated", "hit", "join", "miss", "bypass")},
         "redis": _redis_state(record.redis),
         "deployment": {"waiting_for": record.rollout, "refused": record.refused},
         "problems": record.problems,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from cluster.commands.auditing import audit, team_fields
 from cluster.commands.console import (
     AsJson,
     Config,
@@ -88,6 +89,7 @@ def add(
         quota = _quota(Quota(), requests_per_minute, tokens_per_minute, requests_at_a_time, tokens_per_month)
         changes = _changes(model, weight, share_answers)
         registry.add_team(client, Team(name, time.time(), quota=quota, **changes))
+    audit(config, state_dir, "team.create", name, **team_fields(changes, quota))
     out.print(f"added {name}; create a key for it: dray keys create {name}", highlight=False)
 
 
@@ -108,7 +110,9 @@ def change(
     with _redis(config, state_dir) as client:
         current = registry.read_team(client, name).quota
         quota = _quota(current, requests_per_minute, tokens_per_minute, requests_at_a_time, tokens_per_month)
-        registry.change_team(client, name, quota=quota, **_changes(model, weight, share_answers))
+        changes = _changes(model, weight, share_answers)
+        registry.change_team(client, name, quota=quota, **changes)
+    audit(config, state_dir, "team.change", name, **team_fields(changes, quota))
     out.print(f"changed {name}", highlight=False)
 
 
@@ -142,6 +146,7 @@ def remove(name: Name, state_dir: StateDir = None, config: Config = None) -> Non
     """Remove a team and its keys."""
     with _redis(config, state_dir) as client:
         count = registry.remove_team(client, name)
+    audit(config, state_dir, "team.remove", name, keys=count)
     out.print(f"removed {name} and its {plural(count, 'key')}", highlight=False)
 
 
@@ -162,6 +167,7 @@ def create(
         raise fail("give either a team or --admin")
     with _redis(config, state_dir) as client:
         created = registry.create_key(client, team or ADMIN, label, _seconds(expires_in) if expires_in else 0.0)
+    audit(config, state_dir, "key.create", created.key.id, team=created.key.team, label=label)
     _print_created(created, as_json)
 
 
@@ -196,6 +202,7 @@ def rotate(
     """Replace a key. The new one has its team and label and expires when it would have."""
     with _redis(config, state_dir) as client:
         created = registry.rotate_key(client, key_id, _seconds(grace))
+    audit(config, state_dir, "key.rotate", key_id, team=created.key.team, new=created.key.id)
     _print_created(created, as_json)
 
 
@@ -204,6 +211,7 @@ def revoke(key_id: KeyId, state_dir: StateDir = None, config: Config = None) -> 
     """Revoke a key. All routers refuse it within a second."""
     with _redis(config, state_dir) as client:
         revoked = registry.revoke_key(client, key_id)
+    audit(config, state_dir, "key.revoke", key_id, team=revoked.key.team)
     out.print(f"revoked {key_id}", highlight=False)
     if not revoked.kept:
         full = "the disk of data_dir is full, so this is not kept: after a restart the key is valid again"
@@ -215,6 +223,7 @@ def remove_key(key_id: KeyId, state_dir: StateDir = None, config: Config = None)
     """Delete the record of a key that has expired or was revoked."""
     with _redis(config, state_dir) as client:
         registry.remove_key(client, key_id)
+    audit(config, state_dir, "key.remove", key_id)
     out.print(f"removed {key_id}", highlight=False)
 
 
@@ -236,6 +245,7 @@ def disable(
         typer.confirm("Delete every key, and let every program on this machine use Dray without one?", abort=True)
     with _redis(config, state_dir) as client:
         count = unlock(client)
+    audit(config, state_dir, "keys.disable", keys=count)
     out.print(f"deleted {plural(count, 'key')}; no key is needed any more", highlight=False)
 
 

@@ -92,8 +92,8 @@ def store_folder(source: str, weight: str, models_dir: Path) -> Path:
         return child(models_dir, name)
     except (ValueError, UnsafeNameError):
         raise UnknownModel(
-            f"{source!r} is no folder, not in the catalog (`dray models list`), and neither a Hub id of the form "
-            "org/name nor a folder in a bucket, as s3://bucket/folder"
+            f"{source!r} is no folder, not in the catalog (`dray models list`), no Hub id of the form org/name, "
+            "and no folder in a bucket, as s3://bucket/folder"
         ) from None
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypedDict
+from typing import Any, TypedDict
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -19,6 +19,8 @@ from cluster.records.client import BlockingRedis
 
 PREFIX = "dray:answer:"
 _FORMAT = b"\x04"
+WITHHELD = _FORMAT + b"w"
+"""The value in place of an answer that was voted down: none is stored there."""
 _COMPRESS_OVER_BYTES = 512
 _MAX_BYTES = 64 * 2**20
 _BATCH = 500
@@ -103,7 +105,8 @@ class ShownChoice(TypedDict):
 
 
 class ShownAnswer(TypedDict):
-    """A stored answer as operators see it. made: Unix time in seconds. bytes: size of the stored value."""
+    """A stored answer as operators see it. made: Unix time in seconds. bytes: size of the stored value. question: empty
+    where it was more than one message, or wanted more than a text."""
 
     key: str
     model: str
@@ -111,6 +114,7 @@ class ShownAnswer(TypedDict):
     made: float
     expires_in_s: int
     bytes: int
+    question: str
     usage: dict[str, int]
     choices: list[ShownChoice]
 
@@ -125,7 +129,8 @@ def show(client: BlockingRedis, digest: str) -> ShownAnswer | None:
             continue
         model, namespace = _model_and_namespace(key)
         # GenerationResult of deployments.common.types, which this package does not import.
-        choices, usage, created, *_ = msgspec.msgpack.decode(body)
+        fields = msgspec.msgpack.decode(body, type=list[Any])
+        choices, usage, created = fields[:3]
         return {
             "key": key.decode(),
             "model": model,
@@ -133,6 +138,7 @@ def show(client: BlockingRedis, digest: str) -> ShownAnswer | None:
             "made": created,
             "expires_in_s": ttl,
             "bytes": len(stored),
+            "question": fields[4] if len(fields) > 4 else "",
             "usage": dict(zip(("prompt", "completion", "reasoning", "cached"), usage, strict=True)),
             "choices": [{"reasoning": choice[0], "text": choice[1], "finish": choice[2]} for choice in choices],
         }

@@ -44,3 +44,8 @@ def _remove(client: BlockingRedis, pattern: str) -> int:
         for key in keys:
             pipe.unlink(key)
         return sum(pipe.execute())
+
+
+def all_responses() -> str:
+    """A pattern for the keys of all responses."""
+    return f"{_PREFIX}*"

@@ -1,20 +1,19 @@
 """Teams, keys and usage over HTTP: with an admin key, and for each team its own usage."""
 
-import asyncio
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cluster.audit import Value
 from cluster.records import teams
 from cluster.records.client import BlockingRedis
-from cluster.records.team_records import AlreadyExists, NotFound, Team, TeamsError
-from cluster.redis_client import connect
-from deployments.api.http import json_response, read_body
+from cluster.records.team_records import Team
+from deployments.api.admin_access import AdminAccess, admin_body, integer, teams_unreachable
+from deployments.api.http import json_response
 from deployments.api.protocol.admin import (
     CreateKeyRequest,
     CreateTeamRequest,
@@ -27,15 +26,11 @@ from deployments.api.protocol.admin import (
     UsageResponse,
 )
 from deployments.api.protocol.parsing import parse
-from deployments.common.errors import ApiError, invalid_request
-from deployments.common.redis import REDIS_ERRORS, RedisUnavailable
+from deployments.common.errors import invalid_request
+from deployments.common.redis import RedisUnavailable
 from deployments.tenancy.auth import Authenticator
 from deployments.tenancy.usage import UsageRecorder
 
-T = TypeVar("T")
-
-_MAX_BODY_BYTES = 65_536
-_RECEIVE_TIMEOUT_S = 20.0
 _MAX_DAYS = 400
 
 _decode_create_team = msgspec.json.Decoder(CreateTeamRequest)
@@ -47,11 +42,10 @@ _decode_rotate_key = msgspec.json.Decoder(RotateKeyRequest)
 class AdminApi:
     """The routes below /admin, and /v1/usage."""
 
-    def __init__(self, authenticator: Authenticator, usage: UsageRecorder, url: str) -> None:
-        """url: of the teams' Redis. Admin calls are rare and block, so each gets its own thread and connection."""
+    def __init__(self, access: AdminAccess, authenticator: Authenticator, usage: UsageRecorder) -> None:
+        self._access = access
         self._authenticator = authenticator
         self._usage = usage
-        self._url = url
 
     def routes(self) -> list[Route]:
         """Those that need an admin key."""
@@ -65,114 +59,84 @@ class AdminApi:
 
     async def teams(self, http: HttpRequest) -> Response:
         """Lists the teams, or creates one."""
-        self._check(http)
+        caller = self._access.check(http)
         if http.method == "GET":
-            registry = await self._run(teams.read_registry)
+            registry = await self._access.run(teams.read_registry)
             return json_response(TeamsResponse(list(registry.teams.values())))
-        request = parse(_decode_create_team, await _body(http))
+        request = parse(_decode_create_team, await admin_body(http))
 
         def add(client: BlockingRedis) -> Team:
             team = Team(created=time.time(), **msgspec.structs.asdict(request))
             teams.add_team(client, team)
             return team
 
-        return json_response(await self._run(add), 201)
+        team = await self._access.run(add)
+        await self._access.record(caller, "team.create", team.name, **_audited(request))
+        return json_response(team, 201)
 
     async def team(self, http: HttpRequest) -> Response:
         """Reads or changes a team, or deletes it with its keys."""
-        self._check(http)
+        caller = self._access.check(http)
         name = http.path_params["name"]
         if http.method == "GET":
-            return json_response(await self._run(lambda client: teams.read_team(client, name)))
+            return json_response(await self._access.run(lambda client: teams.read_team(client, name)))
         if http.method == "DELETE":
-            keys = await self._run(lambda client: teams.remove_team(client, name))
+            keys = await self._access.run(lambda client: teams.remove_team(client, name))
+            await self._access.record(caller, "team.remove", name, keys=keys)
             return json_response(TeamDeletedResponse(name, keys))
-        fields = msgspec.structs.asdict(parse(_decode_update_team, await _body(http)))
+        fields = msgspec.structs.asdict(parse(_decode_update_team, await admin_body(http)))
         changes = {field: value for field, value in fields.items() if value is not msgspec.UNSET}
-        return json_response(await self._run(lambda client: teams.change_team(client, name, **changes)))
+        team = await self._access.run(lambda client: teams.change_team(client, name, **changes))
+        await self._access.record(caller, "team.change", name, **_audited(changes))
+        return json_response(team)
 
     async def keys(self, http: HttpRequest) -> Response:
         """Lists the keys, without their secrets; or creates one, whose secret only this response shows."""
-        self._check(http)
+        caller = self._access.check(http)
         if http.method == "GET":
-            registry = await self._run(teams.read_registry)
+            registry = await self._access.run(teams.read_registry)
             return json_response(KeysResponse([KeyResponse.of(key) for key in registry.keys.values()]))
-        request = parse(_decode_create_key, await _body(http))
+        request = parse(_decode_create_key, await admin_body(http))
         if request.expires_in_s < 0:
             raise invalid_request("expires_in_s", "expires_in_s must be 0 (never) or a number of seconds above 0.")
-        created = await self._run(
+        created = await self._access.run(
             lambda client: teams.create_key(client, request.team, request.label, request.expires_in_s)
         )
+        await self._access.record(caller, "key.create", created.key.id, team=request.team, label=request.label)
         return json_response(KeyResponse.of(created.key, created.secret), 201)
 
     async def key(self, http: HttpRequest) -> Response:
         """Reads or revokes a key."""
-        self._check(http)
+        caller = self._access.check(http)
         number = http.path_params["id"]
         if http.method == "DELETE":
-            revoked = await self._run(lambda client: teams.revoke_key(client, number))
+            revoked = await self._access.run(lambda client: teams.revoke_key(client, number))
+            await self._access.record(caller, "key.revoke", number, team=revoked.key.team)
             return json_response(KeyResponse.of(revoked.key, kept=revoked.kept))
-        return json_response(KeyResponse.of(await self._run(lambda client: teams.read_key(client, number))))
+        return json_response(KeyResponse.of(await self._access.run(lambda client: teams.read_key(client, number))))
 
     async def rotate(self, http: HttpRequest) -> Response:
         """Replaces a key: the new one expires when the old one would have, and the old one works for grace_s more."""
-        self._check(http)
+        caller = self._access.check(http)
         number = http.path_params["id"]
-        request = parse(_decode_rotate_key, await _body(http) or b"{}")
-        created = await self._run(lambda client: teams.rotate_key(client, number, max(0.0, request.grace_s)))
+        request = parse(_decode_rotate_key, await admin_body(http) or b"{}")
+        created = await self._access.run(lambda client: teams.rotate_key(client, number, max(0.0, request.grace_s)))
+        await self._access.record(caller, "key.rotate", number, team=created.key.team, new=created.key.id)
         return json_response(KeyResponse.of(created.key, created.secret), 201)
 
     async def usage(self, http: HttpRequest) -> Response:
         """GET /v1/usage: of the caller's team; with an admin key of all teams, or of the one in the query's `team`."""
         caller = self._authenticator.authenticate(http.headers)
-        days = _integer(http, "days", 30, _MAX_DAYS)
+        days = integer(http, "days", 30, _MAX_DAYS)
         team = http.query_params.get("team") if caller.admin else caller.name
         try:
             return json_response(UsageResponse(await self._usage.read(days, team)))
         except RedisUnavailable:
-            raise _teams_unreachable() from None
-
-    def _check(self, http: HttpRequest) -> None:
-        """Raises ApiError 401, 403. The first keys are created by the command, never over HTTP: any program and any
-        web page on this machine could ask for one."""
-        caller = self._authenticator.authenticate(http.headers)
-        if not caller.admin:
-            message = "This needs an admin key. Create one on Dray's machine: dray keys create --admin."
-            if caller.team is None:
-                message += " Without one, use the commands dray teams and dray keys there."
-            raise ApiError(403, message, code="admin_key_needed")
-
-    async def _run(self, work: Callable[[BlockingRedis], T]) -> T:
-        def connect_and_work() -> T:
-            with connect(self._url) as client:
-                return work(client)
-
-        try:
-            return await asyncio.to_thread(connect_and_work)
-        except TeamsError as error:
-            status = 404 if isinstance(error, NotFound) else 409 if isinstance(error, AlreadyExists) else 400
-            message = str(error)  # not capitalize(): it would lower the letters of names
-            raise ApiError(status, f"{message[:1].upper()}{message[1:]}.", code="teams_error") from None
-        except REDIS_ERRORS as error:
-            raise (_disk_full() if teams.REFUSES_WRITES in str(error) else _teams_unreachable()) from None
+            raise teams_unreachable() from None
 
 
-async def _body(http: HttpRequest) -> bytes:
-    return await read_body(http, http.headers, _MAX_BODY_BYTES, _RECEIVE_TIMEOUT_S)
-
-
-def _teams_unreachable() -> ApiError:
-    message = "The Redis that keeps teams, keys and usage does not answer."
-    return ApiError(503, message, code="teams_unreachable", kind="server_error", retry_after_s=1)
-
-
-def _disk_full() -> ApiError:
-    message = "The disk of data_dir is full: nothing was changed. Make room and try again. Keys can still be revoked."
-    return ApiError(503, message, code="disk_full", kind="server_error", retry_after_s=60)
-
-
-def _integer(http: HttpRequest, name: str, default: int, max_value: int) -> int:
-    text = http.query_params.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= max_value):
-        raise invalid_request(name, f"{name} must be a number from 1 to {max_value}.")
-    return int(text)
+def _audited(fields: object) -> dict[str, Value]:
+    """The fields of a change, as the audit log has them."""
+    values: dict[str, Any] = msgspec.to_builtins(fields)
+    audited: dict[str, Value] = {f"quota.{name}": value for name, value in values.pop("quota", {}).items()}
+    return audited | {name: value for name, value in values.items() if name != "name"}

@@ -13,6 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cluster.records.forget import user_tag
 from cluster.settings import Settings
 from deployments.api.access import RequestAccess, queue_class
 from deployments.api.background import BackgroundResponses
@@ -33,7 +34,10 @@ from deployments.api.responses import (
 )
 from deployments.api.stored_responses import RESPONSES, StoredResponses
 from deployments.cache.answers import CacheControl
+from deployments.cache.feedback import FeedbackStore, Given, cached_id
+from deployments.common.tasks import TaskSupervisor
 from deployments.common.types import GenerationResult
+from deployments.generation.broadcast import Subscriber
 from deployments.generation.context import RequestContext
 from deployments.generation.large_texts import LargeTexts
 from deployments.generation.service import AnswerService
@@ -82,8 +86,12 @@ class InferenceApi:
         answers: AnswerService,
         large_texts: LargeTexts,
         stored_responses: StoredResponses,
+        feedback: FeedbackStore,
+        tasks: TaskSupervisor,
     ) -> None:
         self._settings = settings
+        self._feedback = feedback
+        self._tasks = tasks
         self._limits = settings.limits
         self._models = models
         self._parser = RequestParser(settings, models)
@@ -135,10 +143,9 @@ class InferenceApi:
         grant = await self._quotas.admit(context.caller.team)
         self._access.release(grant)
         self._log_context(context)
-        key, result = stored
-        hit = self._answers.hit(context, key, result)
+        hit = self._answers.hit(context, stored)
         current.get().note({"dray.cache.result": hit.result})
-        return await prepared.replay(result, {**hit.headers, **grant.headers})
+        return await self._replay(prepared, stored.key, stored.result, {**hit.headers, **grant.headers})
 
     async def _prepare(self, http: HttpRequest) -> PreparedRequest:
         """Authenticates, reads and parses a request, and charges nothing. Raises ApiError 400 to 404, 413, 415."""
@@ -154,14 +161,16 @@ class InferenceApi:
         control = CacheControl.from_headers(headers, self._settings.cache.max_ttl_s)
         deadline = state.started + request_timeout_s(headers, self._limits.request_timeout_s)
         key, field = idempotency_key(headers), parsed.format_field
+        user = user_tag(caller.owner, parsed.user) if parsed.user else ""
         contexts = tuple(
             RequestContext(
-                endpoint, generation, caller, control, state.started, deadline, self._no_grant, batch, key, field
+                endpoint, generation, caller, control, state.started, deadline, self._no_grant, batch, key, field, user
             )
             for generation in parsed.generations
         )
         writer, keep, background = parsed.writer, None, False
         if isinstance(writer, ResponseWriter):
+            writer.user = user
             keep = self._stored_responses.keeper_of(caller, writer, body)
             background = bool(writer.request.background)
         return PreparedRequest(contexts, writer, bool(parsed.stream), parsed.headers, keep, background)
@@ -169,6 +178,7 @@ class InferenceApi:
     async def _generate(self, http: HttpRequest, prepared: PreparedRequest) -> Response:
         """The response to a request whose answer is not stored: generated for it, or joined from another request."""
         grant = await self._quotas.admit(prepared.contexts[0].caller.team)
+        key: str | None = None
         try:
             contexts = [replace(context, grant=grant) for context in prepared.contexts]
             for context in contexts:
@@ -181,13 +191,14 @@ class InferenceApi:
                 headers = found.headers
                 if found.stored is not None:
                     self._access.release(grant)
-                    return await prepared.replay(found.stored, {**headers, **grant.headers})
+                    return await self._replay(prepared, found.key, found.stored, {**headers, **grant.headers})
                 assert found.subscriber is not None
                 subscriber = found.subscriber
+                key = found.key
         except BaseException:
             self._access.release(grant)
             raise
-        subscriber.on_close = partial(self._access.release, grant)
+        subscriber.on_close = partial(self._end, prepared, subscriber, grant, key)
         headers = {**headers, **grant.headers, **prepared.headers}
         writer, keep = prepared.writer, prepared.keep
         if prepared.background and keep is not None:
@@ -195,6 +206,33 @@ class InferenceApi:
         if prepared.stream:
             return await stream_response(subscriber, writer, headers, self._stream_timeouts, keep)
         return await complete_response(http, subscriber, writer, headers, keep)
+
+    async def _replay(
+        self, prepared: PreparedRequest, key: str, stored: GenerationResult, headers: dict[str, str]
+    ) -> Response:
+        """The response with a stored answer. For feedback, its id says which one."""
+        if isinstance(prepared.writer, ResponseWriter):
+            # Its id is a secret of fixed length.
+            self._remember(prepared.contexts[0], prepared.writer, key, stored)
+        else:
+            prepared.writer.id = cached_id(prepared.writer.id, key)
+        self._feedback.asked(key)
+        return await prepared.replay(stored, headers)
+
+    def _remember(self, context: RequestContext, writer: AnswerWriter, key: str, result: GenerationResult) -> None:
+        """Keeps an answer under the response's id, for feedback, unless the request says no-store."""
+        if context.control.stores:
+            caller, model = context.caller, context.endpoint.model.name
+            given = Given(caller.namespace, model, context.request, result, key, context.user)
+            self._tasks.spawn("remember an answer", self._feedback.remember(caller.owner, writer.id, given))
+
+    def _end(self, prepared: PreparedRequest, subscriber: Subscriber, grant: QuotaGrant, key: str | None) -> None:
+        """Ends a request whose answer was generated. key: of the answer in the cache; None: of several prompts."""
+        self._access.release(grant)
+        if (result := subscriber.result) is not None and key is not None:
+            if key:
+                self._feedback.asked(key)
+            self._remember(prepared.contexts[0], prepared.writer, key, result)
 
     def _log_context(self, context: RequestContext) -> None:
         if self._settings.log_prompts:

@@ -51,7 +51,7 @@ class ParsedRequest:
     """A body in the form that all APIs share: a request with several prompts is several generations.
 
     ignored: names of the body's fields that Dray does not know, and of tools and items that it cannot use.
-    format_field: the one that says what the answer must be.
+    format_field: the one that says what the answer must be. user: whom the client asks for; empty: it does not say.
     """
 
     endpoint: ModelEndpoint
@@ -61,6 +61,7 @@ class ParsedRequest:
     service_tier: str | None = None
     ignored: tuple[str, ...] = ()
     format_field: str = FORMAT_FIELD
+    user: str = ""
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -112,8 +113,9 @@ class RequestParser:
         generation = chat_generation(request, endpoint.model, self._limits)
         check_token_ids(generation.sampling, endpoint.prompts.vocabulary.size)
         writer = ChatWriter(request, endpoint.name, self._thinking_fields)
-        field = format_field(request)
-        return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier, format_field=field)
+        field, user = format_field(request), request.safety_identifier or request.user or ""
+        tier, stream = request.service_tier, request.stream
+        return ParsedRequest(endpoint, (generation,), writer, stream, tier, format_field=field, user=user)
 
     def _completion(self, body: bytes, caller: Caller) -> ParsedRequest:
         request = read_completion(body, self._limits)
@@ -122,8 +124,8 @@ class RequestParser:
         check_token_ids(generations[0].sampling, endpoint.prompts.vocabulary.size)
         echo = [_echo(endpoint, prompt) if request.echo else "" for prompt in prompts_of(request)]
         writer = CompletionWriter(request, endpoint.name, echo)
-        field = format_field(request)
-        return ParsedRequest(endpoint, tuple(generations), writer, request.stream, format_field=field)
+        field, user = format_field(request), request.user or ""
+        return ParsedRequest(endpoint, tuple(generations), writer, request.stream, format_field=field, user=user)
 
     def _response(self, body: bytes, caller: Caller) -> ParsedRequest:
         request = read_response(body, self._limits)
@@ -131,7 +133,8 @@ class RequestParser:
         generation = response_generation(request, endpoint.model, self._limits)
         check_token_ids(generation.sampling, endpoint.prompts.vocabulary.size)
         writer = ResponseWriter(request, request.store is not False)
-        return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier, request.ignored)
+        user, tier = request.safety_identifier or request.user or "", request.service_tier
+        return ParsedRequest(endpoint, (generation,), writer, request.stream, tier, request.ignored, user=user)
 
     def _message(
         self, read: Callable[[bytes, LimitSettings], MessagesRequest], body: bytes, caller: Caller
@@ -141,7 +144,9 @@ class RequestParser:
         generation = messages_generation(request, endpoint.model, self._limits)
         shows_thinking = request.shows_thinking or self._always_shows_thinking
         writer = MessagesWriter(request, shows_thinking)
-        return ParsedRequest(endpoint, (generation,), writer, request.stream, request.service_tier, request.ignored)
+        named, tier = (request.metadata or {}).get("user_id"), request.service_tier
+        user = named if isinstance(named, str) else ""
+        return ParsedRequest(endpoint, (generation,), writer, request.stream, tier, request.ignored, user=user)
 
 
 def _echo(endpoint: ModelEndpoint, prompt: str | tuple[int, ...]) -> str:

@@ -76,7 +76,7 @@ class ResponseKeeper:
     def _record(self, response: dict[str, Any]) -> StoredResponse | None:
         """None if the conversation is nested too deeply, in a field that nothing else reads."""
         try:
-            return StoredResponse(msgspec.json.encode(response), self._items)
+            return StoredResponse(msgspec.json.encode(response), self._items, self.writer.user)
         except RecursionError:
             return None
 

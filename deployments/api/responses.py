@@ -29,6 +29,9 @@ _PLAIN_ERROR_S = 0.25
 class AnswerWriter(Protocol):
     """Writes an answer in the format of one API."""
 
+    id: str
+    """Of the response."""
+
     def complete(self, answer: GenerationResult) -> object:
         """The JSON body of an answer that is not streamed."""
 

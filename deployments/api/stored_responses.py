@@ -201,7 +201,7 @@ def _lost(stored: StoredResponse) -> StoredResponse | None:
 def _ended(stored: StoredResponse, fields: dict[str, Any]) -> StoredResponse | None:
     if not _state_of(stored.response).runs:
         return None
-    return StoredResponse(msgspec.json.encode(_fields_of(stored.response) | fields), stored.items)
+    return StoredResponse(msgspec.json.encode(_fields_of(stored.response) | fields), stored.items, stored.user)
 
 
 def _output(stored: StoredResponse) -> list[msgspec.Raw]:

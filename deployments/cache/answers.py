@@ -14,7 +14,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from cluster.records.cache import key_of, pack, unpack
+from cluster.records.cache import WITHHELD, key_of, pack, unpack
 from cluster.settings import CacheSettings
 from deployments.cache.equivalence import normalize
 from deployments.cache.flight_lease import FlightLease
@@ -27,6 +27,12 @@ from deployments.routing.queue_class import QueueClass
 _MAX_BYTES = 2 * 2**20
 """Answers are larger only with log probabilities of many alternatives. To decode and write one takes a router longer
 than a tenth of a second, in which it does nothing else, and a client may ask for a stored one as often as it likes."""
+
+# KEYS: the answer. ARGV: its value, seconds to keep it, the value of an answer that is withheld.
+_PUT = """
+if redis.call('GETRANGE', KEYS[1], 0, 1) == ARGV[3] then return 0 end
+return redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+"""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(GenerationResult).decode
@@ -78,6 +84,7 @@ class AnswerCache:
         self._settings = settings
         self._store = store
         self._single_flight = SingleFlight(store)
+        self._put = store.script(_PUT)
 
     def key(self, model: str, subject: str, namespace: str, request: GenerationRequest) -> str:
         """The key of a request's answer. subject: names the exact model, and whatever else its prompts contain."""
@@ -126,7 +133,14 @@ class AnswerCache:
             await lease.complete(value, ttl_s)
             return
         with suppress(RedisUnavailable):
-            await self._store.execute("SET", key, value, "EX", ttl_s)
+            await self._put([key], value, ttl_s, WITHHELD)
+
+    async def withhold(self, key: str) -> None:
+        """Removes an answer, and stores none in its place for as long as answers may be kept at most.
+
+        Raises RedisUnavailable.
+        """
+        await self._store.execute("SET", key, WITHHELD, "EX", self._settings.max_ttl_s)
 
     async def lead(
         self, key: str, queue_class: QueueClass, *, resumable: bool = False

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from cluster.records.cache import digest_of
+from cluster.records.cache import WITHHELD, digest_of
 from deployments.common.errors import ApiError
 from deployments.common.messages import TokenBatch
 from deployments.common.redis import BACKGROUND_EXTRA_S, RedisStore, RedisUnavailable
@@ -69,9 +69,11 @@ redis.call('PEXPIRE', KEYS[3], ARGV[3])
 return 1
 """
 # ARGV 3, 4: the answer, or empty, and its seconds. 5: records. 6: ms. 7: an error, or empty. 8: whether the records are
-# written only if another router has asked for the flight.
+# written only if another router has asked for the flight. 9: the value of an answer that is withheld.
 _END = f"""
-if ARGV[3] ~= '' then redis.call('SET', KEYS[1], ARGV[3], 'EX', ARGV[4]) end
+if ARGV[3] ~= '' and redis.call('GETRANGE', KEYS[1], 0, 1) ~= ARGV[9] then
+  redis.call('SET', KEYS[1], ARGV[3], 'EX', ARGV[4])
+end
 {_LEADS}
 if not leads then return 0 end
 if ARGV[8] == '0' then
@@ -215,14 +217,15 @@ class FlightStore:
         error: ApiError | None = None,
         only_if_wanted: bool = False,
     ) -> None:
-        """Stores the answer unless it is empty. Ends the flight, with its last records, if this router leads it.
+        """Stores the answer, unless it is empty or one is withheld at its key. Ends the flight, with its last records,
+        if this router leads it.
 
         only_if_wanted: the records need not be written if no other router has asked for the flight.
         """
         ending = (answer, ttl_s, b"" if only_if_wanted else _batch(records), _ENDED_MS)
         failure = _encode_error(error) if error else b""
         reply = await self._end(
-            keys, name, self.router, *ending, failure, int(only_if_wanted), extra_s=BACKGROUND_EXTRA_S
+            keys, name, self.router, *ending, failure, int(only_if_wanted), WITHHELD, extra_s=BACKGROUND_EXTRA_S
         )
         if reply == _WANTED:
             await self.end(keys, name, records, error=error)

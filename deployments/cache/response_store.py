@@ -78,10 +78,11 @@ return 1
 
 
 class StoredResponse(msgspec.Struct, frozen=True, array_like=True):
-    """A response as it was sent, and the items before it, each as JSON."""
+    """A response as it was sent, and the items before it, each as JSON. user: the tag of who asked."""
 
     response: bytes
     items: tuple[bytes, ...]
+    user: str = ""
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -28,7 +28,7 @@ _PAGE = 500
 """Rows that are read at a time, within the store's timeout."""
 _MAX_CONTEXTS = 256
 _MAX_CHARACTERS = 2000
-_EMBED_S = 1.0
+EMBED_S = 1.0
 
 # KEYS: stream of rows, hash of their ids by digest. ARGV: digest, maximum rows, seconds to keep them, the row's fields.
 _ADD = """
@@ -128,7 +128,7 @@ class SemanticCache:
         rest = msgspec.structs.replace(request, messages=(*before, msgspec.structs.replace(last, content="")))
         context = blake2b(_encode((subject, namespace, rest)), digest_size=20).hexdigest()
         try:
-            vector = await self._embedder.embed(last.content, _EMBED_S)
+            vector = await self._embedder.embed(last.content, EMBED_S)
         except ApiError:
             return None
         return SemanticQuery(context, last.content, vector)
@@ -143,7 +143,7 @@ class SemanticCache:
         similar = [
             (similarity, row.key)
             for row in context.by_meaning.get(meaning_of(query.text), ())
-            if (similarity := _cosine(row.vector, query.vector)) >= self._threshold
+            if (similarity := cosine(row.vector, query.vector)) >= self._threshold
         ]
         return max(similar)[1] if similar else None
 
@@ -189,7 +189,7 @@ def _order(row_id: bytes) -> tuple[int, ...]:
     return tuple(map(int, row_id.split(b"-")))
 
 
-def _cosine(first: bytes, second: bytes) -> float:
+def cosine(first: bytes, second: bytes) -> float:
     """Of two vectors of length 1, as float32; 0 where another model made one of them."""
     import numpy  # only where questions are compared
 

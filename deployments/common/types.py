@@ -183,12 +183,15 @@ class Choice(msgspec.Struct, frozen=True, array_like=True):
 
 class GenerationResult(msgspec.Struct, frozen=True, array_like=True):
     """All choices of a request, as stored in the cache. created: Unix time in seconds. replica: the last replica that
-    generated part of it."""
+    generated part of it. question, user: in the cache, what was asked, if the answer can be pinned, and the tag of who
+    asked (cluster.records.forget)."""
 
     choices: tuple[Choice, ...]
     usage: Usage
     created: float
     replica: str = ""
+    question: str = ""
+    user: str = ""
 
     def deltas(self) -> list[Delta]:
         """The result as a stream: one delta for each choice."""

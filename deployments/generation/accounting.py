@@ -22,7 +22,7 @@ class AnswerAccounting:
         """A function that takes the seconds that a choice waited for its slot."""
         return self._metrics.queue_time[context.endpoint.model.name, context.caller.label].observe
 
-    def count_reused(self, context: RequestContext, usage: Usage, result: Literal["hit", "join"]) -> None:
+    def count_reused(self, context: RequestContext, usage: Usage, result: Literal["hit", "curated", "join"]) -> None:
         """Counts an answer that was stored, or generated for another request."""
         self._count(context, usage, result)
         self._record(context, usage, generated=False)

@@ -127,7 +127,8 @@ class Subscriber:
     def close(self) -> None:
         """Unsubscribes, and calls `on_close`."""
         self._broadcast.unsubscribe(self)
-        self.on_close()
+        on_close, self.on_close = self.on_close, _nothing  # it may refer to the subscriber, which then ends with it
+        on_close()
 
     async def next_batch(self, watchdog: Deadline, timeout_s: float = math.inf) -> list[Delta]:
         """The deltas since the last call; waits up to `timeout_s` seconds for one. Empty: none arrived, or the end.

@@ -13,7 +13,7 @@ from deployments.tenancy.quotas import QuotaGrant
 
 FORMAT_FIELD = "response_format"
 """The field that errors of what an answer must be name, before the request's own replaces it."""
-Result = Literal["hit", "miss", "join", "bypass"]
+Result = Literal["hit", "curated", "miss", "join", "bypass"]
 """How a request got its answer, as the header X-Dray-Cache says it."""
 
 
@@ -23,6 +23,7 @@ class RequestContext:
 
     started, deadline: on time.perf_counter's clock. batch: requests of people go first. idempotency_key: a request with
     the same key and the same question gets the same answer. format_field: the one that says what the answer must be.
+    user: the tag of the user whom the request names (cluster.records.forget); empty: none.
     """
 
     endpoint: ModelEndpoint
@@ -35,6 +36,7 @@ class RequestContext:
     batch: bool = False
     idempotency_key: str = ""
     format_field: str = FORMAT_FIELD
+    user: str = ""
 
     def name_field(self, error: BaseException) -> None:
         """Makes an error of what the answer must be name the request's own field."""

@@ -6,9 +6,12 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from cluster.settings import LimitSettings
 from deployments.cache.answers import AnswerCache
 from deployments.cache.flight_lease import FlightLease
+from deployments.cache.questions import question_of
 from deployments.cache.semantic import SemanticCache, SemanticQuery
 from deployments.common.errors import ApiError
 from deployments.common.messages import Grammar
@@ -199,6 +202,7 @@ class GenerationJob:
             if self._lease is not None:
                 await self._lease.complete()
             return
+        result = msgspec.structs.replace(result, question=question_of(context.request), user=context.user)
         await cache.put(self._key, result, replace(control, ttl_s=_IDEMPOTENT_TTL_S) if once else control, self._lease)
         if self._services.semantic is not None and self._query is not None:
             await self._services.semantic.add(self._query, self._key)

@@ -1,13 +1,15 @@
-"""How a request gets its answer: it is stored, it is being generated, or it is generated now."""
+"""How a request gets its answer: it is curated or stored, it is being generated, or it is generated now."""
 
 import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from cluster.records.cache import digest_of
 from cluster.settings import LimitSettings
 from deployments.cache.answers import AnswerCache
+from deployments.cache.curated import CuratedAnswers
 from deployments.cache.semantic import SemanticCache, SemanticQuery
 from deployments.common.errors import ApiError
 from deployments.common.types import GenerationResult
@@ -20,6 +22,19 @@ from deployments.generation.prompt_batch import broadcast_prompts
 from deployments.observability.metrics import RouterMetrics
 from deployments.observability.tracing import current
 from deployments.tenancy.usage import UsageRecorder
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """An answer that nobody has to generate. key: of the answer in the cache, or the id of a curated one.
+
+    similar: it is for the same question in other words.
+    """
+
+    key: str
+    result: GenerationResult
+    kind: Literal["hit", "curated"] = "hit"
+    similar: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +73,30 @@ class AnswerService:
         usage: UsageRecorder,
         limits: LimitSettings,
         large_texts: LargeTexts,
+        curated: CuratedAnswers,
     ) -> None:
         """cache: None if answers are not stored. semantic: None if only equal questions get the same answer."""
         self._cache = cache
+        self._curated = curated
         self._semantic = semantic
         self._accounting = AnswerAccounting(metrics, usage)
         self._services = GenerationServices(cache, semantic, self._accounting, limits, large_texts)
         self._jobs: dict[str, GenerationJob] = {}
         self._reads: dict[str, list[asyncio.Future[GenerationResult | None]]] = {}
 
-    async def lookup(self, context: RequestContext) -> tuple[str, GenerationResult] | None:
-        """The key and the answer, if it is stored for this very question."""
+    async def lookup(self, context: RequestContext) -> StoredAnswer | None:
+        """The answer if one is curated for this question, or stored for exactly it."""
         cache = self._cache
-        if cache is None or not context.control.reads or (key := self._key(cache, context)) in self._jobs:
+        if not context.control.reads:
+            return None
+        names, namespace = context.endpoint.model.names, context.caller.namespace
+        if (match := await self._curated.find(namespace, names, context.request)) is not None:
+            return StoredAnswer(match.answer.id, match.result, "curated", match.similar)
+        if cache is None or (key := self._key(cache, context)) in self._jobs:
             return None
         with current.get().child("cache"):
             stored = await self._read(cache, key)
-        return (key, stored) if stored is not None and context.control.accepts(stored) else None
+        return StoredAnswer(key, stored) if stored is not None and context.control.accepts(stored) else None
 
     async def answer(self, context: RequestContext) -> CacheLookup:
         """The answer to a request that `lookup` has found no stored answer for. Its subscriber must be closed.
@@ -96,7 +118,7 @@ class AnswerService:
                 return found
         if control.only_if_cached:
             if (stored := await self.lookup(context)) is not None:
-                return self.hit(context, *stored)
+                return self.hit(context, stored)
             raise ApiError(504, "No stored answer, and only-if-cached forbids to generate one.", code="not_cached")
         return await self._generate(context, key, shared=shared, query=query)
 
@@ -107,10 +129,10 @@ class AnswerService:
         """
         return await broadcast_prompts(self._services, contexts)
 
-    def hit(self, context: RequestContext, key: str, stored: GenerationResult, *, similar: bool = False) -> CacheLookup:
+    def hit(self, context: RequestContext, found: StoredAnswer) -> CacheLookup:
         """A stored answer, counted for the team that gets it."""
-        self._accounting.count_reused(context, stored.usage, "hit")
-        return CacheLookup("hit", key, stored, similar=similar)
+        self._accounting.count_reused(context, found.result.usage, found.kind)
+        return CacheLookup(found.kind, found.key, found.result, similar=found.similar)
 
     async def _read(self, cache: AnswerCache, key: str) -> GenerationResult | None:
         """The stored answer. Equal questions at the same time make one call to Redis."""
@@ -138,7 +160,7 @@ class AnswerService:
             similar_key = await semantic.find(query) if query is not None else None
             stored = await cache.get(similar_key) if similar_key else None
         if similar_key and stored is not None and context.control.accepts(stored):
-            return query, self.hit(context, similar_key, stored, similar=similar_key != key)
+            return query, self.hit(context, StoredAnswer(similar_key, stored, similar=similar_key != key))
         return query, None
 
     def _key(self, cache: AnswerCache, context: RequestContext) -> str:
@@ -164,7 +186,7 @@ class AnswerService:
         subscriber = await _started(job, context)
         if job.stored is not None:
             subscriber.close()
-            return self.hit(context, key, job.stored)
+            return self.hit(context, StoredAnswer(key, job.stored))
         return CacheLookup(job.result_for(context), key, subscriber=subscriber)
 
     def _forget(self, key: str, job: GenerationJob) -> None:

@@ -56,7 +56,7 @@ class RouterMetrics:
         self.answers = Children(
             Counter(
                 "dray_answer_cache_total",
-                "Answers by cache result: hit, miss, join, bypass.",
+                "Answers by cache result: curated, hit, join, miss, bypass.",
                 ["model", "team", "result"],
                 registry=registry,
             )
@@ -154,11 +154,11 @@ class RouterMetrics:
     def count_answer(self, model: str, team: str, usage: Usage, result: str, seconds: float) -> None:
         """Counts a complete answer; its tokens only if an engine generated them for this request.
 
-        team: its metric label. result: hit, miss, join or bypass. seconds: from the request to the last byte.
+        team: its metric label. result: hit, curated, miss, join or bypass. seconds: from the request to the last byte.
         """
         self.answers[model, team, result].inc()
         self.latency[model, result].observe(seconds)
-        if result not in ("hit", "join"):
+        if result not in ("hit", "curated", "join"):
             self.prompt_tokens[model, team].inc(usage.prompt_tokens)
             self.cached_tokens.labels(model).inc(usage.cached_tokens)
             self.completion_tokens[model, team].inc(usage.completion_tokens)

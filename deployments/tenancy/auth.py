@@ -37,6 +37,8 @@ class Caller:
     admin: bool = False
     label: str = ANYONE
     """The team's label in metrics."""
+    key_id: str = ""
+    """Of the key that was presented; empty where none is needed."""
 
     @property
     def name(self) -> str:
@@ -130,13 +132,14 @@ class Authenticator:
         if not presented:
             raise _unauthorized(_key_required(registry))
         try:
-            _, team = registry.owner(presented, time.time())
+            key, team = registry.owner(presented, time.time())
         except UnknownKey as error:
             raise _unauthorized(str(error)) from None
         if team is None:
-            return Caller(None, self._keyless.namespace, admin=True)
+            return Caller(None, self._keyless.namespace, admin=True, key_id=key.id)
         label = team.name if team.name in self._labels else OTHER
-        return Caller(team, _SHARED_NAMESPACE if team.shares_answers else f"team.{team.name}", label=label)
+        namespace = _SHARED_NAMESPACE if team.shares_answers else f"team.{team.name}"
+        return Caller(team, namespace, label=label, key_id=key.id)
 
 
 def metric_labels(teams: Iterable[Team], chosen: Sequence[str]) -> frozenset[str]:

@@ -128,6 +128,7 @@ def test_stop_ends_the_generation_and_retry_answers(visit: Open, shown: Dray) ->
     expect(last(page)).to_contain_text(answer)
     expect(page.locator(".user.message")).to_have_count(1)
     page.get_by_role("button", name="Previous answer").click()
+    expect(line(page)).to_contain_text("answer 2 of 3")
     page.get_by_role("button", name="Previous answer").click()
     expect(line(page)).to_contain_text("stopped · answer 1 of 3")
     page.get_by_role("button", name="Next answer").click()

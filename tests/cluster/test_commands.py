@@ -27,6 +27,13 @@ ACTING = {
     "down",
     "chat",
     "cache clear",
+    "answers import",
+    "answers export",
+    "answers pin",
+    "answers edit",
+    "answers remove",
+    "feedback accept",
+    "feedback export",
     "plan measure",
     "k8s render",
     "k8s chart",
@@ -43,7 +50,7 @@ ACTING = {
     "keys remove",
     "keys disable",
 }
-"""Commands that act and print only a confirmation."""
+"""Commands that act and print only a confirmation, or print JSON Lines anyway."""
 
 
 def commands(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -31,7 +31,7 @@ def run(store: str, tmp_path: Path) -> Iterator[Run]:
     def invoke(*arguments: str, answer: str = "", host: str = "127.0.0.1") -> Result:
         """host: the address that the running Dray listens on."""
         write_record(folder, Record(os.getpid(), "ready", settings={"host": host}))
-        environment = {"DRAY_TEAMS__URL": store, "DRAY_STATE_DIR": str(folder)}
+        environment = {"DRAY_TEAMS__URL": store, "DRAY_STATE_DIR": str(folder), "DRAY_DATA_DIR": str(tmp_path / "d")}
         return CliRunner().invoke(app, ["keys", *arguments], input=answer, env=environment)
 
     with hold(folder):

@@ -28,7 +28,7 @@ from cluster.redis_client import RedisUrlError, check_url, connect, without_pass
 from cluster.redis_server import find_server
 from cluster.settings import CacheSettings
 from deployments.cache.answers import AnswerCache, CacheControl
-from deployments.cache.single_flight import FlightLease
+from deployments.cache.flight_lease import FlightLease
 from deployments.tenancy.auth import Authenticator
 from deployments.tenancy.quotas import Quotas
 from tests.conftest import wait_for

@@ -16,6 +16,7 @@ import httpx
 import pytest
 import redis
 
+from cluster.records.curated import VERSION, new_answer, put_answers
 from cluster.records.team_records import Quota, Team
 from cluster.records.teams import add_team, create_key
 from cluster.redis_server import OwnRedis
@@ -57,6 +58,8 @@ class Teams:
     engines: RecordingEngines
     routers: list[RunningRouter]
     flights: list[object]
+    store: Any
+    """The teams' Redis."""
 
     def is_followed(self) -> bool:
         """Whether a router has two requests for one generation."""
@@ -109,13 +112,13 @@ async def teams_of(
         return acquired
 
     monkeypatch.setattr(SingleFlight, "acquire", recorded)
-    with redis.Redis.from_url(server.url) as store:
+    async with AsyncExitStack() as stack:
+        store: Any = stack.enter_context(redis.Redis.from_url(server.url))
         store.flushall()
         for name in ("ann", "ben", "cleo", "dan"):
             quota = Quota(requests_per_minute=1000)
             add_team(store, Team(name, 0.0, shares_answers=name in SHARING, quota=quota))
             keys[name] = create_key(store, name).secret
-    async with AsyncExitStack() as stack:
         routers = [
             await stack.enter_async_context(
                 running_router(
@@ -128,12 +131,12 @@ async def teams_of(
             )
             for _ in range(2)
         ]
-        yield Teams(keys, engines, routers, flights)
+        yield Teams(keys, engines, routers, flights, store)
 
 
 def reused(answer: httpx.Response) -> bool:
     assert answer.status_code == 200, answer.text
-    return answer.headers["x-dray-cache"] in ("hit", "join")
+    return answer.headers["x-dray-cache"] in ("hit", "curated", "join")
 
 
 def new_question() -> str:
@@ -160,6 +163,26 @@ async def an_answer_in_other_words(teams: Teams, first: str, second: str) -> boo
     left, right = next(_numbers), next(_numbers)
     assert not reused(await teams.chat(first, f"What is {left} times {right}?"))
     return reused(await teams.chat(second, f"what is {left} times {right}"))
+
+
+async def a_curated_answer(teams: Teams, first: str, second: str) -> bool:
+    return await _curated(teams, first, second, "What is {} times {}?", "What is {} times {}?")
+
+
+async def a_curated_answer_in_other_words(teams: Teams, first: str, second: str) -> bool:
+    return await _curated(teams, first, second, "What is {} times {}?", "what is {} times {}")
+
+
+async def _curated(teams: Teams, first: str, second: str, question: str, asked: str) -> bool:
+    numbers = next(_numbers), next(_numbers)
+    namespace = "shared" if first in SHARING else f"team.{first}"
+    put_answers(teams.store, [new_answer(namespace, question.format(*numbers), "of somebody")])
+    version = int(teams.store.get(VERSION))
+    await _until(lambda: all(router.router._curated._version == version for router in teams.routers))
+    assert (await teams.chat(first, asked.format(*numbers))).headers["x-dray-cache"] == "curated"
+    answer = await teams.chat(second, asked.format(*numbers), router=1)
+    assert reused(answer) == ("of somebody" in answer.text)
+    return reused(answer)
 
 
 async def an_answer_under_an_idempotency_key(teams: Teams, first: str, second: str) -> bool:
@@ -207,6 +230,8 @@ async def what_is_in_the_kv_cache(teams: Teams, first: str, second: str) -> bool
 WAYS = (
     a_stored_answer,
     an_answer_in_other_words,
+    a_curated_answer,
+    a_curated_answer_in_other_words,
     an_answer_under_an_idempotency_key,
     an_answer_that_a_router_generates,
     an_answer_that_another_router_generates,
@@ -221,7 +246,7 @@ def test_a_team_has_what_another_made_only_if_both_share(
     server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: Way
 ) -> None:
     async def work() -> list[tuple[str, str, bool]]:
-        similarity_model = "vectors" if way is an_answer_in_other_words else ""
+        similarity_model = "vectors" if way.__name__.endswith("in_other_words") else ""
         async with teams_of(server, monkeypatch, tmp_path, similarity_model) as teams:
             return [(first, second, await way(teams, first, second)) for first, second, _ in PAIRS]
 
@@ -249,8 +274,8 @@ def test_a_team_reads_its_own_usage_and_administers_nothing(
 
 
 def test_nothing_else_is_kept_for_a_team(server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Files, batches and feedback would have ids that a team could guess; none is stored. Whoever adds an endpoint that
-    stores something tries it with two teams, as responses are below."""
+    """Files and batches would have ids that a team could guess; none is stored. Whoever adds an endpoint that stores
+    something tries it with two teams, as responses and feedback are below."""
     stateless = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"}
     stateless |= {"/v1/rerank", "/v2/rerank", "/v1/score"}
     stateless |= {"/v1/messages/count_tokens", "/v1/responses/input_tokens"}
@@ -258,6 +283,7 @@ def test_nothing_else_is_kept_for_a_team(server: OwnRedis, monkeypatch: pytest.M
     stateless |= {"/health", "/ping", "/version", "/tokenizer_info"}
     administration = {path for path in paths(OPERATIONS) if path.startswith("/admin/")}
     stored = {"/v1/responses/{id}", "/v1/responses/{id}/input_items", "/v1/responses/{id}/cancel"}
+    stored |= {"/v1/feedback"}
     assert paths(OPERATIONS) <= stateless | administration | stored | {"/v1/usage", "/metrics"}
 
 
@@ -293,6 +319,41 @@ def test_a_team_never_reads_another_ones_response(
                     assert team == first or not any(question in answer.text for answer in answers)
 
     asyncio.run(work())
+
+
+def test_a_team_votes_on_its_own_answers_only(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By the id of a response only on what the team itself got; by a key also on what it shares."""
+
+    async def work() -> None:
+        async with teams_of(server, monkeypatch, tmp_path) as teams:
+            for first, second, shared in PAIRS:
+                question = new_question()
+                given = [await teams.chat(first, question) for _ in range(2)]
+                assert [answer.headers["x-dray-cache"] for answer in given] == ["miss", "hit"]
+                generated, cached = (answer.json()["id"] for answer in given)
+                key = given[0].headers["x-dray-cache-key"]
+                votes = ({"id": generated}, {"id": cached}, {"cache_key": key})
+                for team, statuses in ((second, (404, *[201 if shared else 404] * 2)), (first, (201, 201, 201))):
+                    for vote, status in zip(votes, statuses, strict=True):
+                        assert await _voted(teams, team, vote, status) == status, (first, second, vote)
+                assert reused(await teams.chat(first, question)), "the vote of one that is not its own withheld nothing"
+
+    asyncio.run(work())
+
+
+async def _voted(teams: Teams, team: str, vote: dict[str, str], status: int) -> int:
+    """The status of a vote; an answer can be voted on a moment after it was complete."""
+    transport = httpx.ASGITransport(app=teams.routers[0].app)
+    headers = {"Authorization": f"Bearer {teams.keys[team]}"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=20) as client:
+        async with asyncio.timeout(20):
+            while True:
+                answer = await client.post("/v1/feedback", json={"rating": "down", **vote}, headers=headers)
+                if answer.status_code == status or status == 404:
+                    return answer.status_code
+                await asyncio.sleep(0.02)
 
 
 def paths(operations: Sequence[Operation]) -> set[str]:

@@ -96,7 +96,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    # Accepted without effect, as OpenAI does for models that lack them.
+    # Accepted without effect on the answer, as OpenAI does for models that lack them.
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

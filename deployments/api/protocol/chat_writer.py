@@ -187,7 +187,8 @@ class ChatWriter:
 
     def __init__(self, request: ChatRequest, fingerprint: str, fields: tuple[str, ...]) -> None:
         """fingerprint: identifies the exact model. fields: names of the fields that carry the thinking."""
-        self._head = (new_id("chatcmpl-"), int(time.time()), request.model, fingerprint)
+        self.id = new_id("chatcmpl-")
+        self._head = (int(time.time()), request.model, fingerprint)
         self._fields = () if request.include_reasoning is False else fields
         # As in OpenAI's chunks: null if the last chunk will report the usage, otherwise absent.
         self._usage = (
@@ -200,6 +201,7 @@ class ChatWriter:
     def complete(self, answer: GenerationResult) -> ChatCompletion:
         choices = [self._choice(index, choice) for index, choice in enumerate(answer.choices)]
         return ChatCompletion(
+            self.id,
             *self._head,
             choices,
             usage_of(answer.usage),
@@ -211,7 +213,7 @@ class ChatWriter:
     def start(self, usage: Usage) -> bytes:
         first = self._with_thinking(AnswerDelta("assistant", ""), None)
         choices = [ChunkChoice(index, first) for index in range(self._num_choices)]
-        return b"".join(sse_event(ChatChunk(*self._head, [choice], self._usage)) for choice in choices)
+        return b"".join(sse_event(ChatChunk(self.id, *self._head, [choice], self._usage)) for choice in choices)
 
     def delta(self, delta: Delta) -> bytes:
         choices = self._pieces(delta)
@@ -222,13 +224,13 @@ class ChatWriter:
         prompts = [delta.prompt_ids or msgspec.UNSET, *[msgspec.UNSET] * len(choices)]
         usage = usage_of(delta.usage) if self._usage_in_all and delta.usage else self._usage
         return b"".join(
-            sse_event(ChatChunk(*self._head, [choice], usage, prompt_token_ids=ids))
+            sse_event(ChatChunk(self.id, *self._head, [choice], usage, prompt_token_ids=ids))
             for choice, ids in zip(choices, prompts, strict=False)
         )
 
     def end(self, answer: GenerationResult) -> bytes:
         if self._usage is None:
-            last = ChatChunk(*self._head, [], usage_of(answer.usage), replica=answer.replica or msgspec.UNSET)
+            last = ChatChunk(self.id, *self._head, [], usage_of(answer.usage), replica=answer.replica or msgspec.UNSET)
             return sse_event(last) + b"data: [DONE]\n\n"
         return b"data: [DONE]\n\n"
 

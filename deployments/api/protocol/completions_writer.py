@@ -78,7 +78,8 @@ class CompletionWriter:
 
     def __init__(self, request: CompletionRequest, fingerprint: str, echo: list[str]) -> None:
         """fingerprint: identifies the exact model. echo: for each prompt the text that its choices begin with."""
-        self._head = (new_id("cmpl-"), int(time.time()), request.model, fingerprint)
+        self.id = new_id("cmpl-")
+        self._head = (int(time.time()), request.model, fingerprint)
         # As in OpenAI's chunks: null if the last chunk will report the usage, otherwise absent.
         self._usage = (
             None if request.stream_options is not None and request.stream_options.include_usage else msgspec.UNSET
@@ -105,7 +106,7 @@ class CompletionWriter:
             )
             for index, choice in enumerate(answer.choices)
         ]
-        return TextCompletion(*self._head, choices, usage_of(answer.usage))
+        return TextCompletion(self.id, *self._head, choices, usage_of(answer.usage))
 
     def start(self, usage: Usage) -> bytes:
         return b"".join(self._chunk(TextChoice(index, text)) for index, text in enumerate(self._echo) if text)
@@ -128,14 +129,14 @@ class CompletionWriter:
 
     def end(self, answer: GenerationResult) -> bytes:
         if self._usage is None:
-            return sse_event(TextCompletion(*self._head, [], usage_of(answer.usage))) + b"data: [DONE]\n\n"
+            return sse_event(TextCompletion(self.id, *self._head, [], usage_of(answer.usage))) + b"data: [DONE]\n\n"
         return b"data: [DONE]\n\n"
 
     def error(self, error: ApiError) -> bytes:
         return sse_event(error.body)
 
     def _chunk(self, choice: TextChoice, usage: Usage | None = None) -> bytes:
-        return sse_event(TextCompletion(*self._head, [choice], usage_of(usage) if usage else self._usage))
+        return sse_event(TextCompletion(self.id, *self._head, [choice], usage_of(usage) if usage else self._usage))
 
     def _logprobs_of(self, choice: int, tokens: tuple[TokenLogprob, ...]) -> TokenLogprobs | None:
         if self._logprobs is None:

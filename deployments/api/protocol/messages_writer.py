@@ -18,7 +18,7 @@ class MessagesWriter:
 
     request: MessagesRequest
     shows_thinking: bool
-    _id: str = field(default_factory=lambda: new_id("msg_"))
+    id: str = field(default_factory=lambda: new_id("msg_"))
     _blocks: int = 0
     _open: str = ""
     _thinking: Any = None
@@ -86,7 +86,7 @@ class MessagesWriter:
     def _message(self, blocks: list[dict[str, Any]], usage: Usage, choice: Choice | None = None) -> dict[str, Any]:
         """choice: None as long as the answer is not complete."""
         return {
-            "id": self._id,
+            "id": self.id,
             "type": "message",
             "role": "assistant",
             "model": self.request.model,

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from jinja2 import Environment
 
+from cluster.records.curated import ListedAnswer
 from cluster.records.team_records import Team
 from deployments.api.protocol.admin import (
     CreateKeyRequest,
@@ -24,7 +25,16 @@ from deployments.api.protocol.chat import ChatRequest
 from deployments.api.protocol.chat_writer import ChatCompletion
 from deployments.api.protocol.completions import CompletionRequest
 from deployments.api.protocol.completions_writer import TextCompletion
+from deployments.api.protocol.curated import (
+    AnswerDeletedResponse,
+    CuratedAnswers,
+    ImportAnswersRequest,
+    PinAnswerRequest,
+    UpdateAnswerRequest,
+)
 from deployments.api.protocol.embeddings import EmbeddingRequest, Embeddings
+from deployments.api.protocol.feedback import AcceptRequest, FeedbackList, FeedbackRequest, FeedbackResponse
+from deployments.api.protocol.forget import ForgetRequest, ForgetResponse
 from deployments.api.protocol.messages import MessagesCount, MessagesCountRequest, MessagesRequest
 from deployments.api.protocol.rerank import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
 from deployments.api.protocol.responses import ResponseCount, ResponseRequest
@@ -109,6 +119,9 @@ _MODEL = {
 }
 _MODELS = {"type": "object", "required": ["object", "data"], "properties": {"data": {"type": "array", "items": _MODEL}}}
 
+_ACCEPT, _ANSWER = "/admin/feedback/{id}/accept", "/admin/answers/{id}"
+_LISTED = ("namespace", "search", "after", "limit")
+
 OPERATIONS = (
     Operation("/v1/chat/completions", "Create a chat completion", ChatRequest, ChatCompletion, streams=True),
     Operation("/v1/completions", "Complete a text", CompletionRequest, TextCompletion, streams=True),
@@ -152,6 +165,32 @@ OPERATIONS = (
     Operation("/admin/keys/{id}", "Describe a key", answer=KeyResponse, parameters=("id",)),
     Operation("/admin/keys/{id}", "Revoke a key", answer=KeyResponse, parameters=("id",), verb="delete"),
     Operation("/admin/keys/{id}/rotate", "Rotate a key", RotateKeyRequest, KeyResponse, parameters=("id",), status=201),
+    Operation("/admin/answers", "List the curated answers", answer=CuratedAnswers, query=_LISTED),
+    Operation("/admin/answers", "Add curated answers", ImportAnswersRequest, CuratedAnswers, status=201),
+    Operation("/admin/answers/export", "Export the curated answers as JSON Lines", query=("namespace",)),
+    Operation("/admin/answers/pin", "Make a cached answer a curated one", PinAnswerRequest, ListedAnswer, status=201),
+    Operation(_ANSWER, "Describe a curated answer", answer=ListedAnswer, parameters=("id",)),
+    Operation(
+        "/admin/answers/{id}",
+        "Change a curated answer",
+        UpdateAnswerRequest,
+        ListedAnswer,
+        False,
+        ("id",),
+        verb="patch",
+    ),
+    Operation(
+        "/admin/answers/{id}",
+        "Delete a curated answer",
+        answer=AnswerDeletedResponse,
+        parameters=("id",),
+        verb="delete",
+    ),
+    Operation("/v1/feedback", "Vote on an answer", FeedbackRequest, FeedbackResponse, status=201),
+    Operation("/admin/feedback", "List what people say of answers", answer=FeedbackList, query=("team", "limit")),
+    Operation("/admin/feedback/export", "Export the right answers as JSON Lines", query=("team",)),
+    Operation("/admin/forget", "Delete what is kept of a user", ForgetRequest, ForgetResponse),
+    Operation(_ACCEPT, "Accept a correction", AcceptRequest, ListedAnswer, parameters=("id",), status=201),
     Operation("/health/live", "Check whether this router answers", answer=_OBJECT),
     Operation("/health/ready", "Check whether every model has a running replica", answer=_OBJECT),
     Operation("/health", "Check readiness, as vLLM and llama-server name it", answer=_OBJECT),

@@ -103,7 +103,7 @@ class ResponseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     logit_bias: LogitBias | None = None
     max_thinking_tokens: Natural | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    # Accepted without effect.
+    # Accepted without effect on the answer.
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

@@ -63,6 +63,8 @@ class ResponseWriter:
     _functions: dict[str, Function] = field(init=False)
     _final: dict[str, Any] | None = None
     _last_events: bytes = b""
+    user: str = ""
+    """The tag of who asks, which is stored with the response (cluster.records.forget)."""
 
     def __post_init__(self) -> None:
         self._functions = {function.key: function for function in functions_of(self.request.all_tools)}

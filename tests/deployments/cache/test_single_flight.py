@@ -225,7 +225,7 @@ def test_an_unexpected_exception_is_logged_and_leaves_nobody_waiting(
             key = new_key()
             leader, follower = await join(first, key), await join(second, key)
             reading = asyncio.create_task(followed(follower))
-            await until(lambda: leader._followed)
+            await until(lambda: bool(leader._followed))
 
             async def broken(self: FlightStore, *arguments: object) -> None:
                 raise ValueError("a fault of the program")

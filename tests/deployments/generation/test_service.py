@@ -17,6 +17,7 @@ from cluster.records.team_records import Quota, Team
 from cluster.redis_server import OwnRedis
 from cluster.settings import CacheSettings, LimitSettings
 from deployments.cache.answers import AnswerCache, CacheControl
+from deployments.cache.curated import CuratedAnswers
 from deployments.common.deadlines import Deadline
 from deployments.common.errors import ApiError
 from deployments.common.messages import Sampling
@@ -97,7 +98,10 @@ class Router:
         self.usage = UsageRecorder(self.stores[1])
         self._endpoint = ModelEndpoint(world.model, "fingerprint", world.prompts, dispatcher, self.queue)
         self.cache = AnswerCache(CacheSettings(), self.stores[0])
-        self.service = AnswerService(self.cache, None, RouterMetrics(), self.usage, LimitSettings(), LargeTexts())
+        curated = CuratedAnswers(CacheSettings(), self.stores[1], None, {})
+        curated._tried.set()
+        metrics, limits = RouterMetrics(), LimitSettings()
+        self.service = AnswerService(self.cache, None, metrics, self.usage, limits, LargeTexts(), curated)
 
     async def context(
         self,

@@ -1,0 +1,203 @@
+"""What people say of answers, as the teams' Redis holds it: a record for each question and answer of a team.
+
+One hash has the records, another the counters of votes and of how often the answer was asked for. For each team a
+sorted set orders its records by their last vote, so that the oldest go when there are too many.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from typing import Any, Literal
+
+import msgspec
+
+from cluster.records.client import BlockingRedis
+from cluster.records.curated import CuratedAnswer, CuratedError, new_answer, put_answers
+from cluster.records.team_records import NotFound
+
+RECORDS, COUNTS, KEYS = "dray:{teams}:feedback", "dray:{teams}:feedback-counts", "dray:{teams}:feedback-keys"
+"""KEYS: the ids of records by the key of their answer in the cache."""
+_BYTES = "dray:{teams}:feedback-bytes"
+MAX_PER_TEAM, MAX_TEAM_BYTES = 5_000, 8 * 2**20
+MAX_REASON, MAX_REASONS = 500, 5
+_MAX_USERS = 200
+
+Rating = Literal["up", "down"]
+
+ADD = """
+local old = redis.call('HGET', KEYS[1], ARGV[1]) or ''
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+if ARGV[3] ~= '' then redis.call('HINCRBY', KEYS[2], ARGV[1] .. '|' .. ARGV[3], 1) end
+if ARGV[4] ~= '' then redis.call('HSET', KEYS[3], ARGV[4], ARGV[1]) end
+redis.call('ZADD', KEYS[4], ARGV[5], ARGV[1])
+local bytes = redis.call('HINCRBY', KEYS[5], KEYS[4], #ARGV[2] - #old)
+while redis.call('ZCARD', KEYS[4]) > tonumber(ARGV[6]) or bytes > tonumber(ARGV[7]) do
+  local id = redis.call('ZRANGE', KEYS[4], 0, 0)[1]
+  local record = redis.call('HGET', KEYS[1], id) or '{}'
+  redis.call('HDEL', KEYS[3], cjson.decode(record)['key'] or '')
+  redis.call('HDEL', KEYS[1], id)
+  redis.call('HDEL', KEYS[2], id .. '|up', id .. '|down', id .. '|asked')
+  redis.call('ZREM', KEYS[4], id)
+  bytes = redis.call('HINCRBY', KEYS[5], KEYS[4], -#record)
+  if redis.call('ZCARD', KEYS[4]) == 0 then break end
+end
+return 1
+"""
+"""KEYS: as `keys_of` has them. ARGV: as `arguments_of` has them."""
+_REMOVE = """
+if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('HDEL', KEYS[2], ARGV[1] .. '|up', ARGV[1] .. '|down', ARGV[1] .. '|asked')
+redis.call('HDEL', KEYS[3], ARGV[2])
+redis.call('ZREM', KEYS[4], ARGV[1])
+return redis.call('HINCRBY', KEYS[5], KEYS[4], -ARGV[3])
+"""
+"""KEYS: as `keys_of` has them. ARGV: id, the answer's key in the cache, bytes of the record."""
+COUNT_ASKED = """
+for i = 1, #ARGV, 2 do
+  local id = redis.call('HGET', KEYS[2], ARGV[i])
+  if id then redis.call('HINCRBY', KEYS[1], id .. '|asked', ARGV[i + 1]) end
+end
+return 1
+"""
+"""KEYS: counts, ids by key. ARGV: keys of answers in the cache, and how often each was asked for."""
+
+
+class Feedback(msgspec.Struct, frozen=True):
+    """What people said of one answer to one question.
+
+    key: of the answer in the cache; empty: it is not there. question: the last message of the conversation. single: it
+    was the only one, so that a curated answer can be made of it. correction: the last one that somebody wrote.
+    accepted: the id of the curated answer that was made of it; empty: none yet. users: the tags of who asked and who
+    voted (cluster.records.forget).
+    """
+
+    id: str
+    team: str
+    namespace: str
+    model: str
+    question: str
+    answer: str
+    changed: float
+    key: str = ""
+    single: bool = True
+    reasons: tuple[str, ...] = ()
+    correction: str = ""
+    accepted: str = ""
+    users: tuple[str, ...] = ()
+
+
+class ListedFeedback(msgspec.Struct, frozen=True):
+    """Feedback with its counters. asked: how often the answer was given since the first vote."""
+
+    id: str
+    team: str
+    namespace: str
+    model: str
+    question: str
+    answer: str
+    up: int
+    down: int
+    asked: int
+    reasons: tuple[str, ...]
+    correction: str
+    accepted: str
+    changed: float
+
+
+encode_feedback = msgspec.json.Encoder().encode
+decode_feedback = msgspec.json.Decoder(Feedback).decode
+
+
+def keys_of(team: str) -> list[str]:
+    """The keys of the script that adds to a team's records: records, counts, ids by key, the team's order, bytes."""
+    return [RECORDS, COUNTS, KEYS, f"dray:{{teams}}:feedback-of:{team}", _BYTES]
+
+
+def arguments_of(record: Feedback, rating: Rating | None) -> list[str | bytes]:
+    """Its arguments: id, record, rating, the answer's key in the cache, time, the limits of number and bytes.
+
+    rating: of the vote; None: nobody has voted.
+    """
+    limits = (str(MAX_PER_TEAM), str(MAX_TEAM_BYTES))
+    return [record.id, encode_feedback(record), rating or "", record.key, f"{record.changed:.3f}", *limits]
+
+
+def feedback_id(team: str, question: str, answer: str) -> str:
+    """The id of the feedback on an answer: all votes on it have the same one."""
+    return blake2b(msgspec.msgpack.encode((team, question, answer)), digest_size=20).hexdigest()
+
+
+def list_feedback(client: BlockingRedis, team: str | None = None) -> list[ListedFeedback]:
+    """The feedback of a team, or of all; what was voted down most first, then what was asked most."""
+    with client.pipeline(transaction=False) as pipe:
+        pipe.hgetall(RECORDS)
+        pipe.hgetall(COUNTS)
+        records, counts = pipe.execute()
+    decoded = (decode_feedback(record) for record in records.values())
+    listed = [_listed(record, counts) for record in decoded if team in (None, record.team)]
+    return sorted(listed, key=lambda one: (bool(one.accepted), -one.down, -one.asked, -one.up, one.id))
+
+
+def accept(client: BlockingRedis, number: str, author: str, text: str = "") -> CuratedAnswer:
+    """Makes a curated answer of the correction, or of this text, and returns it. Raises NotFound, CuratedError."""
+    record = client.hget(RECORDS, number)
+    if record is None:
+        raise NotFound(f"no feedback has the id {number[:64]}")
+    feedback = decode_feedback(record)
+    if not (text := text.strip() or feedback.correction):
+        raise CuratedError("nobody has written a correction: give the right answer")
+    if not feedback.single or not feedback.question:
+        raise CuratedError("its question belongs to a conversation, so no curated answer would be found for it")
+    answer = new_answer(feedback.namespace, feedback.question, text, author=author)
+    put_answers(client, [answer])
+    accepted = msgspec.structs.replace(feedback, accepted=answer.id, correction=text)
+    keys = keys_of(feedback.team)
+    client.eval(ADD, len(keys), *keys, *arguments_of(accepted, None))
+    return answer
+
+
+def with_vote(
+    old: Feedback | None, new: Feedback, rating: Rating, reason: str | None, correction: str | None
+) -> Feedback:
+    """The record after a vote."""
+    known = old or new
+    reasons = known.reasons if not reason else (f"{rating}: {reason}", *known.reasons)[:MAX_REASONS]
+    return msgspec.structs.replace(
+        known,
+        reasons=reasons,
+        correction=correction or known.correction,
+        key=new.key or known.key,
+        users=tuple(dict.fromkeys((*new.users, *known.users)))[:_MAX_USERS],
+        changed=time.time(),
+    )
+
+
+def remove_feedback(client: BlockingRedis, number: str) -> None:
+    """Deletes a record with its votes, if it is there."""
+    record = client.hget(RECORDS, number)
+    if record is not None:
+        feedback = decode_feedback(record)
+        keys = keys_of(feedback.team)
+        client.eval(_REMOVE, len(keys), *keys, number, feedback.key, str(len(record)))
+
+
+def training_lines(listed: Iterable[ListedFeedback]) -> str:
+    """The right answers as JSON Lines in OpenAI's format for fine-tuning; a corrected one also has what was wrong."""
+    lines = []
+    for one in listed:
+        right = one.correction or (one.answer if one.up > one.down else "")
+        if not right or not one.question:
+            continue
+        row: dict[str, Any] = {
+            "messages": [{"role": "user", "content": one.question}, {"role": "assistant", "content": right}]
+        }
+        if one.correction and one.correction != one.answer:
+            row["rejected"] = one.answer
+        lines.append(msgspec.json.encode(row).decode() + "\n")
+    return "".join(lines)
+
+
+def _listed(record: Feedback, counts: Mapping[bytes, bytes]) -> ListedFeedback:
+    fields = {name: getattr(record, name) for name in ListedFeedback.__struct_fields__ if hasattr(record, name)}
+    fields |= {name: int(counts.get(f"{record.id}|{name}".encode(), 0)) for name in ("up", "down", "asked")}
+    return ListedFeedback(**fields)
