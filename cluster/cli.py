@@ -15,6 +15,7 @@ from cluster.commands import (
     doctor,
     feedback,
     forget,
+    keys,
     kubernetes,
     lifecycle,
     logs,
@@ -79,8 +80,8 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(answers.app, name="answers")
 app.add_typer(auditing.app, name="audit")
 app.add_typer(feedback.app, name="feedback")
-app.add_typer(teams.teams, name="teams")
-app.add_typer(teams.keys, name="keys")
+app.add_typer(teams.app, name="teams")
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:

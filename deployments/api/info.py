@@ -23,7 +23,8 @@ from deployments.api.http import json_response
 from deployments.api.models import model_not_found
 from deployments.api.pacing import Paced, Shared
 from deployments.api.protocol.common import default_temperature
-from deployments.api.protocol.openapi import document, page
+from deployments.api.protocol.openapi import document
+from deployments.api.protocol.openapi_page import page
 from deployments.api.static import StaticBody
 from deployments.common.errors import ApiError
 from deployments.observability.metrics import METRICS_TYPE, exposition

@@ -17,11 +17,12 @@ from cluster.bench.load import Load
 from cluster.bench.report import cost_tables, tables
 from cluster.bench.results import RunStats
 from cluster.commands.cache import answers_table
+from cluster.commands.keys import keys_table, usage_table
 from cluster.commands.model_folders import check_table, losses_table
 from cluster.commands.models import catalog_table, installed_table
 from cluster.commands.settings import settings_table
 from cluster.commands.status import replicas_table
-from cluster.commands.teams import keys_table, teams_table, usage_table
+from cluster.commands.teams import teams_table
 from cluster.models.catalog import CATALOG
 from cluster.models.check import CheckedItem
 from cluster.models.folder import ServedModel
