@@ -13,6 +13,7 @@ from deployments.cache.presence import RENEW_S, Presence, Wish
 from deployments.common.errors import ApiError
 from deployments.common.messages import TokenBatch
 from deployments.common.redis import BACKGROUND_EXTRA_S, RedisUnavailable
+from deployments.common.tasks import to_the_end
 from deployments.routing.queue_class import QueueClass
 
 log = logging.getLogger("dray.flights")
@@ -49,6 +50,8 @@ class FlightLease:
         self.role: Role = "follow"
         self.joined = not acquired.leads
         """Whether another router led when this one acquired the lease."""
+        self.holds_lead = acquired.leads
+        """Whether Redis has this router as the leader because of this lease."""
         self.on_lift: Callable[[QueueClass], object] = _ignore
         """Called with the queue class of each follower, time and again while this router leads."""
         self._store = store
@@ -133,6 +136,18 @@ class FlightLease:
 
     async def complete(self, answer: bytes = b"", ttl_s: int = 1) -> None:
         """Ends the flight. answer: to be stored for `ttl_s` seconds in the same step; empty: nothing is stored."""
+        await to_the_end(self._end(answer, ttl_s))
+
+    async def fail(self, error: ApiError) -> None:
+        """Ends the flight with an error of the question itself, which every follower raises."""
+        await to_the_end(self._end(error=error))
+
+    async def release(self) -> None:
+        """Leaves the flight to the others. Does nothing once the flight has ended."""
+        if not self._ended:
+            await to_the_end(self._leave())
+
+    async def _end(self, answer: bytes = b"", ttl_s: int = 1, error: ApiError | None = None) -> None:
         await self._stop()
         if self.role == "lead" or (self.role == "alone" and answer):
             with suppress(RedisUnavailable):  # all expires by itself
@@ -142,24 +157,12 @@ class FlightLease:
                     self._pending,
                     answer=answer,
                     ttl_s=max(1, ttl_s),
+                    error=error,
                     only_if_wanted=not self._published,
                 )
         self._forget()
 
-    async def fail(self, error: ApiError) -> None:
-        """Ends the flight with an error of the question itself, which every follower raises."""
-        await self._stop()
-        if self.role == "lead":
-            with suppress(RedisUnavailable):
-                await self._store.end(
-                    self._keys, self.name, self._pending, error=error, only_if_wanted=not self._published
-                )
-        self._forget()
-
-    async def release(self) -> None:
-        """Leaves the flight to the others. Does nothing once the flight has ended."""
-        if self._ended:
-            return
+    async def _leave(self) -> None:
         await self._stop()
         with suppress(RedisUnavailable):
             if self.role == "lead":
@@ -206,6 +209,7 @@ class FlightLease:
             if acquired.flight != self.name:
                 raise Diverged
             if acquired.leads:
+                self.holds_lead = True
                 return await self._catch_up()
             self._leader = acquired.leader
 

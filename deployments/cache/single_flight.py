@@ -63,10 +63,12 @@ class SingleFlight:
 
     def _receive(self, wish: Wish) -> None:
         """Another router wants, or no longer wants, the tokens of a flight."""
-        for lease in self._leases.get(wish.flight, ()):
+        leases = self._leases.get(wish.flight, ())
+        for lease in leases:
             lease.receive(wish)
-        if wish.flight not in self._leases and wish.answer_key not in self._acquiring:
-            # This router has lost the flight, by a fault of its own: nobody else can notice while it lives.
+        if not any(lease.holds_lead for lease in leases) and wish.answer_key not in self._acquiring:
+            # This router has lost the flight: a client left while Redis gave it the lead, or by a fault of its own.
+            # Nobody else can notice while it lives, and this router may follow the flight itself.
             task = asyncio.create_task(self._leave(wish))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

@@ -3,12 +3,15 @@
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from typing import Any
 
 log = logging.getLogger("dray.tasks")
 
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.1, 30.0
 _CLOSE_S = 2.0
 """Time that `close` leaves to one-shot tasks before it cancels them, and to cancelled tasks before it gives up."""
+_UNBROKEN: set[asyncio.Task[None]] = set()
+"""The event loop itself keeps no reference to a task."""
 
 
 class TaskSupervisor:
@@ -73,6 +76,14 @@ class TaskSupervisor:
             await work
         except Exception:
             log.exception("background task failed", extra={"task": name})
+
+
+async def to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Awaits work that is not broken off if the caller is cancelled."""
+    task = asyncio.create_task(work)
+    _UNBROKEN.add(task)
+    task.add_done_callback(_UNBROKEN.discard)
+    await asyncio.shield(task)
 
 
 def _cancelled() -> bool:

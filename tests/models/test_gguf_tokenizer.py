@@ -151,7 +151,7 @@ def test_sentencepiece_texts_begin_with_their_first_token_and_keep_special_ones(
         ("scores", lambda values: values[:-1], "scores of"),
         ("scores", lambda values: (*values[:-1], float("nan")), "not finite"),
         ("scores", lambda values: ("a",) * len(values), "must be a list of numbers"),
-        ("tokens", lambda values: (*values[:3], "none", *values[4:]), "no token for some byte"),
+        ("tokens", lambda values: (*values[:3], "<0xZZ>", *values[4:]), "no token for some byte"),
         ("tokens", lambda values: (*values[:-1], "x" * 129), "a token of 129 characters"),
     ],
 )

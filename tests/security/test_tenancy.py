@@ -107,8 +107,8 @@ async def teams_of(
     engines, keys, flights = RecordingEngines(), {}, list[object]()
     acquire = SingleFlight.acquire
 
-    async def recorded(single_flight: SingleFlight, key: str, queue_class: QueueClass) -> object:
-        flights.append(acquired := await acquire(single_flight, key, queue_class))
+    async def recorded(single_flight: SingleFlight, key: str, queue_class: QueueClass, **how: bool) -> object:
+        flights.append(acquired := await acquire(single_flight, key, queue_class, **how))
         return acquired
 
     monkeypatch.setattr(SingleFlight, "acquire", recorded)

@@ -42,6 +42,7 @@ from deployments.common.errors import ErrorBody
 
 _ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503, 504)
 _OBJECT = {"type": "object"}
+_LINES = "application/jsonl"
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}, "event": {"type": "string"}}}
 _REFERENCE = "#/components/schemas/{name}"
 
@@ -51,7 +52,7 @@ class Operation:
     """A route in the document.
 
     answer: type or JSON Schema of the response's body. streams: whether the body may have `stream: true`. parameters:
-    names in the path. verb: empty: POST if there is a body, else GET.
+    names in the path. verb: empty: POST if there is a body, else GET. content: the type of the response's body.
     """
 
     path: str
@@ -63,6 +64,7 @@ class Operation:
     query: tuple[str, ...] = ()
     verb: str = ""
     status: int = 200
+    content: str = "application/json"
 
     @property
     def method(self) -> str:
@@ -166,7 +168,9 @@ OPERATIONS = (
     Operation("/admin/keys/{id}/rotate", "Rotate a key", RotateKeyRequest, KeyResponse, parameters=("id",), status=201),
     Operation("/admin/answers", "List the curated answers", answer=CuratedAnswers, query=_LISTED),
     Operation("/admin/answers", "Add curated answers", ImportAnswersRequest, CuratedAnswers, status=201),
-    Operation("/admin/answers/export", "Export the curated answers as JSON Lines", query=("namespace",)),
+    Operation(
+        "/admin/answers/export", "Export the curated answers as JSON Lines", query=("namespace",), content=_LINES
+    ),
     Operation("/admin/answers/pin", "Make a cached answer a curated one", PinAnswerRequest, ListedAnswer, status=201),
     Operation(_ANSWER, "Describe a curated answer", answer=ListedAnswer, parameters=("id",)),
     Operation(
@@ -187,7 +191,7 @@ OPERATIONS = (
     ),
     Operation("/v1/feedback", "Vote on an answer", FeedbackRequest, FeedbackResponse, status=201),
     Operation("/admin/feedback", "List what people say of answers", answer=FeedbackList, query=("team", "limit")),
-    Operation("/admin/feedback/export", "Export the right answers as JSON Lines", query=("team",)),
+    Operation("/admin/feedback/export", "Export the right answers as JSON Lines", query=("team",), content=_LINES),
     Operation("/admin/forget", "Delete what is kept of a user", ForgetRequest, ForgetResponse),
     Operation(_ACCEPT, "Accept a correction", AcceptRequest, ListedAnswer, parameters=("id",), status=201),
     Operation("/health/live", "Check whether this router answers", answer=_OBJECT),
@@ -221,7 +225,7 @@ def document() -> dict[str, Any]:
 
 
 def _describe(operation: Operation) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": _schema(operation.answer)}}
+    content: dict[str, Any] = {operation.content: {"schema": _schema(operation.answer)}}
     if operation.streams:
         content["text/event-stream"] = {"schema": _EVENT}
     error = {"application/json": {"schema": _OBJECT if "messages" in operation.path else _schema(ErrorBody)}}

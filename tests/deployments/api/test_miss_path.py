@@ -82,7 +82,9 @@ class Monitor:
                 command: str = entry["command"]
                 if command == "ECHO end":
                     return
-                if entry["client_type"] != "lua" and not re.match("ECHO begin|CLIENT|HELLO", command):
+                # A router shows that it lives and reads its inbox beside all requests; none waits for that.
+                beside = "dray:inbox:" in command or command.startswith("SET dray:router:")
+                if entry["client_type"] != "lua" and not beside and not re.match("ECHO begin|CLIENT|HELLO", command):
                     self.commands.append(command)
                     self.times.append(entry["time"])
 

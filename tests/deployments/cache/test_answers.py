@@ -53,6 +53,7 @@ _OPEN: list[RedisStore] = []
 
 async def closing(work: Coroutine[None, None, T]) -> T:
     """Awaits the work, and closes the stores that it opened."""
+    _OPEN.clear()  # what others left open belongs to loops that have ended
     try:
         return await work
     finally:

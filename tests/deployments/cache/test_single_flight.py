@@ -16,7 +16,7 @@ import redis
 from cluster.records.cache import key_of
 from cluster.redis_server import OwnRedis
 from deployments.cache.flight_lease import FlightLease
-from deployments.cache.flight_store import FlightStore
+from deployments.cache.flight_store import Acquisition, FlightStore
 from deployments.cache.presence import Wish
 from deployments.cache.single_flight import SingleFlight
 from deployments.common.errors import ApiError
@@ -481,6 +481,60 @@ def test_a_flight_that_another_router_took_is_given_up(server: OwnRedis) -> None
             other.record(0, 0, BATCHES[3])
             await other.complete(b"answer", 100)
             assert await first.acquire(key, PERSON) == b"answer"
+
+    run(work)
+
+
+@pytest.mark.parametrize("same_router", [True, False])
+def test_a_client_that_leaves_while_redis_gives_its_router_the_lead_stops_nobody(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, same_router: bool
+) -> None:
+    async def work() -> None:
+        async with routers(server, 2) as (first, second):
+            key, leads, acquire = new_key(), asyncio.Event(), FlightStore.acquire
+
+            async def held(self: FlightStore, keys: list[str], name: str) -> Acquisition:
+                await acquire(self, keys, name)
+                leads.set()
+                return await asyncio.Future[Acquisition]()
+
+            with monkeypatch.context() as patch:
+                patch.setattr(FlightStore, "acquire", held)
+                leaving = asyncio.create_task(first.acquire(key, PERSON))
+                await leads.wait()
+            leaving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            lease = await join(first if same_router else second, key)
+            assert lease.joined
+            await until(lambda: lease.role == "lead")
+            await lease.complete()
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda lease: lease.complete(),
+        lambda lease: lease.fail(ApiError(400, "no", code="a", param="b")),
+        lambda lease: lease.release(),
+    ],
+)
+def test_a_flight_ends_though_its_end_is_cancelled(
+    server: OwnRedis, end: Callable[[FlightLease], Coroutine[None, None, None]]
+) -> None:
+    async def work() -> None:
+        async with routers(server, 1) as (router,):
+            key = new_key()
+            ending = asyncio.create_task(end(await join(router, key)))
+            await asyncio.sleep(0)
+            ending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await ending
+            lease = await join(router, key)
+            await until(lambda: lease.role != "follow")
+            await lease.complete()
 
     run(work)
 
