@@ -150,15 +150,10 @@ class FlightLease:
     async def _end(self, answer: bytes = b"", ttl_s: int = 1, error: ApiError | None = None) -> None:
         await self._stop()
         if self.role == "lead" or (self.role == "alone" and answer):
+            unread = not self._published
             with suppress(RedisUnavailable):  # all expires by itself
                 await self._store.end(
-                    self._keys,
-                    self.name,
-                    self._pending,
-                    answer=answer,
-                    ttl_s=max(1, ttl_s),
-                    error=error,
-                    only_if_wanted=not self._published,
+                    self._keys, self.name, self._pending, answer=answer, ttl_s=ttl_s, error=error, only_if_wanted=unread
                 )
         self._forget()
 

@@ -222,7 +222,7 @@ class FlightStore:
 
         only_if_wanted: the records need not be written if no other router has asked for the flight.
         """
-        ending = (answer, ttl_s, b"" if only_if_wanted else _batch(records), _ENDED_MS)
+        ending = (answer, max(1, ttl_s), b"" if only_if_wanted else _batch(records), _ENDED_MS)
         failure = _encode_error(error) if error else b""
         reply = await self._end(
             keys, name, self.router, *ending, failure, int(only_if_wanted), WITHHELD, extra_s=BACKGROUND_EXTRA_S
