@@ -49,7 +49,7 @@ def bot(dray: Dray, key: str) -> Iterator[str]:
                 return False
 
         try:
-            wait_for(answers)
+            wait_for(answers, 120)
             yield url
         finally:
             process.terminate()

@@ -49,7 +49,7 @@ class Bounded:
 
     async def ends_with(self, tokens: int) -> None:
         """Waits until this number of tokens is charged: a background task settles the charge."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while self.charged() != (tokens, tokens):
                 await asyncio.sleep(0.02)
 
@@ -115,7 +115,7 @@ def test_a_request_that_times_out_before_its_first_token_costs_nothing(
         async with bounded(server, monkeypatch, tmp_path, engines, limits=limits) as team:
             path, body = request_
             request = asyncio.create_task(team.client.post(path, json=body))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not engines.requests:
                     await asyncio.sleep(0.02)
             assert min(team.charged()) > 0, "the tokens are reserved while the request runs"

@@ -55,7 +55,7 @@ def head(method: str, path: str, length: int, key: str = "") -> bytes:
 
 
 async def until(fact: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not fact():
             await asyncio.sleep(0.01)
 

@@ -82,8 +82,8 @@ class Monitor:
                 command: str = entry["command"]
                 if command == "ECHO end":
                     return
-                # A router shows that it lives and reads its inbox beside all requests; none waits for that.
-                beside = "dray:inbox:" in command or command.startswith("SET dray:router:")
+                # What a router does beside its requests and after them: none waits for that.
+                beside = "dray:inbox:" in command or command.startswith(("SET dray:router:", "SET dray:given:"))
                 if entry["client_type"] != "lua" and not beside and not re.match("ECHO begin|CLIENT|HELLO", command):
                     self.commands.append(command)
                     self.times.append(entry["time"])

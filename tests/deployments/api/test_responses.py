@@ -61,7 +61,7 @@ async def serving(source: Source, timeouts: StreamTimeouts) -> AsyncIterator[int
 
 
 async def until(fact: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not fact():
             await asyncio.sleep(0.02)
 
@@ -106,7 +106,7 @@ def test_silence_is_filled_with_comments() -> None:
         source = Source(1, 10, ends=False)
         async with serving(source, StreamTimeouts(0.1, 10)) as port:
             reader, writer = await ask(port)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while (await reader.readline()).strip() != b": keep-alive":
                     pass
             writer.close()

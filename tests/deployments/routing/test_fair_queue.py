@@ -14,7 +14,7 @@ from tests.deployments.routing.clock import Clock
 
 def run(work: Callable[[], Coroutine[None, None, None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await work()
 
     asyncio.run(bounded())

@@ -146,4 +146,4 @@ def test_a_lifted_batch_request_does_not_count_as_a_batch() -> None:
         (await waiting[1]).release(1)
         assert (queue.running, queue.queued, queue._running_batches) == (0, 0, 0)
 
-    asyncio.run(asyncio.wait_for(work(), 10))
+    asyncio.run(asyncio.wait_for(work(), 60))
