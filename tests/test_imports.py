@@ -5,6 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.conftest import parsed
+
 ROOT = Path(__file__).parents[1]
 
 # From the bottom up. CLUSTER: package or top-level module, and what it imports of `cluster`; nothing of `deployments`,
@@ -114,7 +116,7 @@ def imports() -> Iterator[tuple[str, str, str]]:
         for file in (ROOT / top).rglob("*.py"):
             path = file.relative_to(ROOT)
             importer = _package(".".join(path.with_suffix("").parts))
-            for node in ast.walk(ast.parse(file.read_text())):
+            for node in ast.walk(parsed(file)):
                 for name in _names(node):
                     yield importer, _package(name), f"{path}:{node.lineno}"  # type: ignore[attr-defined]
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import parsed
+
 ROOT = Path(__file__).parents[2]
 SEARCHES = {"match", "fullmatch", "search", "findall", "finditer", "split", "sub", "subn"}
 INLINE = {"deployments/api/protocol/openapi.py", "cluster/serve_config.py", "deployments/generation/control_tokens.py"}
@@ -159,8 +161,9 @@ def test_expressions_are_compiled_where_the_check_finds_them() -> None:
         path = str(file.relative_to(ROOT))
         if path in INLINE or any(path.replace("/", ".").startswith(excluded) for excluded in NO_CLIENT):
             continue
-        tree = ast.parse(file.read_text())
-        for function in [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]:
+        for function in [
+            node for node in ast.walk(parsed(file)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        ]:
             for node in ast.walk(function):
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "re":
                     assert node.attr in ("Match", "Pattern", "escape"), f"{path}:{node.lineno} uses re.{node.attr}"
