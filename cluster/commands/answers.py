@@ -1,8 +1,6 @@
 """`dray answers`: curated answers, which people have approved."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -23,12 +21,11 @@ from cluster.commands.console import (
     redis_client,
     running_record,
 )
+from cluster.commands.teams import teams_redis
 from cluster.records import curated
 from cluster.records.answer_files import jsonl, read_answers, unix_time
-from cluster.records.client import BlockingRedis
 from cluster.records.curated import CuratedAnswer, ListedAnswer
 from cluster.records.pinning import pinned
-from cluster.records.team_records import TeamsError
 from cluster.tables import DataTable
 from cluster.units import plural
 
@@ -45,17 +42,6 @@ ValidUntil = Annotated[str, typer.Option(help="Last day or moment, in UTC: 2026-
 _SHOWN = 80
 _PER_ENTRY = 1000
 """Ids in one entry of the audit log."""
-
-
-@contextmanager
-def teams_redis(config: Config, state_dir: StateDir) -> Iterator[BlockingRedis]:
-    """The teams' Redis, with the answers; ends the command if a change is not possible."""
-    url = load_settings(config, state_dir=state_dir).settings.teams.url or running_record(config, state_dir).teams
-    try:
-        with redis_client(url) as client:
-            yield client
-    except TeamsError as error:
-        raise fail(str(error)) from None
 
 
 @app.command("import", epilog="Example: dray answers import faq.csv --namespace team.support --author ann")

@@ -6,9 +6,10 @@ from typing import Annotated
 import msgspec
 import typer
 
-from cluster.commands.answers import Author, teams_redis
+from cluster.commands.answers import Author
 from cluster.commands.auditing import audit, user_name
 from cluster.commands.console import AsJson, Config, StateDir, out, print_json, printable
+from cluster.commands.teams import teams_redis
 from cluster.records import feedback
 from cluster.records.feedback import ListedFeedback
 from cluster.tables import DataTable

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.answers import teams_redis
 from cluster.commands.auditing import audit
 from cluster.commands.console import (
     AsJson,
@@ -17,6 +16,7 @@ from cluster.commands.console import (
     redis_client,
     running_record,
 )
+from cluster.commands.teams import teams_redis
 from cluster.records.forget import forget, user_tag
 from cluster.units import plural
 

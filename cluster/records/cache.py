@@ -87,7 +87,7 @@ def stats(client: BlockingRedis) -> CacheStats:
 def clear(client: BlockingRedis, model: str = "", namespace: str = "") -> int:
     """Removes all answers, or those of a model or a namespace. Returns their number."""
     removed = 0
-    for batch in _batches(client.scan_iter(match=pattern(model, namespace), count=_BATCH)):
+    for batch in batches(client.scan_iter(match=pattern(model, namespace), count=_BATCH), _BATCH):
         # One command a key, in a pipeline: in a cluster the keys are on different nodes.
         with client.pipeline(transaction=False) as pipe:
             for key in batch:
@@ -166,11 +166,12 @@ def _info(client: BlockingRedis, section: str) -> Counter[str]:
     return total
 
 
-def _batches(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
+def batches(keys: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+    """The keys in lists of at most this many."""
     batch: list[bytes] = []
     for key in keys:
         batch.append(key)
-        if len(batch) == _BATCH:
+        if len(batch) == size:
             yield batch
             batch = []
     if batch:

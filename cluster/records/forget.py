@@ -5,14 +5,14 @@ instead: a digest of the team and the user, from which nobody reads the user. Ev
 seconds; in exchange no list of users is kept.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
 import msgspec
 
-from cluster.records.cache import PREFIX, unpack
+from cluster.records.cache import PREFIX, batches, unpack
 from cluster.records.client import BlockingRedis
 from cluster.records.feedback import RECORDS, decode_feedback, remove_feedback
 from cluster.records.responses import all_responses
@@ -71,7 +71,7 @@ def forget(teams: BlockingRedis, answers: BlockingRedis | None, tag: str) -> For
 def _delete(client: BlockingRedis, pattern: str, tag_of: Callable[[list[Any]], object], tag: str) -> list[bytes]:
     """Deletes the values with this tag; returns their keys."""
     found: list[bytes] = []
-    for keys in _batches(client.scan_iter(match=pattern, count=_BATCH)):
+    for keys in batches(client.scan_iter(match=pattern, count=_BATCH), _BATCH):
         # One command a key, in a pipeline: in a cluster the keys are on different nodes.
         with client.pipeline(transaction=False) as pipe:
             for key in keys:
@@ -110,14 +110,3 @@ def _feedback(client: BlockingRedis) -> Iterator[tuple[str, tuple[str, ...]]]:
         [records] = pipe.execute()
     for number, record in records.items():
         yield number.decode(), decode_feedback(record).users
-
-
-def _batches(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
-    batch: list[bytes] = []
-    for key in keys:
-        batch.append(key)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
