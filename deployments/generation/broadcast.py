@@ -112,6 +112,8 @@ class Subscriber:
         self.on_close: Callable[[], None] = _nothing
         self.refusal: Exception | None = None
         """Why this request's own team could not have the generation; raised in place of the broadcast's failure."""
+        self.first_at = 0.0
+        """When its first delta was there, on time.perf_counter's clock; 0: none was yet."""
         self._broadcast = broadcast
         self._deadline = deadline
         self._index = 0
@@ -148,6 +150,7 @@ class Subscriber:
                 raise _deadline_exceeded() from None
         if deltas := broadcast.deltas[self._index :]:
             self._index += len(deltas)
+            self.first_at = self.first_at or time.perf_counter()
             return deltas
         if broadcast.failure is not None:
             raise self.refusal or broadcast.failure
@@ -157,6 +160,11 @@ class Subscriber:
     def usage(self) -> Usage:
         """The tokens so far; zeros while nothing is known of them."""
         return self._broadcast.usage()
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why there is no result; None: there is one, or may still be."""
+        return (self.refusal or self._broadcast.failure) if self._broadcast.failure is not None else None
 
     @property
     def result(self) -> GenerationResult | None:
