@@ -114,6 +114,7 @@ class Subscriber:
         """Why this request's own team could not have the generation; raised in place of the broadcast's failure."""
         self.first_at = 0.0
         """When its first delta was there, on time.perf_counter's clock; 0: none was yet."""
+        self._expired: Exception | None = None
         self._broadcast = broadcast
         self._deadline = deadline
         self._index = 0
@@ -147,7 +148,8 @@ class Subscriber:
             except TimeoutError:
                 if time.perf_counter() < self._deadline:
                     return []
-                raise _deadline_exceeded() from None
+                self._expired = _deadline_exceeded()
+                raise self._expired from None
         if deltas := broadcast.deltas[self._index :]:
             self._index += len(deltas)
             self.first_at = self.first_at or time.perf_counter()
@@ -163,8 +165,10 @@ class Subscriber:
 
     @property
     def failure(self) -> Exception | None:
-        """Why there is no result; None: there is one, or may still be."""
-        return (self.refusal or self._broadcast.failure) if self._broadcast.failure is not None else None
+        """Why this request got no result; None: it did, or may still."""
+        if self._expired is not None or self._broadcast.failure is None:
+            return self._expired
+        return self.refusal or self._broadcast.failure
 
     @property
     def result(self) -> GenerationResult | None:

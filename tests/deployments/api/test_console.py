@@ -418,3 +418,19 @@ def test_texts_of_requests_are_shown_for_as_long_as_the_settings_allow(run: Call
         assert {request.question for request in activity._requests} == {""}, "it has forgotten them itself"
 
     run(work, admin={"request_texts_s": 60})
+
+
+def test_a_stream_that_fails_midway_is_an_error(run: Callable[..., None]) -> None:
+    async def work(console: Console) -> None:
+        console.running.engines.blocked = asyncio.Event()
+        headers = console.as_("support") | {"x-request-timeout-seconds": "3"}
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+        failed = await console.client.post(CHAT, json=body, headers=headers)
+        assert failed.status_code == 200 and "request_timeout" in failed.text
+        [shown] = (await console.get("/admin/requests", errors="true"))["data"]
+        assert (shown["status"], shown["code"], shown["stream"]) == (200, "request_timeout", True)
+        assert shown["first_token_s"] is None and shown["total_s"] > 0
+        [error] = (await console.get("/admin/errors"))["data"]
+        assert (error["status"], error["code"], error["team"]) == (200, "request_timeout", "support")
+
+    run(work)
