@@ -124,6 +124,20 @@ class RouterMetrics:
                 registry=registry,
             )
         )
+        self.batch_lines = Children(
+            Counter(
+                "dray_batch_lines_total",
+                "Lines of batches by how they ended: completed, failed, expired, cancelled.",
+                ["state"],
+                registry=registry,
+            )
+        )
+        self.batch_lines_running = Gauge(
+            "dray_batch_lines_running",
+            "Lines of batches that routers have in progress.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
         self.carried_on = Counter(
             "dray_streams_carried_on_total",
             "Streams that another engine continued after theirs was lost.",

@@ -27,6 +27,7 @@ ACTING = {
     "down",
     "chat",
     "cache clear",
+    "batch download",
     "answers import",
     "answers export",
     "answers pin",

@@ -20,6 +20,17 @@ from deployments.api.protocol.admin import (
     UpdateTeamRequest,
     UsageResponse,
 )
+from deployments.api.protocol.batches import (
+    AdminBatch,
+    AdminBatchList,
+    BatchList,
+    BatchObject,
+    BatchRequest,
+    FileDeleted,
+    FileList,
+    FileObject,
+    FileUpload,
+)
 from deployments.api.protocol.chat import ChatRequest
 from deployments.api.protocol.chat_writer import ChatCompletion
 from deployments.api.protocol.completions import CompletionRequest
@@ -43,6 +54,7 @@ from deployments.common.errors import ErrorBody
 _ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503, 504)
 _OBJECT = {"type": "object"}
 _LINES = "application/jsonl"
+_FORM = "multipart/form-data"
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}, "event": {"type": "string"}}}
 _REFERENCE = "#/components/schemas/{name}"
 
@@ -53,6 +65,7 @@ class Operation:
 
     answer: type or JSON Schema of the response's body. streams: whether the body may have `stream: true`. parameters:
     names in the path. verb: empty: POST if there is a body, else GET. content: the type of the response's body.
+    form: whether the body is a form.
     """
 
     path: str
@@ -65,6 +78,7 @@ class Operation:
     verb: str = ""
     status: int = 200
     content: str = "application/json"
+    form: bool = False
 
     @property
     def method(self) -> str:
@@ -150,6 +164,20 @@ OPERATIONS = (
     Operation("/v1/rerank", "Sort documents by how well they answer a query", RerankRequest, RerankResponse),
     Operation("/v2/rerank", "The same at the path of Cohere's clients", RerankRequest, RerankResponse),
     Operation("/v1/score", "Score pairs of texts", ScoreRequest, ScoreResponse),
+    Operation("/v1/files", "Upload a file for a batch", FileUpload, FileObject, form=True),
+    Operation("/v1/files", "List your team's files", answer=FileList, query=("after", "limit", "order", "purpose")),
+    Operation("/v1/files/{id}", "Describe a file", answer=FileObject, parameters=("id",)),
+    Operation("/v1/files/{id}", "Delete a file", answer=FileDeleted, parameters=("id",), verb="delete"),
+    Operation("/v1/files/{id}/content", "Read a file", parameters=("id",), content=_LINES),
+    Operation("/v1/batches", "Create a batch", BatchRequest, BatchObject),
+    Operation("/v1/batches", "List your team's batches", answer=BatchList, query=("after", "limit")),
+    Operation("/v1/batches/{id}", "Describe a batch", answer=BatchObject, parameters=("id",)),
+    Operation("/v1/batches/{id}/cancel", "Cancel a batch", answer=BatchObject, parameters=("id",), verb="post"),
+    Operation("/admin/batches", "List the batches of all teams", answer=AdminBatchList, query=("limit",)),
+    Operation("/admin/batches/{id}", "Describe a batch of any team", answer=AdminBatch, parameters=("id",)),
+    Operation(
+        "/admin/batches/{id}/cancel", "Cancel a batch of any team", answer=AdminBatch, parameters=("id",), verb="post"
+    ),
     Operation("/tokenize", "Convert a text or a conversation to token ids", TokenizeRequest, TokenizeResponse),
     Operation("/detokenize", "Convert token ids to text", DetokenizeRequest, DetokenizeResponse),
     Operation("/tokenizer_info", "Describe a model's tokenizer, as vLLM does", answer=_OBJECT, query=("model",)),
@@ -240,7 +268,7 @@ def _describe(operation: Operation) -> dict[str, Any]:
     if operation.body:
         described["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": _schema(operation.body)}},
+            "content": {_FORM if operation.form else "application/json": {"schema": _schema(operation.body)}},
         }
     if operation.parameters or operation.query:
         described["parameters"] = [
