@@ -23,7 +23,7 @@ class ObjectStore(Protocol):
         """
 
     def read(self, name: str, start: int, end: int) -> bytes:
-        """These bytes of an object, fewer where it ends. Raises FileNotFoundError, OSError."""
+        """These bytes of an object, fewer where it ends before. Raises FileNotFoundError, OSError."""
 
     def remove(self, name: str) -> None:
         """Removes an object, if it exists. Raises OSError."""
