@@ -492,7 +492,7 @@ class BatchSettings(Group):
     )
     upload_timeout_s: Seconds = Field(300, description="Maximum time for an uploaded file to arrive, in seconds.")
     lines_at_a_time: Positive = Field(
-        64, description="Lines of batches that a router has in progress at a time; those of people go first anyway."
+        128, description="Lines of batches that a router has in progress at a time; those of people go first anyway."
     )
     autoscale: bool = Field(
         False,

@@ -19,7 +19,10 @@ class AnswerAccounting:
         self._usage = usage
 
     def queue_time_observer(self, context: RequestContext) -> Callable[[float], object]:
-        """A function that takes the seconds that a choice waited for its slot."""
+        """A function that takes the seconds that a choice waited for its slot. Batch work is to wait, for hours if need
+        be: its times would hide those of people, for which alerts exist."""
+        if context.batch:
+            return _ignore
         return self._metrics.queue_time[context.endpoint.model.name, context.caller.label].observe
 
     def count_reused(self, context: RequestContext, usage: Usage, result: Literal["hit", "curated", "join"]) -> None:
@@ -32,8 +35,9 @@ class AnswerAccounting:
         self._count(context, usage, result)
         self._record(context, usage, generated=True)
         model, metrics = generation.endpoint.model.name, self._metrics
-        to_first_token = generation.first_token_at - context.started
-        metrics.time_to_first_token[model, context.caller.label].observe(to_first_token)
+        if not context.batch:
+            to_first_token = generation.first_token_at - context.started
+            metrics.time_to_first_token[model, context.caller.label].observe(to_first_token)
         if usage.completion_tokens > 1:
             per_token = (generation.last_token_at - generation.first_token_at) / (usage.completion_tokens - 1)
             metrics.time_per_output_token.labels(model).observe(per_token)
@@ -45,3 +49,7 @@ class AnswerAccounting:
     def _record(self, context: RequestContext, usage: Usage, *, generated: bool) -> None:
         if context.caller.team is not None:
             self._usage.record(context.caller.name, context.endpoint.model.name, usage, generated=generated)
+
+
+def _ignore(seconds: float) -> None:
+    pass

@@ -72,7 +72,7 @@ class FairQueue:
         *,
         batches_scale: bool = False,
     ) -> None:
-        """slots, max_queued, max_prefill_tokens: as `resize` takes them. track_wait: entered while a request waits.
+        """slots, max_queued, max_prefill_tokens: as `resize` takes them. track_wait: entered while one of people waits.
         batches_scale: whether replicas are added for batches."""
         self._slots, self._max_queued, self._max_prefill_tokens = slots, max_queued, max_prefill_tokens
         self._track_wait = track_wait
@@ -138,7 +138,7 @@ class FairQueue:
         heapq.heappush(self._heap, request)
         self._grant()
         try:
-            with self._track_wait():
+            with nullcontext() if cost.batch else self._track_wait():
                 await granted
         except asyncio.CancelledError:
             if granted.cancelled():

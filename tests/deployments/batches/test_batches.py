@@ -69,7 +69,7 @@ def test_the_answers_are_of_the_same_path_as_requests(
 
     async def work() -> None:
         engines = Engines()
-        async with batch_router(server, monkeypatch, tmp_path, engines=engines) as (_, client):
+        async with batch_router(server, monkeypatch, tmp_path, engines=engines) as (router, client):
             asked = line("known", messages=[{"role": "user", "content": "Is it the same path?"}])
             await client.chat.completions.create(**asked["body"])
             assert engines.request.priority == 0
@@ -77,7 +77,11 @@ def test_the_answers_are_of_the_same_path_as_requests(
             assert engines.requests == 1
             new = line("new", messages=[{"role": "user", "content": "And a new one?"}])
             assert (await ended(client, await submit(client, jsonl(new)))).status == "completed"
-            assert engines.requests == 2 and engines.request.priority == 1
+            assert engines.requests == 2 and engines.request.priority == 1 and not engines.request.scales
+            # How long people wait is not told by batches.
+            metrics = router.router._metrics
+            for histogram in (metrics.queue_time, metrics.time_to_first_token):
+                assert sum(bucket.get() for bucket in histogram[MODEL, ""]._buckets) == 1
 
     asyncio.run(work())
 
