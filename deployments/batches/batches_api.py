@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from collections.abc import Callable
 
 import msgspec
 from starlette.requests import Request as HttpRequest
@@ -51,6 +52,8 @@ class BatchesApi:
         files: FileStore | None,
         batches: BatchStore,
     ) -> None:
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when there is something to do for a batch."""
         self._settings = settings.batches
         self._receive_timeout_s = settings.limits.receive_timeout_s
         self._authenticator = authenticator
@@ -102,6 +105,7 @@ class BatchesApi:
                     "Too many of your team's batches have not ended (batches.batches_per_team). Wait, or cancel one."
                 )
                 raise ApiError(429, message, code="rate_limit_exceeded", kind="requests", retry_after_s=60)
+        self.on_change()
         return json_response(_object(batch))
 
     def _window_s(self, request: BatchRequest) -> int:
@@ -161,6 +165,7 @@ class BatchesApi:
         batch = await self._find(batch_id, caller)
         async with reachable():
             status = await self._batches.cancel(batch.id)
+        self.on_change()
         if status not in ("validating", "in_progress", "cancelling"):
             raise ApiError(409, f"Cannot cancel a batch with status '{status}'.", code="batch_not_cancellable")
         return await self._find(batch_id, caller)

@@ -85,6 +85,10 @@ class BatchRunner:
                     async with asyncio.timeout(_POLL_S):
                         await self._room.wait()
 
+    def wake(self) -> None:
+        """Looks for tasks now."""
+        self._room.set()
+
     async def close(self) -> None:
         """Takes no more tasks, and leaves those that it has to the other routers."""
         self._closed = True

@@ -44,6 +44,8 @@ class Batches:
         self._sweeper = Sweeper(teams, store, files, authenticator) if files is not None else None
         self._files_api = FilesApi(settings, authenticator, files, store)
         self._batches_api = BatchesApi(settings, authenticator, admin, files, store)
+        if self._runner is not None:
+            self._batches_api.on_change = self._runner.wake
 
     def routes(self) -> list[Route]:
         """All of them."""

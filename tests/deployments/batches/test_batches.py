@@ -120,31 +120,30 @@ class Both(Engines):
         return super().remote(payload)
 
 
-@pytest.mark.parametrize(
-    ("content", "code", "number"),
-    [
-        (b"not json\n", "invalid_json_line", 1),
-        (jsonl(line("a")) + b"\n" + jsonl({"custom_id": "b", "method": "POST", "url": CHAT}), "missing_required", 3),
-        (jsonl(line("a"), line("b"), line("a")), "duplicate_custom_id", 3),
-        (jsonl(line("a") | {"url": "/v1/embeddings"}), "invalid_url", 1),
-        (jsonl(line("a") | {"method": "GET"}), "invalid_method", 1),
-        (jsonl(line("a") | {"custom_id": 7}), "invalid_custom_id", 1),
-        (jsonl(line("a") | {"body": []}), "invalid_type", 1),
-        (b'{"custom_id": "a", "body": ' + b"[" * 5000 + b"\n", "invalid_json_line", 1),
-        (b"\xff\xfe\n", "invalid_json_line", 1),
-        (b"\n \n", "empty_file", None),
-    ],
-)
-def test_a_wrong_file_fails_with_the_line(
-    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes, code: str, number: int | None
-) -> None:
+WRONG_FILES: list[tuple[bytes, str, int | None]] = [
+    (b"not json\n", "invalid_json_line", 1),
+    (jsonl(line("a")) + b"\n" + jsonl({"custom_id": "b", "method": "POST", "url": CHAT}), "missing_required", 3),
+    (jsonl(line("a"), line("b"), line("a")), "duplicate_custom_id", 3),
+    (jsonl(line("a") | {"url": "/v1/embeddings"}), "invalid_url", 1),
+    (jsonl(line("a") | {"method": "GET"}), "invalid_method", 1),
+    (jsonl(line("a") | {"custom_id": 7}), "invalid_custom_id", 1),
+    (jsonl(line("a") | {"body": []}), "invalid_type", 1),
+    (b'{"custom_id": "a", "body": ' + b"[" * 5000 + b"\n", "invalid_json_line", 1),
+    (b"\xff\xfe\n", "invalid_json_line", 1),
+    (b"\n \n", "empty_file", None),
+]
+"""Files that no batch can have, the code of the error, and the line that it names."""
+
+
+def test_a_wrong_file_fails_with_the_line(server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async def work() -> None:
         async with batch_router(server, monkeypatch, tmp_path) as (router, client):
-            batch = await ended(client, await submit(client, content))
-            assert (batch.status, batch.output_file_id) == ("failed", None) and batch.failed_at
-            assert batch.errors is not None and batch.errors.data
-            [problem] = batch.errors.data
-            assert (problem.code or "").startswith(code) and problem.line == number and problem.message
+            for content, code, number in WRONG_FILES:
+                batch = await ended(client, await submit(client, content))
+                assert (batch.status, batch.output_file_id) == ("failed", None) and batch.failed_at
+                assert batch.errors is not None and batch.errors.data
+                [problem] = batch.errors.data
+                assert (problem.code or "").startswith(code) and problem.line == number and problem.message, content
             assert (CHAT, "200") not in router.counted()
 
     asyncio.run(work())
@@ -215,27 +214,32 @@ def test_batches_are_listed_page_by_page(server: OwnRedis, monkeypatch: pytest.M
     asyncio.run(work())
 
 
-@pytest.mark.parametrize(
-    ("change", "param"),
-    [
-        ({"endpoint": "/v1/images"}, "endpoint"),
-        ({"completion_window": "24"}, "completion_window"),
-        ({"completion_window": "8d"}, "completion_window"),
-        ({"metadata": {f"k{number}": "v" for number in range(17)}}, "metadata"),
-        ({"input_file_id": "file-none"}, "input_file_id"),
-        ({"input_file_id": "../../etc/passwd"}, "input_file_id"),
-    ],
-)
-def test_a_wrong_batch_is_refused(
-    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: dict[str, Any], param: str
-) -> None:
+WRONG_BATCHES: list[tuple[dict[str, Any], str]] = [
+    ({"endpoint": "/v1/images"}, "endpoint"),
+    ({"completion_window": "24"}, "completion_window"),
+    ({"completion_window": "8d"}, "completion_window"),
+    ({"metadata": {f"k{number}": "v" for number in range(17)}}, "metadata"),
+    ({"input_file_id": "file-none"}, "input_file_id"),
+    ({"input_file_id": "../../etc/passwd"}, "input_file_id"),
+]
+"""Changes of a body that creates a batch, and the field that the refusal names."""
+
+
+def test_a_wrong_batch_is_refused(server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async def work() -> None:
         async with batch_router(server, monkeypatch, tmp_path) as (_, client):
             file = await client.files.create(file=("in.jsonl", jsonl(line("a"))), purpose="batch")
-            body: dict[str, Any] = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h", **change}
-            with pytest.raises(openai.APIStatusError) as refused:
-                await client.batches.create(**body)
-            assert refused.value.status_code in (400, 404) and refused.value.body["param"] == param  # type: ignore[index]
+            for change, param in WRONG_BATCHES:
+                body: dict[str, Any] = {
+                    "input_file_id": file.id,
+                    "endpoint": CHAT,
+                    "completion_window": "24h",
+                    **change,
+                }
+                with pytest.raises(openai.APIStatusError) as refused:
+                    await client.batches.create(**body)
+                assert refused.value.status_code in (400, 404), change
+                assert refused.value.body["param"] == param, change  # type: ignore[index]
 
     asyncio.run(work())
 

@@ -66,45 +66,40 @@ def test_files_are_listed_page_by_page(server: OwnRedis, monkeypatch: pytest.Mon
     asyncio.run(work())
 
 
-@pytest.mark.parametrize(
-    ("form", "status", "param"),
-    [
-        ({"data": {"purpose": "fine-tune"}, "files": {"file": ("a", b"{}")}}, 400, "purpose"),
-        ({"files": {"file": ("a", b"{}")}}, 400, "purpose"),
-        ({"data": {"purpose": "batch"}, "files": {"other": ("a", b"{}")}}, 400, "file"),
-        ({"data": {"purpose": "batch"}, "files": {"file": ("a", b"")}}, 400, "file"),
-        ({"data": {"purpose": "batch"}, "files": {"file": ("a", b"{}\n" * 31)}}, 400, "file"),
-        ({"data": {"purpose": "batch"}, "files": {"file": ("a", b"x" * 7000)}}, 400, "file"),
-        ({"data": {"purpose": "batch"}, "files": {"file": ("a", (b"x" * 4000 + b"\n") * 6)}}, 413, "file"),
-        ({"data": {"purpose": "batch"}, "files": {"file": ("a", b"x" * 200_000)}}, 413, "file"),
-        (
-            {"data": {"purpose": "batch", "expires_after[anchor]": "now"}, "files": {"file": ("a", b"{}")}},
-            400,
-            "expires",
-        ),
-        (
-            {
-                "data": {"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "1"},
-                "files": {"file": ("a", b"{}")},
-            },
-            400,
-            "expires",
-        ),
-        ({"data": {"purpose": "batch", "file": "a text"}}, 415, None),
-        ({"json": {"purpose": "batch"}}, 415, None),
-        ({"content": b"--", "headers": {"content-type": "multipart/form-data"}}, 400, None),
-        ({"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=b"}}, 400, None),
-        ({"data": {"purpose": "x" * 5000}, "files": {"file": ("a", b"{}")}}, 400, None),
-        ({"files": [("file", ("a", b"{}")), ("file", ("b", b"{}"))]}, 400, None),
-    ],
-)
+WRONG_UPLOADS: list[tuple[dict[str, Any], int, str | None]] = [
+    ({"data": {"purpose": "fine-tune"}, "files": {"file": ("a", b"{}")}}, 400, "purpose"),
+    ({"files": {"file": ("a", b"{}")}}, 400, "purpose"),
+    ({"data": {"purpose": "batch"}, "files": {"other": ("a", b"{}")}}, 400, "file"),
+    ({"data": {"purpose": "batch"}, "files": {"file": ("a", b"")}}, 400, "file"),
+    ({"data": {"purpose": "batch"}, "files": {"file": ("a", b"{}\n" * 31)}}, 400, "file"),
+    ({"data": {"purpose": "batch"}, "files": {"file": ("a", b"x" * 7000)}}, 400, "file"),
+    ({"data": {"purpose": "batch"}, "files": {"file": ("a", (b"x" * 4000 + b"\n") * 6)}}, 413, "file"),
+    ({"data": {"purpose": "batch"}, "files": {"file": ("a", b"x" * 200_000)}}, 413, "file"),
+    (
+        {"data": {"purpose": "batch", "expires_after[anchor]": "now"}, "files": {"file": ("a", b"{}")}},
+        400,
+        "expires",
+    ),
+    (
+        {
+            "data": {"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "1"},
+            "files": {"file": ("a", b"{}")},
+        },
+        400,
+        "expires",
+    ),
+    ({"data": {"purpose": "batch", "file": "a text"}}, 415, None),
+    ({"json": {"purpose": "batch"}}, 415, None),
+    ({"content": b"--", "headers": {"content-type": "multipart/form-data"}}, 400, None),
+    ({"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=b"}}, 400, None),
+    ({"data": {"purpose": "x" * 5000}, "files": {"file": ("a", b"{}")}}, 400, None),
+    ({"files": [("file", ("a", b"{}")), ("file", ("b", b"{}"))]}, 400, None),
+]
+"""Requests as httpx takes them, the status, and how the field begins that the refusal names."""
+
+
 def test_a_wrong_upload_is_refused_and_leaves_nothing(
-    server: OwnRedis,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    form: dict[str, Any],
-    status: int,
-    param: str | None,
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async def work() -> None:
         limits = {"batches": {"file_bytes": 20_000, "file_lines": 30}, "limits": {"body_bytes": 2000}}
@@ -112,10 +107,11 @@ def test_a_wrong_upload_is_refused_and_leaves_nothing(
             batch_router(server, monkeypatch, tmp_path, **limits) as (router, _),
             httpx.AsyncClient(base_url=router.url) as http,
         ):
-            refused = await http.post("/v1/files", **form)
-            assert refused.status_code == status, refused.text
-            assert param is None or refused.json()["error"]["param"].startswith(param)
-            assert not [*objects(tmp_path)]
+            for form, status, param in WRONG_UPLOADS:
+                refused = await http.post("/v1/files", **form)
+                assert refused.status_code == status, refused.text
+                assert param is None or refused.json()["error"]["param"].startswith(param), form
+                assert not [*objects(tmp_path)]
 
     asyncio.run(work())
 
