@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -55,11 +54,10 @@ def blocks(store: ObjectStore, name: str, start: int, end: int) -> Iterator[byte
 def numbered_lines(store: ObjectStore, name: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
     """The lines of these bytes of an object, each with the place of its first byte. Raises as `blocks`."""
     rest, at = b"", start
-    with closing(blocks(store, name, start, end)) as read:
-        for block in read:
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                yield at, line
-                at += len(line) + 1
+    for block in blocks(store, name, start, end):
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            yield at, line
+            at += len(line) + 1
     if rest:
         yield at, rest

@@ -140,7 +140,7 @@ class InferenceApi:
         [context] = prepared.contexts
         if (stored := await self._answers.lookup(context)) is None:
             return prepared
-        grant = await self._quotas.admit(context.caller.team)
+        grant = await self._quotas.admit(context.caller.team, in_batch=context.caller.in_batch)
         self._access.release(grant)
         self._log_context(context)
         hit = self._answers.hit(context, stored)
@@ -179,7 +179,8 @@ class InferenceApi:
 
     async def _generate(self, http: HttpRequest, prepared: PreparedRequest) -> Response:
         """The response to a request whose answer is not stored: generated for it, or joined from another request."""
-        grant = await self._quotas.admit(prepared.contexts[0].caller.team)
+        caller = prepared.contexts[0].caller
+        grant = await self._quotas.admit(caller.team, in_batch=caller.in_batch)
         key: str | None = None
         try:
             contexts = [replace(context, grant=grant) for context in prepared.contexts]

@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 from starlette.types import ASGIApp, Message, Scope
@@ -141,7 +141,7 @@ class LineAsker:
         if caller is None:
             return None
         deadline = time.perf_counter() + max(0.0, batch.expires_at - self._clock())
-        return await self._request(url, body, number, BatchWork(caller, deadline))
+        return await self._request(url, body, number, BatchWork(replace(caller, in_batch=True), deadline))
 
     async def _request(self, url: str, body: bytes, number: str, work: BatchWork) -> _Reply:
         assert self._app is not None

@@ -177,7 +177,7 @@ def chunk_name(number: int) -> str:
 
 
 def _keys(batch_id: str) -> list[str]:
-    return [*(batch_key(kind, batch_id) for kind in ("batch", "todo", "holders", "parts")), OPEN]  # type: ignore[arg-type]
+    return [*(batch_key(kind, batch_id) for kind in ("batch", "todo", "holders", "parts")), OPEN]
 
 
 def _batch(reply: Any) -> Batch | None:

@@ -186,7 +186,6 @@ def _is_of(batch: Batch, caller: Caller | None) -> bool:
 
 def _object(batch: Batch) -> BatchObject:
     """A batch as its client sees it."""
-    times = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
     return BatchObject(
         id=batch.id,
         endpoint=batch.endpoint,
@@ -200,5 +199,11 @@ def _object(batch: Batch) -> BatchObject:
         expires_at=batch.expires_at,
         request_counts=RequestCounts(batch.total, batch.completed, batch.failed),
         metadata=_decode_metadata(batch.metadata) if batch.metadata else None,
-        **{f"{name}_at": getattr(batch, f"{name}_at") or None for name in times},
+        in_progress_at=batch.in_progress_at or None,
+        finalizing_at=batch.finalizing_at or None,
+        completed_at=batch.completed_at or None,
+        failed_at=batch.failed_at or None,
+        expired_at=batch.expired_at or None,
+        cancelling_at=batch.cancelling_at or None,
+        cancelled_at=batch.cancelled_at or None,
     )

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -54,11 +54,11 @@ async def read_upload(http: HttpRequest, settings: BatchSettings, max_line_bytes
     form = await _form(http, settings)
     try:
         file, ttl_s = _checked(form, settings)
-        lines, size = await asyncio.to_thread(_count, cast(BinaryIO, file.file), settings, max_line_bytes)
+        lines, size = await asyncio.to_thread(_count, file.file, settings, max_line_bytes)
     except BaseException:
         await form.close()
         raise
-    return Upload(cast(BinaryIO, file.file), (file.filename or "")[:_MAX_NAME], size, lines, ttl_s)
+    return Upload(file.file, (file.filename or "")[:_MAX_NAME], size, lines, ttl_s)
 
 
 async def _form(http: HttpRequest, settings: BatchSettings) -> FormData:

@@ -41,6 +41,8 @@ class Caller:
     """The team's label in metrics."""
     key_id: str = ""
     """Of the key that was presented; empty where none is needed."""
+    in_batch: bool = False
+    """Whether a batch of the team asks, and not a program that waits."""
 
     @property
     def name(self) -> str:

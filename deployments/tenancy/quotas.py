@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 
+from msgspec.structs import replace
+
 from cluster.records.team_records import Quota, Team
 from cluster.units import plural
 from deployments.common.errors import ApiError
@@ -117,10 +119,17 @@ class Quotas:
         self.local: defaultdict[str, LocalUse] = defaultdict(lambda: LocalUse(clock))
         """What this router has counted, by team."""
 
-    async def admit(self, team: Team | None) -> QuotaGrant:
-        """Admits a request. Raises ApiError 429, and then nothing is counted."""
+    async def admit(self, team: Team | None, *, in_batch: bool = False) -> QuotaGrant:
+        """Admits a request. Raises ApiError 429, and then nothing is counted.
+
+        in_batch: only its tokens count, as each line of a batch would take a place from the team's people.
+        """
+        if team is not None and in_batch:
+            team = replace(team, quota=replace(team.quota, requests_per_minute=0, requests_at_a_time=0))
         if team is None or not team.quota.bounded:
             return QuotaGrant(self, None, "", {})
+        if in_batch:
+            return QuotaGrant(self, team, "", {})
         quota, local, request_id = team.quota, self.local[team.name], secrets.token_hex(8)
         try:
             reply = await self.counters.admit(team, request_id)

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from cluster.records.team_records import Quota, Team
-from cluster.records.teams import add_team, create_key, remove_team
+from cluster.records.teams import add_team, change_team, create_key, remove_team
 from cluster.redis_client import connect
 from cluster.redis_server import OwnRedis
 from deployments.batches import asking, service
 from deployments.common.messages import decode_request
 from tests.conftest import redis_server
-from tests.deployments.batches.batch_files import batch_router, ended, jsonl, line, lines_of, submit, until
+from tests.deployments.batches.batch_files import CHAT, batch_router, ended, jsonl, line, lines_of, submit, until
 from tests.deployments.routers import Engines, Response
 
 
@@ -182,14 +183,23 @@ def test_a_line_on_which_the_server_fails_is_an_error_line(
 def test_a_minutes_quota_makes_a_batch_wait_and_the_month_ends_it(
     server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Limits of requests are for those who wait: a batch takes none of them."""
+    monkeypatch.setattr(asking, "_MAX_PAUSE_S", 0.2)
+    limits = Quota(tokens_per_minute=1, requests_per_minute=2, requests_at_a_time=1)
+    with connect(server.url) as store:
+        for name, quota in (("slow", limits), ("poor", Quota(tokens_per_month=1))):
+            add_team(store, Team(name, 0.0, quota=quota))
+        keys = {name: create_key(store, name).secret for name in ("slow", "poor")}
+
     async def work() -> None:
-        with connect(server.url) as store:
-            for name, quota in (("slow", Quota(requests_at_a_time=1)), ("poor", Quota(tokens_per_month=1))):
-                add_team(store, Team(name, 0.0, quota=quota))
-            keys = {name: create_key(store, name).secret for name in ("slow", "poor")}
-        async with batch_router(server, monkeypatch, tmp_path) as (_, client):
+        async with batch_router(server, monkeypatch, tmp_path) as (router, client):
             slow = client.with_options(api_key=keys["slow"])
-            await check(slow, await submit(slow, asked(20)), 20)
+            batch = await submit(slow, asked(20))
+            await until(lambda: router.counted().get((CHAT, "429"), 0) > 20)
+            with connect(server.url) as store:
+                change_team(store, "slow", quota=replace(limits, tokens_per_minute=0))
+            await check(slow, batch, 20)
+            await slow.chat.completions.create(**line("a person")["body"])
             poor = client.with_options(api_key=keys["poor"])
             batch = await ended(poor, await submit(poor, asked(3)))
             errors = await lines_of(poor, batch.error_file_id)

@@ -54,14 +54,14 @@ def test_files_are_listed_page_by_page(server: OwnRedis, monkeypatch: pytest.Mon
             made = [await client.files.create(file=("a", b"{}\n"), purpose="batch") for _ in range(5)]
             ids = {file.id for file in made}
             for order in ("asc", "desc"):
-                listed = [file.id async for file in client.files.list(limit=2, order=order)]  # type: ignore[arg-type]
+                listed = [file.id async for file in client.files.list(limit=2, order=order)]
                 assert set(listed) == ids and len(listed) == 5
             page = await client.files.list(limit=3)
             assert page.has_more and len(page.data) == 3
             assert [file async for file in client.files.list(purpose="assistants")] == []
             for wrong in ({"after": "file-none"}, {"limit": 0}, {"limit": 20_000}):
                 with pytest.raises(openai.BadRequestError):
-                    await client.files.list(**wrong)  # type: ignore[arg-type]
+                    await client.files.list(**wrong)
 
     asyncio.run(work())
 
