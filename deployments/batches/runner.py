@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from cluster.objects.store import numbered_lines
@@ -178,7 +179,8 @@ class BatchRunner:
         await self._commit_chunk(task, outputs)
 
     async def _commit_chunk(self, task: Task, outputs: list[OutputLine]) -> None:
-        part = await asyncio.to_thread(Part.write, self._files.objects, task.name, task.batch_id, outputs)
+        write = partial(Part.write, self._files.objects, task.name, task.batch_id, outputs)
+        part = await self._until_answered(lambda: asyncio.to_thread(write))
         completed = sum(output.succeeded for output in outputs)
         failed = len(outputs) - completed - sum(output.error in NOT_RUN.values() for output in outputs)
         if await self._until_answered(lambda: self._store.commit_lines(task, part.encode(), completed, failed)):
@@ -225,9 +227,13 @@ class BatchRunner:
                 await self._files.discard(file.id)
 
     async def _until_answered(self, call: Callable[[], Awaitable[T]]) -> T:
-        """The reply of Redis, whenever it comes: the work is done, and another router may have to do it again."""
+        """What Redis or the store of objects answers, whenever that is: the work is done, and would have to be done
+        again by whoever takes the task next."""
         while True:
             try:
                 return await call()
             except RedisUnavailable:
-                await asyncio.sleep(self._store.lease_s / _RENEWALS)
+                pass  # its store logs that
+            except OSError as error:
+                log.warning("answers of a batch cannot be written; trying again", extra={"error": str(error)})
+            await asyncio.sleep(self._store.lease_s / _RENEWALS)

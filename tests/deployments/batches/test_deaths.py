@@ -5,7 +5,7 @@ import os
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from cluster.objects.folder import FolderStore
 from cluster.records.team_records import Quota, Team
 from cluster.records.teams import add_team, change_team, create_key, remove_team
 from cluster.redis_client import connect
@@ -147,6 +148,29 @@ def test_redis_may_die_and_come_back(monkeypatch: pytest.MonkeyPatch, tmp_path: 
                     await check(client.with_options(max_retries=8), batch, 100)
             finally:
                 teams.stop()
+
+    asyncio.run(work())
+
+
+def test_answers_wait_for_a_full_disk_and_are_not_asked_again(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(service, "LEASE_S", 2.0)
+    write, left = FolderStore.write, [5]
+
+    def full(store: FolderStore, name: str, content: Iterable[bytes]) -> int:
+        if name.startswith("parts/") and left[0]:
+            left[0] -= 1
+            raise OSError(28, "No space left on device")
+        return write(store, name, content)
+
+    monkeypatch.setattr(FolderStore, "write", full)
+
+    async def work() -> None:
+        engines = Engines()
+        async with batch_router(server, monkeypatch, tmp_path, engines=engines) as (_, client):
+            await check(client, await submit(client, asked(10)), 10)
+            assert engines.requests == 10 and not left[0]
 
     asyncio.run(work())
 
