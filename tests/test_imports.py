@@ -35,7 +35,9 @@ CLUSTER = {
     "configuration": "settings",
     "node": "configuration settings",
     "redis_server": "child private_files",
-    "autoscaling": "scaling_metrics settings",
+    "scaling_history": "records scaling_metrics",
+    "autoscaling": "scaling_history scaling_metrics settings",
+    "reports": "records settings",
     "models": "child extras ports settings units",
     "serve_config": "configuration models redis_client settings",
     "measuring": "cores",
@@ -54,7 +56,7 @@ CLUSTER = {
     "plan": "autoscaling bench charts cores measuring models settings tables units",
     "commands": (
         "audit batch_client bench charts client configuration cores doctor extras kubernetes launch logs memory models "
-        "plan private_files records redis_client scaling_metrics serve_config settings tables tuning units warm"
+        "plan private_files records redis_client reports scaling_metrics serve_config settings tables tuning units warm"
     ),
     "cli": "child commands private_files",
 }
@@ -66,11 +68,11 @@ DEPLOYMENTS = {
     # The semantic cache asks the embedding replicas.
     "cache": ("common routing", "records settings"),
     # A caller's team is the fair queue's team.
-    "tenancy": ("common routing", "records settings units"),
+    "tenancy": ("common routing", "records reports settings units"),
     "generation": ("cache common observability routing tenancy", "models records settings"),
     "api": (
         "cache common generation observability routing tenancy",
-        "audit models records redis_client serve_config settings units",
+        "audit models records redis_client reports serve_config settings units",
     ),
     # A line of a batch is asked by way of the application's routes.
     "batches": ("api common observability tenancy", "objects records settings"),
@@ -84,7 +86,7 @@ DEPLOYMENTS = {
     "checking": ("common engine generation", "models settings"),
     "router": (
         "api batches cache common generation observability pages routing tenancy",
-        "audit liveness models node serve_config",
+        "audit liveness models node reports scaling_history serve_config",
     ),
     "app": ("engine router", "serve_config"),
 }
@@ -105,8 +107,8 @@ RESTRICTED = {
     "transformers": "cluster.models",
     "gradio": "deployments.pages",
     "ray": (
-        "cluster.launch deployments.api deployments.app deployments.engine deployments.pages deployments.router "
-        "deployments.routing"
+        "cluster.launch cluster.scaling_history deployments.api deployments.app deployments.engine deployments.pages "
+        "deployments.router deployments.routing"
     ),
     "typer": "cluster.cli cluster.commands",
 }

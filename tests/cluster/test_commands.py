@@ -28,6 +28,7 @@ ACTING = {
     "chat",
     "cache clear",
     "batch download",
+    "cache delete",
     "answers import",
     "answers export",
     "answers pin",

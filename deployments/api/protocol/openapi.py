@@ -1,7 +1,6 @@
 """GET /openapi.json, generated from the types of request and response bodies."""
 
 import re
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -20,21 +19,12 @@ from deployments.api.protocol.admin import (
     UpdateTeamRequest,
     UsageResponse,
 )
-from deployments.api.protocol.batches import (
-    AdminBatch,
-    AdminBatchList,
-    BatchList,
-    BatchObject,
-    BatchRequest,
-    FileDeleted,
-    FileList,
-    FileObject,
-    FileUpload,
-)
+from deployments.api.protocol.batch_operations import BATCH_OPERATIONS
 from deployments.api.protocol.chat import ChatRequest
 from deployments.api.protocol.chat_writer import ChatCompletion
 from deployments.api.protocol.completions import CompletionRequest
 from deployments.api.protocol.completions_writer import TextCompletion
+from deployments.api.protocol.console_operations import CONSOLE_OPERATIONS
 from deployments.api.protocol.curated import (
     AnswerDeletedResponse,
     CuratedAnswers,
@@ -46,10 +36,13 @@ from deployments.api.protocol.embeddings import EmbeddingRequest, Embeddings
 from deployments.api.protocol.feedback import AcceptRequest, FeedbackList, FeedbackRequest, FeedbackResponse
 from deployments.api.protocol.forget import ForgetRequest, ForgetResponse
 from deployments.api.protocol.messages import MessagesCount, MessagesCountRequest, MessagesRequest
+from deployments.api.protocol.operation import Operation
 from deployments.api.protocol.rerank import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
 from deployments.api.protocol.responses import ResponseCount, ResponseRequest
 from deployments.api.protocol.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from deployments.common.errors import ErrorBody
+
+__all__ = ["OPERATIONS", "Operation", "document"]
 
 _ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503, 504)
 _OBJECT = {"type": "object"}
@@ -57,33 +50,6 @@ _LINES = "application/jsonl"
 _FORM = "multipart/form-data"
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}, "event": {"type": "string"}}}
 _REFERENCE = "#/components/schemas/{name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """A route in the document.
-
-    answer: type or JSON Schema of the response's body. streams: whether the body may have `stream: true`. parameters:
-    names in the path. verb: empty: POST if there is a body, else GET. content: the type of the response's body.
-    form: whether the body is a form.
-    """
-
-    path: str
-    summary: str
-    body: type | None = None
-    answer: type | dict[str, Any] | None = None
-    streams: bool = False
-    parameters: tuple[str, ...] = ()
-    query: tuple[str, ...] = ()
-    verb: str = ""
-    status: int = 200
-    content: str = "application/json"
-    form: bool = False
-
-    @property
-    def method(self) -> str:
-        """The HTTP method in lower case, as OpenAPI writes it."""
-        return self.verb or ("post" if self.body else "get")
 
 
 _RESPONSE = {
@@ -164,20 +130,7 @@ OPERATIONS = (
     Operation("/v1/rerank", "Sort documents by how well they answer a query", RerankRequest, RerankResponse),
     Operation("/v2/rerank", "The same at the path of Cohere's clients", RerankRequest, RerankResponse),
     Operation("/v1/score", "Score pairs of texts", ScoreRequest, ScoreResponse),
-    Operation("/v1/files", "Upload a file for a batch", FileUpload, FileObject, form=True),
-    Operation("/v1/files", "List your team's files", answer=FileList, query=("after", "limit", "order", "purpose")),
-    Operation("/v1/files/{id}", "Describe a file", answer=FileObject, parameters=("id",)),
-    Operation("/v1/files/{id}", "Delete a file", answer=FileDeleted, parameters=("id",), verb="delete"),
-    Operation("/v1/files/{id}/content", "Read a file", parameters=("id",), content=_LINES),
-    Operation("/v1/batches", "Create a batch", BatchRequest, BatchObject),
-    Operation("/v1/batches", "List your team's batches", answer=BatchList, query=("after", "limit")),
-    Operation("/v1/batches/{id}", "Describe a batch", answer=BatchObject, parameters=("id",)),
-    Operation("/v1/batches/{id}/cancel", "Cancel a batch", answer=BatchObject, parameters=("id",), verb="post"),
-    Operation("/admin/batches", "List the batches of all teams", answer=AdminBatchList, query=("limit",)),
-    Operation("/admin/batches/{id}", "Describe a batch of any team", answer=AdminBatch, parameters=("id",)),
-    Operation(
-        "/admin/batches/{id}/cancel", "Cancel a batch of any team", answer=AdminBatch, parameters=("id",), verb="post"
-    ),
+    *BATCH_OPERATIONS,
     Operation("/tokenize", "Convert a text or a conversation to token ids", TokenizeRequest, TokenizeResponse),
     Operation("/detokenize", "Convert token ids to text", DetokenizeRequest, DetokenizeResponse),
     Operation("/tokenizer_info", "Describe a model's tokenizer, as vLLM does", answer=_OBJECT, query=("model",)),
@@ -222,6 +175,7 @@ OPERATIONS = (
     Operation("/admin/feedback/export", "Export the right answers as JSON Lines", query=("team",), content=_LINES),
     Operation("/admin/forget", "Delete what is kept of a user", ForgetRequest, ForgetResponse),
     Operation(_ACCEPT, "Accept a correction", AcceptRequest, ListedAnswer, parameters=("id",), status=201),
+    *CONSOLE_OPERATIONS,
     Operation("/health/live", "Check whether this router answers", answer=_OBJECT),
     Operation("/health/ready", "Check whether every model has a running replica", answer=_OBJECT),
     Operation("/health", "Check readiness, as vLLM and llama-server name it", answer=_OBJECT),
