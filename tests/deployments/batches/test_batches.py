@@ -58,6 +58,9 @@ def test_a_batch_is_answered_line_by_line(server: OwnRedis, monkeypatch: pytest.
             # Nothing is left of the parts.
             assert all(name.startswith("files/") for name in objects(tmp_path))
             assert router.counted()[CHAT, "200"] == 70
+            # They are not among what administrators see of people's last requests and errors.
+            activity = router.router._recorder._activity
+            assert not activity._requests and not activity._errors
 
     asyncio.run(work())
 
