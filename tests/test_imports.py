@@ -72,7 +72,7 @@ DEPLOYMENTS = {
         "audit models records redis_client reports serve_config settings units",
     ),
     # Their routes answer JSON and refuse as the API does.
-    "pages": ("api common observability tenancy", "cores launch liveness models serve_config sse"),
+    "pages": ("api common observability tenancy", "cores launch liveness models records reports serve_config sse"),
     "engine": (
         "common observability",
         "autoscaling child cores liveness models node plan serve_config settings tuning",
