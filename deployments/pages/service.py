@@ -76,7 +76,7 @@ class Page:
 
         gradio, console = gradio_app(self._args.api_url), console_app(self._args.api_url)
         labels = {language: asdict(texts) for language, texts in LABELS.items()}
-        console_words = {language: labels[language] | WORDS[language] for language in labels}
+        console_words = {language: {**labels[language], **WORDS[language]} for language in labels}
         console_head = Middleware(PageHead, script=_FOLDER / "console" / "console.js", words=console_words)
 
         middleware = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Dialog, Locator, Page, expect
 
 from tests.browser.conftest import Open, opener, with_pages
 from tests.browser.test_chat_use import axe_script, serious
@@ -128,7 +128,12 @@ def test_the_key_is_in_the_tab_alone(visit_locked: Open, locked: Locked) -> None
 def test_a_team_gets_a_key_by_keyboard_alone(visit_locked: Open, locked: Locked) -> None:
     page = visit_locked("/console")
     asked: list[str] = []
-    page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.accept()))
+
+    def agree(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.accept()
+
+    page.on("dialog", agree)
     sign_in(page, locked.admin)
     press(page, re.compile("Make or change a team"))
     tab_to(page, page.get_by_role("textbox", name=re.compile("^Name")))

@@ -150,8 +150,8 @@ def test_teams_are_made_changed_and_deleted_with_the_persons_own_key(
         assert (filled[teams.chosen], filled[teams.models], filled[teams.weight]) == ("hotline", [MODEL], 2.0)
         assert [filled[field] for field in teams.limits] == [60, 0, 0, 5_000]
         await teams.store(console.key, REQUEST, "hotline", "hotline", [], 1.5, False, 0, 0, 0, 3, 0)
-        hotline = read_registry(store).teams["hotline"]
-        assert (hotline.models, hotline.weight, hotline.quota.requests_at_a_time) == ((), 1.5, 3)
+        changed = read_registry(store).teams["hotline"]
+        assert (changed.models, changed.weight, changed.quota.requests_at_a_time) == ((), 1.5, 3)
         left = await teams.act(console.key, click("delete", "hotline"), REQUEST)
         assert [row[0] for row in tables(left[teams.table])["Teams"]] == ["support"]
         actors = {json.loads(line)["actor"] for line in (tmp_path / AUDIT_FOLDER / "audit.jsonl").open()}
@@ -200,7 +200,7 @@ def test_usage_is_summed_up_with_what_the_cache_saved(
         usage, bot = console.section("usage"), console.bot
         assert isinstance(usage, Usage)
         key = create_key(bot.store, "support").secret
-        change_team(bot.store, "support", quota=Quota(tokens_per_month=100), cost_per_month=1000.0)
+        change_team(bot.store, "support", quota=Quota(tokens_per_month=10**9), cost_per_month=1000.0)
         await until(lambda: _may(bot, key))
         for _ in range(3):
             await bot.chat(key=key)
@@ -216,7 +216,7 @@ def test_usage_is_summed_up_with_what_the_cache_saved(
         assert (team, model, requests, hits) == ("support", MODEL, 3, 2)
         assert details[ENGLISH["usage_table"]][0][-1] > 0, "what the cache saved has a price"
         [budget] = details[ENGLISH["budgets"]]
-        assert budget[0] == "support" and budget[2] == 100
+        assert budget[0] == "support" and budget[2] == 10**9
         figures = {one["name"]: one["value"] for one in json.loads(updates[usage.sums])["figures"]}
         assert figures["answered from the cache"]["text"] == "67 %" and figures["requests"]["number"] == 3
         plot, legend = usage.by_day.outputs
