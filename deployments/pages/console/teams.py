@@ -95,6 +95,7 @@ class Teams:
             "weight": weight or 0,
             "shares_answers": shares,
             "quota": quota,
+            "cost_per_month": cost or 0,
         }
         if chosen:
             await admin.patch(path_of("teams", chosen), Team, fields)
