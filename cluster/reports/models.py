@@ -1,7 +1,7 @@
 """The models with their replicas, speed and scaling, as administrators read them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -114,7 +114,7 @@ def _shown(
         [_replica(replica) for replica in model.replicas],
         percentiles(first for first, _ in samples),
         percentiles(each for _, each in samples if each is not None),
-        [ShownChange(**_fields(change), why=why(change)) for change in own],
+        [_change(change) for change in own],
     )
 
 
@@ -122,5 +122,16 @@ def _replica(replica: ReplicaState) -> ShownReplica:
     return ShownReplica(**msgspec.structs.asdict(replica))
 
 
-def _fields(change: ScalingChange) -> Mapping[str, float]:
-    return {name: value for name, value in msgspec.structs.asdict(change).items() if name != "model"}
+def _change(change: ScalingChange) -> ShownChange:
+    return ShownChange(
+        change.time,
+        change.before,
+        change.after,
+        change.reason,
+        change.waiting_tokens,
+        change.predicted_wait_s,
+        change.target_wait_s,
+        change.min_replicas,
+        change.max_replicas,
+        why(change),
+    )

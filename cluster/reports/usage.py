@@ -1,6 +1,5 @@
 """Usage as administrators read it: summed up as they want it, and in money where models have prices."""
 
-from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Literal, get_args
 
@@ -38,24 +37,20 @@ class UsageSum(msgspec.Struct, frozen=True):
 
 def summed(rows: Iterable[UsageRow], by: Collection[Grouping], prices: Prices) -> list[UsageSum]:
     """The sums for each of what `by` names, sorted by day, team and model; one of all rows if it names nothing."""
-    counts: dict[tuple[str, str, str], Counter[str]] = {}
-    costs: dict[tuple[str, str, str], dict[str, float]] = {}
+    sums: dict[tuple[str, str, str], UsageSum] = {}
     for row in rows:
-        key = (
-            row.day if "day" in by else "",
-            row.team if "team" in by else "",
-            row.model if "model" in by else "",
-        )
-        counts.setdefault(key, Counter()).update({name: getattr(row, name) for name in COUNTERS})
-        money = {
-            "cost": prices.cost(row.model, row.prompt, row.completion),
-            "saved_cost": prices.cost(row.model, row.saved_prompt, row.saved_completion),
-        }
-        sums = costs.setdefault(key, {})
-        for name, amount in money.items():
-            if amount is not None:
-                sums[name] = sums.get(name, 0.0) + amount
-    return [UsageSum(*key, **counts[key], **costs[key]) for key in sorted(counts)]
+        day, team, model = (getattr(row, name) if name in by else "" for name in GROUPINGS)
+        known = sums.get((day, team, model)) or UsageSum(day, team, model)
+        counts = {name: getattr(known, name) + getattr(row, name) for name in COUNTERS}
+        cost = _plus(known.cost, prices.cost(row.model, row.prompt, row.completion))
+        saved = _plus(known.saved_cost, prices.cost(row.model, row.saved_prompt, row.saved_completion))
+        sums[day, team, model] = msgspec.structs.replace(known, **counts, cost=cost, saved_cost=saved)
+    return [sums[key] for key in sorted(sums)]
+
+
+def _plus(first: float | None, second: float | None) -> float | None:
+    """The sum; None only if both are."""
+    return first if second is None else (first or 0.0) + second
 
 
 def total(rows: Iterable[UsageRow], prices: Prices) -> UsageSum:

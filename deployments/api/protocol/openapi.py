@@ -41,6 +41,8 @@ from deployments.api.protocol.responses import ResponseCount, ResponseRequest
 from deployments.api.protocol.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from deployments.common.errors import ErrorBody
 
+__all__ = ["OPERATIONS", "Operation", "document"]
+
 _ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503, 504)
 _OBJECT = {"type": "object"}
 _LINES = "application/jsonl"

@@ -28,7 +28,7 @@ from cluster.redis_server import OwnRedis
 from deployments.common.messages import EngineState, ReplicaStats
 from deployments.tenancy.activity import ActivityLog
 from tests.conftest import MODEL, redis_server
-from tests.deployments.cache.test_answers import store_at
+from tests.deployments.cache.test_answers import closing, store_at
 from tests.deployments.routers import Engines, RunningRouter, running_router
 from tests.deployments.routing.clock import Clock
 
@@ -114,7 +114,7 @@ def run(servers: tuple[OwnRedis, OwnRedis], monkeypatch: pytest.MonkeyPatch, tmp
             async with console(servers, monkeypatch, tmp_path, **settings) as started:
                 await work(started)
 
-        asyncio.run(with_console())
+        asyncio.run(closing(with_console()))
 
     return run_with
 
@@ -281,7 +281,7 @@ def test_the_last_requests_and_errors_of_all_routers(
         for path in ("/admin/requests", "/admin/errors", "/admin/budgets"):
             assert (await console.client.get(path, headers=console.as_("sales"))).status_code == 403
 
-        another = ActivityLog(store_at(servers[1].url), "another")
+        another = ActivityLog(store_at(servers[1].url, timeout_s=10), "another")
         another.add(msgspec.structs.replace(RECORD, time=miss["time"] + 1000))
         another.count_error(401, "invalid_api_key", "", "")
         await another.publish()

@@ -30,7 +30,7 @@ def test_reports_are_bounded_and_forgotten_after_an_hour(server: OwnRedis) -> No
     clock.now = 1_000_000.0
 
     async def work() -> None:
-        store = store_at(server.url)
+        store = store_at(server.url, timeout_s=10)
         busy = ActivityLog(store, "busy", clock)
         for number in range(3 * MAX_REQUESTS):
             busy.add(request(number, clock.now + number))
@@ -66,7 +66,7 @@ def test_reports_are_bounded_and_forgotten_after_an_hour(server: OwnRedis) -> No
 
 def test_without_redis_it_is_published_later(server: OwnRedis) -> None:
     async def work() -> None:
-        store = store_at(server.url)
+        store = store_at(server.url, timeout_s=10)
         activity = ActivityLog(store, "r")
         server.stop()
         activity.count_error(500, "internal_error", "", "")

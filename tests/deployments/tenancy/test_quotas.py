@@ -239,8 +239,11 @@ def test_money_of_the_month_is_exact_over_routers_and_counted_while_redis_is_awa
             budgets = Budgets(prices, UsageRecorder(store), lambda team, limit, share: uses.append(share))
             return Quotas(store, 1, budgets=budgets)
 
-        store = store_at(server.url)
-        routers, support = [quotas(store), quotas(store_at(server.url))], Team("support", 0.0, cost_per_month=0.001)
+        store = store_at(server.url, timeout_s=10)
+        routers, support = (
+            [quotas(store), quotas(store_at(server.url, timeout_s=10))],
+            Team("support", 0.0, cost_per_month=0.001),
+        )
         first, second = [await router.admit(support, "m") for router in routers]
         await first.reserve(100, 200)  # 700 millionths
         assert await outcome(second.reserve(100, 100)) == "insufficient_quota"
