@@ -85,13 +85,15 @@ def opened(
     async def with_console(bot: Bot) -> None:
         add_team(bot.store, Team("support", 1.0))
         key = create_key(bot.store, ADMIN, "operations").secret
-        page = Console(AdminClient(f"{bot.running.url}/v1"))
+        client = AdminClient(f"{bot.running.url}/v1")
+        page = Console(client)
         page.build()
         console = Open(page, bot, key)
         await console.page.login.sign_in(key, REQUEST)
         while (await console.page.login.sign_in(key, REQUEST))[0] != "in":  # until the router has read the key
             pass
         await work(console)
+        await client._http.aclose()
 
     run(servers, monkeypatch, folder, with_console, **settings)
 
@@ -125,8 +127,9 @@ def test_without_any_key_it_says_how_to_begin(
     servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async def work(bot: Bot) -> None:
-        login = Console(AdminClient(f"{bot.running.url}/v1")).login
-        state, board, _ = await login.restore("", REQUEST)
+        client = AdminClient(f"{bot.running.url}/v1")
+        state, board, _ = await Console(client).login.restore("", REQUEST)
+        await client._http.aclose()
         [notice] = json.loads(board)["notices"]
         assert (state, notice["text"], notice["code"]) == ("out", ENGLISH["keyless"], "dray keys create --admin")
 
@@ -154,7 +157,9 @@ def test_teams_are_made_changed_and_deleted_with_the_persons_own_key(
         assert (changed.models, changed.weight, changed.quota.requests_at_a_time) == ((), 1.5, 3)
         left = await teams.act(console.key, click("delete", "hotline"), REQUEST)
         assert [row[0] for row in tables(left[teams.table])["Teams"]] == ["support"]
-        actors = {json.loads(line)["actor"] for line in (tmp_path / AUDIT_FOLDER / "audit.jsonl").open()}
+        actors = {
+            json.loads(line)["actor"] for line in (tmp_path / AUDIT_FOLDER / "audit.jsonl").read_text().splitlines()
+        }
         assert actors == {f"key:{console.key.split('-')[1]}"}
 
     opened(servers, monkeypatch, tmp_path, work)
