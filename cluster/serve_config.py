@@ -23,7 +23,8 @@ ROUTERS = "dray"
 """Name of the routers' Serve application."""
 ROUTER, ENGINE, PAGE = "router", "engine", "page"
 """Names of the deployment in each kind of application."""
-PAGE_PREFIX = "/chat"
+PAGE_PREFIX, CONSOLE_PATH = "/chat", "/console"
+"""Of the pages' application, and of the console in it."""
 
 # Import paths of the applications. Strings, because `cluster` must not import `deployments`.
 _ROUTER_IMPORT, _ENGINE_IMPORT = "deployments.app:router", "deployments.app:engine"

@@ -680,7 +680,9 @@ class Settings(BaseSettings):
         "huggingface",
         description="Hub that models are downloaded from. For a mirror of Hugging Face, set the variable HF_ENDPOINT.",
     )
-    page: bool = Field(True, description="Serve the chat page at /chat, if the `page` extra is installed.")
+    page: bool = Field(
+        True, description="Serve the chat page at /chat and the console at /console, if the `page` extra is installed."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Minimum level of logged lines."
     )

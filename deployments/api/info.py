@@ -16,7 +16,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from cluster.models.folder import ServedModel
-from cluster.serve_config import ENGINE, PAGE_PREFIX, has_page
+from cluster.serve_config import CONSOLE_PATH, ENGINE, PAGE_PREFIX, has_page
 from cluster.settings import Settings
 from cluster.units import format_bytes
 from deployments.api.http import json_response
@@ -44,7 +44,8 @@ class InfoApi:
     ) -> None:
         """needed: models that never sleep, by the application of their engines; without one the router is not ready."""
         self._models = models
-        self._start = PAGE_PREFIX if has_page(settings) else "/docs"
+        self._has_page = has_page(settings)
+        self._start = PAGE_PREFIX if self._has_page else "/docs"
         self._needed = needed
         self._authenticator = authenticator
         self._last_report = ["all"]
@@ -61,6 +62,7 @@ class InfoApi:
             Route("/docs", self.docs),
             Route("/", self.root),
             Route(PAGE_PREFIX, self.chat),
+            Route(CONSOLE_PATH, self.console),
             Route("/health", self.ready),
             Route("/health/live", self.live),
             Route("/health/ready", self.ready),
@@ -97,8 +99,14 @@ class InfoApi:
 
     async def chat(self, http: HttpRequest) -> Response:
         """GET /chat, if Serve runs no application with that prefix."""
-        message = "No chat page is served here: it needs page: true and gradio; `dray doctor` says how to install it."
+        message = "No pages are served here: they need page: true and gradio; `dray doctor` says how to install it."
         raise ApiError(404, message, code="no_chat_page")
+
+    async def console(self, http: HttpRequest) -> Response:
+        """GET /console: it is a page of the chat page's application."""
+        if not self._has_page:
+            return await self.chat(http)
+        return RedirectResponse(f"{http.scope.get('root_path', '')}{PAGE_PREFIX}{CONSOLE_PATH}/")
 
     async def live(self, http: HttpRequest) -> Response:
         """GET /health/live, /ping: this router's process responds."""

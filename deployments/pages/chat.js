@@ -1,25 +1,12 @@
 // What the chat page does in the browser alone: it keeps conversations, fields and choices there, and lists them.
-// `words` are its texts, by language; see service.py, which puts both into the page before gradio starts.
+// page.js has what it shares with the console.
 const dray = (() => {
   const CONVERSATION = "dray:conversation:", TITLES = "dray:titles", OPEN = "dray:open", FIELDS = "dray:fields";
-  const LANGUAGE = "dray:language", THEME = "dray:theme", KEY = "dray:key";
+  const KEY = "dray:key";
   // The key is for this tab only; it is gone when the tab is closed.
   const KEPT = ["model", "key", "temperature", "top_p", "max_tokens", "seed", "effort", "system"];
 
-  const language = (localStorage.getItem(LANGUAGE) || navigator.language).startsWith("zh") ? "zh" : "en";
-  const text = words[language];
-  document.documentElement.lang = language;
-  document.cookie = `dray-language=${language}; path=/; max-age=31536000; samesite=strict`;
-  // gradio knows the browser's language only, and takes the theme from the address.
-  const locale = language === "zh" ? "zh-CN" : "en";
-  Object.defineProperty(navigator, "language", { get: () => locale });
-  Object.defineProperty(navigator, "languages", { get: () => [locale] });
-  const theme = localStorage.getItem(THEME);
-  const address = new URL(location);
-  if (theme && address.searchParams.get("__theme") !== theme) {
-    address.searchParams.set("__theme", theme);
-    history.replaceState(null, "", address);
-  }
+  const { text, element, button } = page;
 
   const stored = (name, otherwise) => {
     try { return JSON.parse(localStorage.getItem(name)) ?? otherwise; } catch { return otherwise; }
@@ -108,28 +95,7 @@ const dray = (() => {
   }
 
   // --- what gradio calls ---
-  const element = (tag, properties = {}, ...children) => {
-    const made = Object.assign(document.createElement(tag), properties);
-    made.append(...children);
-    return made;
-  };
-  const button = (name, onclick, properties = {}) => element("button", { type: "button", textContent: name, onclick, ...properties });
-
-  function header(place) {
-    const other = language === "zh" ? "en" : "zh";
-    const isDark = () => document.body.classList.contains("dark");
-    const name = () => (isDark() ? text.light : text.dark);
-    const toggle = button(name(), () => {
-      document.body.classList.toggle("dark");
-      keep(THEME, isDark() ? "dark" : "light");
-      toggle.textContent = name();
-    });
-    new MutationObserver(() => { toggle.textContent = name(); }).observe(document.body, { attributeFilter: ["class"] });
-    place.replaceChildren(element("div", { className: "dray-header" },
-      element("h1", { textContent: "Dray" }),
-      element("a", { href: "/status", textContent: text.status }), element("a", { href: "/docs", textContent: text.docs }),
-      toggle, button(text.language, () => { keep(LANGUAGE, other); location.reload(); }, { lang: other })));
-  }
+  const header = place => page.header(place, [["/status", text.status], ["/docs", text.docs], ["/console", text.console]]);
 
   function list(place, props, open, watch) {
     const search = element("input", { type: "search", placeholder: text.search, ariaLabel: text.search, oninput: () => render() });

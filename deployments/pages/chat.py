@@ -22,6 +22,7 @@ from deployments.pages.client import ChatClient
 from deployments.pages.conversation import Conversation, read
 from deployments.pages.display import LATEX, chat_messages, shown_ratings, turn_of
 from deployments.pages.fields import DEFAULT_MAX_TOKENS, TRANSLATIONS, Fields, default_updates, effort_choices
+from deployments.pages.head import PAGE_CSS
 from deployments.pages.i18n import Texts
 from deployments.pages.language import texts_of
 from deployments.pages.models import Models
@@ -55,7 +56,7 @@ def gradio_app(api_url: str) -> FastAPI:
         page,
         path="/",
         i18n=_label,
-        css=_CSS.read_text(),
+        css=PAGE_CSS.read_text() + _CSS.read_text(),
         theme=theme(),
         footer_links=[],
         run_history=False,

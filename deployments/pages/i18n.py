@@ -30,6 +30,8 @@ class Labels:
     send: str
     status: str
     docs: str
+    chat: str
+    console: str
     language: str
     light: str
     dark: str
@@ -116,6 +118,8 @@ ENGLISH_LABELS = Labels(
     send="Send",
     status="Status",
     docs="API",
+    chat="Chat",
+    console="Console",
     language="中文",
     light="Light",
     dark="Dark",
@@ -212,6 +216,8 @@ CHINESE_LABELS = Labels(
     send="发送",
     status="状态",
     docs="API",
+    chat="对话",
+    console="控制台",
     language="English",
     light="浅色",
     dark="深色",

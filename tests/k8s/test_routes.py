@@ -14,7 +14,7 @@ from deployments import router
 from tests.deployments.routers import Engines, start_router
 from tests.k8s.manifests import K8S, Document, kustomize, of_kind
 
-INSIDE = ("/admin/teams", "/admin/keys/k1/rotate", "/metrics", "/status", "/status/machine", "/chat")
+INSIDE = ("/admin/teams", "/admin/keys/k1/rotate", "/metrics", "/status", "/status/machine", "/chat", "/console")
 
 
 @pytest.fixture(scope="module")
