@@ -30,6 +30,7 @@ from deployments.api.inference import InferenceApi
 from deployments.api.info import InfoApi
 from deployments.api.middleware import RequestMiddleware, RequestRecorder
 from deployments.api.models import ModelDirectory
+from deployments.api.sign_on import SignOnMiddleware, SignOnParts
 from deployments.api.stored_responses import StoredResponses
 from deployments.api.tokens import TokensApi
 from deployments.cache.answers import AnswerCache
@@ -80,7 +81,11 @@ class Router:
         self._teams = self._store("teams", arguments.teams_url, settings.teams.timeout_s)
         cache = settings.cache
         self._answers = self._store("answers", arguments.redis_url, cache.timeout_s) if cache.enabled else None
-        self._authenticator = Authenticator(self._teams, settings.host, cache.namespace, settings.teams.metrics_teams)
+        self._sign_on = SignOnParts.of(settings.sign_on, self._teams)
+        tokens, sessions = self._sign_on.tokens, self._sign_on.sessions
+        self._authenticator = Authenticator(
+            self._teams, settings.host, cache.namespace, settings.teams.metrics_teams, tokens, sessions
+        )
         allowed_hosts, origins = settings.server.allowed_hosts, settings.cors.origins
         self._guard = BrowserGuard(self._authenticator, settings.host, allowed_hosts, origins)
         self._quotas = Quotas(self._teams, settings.router.replica_minimum)
@@ -164,12 +169,14 @@ class Router:
                 *self._curated_api.routes(),
                 *self._votes.routes(),
                 *self._feedback_admin.routes(),
+                *self._sign_on.routes(),
                 *self._info.routes(),
                 *self._status_page.routes(),
             ],
             middleware=[
                 Middleware(RequestMiddleware, recorder=self._recorder),
                 Middleware(BrowserGuardMiddleware, guard=self._guard),
+                Middleware(SignOnMiddleware, authenticator=self._authenticator),
             ],
             lifespan=self._lifespan,
             exception_handlers=ERROR_RESPONSES,
@@ -182,6 +189,8 @@ class Router:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self._tasks.supervise("refresh teams and keys", self._authenticator.refresh_forever)
+        if (tokens := self._sign_on.tokens) is not None:
+            self._tasks.supervise("refresh keys of single sign-on", tokens.provider.refresh_forever)
         self._tasks.supervise("follow curated answers", self._curated.refresh_forever)
         self._tasks.supervise("count asked answers", self._feedback.flush_forever)
         self._tasks.supervise("flush usage", self._usage.flush_forever)
@@ -199,6 +208,7 @@ class Router:
         await self._tasks.close()
         self._large_texts.close()
         await self._usage.close()
+        await self._sign_on.close()
         await self._teams.close()
         if self._answers:
             await self._answers.close()

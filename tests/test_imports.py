@@ -91,6 +91,8 @@ RESTRICTED = {
     "openvino_genai": "cluster.models",
     # Routers check grammars, engines follow them.
     "llguidance": "deployments.common deployments.engine",
+    # 0.1 s of a start, for those whose people sign on.
+    "joserfc": "deployments.tenancy",
     # The extra `buckets`.
     "obstore": "cluster.models",
     # Export is the extra `export`; optimum and nncf run as commands of its virtual environment.

@@ -37,7 +37,7 @@ PUBLIC = (
     PublicPath("/ping"),
     PublicPath("/version"),
 )
-INTERNAL = ("/admin", "/metrics", "/status", "/chat")
+INTERNAL = ("/admin", "/metrics", "/status", "/chat", "/console")
 """Only for use inside the cluster: they administer, show the machines without a key, or are not in the image."""
 
 

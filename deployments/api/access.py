@@ -38,13 +38,17 @@ class RequestAccess:
         self._authenticator = authenticator
         self._tasks = tasks
 
+    async def prepare(self, http: HttpRequest) -> None:
+        """Lets `authenticate` know a token of single sign-on; for requests that the middleware has not seen."""
+        await self._authenticator.prepare(http.headers)
+
     def authenticate(self, http: HttpRequest) -> AuthenticatedRequest:
         """Raises ApiError 401, and 403 for an admin key. Nothing of the body is read before."""
         headers = headers_of(http)
         state: RequestState = http.scope[REQUEST_STATE]
         state.route = http.scope["path"]
         caller = self._authenticator.authenticate(headers)
-        if caller.admin:
+        if caller.admin and caller.team is None:
             raise ApiError(403, "An admin key cannot use models; use a team's key.", code="not_a_teams_key")
         state.team = caller.label
         return AuthenticatedRequest(http, headers, caller, state)

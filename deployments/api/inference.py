@@ -118,7 +118,9 @@ class InferenceApi:
         Reads, authenticates and parses the request, and reads once from Redis. `answer` then repeats none of this.
         """
         try:
-            self._guard.check(http.scope)  # the fast path is in front of the middleware that does it for all routes
+            # The fast path is in front of the middleware that does both for all routes.
+            self._guard.check(http.scope)
+            await self._access.prepare(http)
             return await self._lookup(http)
         except Exception as error:  # noqa: BLE001 - becomes a response, as Starlette does it for the routes
             return error_response(http, error)
@@ -161,7 +163,8 @@ class InferenceApi:
         control = CacheControl.from_headers(headers, self._settings.cache.max_ttl_s)
         deadline = state.started + request_timeout_s(headers, self._limits.request_timeout_s)
         key, field = idempotency_key(headers), parsed.format_field
-        user = user_tag(caller.owner, parsed.user) if parsed.user else ""
+        named = parsed.user or caller.subject
+        user = user_tag(caller.owner, named) if named else ""
         contexts = tuple(
             RequestContext(
                 endpoint, generation, caller, control, state.started, deadline, self._no_grant, batch, key, field, user
