@@ -21,6 +21,7 @@ from cluster.commands import (
     logs,
     models,
     plan,
+    privacy,
     ps,
     run,
     settings,
@@ -80,6 +81,7 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(answers.app, name="answers")
 app.add_typer(auditing.app, name="audit")
 app.add_typer(feedback.app, name="feedback")
+app.add_typer(privacy.app, name="privacy")
 app.add_typer(teams.app, name="teams")
 app.add_typer(keys.app, name="keys")
 

@@ -11,10 +11,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import EnvSettingsSource, YamlConfigSettingsSource
 
-from cluster.settings import CLIENT_SECRET_VARIABLE, ENV_PREFIX, Group, Settings
+from cluster.settings import CLIENT_SECRET_VARIABLE, ENV_PREFIX, PRIVACY_KEYS, Group, Settings
 
 CONFIG_VARIABLE = "DRAY_CONFIG"
-_OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, CLIENT_SECRET_VARIABLE})
+_OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, CLIENT_SECRET_VARIABLE, PRIVACY_KEYS})
 """Those that are no settings."""
 _MAX_YAML_BYTES, _MAX_YAML_NODES = 1_000_000, 100_000
 

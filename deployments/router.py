@@ -16,6 +16,7 @@ from cluster import liveness
 from cluster.audit import AUDIT_FOLDER
 from cluster.models.folder import ServedModel, open_models
 from cluster.node import Node
+from cluster.records.sealing import vault
 from cluster.serve_config import ENGINE, RouterArgs, has_page
 from deployments.api.access import RequestAccess
 from deployments.api.admin import AdminApi
@@ -36,6 +37,7 @@ from deployments.api.tokens import TokensApi
 from deployments.cache.answers import AnswerCache
 from deployments.cache.curated import CuratedAnswers
 from deployments.cache.feedback import FeedbackStore
+from deployments.cache.privacy import check_keys
 from deployments.cache.response_store import ResponseStore
 from deployments.cache.scores import ScoreCache
 from deployments.cache.semantic import SemanticCache
@@ -72,6 +74,7 @@ class Router:
         arguments = RouterArgs.model_validate(args).with_urls(os.environ)
         self._settings = settings = arguments.settings
         configure_logging(settings.log_level)
+        vault()  # a router with malformed keys must not start
         self._metrics = RouterMetrics()
         self._traces = Traces("dray-router", registry().router_id)
         self._recorder = RequestRecorder(self._metrics, self._traces)
@@ -191,6 +194,7 @@ class Router:
         self._tasks.supervise("refresh teams and keys", self._authenticator.refresh_forever)
         if (tokens := self._sign_on.tokens) is not None:
             self._tasks.supervise("refresh keys of single sign-on", tokens.provider.refresh_forever)
+        self._tasks.spawn("check the keys of encryption", check_keys(self._teams))
         self._tasks.supervise("follow curated answers", self._curated.refresh_forever)
         self._tasks.supervise("count asked answers", self._feedback.flush_forever)
         self._tasks.supervise("flush usage", self._usage.flush_forever)

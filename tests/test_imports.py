@@ -28,7 +28,7 @@ CLUSTER = {
     "client": "sse",
     "redis_client": "",
     "scaling_metrics": "",
-    "records": "",
+    "records": "settings",
     "warm": "sse",
     "cores": "private_files",
     "configuration": "settings",
@@ -45,7 +45,8 @@ CLUSTER = {
     ),
     "kubernetes": "configuration launch models redis_client serve_config settings",
     "doctor": (
-        "cores extras kubernetes launch memory models redis_client redis_server serve_config settings tuning units"
+        "cores extras kubernetes launch memory models records redis_client redis_server serve_config settings tuning "
+        "units"
     ),
     "bench": "charts sse tables",
     "plan": "autoscaling bench charts cores measuring models settings tables units",
@@ -79,7 +80,7 @@ DEPLOYMENTS = {
     "checking": ("common engine generation", "models settings"),
     "router": (
         "api cache common generation observability pages routing tenancy",
-        "audit liveness models node serve_config",
+        "audit liveness models node records serve_config",
     ),
     "app": ("engine router", "serve_config"),
 }
@@ -91,8 +92,9 @@ RESTRICTED = {
     "openvino_genai": "cluster.models",
     # Routers check grammars, engines follow them.
     "llguidance": "deployments.common deployments.engine",
-    # 0.1 s of a start, for those whose people sign on.
+    # 0.1 s of a start, for those whose people sign on; and as much for those who encrypt what Redis keeps.
     "joserfc": "deployments.tenancy",
+    "cryptography": "cluster.records",
     # The extra `buckets`.
     "obstore": "cluster.models",
     # Export is the extra `export`; optimum and nncf run as commands of its virtual environment.

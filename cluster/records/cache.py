@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from cluster.records.client import BlockingRedis
+from cluster.records.sealing import MARK, Unreadable, seal, unseal
 
 PREFIX = "dray:answer:"
 _FORMAT = b"\x04"
@@ -41,14 +42,16 @@ def digest_of(key: str) -> str:
     return key.rpartition(":")[2].strip("{}")
 
 
-def pack(body: bytes) -> bytes:
-    """The value to store: a format byte, and the body, compressed if it is long."""
+def pack(body: bytes, key: str) -> bytes:
+    """The value to store at this key: a format byte and the body, compressed if long, and encrypted if that is on."""
     compressed = zlib.compress(body, 1) if len(body) > _COMPRESS_OVER_BYTES else b""
-    return _FORMAT + (b"z" + compressed if compressed else b"p" + body)
+    return seal(_FORMAT + (b"z" + compressed if compressed else b"p" + body), key)
 
 
-def unpack(stored: bytes) -> bytes | None:
-    """The body of a stored value; None for another format, for garbage, and for more bytes than any answer has."""
+def unpack(value: bytes, key: str) -> bytes | None:
+    """The body of the value that is stored at this key; None for another format, for garbage, for more bytes than any
+    answer has, and for what cannot be decrypted."""
+    stored = unseal(value, key) or b""
     if stored[:2] == _FORMAT + b"p":
         return stored[2:]
     if stored[:2] != _FORMAT + b"z":
@@ -120,11 +123,13 @@ class ShownAnswer(TypedDict):
 
 
 def show(client: BlockingRedis, digest: str) -> ShownAnswer | None:
-    """The answer with this digest, or at this key; None if there is none."""
+    """The answer with this digest, or at this key; None if there is none. Raises Unreadable."""
     digest = digest_of(digest) if ":" in digest else digest
     for key in client.scan_iter(match=f"{PREFIX}*{{{digest}}}", count=_BATCH):
         stored, ttl = client.get(key), client.ttl(key)
-        body = unpack(stored) if stored else None
+        body = unpack(stored, key.decode()) if stored else None
+        if stored is not None and body is None and stored.startswith(MARK):
+            raise Unreadable.record("this answer")
         if stored is None or body is None:
             continue
         model, namespace = _model_and_namespace(key)

@@ -13,6 +13,7 @@ from http.cookies import CookieError, SimpleCookie
 
 import msgspec
 
+from cluster.records.sealing import seal, unseal
 from deployments.common.errors import ApiError
 from deployments.common.redis import RedisStore, RedisUnavailable
 from deployments.tenancy.identity import Identity
@@ -52,7 +53,8 @@ class Sessions:
         """The secret of a new session. Raises RedisUnavailable."""
         secret = f"{PREFIX}{secrets.token_urlsafe(32)}"
         session = Session(identity.subject, identity.team, identity.admin, self._clock() + self._lifetime_s)
-        await self._store.execute("SET", _key(secret), _encode(session), "EX", self._lifetime_s)
+        key = _key(secret)
+        await self._store.execute("SET", key, seal(_encode(session), key), "EX", self._lifetime_s)
         return secret
 
     async def end(self, secret: str) -> None:
@@ -64,7 +66,8 @@ class Sessions:
         """Reads a session, for the `identity` that follows."""
         found: Identity | None = None
         try:
-            if (record := await self._store.get(key := _key(secret))) is not None:
+            stored = await self._store.get(key := _key(secret))
+            if stored is not None and (record := unseal(stored, key)) is not None:
                 session = _decode(record)
                 found = Identity(session.subject, session.team, session.admin, session.ends)
         except msgspec.MsgspecError:

@@ -35,6 +35,7 @@ ACTING = {
     "feedback accept",
     "feedback export",
     "plan measure",
+    "privacy reseal",
     "k8s render",
     "k8s chart",
     "k8s wait-models",

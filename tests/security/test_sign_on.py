@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from joserfc.errors import SecurityWarning
 from joserfc.jwk import OctKey, RSAKey
 from pydantic import ValidationError
 
+from cluster.configuration import variable
 from cluster.records.team_records import Team
 from cluster.records.teams import add_team, create_key
 from cluster.redis_client import connect
@@ -166,7 +168,7 @@ def test_a_token_is_its_teams_and_the_audit_log_names_the_person(
             asking(server, monkeypatch, tmp_path, sign_on=provider.settings(admins=["admins"])) as client,
         ):
 
-            async def asked(question: str, **claims: object) -> httpx.Response:
+            async def asked(question: str, **claims: Any) -> httpx.Response:
                 return await client.post(CHAT, content=chat(question), headers=bearer(provider.token(**claims)))
 
             assert (await asked("Who?")).headers["X-Dray-Cache"] == "miss"
@@ -197,6 +199,7 @@ def test_a_token_is_its_teams_and_the_audit_log_names_the_person(
         [entry] = [json.loads(line) for line in (tmp_path / "audit" / "audit.jsonl").read_text().splitlines()]
         assert (entry["actor"], entry["action"], entry["target"]) == ("sign-on:carol", "team.create", "gone")
 
+    monkeypatch.setenv(variable("data_dir"), str(tmp_path))
     asyncio.run(work())
 
 
@@ -264,7 +267,7 @@ def test_a_new_key_is_found_and_a_withdrawn_one_refused_although_its_tokens_were
 
 def test_while_the_provider_is_away_known_keys_serve_for_some_hours() -> None:
     async def work(provider: KeyProvider, sign_on: SignOn, clock: Clock) -> None:
-        later = {"exp": int(clock.now) + 86_400}
+        later: dict[str, Any] = {"exp": int(clock.now) + 86_400}
         assert await subject(sign_on, provider.token(**later)) == "alice"
         provider.status = 500
         clock.now += 3600
@@ -343,7 +346,8 @@ def test_the_team_and_the_role_come_from_the_claims_that_the_settings_name() -> 
         await sign_on.prepare(token)
         identity = sign_on.identity(token)
         assert (identity.team, identity.admin) == ("second", True)
-        token = provider.token(**{"realm.roles": "a"})
+        dotted: dict[str, Any] = {"realm.roles": "a"}
+        token = provider.token(**dotted)
         await sign_on.prepare(token)
         assert (sign_on.identity(token).team, sign_on.identity(token).admin) == ("first", False)
 
