@@ -578,6 +578,20 @@ class SignOnSettings(Group):
         return self
 
 
+class RequestLogSettings(Group):
+    """A log of answered requests, without secrets and personal data, in files of the folder `requests` in data_dir."""
+
+    enabled: bool = Field(
+        False,
+        description="Log each answered request with its question and answer, in which emails, telephone numbers, "
+        "resident ids, card numbers, keys and passwords are replaced. What has no such form stays, as names do.",
+    )
+    keep_days: Annotated[int, Field(ge=1, le=3650)] = Field(30, description="Days after which a day's file is removed.")
+    max_mb: Positive = Field(
+        1024, description="Maximum size of all files of a machine, in MiB; the oldest days are removed first."
+    )
+
+
 class KubernetesSettings(Group):
     """What `dray k8s render` needs to know about a Kubernetes cluster."""
 
@@ -729,6 +743,7 @@ class Settings(BaseSettings):
     responses: ResponseSettings = ResponseSettings()
     teams: TeamSettings = TeamSettings()
     sign_on: SignOnSettings = SignOnSettings()
+    request_log: RequestLogSettings = RequestLogSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
     cluster: ClusterSettings = ClusterSettings()
 

@@ -31,6 +31,7 @@ from deployments.api.inference import InferenceApi
 from deployments.api.info import InfoApi
 from deployments.api.middleware import RequestMiddleware, RequestRecorder
 from deployments.api.models import ModelDirectory
+from deployments.api.request_log import REQUESTS_FOLDER, RequestLog
 from deployments.api.sign_on import SignOnMiddleware, SignOnParts
 from deployments.api.stored_responses import StoredResponses
 from deployments.api.tokens import TokensApi
@@ -124,6 +125,9 @@ class Router:
         self._inference = InferenceApi(
             settings, directory, access, self._guard, self._quotas, answers, texts, stored, self._feedback, self._tasks
         )
+        if settings.request_log.enabled:
+            folder = Node.here().data_dir / REQUESTS_FOLDER
+            self._inference.request_log = RequestLog(settings.request_log, folder)
         self._tokens = TokensApi(settings, directory, access, self._quotas, texts, stored)
         scores = ScoreCache(cached) if cached else None
         self._encoding = EncodingApi(
@@ -197,6 +201,8 @@ class Router:
         self._tasks.spawn("check the keys of encryption", check_keys(self._teams))
         self._tasks.supervise("follow curated answers", self._curated.refresh_forever)
         self._tasks.supervise("count asked answers", self._feedback.flush_forever)
+        if (request_log := self._inference.request_log) is not None:
+            self._tasks.supervise("write the request log", request_log.write_forever)
         self._tasks.supervise("flush usage", self._usage.flush_forever)
         self._tasks.supervise("renew quota leases", self._quotas.renew_forever)
         if folder := os.environ.get(liveness.FOLDER):
@@ -210,6 +216,8 @@ class Router:
     async def _close(self) -> None:
         await self._inference.background.close()
         await self._tasks.close()
+        if self._inference.request_log is not None:
+            await self._inference.request_log.flush()
         self._large_texts.close()
         await self._usage.close()
         await self._sign_on.close()

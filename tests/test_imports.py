@@ -18,6 +18,7 @@ CLUSTER = {
     "memory": "",
     "ports": "",
     "private_files": "",
+    "redaction": "",
     "extras": "",
     "charts": "extras",
     "sse": "",
@@ -68,7 +69,7 @@ DEPLOYMENTS = {
     "generation": ("cache common observability routing tenancy", "models records settings"),
     "api": (
         "cache common generation observability routing tenancy",
-        "audit models records redis_client serve_config settings units",
+        "audit models private_files records redaction redis_client serve_config settings units",
     ),
     # Their routes answer JSON and refuse as the API does.
     "pages": ("api common observability tenancy", "cores launch liveness models serve_config sse"),

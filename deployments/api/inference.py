@@ -23,6 +23,7 @@ from deployments.api.http import error_response, idempotency_key, request_timeou
 from deployments.api.models import ModelDirectory
 from deployments.api.parser import RequestParser
 from deployments.api.protocol.responses_writer import ResponseWriter
+from deployments.api.request_log import RequestLog
 from deployments.api.response_keeper import ResponseKeeper
 from deployments.api.responses import (
     AnswerWriter,
@@ -103,6 +104,8 @@ class InferenceApi:
         self._answers = answers
         self._large_texts = large_texts
         self._stored_responses = stored_responses
+        self.request_log: RequestLog | None = None
+        """Where answered requests are noted; None where that is off."""
         self._no_grant = QuotaGrant(quotas, None, "", {})
         self._stream_timeouts = timeouts = StreamTimeouts(settings.router.keep_alive_s, self._limits.client_stall_s)
         self.background = BackgroundResponses(timeouts, self._limits.request_timeout_s)
@@ -201,7 +204,7 @@ class InferenceApi:
         except BaseException:
             self._access.release(grant)
             raise
-        subscriber.on_close = partial(self._end, prepared, subscriber, grant, key)
+        subscriber.on_close = partial(self._end, prepared, subscriber, grant, key, headers["X-Dray-Cache"])
         headers = {**headers, **grant.headers, **prepared.headers}
         writer, keep = prepared.writer, prepared.keep
         if prepared.background and keep is not None:
@@ -220,6 +223,8 @@ class InferenceApi:
         else:
             prepared.writer.id = cached_id(prepared.writer.id, key)
         self._feedback.asked(key)
+        if self.request_log is not None:
+            self.request_log.note(prepared.contexts[0], stored, headers["X-Dray-Cache"])
         return await prepared.replay(stored, headers)
 
     def _remember(self, context: RequestContext, writer: AnswerWriter, key: str, result: GenerationResult) -> None:
@@ -229,9 +234,14 @@ class InferenceApi:
             given = Given(caller.namespace, model, context.request, result, key, context.user)
             self._tasks.spawn("remember an answer", self._feedback.remember(caller.owner, writer.id, given))
 
-    def _end(self, prepared: PreparedRequest, subscriber: Subscriber, grant: QuotaGrant, key: str | None) -> None:
-        """Ends a request whose answer was generated. key: of the answer in the cache; None: of several prompts."""
+    def _end(
+        self, prepared: PreparedRequest, subscriber: Subscriber, grant: QuotaGrant, key: str | None, how: str
+    ) -> None:
+        """Ends a request whose answer was generated. key: of the answer in the cache; None: of several prompts. how: as
+        X-Dray-Cache says it."""
         self._access.release(grant)
+        if self.request_log is not None and subscriber.result is not None:
+            self.request_log.note(prepared.contexts[0], subscriber.result, how)
         if (result := subscriber.result) is not None and key is not None:
             if key:
                 self._feedback.asked(key)
