@@ -5,6 +5,7 @@ import base64
 import itertools
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 import redis
 
+from cluster.records.activity import read_activity
 from cluster.records.cache import key_of
 from cluster.records.curated import list_answers, new_answer
 from cluster.records.feedback import list_feedback
@@ -73,6 +75,9 @@ async def conversation(bot: Bot) -> None:
     assert await bot.how(REPHRASED[0]) == "miss"
     similar = await bot.chat(REPHRASED[1])
     assert (similar.headers["x-dray-cache"], similar.headers["x-dray-cache-match"]) == ("hit", "similar")
+    await bot.running.router._activity.publish()
+    [report] = read_activity(bot.store, time.time())
+    assert any("zebrafink" in request.question for request in report.requests)
 
 
 def found(bot: Bot, answers: Any) -> set[str]:
@@ -88,7 +93,11 @@ def found(bot: Bot, answers: Any) -> set[str]:
 def settings(folder: Path) -> dict[str, Any]:
     make_model(folder / "tiny")
     models = [{"name": MODEL}, {"name": "vectors", "task": "embed", "source": str(folder / "tiny")}]
-    return {"models": models, "cache": {"similarity_model": "vectors", "store": "all"}}
+    return {
+        "models": models,
+        "cache": {"similarity_model": "vectors", "store": "all"},
+        "admin": {"request_texts_s": 600},
+    }
 
 
 def test_no_word_is_in_redis_and_all_works(servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
