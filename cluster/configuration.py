@@ -14,7 +14,7 @@ from pydantic_settings import EnvSettingsSource, YamlConfigSettingsSource
 from cluster.settings import CLIENT_SECRET_VARIABLE, ENV_PREFIX, PRIVACY_KEYS, Group, Settings
 
 CONFIG_VARIABLE = "DRAY_CONFIG"
-_OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, CLIENT_SECRET_VARIABLE, PRIVACY_KEYS})
+OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, CLIENT_SECRET_VARIABLE, PRIVACY_KEYS})
 """Those that are no settings."""
 _MAX_YAML_BYTES, _MAX_YAML_NODES = 1_000_000, 100_000
 
@@ -110,7 +110,7 @@ def load(overrides: Mapping[str, Any] | None = None, config: Path | None = None)
     unknown = sorted(
         name
         for name in os.environ
-        if name.startswith(ENV_PREFIX) and name not in _OTHER_VARIABLES and name not in map(variable, known)
+        if name.startswith(ENV_PREFIX) and name not in OTHER_VARIABLES and name not in map(variable, known)
     )
     if unknown:
         raise SettingsError(f"unknown setting {unknown[0]} in the environment; `dray settings` lists all settings")
