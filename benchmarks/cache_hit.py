@@ -7,6 +7,7 @@ proxy, whose Redis cache holds an answer of the same length:
 
 import argparse
 import asyncio
+import base64
 import json
 import secrets
 import subprocess
@@ -24,6 +25,7 @@ import httpx
 from benchmarks.service import Service, report, running
 from cluster.ports import free_port
 from cluster.redis_server import Listen, OwnRedis
+from cluster.settings import PRIVACY_KEYS
 
 _JSON = {"Content-Type": "application/json"}
 QUESTION = "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"
@@ -215,8 +217,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--curated", action="store_true", help="compare with curated answers")
     parser.add_argument("--litellm", default="", help="command of the LiteLLM to compare with")
+    parser.add_argument("--encrypted", action="store_true", help="encrypt what Redis keeps")
     args = parser.parse_args()
-    with running() as service:
+    keys = {PRIVACY_KEYS: base64.b64encode(secrets.token_bytes(32)).decode()} if args.encrypted else {}
+    with running(**keys) as service:
         compare(service, args)
 
 

@@ -24,6 +24,7 @@ from cluster.commands import (
     model_replicas,
     models,
     plan,
+    privacy,
     ps,
     run,
     settings,
@@ -89,6 +90,7 @@ app.add_typer(batch.app, name="batch")
 app.add_typer(answers.app, name="answers")
 app.add_typer(auditing.app, name="audit")
 app.add_typer(feedback.app, name="feedback")
+app.add_typer(privacy.app, name="privacy")
 app.add_typer(teams.app, name="teams")
 app.add_typer(keys.app, name="keys")
 

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork, model_validator
 from pydantic_settings import (
@@ -22,6 +23,10 @@ from pydantic_settings import (
 )
 
 ENV_PREFIX = "DRAY_"
+CLIENT_SECRET_VARIABLE = "DRAY_SIGN_ON_CLIENT_SECRET"
+"""Dray's secret at the provider of single sign-on. It is no setting: those are in files, and Serve logs them."""
+PRIVACY_KEYS = "DRAY_PRIVACY_KEYS"
+"""Keys that encrypt what Redis keeps (cluster.records.sealing)."""
 BUNDLED = "bundled"
 
 Positive = Annotated[int, Field(gt=0)]
@@ -520,6 +525,110 @@ class TeamSettings(Group):
     )
 
 
+_CLAIM_OF_TEAM = re.compile(r".{1,255}=[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+
+
+def _claim_of_team(text: str) -> str:
+    """A value of a claim, and the team that it stands for."""
+    if not _CLAIM_OF_TEAM.fullmatch(text):
+        raise ValueError("must be a claim's value and a team, as VALUE=TEAM: /bots/support=support")
+    return text
+
+
+def _is_secure(url: str) -> bool:
+    """Whether a URL is https, or leads to this machine, and names nothing but a place."""
+    parts = urlsplit(url)
+    secure = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+    return bool(secure and parts.hostname and not parts.query and not parts.fragment and "@" not in parts.netloc)
+
+
+def _issuer(url: str) -> str:
+    """An issuer's URL. Without TLS anybody on the way could replace its keys."""
+    if url and not _is_secure(url):
+        raise ValueError("must be the provider's https:// URL as its tokens have it in `iss`, without a query")
+    return url
+
+
+def _public_url(url: str) -> str:
+    """Where browsers reach Dray, without a slash at the end."""
+    if url and not _is_secure(url):
+        raise ValueError("must be an https:// URL without a query, as https://dray.example.com")
+    return url.rstrip("/")
+
+
+class SignOnSettings(Group):
+    """Single sign-on: tokens of an OpenID Connect provider, accepted beside Dray's own keys."""
+
+    issuer: Annotated[str, AfterValidator(_issuer)] = Field(
+        "",
+        description="Issuer of the tokens, exactly as they have it in `iss`: https://sso.example.com/realms/staff. Its "
+        "keys are found by OpenID discovery. Empty: no tokens are accepted. With an issuer, every request needs a key "
+        "or a token.",
+    )
+    audiences: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="Values of `aud` of which a token must have one: Dray's own names at the provider."
+    )
+    team_claim: str = Field(
+        "groups",
+        description="Claim that decides the team. A path into nested claims has dots: realm_access.roles.",
+    )
+    teams: tuple[Annotated[str, AfterValidator(_claim_of_team)], ...] = Field(
+        (),
+        description="Teams by values of the claim, as `VALUE=TEAM`; the first entry whose value the token has counts. "
+        "Empty: the claim has one value, and it is the team's name.",
+    )
+    admin_claim: str = Field("", description="Claim that decides who is an admin. Empty: `team_claim`.")
+    admins: tuple[str, ...] = Field(
+        (), description="Values of that claim that make an admin, who may do what an admin key may. Empty: none do."
+    )
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = Field(
+        ("RS256", "ES256"), description="Signature algorithms that a token may have. All are asymmetric."
+    )
+    clock_skew_s: Annotated[int, Field(ge=0, le=300)] = Field(
+        60, description="Seconds by which the provider's clock may differ from this machine's."
+    )
+    client_id: str = Field(
+        "",
+        description="Dray's client id at the provider, with which admins sign on to the console (authorization code "
+        "with PKCE). A confidential client's secret is in the variable DRAY_SIGN_ON_CLIENT_SECRET. Empty: they enter "
+        "an admin key.",
+    )
+    public_url: Annotated[str, AfterValidator(_public_url)] = Field(
+        "",
+        description="URL at which browsers reach Dray: https://dray.example.com. At the provider, allow redirects to "
+        "this URL with /console/callback appended.",
+    )
+    scopes: tuple[Annotated[str, Field(pattern=r"^[\x21\x23-\x5b\x5d-\x7e]+$")], ...] = Field(
+        ("openid",), description="Scopes that the console asks for; some providers add groups only with one for them."
+    )
+    session_s: Annotated[int, Field(ge=60, le=7 * 86_400)] = Field(
+        8 * 3600, description="Seconds after which an admin has to sign on to the console again."
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.issuer and not self.audiences:
+            raise ValueError("sign_on.issuer needs sign_on.audiences, or tokens for other services would be accepted")
+        if self.client_id and not (self.issuer and self.public_url and "openid" in self.scopes):
+            raise ValueError("sign_on.client_id needs sign_on.issuer, sign_on.public_url, and openid among the scopes")
+        return self
+
+
+class RequestLogSettings(Group):
+    """A log of answered requests, without secrets and personal data, in files of the folder `requests` in data_dir."""
+
+    enabled: bool = Field(
+        False,
+        description="Log each answered request with its question and answer, in which emails, telephone numbers, "
+        "resident ids, card numbers, keys and passwords are replaced. What has no such form stays, as names do.",
+    )
+    keep_days: Annotated[int, Field(ge=1, le=3650)] = Field(30, description="Days after which a day's file is removed.")
+    max_mb: Positive = Field(
+        1024, description="Maximum size of all files of a machine, in MiB; the oldest days are removed first."
+    )
+
+
 class ModelPrice(Group):
     """What a model's tokens are worth."""
 
@@ -705,6 +814,8 @@ class Settings(BaseSettings):
     responses: ResponseSettings = ResponseSettings()
     batches: BatchSettings = BatchSettings()
     teams: TeamSettings = TeamSettings()
+    sign_on: SignOnSettings = SignOnSettings()
+    request_log: RequestLogSettings = RequestLogSettings()
     prices: PriceSettings = PriceSettings()
     admin: AdminSettings = AdminSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()

@@ -17,6 +17,7 @@ from cluster import liveness
 from cluster.audit import AUDIT_FOLDER
 from cluster.models.folder import ServedModel, open_models
 from cluster.node import Node
+from cluster.records.sealing import vault
 from cluster.reports.prices import Prices
 from cluster.scaling_history import read_changes
 from cluster.serve_config import ENGINE, RouterArgs, has_page
@@ -37,12 +38,15 @@ from deployments.api.info import InfoApi
 from deployments.api.middleware import RequestMiddleware, RequestRecorder
 from deployments.api.model_states import model_states
 from deployments.api.models import ModelDirectory
+from deployments.api.request_log import REQUESTS_FOLDER, RequestLog
+from deployments.api.sign_on import SignOnMiddleware, SignOnParts
 from deployments.api.stored_responses import StoredResponses
 from deployments.api.tokens import TokensApi
 from deployments.batches.service import Batches
 from deployments.cache.answers import AnswerCache
 from deployments.cache.curated import CuratedAnswers
 from deployments.cache.feedback import FeedbackStore
+from deployments.cache.privacy import check_keys
 from deployments.cache.response_store import ResponseStore
 from deployments.cache.scores import ScoreCache
 from deployments.cache.semantic import SemanticCache
@@ -81,6 +85,7 @@ class Router:
         arguments = RouterArgs.model_validate(args).with_urls(os.environ)
         self._settings = settings = arguments.settings
         configure_logging(settings.log_level)
+        vault()  # a router with malformed keys must not start
         self._metrics = RouterMetrics()
         self._traces = Traces("dray-router", registry().router_id)
         self._tasks = TaskSupervisor()
@@ -91,7 +96,11 @@ class Router:
         self._recorder = RequestRecorder(self._metrics, self._traces, self._activity)
         cache = settings.cache
         self._answers = self._store("answers", arguments.redis_url, cache.timeout_s) if cache.enabled else None
-        self._authenticator = Authenticator(self._teams, settings.host, cache.namespace, settings.teams.metrics_teams)
+        self._sign_on = SignOnParts.of(settings.sign_on, self._teams)
+        tokens, sessions = self._sign_on.tokens, self._sign_on.sessions
+        self._authenticator = Authenticator(
+            self._teams, settings.host, cache.namespace, settings.teams.metrics_teams, tokens, sessions
+        )
         allowed_hosts, origins = settings.server.allowed_hosts, settings.cors.origins
         self._guard = BrowserGuard(self._authenticator, settings.host, allowed_hosts, origins)
         self._usage = UsageRecorder(self._teams)
@@ -129,6 +138,9 @@ class Router:
         self._inference = InferenceApi(
             settings, directory, access, self._guard, self._quotas, answers, texts, stored, self._feedback, self._tasks
         )
+        if settings.request_log.enabled:
+            folder = Node.here().data_dir / REQUESTS_FOLDER
+            self._inference.request_log = RequestLog(settings.request_log, folder)
         self._tokens = TokensApi(settings, directory, access, self._quotas, texts, stored)
         scores = ScoreCache(cached) if cached else None
         self._encoding = EncodingApi(
@@ -189,12 +201,14 @@ class Router:
                 *self._curated_api.routes(),
                 *self._votes.routes(),
                 *self._feedback_admin.routes(),
+                *self._sign_on.routes(),
                 *self._info.routes(),
                 *self._status_page.routes(),
             ],
             middleware=[
                 Middleware(RequestMiddleware, recorder=self._recorder),
                 Middleware(BrowserGuardMiddleware, guard=self._guard),
+                Middleware(SignOnMiddleware, authenticator=self._authenticator),
             ],
             lifespan=self._lifespan,
             exception_handlers=ERROR_RESPONSES,
@@ -208,8 +222,13 @@ class Router:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self._tasks.supervise("refresh teams and keys", self._authenticator.refresh_forever)
+        if (tokens := self._sign_on.tokens) is not None:
+            self._tasks.supervise("refresh keys of single sign-on", tokens.provider.refresh_forever)
+        self._tasks.spawn("check the keys of encryption", check_keys(self._teams))
         self._tasks.supervise("follow curated answers", self._curated.refresh_forever)
         self._tasks.supervise("count asked answers", self._feedback.flush_forever)
+        if (request_log := self._inference.request_log) is not None:
+            self._tasks.supervise("write the request log", request_log.write_forever)
         self._tasks.supervise("flush usage", self._usage.flush_forever)
         self._tasks.supervise("publish activity", self._activity.publish_forever)
         self._tasks.supervise("renew quota leases", self._quotas.renew_forever)
@@ -226,9 +245,12 @@ class Router:
         await self._batches.close()
         await self._inference.background.close()
         await self._tasks.close()
+        if self._inference.request_log is not None:
+            await self._inference.request_log.flush()
         self._large_texts.close()
         await self._usage.close()
         await self._activity.close()
+        await self._sign_on.close()
         await self._teams.close()
         if self._answers:
             await self._answers.close()

@@ -24,6 +24,7 @@ from deployments.api.http import error_response, idempotency_key, request_timeou
 from deployments.api.models import ModelDirectory
 from deployments.api.parser import RequestParser
 from deployments.api.protocol.responses_writer import ResponseWriter
+from deployments.api.request_log import RequestLog
 from deployments.api.response_keeper import ResponseKeeper
 from deployments.api.responses import (
     AnswerWriter,
@@ -105,6 +106,8 @@ class InferenceApi:
         self._answers = answers
         self._large_texts = large_texts
         self._stored_responses = stored_responses
+        self.request_log: RequestLog | None = None
+        """Where answered requests are noted; None where that is off."""
         self._no_grant = QuotaGrant(quotas, None, "", {})
         self._stream_timeouts = timeouts = StreamTimeouts(settings.router.keep_alive_s, self._limits.client_stall_s)
         self.background = BackgroundResponses(timeouts, self._limits.request_timeout_s)
@@ -120,7 +123,9 @@ class InferenceApi:
         Reads, authenticates and parses the request, and reads once from Redis. `answer` then repeats none of this.
         """
         try:
-            self._guard.check(http.scope)  # the fast path is in front of the middleware that does it for all routes
+            # The fast path is in front of the middleware that does both for all routes.
+            self._guard.check(http.scope)
+            await self._access.prepare(http)
             return await self._lookup(http)
         except Exception as error:  # noqa: BLE001 - becomes a response, as Starlette does it for the routes
             return error_response(http, error)
@@ -167,7 +172,8 @@ class InferenceApi:
         # A line of a batch waits for people, for hours if need be.
         deadline = work.deadline if work else state.started + request_timeout_s(headers, self._limits.request_timeout_s)
         key, field = idempotency_key(headers), parsed.format_field
-        user = user_tag(caller.owner, parsed.user) if parsed.user else ""
+        named = parsed.user or caller.subject
+        user = user_tag(caller.owner, named) if named else ""
         state.progress.stream = bool(parsed.stream)
         started, grant, progress = state.started, self._no_grant, state.progress
         contexts = tuple(
@@ -268,5 +274,7 @@ class InferenceApi:
         progress = context.progress
         progress.cache = cache
         progress.count(result.usage)
+        if self.request_log is not None:
+            self.request_log.note(context, result, cache)
         if self._settings.admin.request_texts_s and not context.user:
             progress.keep_texts(last_text(context.request), result.choices[0].text)

@@ -56,7 +56,7 @@ class Page:
 def team_of(authenticator: Authenticator, http: HttpRequest) -> Caller:
     """The caller, who is no admin. Raises ApiError 401, 403."""
     caller = authenticator.authenticate(http.headers)
-    if caller.admin:
+    if caller.admin and caller.team is None:
         message = "An admin key has no files or batches; use a team's key, or GET /admin/batches."
         raise ApiError(403, message, code="not_a_teams_key")
     return caller

@@ -108,7 +108,8 @@ def test_one_wrong_line_and_nothing_is_imported(dray: Dray, store: Any, tmp_path
 def cached(store: Any, digest: str, question: str, finish: str = "stop", user: str = "") -> None:
     """Stores an answer as routers store it (GenerationResult of deployments.common.types)."""
     result = [[["thinking", " the answer ", finish]], [1, 2, 1, 0], 1e9, "replica", question, user]
-    store.set(key_of("bot", NAMESPACE, digest), pack(msgspec.msgpack.encode(result)), ex=60)
+    key = key_of("bot", NAMESPACE, digest)
+    store.set(key, pack(msgspec.msgpack.encode(result), key), ex=60)
 
 
 def test_a_cached_answer_is_pinned_if_it_is_known_what_was_asked(dray: Dray, store: Any, tmp_path: Path) -> None:

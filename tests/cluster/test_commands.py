@@ -37,6 +37,7 @@ ACTING = {
     "feedback accept",
     "feedback export",
     "plan measure",
+    "privacy reseal",
     "k8s render",
     "k8s chart",
     "k8s wait-models",

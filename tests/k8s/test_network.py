@@ -166,6 +166,14 @@ def test_names_are_asked_over_udp_too(policies: list[Document], places: dict[str
     assert not may_reach(policies, places["router"], places["internet"], 53, "UDP")
 
 
+def test_routers_reach_the_provider_of_single_sign_on(policies: list[Document], places: dict[str, Place]) -> None:
+    sign_on = Settings(sign_on={"issuer": "https://sso.example.com:8443/realms/a", "audiences": ["dray"]})
+    assert not may_reach(policies, places["router"], places["internet"], 8443)
+    opened = [*policies, *_here(more_policies(sign_on))]
+    assert may_reach(opened, places["router"], places["internet"], 8443)
+    assert not may_reach(opened, places["answers"], places["internet"], 8443)
+
+
 def test_no_policy_is_there_for_nothing(policies: list[Document], places: dict[str, Place]) -> None:
     """Without any one policy, except the one that denies, some pair that must work does not."""
 
