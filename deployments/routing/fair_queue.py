@@ -15,14 +15,15 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from deployments.common.errors import ApiError, overloaded
 from deployments.routing.active_teams import ActiveTeams
 from deployments.routing.queue_class import QueueClass, TokenCost
 from deployments.routing.token_rate import TokenRate
+from deployments.routing.waiting_line import WaitingLine, WaitingRequest
 
 ANYONE = ""
 """The team of requests without a key."""
@@ -41,21 +42,6 @@ class _Team:
 
     paid_until: float = 0.0
     running: int = 0
-    waiting: int = 0
-
-
-@dataclass(slots=True, order=True)
-class _Waiting:
-    """A waiting request. Ordered: people first, then by start tag, then by arrival."""
-
-    batch: bool
-    start_tag: float
-    number: int
-    team: str = field(compare=False)
-    weight: float = field(compare=False)
-    virtual_cost: float = field(compare=False)
-    cost: TokenCost = field(compare=False)
-    granted: asyncio.Future[None] = field(compare=False)
 
 
 class Slot:
@@ -96,8 +82,7 @@ class FairQueue:
         self._teams: dict[str, _Team] = {}
         """Teams with a request here, or charged beyond the present virtual time."""
         self._active = ActiveTeams(clock)
-        self._heap: list[_Waiting] = []
-        """Waiting requests. Those cancelled or refused stay until they come up."""
+        self._waiting = WaitingLine()
         self._arrivals = itertools.count()
         self._virtual_time = 0.0
         self._running = 0
@@ -115,12 +100,12 @@ class FairQueue:
     @property
     def queued(self) -> int:
         """Requests that wait."""
-        return sum(team.waiting for team in self._teams.values())
+        return self._waiting.count
 
     @property
     def queued_tokens(self) -> int:
         """The expected cost of all waiting requests."""
-        return sum(request.cost.tokens for request in self._live())
+        return self._waiting.tokens
 
     @property
     def running(self) -> int:
@@ -133,23 +118,23 @@ class FairQueue:
         if not cost.batch:
             self._active.note(team, weight)
         start_tag, virtual_cost = max(self._virtual_time, state.paid_until), cost.tokens / weight
-        if not self._heap and self._may_start(team, cost):
+        if not self._waiting.count and self._may_start(team, cost):
             self._start(state, start_tag, virtual_cost, cost)
             return Slot(self, team, weight, cost)
         self._make_room(team)
         state.paid_until = start_tag + virtual_cost
-        state.waiting += 1
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         number = next(self._arrivals)
-        request = _Waiting(cost.batch, start_tag, number, team, weight, virtual_cost, cost, granted)
-        heapq.heappush(self._heap, request)
+        request = WaitingRequest(cost.batch, start_tag, number, team, weight, virtual_cost, cost, granted)
+        self._waiting.add(request)
         self._grant()
         try:
             with self._track_wait():
                 await granted
         except asyncio.CancelledError:
             if granted.cancelled():
-                self._forget(request)
+                if not request.left:
+                    self._forget(request)
             elif granted.exception() is None:  # else it was refused at the same moment, and is forgotten already
                 self._prefill_ended(cost.prompt_tokens)
                 self._release(request.team, -request.virtual_cost, 0, batch=request.batch)
@@ -162,33 +147,31 @@ class FairQueue:
         People go before batches, and the request moves to the other team's queue if its turn comes earlier there. Does
         nothing once it has its slot. Returns the cost with which it waits now.
         """
-        request = next((request for request in self._live() if request.cost is cost), None)
-        if request is None:
+        if (request := self._waiting.find(cost)) is None:
             return cost
+        self._waiting.remove(request)
         request.batch = request.batch and queue_class.batch
         request.cost = replace(cost, batch=request.batch)
         if not queue_class.batch:
             self._active.note(queue_class.team, queue_class.weight)
         state = self._teams.setdefault(queue_class.team, _Team())
         start_tag = max(self._virtual_time, state.paid_until)
-        if start_tag < request.start_tag and queue_class.team != request.team:
-            former = self._teams[request.team]
-            former.waiting -= 1
-            former.paid_until -= request.virtual_cost
-            self._drop_if_idle(request.team)
+        former = request.team
+        if start_tag < request.start_tag and queue_class.team != former:
+            self._teams[former].paid_until -= request.virtual_cost
             request.team, request.weight, request.start_tag = queue_class.team, queue_class.weight, start_tag
             request.virtual_cost = cost.tokens / queue_class.weight
-            state.waiting += 1
             state.paid_until = start_tag + request.virtual_cost
+        self._waiting.add(request)
+        self._drop_if_idle(former)
         self._drop_if_idle(queue_class.team)
-        heapq.heapify(self._heap)
         self._grant()
         return request.cost
 
     def refusal(self, team: str) -> ApiError | None:
         """The error that a request of this team would get if it had to wait now; None: it may."""
-        waiting = self._teams[team].waiting if team in self._teams else 0
-        full = self.queued >= self._max_queued and waiting + 1 >= self._teams[self._largest].waiting
+        line = self._waiting
+        full = line.count >= self._max_queued and line.waiting(team) + 1 >= line.waiting(line.largest)
         return self._overloaded() if full else None
 
     def wait_s(self) -> int:
@@ -227,23 +210,25 @@ class FairQueue:
         self._grant()
 
     def _grant(self) -> None:
-        """Gives free slots to waiting requests, in their order; one that may not start yet is passed over."""
-        passed_over = []
-        while self._heap and self._running < self._slots:
-            request = heapq.heappop(self._heap)
-            if request.granted.done():
+        """Gives free slots to waiting requests, in their order; a team whose next one may not start yet is passed
+        over."""
+        if self._running >= self._slots or not self._waiting.count:
+            return
+        heads = self._waiting.firsts()
+        while heads and self._running < self._slots:
+            request = heapq.heappop(heads)
+            if request.granted.done():  # it was cancelled, and its task has not run since
+                self._forget(request)
+            elif self._may_start(request.team, request.cost):
+                self._waiting.remove(request)
+                self._start(self._teams[request.team], request.start_tag, request.virtual_cost, request.cost)
+                request.granted.set_result(None)
+            elif self._prefilling_tokens >= self._max_prefill_tokens:
+                break
+            else:
                 continue
-            if not self._may_start(request.team, request.cost):
-                passed_over.append(request)
-                if self._prefilling_tokens >= self._max_prefill_tokens:
-                    break
-                continue
-            state = self._teams[request.team]
-            state.waiting -= 1
-            self._start(state, request.start_tag, request.virtual_cost, request.cost)
-            request.granted.set_result(None)
-        for request in passed_over:
-            heapq.heappush(self._heap, request)
+            if (following := self._waiting.first(request.team)) is not None:
+                heapq.heappush(heads, following)
 
     def _release(self, team: str, correction: float, used: int, *, batch: bool) -> None:
         """correction: of what the team was charged at the start, in virtual time."""
@@ -269,32 +254,21 @@ class FairQueue:
         if (refusal := self.refusal(team)) is not None:
             self._drop_if_idle(team)
             raise refusal
-        last = max(request for request in self._live() if request.team == self._largest)
-        self._forget(last)
-        last.granted.set_exception(self._overloaded())
-
-    @property
-    def _largest(self) -> str:
-        """The team with the most waiting requests."""
-        return max(self._teams, key=lambda name: self._teams[name].waiting)
+        if (last := self._waiting.last(self._waiting.largest)) is not None:
+            self._forget(last)
+            last.granted.set_exception(self._overloaded())
 
     def _overloaded(self) -> ApiError:
         return overloaded("Too many requests are waiting. Try again later.", self.wait_s())
 
-    def _live(self) -> Iterator[_Waiting]:
-        return (request for request in self._heap if not request.granted.done())
-
-    def _forget(self, request: _Waiting) -> None:
+    def _forget(self, request: WaitingRequest) -> None:
         """Takes a request out of the queue; its team is not charged for it."""
-        state = self._teams[request.team]
-        state.waiting -= 1
-        state.paid_until -= request.virtual_cost
-        if request in self._heap:
-            self._heap.remove(request)
-            heapq.heapify(self._heap)
+        if not request.left:
+            self._waiting.remove(request)
+        self._teams[request.team].paid_until -= request.virtual_cost
         self._drop_if_idle(request.team)
 
     def _drop_if_idle(self, team: str) -> None:
         state = self._teams[team]
-        if not state.running and not state.waiting and state.paid_until <= self._virtual_time:
+        if not state.running and not self._waiting.waiting(team) and state.paid_until <= self._virtual_time:
             del self._teams[team]

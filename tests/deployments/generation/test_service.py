@@ -193,7 +193,7 @@ def test_a_person_who_joins_a_waiting_batch_request_lifts_it(world: World, count
             await until(lambda: leading.queue.queued == choices + 4)
             joined = await joining.service.answer(await joining.context(question, support, choices=choices))
             assert joined.result == "join"
-            await until(lambda: not any(waiter.batch for waiter in leading.queue._heap))
+            await until(lambda: not any(waiter.batch for waiter in leading.queue._waiting))
             for index, task in enumerate(tasks):
                 task.add_done_callback(lambda _, index=index: order.append("joined" if index == 0 else "person"))  # type: ignore[misc]
             slot.release(1)
