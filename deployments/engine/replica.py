@@ -22,6 +22,7 @@ from cluster.tuning.first_start import measure_once
 from deployments.common.messages import (
     HEARTBEAT_S,
     KILLED_FROM_OUTSIDE,
+    NO_PLACE,
     EngineRequest,
     ReplicaStats,
     TokenBatch,
@@ -98,6 +99,9 @@ class EngineReplica:
                     await self._running.wait()
             yield encode(TokenBatch([]))
         assert self._engine is not None
+        if request.may_refuse and self._engine.active >= self._settings.max_num_seqs:
+            yield encode(TokenBatch([], "lost", reason=NO_PLACE))
+            return
         stream = self._engine.generate(request)
         async with aclosing(self._traced(request, stream) if request.traceparent else stream) as batches:
             async for batch in batches:
@@ -129,11 +133,12 @@ class EngineReplica:
     def record_routing_stats(self) -> dict[str, Any]:
         """Input of the routers' policy (deployments.routing.policy): ReplicaStats as a dict."""
         engine = self._engine
-        stats = (
-            ReplicaStats(engine.load.prefill_tokens_per_s, self._kv_tokens, engine.pending, engine.load.evicted_before)
-            if engine
-            else ReplicaStats()
-        )
+        stats = ReplicaStats()
+        if engine:
+            load, places = engine.load, self._settings.max_num_seqs
+            stats = ReplicaStats(
+                load.prefill_tokens_per_s, self._kv_tokens, engine.pending, load.evicted_before, places
+            )
         fields: dict[str, Any] = msgspec.to_builtins(stats)
         return fields
 
