@@ -2,10 +2,12 @@
 
 Start-time fair queueing (Goyal, Vin and Cheng, 1996) over tokens: a request's start tag is the virtual time at which
 its team's last request is paid for, or the present virtual time, if that is later; the request with the lowest tag goes
-first. So a team that floods waits behind itself. Three rules go beyond the paper:
+first. So a team that floods waits behind itself. Four rules go beyond the paper:
 
 - A few slots are reserved for teams that have nothing running, and no team takes nearly all slots while others ask too:
   each further stream delays everybody's next token, and speeds the engine up little.
+- A team with connections at several routers has, at each, the part of its weight that its requests there are of all its
+  requests (deployments.routing.division).
 - The engines get no more prompts than a step takes. A further prompt waits here, where others can overtake it, and not
   behind a hundred in an engine.
 - Batches take at most half of the slots.
@@ -21,18 +23,14 @@ from dataclasses import dataclass, replace
 
 from deployments.common.errors import ApiError, overloaded
 from deployments.routing.active_teams import ActiveTeams
+from deployments.routing.demand import MAX_TEAMS, RouterDemand, TeamDemand
+from deployments.routing.division import BATCH_DIVISOR, RouterPart
 from deployments.routing.queue_class import QueueClass, TokenCost
 from deployments.routing.token_rate import TokenRate
 from deployments.routing.waiting_line import WaitingLine, WaitingRequest
 
 ANYONE = ""
 """The team of requests without a key."""
-_RESERVED_DIVISOR = 8
-"""One slot in 8 is reserved for teams that have nothing running."""
-_MAX_TEAM_SHARE = 5 / 8
-"""Share of the slots that one team may have while others ask too, unless its weight entitles it to more."""
-_BATCH_DIVISOR = 2
-"""Batches take at most one slot in 2."""
 _MAX_WAIT_S = 60
 
 
@@ -40,8 +38,10 @@ _MAX_WAIT_S = 60
 class _Team:
     """A team's requests at one model. paid_until: the virtual time at which its last request is paid for."""
 
+    weight: float = 1.0
     paid_until: float = 0.0
     running: int = 0
+    running_batches: int = 0
 
 
 class Slot:
@@ -76,8 +76,9 @@ class FairQueue:
         track_wait: Callable[[], AbstractContextManager[object]] = nullcontext,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """slots, max_queued, max_prefill_tokens: as `resize` takes them. track_wait: entered while a request waits."""
-        self._slots, self._max_queued, self._max_prefill_tokens = slots, max_queued, max_prefill_tokens
+        """slots: requests that run at a time. max_queued, max_prefill_tokens: as `resize` takes them. track_wait:
+        entered while a request waits."""
+        self.part, self._max_queued, self._max_prefill_tokens = RouterPart.even(slots), max_queued, max_prefill_tokens
         self._track_wait = track_wait
         self._teams: dict[str, _Team] = {}
         """Teams with a request here, or charged beyond the present virtual time."""
@@ -90,12 +91,21 @@ class FairQueue:
         self._prefilling_tokens = 0
         self._rate = TokenRate(clock)
 
-    def resize(self, slots: int, max_queued: int, max_prefill_tokens: int) -> None:
-        """slots: requests that run at a time. max_queued: requests that wait beyond these; the team with the most loses
-        its last. max_prefill_tokens: of prompts that the engines have and have not computed; a longer prompt goes
-        alone."""
-        self._slots, self._max_queued, self._max_prefill_tokens = max(1, slots), max_queued, max_prefill_tokens
+    def resize(self, part: RouterPart, max_queued: int, max_prefill_tokens: int) -> None:
+        """part: the slots. max_queued: requests that wait beyond these; the team with the most loses its last.
+        max_prefill_tokens: of prompts that the engines have and have not computed; a longer prompt goes alone."""
+        self.part, self._max_queued, self._max_prefill_tokens = part, max_queued, max_prefill_tokens
         self._grant()
+
+    def demand(self) -> RouterDemand:
+        """What the teams have here and what they wait for."""
+        teams = {name: TeamDemand(weight) for name, weight in self._active.weights().items()}
+        for name, state in self._teams.items():
+            if count := state.running + self._waiting.waiting(name):
+                batches = state.running_batches + self._waiting.batches(name)
+                teams[name] = TeamDemand(state.weight, count - batches, batches)
+        most = heapq.nlargest(MAX_TEAMS, teams, key=lambda name: teams[name].requests)
+        return RouterDemand(self._running, {name: teams[name] for name in most})
 
     @property
     def queued(self) -> int:
@@ -115,8 +125,10 @@ class FairQueue:
     async def acquire(self, team: str, weight: float, cost: TokenCost) -> Slot:
         """Waits for a slot. Raises ApiError 503 when too many requests wait."""
         state = self._teams.setdefault(team, _Team())
+        state.weight = weight
         if not cost.batch:
             self._active.note(team, weight)
+        weight = self._weight_here(team, weight)
         start_tag, virtual_cost = max(self._virtual_time, state.paid_until), cost.tokens / weight
         if not self._waiting.count and self._may_start(team, cost):
             self._start(state, start_tag, virtual_cost, cost)
@@ -159,8 +171,10 @@ class FairQueue:
         former = request.team
         if start_tag < request.start_tag and queue_class.team != former:
             self._teams[former].paid_until -= request.virtual_cost
-            request.team, request.weight, request.start_tag = queue_class.team, queue_class.weight, start_tag
-            request.virtual_cost = cost.tokens / queue_class.weight
+            state.weight = queue_class.weight
+            weight = self._weight_here(queue_class.team, queue_class.weight)
+            request.team, request.weight, request.start_tag = queue_class.team, weight, start_tag
+            request.virtual_cost = cost.tokens / weight
             state.paid_until = start_tag + request.virtual_cost
         self._waiting.add(request)
         self._drop_if_idle(former)
@@ -188,18 +202,27 @@ class FairQueue:
         prefilling = self._prefilling_tokens
         if self._shared and prefilling and prefilling + cost.prompt_tokens > self._max_prefill_tokens:
             return False
-        if cost.batch and self._running_batches >= max(1, self._slots // _BATCH_DIVISOR):
+        if cost.batch and self._running_batches >= max(1, self.part.slots // BATCH_DIVISOR):
             return False
-        free, running = self._slots - self._running, self._teams[team].running
-        if not (running and self._shared):
+        free, running = self.part.slots - self._running, self._teams[team].running
+        everywhere = running + self.part.elsewhere.get(team, 0)
+        if not (everywhere and self._shared) or everywhere < self.part.fair_share * self._teams[team].weight:
             return free > 0
-        if free <= self._slots // _RESERVED_DIVISOR:
+        if free <= self.part.reserved:
             return False
-        return running < self._slots * max(_MAX_TEAM_SHARE, self._active.share_of(team))
+        return running < max(self.part.max_team_slots, self.part.slots * self._active.share_of(team))
+
+    def _weight_here(self, team: str, weight: float) -> float:
+        """The part of the team's weight that one more request here has."""
+        if not (elsewhere := self.part.elsewhere.get(team, 0)):
+            return weight
+        here = self._teams[team].running + self._waiting.waiting(team) + 1
+        return weight * max(self.part.min_weight, here / (here + elsewhere))
 
     def _start(self, state: _Team, start_tag: float, virtual_cost: float, cost: TokenCost) -> None:
         state.paid_until = max(state.paid_until, start_tag + virtual_cost)
         state.running += 1
+        state.running_batches += cost.batch
         self._running += 1
         self._running_batches += cost.batch
         self._prefilling_tokens += cost.prompt_tokens
@@ -212,10 +235,10 @@ class FairQueue:
     def _grant(self) -> None:
         """Gives free slots to waiting requests, in their order; a team whose next one may not start yet is passed
         over."""
-        if self._running >= self._slots or not self._waiting.count:
+        if self._running >= self.part.slots or not self._waiting.count:
             return
         heads = self._waiting.firsts()
-        while heads and self._running < self._slots:
+        while heads and self._running < self.part.slots:
             request = heapq.heappop(heads)
             if request.granted.done():  # it was cancelled, and its task has not run since
                 self._forget(request)
@@ -234,6 +257,7 @@ class FairQueue:
         """correction: of what the team was charged at the start, in virtual time."""
         state = self._teams[team]
         state.running -= 1
+        state.running_batches -= batch
         state.paid_until += correction
         self._running -= 1
         self._running_batches -= batch

@@ -29,10 +29,11 @@ class WaitingRequest:
 
 @dataclass(slots=True)
 class _Line:
-    """A team's requests, as a heap. waiting: those of them that have not left."""
+    """A team's requests, as a heap. waiting: those of them that have not left. batches: those of these of batches."""
 
     heap: list[WaitingRequest] = field(default_factory=list)
     waiting: int = 0
+    batches: int = 0
 
 
 class WaitingLine:
@@ -58,6 +59,11 @@ class WaitingLine:
         line = self._lines.get(team)
         return line.waiting if line else 0
 
+    def batches(self, team: str) -> int:
+        """Those of the team's waiting requests that are batch work."""
+        line = self._lines.get(team)
+        return line.batches if line else 0
+
     @property
     def largest(self) -> str:
         """The team with the most waiting requests; "" where none waits."""
@@ -69,6 +75,7 @@ class WaitingLine:
         heapq.heappush(line.heap, request)
         request.left = False
         line.waiting += 1
+        line.batches += request.batch
         self.count += 1
         self.tokens += request.cost.tokens
         self._by_cost[id(request.cost)] = request
@@ -78,6 +85,7 @@ class WaitingLine:
         line = self._lines[request.team]
         request.left = True
         line.waiting -= 1
+        line.batches -= request.batch
         self.count -= 1
         self.tokens -= request.cost.tokens
         del self._by_cost[id(request.cost)]
