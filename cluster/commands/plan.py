@@ -11,6 +11,7 @@ from rich.status import Status
 
 from cluster.bench.lengths import parse_lengths
 from cluster.commands.console import AsJson, Config, err, fail, load_settings, out, print_json
+from cluster.commands.plan_cost import cost
 from cluster.extras import install_command
 from cluster.units import plural
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from cluster.plan.search import Demand, Planner, Target, Trial
 
 app = typer.Typer(help="Plan capacity: the replicas, nodes, cores and memory that a load needs.")
+app.command(epilog="Example: dray plan cost plan.json --assume pc.watts=65 --assume gpu.watts=350")(cost)
 
 
 @app.callback(
@@ -82,7 +84,7 @@ def plan(
     from cluster.plan.nodes import Node, capacity_for
     from cluster.plan.profile import fit
     from cluster.plan.report import Plan
-    from cluster.plan.search import Planner, Target, day
+    from cluster.plan.search import Planner, Target, day, sample_error
     from cluster.plan.service import Scaling, ServiceModel
 
     if profile is None:
@@ -100,6 +102,7 @@ def plan(
     planner = Planner(demand, measured.engine, fit(measured.points), terms)
     with err.status("simulating the busiest time") as status:
         peak_trial = _fewest_replicas(planner, Target(ttft, tpot), status)
+        sampling = sample_error(planner, peak_trial.replicas)
         status.update("simulating the day")
         slices, share, stored = day(planner, peak_trial.replicas, Scaling(min_replicas) if min_replicas else None)
     rate = demand.peak[2]
@@ -109,7 +112,9 @@ def plan(
         capacity = capacity_for(measured.engine, peak_trial.replicas, node, tokens_per_s, router_tokens_per_s)
     except ValueError as error:
         raise fail(str(error)) from None
-    _report(Plan(Target(ttft, tpot), capacity, peak_trial, rate, slices, share, stored), measured, to_json, chart)
+    _report(
+        Plan(Target(ttft, tpot), capacity, peak_trial, rate, slices, share, stored, sampling), measured, to_json, chart
+    )
 
 
 def _read_profile(path: Path) -> "Profile":
@@ -160,9 +165,15 @@ def _report(plan: "Plan", measured: "Profile", to_json: Path | None, chart: Path
                 "alike.",
                 highlight=False,
             )
-        engine, error = measured.engine, fit(measured.points).error
+        if error := plan.sample_error:
+            out.print(
+                f"Beside {error.replicas} replicas simulated as one service, the p95 of these {SAMPLE} differs by "
+                f"{error.ttft:+.0%} (TTFT) and {error.tpot:+.0%} (TPOT).",
+                highlight=False,
+            )
+        engine, fitted = measured.engine, fit(measured.points).error
         where = f"{engine.model} on {engine.cores} core(s) of {measured.machine}, {measured.measured}"
-        out.print(f"Step times: {where}; median error of the fit {error:.1%}.", highlight=False)
+        out.print(f"Step times: {where}; median error of the fit {fitted:.1%}.", highlight=False)
     try:
         if to_json is not None and to_json != Path("-"):
             to_json.write_text(json.dumps(as_dict(plan), indent=2) + "\n", encoding="utf-8")
@@ -238,8 +249,9 @@ def _demand(
     prefix: int,
     seed: int,
 ) -> "Demand":
-    from cluster.plan.load import SHAPES, LoadError, UserLoad, read_trace
+    from cluster.plan.load import SHAPES, LoadError, UserLoad
     from cluster.plan.search import TraceDemand, UserDemand
+    from cluster.plan.trace import read_trace
 
     if (trace is None) == (not users):
         raise fail("give a load: --trace FILE, or --users N")
