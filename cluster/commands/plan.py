@@ -18,7 +18,7 @@ from cluster.units import plural
 if TYPE_CHECKING:
     from cluster.plan.profile import Profile
     from cluster.plan.report import Plan
-    from cluster.plan.search import Demand, Planner, Target, Trial
+    from cluster.plan.search import Demand, Planner, SampleError, Target, Trial
 
 app = typer.Typer(help="Plan capacity: the replicas, nodes, cores and memory that a load needs.")
 app.command(epilog="Example: dray plan cost plan.json --assume pc.watts=65 --assume gpu.watts=350")(cost)
@@ -84,7 +84,7 @@ def plan(
     from cluster.plan.nodes import Node, capacity_for
     from cluster.plan.profile import fit
     from cluster.plan.report import Plan
-    from cluster.plan.search import Planner, Target, day, sample_error
+    from cluster.plan.search import Planner, Target, day
     from cluster.plan.service import Scaling, ServiceModel
 
     if profile is None:
@@ -101,8 +101,7 @@ def plan(
     )
     planner = Planner(demand, measured.engine, fit(measured.points), terms)
     with err.status("simulating the busiest time") as status:
-        peak_trial = _fewest_replicas(planner, Target(ttft, tpot), status)
-        sampling = sample_error(planner, peak_trial.replicas)
+        peak_trial, sampling = _fewest_replicas(planner, Target(ttft, tpot), status)
         status.update("simulating the day")
         slices, share, stored = day(planner, peak_trial.replicas, Scaling(min_replicas) if min_replicas else None)
     rate = demand.peak[2]
@@ -126,8 +125,10 @@ def _read_profile(path: Path) -> "Profile":
         raise fail(str(error)) from None
 
 
-def _fewest_replicas(planner: "Planner", target: "Target", status: Status) -> "Trial":
+def _fewest_replicas(planner: "Planner", target: "Target", status: Status) -> "tuple[Trial, SampleError | None]":
     """The simulation with the fewest replicas that meet the target; ends the command if no number does."""
+    from cluster.plan.search import confirmed
+
     alone = planner.times.step(1, 1) + planner.service.step_overhead_s
     if alone > target.tpot_s:
         raise fail(
@@ -146,7 +147,7 @@ def _fewest_replicas(planner: "Planner", target: "Target", status: Status) -> "T
             f"no number of replicas meets the targets: with {limit} of them, p95 is {best.ttft.at(0.95):.2f} s to the "
             f"first token and {best.tpot.at(0.95):.3f} s per further token"
         )
-    return planner.tried[replicas]
+    return confirmed(planner, target, replicas, on_trial)
 
 
 def _report(plan: "Plan", measured: "Profile", to_json: Path | None, chart: Path | None) -> None:
@@ -159,15 +160,10 @@ def _report(plan: "Plan", measured: "Profile", to_json: Path | None, chart: Path
         print_json(as_dict(plan))
     else:
         out.print(table(plan))
-        if plan.peak.share < 1:
-            out.print(
-                f"Simulated: {SAMPLE} replicas under {plan.peak.share:.2%} of the load; the others are assumed to be "
-                "alike.",
-                highlight=False,
-            )
         if error := plan.sample_error:
             out.print(
-                f"Beside {error.replicas} replicas simulated as one service, the p95 of these {SAMPLE} differs by "
+                f"Simulated: {error.replicas} replicas under {plan.peak.share:.2%} of the load; the others are assumed "
+                f"to be alike. Of {SAMPLE} replicas, with which the number was searched, p95 differs from these by "
                 f"{error.ttft:+.0%} (TTFT) and {error.tpot:+.0%} (TPOT).",
                 highlight=False,
             )

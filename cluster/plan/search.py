@@ -2,7 +2,7 @@
 
 Of many replicas a sample is simulated, with its share of the load. Replicas do not wait for each other, so a hundred
 times as many under a hundred times the load have the same times. A sample does not show the smoother queue of the
-larger service, so it errs on the safe side; `sample_error` shows by how much.
+larger service, and chance weighs more in it; so `confirmed` simulates more in the end.
 """
 
 import math
@@ -20,7 +20,9 @@ from cluster.plan.trace import Trace
 SAMPLE = 16
 """Maximum number of replicas that are simulated."""
 _LARGER = 4
-"""So many times the sample is simulated once, to show the sample's error."""
+"""So many times the sample is simulated in the end, to confirm what the sample found."""
+_CONFIRMATIONS, _MORE_DIVISOR = 5, 50
+"""So often a fiftieth of the replicas is added where the larger simulation misses the target."""
 _REQUESTS = 6000
 """Approximate number of requests that are simulated for each number of replicas."""
 _DAY_FACTOR, _SCALING_DAY_FACTOR = 3, 20
@@ -211,21 +213,31 @@ class SampleError:
     tpot: float
 
 
-def sample_error(planner: Planner, replicas: int) -> SampleError | None:
-    """Simulates a larger part of the service at its busiest time; None where all of it was simulated already."""
-    sampled = planner.peak(replicas)
-    if sampled.share >= 1:
-        return None
+def confirmed(
+    planner: Planner, target: Target, replicas: int, on_try: Callable[[Trial], None]
+) -> tuple[Trial, SampleError | None]:
+    """Simulates a larger part of the service at its busiest time, with more replicas while that misses the target.
+
+    Returns the last trial, and how far the sample was from it; None where all replicas had been simulated already.
+    """
+    trial = planner.peak(replicas)
+    if trial.share >= 1:
+        return trial, None
     size = min(replicas, _LARGER * planner.sample)
     # With as many requests more, the same stretch of time is simulated.
-    requests = planner.requests * size // planner.sample
-    larger = replace(planner, sample=size, requests=requests, tried={}).peak(replicas).measured
+    larger = replace(planner, sample=size, requests=planner.requests * size // planner.sample, tried={})
+    for _ in range(_CONFIRMATIONS):
+        trial = larger.peak(replicas)
+        on_try(trial)
+        if target.is_met(trial.measured):
+            break
+        replicas += max(1, replicas // _MORE_DIVISOR)
+    seen, whole = planner.peak(trial.replicas).measured, trial.measured
+    return trial, SampleError(size, _difference(seen.ttft, whole.ttft), _difference(seen.tpot, whole.tpot))
 
-    def error(one: Distribution, whole: Distribution) -> float:
-        return one.at(0.95) / whole.at(0.95) - 1 if whole.count else 0.0
 
-    seen = sampled.measured
-    return SampleError(size, error(seen.ttft, larger.ttft), error(seen.tpot, larger.tpot))
+def _difference(one: Distribution, whole: Distribution) -> float:
+    return one.at(0.95) / whole.at(0.95) - 1 if whole.count else 0.0
 
 
 @dataclass(frozen=True, slots=True)

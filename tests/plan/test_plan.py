@@ -15,7 +15,7 @@ from cluster.cli import app
 from cluster.plan.load import DAY_S, HOUR_S, SHAPES, LoadError, TraceRequest, UserLoad
 from cluster.plan.nodes import Node, capacity_for
 from cluster.plan.profile import fit
-from cluster.plan.search import SAMPLE, Planner, Target, TraceDemand, UserDemand, day, sample_error
+from cluster.plan.search import SAMPLE, Planner, Target, TraceDemand, Trial, UserDemand, confirmed, day
 from cluster.plan.service import Measurements, ServiceModel
 from cluster.plan.trace import Trace, read_trace
 from tests.plan.profiles import ENGINE, profile
@@ -88,12 +88,19 @@ def test_a_sample_of_the_replicas_shows_the_times_of_all() -> None:
         assert estimate.at(0.95) == pytest.approx(true.at(0.95), rel=0.15)
 
 
-def test_the_error_of_the_sample_is_measured_against_a_larger_part_simulated_whole() -> None:
-    plan = planner(20_000)
-    error = sample_error(plan, 64)
+def test_what_the_sample_found_is_confirmed_with_a_larger_part_simulated_whole() -> None:
+    plan, tried = planner(20_000), list[Trial]()
+    trial, error = confirmed(plan, Target(10, 10), 64, tried.append)
+    assert [one.replicas for one in tried] == [64] and trial.share == 1.0
     assert error is not None and error.replicas == 64
-    assert abs(error.ttft) < 0.2 and abs(error.tpot) < 0.15
-    assert sample_error(planner(2000), 8) is None, "all 8 were simulated"
+    assert abs(error.ttft) < 0.3 and abs(error.tpot) < 0.2
+    assert confirmed(planner(2000), Target(10, 10), 8, tried.append)[1] is None, "all 8 were simulated"
+
+
+def test_where_the_larger_part_misses_the_target_more_replicas_are_tried() -> None:
+    plan, tried = planner(3000, sample=2), list[Trial]()
+    trial, _ = confirmed(plan, Target(10, 1e-6), 8, tried.append)
+    assert [one.replicas for one in tried] == [8, 9, 10, 11, 12] and trial.replicas == 12
 
 
 def test_a_day_of_ten_million_requests_is_planned_with_a_few_thousand() -> None:
