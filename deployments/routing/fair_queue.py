@@ -10,7 +10,7 @@ first. So a team that floods waits behind itself. Four rules go beyond the paper
   requests (deployments.routing.division).
 - The engines get no more prompts than a step takes. A further prompt waits here, where others can overtake it, and not
   behind a hundred in an engine.
-- Batches take at most half of the slots.
+- Batches take at most half of the slots while people ask, and leave a few free for the next one who does.
 """
 
 import asyncio
@@ -19,29 +19,21 @@ import itertools
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from deployments.common.errors import ApiError, overloaded
 from deployments.routing.active_teams import ActiveTeams
 from deployments.routing.demand import MAX_TEAMS, RouterDemand, TeamDemand
-from deployments.routing.division import BATCH_DIVISOR, RouterPart
+from deployments.routing.division import BATCH_DIVISOR, RESERVED_DIVISOR, RouterPart
 from deployments.routing.queue_class import QueueClass, TokenCost
 from deployments.routing.token_rate import TokenRate
-from deployments.routing.waiting_line import WaitingLine, WaitingRequest
+from deployments.routing.waiting_line import QueuedTeam, WaitingLine, WaitingRequest
 
 ANYONE = ""
 """The team of requests without a key."""
+_RESERVED_FOR_PEOPLE = 2
+"""At least as many slots batches leave free when nobody has asked lately."""
 _MAX_WAIT_S = 60
-
-
-@dataclass(slots=True)
-class _Team:
-    """A team's requests at one model. paid_until: the virtual time at which its last request is paid for."""
-
-    weight: float = 1.0
-    paid_until: float = 0.0
-    running: int = 0
-    running_batches: int = 0
 
 
 class Slot:
@@ -75,12 +67,15 @@ class FairQueue:
         max_prefill_tokens: int = 1,
         track_wait: Callable[[], AbstractContextManager[object]] = nullcontext,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        batches_scale: bool = False,
     ) -> None:
         """slots: requests that run at a time. max_queued, max_prefill_tokens: as `resize` takes them. track_wait:
-        entered while a request waits."""
+        entered while one of people waits. batches_scale: whether replicas are added for batches."""
         self.part, self._max_queued, self._max_prefill_tokens = RouterPart.even(slots), max_queued, max_prefill_tokens
         self._track_wait = track_wait
-        self._teams: dict[str, _Team] = {}
+        self._batches_scale = batches_scale
+        self._teams: dict[str, QueuedTeam] = {}
         """Teams with a request here, or charged beyond the present virtual time."""
         self._active = ActiveTeams(clock)
         self._waiting = WaitingLine()
@@ -118,13 +113,22 @@ class FairQueue:
         return self._waiting.tokens
 
     @property
+    def scaling_tokens(self) -> int:
+        """The expected cost of the waiting requests for which replicas are added."""
+        return self._waiting.tokens - (0 if self._batches_scale else self._waiting.batch_tokens)
+
+    def scales(self, *, batch: bool) -> bool:
+        """Whether replicas are added for a request of people, or of a batch."""
+        return self._batches_scale or not batch
+
+    @property
     def running(self) -> int:
         """Slots in use."""
         return self._running
 
     async def acquire(self, team: str, weight: float, cost: TokenCost) -> Slot:
         """Waits for a slot. Raises ApiError 503 when too many requests wait."""
-        state = self._teams.setdefault(team, _Team())
+        state = self._teams.setdefault(team, QueuedTeam())
         state.weight = weight
         if not cost.batch:
             self._active.note(team, weight)
@@ -141,7 +145,7 @@ class FairQueue:
         self._waiting.add(request)
         self._grant()
         try:
-            with self._track_wait():
+            with nullcontext() if cost.batch else self._track_wait():
                 await granted
         except asyncio.CancelledError:
             if granted.cancelled():
@@ -166,7 +170,7 @@ class FairQueue:
         request.cost = replace(cost, batch=request.batch)
         if not queue_class.batch:
             self._active.note(queue_class.team, queue_class.weight)
-        state = self._teams.setdefault(queue_class.team, _Team())
+        state = self._teams.setdefault(queue_class.team, QueuedTeam())
         start_tag = max(self._virtual_time, state.paid_until)
         former = request.team
         if start_tag < request.start_tag and queue_class.team != former:
@@ -197,12 +201,19 @@ class FairQueue:
         """Whether teams share the engines; without keys all requests belong to one."""
         return len(self._teams) > 1 or ANYONE not in self._teams
 
+    @property
+    def _max_batches(self) -> int:
+        """Slots that batches may have now."""
+        if self._active.anybody:
+            return max(1, self.part.slots // BATCH_DIVISOR)
+        return max(1, self.part.slots - max(_RESERVED_FOR_PEOPLE, self.part.slots // RESERVED_DIVISOR))
+
     def _may_start(self, team: str, cost: TokenCost) -> bool:
         """Whether the team may take another slot now."""
         prefilling = self._prefilling_tokens
         if self._shared and prefilling and prefilling + cost.prompt_tokens > self._max_prefill_tokens:
             return False
-        if cost.batch and self._running_batches >= max(1, self.part.slots // BATCH_DIVISOR):
+        if cost.batch and self._running_batches >= self._max_batches:
             return False
         free, running = self.part.slots - self._running, self._teams[team].running
         everywhere = running + self.part.elsewhere.get(team, 0)
@@ -219,7 +230,7 @@ class FairQueue:
         here = self._teams[team].running + self._waiting.waiting(team) + 1
         return weight * max(self.part.min_weight, here / (here + elsewhere))
 
-    def _start(self, state: _Team, start_tag: float, virtual_cost: float, cost: TokenCost) -> None:
+    def _start(self, state: QueuedTeam, start_tag: float, virtual_cost: float, cost: TokenCost) -> None:
         state.paid_until = max(state.paid_until, start_tag + virtual_cost)
         state.running += 1
         state.running_batches += cost.batch

@@ -11,6 +11,16 @@ _GONE_BEFORE_CLEANING = 16
 """A team's line is cleaned when it holds this many requests that left, and more of them than waiting ones."""
 
 
+@dataclass(slots=True)
+class QueuedTeam:
+    """A team's requests at one model. paid_until: the virtual time at which its last request is paid for."""
+
+    weight: float = 1.0
+    paid_until: float = 0.0
+    running: int = 0
+    running_batches: int = 0
+
+
 @dataclass(slots=True, order=True)
 class WaitingRequest:
     """A waiting request. Ordered: people first, then by start tag, then by arrival."""
@@ -37,11 +47,12 @@ class _Line:
 
 
 class WaitingLine:
-    """All waiting requests. count: how many. tokens: their expected cost."""
+    """All waiting requests. count: how many. tokens, batch_tokens: their expected cost."""
 
     def __init__(self) -> None:
         self.count = 0
         self.tokens = 0
+        self.batch_tokens = 0
         self._lines: dict[str, _Line] = {}
         self._by_cost: dict[int, WaitingRequest] = {}
         """By the identity of their cost, which each request has to itself."""
@@ -78,6 +89,7 @@ class WaitingLine:
         line.batches += request.batch
         self.count += 1
         self.tokens += request.cost.tokens
+        self.batch_tokens += request.batch * request.cost.tokens
         self._by_cost[id(request.cost)] = request
 
     def remove(self, request: WaitingRequest) -> None:
@@ -88,6 +100,7 @@ class WaitingLine:
         line.batches -= request.batch
         self.count -= 1
         self.tokens -= request.cost.tokens
+        self.batch_tokens -= request.batch * request.cost.tokens
         del self._by_cost[id(request.cost)]
         if not line.waiting:
             del self._lines[request.team]
