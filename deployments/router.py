@@ -60,12 +60,12 @@ from deployments.observability.logs import configure_logging
 from deployments.observability.metrics import RouterMetrics
 from deployments.observability.tracing import Traces
 from deployments.pages.status import StatusPage
-from deployments.routing.capacity import RouterShare
+from deployments.routing.capacity import RouterShare, RouterShares
 from deployments.routing.dispatcher import Dispatcher
 from deployments.routing.embeddings import EmbeddingEndpoint
 from deployments.routing.encoders import Encoder
 from deployments.routing.fair_queue import FairQueue
-from deployments.routing.heartbeat import heartbeat
+from deployments.routing.heartbeat import Heartbeat, RouterReports
 from deployments.routing.prefix_index import PrefixIndex
 from deployments.routing.registry import registry
 from deployments.routing.scoring import Scorer, scorer_of
@@ -109,7 +109,7 @@ class Router:
         self._quotas = Quotas(self._teams, settings.router.replica_minimum, budgets=budgets)
 
         models = open_models(settings, Node.here().models_dir)
-        self._shares: list[RouterShare] = []
+        self._shares = RouterShares()
         generators: dict[str, ModelEndpoint] = {}
         embedders: dict[str, EmbeddingEndpoint] = {}
         scorers: dict[str, Scorer] = {}
@@ -174,7 +174,7 @@ class Router:
         queue = FairQueue(track_wait=waiting.track_inprogress, batches_scale=scale)
         share = RouterShare(queue, model.settings, self._settings.limits, self._settings.router.replica_minimum)
         replicas.subscribe(share.set_replicas)
-        self._shares.append(share)
+        self._shares.add(application, share)
         prompts = PromptRenderer(model, control_in_prompts=self._settings.router.control_tokens_in_prompt)
         return ModelEndpoint(model, model.fingerprint, prompts, dispatcher, queue)
 
@@ -235,8 +235,9 @@ class Router:
         self._batches.start(self._tasks)
         if folder := os.environ.get(liveness.FOLDER):
             self._tasks.supervise("show life", lambda: liveness.show_life(Path(folder)))
-        if self._settings.router.replica_limit > self._settings.router.replica_minimum:
-            self._tasks.supervise("router heartbeat", lambda: heartbeat(self._teams, self._set_routers))
+        if self._settings.router.replica_limit > 1:
+            heartbeat = Heartbeat(self._teams, self._shares.report, self._take_reports)
+            self._tasks.supervise("router heartbeat", heartbeat.run)
         yield
         # Shielded: whoever stops waiting, the last usage is still written before its store closes.
         await asyncio.shield(self._close())
@@ -260,7 +261,7 @@ class Router:
         if self._authenticator.has_label(team):
             self._metrics.show_use(team, limit, share)
 
-    def _set_routers(self, routers: int) -> None:
-        self._quotas.routers = routers
-        for share in self._shares:
-            share.set_routers(routers)
+    def _take_reports(self, reports: RouterReports | None) -> None:
+        self._shares.take(reports)
+        if reports is not None:
+            self._quotas.routers = reports.routers

@@ -22,6 +22,9 @@ KILLED_FROM_OUTSIDE = "from outside"
 """Reason of a `lost` stream whose engine did not crash: the engine was killed, or its replica or node disappeared.
 A request that breaks engines makes them crash or hang, so this reason clears the request of suspicion."""
 
+NO_PLACE = "no place"
+"""Reason of a `lost` stream that the replica refused because it already decodes as many requests as it can."""
+
 TYPICAL_COMPLETION_TOKENS = 256
 """Assumed length of a completion until measured ones are known."""
 
@@ -72,6 +75,7 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     generated_tokens: how many of the last prompt ids are the completion so far, which another engine generated; the
     limits, penalties and grammar of `sampling` count them. priority: 0 for people, 1 for batch work.
     prompt_logprobs: whether to report log probabilities of the prompt, with `sampling.top_logprobs` alternatives.
+    may_refuse: whether a replica may refuse it because all of its places are taken, as another's may be free.
     """
 
     prompt_ids: list[int]
@@ -88,6 +92,7 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     priority: int = 0
     prompt_logprobs: bool = False
     scales: bool = True
+    may_refuse: bool = False
 
     @property
     def max_new_tokens(self) -> int:
@@ -111,7 +116,7 @@ class TokenBatch(msgspec.Struct, frozen=True, array_like=True):
     cached_tokens: prompt tokens found in the prefix cache; set in the first message with tokens, else 0. Not for
     clients: it would tell one team what another has asked.
     own_cached_tokens: those of them that requests of the same namespace have had computed.
-    reason: the engine's message for `invalid`; KILLED_FROM_OUTSIDE or empty for `lost`.
+    reason: the engine's message for `invalid`; KILLED_FROM_OUTSIDE, NO_PLACE or empty for `lost`.
     logprobs: one for each token, if requested.
     prompt_logprobs: one for each token of the prompt but the first, if requested; all in the first message with tokens.
     replica: the replica that generates; set in the first message, else empty.
@@ -244,7 +249,7 @@ class ReplicaStats(msgspec.Struct, frozen=True):
     """What a replica reports to the routers. kv_tokens: capacity of its KV cache. pending: work by router id.
 
     evicted_before: as in EngineLoad. Cached blocks that were used later are still there. engine: for people; nothing is
-    decided by it.
+    decided by it. max_num_seqs: requests that it decodes at a time; 0 while unknown.
     """
 
     prefill_tokens_per_s: float = 0.0
@@ -252,6 +257,7 @@ class ReplicaStats(msgspec.Struct, frozen=True):
     pending: dict[str, PendingWork] = {}
     evicted_before: float = 0.0
     engine: EngineState = EngineState()
+    max_num_seqs: int = 0
 
 
 class EncoderInput(msgspec.Struct, frozen=True, array_like=True):

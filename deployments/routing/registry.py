@@ -99,6 +99,11 @@ class EngineReplicas:
             self._assign(request, pack(block_keys(request.prompt_ids)), replica)
         self._pending.pop(request.attempt_id, None)
 
+    def refused(self, attempt_id: int) -> None:
+        """The replica had no place for the attempt's request."""
+        if (replica := self._attempts.get(attempt_id)) is not None:
+            replica.refused(attempt_id)
+
     def probe_acked(self, name: str) -> None:
         """The replica has answered whether it takes a request."""
         if (replica := self.states.get(name)) is not None:
