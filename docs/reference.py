@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from cluster import scaling_metrics
 from cluster.cli import app
 from cluster.configuration import flatten, setting_descriptions
-from cluster.settings import OfficeHours, Settings
+from cluster.settings import OfficeHours, RouteRule, Settings
 from deployments.observability import metrics as service_metrics
 
 _DEFAULT_LANGUAGE = "en"
@@ -98,6 +98,8 @@ def settings() -> str:
         lines.append(_row(f"`{name}`", f"`{default}`" if default else "", _values(schema, name), text))
     lines += ["", "## Items of model.office_hours", "", *_head("field", "", "", "what it does")]
     lines += [_row(f"`{name}`", "", "", field.description or "") for name, field in OfficeHours.model_fields.items()]
+    lines += ["", "## Items of a model's route", "", *_head("field", "", "", "what it does")]
+    lines += [_row(f"`{name}`", "", "", field.description or "") for name, field in RouteRule.model_fields.items()]
     return "\n".join(lines) + "\n"
 
 

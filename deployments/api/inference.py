@@ -5,7 +5,7 @@ hit that is all; otherwise the handler that Serve runs finds the prepared reques
 """
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,13 +15,15 @@ from starlette.routing import Route
 
 from cluster.records.forget import user_tag
 from cluster.settings import Settings
-from deployments.api.access import RequestAccess, queue_class
+from deployments.api.access import AuthenticatedRequest, RequestAccess, queue_class
 from deployments.api.background import BackgroundResponses
 from deployments.api.browser_guard import BrowserGuard
 from deployments.api.fast_path import PREPARED_REQUEST
 from deployments.api.http import error_response, idempotency_key, request_timeout_s
+from deployments.api.middleware import REQUEST_STATE, RequestState
 from deployments.api.models import ModelDirectory
-from deployments.api.parser import RequestParser
+from deployments.api.parser import ParsedRequest, RequestParser
+from deployments.api.placement import Placement
 from deployments.api.protocol.responses_writer import ResponseWriter
 from deployments.api.response_keeper import ResponseKeeper
 from deployments.api.responses import (
@@ -39,6 +41,7 @@ from deployments.common.tasks import TaskSupervisor
 from deployments.common.types import GenerationResult
 from deployments.generation.broadcast import Subscriber
 from deployments.generation.context import RequestContext
+from deployments.generation.endpoint import ModelEndpoint
 from deployments.generation.large_texts import LargeTexts
 from deployments.generation.service import AnswerService
 from deployments.observability.tracing import current
@@ -54,14 +57,17 @@ _PARSED_FASTER = 8
 class PreparedRequest:
     """An authenticated and parsed request, whose answer is not stored. Nothing is charged for it yet.
 
-    contexts: one for each of its prompts. headers: of its response, whatever the answer is. keep: stores the response;
-    None: it is not stored. background: whether its client does not wait for it.
+    contexts: one for each of its prompts. headers: of its response, whatever the answer is. choices: the models that
+    may answer, the preferred one first. at: the same request for another of them. keep: stores the response; None: it
+    is not stored. background: whether its client does not wait for it.
     """
 
     contexts: tuple[RequestContext, ...]
     writer: AnswerWriter
     stream: bool
     headers: Mapping[str, str]
+    choices: tuple[ModelEndpoint, ...]
+    at: Callable[[ModelEndpoint], "PreparedRequest"]
     keep: ResponseKeeper | None = None
     background: bool = False
 
@@ -87,8 +93,10 @@ class InferenceApi:
         large_texts: LargeTexts,
         stored_responses: StoredResponses,
         feedback: FeedbackStore,
+        placement: Placement,
         tasks: TaskSupervisor,
     ) -> None:
+        self._placement = placement
         self._settings = settings
         self._feedback = feedback
         self._tasks = tasks
@@ -131,15 +139,33 @@ class InferenceApi:
             if isinstance(outcome, Response):
                 return outcome
             prepared = outcome
-        return await self._generate(http, prepared)
+        context, choices = prepared.contexts[0], prepared.choices
+        if len(choices) == 1 or (len(prepared.contexts) == 1 and self._answers.is_generating(context)):
+            self._placement.count(context)
+            return await self._generate(http, prepared)
+        endpoint = await self._placement.place(prepared.contexts, choices)
+        # An idempotency key may stand for an answer that another model gave, while the preferred one was busy.
+        for other in choices[1:] if context.idempotency_key else (endpoint,):
+            if other is not choices[0] and (stored := await self._stored(prepared.at(other))) is not None:
+                return stored
+        state: RequestState = http.scope[REQUEST_STATE]
+        state.model = endpoint.model.name
+        return await self._generate(http, prepared if endpoint is choices[0] else prepared.at(endpoint))
 
     async def _lookup(self, http: HttpRequest) -> Response | PreparedRequest:
         prepared = await self._prepare(http)
+        if (stored := await self._stored(prepared)) is None:
+            return prepared
+        self._placement.count(prepared.contexts[0])
+        return stored
+
+    async def _stored(self, prepared: PreparedRequest) -> Response | None:
+        """The response with the stored answer; None: there is none."""
         if len(prepared.contexts) > 1:
-            return prepared  # the answers to several prompts are not stored
+            return None  # the answers to several prompts are not stored
         [context] = prepared.contexts
         if (stored := await self._answers.lookup(context)) is None:
-            return prepared
+            return None
         grant = await self._quotas.admit(context.caller.team)
         self._access.release(grant)
         self._log_context(context)
@@ -150,21 +176,38 @@ class InferenceApi:
     async def _prepare(self, http: HttpRequest) -> PreparedRequest:
         """Authenticates, reads and parses a request, and charges nothing. Raises ApiError 400 to 404, 413, 415."""
         authenticated = self._access.authenticate(http)
-        state, caller, headers = authenticated.state, authenticated.caller, authenticated.headers
+        state, caller = authenticated.state, authenticated.caller
         body = await self._access.body(authenticated)
         if state.route == RESPONSES:
             body = await self._stored_responses.with_history(body, caller)
         work = partial(self._parser.parse, state.route, body, caller)
         parsed = await self._large_texts.run(queue_class(caller), len(body) // _PARSED_FASTER, work)
+        return self._with_contexts(authenticated, body, parsed)
+
+    def _with_contexts(
+        self, authenticated: AuthenticatedRequest, body: bytes, parsed: ParsedRequest
+    ) -> PreparedRequest:
+        """body: that of the request, with the conversation that it goes on from."""
+        state, caller, headers = authenticated.state, authenticated.caller, authenticated.headers
         endpoint, batch = parsed.endpoint, parsed.service_tier == "flex"
         state.model = endpoint.model.name
         control = CacheControl.from_headers(headers, self._settings.cache.max_ttl_s)
         deadline = state.started + request_timeout_s(headers, self._limits.request_timeout_s)
-        key, field = idempotency_key(headers), parsed.format_field
         user = user_tag(caller.owner, parsed.user) if parsed.user else ""
         contexts = tuple(
             RequestContext(
-                endpoint, generation, caller, control, state.started, deadline, self._no_grant, batch, key, field, user
+                endpoint,
+                generation,
+                caller,
+                control,
+                state.started,
+                deadline,
+                self._no_grant,
+                batch,
+                idempotency_key(headers),
+                parsed.format_field,
+                user,
+                parsed.routed,
             )
             for generation in parsed.generations
         )
@@ -173,7 +216,13 @@ class InferenceApi:
             writer.user = user
             keep = self._stored_responses.keeper_of(caller, writer, body)
             background = bool(writer.request.background)
-        return PreparedRequest(contexts, writer, bool(parsed.stream), parsed.headers, keep, background)
+
+        def at(other: ModelEndpoint) -> PreparedRequest:
+            return self._with_contexts(authenticated, body, parsed.at(other))
+
+        return PreparedRequest(
+            contexts, writer, bool(parsed.stream), parsed.headers, parsed.choices, at, keep, background
+        )
 
     async def _generate(self, http: HttpRequest, prepared: PreparedRequest) -> Response:
         """The response to a request whose answer is not stored: generated for it, or joined from another request."""

@@ -23,7 +23,8 @@ class RequestContext:
 
     started, deadline: on time.perf_counter's clock. batch: requests of people go first. idempotency_key: a request with
     the same key and the same question gets the same answer. format_field: the one that says what the answer must be.
-    user: the tag of the user whom the request names (cluster.records.forget); empty: none.
+    user: the tag of the user whom the request names (cluster.records.forget); empty: none. routed: the names of the
+    routed model that it asks for, whose rules have chosen the endpoint.
     """
 
     endpoint: ModelEndpoint
@@ -37,6 +38,7 @@ class RequestContext:
     idempotency_key: str = ""
     format_field: str = FORMAT_FIELD
     user: str = ""
+    routed: tuple[str, ...] = ()
 
     def name_field(self, error: BaseException) -> None:
         """Makes an error of what the answer must be name the request's own field."""

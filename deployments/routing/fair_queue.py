@@ -32,7 +32,7 @@ _MAX_TEAM_SHARE = 5 / 8
 """Share of the slots that one team may have while others ask too, unless its weight entitles it to more."""
 _BATCH_DIVISOR = 2
 """Batches take at most one slot in 2."""
-_MAX_WAIT_S = 60
+_LATEST_S = 60
 
 
 @dataclass(slots=True)
@@ -191,9 +191,9 @@ class FairQueue:
         full = self.queued >= self._max_queued and waiting + 1 >= self._teams[self._largest].waiting
         return self._overloaded() if full else None
 
-    def wait_s(self) -> int:
-        """Seconds until the requests that wait now will have been answered, at the present rate."""
-        return max(1, min(_MAX_WAIT_S, round(self._rate.seconds_for(self.queued_tokens))))
+    def wait_s(self) -> float:
+        """Seconds until the requests that wait now will have been answered, at the present rate; 0: it is unknown."""
+        return self._rate.seconds_for(self.queued_tokens)
 
     @property
     def _shared(self) -> bool:
@@ -279,7 +279,7 @@ class FairQueue:
         return max(self._teams, key=lambda name: self._teams[name].waiting)
 
     def _overloaded(self) -> ApiError:
-        return overloaded("Too many requests are waiting. Try again later.", self.wait_s())
+        return overloaded("Too many requests are waiting. Try again later.", round(min(_LATEST_S, self.wait_s())) or 1)
 
     def _live(self) -> Iterator[_Waiting]:
         return (request for request in self._heap if not request.granted.done())
