@@ -764,9 +764,8 @@ class Settings(BaseSettings):
     def _models_lead_to_served_ones(
         cls, models: tuple[ModelSettings, ...], info: ValidationInfo
     ) -> tuple[ModelSettings, ...]:
-        served, routed = [], []
-        for model in models:
-            (routed if model.route else served).append(model)
+        served = [model for model in models if not model.route]
+        routed = [model for model in models if model.route]
         if (single := info.data.get("model")) is not None:  # else it is what is wrong
             if single.route:
                 raise ValueError("a model with a route is an entry of `models`, beside those that it leads to")

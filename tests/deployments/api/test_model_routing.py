@@ -25,7 +25,7 @@ from tests.deployments.routers import Engines, RunningRouter, running_router
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 SHORT, LONG = "1 + 1?", "Explain in detail: " + "why? " * 20
-ROUTE = [{"to": "small", "max_chars": 40, "max_turns": 1, "tools": False}, {"to": "large"}]
+ROUTE: list[dict[str, Any]] = [{"to": "small", "max_chars": 40, "max_turns": 1, "tools": False}, {"to": "large"}]
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +93,13 @@ class Bot:
 
 def _body(path: str, text: str) -> dict[str, Any]:
     messages = [{"role": "user", "content": text}]
-    return {
+    bodies: dict[str, dict[str, Any]] = {
         CHAT: {"messages": messages},
         COMPLETIONS: {"prompt": text, "max_tokens": 5},
         RESPONSES: {"input": text},
         MESSAGES: {"messages": messages, "max_tokens": 50},
-    }[path]
+    }
+    return bodies[path]
 
 
 def _named(answer: httpx.Response) -> str:
@@ -127,7 +128,7 @@ def run(
     def renamed(fields: dict[str, Any]) -> dict[str, Any]:
         return fields | {field: names[fields[field]] for field in ("to", "fallback") if field in fields}
 
-    bears = {"max_num_seqs": 1, "target_wait_s": 0.001}
+    bears: dict[str, Any] = {"max_num_seqs": 1, "target_wait_s": 0.001}
     models = [
         {"name": names["small"], **bears, **renamed(small or {})},
         {"name": names["large"], **bears, **renamed(large or {})},
@@ -185,7 +186,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 def test_rules_see_what_a_request_is(server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     system = [{"role": "system", "content": LONG}, {"role": "user", "content": SHORT}]
-    json_format = {"response_format": {"type": "json_object"}}
+    json_format: dict[str, Any] = {"response_format": {"type": "json_object"}}
     thinking_message = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 2000}
     asked: list[tuple[list[dict[str, Any]], str, dict[str, Any], str]] = [
         (ROUTE, CHAT, {}, "small"),
@@ -351,7 +352,7 @@ def test_a_prompt_goes_to_a_model_whose_context_holds_it(
         refused = await bot.ask("word " * 3000)
         assert refused.status_code == 400 and refused.json()["error"]["code"] == "context_length_exceeded"
 
-    route = [{"to": "small", "max_turns": 5}, {"to": "large"}]
+    route: list[dict[str, Any]] = [{"to": "small", "max_turns": 5}, {"to": "large"}]
     run(server, monkeypatch, tmp_path, work, route=route, small={"context_tokens": 64})
 
 

@@ -15,7 +15,7 @@ def request(*texts: str, **fields: object) -> GenerationRequest:
 
 
 def holds(asked: GenerationRequest, *, asks_thinking: bool = False, **conditions: object) -> bool:
-    return matches(RouteRule(to="x", **conditions), traits_of(asked, asks_thinking=asks_thinking))  # type: ignore[arg-type]
+    return matches(RouteRule(to="x", **conditions), traits_of(asked, asks_thinking=asks_thinking))
 
 
 def test_lengths_are_inclusive_and_leave_out_system_messages() -> None:
