@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 if TYPE_CHECKING:
-    from deployments.api.inference import PreparedRequest
+    from deployments.api.prepared import PreparedRequest
 
 PREPARED_REQUEST = "dray.prepared"
 """Key of the PreparedRequest in the ASGI scope of a request that continues to Serve."""

@@ -5,9 +5,10 @@ hit that is all; otherwise the handler that Serve runs finds the prepared reques
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
+from typing import cast
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -24,23 +25,22 @@ from deployments.api.middleware import REQUEST_STATE, RequestState
 from deployments.api.models import ModelDirectory
 from deployments.api.parser import ParsedRequest, RequestParser
 from deployments.api.placement import Placement
+from deployments.api.prepared import PreparedRequest
 from deployments.api.protocol.responses_writer import ResponseWriter
-from deployments.api.response_keeper import ResponseKeeper
 from deployments.api.responses import (
     AnswerWriter,
     StreamTimeouts,
     complete_response,
-    replay,
-    replay_and_keep,
     stream_response,
 )
 from deployments.api.stored_responses import RESPONSES, StoredResponses
 from deployments.cache.answers import CacheControl
 from deployments.cache.feedback import FeedbackStore, Given, cached_id
+from deployments.cache.questions import last_text
 from deployments.common.tasks import TaskSupervisor
 from deployments.common.types import GenerationResult
-from deployments.generation.broadcast import Subscriber
-from deployments.generation.context import RequestContext
+from deployments.generation.broadcast import Subscriber, to_api_error
+from deployments.generation.context import RequestContext, Result
 from deployments.generation.endpoint import ModelEndpoint
 from deployments.generation.large_texts import LargeTexts
 from deployments.generation.service import AnswerService
@@ -51,32 +51,6 @@ log = logging.getLogger("dray.router")
 
 _PARSED_FASTER = 8
 """So much less time than tokenizing a text takes parsing it: only still larger bodies are parsed in a thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedRequest:
-    """An authenticated and parsed request, whose answer is not stored. Nothing is charged for it yet.
-
-    contexts: one for each of its prompts. headers: of its response, whatever the answer is. choices: the models that
-    may answer, the preferred one first. at: the same request for another of them. keep: stores the response; None: it
-    is not stored. background: whether its client does not wait for it.
-    """
-
-    contexts: tuple[RequestContext, ...]
-    writer: AnswerWriter
-    stream: bool
-    headers: Mapping[str, str]
-    choices: tuple[ModelEndpoint, ...]
-    at: Callable[[ModelEndpoint], "PreparedRequest"]
-    keep: ResponseKeeper | None = None
-    background: bool = False
-
-    async def replay(self, stored: GenerationResult, headers: dict[str, str]) -> Response:
-        """The response with this answer."""
-        headers = {**headers, **self.headers}
-        if self.keep is not None:
-            return await replay_and_keep(stored, self.writer, self.stream, headers, self.keep)
-        return replay(stored, self.writer, self.stream, headers)
 
 
 class InferenceApi:
@@ -166,10 +140,11 @@ class InferenceApi:
         [context] = prepared.contexts
         if (stored := await self._answers.lookup(context)) is None:
             return None
-        grant = await self._quotas.admit(context.caller.team)
+        grant = await self._quotas.admit(context.caller.team, context.endpoint.model.name)
         self._access.release(grant)
         self._log_context(context)
         hit = self._answers.hit(context, stored)
+        self._note(context, hit.result, stored.result)
         current.get().note({"dray.cache.result": hit.result})
         return await self._replay(prepared, stored.key, stored.result, {**hit.headers, **grant.headers})
 
@@ -194,10 +169,11 @@ class InferenceApi:
         control = CacheControl.from_headers(headers, self._settings.cache.max_ttl_s)
         deadline = state.started + request_timeout_s(headers, self._limits.request_timeout_s)
         user = user_tag(caller.owner, parsed.user) if parsed.user else ""
+        state.progress.stream = bool(parsed.stream)
         contexts = tuple(
             RequestContext(
                 endpoint,
-                generation,
+                asked,
                 caller,
                 control,
                 state.started,
@@ -208,8 +184,9 @@ class InferenceApi:
                 parsed.format_field,
                 user,
                 parsed.routed,
+                state.progress,
             )
-            for generation in parsed.generations
+            for asked in parsed.generations
         )
         writer, keep, background = parsed.writer, None, False
         if isinstance(writer, ResponseWriter):
@@ -226,7 +203,8 @@ class InferenceApi:
 
     async def _generate(self, http: HttpRequest, prepared: PreparedRequest) -> Response:
         """The response to a request whose answer is not stored: generated for it, or joined from another request."""
-        grant = await self._quotas.admit(prepared.contexts[0].caller.team)
+        first = prepared.contexts[0]
+        grant = await self._quotas.admit(first.caller.team, first.endpoint.model.name)
         key: str | None = None
         try:
             contexts = [replace(context, grant=grant) for context in prepared.contexts]
@@ -234,12 +212,14 @@ class InferenceApi:
                 self._log_context(context)
             if len(contexts) > 1:
                 subscriber, headers = await self._answers.answer_many(contexts), {"X-Dray-Cache": "bypass"}
+                first.progress.cache = "bypass"
             else:
                 found = await self._answers.answer(contexts[0])
                 current.get().note({"dray.cache.result": found.result})
-                headers = found.headers
+                headers, first.progress.cache = found.headers, found.result
                 if found.stored is not None:
                     self._access.release(grant)
+                    self._note(first, found.result, found.stored)
                     return await self._replay(prepared, found.key, found.stored, {**headers, **grant.headers})
                 assert found.subscriber is not None
                 subscriber = found.subscriber
@@ -278,6 +258,16 @@ class InferenceApi:
     def _end(self, prepared: PreparedRequest, subscriber: Subscriber, grant: QuotaGrant, key: str | None) -> None:
         """Ends a request whose answer was generated. key: of the answer in the cache; None: of several prompts."""
         self._access.release(grant)
+        first = prepared.contexts[0]
+        progress = first.progress
+        if subscriber.first_at:
+            progress.first_token_s = round(subscriber.first_at - first.started, 4)
+        if subscriber.failure is not None:
+            progress.code = to_api_error(subscriber.failure).body.error.code or ""
+        if subscriber.result is None:
+            progress.count(subscriber.usage)
+        else:
+            self._note(first, cast(Result, progress.cache), subscriber.result)
         if (result := subscriber.result) is not None and key is not None:
             if key:
                 self._feedback.asked(key)
@@ -288,3 +278,12 @@ class InferenceApi:
             request = context.request
             prompt = [message.content for message in request.messages] or request.prompt
             self._access.log_prompt(context.endpoint.model, context.caller, prompt)
+
+    def _note(self, context: RequestContext, cache: Result, result: GenerationResult) -> None:
+        """Notes for administrators how the request got its answer. Without texts if it names its user: so there is
+        nothing more to forget of users."""
+        progress = context.progress
+        progress.cache = cache
+        progress.count(result.usage)
+        if self._settings.admin.request_texts_s and not context.user:
+            progress.keep_texts(last_text(context.request), result.choices[0].text)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.api.fast_path import PREPARED_REQUEST, CacheFastPath
-from deployments.api.inference import PreparedRequest
+from deployments.api.prepared import PreparedRequest
 
 PATH = "/v1/chat/completions"
 BODY = [b'{"model": ', b'"dray-demo"', b"}"]
