@@ -21,12 +21,12 @@ from deployments.api.background import BackgroundResponses
 from deployments.api.browser_guard import BrowserGuard
 from deployments.api.fast_path import PREPARED_REQUEST
 from deployments.api.http import error_response, idempotency_key, request_timeout_s
-from deployments.api.middleware import REQUEST_STATE, RequestState
 from deployments.api.models import ModelDirectory
 from deployments.api.parser import ParsedRequest, RequestParser
 from deployments.api.placement import Placement
 from deployments.api.prepared import PreparedRequest
 from deployments.api.protocol.responses_writer import ResponseWriter
+from deployments.api.request_state import REQUEST_STATE, RequestState
 from deployments.api.responses import (
     AnswerWriter,
     StreamTimeouts,
