@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from tests.conftest import MODEL, Dray, wait_for
 from tests.service.test_cache import ask, new_question
@@ -59,6 +60,7 @@ def test_a_router_that_was_killed_gives_what_was_imported_with_its_first_answer(
     assert wait_for(first_answer, 60).headers["x-dray-cache"] == "curated"
 
 
+@pytest.mark.slow
 def test_curated_answers_survive_their_redis_and_votes_meanwhile_are_refused(
     dray: Dray, http: httpx.Client, tmp_path: Path
 ) -> None:
