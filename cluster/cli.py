@@ -10,6 +10,7 @@ from cluster.commands import (
     activity,
     answers,
     auditing,
+    batch,
     bench,
     cache,
     chat,
@@ -84,6 +85,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(plan.app, name="plan")
 app.add_typer(kubernetes.app, name="k8s")
 app.add_typer(cache.app, name="cache")
+app.add_typer(batch.app, name="batch")
 app.add_typer(answers.app, name="answers")
 app.add_typer(auditing.app, name="audit")
 app.add_typer(feedback.app, name="feedback")

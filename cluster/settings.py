@@ -555,6 +555,43 @@ class ResponseSettings(Group):
     )
 
 
+class BatchSettings(Group):
+    """Files and batches: `/v1/files` and `/v1/batches`."""
+
+    url: str = Field(
+        "",
+        pattern=r"^((s3|gs|oss)://[a-z0-9].*)?$",
+        description="Folder in object storage for files and answers, such as `s3://bucket/batches` (extra `buckets`). "
+        "Empty: `data_dir`, which only one machine's routers can read; with several machines there are no files then.",
+    )
+    file_bytes: Positive = Field(100_000_000, description="Maximum size of an uploaded file, in bytes.")
+    file_lines: Positive = Field(50_000, description="Maximum number of lines of an uploaded file.")
+    files_per_team: Positive = Field(500, description="Maximum number of a team's files.")
+    bytes_per_team: Positive = Field(
+        2_000_000_000, description="Size of all of a team's files, in bytes, from which on uploads are refused."
+    )
+    batches_per_team: Positive = Field(
+        100,
+        description="Maximum number of a team's batches; the oldest that have ended are removed first, and while none "
+        "has ended, further ones get 429.",
+    )
+    file_ttl_s: Positive = Field(
+        2_592_000, description="Lifetime of files, and of batches after their end, in seconds, unless a request says."
+    )
+    max_window_s: Positive = Field(
+        604_800, description="Maximum `completion_window` of a batch, in seconds. Clients of OpenAI ask for `24h`."
+    )
+    upload_timeout_s: Seconds = Field(300, description="Maximum time for an uploaded file to arrive, in seconds.")
+    lines_at_a_time: Positive = Field(
+        128, description="Lines of batches that a router has in progress at a time; those of people go first anyway."
+    )
+    autoscale: bool = Field(
+        False,
+        description="Whether batch work (batches, `dray warm`, `service_tier: flex`) counts when replicas are added. "
+        "false: it uses only replicas that people need.",
+    )
+
+
 class TeamSettings(Group):
     """Teams with their keys, quotas and usage."""
 
@@ -756,6 +793,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     cache: CacheSettings = CacheSettings()
     responses: ResponseSettings = ResponseSettings()
+    batches: BatchSettings = BatchSettings()
     teams: TeamSettings = TeamSettings()
     prices: PriceSettings = PriceSettings()
     admin: AdminSettings = AdminSettings()

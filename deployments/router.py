@@ -40,6 +40,7 @@ from deployments.api.models import ModelDirectory
 from deployments.api.placement import Placement
 from deployments.api.stored_responses import StoredResponses
 from deployments.api.tokens import TokensApi
+from deployments.batches.service import Batches
 from deployments.cache.answers import AnswerCache
 from deployments.cache.curated import CuratedAnswers
 from deployments.cache.feedback import FeedbackStore
@@ -156,6 +157,8 @@ class Router:
         self._usage_admin = UsageAdminApi(admin, self._usage, self._prices)
         self._feedback_admin = FeedbackAdminApi(admin, cache.namespace, cache_url)
         self._curated_api = CuratedApi(admin, cache.namespace, cache_url)
+        data_dir = Node.here().data_dir
+        self._batches = Batches(settings, self._teams, self._authenticator, admin, self._metrics, data_dir)
         self._status_page = StatusPage(models, chat=has_page(settings))
 
     def _store(self, name: str, url: str, timeout_s: float) -> RedisStore:
@@ -166,7 +169,8 @@ class Router:
         prefix_index = PrefixIndex(self._answers, application) if self._answers else None
         replicas = registry().replicas_of(application)
         dispatcher = Dispatcher(DeploymentHandle(ENGINE, application), replicas, count_resumed, prefix_index)
-        queue = FairQueue(track_wait=self._metrics.waiting.labels(model.name).track_inprogress)
+        waiting, scale = self._metrics.waiting.labels(model.name), self._settings.batches.autoscale
+        queue = FairQueue(track_wait=waiting.track_inprogress, batches_scale=scale)
         share = RouterShare(queue, model.settings, self._settings.limits, self._settings.router.replica_minimum)
         replicas.subscribe(share.set_replicas)
         self._shares.append(share)
@@ -187,6 +191,7 @@ class Router:
                 *self._tokens.routes(),
                 *self._responses.routes(),
                 *self._encoding.routes(),
+                *self._batches.routes(),
                 Route("/v1/usage", self._admin.usage),
                 *self._admin.routes(),
                 *self._usage_admin.routes(),
@@ -205,6 +210,7 @@ class Router:
             lifespan=self._lifespan,
             exception_handlers=ERROR_RESPONSES,
         )
+        self._batches.use(app)
         CacheFastPath.cors_origins = self._settings.cors.origins
         if self._answers:
             CacheFastPath.api, CacheFastPath.recorder = self._inference, self._recorder
@@ -218,6 +224,7 @@ class Router:
         self._tasks.supervise("flush usage", self._usage.flush_forever)
         self._tasks.supervise("publish activity", self._activity.publish_forever)
         self._tasks.supervise("renew quota leases", self._quotas.renew_forever)
+        self._batches.start(self._tasks)
         if folder := os.environ.get(liveness.FOLDER):
             self._tasks.supervise("show life", lambda: liveness.show_life(Path(folder)))
         if self._settings.router.replica_limit > self._settings.router.replica_minimum:
@@ -227,6 +234,7 @@ class Router:
         await asyncio.shield(self._close())
 
     async def _close(self) -> None:
+        await self._batches.close()
         await self._inference.background.close()
         await self._tasks.close()
         self._large_texts.close()

@@ -26,6 +26,7 @@ CLUSTER = {
     "tables": "",
     "logs": "",
     "client": "sse",
+    "batch_client": "client sse",
     "redis_client": "",
     "scaling_metrics": "",
     "records": "",
@@ -40,6 +41,8 @@ CLUSTER = {
     "models": "child extras ports settings units",
     "serve_config": "configuration models redis_client settings",
     "measuring": "cores",
+    # The library's own client of a bucket, as models are read.
+    "objects": "models private_files settings",
     "tuning": "child cores measuring memory models private_files settings tables units",
     "launch": (
         "child configuration cores liveness memory models node private_files records redis_client redis_server "
@@ -52,8 +55,8 @@ CLUSTER = {
     "bench": "charts sse tables",
     "plan": "autoscaling bench charts cores measuring models settings tables units",
     "commands": (
-        "audit bench charts client configuration cores doctor extras kubernetes launch logs memory models plan "
-        "private_files records redis_client reports scaling_metrics serve_config settings tables tuning units warm"
+        "audit batch_client bench charts client configuration cores doctor extras kubernetes launch logs memory models "
+        "plan private_files records redis_client reports scaling_metrics serve_config settings tables tuning units warm"
     ),
     "cli": "child commands private_files",
 }
@@ -71,6 +74,8 @@ DEPLOYMENTS = {
         "cache common generation observability routing tenancy",
         "audit models records redis_client reports serve_config settings units",
     ),
+    # A line of a batch is asked by way of the application's routes.
+    "batches": ("api common observability tenancy", "objects records settings"),
     # Their routes answer JSON and refuse as the API does.
     "pages": ("api common observability tenancy", "cores launch liveness models serve_config sse"),
     "engine": (
@@ -80,7 +85,7 @@ DEPLOYMENTS = {
     "tuning": ("common engine generation", "models settings tuning"),
     "checking": ("common engine generation", "models settings"),
     "router": (
-        "api cache common generation observability pages routing tenancy",
+        "api batches cache common generation observability pages routing tenancy",
         "audit liveness models node reports scaling_history serve_config",
     ),
     "app": ("engine router", "serve_config"),
@@ -94,7 +99,7 @@ RESTRICTED = {
     # Routers check grammars, engines follow them.
     "llguidance": "deployments.common deployments.engine",
     # The extra `buckets`.
-    "obstore": "cluster.models",
+    "obstore": "cluster.models cluster.objects",
     # Export is the extra `export`; optimum and nncf run as commands of its virtual environment.
     "torch": "cluster.models",
     "optimum": "",

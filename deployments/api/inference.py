@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from cluster.records.forget import user_tag
 from cluster.settings import Settings
-from deployments.api.access import AuthenticatedRequest, RequestAccess, queue_class
+from deployments.api.access import AuthenticatedRequest, RequestAccess
 from deployments.api.background import BackgroundResponses
 from deployments.api.browser_guard import BrowserGuard
 from deployments.api.fast_path import PREPARED_REQUEST
@@ -140,7 +140,8 @@ class InferenceApi:
         [context] = prepared.contexts
         if (stored := await self._answers.lookup(context)) is None:
             return None
-        grant = await self._quotas.admit(context.caller.team, context.endpoint.model.name)
+        caller = context.caller
+        grant = await self._quotas.admit(caller.team, context.endpoint.model.name, in_batch=caller.in_batch)
         self._access.release(grant)
         self._log_context(context)
         hit = self._answers.hit(context, stored)
@@ -155,8 +156,8 @@ class InferenceApi:
         body = await self._access.body(authenticated)
         if state.route == RESPONSES:
             body = await self._stored_responses.with_history(body, caller)
-        work = partial(self._parser.parse, state.route, body, caller)
-        parsed = await self._large_texts.run(queue_class(caller), len(body) // _PARSED_FASTER, work)
+        parse = partial(self._parser.parse, state.route, body, caller)
+        parsed = await self._large_texts.run(authenticated.queue_class, len(body) // _PARSED_FASTER, parse)
         return self._with_contexts(authenticated, body, parsed)
 
     def _with_contexts(
@@ -164,10 +165,12 @@ class InferenceApi:
     ) -> PreparedRequest:
         """body: that of the request, with the conversation that it goes on from."""
         state, caller, headers = authenticated.state, authenticated.caller, authenticated.headers
-        endpoint, batch = parsed.endpoint, parsed.service_tier == "flex"
+        endpoint, work = parsed.endpoint, authenticated.work
+        batch = work is not None or parsed.service_tier == "flex"
         state.model = endpoint.model.name
         control = CacheControl.from_headers(headers, self._settings.cache.max_ttl_s)
-        deadline = state.started + request_timeout_s(headers, self._limits.request_timeout_s)
+        # A line of a batch waits for people, for hours if need be.
+        deadline = work.deadline if work else state.started + request_timeout_s(headers, self._limits.request_timeout_s)
         user = user_tag(caller.owner, parsed.user) if parsed.user else ""
         state.progress.stream = bool(parsed.stream)
         contexts = tuple(
@@ -204,7 +207,8 @@ class InferenceApi:
     async def _generate(self, http: HttpRequest, prepared: PreparedRequest) -> Response:
         """The response to a request whose answer is not stored: generated for it, or joined from another request."""
         first = prepared.contexts[0]
-        grant = await self._quotas.admit(first.caller.team, first.endpoint.model.name)
+        team, model = first.caller.team, first.endpoint.model.name
+        grant = await self._quotas.admit(team, model, in_batch=first.caller.in_batch)
         key: str | None = None
         try:
             contexts = [replace(context, grant=grant) for context in prepared.contexts]

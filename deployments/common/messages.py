@@ -62,7 +62,8 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
 class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     """A prompt as token ids, and how to continue it.
 
-    router: id of the sending router. queued_tokens: tokens of the requests that wait in that router's queue.
+    router: id of the sending router. queued_tokens: tokens of the requests that wait in that router's queue, as far as
+    replicas are added for them; scales: whether they are for this request.
     avoid_replicas: replicas that failed on this request; used only if there is no other.
     traceparent: parent of the engine's spans, in W3C Trace Context format; empty turns tracing off.
     attempt_id: the router's id for this attempt; 0 for none.
@@ -86,6 +87,7 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     generated_tokens: int = 0
     priority: int = 0
     prompt_logprobs: bool = False
+    scales: bool = True
 
     @property
     def max_new_tokens(self) -> int:

@@ -140,6 +140,13 @@ class EngineProcess:
         return pending
 
     @property
+    def scaling_tokens(self) -> int:
+        """Tokens still to compute for which replicas are added. Other work only keeps one replica awake."""
+        counted = (stream for stream in self._streams.values() if stream.request.scales)
+        tokens = sum(sum(stream.pending_tokens(self._typical_length)) for stream in counted)
+        return tokens or min(1, self.active)
+
+    @property
     def patience_s(self) -> float:
         """Seconds of silence after which the engine counts as hung: many times what its step should take."""
         rate = self.load.prefill_tokens_per_s

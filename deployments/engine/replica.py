@@ -121,8 +121,7 @@ class EngineReplica:
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Input of the autoscaling policy (cluster.autoscaling)."""
         engine = self._engine
-        pending = engine.pending.values() if engine else ()
-        stats = {TOKENS: float(sum(work.prompt_tokens + work.completion_tokens for work in pending)), PACE: self._pace}
+        stats = {TOKENS: float(engine.scaling_tokens if engine else 0), PACE: self._pace}
         for router, (tokens, at) in (engine.queues_since(time.time() - QUEUE_REPORT_TTL_S) if engine else {}).items():
             stats |= {f"{QUEUED}{router}": float(tokens), f"{REPORTED_AT}{router}": at}
         return stats

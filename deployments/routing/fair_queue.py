@@ -8,7 +8,7 @@ first. So a team that floods waits behind itself. Three rules go beyond the pape
   each further stream delays everybody's next token, and speeds the engine up little.
 - The engines get no more prompts than a step takes. A further prompt waits here, where others can overtake it, and not
   behind a hundred in an engine.
-- Batches take at most half of the slots.
+- Batches take at most half of the slots while people ask, and leave a few free for the next one who does.
 """
 
 import asyncio
@@ -17,12 +17,13 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from deployments.common.errors import ApiError, overloaded
 from deployments.routing.active_teams import ActiveTeams
 from deployments.routing.queue_class import QueueClass, TokenCost
 from deployments.routing.token_rate import TokenRate
+from deployments.routing.waiting import QueuedTeam, WaitingRequest
 
 ANYONE = ""
 """The team of requests without a key."""
@@ -31,31 +32,10 @@ _RESERVED_DIVISOR = 8
 _MAX_TEAM_SHARE = 5 / 8
 """Share of the slots that one team may have while others ask too, unless its weight entitles it to more."""
 _BATCH_DIVISOR = 2
-"""Batches take at most one slot in 2."""
+"""Batches take at most one slot in 2 while people ask."""
+_RESERVED_FOR_PEOPLE = 2
+"""At least as many slots batches leave free when nobody has asked lately."""
 _LATEST_S = 60
-
-
-@dataclass(slots=True)
-class _Team:
-    """A team's requests at one model. paid_until: the virtual time at which its last request is paid for."""
-
-    paid_until: float = 0.0
-    running: int = 0
-    waiting: int = 0
-
-
-@dataclass(slots=True, order=True)
-class _Waiting:
-    """A waiting request. Ordered: people first, then by start tag, then by arrival."""
-
-    batch: bool
-    start_tag: float
-    number: int
-    team: str = field(compare=False)
-    weight: float = field(compare=False)
-    virtual_cost: float = field(compare=False)
-    cost: TokenCost = field(compare=False)
-    granted: asyncio.Future[None] = field(compare=False)
 
 
 class Slot:
@@ -89,14 +69,18 @@ class FairQueue:
         max_prefill_tokens: int = 1,
         track_wait: Callable[[], AbstractContextManager[object]] = nullcontext,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        batches_scale: bool = False,
     ) -> None:
-        """slots, max_queued, max_prefill_tokens: as `resize` takes them. track_wait: entered while a request waits."""
+        """slots, max_queued, max_prefill_tokens: as `resize` takes them. track_wait: entered while one of people waits.
+        batches_scale: whether replicas are added for batches."""
         self._slots, self._max_queued, self._max_prefill_tokens = slots, max_queued, max_prefill_tokens
         self._track_wait = track_wait
-        self._teams: dict[str, _Team] = {}
+        self._batches_scale = batches_scale
+        self._teams: dict[str, QueuedTeam] = {}
         """Teams with a request here, or charged beyond the present virtual time."""
         self._active = ActiveTeams(clock)
-        self._heap: list[_Waiting] = []
+        self._heap: list[WaitingRequest] = []
         """Waiting requests. Those cancelled or refused stay until they come up."""
         self._arrivals = itertools.count()
         self._virtual_time = 0.0
@@ -123,13 +107,22 @@ class FairQueue:
         return sum(request.cost.tokens for request in self._live())
 
     @property
+    def scaling_tokens(self) -> int:
+        """The expected cost of the waiting requests for which replicas are added."""
+        return sum(request.cost.tokens for request in self._live() if self.scales(batch=request.batch))
+
+    def scales(self, *, batch: bool) -> bool:
+        """Whether replicas are added for a request of people, or of a batch."""
+        return self._batches_scale or not batch
+
+    @property
     def running(self) -> int:
         """Slots in use."""
         return self._running
 
     async def acquire(self, team: str, weight: float, cost: TokenCost) -> Slot:
         """Waits for a slot. Raises ApiError 503 when too many requests wait."""
-        state = self._teams.setdefault(team, _Team())
+        state = self._teams.setdefault(team, QueuedTeam())
         if not cost.batch:
             self._active.note(team, weight)
         start_tag, virtual_cost = max(self._virtual_time, state.paid_until), cost.tokens / weight
@@ -141,11 +134,11 @@ class FairQueue:
         state.waiting += 1
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         number = next(self._arrivals)
-        request = _Waiting(cost.batch, start_tag, number, team, weight, virtual_cost, cost, granted)
+        request = WaitingRequest(cost.batch, start_tag, number, team, weight, virtual_cost, cost, granted)
         heapq.heappush(self._heap, request)
         self._grant()
         try:
-            with self._track_wait():
+            with nullcontext() if cost.batch else self._track_wait():
                 await granted
         except asyncio.CancelledError:
             if granted.cancelled():
@@ -169,7 +162,7 @@ class FairQueue:
         request.cost = replace(cost, batch=request.batch)
         if not queue_class.batch:
             self._active.note(queue_class.team, queue_class.weight)
-        state = self._teams.setdefault(queue_class.team, _Team())
+        state = self._teams.setdefault(queue_class.team, QueuedTeam())
         start_tag = max(self._virtual_time, state.paid_until)
         if start_tag < request.start_tag and queue_class.team != request.team:
             former = self._teams[request.team]
@@ -200,12 +193,19 @@ class FairQueue:
         """Whether teams share the engines; without keys all requests belong to one."""
         return len(self._teams) > 1 or ANYONE not in self._teams
 
+    @property
+    def _max_batches(self) -> int:
+        """Slots that batches may have now."""
+        if self._active.anybody:
+            return max(1, self._slots // _BATCH_DIVISOR)
+        return max(1, self._slots - max(_RESERVED_FOR_PEOPLE, self._slots // _RESERVED_DIVISOR))
+
     def _may_start(self, team: str, cost: TokenCost) -> bool:
         """Whether the team may take another slot now."""
         prefilling = self._prefilling_tokens
         if self._shared and prefilling and prefilling + cost.prompt_tokens > self._max_prefill_tokens:
             return False
-        if cost.batch and self._running_batches >= max(1, self._slots // _BATCH_DIVISOR):
+        if cost.batch and self._running_batches >= self._max_batches:
             return False
         free, running = self._slots - self._running, self._teams[team].running
         if not (running and self._shared):
@@ -214,7 +214,7 @@ class FairQueue:
             return False
         return running < self._slots * max(_MAX_TEAM_SHARE, self._active.share_of(team))
 
-    def _start(self, state: _Team, start_tag: float, virtual_cost: float, cost: TokenCost) -> None:
+    def _start(self, state: QueuedTeam, start_tag: float, virtual_cost: float, cost: TokenCost) -> None:
         state.paid_until = max(state.paid_until, start_tag + virtual_cost)
         state.running += 1
         self._running += 1
@@ -281,10 +281,10 @@ class FairQueue:
     def _overloaded(self) -> ApiError:
         return overloaded("Too many requests are waiting. Try again later.", round(min(_LATEST_S, self.wait_s())) or 1)
 
-    def _live(self) -> Iterator[_Waiting]:
+    def _live(self) -> Iterator[WaitingRequest]:
         return (request for request in self._heap if not request.granted.done())
 
-    def _forget(self, request: _Waiting) -> None:
+    def _forget(self, request: WaitingRequest) -> None:
         """Takes a request out of the queue; its team is not charged for it."""
         state = self._teams[request.team]
         state.waiting -= 1

@@ -23,6 +23,8 @@ log = logging.getLogger("dray.teams")
 _REFRESH_S = 0.5
 _MAX_READS = 5
 _SHARED_NAMESPACE = "shared"
+TEAM = "team."
+"""Beginning of the owner that a team is."""
 _MAX_LABELS = 20
 OTHER = "other"
 """The metrics label of all teams that have no series of their own."""
@@ -39,6 +41,8 @@ class Caller:
     """The team's label in metrics."""
     key_id: str = ""
     """Of the key that was presented; empty where none is needed."""
+    in_batch: bool = False
+    """Whether a batch of the team asks, and not a program that waits."""
 
     @property
     def name(self) -> str:
@@ -48,12 +52,16 @@ class Caller:
     @property
     def owner(self) -> str:
         """Whose what it stores is: the team's own, even if it shares answers."""
-        return f"team.{self.team.name}" if self.team else self.namespace
+        return f"{TEAM}{self.team.name}" if self.team else self.namespace
 
     @property
     def weight(self) -> float:
         """The team's share under load."""
         return self.team.weight if self.team else 1.0
+
+    def existed(self, at: int) -> bool:
+        """Whether this very team existed at a time, in whole Unix seconds: an earlier one may have had its name."""
+        return self.team is None or int(self.team.created) <= at
 
     def may_use(self, names: tuple[str, ...]) -> bool:
         """Whether the team may use the model that has these names."""
@@ -141,9 +149,25 @@ class Authenticator:
             raise _unauthorized(str(error)) from None
         if team is None:
             return Caller(None, self._keyless.namespace, admin=True, key_id=key.id)
+        return self._caller(team, key.id)
+
+    def caller_of(self, owner: str, created: int) -> Caller | None:
+        """Whose something is that an owner, as `Caller.owner` names it, created at this Unix time.
+
+        None for a team that was removed, even if there is another one of its name by now, and for callers without a key
+        where one is needed. Raises ApiError 503 until keys are loaded.
+        """
+        registry = self.check_loaded()
+        if owner == self._keyless.owner and not self.needs_key:
+            return self._keyless
+        team = registry.teams.get(owner.removeprefix(TEAM)) if owner.startswith(TEAM) else None
+        caller = self._caller(team) if team is not None else None
+        return caller if caller is not None and caller.existed(created) else None
+
+    def _caller(self, team: Team, key_id: str = "") -> Caller:
         label = team.name if team.name in self._labels else OTHER
-        namespace = _SHARED_NAMESPACE if team.shares_answers else f"team.{team.name}"
-        return Caller(team, namespace, label=label, key_id=key.id)
+        namespace = _SHARED_NAMESPACE if team.shares_answers else f"{TEAM}{team.name}"
+        return Caller(team, namespace, label=label, key_id=key_id)
 
 
 def metric_labels(teams: Iterable[Team], chosen: Sequence[str]) -> frozenset[str]:

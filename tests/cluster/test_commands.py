@@ -27,6 +27,7 @@ ACTING = {
     "down",
     "chat",
     "cache clear",
+    "batch download",
     "cache delete",
     "answers import",
     "answers export",

@@ -151,6 +151,15 @@ def test_a_clusters_own_addresses_and_ports_are_settings(
     assert may_reach([*policies, *_here(more_policies(HERE))], source, target, port)
 
 
+def test_routers_reach_the_bucket_of_batches_if_there_is_one(
+    policies: list[Document], places: dict[str, Place]
+) -> None:
+    bucket = more_policies(Settings(batches={"url": "s3://ours/batches"}))
+    for source, target, port in MUST_NOT:
+        opened = (source, target, port) == ("router", "internet", 443)
+        assert may_reach([*policies, *_here(bucket)], places[source], places[target], port) == opened
+
+
 def test_names_are_asked_over_udp_too(policies: list[Document], places: dict[str, Place]) -> None:
     for server, port in (("kube-dns", 53), ("dns cache", 53), ("openshift-dns", 5353)):
         assert may_reach(policies, places["router"], places[server], port, "UDP")

@@ -23,6 +23,7 @@ WRITES = (
     "/v1/embeddings",
     "/v1/rerank",
     "/v1/score",
+    "/v1/batches",
     "/tokenize",
     "/v1/messages/count_tokens",
     "/v1/responses/input_tokens",
@@ -135,6 +136,9 @@ def test_a_page_of_another_site_is_refused_everywhere(
                 assert (await send("GET", path, headers)).status_code == 403, (headers, path)
             for path in WRITES:
                 assert (await send("POST", path, headers | JSON, chat("hi"))).status_code == 403, (headers, path)
+            # A form is what an upload is, and a browser sends one without asking first: but never without its origin.
+            form = {"Content-Type": "multipart/form-data; boundary=x"}
+            assert (await send("POST", "/v1/files", headers | form, b"--x--")).status_code == 403, headers
         assert refusal(await send("GET", "/v1/models", foreign[0])) == (403, "origin_not_allowed")
         link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
         assert (await send("GET", "/status", link)).status_code == 200, "a person may follow a link to a page"

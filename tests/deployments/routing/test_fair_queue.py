@@ -148,6 +148,36 @@ def test_people_go_before_batches_which_leave_slots_free() -> None:
     run(work)
 
 
+def test_batches_leave_a_few_slots_free_while_nobody_asks_and_half_afterwards() -> None:
+    async def work() -> None:
+        clock = Clock()
+        teams = Teams(FairQueue(16, 1000, 10**6, clock=clock))
+        await teams.ask(ANYONE, 60, batch=True)
+        assert len(teams.order) == 14
+        await teams.ask("people", 1)
+        assert teams.order[14:] == ["people"]
+        await teams.release(15)
+        assert len(teams.order) == 15 + 8, "while people ask, batches take half"
+        clock.now += 61
+        await teams.release()
+        assert len(teams.order) == 15 + 15, "nobody has asked for a minute"
+
+    run(work)
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_replicas_are_added_for_batches_only_if_the_settings_say_so(scale: bool) -> None:
+    async def work() -> None:
+        teams = Teams(FairQueue(1, 1000, 10**6, batches_scale=scale))
+        await teams.ask("people", 2)
+        await teams.ask("warm", 3, batch=True)
+        assert teams.queue.queued_tokens == 400
+        assert teams.queue.scaling_tokens == (400 if scale else 100)
+        assert teams.queue.scales(batch=False) and teams.queue.scales(batch=True) == scale
+
+    run(work)
+
+
 def test_a_slot_is_reserved_for_teams_with_nothing_running() -> None:
     async def work() -> None:
         teams = Teams(FairQueue(16, 1000, 10**6))
