@@ -440,6 +440,7 @@ def test_changes_of_teams_and_keys_over_http_are_in_the_audit_log(
             "models": [MODEL],
             "weight": 1.0,
             "shares_answers": False,
+            "cost_per_month": 0.0,
             "quota.requests_per_minute": 0,
             "quota.tokens_per_minute": 100,
             "quota.requests_at_a_time": 0,
