@@ -157,10 +157,12 @@ def compare_with_curated(service: Service, url: str, body: bytes, answer: str, a
         if time.monotonic() > deadline:
             raise RuntimeError("the curated answer is not given")
         time.sleep(0.1)
-    cached, curated = [], []
-    for _ in range(args.rounds):
-        cached.append(measured(url, body, args.connections, args.seconds))
-        curated.append(measured(url, asked, args.connections, args.seconds))
+    cached: list[tuple[float, float, float]] = []
+    curated: list[tuple[float, float, float]] = []
+    for number in range(args.rounds):
+        # In turn, and each first in every other round.
+        for runs, sent in ((cached, body), (curated, asked))[:: -1 if number % 2 else 1]:
+            runs.append(measured(url, sent, args.connections, args.seconds))
     ratio = median(one[0] / other[0] for one, other in zip(curated, cached, strict=True))
     rows = [*_rows({"curated": curated, "cached": cached}), ["ratio", f"{ratio:.2f}", "", ""]]
     return report(f"Curated answers beside cache hits, {args.connections} connections", ["answer", *_HEADS[1:]], rows)

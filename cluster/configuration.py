@@ -138,7 +138,9 @@ def parse(values: Mapping[str, Any], origins: Mapping[str, str] | None = None) -
         name = ".".join(str(part) for part in first["loc"])
         origins = origins or {}
         origin = origins.get(name) or origins.get(str(first["loc"][0]))
-        problem = "unknown setting" if first["type"] == "extra_forbidden" else f"{first['msg']}, got {first['input']!r}"
+        problem = "unknown setting" if first["type"] == "extra_forbidden" else first["msg"]
+        if first["type"] != "extra_forbidden" and not isinstance(first["input"], dict | list | tuple):
+            problem += f", got {first['input']!r}"
         raise SettingsError(f"{name} ({origin}): {problem}" if origin else f"{name}: {problem}") from None
 
 

@@ -103,7 +103,7 @@ class Engine:
     def args(self) -> EngineArgs:
         # Settings that affect neither answers nor the process are reset, so that changing them keeps the replicas.
         neutral = {"aliases": (), "replicas": 1, "sleep_after_s": 0.0, "max_replicas": 0}
-        neutral |= {"target_wait_s": 20.0, "downscale_delay_s": 300.0, "office_hours": ()}
+        neutral |= {"target_wait_s": 20.0, "downscale_delay_s": 300.0, "office_hours": (), "fallback": ""}
         return EngineArgs(
             model=self.model.settings.model_copy(update=neutral),
             cores=self.cores,

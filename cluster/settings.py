@@ -7,7 +7,7 @@ generated from it.
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, time
 from importlib.metadata import version
 from ipaddress import ip_address
@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -76,6 +86,16 @@ def _label(text: str) -> str:
 
 
 Label = Annotated[str, AfterValidator(_label)]
+
+
+def _keyword(text: str) -> str:
+    """The text without the white space around it."""
+    if not (text := text.strip()):
+        raise ValueError("must not be empty")
+    return text
+
+
+Keyword = Annotated[str, Field(max_length=100), AfterValidator(_keyword)]
 # One name of a DNS label, as Kubernetes requires of namespaces, Secrets and ConfigMaps.
 KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 
@@ -149,6 +169,36 @@ class OfficeHours(Group):
 
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+class RouteRule(Group):
+    """A rule of a routed model: which requests go to which model. All of its conditions must hold."""
+
+    to: str = Field(min_length=1, description="Name or alias of the model that answers, as another entry has it.")
+    max_chars: Positive | None = Field(
+        None, description="The conversation, without system messages, has at most this many characters."
+    )
+    min_chars: Positive | None = Field(None, description="The same has at least this many characters.")
+    max_turns: Positive | None = Field(None, description="The conversation has at most this many messages of the user.")
+    min_turns: Positive | None = Field(None, description="The same has at least this many messages of the user.")
+    language: Literal["chinese", "other"] | None = Field(
+        None, description="Language of the user's last message, by its script: `chinese` or `other`."
+    )
+    keywords: tuple[Keyword, ...] = Field(
+        (),
+        max_length=100,
+        description="The user's last message has one of these words or phrases: plain text, in any case, whole words.",
+    )
+    tools: bool | None = Field(None, description="Whether the request has tools that may be called.")
+    structured: bool | None = Field(
+        None, description="Whether the request wants JSON, or an answer that is constrained in another way."
+    )
+    thinking: bool | None = Field(None, description="Whether the request asks for thinking by itself.")
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it takes every request."""
+        return self == RouteRule(to=self.to)
 
 
 class ModelSettings(Group):
@@ -239,6 +289,22 @@ class ModelSettings(Group):
         "waits until they have started again. 0: never.",
     )
     start_timeout_s: Seconds = Field(300, description="Maximum time for an engine process to start, in seconds.")
+    fallback: str = Field(
+        "",
+        description="Name or alias of the model that answers in this one's place while it has no replica, its queue is "
+        "full, or its predicted wait exceeds target_wait_s. Empty: requests wait, or are refused.",
+    )
+    route: tuple[RouteRule, ...] = Field(
+        (),
+        max_length=100,
+        description="Makes the entry a name without engines, whose requests other models answer: the first rule that "
+        "holds says which; the last one has no condition. Only in `models`, with `name` and `aliases` at most.",
+    )
+
+    @property
+    def given_names(self) -> tuple[str, ...]:
+        """The names that the settings give it."""
+        return tuple(filter(None, (self.name, *self.aliases)))
 
     @property
     def assumed_step_tokens(self) -> int:
@@ -259,6 +325,31 @@ class ModelSettings(Group):
             raise ValueError(f"scorer: cosine is for embedding models (task: embed); this one has task: {self.task}")
         if self.office_hours and not self.max_replicas:
             raise ValueError("office_hours need max_replicas: set it to the largest number of replicas")
+        if self.fallback and self.task != "generate":
+            raise ValueError(f"fallback is for models that generate text; this one has task: {self.task}")
+        return self
+
+    @model_validator(mode="after")
+    def _route_is_complete(self) -> Self:
+        if not self.route:
+            return self
+        if not self.name:
+            raise ValueError("a model with a route needs a `name`, by which requests ask for it")
+        allowed = {"name", "aliases", "route"}
+        fields = {name: field.default for name, field in type(self).model_fields.items() if name not in allowed}
+        if extra := [name for name, default in fields.items() if getattr(self, name) != default]:
+            raise ValueError(f"{self.name} has a route, and so no engines: leave out {', '.join(extra)}")
+        if not self.route[-1].is_default:
+            raise ValueError(
+                f"the route of {self.name} has no default: end it with a rule that has only `to`, for all requests "
+                "that no other rule takes"
+            )
+        for number, rule in enumerate(self.route[:-1], 1):
+            if rule.is_default:
+                raise ValueError(
+                    f"rule {number} of the route of {self.name} has no condition, so that the rules after it are never "
+                    "used: add a condition, or make it the last one"
+                )
         return self
 
 
@@ -802,6 +893,7 @@ class Settings(BaseSettings):
     model: ModelSettings = ModelSettings()
     models: tuple[ModelSettings, ...] = Field(
         (),
+        validate_default=True,
         description="Several served models; each inherits its unset values from `model`. Empty: only `model`.",
     )
     server: ServerSettings = ServerSettings()
@@ -834,8 +926,13 @@ class Settings(BaseSettings):
 
     @property
     def served(self) -> tuple[ModelSettings, ...]:
-        """Every model to serve."""
-        return self.models or (self.model,)
+        """Every model to serve, each with engines of its own."""
+        return tuple(model for model in self.models if not model.route) or (self.model,)
+
+    @property
+    def routed(self) -> tuple[ModelSettings, ...]:
+        """The names without engines, whose requests those answer."""
+        return tuple(model for model in self.models if model.route)
 
     @model_validator(mode="before")
     @classmethod
@@ -845,7 +942,20 @@ class Settings(BaseSettings):
         shared = values.get("model")
         if not isinstance(shared, dict):
             return values
-        return values | {"models": [shared | model if isinstance(model, dict) else model for model in values["models"]]}
+        return values | {"models": [shared | model if _inherits(model) else model for model in values["models"]]}
+
+    @field_validator("models")
+    @classmethod
+    def _models_lead_to_served_ones(
+        cls, models: tuple[ModelSettings, ...], info: ValidationInfo
+    ) -> tuple[ModelSettings, ...]:
+        served = [model for model in models if not model.route]
+        routed = [model for model in models if model.route]
+        if (single := info.data.get("model")) is not None:  # else it is what is wrong
+            if single.route:
+                raise ValueError("a model with a route is an entry of `models`, beside those that it leads to")
+            check_targets(served or [single], routed)
+        return models
 
     @classmethod
     def settings_customise_sources(
@@ -858,6 +968,41 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only the arguments: `load` reads the other sources itself, to record where each value came from."""
         return (init_settings,)
+
+
+def _inherits(model: object) -> bool:
+    """Whether this entry of `models` takes what it lacks from `model`: one with a route has no use for it."""
+    return isinstance(model, dict) and not model.get("route")
+
+
+def check_targets(served: Sequence[ModelSettings], routed: Sequence[ModelSettings]) -> None:
+    """Raises ValueError where a route or a fallback leads to a model that cannot answer, or fallbacks in circles."""
+    by_name = {name: model for model in served for name in model.given_names}
+    routes = {name for model in routed for name in model.given_names}
+
+    def target(name: str, where: str) -> ModelSettings:
+        if name in routes:
+            raise ValueError(f"{where} leads to {name}, which has a route itself: name a model with engines")
+        if (model := by_name.get(name)) is None:
+            known = f"there is {', '.join(by_name)}" if by_name else "none has a `name`"
+            raise ValueError(
+                f"{where} leads to {name!r}, but no model has this `name` or alias in the settings; {known}"
+            )
+        if model.task != "generate":
+            raise ValueError(f"{where} leads to {name}, which generates no text: its task is {model.task}")
+        return model
+
+    for model in routed:
+        for number, rule in enumerate(model.route, 1):
+            target(rule.to, f"rule {number} of the route of {model.name}")
+    for model in served:
+        passed = [model]
+        while (last := passed[-1]).fallback:
+            following = target(last.fallback, f"the fallback of {last.name or last.source}")
+            if following in passed:
+                names = " -> ".join(one.name or one.source for one in (*passed, following))
+                raise ValueError(f"the fallbacks lead in a circle: {names}; leave one of them out")
+            passed.append(following)
 
 
 def is_loopback(host: str) -> bool:

@@ -38,6 +38,7 @@ from deployments.api.info import InfoApi
 from deployments.api.middleware import RequestMiddleware, RequestRecorder
 from deployments.api.model_states import model_states
 from deployments.api.models import ModelDirectory
+from deployments.api.placement import Placement
 from deployments.api.request_log import REQUESTS_FOLDER, RequestLog
 from deployments.api.sign_on import SignOnMiddleware, SignOnParts
 from deployments.api.stored_responses import StoredResponses
@@ -123,7 +124,7 @@ class Router:
                 embedders |= dict.fromkeys(model.names, EmbeddingEndpoint(encoder))
             if scorer := scorer_of(encoder):
                 scorers |= dict.fromkeys(model.names, scorer)
-        directory = ModelDirectory(generators, embedders, scorers)
+        directory = ModelDirectory(generators, embedders, scorers, settings.routed)
         access = RequestAccess(settings, self._authenticator, self._tasks)
         cached = AnswerCache(cache, self._answers) if self._answers else None
         served = {name: endpoint.fingerprint for name, endpoint in generators.items()}
@@ -136,7 +137,17 @@ class Router:
         names = list(dict.fromkeys(endpoint.model.name for endpoint in generators.values()))
         self._votes = FeedbackApi(settings, access, self._quotas, self._feedback, names)
         self._inference = InferenceApi(
-            settings, directory, access, self._guard, self._quotas, answers, texts, stored, self._feedback, self._tasks
+            settings,
+            directory,
+            access,
+            self._guard,
+            self._quotas,
+            answers,
+            texts,
+            stored,
+            self._feedback,
+            Placement(self._metrics, texts),
+            self._tasks,
         )
         if settings.request_log.enabled:
             folder = Node.here().data_dir / REQUESTS_FOLDER
@@ -147,7 +158,7 @@ class Router:
             settings, directory, access, self._quotas, self._usage, texts, scores, self._metrics
         )
         awake = {arguments.engines[model.name]: model.name for model in models if not model.settings.sleep_after_s}
-        self._info = InfoApi(settings, models, awake, self._authenticator)
+        self._info = InfoApi(settings, models, directory.routed, awake, self._authenticator)
         cache_url = arguments.redis_url if cache.enabled else ""
         admin = AdminAccess(self._authenticator, arguments.teams_url, Node.here().data_dir / AUDIT_FOLDER)
         self._admin = AdminApi(admin, self._authenticator, self._usage)

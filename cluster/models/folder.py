@@ -242,6 +242,7 @@ def open_models(settings: Settings, models_dir: Path | None = None) -> list[Serv
     """
     models = [open_model(model, models_dir or settings.models_dir) for model in settings.served]
     names = [name for model in models for name in model.names]
+    names += [name for model in settings.routed for name in model.given_names]
     if duplicates := sorted({name for name in names if names.count(name) > 1}):
         raise ModelFolderError(f"two models have the name {duplicates[0]!r}; give each its own `name`")
     return models

@@ -111,9 +111,13 @@ class AnswerCache:
     async def get(self, key: str) -> GenerationResult | None:
         """The stored answer; None if there is none or Redis does not reply in time."""
         try:
-            stored = await self._store.get(key)
+            return await self.read(key)
         except RedisUnavailable:
             return None
+
+    async def read(self, key: str) -> GenerationResult | None:
+        """The stored answer; None if there is none. Raises RedisUnavailable."""
+        stored = await self._store.get(key)
         return _decode_result(stored, key) if stored else None
 
     async def put(

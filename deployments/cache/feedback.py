@@ -159,7 +159,7 @@ class FeedbackStore:
             return GivenAnswer(namespace, curated.model, curated.question, curated.answer, single=True, key=digest)
         for model in models if self._cache is not None else ():
             assert self._cache is not None
-            if (stored := await self._cache.get(key_of(model, namespace, digest))) is not None:
+            if (stored := await self._cache.read(key_of(model, namespace, digest))) is not None:
                 text = stored.choices[0].text[:_MAX_ANSWER]
                 return GivenAnswer(namespace, model, stored.question, text, bool(stored.question), digest, stored.user)
         return None

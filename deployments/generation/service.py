@@ -89,7 +89,7 @@ class AnswerService:
         cache = self._cache
         if not context.control.reads:
             return None
-        names, namespace = context.endpoint.model.names, context.caller.namespace
+        names, namespace = (*context.routed, *context.endpoint.model.names), context.caller.namespace
         if (match := await self._curated.find(namespace, names, context.request)) is not None:
             return StoredAnswer(match.answer.id, match.result, "curated", match.similar)
         if cache is None or (key := self._key(cache, context)) in self._jobs:
@@ -97,6 +97,13 @@ class AnswerService:
         with current.get().child("cache"):
             stored = await self._read(cache, key)
         return StoredAnswer(key, stored) if stored is not None and context.control.accepts(stored) else None
+
+    def is_generating(self, context: RequestContext) -> bool:
+        """Whether the answer is being generated here already, so that the request costs no engine anything."""
+        if self._cache is None or not context.control.reads:
+            return False
+        job = self._jobs.get(self._key(self._cache, context))
+        return job is not None and job.accepts(context)
 
     async def answer(self, context: RequestContext) -> CacheLookup:
         """The answer to a request that `lookup` has found no stored answer for. Its subscriber must be closed.

@@ -61,6 +61,14 @@ class RouterMetrics:
                 registry=registry,
             )
         )
+        self.routed = Children(
+            Counter(
+                "dray_routed_requests_total",
+                "Requests that another model answers than they ask for, by both, and by why: rule, down, busy, long.",
+                ["model", "target", "reason"],
+                registry=registry,
+            )
+        )
         self.waiting = Gauge(
             "dray_requests_waiting",
             "Requests of people waiting in the router for a free engine slot.",

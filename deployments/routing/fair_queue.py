@@ -33,7 +33,7 @@ ANYONE = ""
 """The team of requests without a key."""
 _RESERVED_FOR_PEOPLE = 2
 """At least as many slots batches leave free when nobody has asked lately."""
-_MAX_WAIT_S = 60
+_LATEST_S = 60
 
 
 class Slot:
@@ -192,9 +192,9 @@ class FairQueue:
         full = line.count >= self._max_queued and line.waiting(team) + 1 >= line.waiting(line.largest)
         return self._overloaded() if full else None
 
-    def wait_s(self) -> int:
-        """Seconds until the requests that wait now will have been answered, at the present rate."""
-        return max(1, min(_MAX_WAIT_S, round(self._rate.seconds_for(self.queued_tokens))))
+    def wait_s(self) -> float:
+        """Seconds until the requests that wait now will have been answered, at the present rate; 0: it is unknown."""
+        return self._rate.seconds_for(self.queued_tokens)
 
     @property
     def _shared(self) -> bool:
@@ -294,7 +294,7 @@ class FairQueue:
             last.granted.set_exception(self._overloaded())
 
     def _overloaded(self) -> ApiError:
-        return overloaded("Too many requests are waiting. Try again later.", self.wait_s())
+        return overloaded("Too many requests are waiting. Try again later.", round(min(_LATEST_S, self.wait_s())) or 1)
 
     def _forget(self, request: WaitingRequest) -> None:
         """Takes a request out of the queue; its team is not charged for it."""
