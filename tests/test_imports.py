@@ -99,6 +99,8 @@ RESTRICTED = {
     "nncf": "",
     "transformers": "cluster.models",
     "gradio": "deployments.pages",
+    "pypdf": "deployments.pages",
+    "docx": "deployments.pages",
     "ray": (
         "cluster.launch deployments.api deployments.app deployments.engine deployments.pages deployments.router "
         "deployments.routing"

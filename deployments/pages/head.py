@@ -1,4 +1,4 @@
-"""What the chat page's HTML begins with: its icon, and the script that runs before gradio's.
+"""What the chat page's HTML begins with: its icon, and the scripts that run before gradio's.
 
 gradio adds its own `head` only after it has chosen the language.
 """
@@ -10,9 +10,11 @@ from pathlib import Path
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.pages.file_reader import MAX_BYTES
+from deployments.pages.file_texts import FILE_LABELS
 from deployments.pages.i18n import LABELS
 
-_SCRIPT = Path(__file__).with_name("chat.js")
+_SCRIPTS = [Path(__file__).with_name(name) for name in ("chat.js", "files.js")]
 _ICON = """<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E\
 %3Cpath d='M1 4h11v6H1z' fill='%23b45309'/%3E%3Ccircle cx='4' cy='12' r='2.5'/%3E%3Ccircle cx='11' cy='12' r='2.5'/%3E\
 %3C/svg%3E">"""
@@ -24,9 +26,11 @@ class PageHead:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        words = json.dumps({language: asdict(labels) for language, labels in LABELS.items()}, ensure_ascii=False)
-        script = f"<script>const words = {words.replace('<', chr(92) + 'u003c')};\n{_SCRIPT.read_text()}</script>"
-        self._added = (_ICON + script).encode()
+        labels = {name: asdict(LABELS[name]) | {"file": asdict(FILE_LABELS[name])} for name in LABELS}
+        words = json.dumps(labels, ensure_ascii=False).replace("<", "\\u003c")
+        scripts = "\n".join(script.read_text() for script in _SCRIPTS)
+        constants = f"const words = {words}, maxFileBytes = {MAX_BYTES};"
+        self._added = f"{_ICON}<script>{constants}\n{scripts}</script>".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].removeprefix(scope.get("root_path", "")) not in ("", "/"):

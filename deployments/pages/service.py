@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,10 +19,11 @@ from cluster import liveness
 from cluster.launch.import_guard import allow_pandas
 from cluster.serve_config import PAGE, PageArgs
 from deployments.api.browser_guard import BrowserGuard, BrowserGuardMiddleware
-from deployments.api.http import http_error, receive_within
+from deployments.api.http import client_disconnected, http_error, receive_within
 from deployments.common.redis import RedisCallbacks, RedisStore
 from deployments.common.tasks import TaskSupervisor
 from deployments.observability.logs import configure_logging
+from deployments.pages.client import ChatClient
 from deployments.pages.head import PageHead
 from deployments.tenancy.auth import Authenticator
 
@@ -47,6 +49,9 @@ _CONTENT_POLICY = (
 )
 """Whatever a model writes into an answer, the browser loads nothing from another host."""
 _TEAMS_TIMEOUT_S = 2.0
+_BODY_SHARE = 4
+"""An event has the conversation with its thinking, as JSON in JSON, so it is larger than the request to the API, which
+refuses in words what is too large."""
 
 
 @serve.ingress()
@@ -63,8 +68,10 @@ class Page:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         allow_pandas()
         from deployments.pages.chat import gradio_app
+        from deployments.pages.files import BODY_BYTES, FileApi
 
-        gradio = gradio_app(self._args.api_url)
+        api = ChatClient(self._args.api_url)
+        gradio, files = gradio_app(api), FileApi(api)
 
         middleware = [
             Middleware(PageHead),
@@ -89,13 +96,17 @@ class Page:
             async with gradio.router.lifespan_context(gradio):
                 yield
             await tasks.close()
+            await api.close()
             if store is not None:
                 await store.close()
 
         return Starlette(
-            routes=[Route(path, gradio, max_body_size=self._args.body_bytes) for path in _PATHS],
+            routes=[
+                *(Route(path, gradio, max_body_size=_BODY_SHARE * self._args.body_bytes) for path in _PATHS),
+                Route("/file", files.read, methods=["POST"], max_body_size=BODY_BYTES),
+            ],
             middleware=middleware,
-            exception_handlers={HTTPException: http_error},
+            exception_handlers={HTTPException: http_error, ClientDisconnect: client_disconnected},
             lifespan=lifespan,
         )
 
