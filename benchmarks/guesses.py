@@ -2,13 +2,16 @@
 
 Two kinds of questions: about a manual in the prompt, whose words the answers repeat, and free ones. Each round asks the
 same questions of an engine with guesses and of one without, in turn. Needs a model that understands English; random
-weights guess nothing right.
+weights guess nothing right. `--costs-of MODEL` says what the same guesses would gain if a step took as long as that
+model's, whose weights may be random: which guesses are checked then follows from its times.
 """
 
 import argparse
 import os
 import time
 from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -17,11 +20,17 @@ import msgspec
 from benchmarks.service import report
 from cluster.models.folder import ServedModel, open_model
 from cluster.settings import BUNDLED, ModelSettings, default_models_dir
-from deployments.common.messages import Add, EngineRequest, Sampling
+from cluster.tuning.kept import engine_choice
+from deployments.common.messages import Add, EngineConfig, EngineRequest, Sampling
+from deployments.common.prefix import BLOCK_TOKENS
 from deployments.common.types import GenerationRequest, Message
+from deployments.engine.drafter import Drafter
+from deployments.engine.drafts import MAX_GUESSES
 from deployments.engine.engine import Engine
 from deployments.engine.model import config_for
+from deployments.engine.pace import StepPace
 from deployments.generation.prompts import PromptRenderer
+from deployments.tuning.loads import LoadedVariant, in_turn
 
 _MANUAL = Path(__file__).parent.parent / "docs" / "operations.md"
 _MANUAL_CHARACTERS = 6000
@@ -53,6 +62,63 @@ def prompts(model: ServedModel) -> dict[str, list[list[int]]]:
         "about a manual": [ids(Message("system", manual), Message("user", question)) for question in ABOUT_THE_MANUAL],
         "free": [ids(Message("user", question)) for question in FREE],
     }
+
+
+_COST_ROUNDS = 9
+
+
+class PricedPace(StepPace):
+    """Takes each step for as long as another model's step of as many tokens. seconds: of all steps so far."""
+
+    def __init__(self, config: EngineConfig, costs: Sequence[float]) -> None:
+        """costs: seconds of a step of one token, of two and so on."""
+        super().__init__(config.decode_slowdown, config.max_num_batched_tokens, BLOCK_TOKENS)
+        self._costs = costs
+        self.seconds = 0.0
+        for tokens, cost in enumerate(costs, 1):
+            super().observe(tokens, 0, cost)
+
+    def observe(self, decoding: int, prompt_tokens: int, seconds: float) -> None:
+        if not prompt_tokens:
+            seconds = self._costs[decoding - 1]
+            self.seconds += seconds
+        super().observe(decoding, prompt_tokens, seconds)
+
+
+class PricedEngine(Engine):
+    """An engine with guesses whose steps are priced."""
+
+    def __init__(self, config: EngineConfig, costs: Sequence[float]) -> None:
+        super().__init__(config)
+        self.pace = self._pace = PricedPace(config, costs)
+        self._drafter = Drafter(self._pace)
+
+
+def step_costs(model: ServedModel) -> list[float]:
+    """Seconds of the model's step of one token, of two and so on, as many as a step with guesses may have."""
+    cpus = tuple(sorted(os.sched_getaffinity(0)))
+    loaded = LoadedVariant(config_for(model, cpus), engine_choice(model, len(cpus)).variant)
+    sizes = range(1, MAX_GUESSES + 2)
+    times = in_turn([partial(loaded.decode, size) for size in sizes], _COST_ROUNDS)
+    return [min(each) for each in times]
+
+
+def priced(args: argparse.Namespace) -> str:
+    model, other = (
+        open_model(ModelSettings(source=source), default_models_dir()) for source in (args.model, args.costs_of)
+    )
+    costs = step_costs(other)
+    engine = PricedEngine(config_for(model, tuple(sorted(os.sched_getaffinity(0)))), costs)
+    rows = []
+    for kind, questions in prompts(model).items():
+        before = engine.pace.seconds
+        answers = [answer(engine, prompt, args.tokens) for prompt in questions]
+        tokens, steps = sum(each[0] for each in answers), sum(each[1] for each in answers)
+        seconds = engine.pace.seconds - before
+        rows.append([kind, f"{tokens * costs[0] / seconds:.2f}", f"{tokens / steps:.2f}"])
+    rows.append([f"a step of 1 to {len(costs)} tokens, ms", " ".join(f"{cost * 1e3:.0f}" for cost in costs), ""])
+    heads = ["questions", "ratio", "tokens a step"]
+    return report(f"Guessed tokens, {model.name} at the step times of {other.name}", heads, rows)
 
 
 def answer(engine: Engine, prompt: list[int], tokens: int) -> tuple[int, int, float]:
@@ -96,7 +162,9 @@ def main() -> None:
     parser.add_argument("--model", default=BUNDLED)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=150)
-    print(compare(parser.parse_args()))
+    parser.add_argument("--costs-of", help="model whose step times count")
+    args = parser.parse_args()
+    print(priced(args) if args.costs_of else compare(args))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from cluster.scaling_history import history
 from cluster.scaling_metrics import Decision, Reason, publish
 from cluster.settings import OfficeHours
 
@@ -57,20 +58,20 @@ class PredictedWait:
         by_load = desired_replicas(sample, current, self._target_wait_s)
         minimum, maximum = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
         desired = min(max(by_load, scheduled, minimum), maximum)
-        publish(
-            Decision(
-                self._model,
-                waiting_tokens=sample.tokens,
-                predicted_wait_s=predicted_wait_s(sample),
-                target_wait_s=self._target_wait_s,
-                replicas=current,
-                desired=desired,
-                min_replicas=minimum,
-                max_replicas=maximum,
-                office_hours=scheduled,
-                reason=_reason(by_load, scheduled, minimum, maximum) if sample.pace else "unknown",
-            )
+        decision = Decision(
+            self._model,
+            waiting_tokens=sample.tokens,
+            predicted_wait_s=predicted_wait_s(sample),
+            target_wait_s=self._target_wait_s,
+            replicas=current,
+            desired=desired,
+            min_replicas=minimum,
+            max_replicas=maximum,
+            office_hours=scheduled,
+            reason=_reason(by_load, scheduled, minimum, maximum) if sample.pace else "unknown",
         )
+        publish(decision)
+        history().note(decision)
         return desired, {}
 
 

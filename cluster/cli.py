@@ -7,6 +7,7 @@ import typer
 
 from cluster.child import obey_sigterm
 from cluster.commands import (
+    activity,
     answers,
     auditing,
     bench,
@@ -19,6 +20,7 @@ from cluster.commands import (
     kubernetes,
     lifecycle,
     logs,
+    model_replicas,
     models,
     plan,
     ps,
@@ -27,6 +29,7 @@ from cluster.commands import (
     status,
     teams,
     tune,
+    usage,
     warm,
 )
 from cluster.commands.console import fail, out
@@ -72,7 +75,11 @@ app.command(epilog="Example: dray chat")(chat.chat)
 app.command(epilog="Example: dray bench --concurrency 1,4,16 --prompt 200 --output 128 --chart bench.svg")(bench.bench)
 app.command("warm", epilog="Example: dray warm questions.jsonl --at-a-time 8")(warm.warm_cache)
 app.command("forget", epilog="Example: dray forget user-4711 --team support")(forget.forget_user)
+app.command(epilog="Example: dray usage --days 7 --by day,team")(usage.usage)
+app.command("requests", epilog="Example: dray requests --team support --errors")(activity.requests)
+app.command("errors", epilog="Example: dray errors --json")(activity.show_errors)
 app.command("settings", epilog="Example: DRAY_PORT=9000 dray settings --json")(settings.show_settings)
+models.app.command("replicas", epilog="Example: dray models replicas --json")(model_replicas.replicas)
 app.add_typer(models.app, name="models")
 app.add_typer(plan.app, name="plan")
 app.add_typer(kubernetes.app, name="k8s")

@@ -483,6 +483,38 @@ class TeamSettings(Group):
     )
 
 
+class ModelPrice(Group):
+    """What a model's tokens are worth."""
+
+    model: str = Field(description="Name of the model, as usage has it.")
+    input: Annotated[float, Field(ge=0, le=1e6)] = Field(0, description="Price of a million prompt tokens.")
+    output: Annotated[float, Field(ge=0, le=1e6)] = Field(0, description="Price of a million completion tokens.")
+
+
+class PriceSettings(Group):
+    """Prices, by which usage is shown in money and teams get budgets."""
+
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = Field(
+        "USD", description="Currency of all prices and budgets, as three letters."
+    )
+    models: tuple[ModelPrice, ...] = Field(
+        (),
+        description="Price of each model: `model`, and `input` and `output` for a million tokens. A model without a "
+        "price costs nothing, and no money is shown for it.",
+    )
+
+
+class AdminSettings(Group):
+    """What administrators see."""
+
+    request_texts_s: Annotated[float, Field(ge=0, le=3600)] = Field(
+        0,
+        description="Seconds for which administrators see the beginning of the question and of the answer of recent "
+        "requests (`dray requests`), unless a request names its user. A router that ends leaves them in Redis for up "
+        "to an hour. 0: never.",
+    )
+
+
 class KubernetesSettings(Group):
     """What `dray k8s render` needs to know about a Kubernetes cluster."""
 
@@ -633,6 +665,8 @@ class Settings(BaseSettings):
     cache: CacheSettings = CacheSettings()
     responses: ResponseSettings = ResponseSettings()
     teams: TeamSettings = TeamSettings()
+    prices: PriceSettings = PriceSettings()
+    admin: AdminSettings = AdminSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
     cluster: ClusterSettings = ClusterSettings()
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from ray import serve
@@ -16,10 +17,15 @@ from cluster import liveness
 from cluster.audit import AUDIT_FOLDER
 from cluster.models.folder import ServedModel, open_models
 from cluster.node import Node
+from cluster.reports.prices import Prices
+from cluster.scaling_history import read_changes
 from cluster.serve_config import ENGINE, RouterArgs, has_page
 from deployments.api.access import RequestAccess
 from deployments.api.admin import AdminApi
 from deployments.api.admin_access import AdminAccess
+from deployments.api.admin_activity import ActivityAdminApi
+from deployments.api.admin_cache import CacheAdminApi
+from deployments.api.admin_usage import UsageAdminApi
 from deployments.api.browser_guard import BrowserGuard, BrowserGuardMiddleware
 from deployments.api.curated import CuratedApi
 from deployments.api.encoding import EncodingApi
@@ -29,6 +35,7 @@ from deployments.api.http import ERROR_RESPONSES
 from deployments.api.inference import InferenceApi
 from deployments.api.info import InfoApi
 from deployments.api.middleware import RequestMiddleware, RequestRecorder
+from deployments.api.model_states import model_states
 from deployments.api.models import ModelDirectory
 from deployments.api.stored_responses import StoredResponses
 from deployments.api.tokens import TokensApi
@@ -57,7 +64,9 @@ from deployments.routing.heartbeat import heartbeat
 from deployments.routing.prefix_index import PrefixIndex
 from deployments.routing.registry import registry
 from deployments.routing.scoring import Scorer, scorer_of
+from deployments.tenancy.activity import ActivityLog
 from deployments.tenancy.auth import Authenticator
+from deployments.tenancy.budgets import Budgets
 from deployments.tenancy.quotas import Quotas
 from deployments.tenancy.usage import UsageRecorder
 
@@ -73,18 +82,21 @@ class Router:
         configure_logging(settings.log_level)
         self._metrics = RouterMetrics()
         self._traces = Traces("dray-router", registry().router_id)
-        self._recorder = RequestRecorder(self._metrics, self._traces)
         self._tasks = TaskSupervisor()
         self._large_texts = LargeTexts()
 
         self._teams = self._store("teams", arguments.teams_url, settings.teams.timeout_s)
+        self._activity = ActivityLog(self._teams, registry().router_id, texts_s=settings.admin.request_texts_s)
+        self._recorder = RequestRecorder(self._metrics, self._traces, self._activity)
         cache = settings.cache
         self._answers = self._store("answers", arguments.redis_url, cache.timeout_s) if cache.enabled else None
         self._authenticator = Authenticator(self._teams, settings.host, cache.namespace, settings.teams.metrics_teams)
         allowed_hosts, origins = settings.server.allowed_hosts, settings.cors.origins
         self._guard = BrowserGuard(self._authenticator, settings.host, allowed_hosts, origins)
-        self._quotas = Quotas(self._teams, settings.router.replica_minimum)
         self._usage = UsageRecorder(self._teams)
+        self._prices = Prices(settings.prices)
+        budgets = Budgets(self._prices, self._usage, self._show_use)
+        self._quotas = Quotas(self._teams, settings.router.replica_minimum, budgets=budgets)
 
         models = open_models(settings, Node.here().models_dir)
         self._shares: list[RouterShare] = []
@@ -123,9 +135,14 @@ class Router:
         )
         awake = {arguments.engines[model.name]: model.name for model in models if not model.settings.sleep_after_s}
         self._info = InfoApi(settings, models, awake, self._authenticator)
+        cache_url = arguments.redis_url if cache.enabled else ""
         admin = AdminAccess(self._authenticator, arguments.teams_url, Node.here().data_dir / AUDIT_FOLDER)
         self._admin = AdminApi(admin, self._authenticator, self._usage)
-        cache_url = arguments.redis_url if cache.enabled else ""
+        self._activity.models = partial(model_states, models, generators)
+        self._activity.read_changes = partial(read_changes, [model.name for model in models])
+        self._cache_admin = CacheAdminApi(admin, cache_url)
+        self._activity_admin = ActivityAdminApi(admin, self._activity)
+        self._usage_admin = UsageAdminApi(admin, self._usage, self._prices)
         self._feedback_admin = FeedbackAdminApi(admin, cache.namespace, cache_url)
         self._curated_api = CuratedApi(admin, cache.namespace, cache_url)
         self._status_page = StatusPage(models, chat=has_page(settings))
@@ -161,6 +178,9 @@ class Router:
                 *self._encoding.routes(),
                 Route("/v1/usage", self._admin.usage),
                 *self._admin.routes(),
+                *self._usage_admin.routes(),
+                *self._activity_admin.routes(),
+                *self._cache_admin.routes(),
                 *self._curated_api.routes(),
                 *self._votes.routes(),
                 *self._feedback_admin.routes(),
@@ -185,6 +205,7 @@ class Router:
         self._tasks.supervise("follow curated answers", self._curated.refresh_forever)
         self._tasks.supervise("count asked answers", self._feedback.flush_forever)
         self._tasks.supervise("flush usage", self._usage.flush_forever)
+        self._tasks.supervise("publish activity", self._activity.publish_forever)
         self._tasks.supervise("renew quota leases", self._quotas.renew_forever)
         if folder := os.environ.get(liveness.FOLDER):
             self._tasks.supervise("show life", lambda: liveness.show_life(Path(folder)))
@@ -199,10 +220,15 @@ class Router:
         await self._tasks.close()
         self._large_texts.close()
         await self._usage.close()
+        await self._activity.close()
         await self._teams.close()
         if self._answers:
             await self._answers.close()
         await asyncio.to_thread(self._traces.close)
+
+    def _show_use(self, team: str, limit: str, share: float) -> None:
+        if self._authenticator.has_label(team):
+            self._metrics.show_use(team, limit, share)
 
     def _set_routers(self, routers: int) -> None:
         self._quotas.routers = routers

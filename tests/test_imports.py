@@ -34,7 +34,9 @@ CLUSTER = {
     "configuration": "settings",
     "node": "configuration settings",
     "redis_server": "child private_files",
-    "autoscaling": "scaling_metrics settings",
+    "scaling_history": "records scaling_metrics",
+    "autoscaling": "scaling_history scaling_metrics settings",
+    "reports": "records settings",
     "models": "child extras ports settings units",
     "serve_config": "configuration models redis_client settings",
     "measuring": "cores",
@@ -51,7 +53,7 @@ CLUSTER = {
     "plan": "autoscaling bench charts cores measuring models settings tables units",
     "commands": (
         "audit bench charts client configuration cores doctor extras kubernetes launch logs memory models plan "
-        "private_files records redis_client scaling_metrics serve_config settings tables tuning units warm"
+        "private_files records redis_client reports scaling_metrics serve_config settings tables tuning units warm"
     ),
     "cli": "child commands private_files",
 }
@@ -63,11 +65,11 @@ DEPLOYMENTS = {
     # The semantic cache asks the embedding replicas.
     "cache": ("common routing", "records settings"),
     # A caller's team is the fair queue's team.
-    "tenancy": ("common routing", "records settings units"),
+    "tenancy": ("common routing", "records reports settings units"),
     "generation": ("cache common observability routing tenancy", "models records settings"),
     "api": (
         "cache common generation observability routing tenancy",
-        "audit models records redis_client serve_config settings units",
+        "audit models records redis_client reports serve_config settings units",
     ),
     # Their routes answer JSON and refuse as the API does.
     "pages": ("api common observability tenancy", "cores launch liveness models serve_config sse"),
@@ -79,7 +81,7 @@ DEPLOYMENTS = {
     "checking": ("common engine generation", "models settings"),
     "router": (
         "api cache common generation observability pages routing tenancy",
-        "audit liveness models node serve_config",
+        "audit liveness models node reports scaling_history serve_config",
     ),
     "app": ("engine router", "serve_config"),
 }
@@ -102,8 +104,8 @@ RESTRICTED = {
     "pypdf": "deployments.pages",
     "docx": "deployments.pages",
     "ray": (
-        "cluster.launch deployments.api deployments.app deployments.engine deployments.pages deployments.router "
-        "deployments.routing"
+        "cluster.launch cluster.scaling_history deployments.api deployments.app deployments.engine deployments.pages "
+        "deployments.router deployments.routing"
     ),
     "typer": "cluster.cli cluster.commands",
 }

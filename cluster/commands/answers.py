@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from cluster.audit import Value
 from cluster.commands.auditing import audit, user_name
 from cluster.commands.console import (
     AsJson,
@@ -111,20 +112,21 @@ def list_answers(
 @app.command(epilog="Example: dray answers pin 0f3a... (an answer's X-Dray-Cache-Key)")
 def pin(
     key: Annotated[str, typer.Argument(help="The X-Dray-Cache-Key of a cached answer, or its key in Redis.")],
+    answer: Annotated[str, typer.Option(help="A correction, in place of its text.")] = "",
     author: Author = "",
     valid_until: ValidUntil = "",
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
-    """Make a cached answer a curated one, of the same namespace."""
+    """Make a cached answer a curated one, of the same namespace; with --answer, correct it."""
     url = load_settings(config, state_dir=state_dir).settings.cache.url or running_record(config, state_dir).redis
     if not url:
         raise fail("the answer cache is off (cache.enabled)")
     with teams_redis(config, state_dir) as client, redis_client(url) as cache:
-        answer = pinned(cache, key, author or user_name(), unix_time(valid_until))
-        curated.put_answers(client, [answer])
-    _audit(config, state_dir, "answer.pin", answer, key=key)
-    out.print(f"pinned as {answer.id}", highlight=False)
+        added = pinned(cache, key, author or user_name(), unix_time(valid_until), answer)
+        curated.put_answers(client, [added])
+    _audit(config, state_dir, "answer.pin", added, key=key, corrected=bool(answer.strip()))
+    out.print(f"pinned as {added.id}", highlight=False)
 
 
 @app.command(epilog="Example: dray answers edit 0f3a... --answer 'Since May: port 8443.'")
@@ -159,7 +161,7 @@ def remove(number: Id, state_dir: StateDir = None, config: Config = None) -> Non
     out.print(f"removed {number}", highlight=False)
 
 
-def _audit(config: Config, state_dir: StateDir, action: str, answer: CuratedAnswer, **more: str) -> None:
+def _audit(config: Config, state_dir: StateDir, action: str, answer: CuratedAnswer, **more: Value) -> None:
     audit(config, state_dir, action, answer.id, namespace=answer.namespace, author=answer.author, **more)
 
 

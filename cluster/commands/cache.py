@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated
 
+import msgspec
 import typer
 
 from cluster.client import ServerError, metrics
@@ -17,17 +18,22 @@ from cluster.commands.console import (
     load_settings,
     out,
     print_json,
+    printable,
     redis_client,
     running_record,
 )
 from cluster.launch.state import read_record
 from cluster.records.cache import clear, show, stats
+from cluster.records.cache_search import CacheError, delete, search
 from cluster.records.client import BlockingRedis
 from cluster.records.responses import clear_responses
+from cluster.records.team_records import NotFound
 from cluster.tables import DataTable
 from cluster.units import plural
 
 app = typer.Typer(help="Inspect and clear the answer cache.", no_args_is_help=True, epilog="Example: dray cache stats")
+
+_SENTENCES = ("question", "answer")
 
 
 @contextmanager
@@ -123,3 +129,50 @@ def show_answer(
     for choice in answer["choices"]:
         out.print(choice["reasoning"], style="dim", markup=False, highlight=False, soft_wrap=True)
         out.print(choice["text"], markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("search", epilog="Example: dray cache search password --team support")
+def search_answers(
+    text: Annotated[str, typer.Argument(help="What the question or the answer contains; empty: anything.")] = "",
+    model: Annotated[str, typer.Option(help="Only this model's answers.")] = "",
+    namespace: Annotated[str, typer.Option(help="Only this namespace's answers.")] = "",
+    team: Annotated[str, typer.Option(help="Only the own answers of this team.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=200, help="About how many.")] = 50,
+    cursor: Annotated[str, typer.Option(help="Where an earlier search ended, to go on from there.")] = "",
+    as_json: AsJson = False,
+    state_dir: StateDir = None,
+    config: Config = None,
+) -> None:
+    """Search the cached answers. A search reads at most some thousand answers and prints the cursor to go on with."""
+    wanted = f"team.{team}" if team else namespace
+    with _redis(config, state_dir) as client:
+        try:
+            page = search(client, text, model=model, namespace=wanted, cursor=cursor, limit=limit)
+        except CacheError as error:
+            raise fail(str(error)) from None
+    if as_json:
+        print_json(msgspec.to_builtins(page))
+        return
+    table = DataTable("key", "namespace", "model", "question", "answer", drop=("model",), sentences=_SENTENCES)
+    for answer in page.data:
+        texts = (answer.namespace, answer.model, *(" ".join(part.split()) for part in (answer.question, answer.answer)))
+        table.add_row(answer.key, *map(printable, texts))
+    out.print(table)
+    if page.next:
+        out.print(f"there may be more: --cursor {page.next}", highlight=False)
+
+
+@app.command("delete", epilog="Example: dray cache delete 0f3a... (an answer's X-Dray-Cache-Key)")
+def delete_answer(
+    key: Annotated[str, typer.Argument(help="The X-Dray-Cache-Key of an answer, or its key in Redis.")],
+    state_dir: StateDir = None,
+    config: Config = None,
+) -> None:
+    """Delete one cached answer."""
+    with _redis(config, state_dir) as client:
+        try:
+            model, namespace = delete(client, key)
+        except NotFound as error:
+            raise fail(str(error)) from None
+    audit(config, state_dir, "cache.delete", key, model=model, namespace=namespace)
+    out.print(f"deleted {key}", highlight=False)

@@ -11,11 +11,12 @@ import typer
 
 from cluster.commands.auditing import audit
 from cluster.commands.console import AsJson, Config, StateDir, err, fail, out, print_json, running_record
-from cluster.commands.teams import teams_redis
+from cluster.commands.teams import current_prices, teams_redis
 from cluster.records import teams as registry
 from cluster.records import usage as usage_records
 from cluster.records.team_records import ADMIN, CreatedKey, Key
 from cluster.records.team_tables import unlock
+from cluster.reports.budgets import read_budgets
 from cluster.settings import is_loopback
 from cluster.tables import DataTable
 from cluster.units import plural
@@ -137,13 +138,18 @@ def usage(
     config: Config = None,
 ) -> None:
     """Show usage by day, team and model, and what the answer cache saved."""
-    with teams_redis(config, state_dir) as client, client.pipeline() as pipe:
-        names = usage_records.queue_reads(pipe, days)
-        rows = usage_records.rows(dict(zip(names, pipe.execute(), strict=True)), team)
+    prices = current_prices(config, state_dir)
+    with teams_redis(config, state_dir) as client:
+        rows = usage_records.read_rows(client, days, team)
+        known = [each for each in registry.read_registry(client).teams.values() if team in (None, each.name)]
+        budgets = read_budgets(client, known, prices)
     if as_json:
         print_json([msgspec.to_builtins(row) for row in rows])
         return
     out.print(usage_table(rows))
+    for budget in budgets:
+        if budget.state != "ok":
+            err.print(f"{budget.state}: {budget.team} has used {budget.used:.0%} of its month", highlight=False)
 
 
 def usage_table(rows: Iterable[usage_records.UsageRow]) -> DataTable:

@@ -13,17 +13,10 @@ from cluster.client import ServerError, metrics
 from cluster.commands.console import AsJson, Config, StateDir, fail, out, print_json, running_record
 from cluster.launch.environment import METRICS_FOLDER
 from cluster.launch.state import Record
+from cluster.reports.models import REASONS
 from cluster.scaling_metrics import read_decisions
 from cluster.tables import DataTable
 from cluster.units import plural
-
-_REASONS = {
-    "load": "the waiting tokens need them",
-    "office_hours": "office_hours requires them",
-    "min": "the minimum in the settings",
-    "max": "the maximum in the settings",
-    "unknown": "unchanged, because no replica has reported its speed yet",
-}
 
 
 def status(as_json: AsJson = False, state_dir: StateDir = None, config: Config = None) -> None:
@@ -136,7 +129,7 @@ def _explain(decision: dict[str, Any]) -> str:
     more = "; more are starting" if decision["desired"] > decision["replicas"] else ""
     return (
         f"{decision['model']}: {plural(decision['replicas'], 'replica')} ({decision['min_replicas']} to "
-        f"{decision['max_replicas']}); target {decision['desired']}: {_REASONS[decision['reason']]}{fewer}{more}; "
+        f"{decision['max_replicas']}); target {decision['desired']}: {REASONS[decision['reason']]}{fewer}{more}; "
         f"{plural(round(decision['waiting_tokens']), 'token')} waiting, {decision['predicted_wait_s']:.1f} s of work "
         f"(target {decision['target_wait_s']:g} s)"
     )

@@ -20,9 +20,13 @@ from cluster.commands.console import (
     redis_client,
     running_record,
 )
+from cluster.launch.state import read_record
 from cluster.records import teams as registry
 from cluster.records.client import BlockingRedis
 from cluster.records.team_records import Key, Quota, Team, TeamsError
+from cluster.reports.budgets import Budget, read_budgets
+from cluster.reports.prices import Prices
+from cluster.settings import PriceSettings
 from cluster.tables import DataTable
 from cluster.units import plural
 
@@ -46,6 +50,10 @@ PerMinute = Annotated[int | None, typer.Option(help="Requests per minute; 0: unl
 TokensPerMinute = Annotated[int | None, typer.Option(help="Tokens per minute; 0: unlimited.")]
 Concurrency = Annotated[int | None, typer.Option(help="Concurrent requests; 0: unlimited.")]
 PerMonth = Annotated[int | None, typer.Option(help="Tokens per calendar month (UTC); 0: unlimited.")]
+CostPerMonth = Annotated[
+    float | None,
+    typer.Option(help="Money per calendar month (UTC), by prices.models in prices.currency; 0: unlimited."),
+]
 
 
 @contextmanager
@@ -69,13 +77,14 @@ def add(
     tokens_per_minute: TokensPerMinute = None,
     requests_at_a_time: Concurrency = None,
     tokens_per_month: PerMonth = None,
+    cost_per_month: CostPerMonth = None,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
     """Add a team."""
     with teams_redis(config, state_dir) as client:
         quota = _quota(Quota(), requests_per_minute, tokens_per_minute, requests_at_a_time, tokens_per_month)
-        changes = _changes(model, weight, share_answers)
+        changes = _changes(model, weight, share_answers, cost_per_month)
         registry.add_team(client, Team(name, time.time(), quota=quota, **changes))
     audit(config, state_dir, "team.create", name, **team_fields(changes, quota))
     out.print(f"added {name}; create a key for it: dray keys create {name}", highlight=False)
@@ -91,6 +100,7 @@ def change(
     tokens_per_minute: TokensPerMinute = None,
     requests_at_a_time: Concurrency = None,
     tokens_per_month: PerMonth = None,
+    cost_per_month: CostPerMonth = None,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
@@ -98,7 +108,7 @@ def change(
     with teams_redis(config, state_dir) as client:
         current = registry.read_team(client, name).quota
         quota = _quota(current, requests_per_minute, tokens_per_minute, requests_at_a_time, tokens_per_month)
-        changes = _changes(model, weight, share_answers)
+        changes = _changes(model, weight, share_answers, cost_per_month)
         registry.change_team(client, name, quota=quota, **changes)
     audit(config, state_dir, "team.change", name, **team_fields(changes, quota))
     out.print(f"changed {name}", highlight=False)
@@ -109,24 +119,61 @@ def list_teams(as_json: AsJson = False, state_dir: StateDir = None, config: Conf
     """List all teams."""
     with teams_redis(config, state_dir) as client:
         known = registry.read_registry(client)
+        budgets = read_budgets(client, known.teams.values(), current_prices(config, state_dir))
     if as_json:
         print_json([msgspec.to_builtins(team) for team in known.teams.values()])
         return
-    out.print(teams_table(known.teams.values(), known.keys.values()))
+    out.print(teams_table(known.teams.values(), known.keys.values(), budgets))
 
 
-def teams_table(known: Iterable[Team], created: Collection[Key]) -> DataTable:
-    """Teams, with the number of each one's valid keys."""
-    limits = ("requests/min", "tokens/min", "concurrent", "tokens/month")
-    drop = ("answers", "models", "weight", "concurrent", "requests/min", "keys", "tokens/month")
-    heads = ("team", "keys", "models", "weight", "answers", *limits)
-    table = DataTable(*heads, right=["keys", "weight", *limits], drop=drop)
+def teams_table(known: Iterable[Team], created: Collection[Key], budgets: Iterable[Budget] = ()) -> DataTable:
+    """Teams, with the number of each one's valid keys, and what they have used of their limits of the month."""
+    limits = ("requests/min", "tokens/min", "concurrent", "tokens/month", "cost/month")
+    drop = ("answers", "models", "weight", "concurrent", "requests/min", "keys", "cost/month", "tokens/month")
+    heads = ("team", "keys", "models", "weight", "answers", *limits, "month used")
+    table = DataTable(*heads, right=["keys", "weight", *limits, "month used"], drop=drop)
+    used = {budget.team: _share(budget) for budget in budgets}
     for team in known:
         count = sum(key.team == team.name and key.is_valid(time.time()) for key in created)
-        quota = (str(limit or "-") for limit in msgspec.structs.astuple(team.quota))
+        quota = [str(limit or "-") for limit in msgspec.structs.astuple(team.quota)]
+        quota.append(f"{team.cost_per_month:g}" if team.cost_per_month else "-")
         answers = "shared" if team.shares_answers else "own"
-        table.add_row(team.name, str(count), ", ".join(team.models) or "all", f"{team.weight:g}", answers, *quota)
+        head = (team.name, str(count), ", ".join(team.models) or "all", f"{team.weight:g}", answers)
+        table.add_row(*head, *quota, used.get(team.name, "-"))
     return table
+
+
+@app.command("budgets", epilog="Example: dray teams budgets --json")
+def list_budgets(as_json: AsJson = False, state_dir: StateDir = None, config: Config = None) -> None:
+    """Show what each team has used of its tokens and money of this month; `warning` from 80 %."""
+    prices = current_prices(config, state_dir)
+    with teams_redis(config, state_dir) as client:
+        listed = read_budgets(client, registry.read_registry(client).teams.values(), prices)
+    if as_json:
+        print_json({"data": msgspec.to_builtins(listed), "currency": prices.currency})
+        return
+    cost = f"cost ({prices.currency})"
+    heads = ("tokens", "of", cost, f"of {prices.currency}", "used")
+    table = DataTable("team", *heads, "state", right=heads, drop=("of", f"of {prices.currency}"))
+    for each in listed:
+        spent = "-" if each.cost is None else f"{each.cost:,.4f}"
+        tokens_limit = f"{each.tokens_limit:,}" if each.tokens_limit else "-"
+        cost_limit = f"{each.cost_limit:g}" if each.cost_limit else "-"
+        table.add_row(each.team, f"{each.tokens:,}", tokens_limit, spent, cost_limit, _share(each), each.state)
+    out.print(table)
+
+
+def current_prices(config: Config, state_dir: StateDir) -> Prices:
+    """The prices of the running Dray, which may have other settings than this command; else those of the settings."""
+    settings = load_settings(config, state_dir=state_dir).settings
+    record = read_record(settings.state_dir)
+    if record is not None and "prices" in record.settings:
+        return Prices(PriceSettings.model_validate(record.settings["prices"]))
+    return Prices(settings.prices)
+
+
+def _share(budget: Budget) -> str:
+    return f"{budget.used:.0%}" if budget.tokens_limit or budget.cost_limit else "-"
 
 
 @app.command(epilog="Example: dray teams remove support")
@@ -144,6 +191,7 @@ def _quota(current: Quota, *limits: int | None) -> Quota:
     return Quota(**{name: getattr(current, name) if limit is None else limit for name, limit in given.items()})
 
 
-def _changes(models: list[str] | None, weight: float | None, shares: bool | None) -> dict[str, Any]:
+def _changes(models: list[str] | None, weight: float | None, shares: bool | None, cost: float | None) -> dict[str, Any]:
     given = {"models": None if models is None else tuple(models), "weight": weight, "shares_answers": shares}
+    given["cost_per_month"] = cost
     return {name: value for name, value in given.items() if value is not None}

@@ -79,7 +79,7 @@ def stats(client: BlockingRedis) -> CacheStats:
     """Counts the stored answers."""
     answers: Counter[tuple[str, str]] = Counter()
     for key in client.scan_iter(match=f"{PREFIX}*", count=_BATCH):
-        answers[_model_and_namespace(key)] += 1
+        answers[model_and_namespace(key)] += 1
     memory, numbers = _info(client, "memory"), _info(client, "stats")
     return CacheStats(dict(answers), memory["used_memory"], memory["maxmemory"], numbers["evicted_keys"])
 
@@ -121,13 +121,26 @@ class ShownAnswer(TypedDict):
 
 def show(client: BlockingRedis, digest: str) -> ShownAnswer | None:
     """The answer with this digest, or at this key; None if there is none."""
-    digest = digest_of(digest) if ":" in digest else digest
-    for key in client.scan_iter(match=f"{PREFIX}*{{{digest}}}", count=_BATCH):
+    for key in keys_with(client, digest):
         stored, ttl = client.get(key), client.ttl(key)
-        body = unpack(stored) if stored else None
-        if stored is None or body is None:
-            continue
-        model, namespace = _model_and_namespace(key)
+        if stored is not None and (answer := shown(key, stored, ttl)) is not None:
+            return answer
+    return None
+
+
+def keys_with(client: BlockingRedis, digest: str) -> Iterator[bytes]:
+    """The keys with this digest, which may be given as a whole key. None for what Redis would read as a pattern."""
+    digest = digest_of(digest) if ":" in digest else digest
+    if digest.isascii() and digest.isalnum():
+        yield from client.scan_iter(match=f"{PREFIX}*{{{digest}}}", count=_BATCH)
+
+
+def shown(key: bytes, stored: bytes, ttl: int) -> ShownAnswer | None:
+    """The answer in a stored value; None for any other value. ttl: seconds."""
+    if (body := unpack(stored)) is None:
+        return None
+    model, namespace = model_and_namespace(key)
+    try:
         # GenerationResult of deployments.common.types, which this package does not import.
         fields = msgspec.msgpack.decode(body, type=list[Any])
         choices, usage, created = fields[:3]
@@ -142,7 +155,8 @@ def show(client: BlockingRedis, digest: str) -> ShownAnswer | None:
             "usage": dict(zip(("prompt", "completion", "reasoning", "cached"), usage, strict=True)),
             "choices": [{"reasoning": choice[0], "text": choice[1], "finish": choice[2]} for choice in choices],
         }
-    return None
+    except (msgspec.MsgspecError, ValueError, TypeError, IndexError):
+        return None  # of another version
 
 
 @lru_cache(4096)
@@ -151,7 +165,8 @@ def _quoted(name: str) -> str:
     return quote(name, safe="")
 
 
-def _model_and_namespace(key: bytes) -> tuple[str, str]:
+def model_and_namespace(key: bytes) -> tuple[str, str]:
+    """The model and the namespace in a key."""
     _, _, model, namespace, _ = key.decode().split(":")
     return unquote(model), unquote(namespace)
 

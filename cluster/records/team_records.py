@@ -7,6 +7,7 @@ import msgspec
 
 ADMIN = ""
 """The team of admin keys: these manage teams and keys, and cannot use models."""
+MAX_COST = 1_000_000_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -42,7 +43,8 @@ class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Team(msgspec.Struct, frozen=True):
     """A team. models: names that it may use; empty: all. weight: its share under load, relative to other teams'.
-    shares_answers: it uses the answer cache that all such teams share, instead of its own."""
+    shares_answers: it uses the answer cache that all such teams share, instead of its own. cost_per_month: how much it
+    may spend, by the prices of the models; 0: unlimited."""
 
     name: str
     created: float
@@ -50,6 +52,7 @@ class Team(msgspec.Struct, frozen=True):
     weight: float = 1.0
     shares_answers: bool = False
     quota: Quota = Quota()
+    cost_per_month: float = 0.0
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -59,6 +62,13 @@ class Team(msgspec.Struct, frozen=True):
             )
         if not 0.01 <= self.weight <= 100:
             raise TeamsError("a team's weight must be between 0.01 and 100")
+        if not 0 <= self.cost_per_month <= MAX_COST:
+            raise TeamsError(f"a team's cost_per_month must be between 0 (unlimited) and {MAX_COST:,}")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether any limit is set."""
+        return self.quota.bounded or self.cost_per_month > 0
 
 
 class Key(msgspec.Struct, frozen=True):

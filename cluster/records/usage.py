@@ -6,19 +6,29 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from cluster.records.client import Pipeline
+from cluster.records.client import BlockingRedis, Pipeline
 
 KEPT_S = 400 * 86_400
 """Seconds that a day's counters are kept after their last change."""
-COUNTERS = ("requests", "hits", "prompt", "completion", "cached", "saved_prompt", "saved_completion")
+COUNTERS = (
+    "requests",
+    "hits",
+    "joins",
+    "curated",
+    "prompt",
+    "completion",
+    "cached",
+    "saved_prompt",
+    "saved_completion",
+)
 
 
 class UsageRow(msgspec.Struct, frozen=True):
     """The use of one model by one team on one day (UTC).
 
-    requests: all that were answered. hits: those answered from the cache, or by joining a request in progress. prompt,
-    completion: tokens that engines computed. cached: the part of `prompt` found in a prefix cache. saved_prompt,
-    saved_completion: tokens of the hits.
+    requests: all that were answered. hits: those for which nothing was generated; of these, `joins` got the answer of
+    another request in progress, and `curated` a curated one. prompt, completion: tokens that engines computed. cached:
+    the part of `prompt` found in a prefix cache. saved_prompt, saved_completion: tokens of the hits.
     """
 
     day: str
@@ -31,6 +41,8 @@ class UsageRow(msgspec.Struct, frozen=True):
     cached: int = 0
     saved_prompt: int = 0
     saved_completion: int = 0
+    joins: int = 0
+    curated: int = 0
 
 
 def today() -> str:
@@ -60,6 +72,13 @@ def queue_reads(pipe: Pipeline, count: int) -> list[str]:
     for day in days:
         pipe.hgetall(key_of(day))
     return days
+
+
+def read_rows(client: BlockingRedis, count: int, team: str | None = None) -> list[UsageRow]:
+    """The rows of the last `count` days, of one team or of all."""
+    with client.pipeline() as pipe:
+        days = queue_reads(pipe, count)
+        return rows(dict(zip(days, pipe.execute(), strict=True)), team)
 
 
 def rows(days: Mapping[str, Mapping[bytes, bytes]], team: str | None = None) -> list[UsageRow]:

@@ -9,7 +9,7 @@ from starlette.requests import Request as HttpRequest
 from cluster.models.folder import ServedModel
 from cluster.settings import Settings
 from deployments.api.http import headers_of, read_body
-from deployments.api.middleware import REQUEST_STATE, RequestState
+from deployments.api.request_state import REQUEST_STATE, RequestState
 from deployments.common.errors import ApiError
 from deployments.common.tasks import TaskSupervisor
 from deployments.routing.queue_class import QueueClass
@@ -46,7 +46,7 @@ class RequestAccess:
         caller = self._authenticator.authenticate(headers)
         if caller.admin:
             raise ApiError(403, "An admin key cannot use models; use a team's key.", code="not_a_teams_key")
-        state.team = caller.label
+        state.authenticated, state.team, state.caller = True, caller.label, caller.name
         return AuthenticatedRequest(http, headers, caller, state)
 
     async def body(self, request: AuthenticatedRequest) -> bytes:

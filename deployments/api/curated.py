@@ -5,6 +5,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cluster.audit import Value
 from cluster.records import curated
 from cluster.records.answer_files import jsonl
 from cluster.records.client import BlockingRedis
@@ -103,13 +104,13 @@ class CuratedApi:
     async def pin(self, http: HttpRequest) -> Response:
         """Makes a cached answer a curated one."""
         caller = self._access.check(http)
-        request = parse(_decode_pin, await admin_body(http))
+        request = parse(_decode_pin, await admin_body(http, _MAX_BODY_BYTES))
         if not self._cache_url:
             raise ApiError(400, "Answers are not cached here (cache.enabled).", code=_CODE)
         author = request.author or _author(caller)
 
         def read(cache: BlockingRedis) -> CuratedAnswer:
-            return pinned(cache, request.key, author, request.valid_until)
+            return pinned(cache, request.key, author, request.valid_until, request.answer)
 
         answer = await self._access.run(read, _CODE, self._cache_url)
 
@@ -118,7 +119,7 @@ class CuratedApi:
             return _listed(client, [answer])[0]
 
         added = await self._access.run(put, _CODE)
-        await self._record(caller, "answer.pin", added, key=request.key)
+        await self._record(caller, "answer.pin", added, key=request.key, corrected=bool(request.answer.strip()))
         return json_response(added, 201)
 
     async def export(self, http: HttpRequest) -> Response:
@@ -143,7 +144,7 @@ class CuratedApi:
 
         return json_response(await self._access.run(read, _CODE))
 
-    async def _record(self, caller: Caller, action: str, answer: CuratedAnswer | ListedAnswer, **more: str) -> None:
+    async def _record(self, caller: Caller, action: str, answer: CuratedAnswer | ListedAnswer, **more: Value) -> None:
         await self._access.record(caller, action, answer.id, namespace=answer.namespace, author=answer.author, **more)
 
 

@@ -173,7 +173,7 @@ class EncodingApi:
         caller = asked.caller
         asked.state.model = model.name
         self._access.log_prompt(model, caller, question.queries + question.documents)
-        grant = await self._quotas.admit(caller.team)
+        grant = await self._quotas.admit(caller.team, model.name)
         self._access.release(grant)
         self._count(asked, model, stored.tokens, "hit")
         if caller.team is not None:
@@ -182,6 +182,7 @@ class EncodingApi:
 
     def _count(self, asked: AuthenticatedRequest, model: ServedModel, tokens: int, result: str) -> None:
         seconds = time.perf_counter() - asked.state.started
+        asked.state.progress.cache, asked.state.progress.prompt = result, tokens
         self._metrics.count_answer(model.name, asked.caller.label, Usage(tokens, 0, 0, 0), result, seconds)
 
     async def _answer(
@@ -201,7 +202,7 @@ class EncodingApi:
         caller = asked.caller
         asked.state.model = model.name
         self._access.log_prompt(model, caller, read.texts)
-        grant, charged_tokens = await self._quotas.admit(caller.team), 0
+        grant, charged_tokens = await self._quotas.admit(caller.team, model.name), 0
         try:
             inputs = await self._large_texts.run(queue_class(caller), read.characters, tokenize)
             tokens = sum(len(text.ids) for text in inputs)

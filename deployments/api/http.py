@@ -15,6 +15,7 @@ from starlette.types import Message, Receive
 from deployments.api.compression import decompress
 from deployments.api.protocol.messages import anthropic_error
 from deployments.api.protocol.responses import response_error
+from deployments.api.request_state import REQUEST_STATE, RequestState
 from deployments.common.errors import ApiError, shortened
 
 log = logging.getLogger("dray.router")
@@ -137,6 +138,9 @@ def idempotency_key(headers: Mapping[str, str]) -> str:
 def api_error(http: HttpRequest, error: Exception) -> Response:
     """The response to a request that is refused."""
     assert isinstance(error, ApiError)
+    state: RequestState | None = http.scope.get(REQUEST_STATE)
+    if state is not None:
+        state.progress.code = error.body.error.code or ""
     path = http.url.path
     body = error.body if not path.startswith("/v1/responses") else response_error(error)
     shape = anthropic_error(error) if path.startswith("/v1/messages") else body

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -35,10 +36,11 @@ from deployments.api.responses import (
 from deployments.api.stored_responses import RESPONSES, StoredResponses
 from deployments.cache.answers import CacheControl
 from deployments.cache.feedback import FeedbackStore, Given, cached_id
+from deployments.cache.questions import last_text
 from deployments.common.tasks import TaskSupervisor
 from deployments.common.types import GenerationResult
-from deployments.generation.broadcast import Subscriber
-from deployments.generation.context import RequestContext
+from deployments.generation.broadcast import Subscriber, to_api_error
+from deployments.generation.context import RequestContext, Result
 from deployments.generation.large_texts import LargeTexts
 from deployments.generation.service import AnswerService
 from deployments.observability.tracing import current
@@ -140,10 +142,11 @@ class InferenceApi:
         [context] = prepared.contexts
         if (stored := await self._answers.lookup(context)) is None:
             return prepared
-        grant = await self._quotas.admit(context.caller.team)
+        grant = await self._quotas.admit(context.caller.team, context.endpoint.model.name)
         self._access.release(grant)
         self._log_context(context)
         hit = self._answers.hit(context, stored)
+        self._note(context, hit.result, stored.result)
         current.get().note({"dray.cache.result": hit.result})
         return await self._replay(prepared, stored.key, stored.result, {**hit.headers, **grant.headers})
 
@@ -162,11 +165,13 @@ class InferenceApi:
         deadline = state.started + request_timeout_s(headers, self._limits.request_timeout_s)
         key, field = idempotency_key(headers), parsed.format_field
         user = user_tag(caller.owner, parsed.user) if parsed.user else ""
+        state.progress.stream = bool(parsed.stream)
+        started, grant, progress = state.started, self._no_grant, state.progress
         contexts = tuple(
             RequestContext(
-                endpoint, generation, caller, control, state.started, deadline, self._no_grant, batch, key, field, user
+                endpoint, asked, caller, control, started, deadline, grant, batch, key, field, user, progress
             )
-            for generation in parsed.generations
+            for asked in parsed.generations
         )
         writer, keep, background = parsed.writer, None, False
         if isinstance(writer, ResponseWriter):
@@ -177,7 +182,8 @@ class InferenceApi:
 
     async def _generate(self, http: HttpRequest, prepared: PreparedRequest) -> Response:
         """The response to a request whose answer is not stored: generated for it, or joined from another request."""
-        grant = await self._quotas.admit(prepared.contexts[0].caller.team)
+        first = prepared.contexts[0]
+        grant = await self._quotas.admit(first.caller.team, first.endpoint.model.name)
         key: str | None = None
         try:
             contexts = [replace(context, grant=grant) for context in prepared.contexts]
@@ -185,12 +191,14 @@ class InferenceApi:
                 self._log_context(context)
             if len(contexts) > 1:
                 subscriber, headers = await self._answers.answer_many(contexts), {"X-Dray-Cache": "bypass"}
+                first.progress.cache = "bypass"
             else:
                 found = await self._answers.answer(contexts[0])
                 current.get().note({"dray.cache.result": found.result})
-                headers = found.headers
+                headers, first.progress.cache = found.headers, found.result
                 if found.stored is not None:
                     self._access.release(grant)
+                    self._note(first, found.result, found.stored)
                     return await self._replay(prepared, found.key, found.stored, {**headers, **grant.headers})
                 assert found.subscriber is not None
                 subscriber = found.subscriber
@@ -229,6 +237,16 @@ class InferenceApi:
     def _end(self, prepared: PreparedRequest, subscriber: Subscriber, grant: QuotaGrant, key: str | None) -> None:
         """Ends a request whose answer was generated. key: of the answer in the cache; None: of several prompts."""
         self._access.release(grant)
+        first = prepared.contexts[0]
+        progress = first.progress
+        if subscriber.first_at:
+            progress.first_token_s = round(subscriber.first_at - first.started, 4)
+        if subscriber.failure is not None:
+            progress.code = to_api_error(subscriber.failure).body.error.code or ""
+        if subscriber.result is None:
+            progress.count(subscriber.usage)
+        else:
+            self._note(first, cast(Result, progress.cache), subscriber.result)
         if (result := subscriber.result) is not None and key is not None:
             if key:
                 self._feedback.asked(key)
@@ -239,3 +257,12 @@ class InferenceApi:
             request = context.request
             prompt = [message.content for message in request.messages] or request.prompt
             self._access.log_prompt(context.endpoint.model, context.caller, prompt)
+
+    def _note(self, context: RequestContext, cache: Result, result: GenerationResult) -> None:
+        """Notes for administrators how the request got its answer. Without texts if it names its user: so there is
+        nothing more to forget of users."""
+        progress = context.progress
+        progress.cache = cache
+        progress.count(result.usage)
+        if self._settings.admin.request_texts_s and not context.user:
+            progress.keep_texts(last_text(context.request), result.choices[0].text)

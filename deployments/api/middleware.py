@@ -3,47 +3,36 @@
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cluster.records.activity import RequestRecord
 from deployments.api.http import CLIENT_DISCONNECTED
+from deployments.api.request_state import REQUEST_STATE, RequestState
+from deployments.common.errors import shortened
 from deployments.observability.logs import LineLimit, request_id, safe_id
 from deployments.observability.metrics import RouterMetrics
 from deployments.observability.tracing import NO_SPAN, Span, Traces, current, traceparent_of
+from deployments.tenancy.activity import ActivityLog
 
 log = logging.getLogger("dray.requests")
-
-REQUEST_STATE = "dray.request"
-"""Key of the RequestState in a request's ASGI scope."""
 
 _LINES, _LINES_PER_S = 500, 5.0
 """Lines about refused requests, and as many about failed ones, that are logged at once, and per second after that."""
 
+_SHOWN = ("/v1/", "/v2/", "/tokenize", "/detokenize")
+"""Beginnings of the paths whose requests administrators see, if they came with a valid key: others could be sent by
+anybody, in such numbers that nothing else would be seen."""
 _TRACED = "/v1/"
 """Prefix of the paths with traces: probes and pages arrive every few seconds and are of no interest."""
-
-
-@dataclass(slots=True)
-class RequestState:
-    """What is known of a request while it is served.
-
-    started: on time.perf_counter's clock. route: the path's template, if the router's application did not match one.
-    model, team: their metric labels; empty while unknown.
-    """
-
-    started: float
-    span: Span
-    route: str = "unknown"
-    model: str = ""
-    team: str = ""
 
 
 class RequestRecorder:
     """Records requests for one router."""
 
-    def __init__(self, metrics: RouterMetrics, traces: Traces) -> None:
+    def __init__(self, metrics: RouterMetrics, traces: Traces, activity: ActivityLog) -> None:
         self._metrics = metrics
+        self._activity = activity
         self._traces = traces
         # Refused requests must not push out the lines about failures.
         self._limits = {level: LineLimit(_LINES, _LINES_PER_S) for level in (logging.INFO, logging.WARNING)}
@@ -100,8 +89,14 @@ class RequestRecorder:
         route = scope.get("route")
         path = str(route.path) if route else state.route
         self._metrics.requests[path, str(status), state.model, state.team].inc()
+        seconds = time.perf_counter() - state.started
+        progress = state.progress
         if status >= 400:
-            self._log(path, status, time.perf_counter() - state.started)
+            self._log(path, status, seconds)
+        if (status >= 400 and status != CLIENT_DISCONNECTED) or progress.code:
+            self._activity.count_error(status, progress.code, state.caller, state.model)
+        if state.authenticated and scope["method"] == "POST" and scope["path"].startswith(_SHOWN):
+            self._activity.add(_record(state, scope["path"], status, seconds))
         if (span := state.span) is not NO_SPAN:
             span.name(f"{scope['method']} {path}")
             span.note({"http.route": path, "http.response.status_code": status})
@@ -119,6 +114,28 @@ class RequestRecorder:
         if left_out:
             extra["lines_left_out"] = left_out
         log.log(level, "request not answered", extra=extra)
+
+
+def _record(state: RequestState, path: str, status: int, seconds: float) -> RequestRecord:
+    progress = state.progress
+    return RequestRecord(
+        request_id.get(),
+        round(time.time() - seconds, 3),
+        state.caller,
+        state.model,
+        shortened(path),
+        status,
+        progress.code,
+        progress.cache,
+        progress.stream,
+        progress.queue_s,
+        progress.first_token_s,
+        round(seconds, 4),
+        progress.prompt,
+        progress.completion,
+        progress.question,
+        progress.answer,
+    )
 
 
 class RequestMiddleware:

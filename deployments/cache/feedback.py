@@ -33,7 +33,7 @@ from cluster.records.feedback import (
 from cluster.records.forget import GIVEN_PREFIX
 from deployments.cache.answers import AnswerCache
 from deployments.cache.curated import CuratedAnswers
-from deployments.cache.questions import MAX_QUESTION, question_of
+from deployments.cache.questions import MAX_QUESTION, last_text, question_of
 from deployments.common.redis import RedisStore, RedisUnavailable
 from deployments.common.types import GenerationRequest, GenerationResult
 
@@ -129,7 +129,7 @@ class FeedbackStore:
         if self._answers is None:
             return
         single = question_of(given.request)
-        question = single or _last_text(given.request)[:MAX_QUESTION]
+        question = single or last_text(given.request)[:MAX_QUESTION]
         text, key = given.result.choices[0].text[:_MAX_ANSWER], digest_of(given.key) if given.key else ""
         answer = GivenAnswer(given.namespace, given.model, question, text, bool(single), key, given.user)
         with suppress(RedisUnavailable):
@@ -182,9 +182,3 @@ class FeedbackStore:
 
 def _given_key(owner: str, response_id: str) -> str:
     return f"{GIVEN_PREFIX}{owner}:{response_id}"
-
-
-def _last_text(request: GenerationRequest) -> str:
-    if request.messages:
-        return request.messages[-1].content
-    return request.prompt if isinstance(request.prompt, str) else ""

@@ -20,6 +20,13 @@ def question_of(request: GenerationRequest) -> str:
     return "" if _wants_more_than_text(request) else last.content.strip()
 
 
+def last_text(request: GenerationRequest) -> str:
+    """The last message, or the prompt if it is a text."""
+    if request.messages:
+        return request.messages[-1].content
+    return request.prompt if isinstance(request.prompt, str) else ""
+
+
 def fits(request: GenerationRequest, answer: str) -> bool:
     """Whether a request that `question_of` accepts may end with this text: it contains none of the stop strings."""
     return not any(stop in answer for stop in request.stop)

@@ -228,16 +228,28 @@ class PendingWork(msgspec.Struct, frozen=True):
     streams: int = 0
 
 
+class EngineState(msgspec.Struct, frozen=True):
+    """What people see of a replica. cpus: of its lease. restarts: of its engine process. The rest: as in EngineLoad."""
+
+    cpus: str = ""
+    running: int = 0
+    tokens_per_s: float = 0.0
+    kv_used: float = 0.0
+    restarts: int = 0
+
+
 class ReplicaStats(msgspec.Struct, frozen=True):
     """What a replica reports to the routers. kv_tokens: capacity of its KV cache. pending: work by router id.
 
-    evicted_before: as in EngineLoad. Cached blocks that were used later are still there.
+    evicted_before: as in EngineLoad. Cached blocks that were used later are still there. engine: for people; nothing is
+    decided by it.
     """
 
     prefill_tokens_per_s: float = 0.0
     kv_tokens: int = 0
     pending: dict[str, PendingWork] = {}
     evicted_before: float = 0.0
+    engine: EngineState = EngineState()
 
 
 class EncoderInput(msgspec.Struct, frozen=True, array_like=True):

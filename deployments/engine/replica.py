@@ -23,6 +23,7 @@ from deployments.common.messages import (
     HEARTBEAT_S,
     KILLED_FROM_OUTSIDE,
     EngineRequest,
+    EngineState,
     ReplicaStats,
     TokenBatch,
     decode_request,
@@ -128,14 +129,19 @@ class EngineReplica:
 
     def record_routing_stats(self) -> dict[str, Any]:
         """Input of the routers' policy (deployments.routing.policy): ReplicaStats as a dict."""
-        engine = self._engine
-        stats = (
-            ReplicaStats(engine.load.prefill_tokens_per_s, self._kv_tokens, engine.pending, engine.load.evicted_before)
-            if engine
-            else ReplicaStats()
-        )
+        engine, stats = self._engine, ReplicaStats(engine=EngineState(self._cpus, restarts=self._restarts))
+        if engine is not None:
+            load, pending = engine.load, engine.pending
+            rate, used = round(load.decode_tokens_per_s, 1), round(load.kv_used, 2)
+            running = sum(work.streams for work in pending.values())
+            state = EngineState(self._cpus, running, rate, used, self._restarts)
+            stats = ReplicaStats(load.prefill_tokens_per_s, self._kv_tokens, pending, load.evicted_before, state)
         fields: dict[str, Any] = msgspec.to_builtins(stats)
         return fields
+
+    @property
+    def _cpus(self) -> str:
+        return ",".join(map(str, self._lease.cpus))
 
     async def __del__(self) -> None:
         """Called by Serve when the replica stops: ends the process, then frees the cores."""

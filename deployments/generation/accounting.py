@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Callable
-from typing import Literal
 
 from deployments.common.types import Usage
 from deployments.generation.context import RequestContext, Result
 from deployments.generation.generation import Generation
 from deployments.observability.metrics import RouterMetrics
-from deployments.tenancy.usage import UsageRecorder
+from deployments.tenancy.usage import Reused, UsageRecorder
 
 
 class AnswerAccounting:
@@ -20,12 +19,18 @@ class AnswerAccounting:
 
     def queue_time_observer(self, context: RequestContext) -> Callable[[float], object]:
         """A function that takes the seconds that a choice waited for its slot."""
-        return self._metrics.queue_time[context.endpoint.model.name, context.caller.label].observe
+        observe = self._metrics.queue_time[context.endpoint.model.name, context.caller.label].observe
 
-    def count_reused(self, context: RequestContext, usage: Usage, result: Literal["hit", "curated", "join"]) -> None:
+        def note(seconds: float) -> None:
+            observe(seconds)
+            context.progress.queue_s = round(max(seconds, context.progress.queue_s or 0.0), 4)
+
+        return note
+
+    def count_reused(self, context: RequestContext, usage: Usage, result: Reused) -> None:
         """Counts an answer that was stored, or generated for another request."""
         self._count(context, usage, result)
-        self._record(context, usage, generated=False)
+        self._record(context, usage, generated=False, reused=result)
 
     def count_generated(self, context: RequestContext, generation: Generation, usage: Usage, result: Result) -> None:
         """Counts an answer that was generated for this request."""
@@ -42,6 +47,7 @@ class AnswerAccounting:
         seconds = time.perf_counter() - context.started
         self._metrics.count_answer(context.endpoint.model.name, context.caller.label, usage, result, seconds)
 
-    def _record(self, context: RequestContext, usage: Usage, *, generated: bool) -> None:
+    def _record(self, context: RequestContext, usage: Usage, *, generated: bool, reused: Reused = "hit") -> None:
         if context.caller.team is not None:
-            self._usage.record(context.caller.name, context.endpoint.model.name, usage, generated=generated)
+            team, model = context.caller.name, context.endpoint.model.name
+            self._usage.record(team, model, usage, generated=generated, reused=reused)

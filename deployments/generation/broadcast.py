@@ -112,6 +112,9 @@ class Subscriber:
         self.on_close: Callable[[], None] = _nothing
         self.refusal: Exception | None = None
         """Why this request's own team could not have the generation; raised in place of the broadcast's failure."""
+        self.first_at = 0.0
+        """When its first delta was there, on time.perf_counter's clock; 0: none was yet."""
+        self._expired: Exception | None = None
         self._broadcast = broadcast
         self._deadline = deadline
         self._index = 0
@@ -145,9 +148,11 @@ class Subscriber:
             except TimeoutError:
                 if time.perf_counter() < self._deadline:
                     return []
-                raise _deadline_exceeded() from None
+                self._expired = _deadline_exceeded()
+                raise self._expired from None
         if deltas := broadcast.deltas[self._index :]:
             self._index += len(deltas)
+            self.first_at = self.first_at or time.perf_counter()
             return deltas
         if broadcast.failure is not None:
             raise self.refusal or broadcast.failure
@@ -157,6 +162,13 @@ class Subscriber:
     def usage(self) -> Usage:
         """The tokens so far; zeros while nothing is known of them."""
         return self._broadcast.usage()
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why this request got no result; None: it did, or may still."""
+        if self._expired is not None or self._broadcast.failure is None:
+            return self._expired
+        return self.refusal or self._broadcast.failure
 
     @property
     def result(self) -> GenerationResult | None:

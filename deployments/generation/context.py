@@ -1,10 +1,11 @@
 """A request for an answer, with everything about it that its answer does not depend on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from deployments.cache.answers import CacheControl
 from deployments.common.errors import ApiError
+from deployments.common.progress import RequestProgress
 from deployments.common.types import GenerationRequest
 from deployments.generation.endpoint import ModelEndpoint
 from deployments.routing.queue_class import QueueClass
@@ -23,7 +24,8 @@ class RequestContext:
 
     started, deadline: on time.perf_counter's clock. batch: requests of people go first. idempotency_key: a request with
     the same key and the same question gets the same answer. format_field: the one that says what the answer must be.
-    user: the tag of the user whom the request names (cluster.records.forget); empty: none.
+    user: the tag of the user whom the request names (cluster.records.forget); empty: none. progress: what is noted of
+    the request for administrators.
     """
 
     endpoint: ModelEndpoint
@@ -37,6 +39,7 @@ class RequestContext:
     idempotency_key: str = ""
     format_field: str = FORMAT_FIELD
     user: str = ""
+    progress: RequestProgress = field(default_factory=RequestProgress)
 
     def name_field(self, error: BaseException) -> None:
         """Makes an error of what the answer must be name the request's own field."""

@@ -115,10 +115,11 @@ class Generation:
         )
 
     @property
-    def charged_tokens(self) -> int:
-        """Tokens that the team is charged. A generation that ends before its first token costs nothing."""
+    def charged_tokens(self) -> tuple[int, int]:
+        """Prompt and completion tokens that the team is charged. A generation that ends before its first token costs
+        nothing."""
         usage = self.usage
-        return usage.prompt_tokens + usage.completion_tokens if self.first_token_at else 0
+        return (usage.prompt_tokens, usage.completion_tokens) if self.first_token_at else (0, 0)
 
     async def _choice(self, index: int) -> AsyncGenerator[Delta, None]:
         """One choice. If a grammar constrains the answer or the thinking is limited, the thinking is generated first

@@ -74,12 +74,13 @@ class GenerationServices:
         """Tells the source where the start of the prompt is cached."""
         source.prefix = await generation.endpoint.dispatcher.locate_prefix(generation.prompt.ids)
 
-    def expected_tokens(self, context: RequestContext, generation: Generation) -> int:
-        """Tokens to reserve from the quota: the maximum, or what the settings say if the request sets none."""
+    def expected_tokens(self, context: RequestContext, generation: Generation) -> tuple[int, int]:
+        """Prompt and completion tokens to reserve from the quota: of the latter the request's maximum, or what the
+        settings say if it sets none."""
         max_tokens = context.request.sampling.max_tokens
         if max_tokens >= self.limits.output_tokens:
             max_tokens = min(max_tokens, self.limits.reserved_tokens)
-        return len(generation.prompt.ids) + max_tokens * context.request.num_choices
+        return len(generation.prompt.ids), max_tokens * context.request.num_choices
 
 
 class GenerationJob:
@@ -164,7 +165,7 @@ class GenerationJob:
             self.started.set()
             self._engines.close()
             if self._generation is not None:
-                await self._requesters.settle(self._generation.charged_tokens)
+                await self._requesters.settle(*self._generation.charged_tokens)
 
     async def _prepare(self) -> Generation:
         services = self._services
@@ -234,7 +235,7 @@ class GenerationJob:
     async def _charge(self) -> None:
         """Called before the engines generate anything; the generation is this router's own from here on."""
         assert self._generation is not None
-        await self._requesters.charge(self._services.expected_tokens(self._context, self._generation))
+        await self._requesters.charge(*self._services.expected_tokens(self._context, self._generation))
         if self._result == "join":
             self._result = "miss"
 

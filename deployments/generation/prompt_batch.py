@@ -34,7 +34,8 @@ async def broadcast_prompts(services: GenerationServices, contexts: Sequence[Req
         if estimated:
             await contexts[0].grant.settle(0)
     await asyncio.gather(*map(services.locate_prefix, generations, sources))
-    await contexts[0].grant.reserve(sum(map(services.expected_tokens, contexts, generations)))
+    prompts, completions = zip(*map(services.expected_tokens, contexts, generations), strict=True)
+    await contexts[0].grant.reserve(sum(prompts), sum(completions))
 
     async def complete() -> GenerationResult:
         results = [generation.result for generation in generations if generation.result is not None]
@@ -66,7 +67,8 @@ async def _deltas(
     finally:
         for source in sources:
             source.close()
-        await context.grant.settle(sum(generation.charged_tokens for generation in generations))
+        prompts, completions = zip(*(generation.charged_tokens for generation in generations), strict=True)
+        await context.grant.settle(sum(prompts), sum(completions))
 
 
 def _merged(results: Sequence[GenerationResult]) -> GenerationResult:

@@ -34,7 +34,7 @@ class Requesters:
         """The requests that do not pay."""
         return [requester.context for requester in self._all if requester.context is not self.payer]
 
-    async def charge(self, tokens: int) -> None:
+    async def charge(self, prompt: int, completion: int = 0) -> None:
         """Reserves the tokens from a team's quota, unless that was done before. Raises ApiError 429 if no team has them
         left; then each subscriber gets its own team's refusal."""
         async with self._charging:
@@ -44,7 +44,7 @@ class Requesters:
                     return
                 if requester.context.caller.name not in refusals:
                     try:
-                        await requester.context.grant.reserve(tokens)
+                        await requester.context.grant.reserve(prompt, completion)
                         self.payer = requester.context
                     except ApiError as error:
                         refusals[requester.context.caller.name] = error
@@ -60,7 +60,7 @@ class Requesters:
         if payer is not None:
             await payer.grant.settle(0)
 
-    async def settle(self, tokens: int) -> None:
+    async def settle(self, prompt: int, completion: int) -> None:
         """Charges what was generated in place of what was reserved."""
         if self.payer is not None:
-            await self.payer.grant.settle(tokens)
+            await self.payer.grant.settle(prompt, completion)

@@ -130,6 +130,13 @@ class RouterMetrics:
             ["model"],
             registry=registry,
         )
+        self.budget_used = Gauge(
+            "dray_team_month_used_ratio",
+            "Share of a month's limit (tokens, cost) that a team has used; not of teams that share a label.",
+            ["team", "limit"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
         self.redis_faults = Counter(
             "dray_redis_faults_total",
             "Redis calls that failed or timed out, by store: answers, teams.",
@@ -143,6 +150,10 @@ class RouterMetrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+
+    def show_use(self, team: str, limit: str, share: float) -> None:
+        """Shows the share of a month's limit that a team has used."""
+        self.budget_used.labels(team, limit).set(share)
 
     def watchers(self, store: str) -> RedisCallbacks:
         """Callbacks that count the faults of a Redis store and show the state of its circuit."""

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from deployments.common.messages import TYPICAL_COMPLETION_TOKENS, EngineRequest, ReplicaStats
+from deployments.common.messages import TYPICAL_COMPLETION_TOKENS, EngineRequest, EngineState, ReplicaStats
 from deployments.common.prefix import BLOCK_TOKENS
 from deployments.routing.owner_ring import OwnerRing
 from deployments.routing.prefix_holders import PackedKeys, PrefixHolders, PrefixMatch
@@ -52,6 +52,11 @@ class ReplicaState:
             self._stats_changed_at = self._clock()
             self._prefixes.report(self.number, stats.kv_tokens // BLOCK_TOKENS, stats.evicted_before)
         self._stats = stats
+
+    @property
+    def engine(self) -> EngineState:
+        """What people see of the replica."""
+        return self._stats.engine
 
     def probe_sent(self) -> None:
         """The replica is being asked whether it takes a request."""

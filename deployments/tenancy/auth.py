@@ -110,6 +110,10 @@ class Authenticator:
                 return current
         raise RedisUnavailable("teams and keys change too fast to be read")
 
+    def has_label(self, team: str) -> bool:
+        """Whether the team has metrics series of its own."""
+        return team in self._labels
+
     @property
     def needs_key(self) -> bool:
         """Whether requests are known to need a key: one was created at some time, or other machines can connect."""

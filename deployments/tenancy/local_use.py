@@ -51,8 +51,11 @@ class LocalUse:
         """Tokens of the month: of all routers as of the last reply of Redis, and this router's since."""
         self.owed = 0
         """Tokens of the month that Redis does not know of yet."""
+        self.cost = 0
+        """Of the month, in billionths of the currency, as `month` is."""
+        self.owed_cost = 0
 
-    def admit(self, quota: Quota, routers: int) -> AdmitReply:
+    def admit(self, quota: Quota, routers: int, max_cost: int = 0) -> AdmitReply:
         """Decides without Redis whether a request may start: by this router's share of each limit."""
         requests, tokens = self.requests.used(), self.tokens.used()
         max_running = _share(quota.requests_at_a_time, routers)
@@ -61,6 +64,8 @@ class LocalUse:
         reply = AdmitReply("", 0, requests, WINDOW_S, tokens, WINDOW_S, self.month)
         if quota.tokens_per_month and self.month >= quota.tokens_per_month:
             return reply._replace(refused_by="month")
+        if max_cost and self.cost >= max_cost:
+            return reply._replace(refused_by="cost")
         if max_running and len(self.running) >= max_running:
             return reply._replace(refused_by="running", wait_s=1)
         if max_requests and requests >= max_requests:
@@ -69,16 +74,19 @@ class LocalUse:
             return reply._replace(refused_by="tokens", wait_s=self.tokens.wait_s(max_tokens, 1))
         return reply._replace(requests=requests + 1)
 
-    def reserve(self, quota: Quota, routers: int, tokens: int) -> ReserveReply:
-        """Decides without Redis whether tokens may be reserved; if so, they are owed to it."""
+    def reserve(self, quota: Quota, routers: int, tokens: int, cost: int = 0, max_cost: int = 0) -> ReserveReply:
+        """Decides without Redis whether tokens may be reserved; if so, they and their cost are owed to it."""
         reply = ReserveReply("", 0, self.tokens.used() + tokens, WINDOW_S, self.month + tokens, None)
         max_tokens = _share(quota.tokens_per_minute, routers)
         if quota.tokens_per_month and reply.month > quota.tokens_per_month:
             return reply._replace(refused_by="month")
+        if max_cost and self.cost + cost > max_cost:
+            return reply._replace(refused_by="cost")
         if max_tokens and reply.tokens > max_tokens:
             return reply._replace(refused_by="tokens", wait_s=self.tokens.wait_s(max_tokens, tokens))
         self.owed += tokens
-        return reply
+        self.owed_cost += cost
+        return reply._replace(cost=self.cost + cost)
 
 
 def _share(limit: int, routers: int) -> int:

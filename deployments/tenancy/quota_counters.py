@@ -1,7 +1,8 @@
 """The quota counters in Redis, shared by all routers. Each operation is one Lua script, so limits are exact.
 
 Of each team, under keys on one node of a cluster: requests and tokens of the last 60 seconds (hashes by second), the
-requests that run (a sorted set by the end of their lease), and the tokens of the month (UTC).
+requests that run (a sorted set by the end of their lease), the tokens of the month (UTC), and for teams with a budget
+what these cost, in billionths of the currency.
 """
 
 import time
@@ -18,13 +19,13 @@ LEASE_S = 15
 """A request counts as running for this long unless its router renews it."""
 _MONTH_TTL_S = 70 * 86_400
 
-Limit: TypeAlias = Literal["", "requests", "tokens", "running", "month"]
+Limit: TypeAlias = Literal["", "requests", "tokens", "running", "month", "cost"]
 """The limit that refuses a request; empty: none."""
 
 
 class AdmitReply(NamedTuple):
     """Whether a request may start. requests, tokens: counted in the window, with the seconds until it is empty.
-    wait_s: until a retry may succeed. month: tokens counted in the month."""
+    wait_s: until a retry may succeed. month: tokens counted in the month. cost: of the month, if there is a budget."""
 
     refused_by: Limit
     wait_s: int
@@ -33,17 +34,28 @@ class AdmitReply(NamedTuple):
     tokens: int
     tokens_reset_s: int
     month: int
+    cost: int = 0
 
 
 class ReserveReply(NamedTuple):
-    """Whether tokens may be reserved. second: under which they were counted, by Redis' clock; None: not in Redis."""
+    """Whether tokens may be reserved. second: under which they were counted, by Redis' clock; None: not in Redis.
 
-    refused_by: Limit
+    refused_by: `unknown` where the cost of the month has to be set first."""
+
+    refused_by: Limit | Literal["unknown"]
     wait_s: int
     tokens: int
     tokens_reset_s: int
     month: int
     second: int | None
+    cost: int = 0
+
+
+class Use(NamedTuple):
+    """What a team has used in the month."""
+
+    tokens: int
+    cost: int
 
 
 # window_use drops what is older than the window. It returns the sum, the seconds until `requested` more would fit under
@@ -74,18 +86,20 @@ local function window_use(key, limit, requested)
   return total, wait, reset
 end
 """
-# KEYS of all scripts: requests, tokens, running, month. A limit of 0 is none.
+# KEYS of all scripts: requests, tokens, running, month, cost. A limit of 0 is none.
 _ADMIT = f"""
 {_WINDOW_USE}
 local max_requests, max_tokens = tonumber(ARGV[1]), tonumber(ARGV[2])
 local max_running, max_month = tonumber(ARGV[3]), tonumber(ARGV[4])
-local request_id, lease = ARGV[5], tonumber(ARGV[6])
+local request_id, lease, max_cost = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
 local requests, wait, reset = window_use(KEYS[1], max_requests, 1)
 local tokens, tokens_wait, tokens_reset = window_use(KEYS[2], max_tokens, 1)
 local month = tonumber(redis.call('GET', KEYS[4]) or '0')
+local cost = max_cost > 0 and tonumber(redis.call('GET', KEYS[5]) or '0') or 0
 local refused = ''
 redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
 if max_month > 0 and month >= max_month then refused = 'month'
+elseif max_cost > 0 and cost >= max_cost then refused = 'cost'
 elseif max_running > 0 and redis.call('ZCARD', KEYS[3]) >= max_running then refused = 'running' wait = 1
 elseif max_requests > 0 and requests >= max_requests then refused = 'requests'
 elseif max_tokens > 0 and tokens >= max_tokens then refused = 'tokens' wait = tokens_wait
@@ -99,26 +113,35 @@ else
     redis.call('EXPIRE', KEYS[3], lease)
   end
 end
-return {{refused, wait, requests, reset, tokens, tokens_reset, month}}
+return {{refused, wait, requests, reset, tokens, tokens_reset, month, cost}}
 """
 _RESERVE = f"""
 {_WINDOW_USE}
 local requested, max_tokens, max_month = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local owed, month_ttl = tonumber(ARGV[4]), ARGV[5]
+local max_cost, cost_requested, cost_added = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 local tokens, wait, reset = window_use(KEYS[2], max_tokens, requested)
 local month = tonumber(redis.call('GET', KEYS[4]) or '0')
 if max_month > 0 and month + requested > max_month then return {{'month', 0, tokens, reset, month, now}} end
 if max_tokens > 0 and tokens + requested > max_tokens then return {{'tokens', wait, tokens, reset, month, now}} end
+local cost = 0
+if max_cost > 0 then
+  local known = redis.call('GET', KEYS[5])
+  if not known then return {{'unknown', 0, tokens, reset, month, now}} end
+  if tonumber(known) + cost_requested > max_cost then return {{'cost', 0, tokens, reset, month, now}} end
+  cost = redis.call('INCRBY', KEYS[5], cost_added)
+end
 redis.call('HINCRBY', KEYS[2], now, requested)
 redis.call('EXPIRE', KEYS[2], window + 1)
 month = redis.call('INCRBY', KEYS[4], requested + owed)
 redis.call('EXPIRE', KEYS[4], month_ttl)
-return {{'', 0, tokens + requested, window, month, now}}
+return {{'', 0, tokens + requested, window, month, now, cost}}
 """
 _SETTLE = """
-local second, difference = ARGV[1], ARGV[2]
+local second, difference, cost = ARGV[1], ARGV[2], ARGV[3]
 if redis.call('HEXISTS', KEYS[2], second) == 1 then redis.call('HINCRBY', KEYS[2], second, difference) end
-return redis.call('INCRBY', KEYS[4], difference)
+local month = redis.call('INCRBY', KEYS[4], difference)
+return {month, cost ~= '' and redis.call('INCRBY', KEYS[5], cost) or 0}
 """
 _RENEW = """
 local now = tonumber(redis.call('TIME')[1])
@@ -140,22 +163,37 @@ class QuotaCounters:
         self._settle = store.script(_SETTLE)
         self._renew = store.script(_RENEW)
 
-    async def admit(self, team: Team, request_id: str) -> AdmitReply:
-        """Counts a request and starts its lease, unless a limit refuses it."""
+    async def admit(self, team: Team, request_id: str, max_cost: int = 0) -> AdmitReply:
+        """Counts a request and starts its lease, unless a limit refuses it. max_cost: of the month; 0: not limited."""
         keys, limits = quota_keys(team.name, current_month()), msgspec.structs.astuple(team.quota)
-        refused_by, *numbers = await self._admit(keys, *limits, request_id, self.lease_s)
+        refused_by, *numbers = await self._admit(keys, *limits, request_id, self.lease_s, max_cost)
         return AdmitReply(refused_by.decode(), *numbers)
 
-    async def reserve(self, team: Team, month: str, tokens: int, owed: int) -> ReserveReply:
-        """Counts tokens, unless a limit refuses them. owed: tokens counted for the month while Redis was away."""
+    async def reserve(
+        self, team: Team, month: str, tokens: int, owed: int, cost: int = 0, owed_cost: int = 0, max_cost: int = 0
+    ) -> ReserveReply:
+        """Counts tokens and their cost, unless a limit refuses them. owed, owed_cost: counted for the month while Redis
+        was away."""
         limits = (team.quota.tokens_per_minute, team.quota.tokens_per_month)
         keys = quota_keys(team.name, month)
-        refused_by, *numbers = await self._reserve(keys, tokens, *limits, owed, _MONTH_TTL_S)
+        costs = (max_cost, cost, cost + owed_cost)
+        refused_by, *numbers = await self._reserve(keys, tokens, *limits, owed, _MONTH_TTL_S, *costs)
         return ReserveReply(refused_by.decode(), *numbers)
 
-    async def settle(self, team: Team, month: str, second: int, difference: int) -> None:
-        """Adds the difference between used and reserved tokens, which were counted under this second."""
-        await self._settle(quota_keys(team.name, month), second, difference)
+    async def settle(self, team: Team, month: str, second: int, difference: int, cost: int | None = None) -> Use:
+        """Adds the difference between used and reserved tokens, which were counted under this second, and that of their
+        cost; None: it is not counted."""
+        keys = quota_keys(team.name, month)
+        return Use(*await self._settle(keys, second, difference, "" if cost is None else cost))
+
+    async def set_cost(self, team_name: str, month: str, cost: int) -> None:
+        """Sets the cost of the month, unless it is known."""
+        await self._store.execute("SET", quota_keys(team_name, month)[4], cost, "NX", "EX", _MONTH_TTL_S)
+
+    async def claim_warning(self, team_name: str, month: str) -> bool:
+        """Whether nobody has claimed before to warn of this team's use in this month."""
+        key = f"{quota_keys(team_name, month)[3]}:warned"
+        return bool(await self._store.execute("SET", key, 1, "NX", "EX", _MONTH_TTL_S))
 
     async def renew(self, team_name: str, request_ids: Iterable[str]) -> None:
         """Renews the leases of running requests."""
@@ -172,5 +210,6 @@ def current_month() -> str:
 
 
 def quota_keys(team: str, month: str) -> list[str]:
-    """The keys of a team's counters: requests, tokens, running, month."""
-    return [f"dray:quota:{{{team}}}:{counter}" for counter in ("requests", "tokens", "running", f"month:{month}")]
+    """The keys of a team's counters: requests, tokens, running, month, cost."""
+    counters = ("requests", "tokens", "running", f"month:{month}", f"cost:{month}")
+    return [f"dray:quota:{{{team}}}:{counter}" for counter in counters]

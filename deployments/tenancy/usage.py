@@ -5,12 +5,16 @@ import logging
 import secrets
 from collections import Counter
 from contextlib import suppress
+from typing import Literal
 
 from cluster.records.usage import KEPT_S, UsageRow, field_of, key_of, queue_reads, rows, today
 from deployments.common.redis import RedisStore, RedisUnavailable
 from deployments.common.types import Usage
 
 log = logging.getLogger("dray.usage")
+
+Reused = Literal["hit", "curated", "join"]
+"""An answer from the cache, a curated one, or that of another request in progress."""
 
 _FLUSH_S = 0.5
 _CLOSE_S = 3.0
@@ -40,10 +44,10 @@ class UsageRecorder:
         self._batch_number = 0
         self._writing = asyncio.Lock()
 
-    def record(self, team: str, model: str, usage: Usage, *, generated: bool) -> None:
+    def record(self, team: str, model: str, usage: Usage, *, generated: bool, reused: Reused = "hit") -> None:
         """Counts an answered request.
 
-        made: its answer was generated for it; otherwise it was cached, or joined from another request.
+        generated: its answer was generated for it. reused: where it came from otherwise.
         """
         if generated:
             counts = {
@@ -53,6 +57,8 @@ class UsageRecorder:
             }
         else:
             counts = {"hits": 1, "saved_prompt": usage.prompt_tokens, "saved_completion": usage.completion_tokens}
+            if reused != "hit":
+                counts["joins" if reused == "join" else reused] = 1
         day = self._counts.setdefault(today(), Counter())
         for name, count in {"requests": 1, **counts}.items():
             day[field_of(team, model, name)] += count

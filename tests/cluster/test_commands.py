@@ -27,6 +27,7 @@ ACTING = {
     "down",
     "chat",
     "cache clear",
+    "cache delete",
     "answers import",
     "answers export",
     "answers pin",

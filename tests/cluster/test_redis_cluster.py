@@ -6,10 +6,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 from redis.crc import key_slot
 
+from cluster.records.activity import KEYS as ACTIVITY_KEYS
+from cluster.records.cache import key_of, pack, show
+from cluster.records.cache_search import delete, search
 from cluster.records.team_records import Team
 from cluster.records.team_tables import CHANGES, KEYS, LOCKED, TEAMS, VERSION
 from cluster.records.teams import add_team, create_key, end_key, read_registry
@@ -35,6 +39,7 @@ def test_keys_that_are_used_together_have_one_hash_tag() -> None:
     assert len(slots(flight_keys(new_key()))) == 1
     assert len(slots([TEAMS, KEYS, VERSION, LOCKED, CHANGES])) == 1
     assert len(slots(list(quota_keys("support", "2026-11")))) == 1
+    assert len(slots(list(ACTIVITY_KEYS))) == 1
     assert len(slots([key for _ in range(100) for key in flight_keys(new_key())])) > 90
 
 
@@ -44,6 +49,7 @@ def test_flights_teams_and_prefixes_over_three_nodes() -> None:
         asyncio.run(asyncio.wait_for(flights(url), 60))
         asyncio.run(asyncio.wait_for(teams(url), 60))
         asyncio.run(asyncio.wait_for(prefixes(url), 60))
+        cached_answers(url)
 
 
 async def flights(url: str) -> None:
@@ -105,3 +111,20 @@ def nodes(url: str) -> list[Any]:
     """A client of each node."""
     ports = [int(host.rpartition(":")[2]) for host in url.partition("://")[2].split(",")]
     return [redis.Redis(port=port) for port in ports]
+
+
+def cached_answers(url: str) -> None:
+    """A search goes on from node to node."""
+    body = msgspec.msgpack.encode(((["", "An answer.", "stop"],), (10, 5, 0, 0), 1.0, "", "A question?"))
+    digests = {f"{number:040x}" for number in range(60)}
+    with connect(url) as client:
+        for digest in digests:
+            client.set(key_of("m", "n", digest), pack(body))
+        found: list[str] = []
+        cursor, pages = "", 0
+        while cursor or not pages:
+            page = search(client, "question", limit=1, cursor=cursor)
+            found += [answer.key for answer in page.data]
+            cursor, pages = page.next, pages + 1
+        assert set(found) == digests and pages >= 3
+        assert delete(client, found[0]) == ("m", "n") and show(client, found[0]) is None

@@ -33,7 +33,7 @@ from cluster.records.usage import UsageRow
 from cluster.tables import DataTable
 from cluster.tuning.choice import LoadTimes, Trial
 from cluster.tuning.report import Results
-from cluster.tuning.variants import FUSED, MIXED_32
+from cluster.tuning.variants import FUSED, MIXED_64
 
 LONG = "deepseek-r1-distill-qwen-1.5b-finetuned-on-our-own-questions-of-2026-int8-symmetric-smoothed"
 CHINESE = "客服团队的第二个模型与它的很长的名字"
@@ -53,7 +53,7 @@ def replicas() -> DataTable:
 
 def tuned(bundled: ServedModel) -> DataTable:
     loads = tuple(LoadTimes(streams, streams or 512, 1.0, 0.5, 2.0) for streams in (1, 8, 32, 0))
-    return Results(bundled, trials=[Trial(MIXED_32, loads), Trial(FUSED, loads)]).table()
+    return Results(bundled, trials=[Trial(MIXED_64, loads), Trial(FUSED, loads)]).table()
 
 
 def measured() -> list[DataTable]:
@@ -138,7 +138,7 @@ def test_the_table_of_dray_tune_keeps_the_score(bundled: ServedModel) -> None:
     for width in (80, 120):
         text = "\n".join(shown(tuned(bundled), width))
         assert "score" in text and str(FUSED) in text
-    assert str(MIXED_32) in "\n".join(shown(tuned(bundled), 200))
+    assert str(MIXED_64) in "\n".join(shown(tuned(bundled), 200))
 
 
 def test_the_least_important_columns_go_first() -> None:

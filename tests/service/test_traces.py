@@ -49,6 +49,9 @@ class TracedDray:
         return spans
 
 
+SCALING = {"DRAY_LOG_PROMPTS": "true", "DRAY_MODEL__MAX_REPLICAS": "2", "DRAY_MODEL__CORES_PER_REPLICA": "1"}
+
+
 @pytest.fixture(scope="module")
 def traced() -> Iterator[TracedDray]:
     with collector() as (received, server):
@@ -56,9 +59,7 @@ def traced() -> Iterator[TracedDray]:
             "OTEL_EXPORTER_OTLP_ENDPOINT": received.url,
             "OTEL_BSP_SCHEDULE_DELAY": "200",
             "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
-            "DRAY_LOG_PROMPTS": "true",
-            "DRAY_MODEL__MAX_REPLICAS": "2",
-            "DRAY_MODEL__CORES_PER_REPLICA": "1",
+            **SCALING,
         }
         with started_dray(settings=settings) as dray:
             yield TracedDray(dray, received, server)
@@ -174,6 +175,40 @@ def test_status_gives_the_reason_for_the_number_of_replicas(traced: TracedDray) 
     assert scaling["predicted_wait_s"] < scaling["target_wait_s"] == 20
     output = traced.dray.run("status").stdout
     assert "1 replica (1 to 2); target 1: the minimum in the settings" in output, output
+
+
+def test_administrators_see_the_replicas_and_the_last_requests(traced: TracedDray) -> None:
+    answer = traced.ask(new_question(), temperature=0)
+
+    def shown(*command: str) -> Any:
+        return json.loads(traced.dray.run(*command, "--json").stdout)
+
+    def with_figures() -> Any:
+        return [model for model in shown("models", "replicas") if model["replicas"] and model["per_token_s"]]
+
+    [model] = wait_for(with_figures)
+    [replica] = model["replicas"]
+    assert model["model"] == MODEL and replica["cpus"] and replica["restarts"] == 0
+    assert model["first_token_s"]["samples"] >= 1 and model["waiting"] == 0
+    wait_for(lambda: answer.headers["x-request-id"] in {request["id"] for request in shown("requests")})
+    assert all(error["advice"] for error in shown("errors"))
+
+
+@pytest.mark.slow
+def test_a_change_by_autoscaling_is_shown_with_its_reason(traced: TracedDray) -> None:
+    days = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+    hours = [{"days": days, "start": "00:00", "end": "23:59:59.999999", "replicas": 2}]
+    settings = SCALING | {"DRAY_MODEL__OFFICE_HOURS": json.dumps(hours)}
+    deployed = traced.dray.run("deploy", **settings)  # type: ignore[arg-type]  # none of them is the timeout
+    assert deployed.returncode == 0, deployed.stderr
+
+    def changes() -> Any:
+        [model] = json.loads(traced.dray.run("models", "replicas", "--json").stdout)
+        return model["changes"]
+
+    [change] = wait_for(changes, 120)
+    assert (change["before"], change["after"], change["reason"]) == (1, 2, "office_hours")
+    assert change["why"].startswith("From 1 to 2: office_hours requires them;")
 
 
 def test_nothing_waits_for_a_collector_that_is_gone(traced: TracedDray) -> None:

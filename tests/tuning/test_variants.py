@@ -14,9 +14,10 @@ from cluster.tuning.variants import (
     AMX,
     FUSED,
     GROUPS_32,
+    GROUPS_64,
     GROUPS_128,
     LIMITS,
-    MIXED_32,
+    MIXED_64,
     MIXED_128,
     SMALL_BYTES,
     WEIGHT_ONLY,
@@ -54,12 +55,12 @@ def model_in(folder: Path, record: object, **settings: object) -> ServedModel:
             SMOOTHED,
             ON_AMX,
             2,
-            (GROUPS_32, FUSED, WEIGHT_ONLY, MIXED_32),
+            (GROUPS_64, FUSED, WEIGHT_ONLY, MIXED_64),
             (GROUPS_128, FUSED, WEIGHT_ONLY, MIXED_128),
         ),
         # With one thread the fused operation divides by zero.
-        (SMOOTHED, ON_AMX, 1, (GROUPS_32, WEIGHT_ONLY), (GROUPS_128, WEIGHT_ONLY)),
-        (SMOOTHED, ON_VNNI, 2, (GROUPS_32, WEIGHT_ONLY), (GROUPS_128, WEIGHT_ONLY)),
+        (SMOOTHED, ON_AMX, 1, (GROUPS_64, WEIGHT_ONLY), (GROUPS_128, WEIGHT_ONLY)),
+        (SMOOTHED, ON_VNNI, 2, (GROUPS_64, WEIGHT_ONLY), (GROUPS_128, WEIGHT_ONLY)),
         ({"weights": "another"}, ON_AMX, 2, (GROUPS_32, WEIGHT_ONLY), (GROUPS_128, WEIGHT_ONLY)),
         ({"weight": "fp16"}, ON_AMX, 2, (WEIGHT_ONLY,), (WEIGHT_ONLY,)),
     ],
@@ -108,8 +109,8 @@ def test_small_models_keep_bf16_where_the_processor_multiplies_in_it(folder: Pat
 
 def test_two_graphs_need_a_machine_with_memory_for_them(folder: Path) -> None:
     replicas = memory_size() // 2 // memory_needed(model_in(folder, SMOOTHED))
-    assert MIXED_32 in possible(model_in(folder, SMOOTHED, replicas=replicas // 2), 2, ON_AMX)
-    assert MIXED_32 not in possible(model_in(folder, SMOOTHED, replicas=replicas + 1), 2, ON_AMX)
+    assert MIXED_64 in possible(model_in(folder, SMOOTHED, replicas=replicas // 2), 2, ON_AMX)
+    assert MIXED_64 not in possible(model_in(folder, SMOOTHED, replicas=replicas + 1), 2, ON_AMX)
 
 
 def test_doctor_hears_what_the_folder_keeps_the_processor_from(folder: Path, bundled: ServedModel) -> None:

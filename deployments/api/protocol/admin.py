@@ -12,13 +12,15 @@ Seconds = Annotated[float, msgspec.Meta(le=3_153_600_000)]
 
 
 class CreateTeamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body that creates a team. models: those it may use; empty: all. weight: its share of capacity under load."""
+    """The body that creates a team. models: those it may use; empty: all. weight: its share of capacity under load.
+    cost_per_month: how much money it may spend; 0: unlimited."""
 
     name: str
     models: tuple[str, ...] = ()
     weight: float = 1.0
     shares_answers: bool = False
     quota: Quota = Quota()
+    cost_per_month: float = 0.0
 
 
 class UpdateTeamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,6 +30,7 @@ class UpdateTeamRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     weight: float | msgspec.UnsetType = msgspec.UNSET
     shares_answers: bool | msgspec.UnsetType = msgspec.UNSET
     quota: Quota | msgspec.UnsetType = msgspec.UNSET
+    cost_per_month: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class CreateKeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

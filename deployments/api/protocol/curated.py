@@ -41,9 +41,11 @@ class UpdateAnswerRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
 
 
 class PinAnswerRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body that makes a cached answer a curated one. key: its X-Dray-Cache-Key."""
+    """The body that makes a cached answer a curated one. key: its X-Dray-Cache-Key. answer: a correction of its
+    text; empty: none."""
 
     key: str
+    answer: str = ""
     author: str = ""
     valid_until: UnixTime = 0.0
 

@@ -1,7 +1,6 @@
 """GET /openapi.json, generated from the types of request and response bodies."""
 
 import re
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -24,6 +23,7 @@ from deployments.api.protocol.chat import ChatRequest
 from deployments.api.protocol.chat_writer import ChatCompletion
 from deployments.api.protocol.completions import CompletionRequest
 from deployments.api.protocol.completions_writer import TextCompletion
+from deployments.api.protocol.console_operations import CONSOLE_OPERATIONS
 from deployments.api.protocol.curated import (
     AnswerDeletedResponse,
     CuratedAnswers,
@@ -35,41 +35,19 @@ from deployments.api.protocol.embeddings import EmbeddingRequest, Embeddings
 from deployments.api.protocol.feedback import AcceptRequest, FeedbackList, FeedbackRequest, FeedbackResponse
 from deployments.api.protocol.forget import ForgetRequest, ForgetResponse
 from deployments.api.protocol.messages import MessagesCount, MessagesCountRequest, MessagesRequest
+from deployments.api.protocol.operation import Operation
 from deployments.api.protocol.rerank import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
 from deployments.api.protocol.responses import ResponseCount, ResponseRequest
 from deployments.api.protocol.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from deployments.common.errors import ErrorBody
+
+__all__ = ["OPERATIONS", "Operation", "document"]
 
 _ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503, 504)
 _OBJECT = {"type": "object"}
 _LINES = "application/jsonl"
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}, "event": {"type": "string"}}}
 _REFERENCE = "#/components/schemas/{name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """A route in the document.
-
-    answer: type or JSON Schema of the response's body. streams: whether the body may have `stream: true`. parameters:
-    names in the path. verb: empty: POST if there is a body, else GET. content: the type of the response's body.
-    """
-
-    path: str
-    summary: str
-    body: type | None = None
-    answer: type | dict[str, Any] | None = None
-    streams: bool = False
-    parameters: tuple[str, ...] = ()
-    query: tuple[str, ...] = ()
-    verb: str = ""
-    status: int = 200
-    content: str = "application/json"
-
-    @property
-    def method(self) -> str:
-        """The HTTP method in lower case, as OpenAPI writes it."""
-        return self.verb or ("post" if self.body else "get")
 
 
 _RESPONSE = {
@@ -194,6 +172,7 @@ OPERATIONS = (
     Operation("/admin/feedback/export", "Export the right answers as JSON Lines", query=("team",), content=_LINES),
     Operation("/admin/forget", "Delete what is kept of a user", ForgetRequest, ForgetResponse),
     Operation(_ACCEPT, "Accept a correction", AcceptRequest, ListedAnswer, parameters=("id",), status=201),
+    *CONSOLE_OPERATIONS,
     Operation("/health/live", "Check whether this router answers", answer=_OBJECT),
     Operation("/health/ready", "Check whether every model has a running replica", answer=_OBJECT),
     Operation("/health", "Check readiness, as vLLM and llama-server name it", answer=_OBJECT),

@@ -18,7 +18,9 @@ from cluster.redis_server import OwnRedis
 from deployments.api.middleware import RequestRecorder
 from deployments.observability.metrics import RouterMetrics
 from deployments.observability.tracing import Traces
+from deployments.tenancy.activity import ActivityLog
 from tests.conftest import redis_server
+from tests.deployments.cache.test_answers import store_at
 from tests.deployments.routers import Engines, RunningRouter, chat, running_router
 
 ROUTES = [
@@ -152,7 +154,8 @@ def test_a_request_that_serve_cancels_is_a_499_unless_its_response_was_complete(
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def work() -> None:
-        recorder = RequestRecorder(metrics, Traces("dray-router", "x"))
+        activity = ActivityLog(store_at("redis://127.0.0.1:1"), "x")
+        recorder = RequestRecorder(metrics, Traces("dray-router", "x"), activity)
         request = asyncio.create_task(recorder.record(app, scope, receive, ignore))
         await asyncio.sleep(0)
         request.cancel()

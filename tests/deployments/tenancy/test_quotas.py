@@ -10,11 +10,15 @@ import pytest
 
 from cluster.records.team_records import Quota, Team
 from cluster.redis_server import OwnRedis
+from cluster.reports.prices import Prices
+from cluster.settings import ModelPrice, PriceSettings
 from deployments.common.errors import ApiError
 from deployments.common.redis import RedisStore
+from deployments.tenancy.budgets import Budgets
 from deployments.tenancy.local_use import SlidingWindow
 from deployments.tenancy.quota_counters import current_month, quota_keys
 from deployments.tenancy.quotas import QuotaGrant, Quotas, quota_exceeded
+from deployments.tenancy.usage import UsageRecorder
 from tests.conftest import redis_server
 from tests.deployments.cache.test_answers import closing, store_at
 from tests.deployments.routing.clock import Clock
@@ -224,3 +228,44 @@ def test_sliding_window() -> None:
     assert window.used() == 4
     clock.now = 1090.5
     assert window.used() == 0
+
+
+def test_money_of_the_month_is_exact_over_routers_and_counted_while_redis_is_away(server: OwnRedis) -> None:
+    async def work() -> None:
+        prices = Prices(PriceSettings(models=(ModelPrice(model="m", input=1, output=3),)))
+        uses: list[float] = []
+
+        def quotas(store: RedisStore) -> Quotas:
+            budgets = Budgets(prices, UsageRecorder(store), lambda team, limit, share: uses.append(share))
+            return Quotas(store, 1, budgets=budgets)
+
+        store = store_at(server.url, timeout_s=10)
+        routers, support = (
+            [quotas(store), quotas(store_at(server.url, timeout_s=10))],
+            Team("support", 0.0, cost_per_month=0.001),
+        )
+        first, second = [await router.admit(support, "m") for router in routers]
+        await first.reserve(100, 200)  # 700 millionths
+        assert await outcome(second.reserve(100, 100)) == "insufficient_quota"
+        await first.settle(100, 100)  # 400 millionths
+        assert uses == [pytest.approx(0.4)]
+        await second.reserve(100, 100)
+        await second.settle(100, 100)
+        third = await routers[0].admit(support, "m")
+        server.stop()
+        assert await outcome(third.reserve(100, 100)) == "insufficient_quota", "it knows what was counted last"
+        await third.reserve(100)
+        await third.settle(200)
+        server.start()
+        await circuit_closes(store)
+        fourth = await routers[0].admit(support, "m")
+        await fourth.reserve(1)
+        await fourth.settle(0)
+        cost = quota_keys("support", current_month())[4]
+        assert await store.get(cost) == b"200000", "that of the time away; the server has lost what was before"
+        await fourth.reserve(200, 200)
+        await fourth.settle(200, 200)
+        assert await outcome(routers[0].admit(support, "m")) == "insufficient_quota"
+        assert await outcome(routers[0].admit(support, "free")) == "admitted", "it has no price"
+
+    run(work)
