@@ -38,7 +38,7 @@ def passages(text: str, answer: str) -> tuple[str, ...]:
 
 def _sentences(text: str) -> list[str]:
     """The text's sentences, each on one line; lists and tables without full stops are cut at their lines."""
-    found = []
+    found: list[str] = []
     for sentence in _END.split(_HEADING.sub(r"\g<0>\n", text)):
         for piece in [sentence] if len(sentence) <= _MAX_CHARACTERS else sentence.splitlines():
             line = " ".join(piece.split())
