@@ -6,6 +6,8 @@ import zlib
 import psutil
 import pytest
 
+pytest.importorskip("docx", reason="the chat page needs the extra `page`")
+
 from deployments.common.errors import ApiError
 from deployments.pages import files
 from deployments.pages.file_reader import MAX_BYTES

@@ -11,6 +11,8 @@ import redis
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+pytest.importorskip("docx", reason="the chat page needs the extra `page`")
+
 from cluster.records.team_records import Team
 from cluster.records.teams import add_team, create_key
 from cluster.redis_server import OwnRedis
