@@ -111,6 +111,8 @@ RESTRICTED = {
     "nncf": "",
     "transformers": "cluster.models",
     "gradio": "deployments.pages",
+    "pypdf": "deployments.pages",
+    "docx": "deployments.pages",
     "ray": (
         "cluster.launch cluster.scaling_history deployments.api deployments.app deployments.engine deployments.pages "
         "deployments.router deployments.routing"

@@ -25,6 +25,7 @@ from cluster.models.tokenizer_cost import check_cost
 from cluster.settings import BUNDLED, ModelSettings, Settings
 
 BUNDLED_FOLDER = Path(__file__).with_name("bundled")
+BUNDLED_NAME = "dray-demo"
 REQUIRED_FILES = (GRAPH_FILE, WEIGHTS_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -64,7 +65,7 @@ def _gguf_name(file: Path) -> str:
 def known_as(source: str) -> str:
     """The name under which a source is served unless the settings give another."""
     if source == BUNDLED:
-        return "dray-demo"
+        return BUNDLED_NAME
     if is_gguf(source):
         return _gguf_name(Path(source))
     if is_folder(source):

@@ -26,13 +26,8 @@ PREPARED_REQUEST = "dray.prepared"
 _ID = b"x-request-id"
 _API = "/v1/"
 _EXPOSED = (
-    "x-request-id",
-    "retry-after",
-    "x-dray-cache",
-    "x-dray-cache-key",
-    "x-dray-cache-match",
-    "x-dray-ignored",
-    "x-dray-model",
+    *("x-request-id", "retry-after", "x-dray-ignored", "x-dray-model"),
+    *("x-dray-cache", "x-dray-cache-key", "x-dray-cache-match", "x-dray-curated-author"),
 )
 """Response headers that a page of another site may read."""
 

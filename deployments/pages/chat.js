@@ -20,10 +20,14 @@ const dray = (() => {
   const shown = turn => (turn.answers || [])[turn.shown || 0];
   const answer = turn => shown(turn)?.progress?.text || "";
 
+  // It stays until the next key or click: the list, where the buttons are, is hidden on a phone.
+  const said = Object.assign(document.createElement("div"), { className: "dray-said" });
+  said.setAttribute("role", "status");
   function say(message) {
-    const place = document.querySelector(".dray-list [role=status]");
-    if (place) place.textContent = message;
+    said.textContent = message;
+    document.body.append(said);
   }
+  for (const event of ["keydown", "pointerdown"]) document.addEventListener(event, () => { said.textContent = ""; }, true);
 
   // --- conversations ---
   function conversations() {
@@ -54,6 +58,7 @@ const dray = (() => {
     const lines = [];
     for (const turn of parsed(value).turns || []) {
       lines.push(`**${turn.question}**`);
+      if (turn.file) lines.push(`*${turn.file.name}*`);
       if (answer(turn)) lines.push(answer(turn), `*${shown(turn).model}*`);
     }
     return lines.join("\n\n") + "\n";
@@ -84,7 +89,16 @@ const dray = (() => {
   }
 
   async function copy(value) {
-    await navigator.clipboard.writeText(value);
+    if (navigator.clipboard) await navigator.clipboard.writeText(value);
+    else {
+      // Browsers have the clipboard's own functions only on pages with TLS, or of this machine.
+      const field = element("textarea", { value, className: "dray-copied" }), before = document.activeElement;
+      document.body.append(field);
+      field.select();
+      document.execCommand("copy");
+      field.remove();
+      before?.focus();
+    }
     say(text.copied);
   }
 
@@ -99,7 +113,7 @@ const dray = (() => {
 
   function list(place, props, open, watch) {
     const search = element("input", { type: "search", placeholder: text.search, ariaLabel: text.search, oninput: () => render() });
-    const entries = element("ul"), status = element("div", { role: "status" });
+    const entries = element("ul");
     const actions = element("div", { className: "actions" });
     let isRenaming = false;
     const file = element("input", { type: "file", accept: ".json", hidden: true, onchange: () => imported(file.files[0]) });
@@ -112,7 +126,7 @@ const dray = (() => {
     };
     const fresh = () => { show(JSON.stringify({ id: crypto.randomUUID?.() ?? String(Math.random()), turns: [] })); focus(); };
     place.replaceChildren(element("nav", { className: "dray-list", ariaLabel: text.conversations },
-      element("h2", { textContent: text.conversations }), button(text.new, fresh), search, entries, actions, status, file));
+      element("h2", { textContent: text.conversations }), button(text.new, fresh), search, entries, actions, file));
 
     function entry({ id, title, value }) {
       const isCurrent = id === parsed(current).id;
@@ -227,5 +241,8 @@ const dray = (() => {
     else if (index === 1 && panel.matches(":last-of-type, :has(~ .options)")) requestAnimationFrame(focus);
   }, true);
 
-  return { header, list, restored, ready, remember };
+  // What a file is read for: the model and the key.
+  const chosen = () => ({ model: stored(FIELDS, {}).model || "", key: sessionStorage.getItem(KEY) || "" });
+
+  return { header, list, restored, ready, remember, focus, chosen };
 })();

@@ -4,7 +4,7 @@ gradio adds its own `head` only after it has chosen the language.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from starlette.datastructures import MutableHeaders
@@ -21,13 +21,12 @@ _HEAD = b"<head>"
 class PageHead:
     """ASGI middleware that puts it into the page, and leaves all other answers as they are."""
 
-    def __init__(self, app: ASGIApp, script: Path, words: Mapping[str, Mapping[str, str]]) -> None:
-        """script: the page's own, after the one that all pages share. words: its texts, by language."""
+    def __init__(self, app: ASGIApp, scripts: Sequence[Path], words: Mapping[str, Mapping[str, object]]) -> None:
+        """scripts: the page's own, after the one that all pages share. words: its texts, by language."""
         self._app = app
         texts = json.dumps(words, ensure_ascii=False).replace("<", "\\u003c")
-        self._added = (
-            f"{_ICON}<script>const words = {texts};\n{_PAGE_SCRIPT.read_text()}{script.read_text()}</script>".encode()
-        )
+        code = "".join(script.read_text() for script in (_PAGE_SCRIPT, *scripts))
+        self._added = f"{_ICON}<script>const words = {texts};\n{code}</script>".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].removeprefix(scope.get("root_path", "")) not in ("", "/"):

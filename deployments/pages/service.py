@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,10 +24,13 @@ from cluster import liveness
 from cluster.launch.import_guard import allow_pandas
 from cluster.serve_config import CONSOLE_PATH, PAGE, PageArgs
 from deployments.api.browser_guard import BrowserGuard, BrowserGuardMiddleware
-from deployments.api.http import http_error, receive_within
+from deployments.api.http import client_disconnected, http_error, receive_within
 from deployments.common.redis import RedisCallbacks, RedisStore
 from deployments.common.tasks import TaskSupervisor
 from deployments.observability.logs import configure_logging
+from deployments.pages.client import ChatClient
+from deployments.pages.file_reader import MAX_BYTES
+from deployments.pages.file_texts import FILE_LABELS
 from deployments.pages.head import PageHead
 from deployments.pages.i18n import LABELS
 from deployments.tenancy.auth import Authenticator
@@ -55,6 +59,9 @@ _CONTENT_POLICY = (
 )
 """Whatever a model writes into an answer, the browser loads nothing from another host."""
 _TEAMS_TIMEOUT_S = 2.0
+_BODY_SHARE = 4
+"""An event has the conversation with its thinking, as JSON in JSON, so it is larger than the request to the API, which
+refuses in words what is too large."""
 
 
 @serve.ingress()
@@ -73,14 +80,19 @@ class Page:
         from deployments.pages.chat import gradio_app
         from deployments.pages.console.page import console_app
         from deployments.pages.console.words import WORDS
+        from deployments.pages.files import BODY_BYTES, FileApi
 
-        gradio, console = gradio_app(self._args.api_url), console_app(self._args.api_url)
-        labels = {language: asdict(texts) for language, texts in LABELS.items()}
-        console_words = {language: {**labels[language], **WORDS[language]} for language in labels}
-        console_head = Middleware(PageHead, script=_FOLDER / "console" / "console.js", words=console_words)
+        api = ChatClient(self._args.api_url)
+        gradio, files, console = gradio_app(api), FileApi(api), console_app(self._args.api_url)
+        labels = {name: asdict(texts) for name, texts in LABELS.items()}
+        limits = {"max_bytes": MAX_BYTES}
+        chat_words = {name: {**texts, "file": asdict(FILE_LABELS[name]) | limits} for name, texts in labels.items()}
+        chat_head = Middleware(PageHead, scripts=[_FOLDER / "chat.js", _FOLDER / "files.js"], words=chat_words)
+        console_words = {name: {**texts, **WORDS[name]} for name, texts in labels.items()}
+        console_head = Middleware(PageHead, scripts=[_FOLDER / "console" / "console.js"], words=console_words)
 
         middleware = [
-            Middleware(PageHead, script=_FOLDER / "chat.js", words=labels),
+            chat_head,
             Middleware(_ContentPolicy),
             Middleware(_ReceiveTimeout, timeout_s=self._args.receive_timeout_s),
         ]
@@ -102,6 +114,7 @@ class Page:
             async with gradio.router.lifespan_context(gradio), console.router.lifespan_context(console):
                 yield
             await tasks.close()
+            await api.close()
             if store is not None:
                 await store.close()
 
@@ -109,11 +122,12 @@ class Page:
         console_routes = [Route(path, console, max_body_size=size) for path in _CONSOLE_PATHS]
         return Starlette(
             routes=[
-                *(Route(path, gradio, max_body_size=size) for path in _PATHS),
+                *(Route(path, gradio, max_body_size=_BODY_SHARE * size) for path in _PATHS),
+                Route("/file", files.read, methods=["POST"], max_body_size=BODY_BYTES),
                 Mount(CONSOLE_PATH, routes=console_routes, middleware=[console_head]),
             ],
             middleware=middleware,
-            exception_handlers={HTTPException: http_error},
+            exception_handlers={HTTPException: http_error, ClientDisconnect: client_disconnected},
             lifespan=lifespan,
         )
 

@@ -284,7 +284,12 @@ def test_the_chat_page_follows_the_same_rules(server: OwnRedis, store: Any, monk
             for path in ("/", "/config", "/gradio_api/app_id", "/console/", "/console/config"):
                 assert (await client.get(path, headers={"Host": EVIL})).status_code == 421
                 assert (await client.get(path, headers={"Origin": "http://evil.example"})).status_code == 403
-            for path in ("/gradio_api/queue/join", "/gradio_api/run/predict", "/console/gradio_api/run/predict"):
+            for path in (
+                "/gradio_api/queue/join",
+                "/gradio_api/run/predict",
+                "/console/gradio_api/run/predict",
+                "/file",
+            ):
                 assert await sent(path, Host=EVIL) == 421
                 assert await sent(path, Content_Type="application/json", Origin="null") == 403
                 assert await sent(path) == await sent(path, Content_Type="text/plain") == 415
