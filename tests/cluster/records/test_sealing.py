@@ -88,7 +88,11 @@ def test_what_is_not_encrypted_counts_only_among_lasting_records(monkeypatch: py
     assert unseal_record(b"{}", "key") == b"{}"
 
 
-@pytest.mark.parametrize("keys", ["x", FIRST[:-4], f"{FIRST},", f"{FIRST},?", "passwort", "密钥"])
+@pytest.mark.parametrize(
+    "keys",
+    ["x", FIRST[:-4], f"{FIRST},", f"{FIRST},?", "passwort", "密钥"],
+    ids=["too short", "cut", "empty second", "bad second", "word", "chinese"],
+)
 def test_malformed_keys_are_refused(keys: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PRIVACY_KEYS, keys)
     with pytest.raises(SealingError, match="openssl rand -base64 32") as refused:
