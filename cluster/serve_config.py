@@ -156,7 +156,6 @@ class Engine:
 
     def _scale(self) -> dict[str, Any]:
         settings = self.model.settings
-        sleep_after_s = settings.sleep_after_s
         if settings.max_replicas > self.replicas:
             policy_args = {
                 "model": self.model.name,
@@ -172,7 +171,7 @@ class Engine:
                     "policy": {"policy_function": _POLICY, "policy_kwargs": policy_args},
                 }
             }
-        if not sleep_after_s:
+        if not settings.sleep_after_s:
             return {"num_replicas": self.replicas}
         return {
             "autoscaling_config": {
@@ -182,8 +181,8 @@ class Engine:
                 # All or none: any request wakes all replicas.
                 "target_ongoing_requests": 1e-3,
                 "upscale_delay_s": 0,
-                "downscale_delay_s": sleep_after_s,
-                "look_back_period_s": max(_MIN_LOOK_BACK_S, min(30.0, sleep_after_s)),
+                "downscale_delay_s": settings.sleep_after_s,
+                "look_back_period_s": max(_MIN_LOOK_BACK_S, min(30.0, settings.sleep_after_s)),
             }
         }
 

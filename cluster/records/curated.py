@@ -260,22 +260,19 @@ def served_models(client: BlockingRedis) -> dict[str, float]:
 
     Empty until there is a curated answer.
     """
-    with client.pipeline(transaction=False) as pipe:
-        pipe.hgetall(MODELS)
-        [models] = pipe.execute()
-    return {name.decode(): float(value.split()[-1]) for name, value in models.items()}
+    return {name.decode(): float(value.split()[-1]) for name, value in client.hgetall(MODELS).items()}
 
 
 def _readable(record: bytes, number: str) -> CuratedAnswer:
-    if (answer := decode_answer(record, number)) is None:
-        raise Unreadable.record(f"curated answer {number}")
-    return answer
+    if answer := decode_answer(record, number):
+        return answer
+    raise Unreadable.record(f"curated answer {number}")
 
 
 def _record(client: BlockingRedis, number: str) -> bytes:
-    if (record := client.hget(ANSWERS, number)) is None:
-        raise NotFound(f"no curated answer has the id {number[:64]}")
-    return record
+    if (record := client.hget(ANSWERS, number)) is not None:
+        return record
+    raise NotFound(f"no curated answer has the id {number[:64]}")
 
 
 def _write(client: BlockingRedis, changes: list[str | bytes]) -> None:
@@ -288,15 +285,14 @@ def _try_to_write(client: BlockingRedis, changes: list[str | bytes]) -> str | No
     limits = map(str, (MAX_ANSWERS, MAX_BYTES, MAX_ALL_ANSWERS, MAX_ALL_BYTES, _KEPT_REMOVALS))
     reply = client.eval(_WRITE, 5, ANSWERS, CHANGES, VERSION, FLOOR, _SIZES, *limits, *changes)
     assert isinstance(reply, list)
-    outcome, where = (part.decode() for part in reply)
-    if outcome == "full":
-        raise CuratedError(_full(where))
-    return where if outcome == "conflict" else None
+    if (outcome := reply[0].decode()) == "full":
+        raise CuratedError(_full(reply[1].decode()))
+    return reply[1].decode() if outcome == "conflict" else None
 
 
 def _full(name: str) -> str:
     kind, _, namespace = name.partition(":")
     number, size = (MAX_ANSWERS, MAX_BYTES) if namespace else (MAX_ALL_ANSWERS, MAX_ALL_BYTES)
-    limit = f"{number:,} curated answers" if kind == "n" else f"{size // 2**20} MiB of curated answers"
+    limit = f"{number:,}" if kind == "n" else f"{size // 2**20} MiB of"
     whose = f"namespace {namespace}" if namespace else "all namespaces together"
-    return f"{whose} can have at most {limit}: remove some first"
+    return f"{whose} can have at most {limit} curated answers: remove some first"

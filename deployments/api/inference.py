@@ -176,8 +176,7 @@ class InferenceApi:
         control = CacheControl.from_headers(headers, self._settings.cache.max_ttl_s)
         # A line of a batch waits for people, for hours if need be.
         deadline = work.deadline if work else state.started + request_timeout_s(headers, self._limits.request_timeout_s)
-        named = parsed.user or caller.subject
-        user = user_tag(caller.owner, named) if named else ""
+        user = user_tag(caller.owner, named) if (named := parsed.user or caller.subject) else ""
         state.progress.stream = bool(parsed.stream)
         contexts = tuple(
             RequestContext(

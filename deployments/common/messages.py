@@ -1,11 +1,10 @@
-"""Messages between router, replica and engine process: every type, and the framing.
+"""Messages between router, replica and engine process.
 
 Router and replica exchange `EngineRequest` and `TokenBatch` as MessagePack over a Ray handle (for embeddings: texts,
 and vectors as little-endian float32). Replica and engine process exchange the other types over a socket pair, each
-message after its length.
+message after its length (deployments.common.framing).
 """
 
-import struct
 from typing import Literal
 
 import msgspec
@@ -270,8 +269,6 @@ class EncoderInput(msgspec.Struct, frozen=True, array_like=True):
 ToEngine = Add | Cancel
 FromEngine = Ready | StartFailed | StepResult
 
-_HEADER = struct.Struct("<I")
-
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(EngineRequest).decode
 decode_tokens = msgspec.msgpack.Decoder(TokenBatch).decode
@@ -279,30 +276,3 @@ decode_inputs = msgspec.msgpack.Decoder(list[EncoderInput]).decode
 decode_vectors = msgspec.msgpack.Decoder(list[bytes]).decode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
 decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
-
-
-def frame(message: ToEngine | FromEngine) -> bytes:
-    """The message as bytes, after its length (4 bytes, little-endian)."""
-    body = encode(message)
-    return _HEADER.pack(len(body)) + body
-
-
-class Unframer:
-    """Splits a byte stream into message bodies."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Adds received bytes; returns the bodies that are now complete."""
-        self._buffer += data
-        bodies, start = [], 0
-        while len(self._buffer) - start >= _HEADER.size:
-            (size,) = _HEADER.unpack_from(self._buffer, start)
-            end = start + _HEADER.size + size
-            if end > len(self._buffer):
-                break
-            bodies.append(bytes(self._buffer[start + _HEADER.size : end]))
-            start = end
-        del self._buffer[:start]
-        return bodies

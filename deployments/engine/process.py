@@ -12,6 +12,7 @@ from contextlib import suppress
 import msgspec
 
 from cluster.child import ending
+from deployments.common.framing import Unframer, frame
 from deployments.common.messages import (
     KILLED_FROM_OUTSIDE,
     TYPICAL_COMPLETION_TOKENS,
@@ -26,9 +27,7 @@ from deployments.common.messages import (
     StepResult,
     ToEngine,
     TokenBatch,
-    Unframer,
     decode_from_engine,
-    frame,
 )
 from deployments.engine.stream import Stream
 

@@ -18,6 +18,8 @@ MAX_TEAM_SHARE = 5 / 8
 """Share of the places that one team may have while others ask too, unless its weight entitles it to more."""
 BATCH_DIVISOR = 2
 """Batches take at most one place in 2."""
+_RESERVED_FOR_PEOPLE = 2
+"""At least as many slots batches leave free when nobody has asked lately."""
 _ROUNDING = 1e-6
 """Sums of shares may be a little below the whole number that they are."""
 _STEP = (math.sqrt(5) - 1) / 2
@@ -47,6 +49,12 @@ class RouterPart:
         """These slots, without regard to other routers."""
         slots = max(1, slots)
         return cls(slots, slots // RESERVED_DIVISOR, slots * MAX_TEAM_SHARE)
+
+    def max_batches(self, *, people_ask: bool) -> int:
+        """Slots that batches may have. people_ask: whether any have asked lately."""
+        if people_ask:
+            return max(1, self.slots // BATCH_DIVISOR)
+        return max(1, self.slots - max(_RESERVED_FOR_PEOPLE, self.slots // RESERVED_DIVISOR))
 
 
 @dataclass(slots=True)

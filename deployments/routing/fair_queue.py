@@ -24,15 +24,13 @@ from dataclasses import replace
 from deployments.common.errors import ApiError, overloaded
 from deployments.routing.active_teams import ActiveTeams
 from deployments.routing.demand import MAX_TEAMS, RouterDemand, TeamDemand
-from deployments.routing.division import BATCH_DIVISOR, RESERVED_DIVISOR, RouterPart
+from deployments.routing.division import RouterPart
 from deployments.routing.queue_class import QueueClass, TokenCost
 from deployments.routing.token_rate import TokenRate
 from deployments.routing.waiting_line import QueuedTeam, WaitingLine, WaitingRequest
 
 ANYONE = ""
 """The team of requests without a key."""
-_RESERVED_FOR_PEOPLE = 2
-"""At least as many slots batches leave free when nobody has asked lately."""
 _LATEST_S = 60
 
 
@@ -201,19 +199,12 @@ class FairQueue:
         """Whether teams share the engines; without keys all requests belong to one."""
         return len(self._teams) > 1 or ANYONE not in self._teams
 
-    @property
-    def _max_batches(self) -> int:
-        """Slots that batches may have now."""
-        if self._active.anybody:
-            return max(1, self.part.slots // BATCH_DIVISOR)
-        return max(1, self.part.slots - max(_RESERVED_FOR_PEOPLE, self.part.slots // RESERVED_DIVISOR))
-
     def _may_start(self, team: str, cost: TokenCost) -> bool:
         """Whether the team may take another slot now."""
         prefilling = self._prefilling_tokens
         if self._shared and prefilling and prefilling + cost.prompt_tokens > self._max_prefill_tokens:
             return False
-        if cost.batch and self._running_batches >= self._max_batches:
+        if cost.batch and self._running_batches >= self.part.max_batches(people_ask=self._active.anybody):
             return False
         free, running = self.part.slots - self._running, self._teams[team].running
         everywhere = running + self.part.elsewhere.get(team, 0)
