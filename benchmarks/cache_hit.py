@@ -7,6 +7,7 @@ proxy, whose Redis cache holds an answer of the same length:
 
 import argparse
 import asyncio
+import base64
 import json
 import secrets
 import subprocess
@@ -24,6 +25,7 @@ import httpx
 from benchmarks.service import Service, report, running
 from cluster.ports import free_port
 from cluster.redis_server import Listen, OwnRedis
+from cluster.settings import PRIVACY_KEYS
 
 _JSON = {"Content-Type": "application/json"}
 QUESTION = "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?"
@@ -155,10 +157,12 @@ def compare_with_curated(service: Service, url: str, body: bytes, answer: str, a
         if time.monotonic() > deadline:
             raise RuntimeError("the curated answer is not given")
         time.sleep(0.1)
-    cached, curated = [], []
-    for _ in range(args.rounds):
-        cached.append(measured(url, body, args.connections, args.seconds))
-        curated.append(measured(url, asked, args.connections, args.seconds))
+    cached: list[tuple[float, float, float]] = []
+    curated: list[tuple[float, float, float]] = []
+    for number in range(args.rounds):
+        # In turn, and each first in every other round.
+        for runs, sent in ((cached, body), (curated, asked))[:: -1 if number % 2 else 1]:
+            runs.append(measured(url, sent, args.connections, args.seconds))
     ratio = median(one[0] / other[0] for one, other in zip(curated, cached, strict=True))
     rows = [*_rows({"curated": curated, "cached": cached}), ["ratio", f"{ratio:.2f}", "", ""]]
     return report(f"Curated answers beside cache hits, {args.connections} connections", ["answer", *_HEADS[1:]], rows)
@@ -215,8 +219,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--curated", action="store_true", help="compare with curated answers")
     parser.add_argument("--litellm", default="", help="command of the LiteLLM to compare with")
+    parser.add_argument("--encrypted", action="store_true", help="encrypt what Redis keeps")
     args = parser.parse_args()
-    with running() as service:
+    keys = {PRIVACY_KEYS: base64.b64encode(secrets.token_bytes(32)).decode()} if args.encrypted else {}
+    with running(**keys) as service:
         compare(service, args)
 
 

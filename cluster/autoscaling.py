@@ -68,7 +68,7 @@ class PredictedWait:
             min_replicas=minimum,
             max_replicas=maximum,
             office_hours=scheduled,
-            reason=_reason(by_load, scheduled, minimum, maximum) if sample.pace else "unknown",
+            reason=_reason(by_load, scheduled, minimum, maximum) if sample.pace or desired != current else "unknown",
         )
         publish(decision)
         history().note(decision)

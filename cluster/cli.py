@@ -10,6 +10,7 @@ from cluster.commands import (
     activity,
     answers,
     auditing,
+    batch,
     bench,
     cache,
     chat,
@@ -23,6 +24,7 @@ from cluster.commands import (
     model_replicas,
     models,
     plan,
+    privacy,
     ps,
     run,
     settings,
@@ -84,9 +86,11 @@ app.add_typer(models.app, name="models")
 app.add_typer(plan.app, name="plan")
 app.add_typer(kubernetes.app, name="k8s")
 app.add_typer(cache.app, name="cache")
+app.add_typer(batch.app, name="batch")
 app.add_typer(answers.app, name="answers")
 app.add_typer(auditing.app, name="audit")
 app.add_typer(feedback.app, name="feedback")
+app.add_typer(privacy.app, name="privacy")
 app.add_typer(teams.app, name="teams")
 app.add_typer(keys.app, name="keys")
 

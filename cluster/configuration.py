@@ -11,9 +11,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import EnvSettingsSource, YamlConfigSettingsSource
 
-from cluster.settings import ENV_PREFIX, Group, Settings
+from cluster.settings import CLIENT_SECRET_VARIABLE, ENV_PREFIX, PRIVACY_KEYS, Group, Settings
 
 CONFIG_VARIABLE = "DRAY_CONFIG"
+OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, CLIENT_SECRET_VARIABLE, PRIVACY_KEYS})
+"""Those that are no settings."""
 _MAX_YAML_BYTES, _MAX_YAML_NODES = 1_000_000, 100_000
 
 FIXED = (
@@ -108,7 +110,7 @@ def load(overrides: Mapping[str, Any] | None = None, config: Path | None = None)
     unknown = sorted(
         name
         for name in os.environ
-        if name.startswith(ENV_PREFIX) and name != CONFIG_VARIABLE and name not in map(variable, known)
+        if name.startswith(ENV_PREFIX) and name not in OTHER_VARIABLES and name not in map(variable, known)
     )
     if unknown:
         raise SettingsError(f"unknown setting {unknown[0]} in the environment; `dray settings` lists all settings")
@@ -136,7 +138,9 @@ def parse(values: Mapping[str, Any], origins: Mapping[str, str] | None = None) -
         name = ".".join(str(part) for part in first["loc"])
         origins = origins or {}
         origin = origins.get(name) or origins.get(str(first["loc"][0]))
-        problem = "unknown setting" if first["type"] == "extra_forbidden" else f"{first['msg']}, got {first['input']!r}"
+        problem = "unknown setting" if first["type"] == "extra_forbidden" else first["msg"]
+        if first["type"] != "extra_forbidden" and not isinstance(first["input"], dict | list | tuple):
+            problem += f", got {first['input']!r}"
         raise SettingsError(f"{name} ({origin}): {problem}" if origin else f"{name}: {problem}") from None
 
 

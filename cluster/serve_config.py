@@ -23,7 +23,8 @@ ROUTERS = "dray"
 """Name of the routers' Serve application."""
 ROUTER, ENGINE, PAGE = "router", "engine", "page"
 """Names of the deployment in each kind of application."""
-PAGE_PREFIX = "/chat"
+PAGE_PREFIX, CONSOLE_PATH = "/chat", "/console"
+"""Of the pages' application, and of the console in it."""
 
 # Import paths of the applications. Strings, because `cluster` must not import `deployments`.
 _ROUTER_IMPORT, _ENGINE_IMPORT = "deployments.app:router", "deployments.app:engine"
@@ -102,7 +103,7 @@ class Engine:
     def args(self) -> EngineArgs:
         # Settings that affect neither answers nor the process are reset, so that changing them keeps the replicas.
         neutral = {"aliases": (), "replicas": 1, "sleep_after_s": 0.0, "max_replicas": 0}
-        neutral |= {"target_wait_s": 20.0, "downscale_delay_s": 300.0, "office_hours": ()}
+        neutral |= {"target_wait_s": 20.0, "downscale_delay_s": 300.0, "office_hours": (), "fallback": ""}
         return EngineArgs(
             model=self.model.settings.model_copy(update=neutral),
             cores=self.cores,
@@ -155,7 +156,6 @@ class Engine:
 
     def _scale(self) -> dict[str, Any]:
         settings = self.model.settings
-        sleep_after_s = settings.sleep_after_s
         if settings.max_replicas > self.replicas:
             policy_args = {
                 "model": self.model.name,
@@ -171,7 +171,7 @@ class Engine:
                     "policy": {"policy_function": _POLICY, "policy_kwargs": policy_args},
                 }
             }
-        if not sleep_after_s:
+        if not settings.sleep_after_s:
             return {"num_replicas": self.replicas}
         return {
             "autoscaling_config": {
@@ -181,8 +181,8 @@ class Engine:
                 # All or none: any request wakes all replicas.
                 "target_ongoing_requests": 1e-3,
                 "upscale_delay_s": 0,
-                "downscale_delay_s": sleep_after_s,
-                "look_back_period_s": max(_MIN_LOOK_BACK_S, min(30.0, sleep_after_s)),
+                "downscale_delay_s": settings.sleep_after_s,
+                "look_back_period_s": max(_MIN_LOOK_BACK_S, min(30.0, settings.sleep_after_s)),
             }
         }
 

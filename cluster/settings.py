@@ -7,14 +7,25 @@ generated from it.
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, time
 from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,6 +33,10 @@ from pydantic_settings import (
 )
 
 ENV_PREFIX = "DRAY_"
+CLIENT_SECRET_VARIABLE = "DRAY_SIGN_ON_CLIENT_SECRET"
+"""Dray's secret at the provider of single sign-on. It is no setting: those are in files, and Serve logs them."""
+PRIVACY_KEYS = "DRAY_PRIVACY_KEYS"
+"""Keys that encrypt what Redis keeps (cluster.records.sealing)."""
 BUNDLED = "bundled"
 
 Positive = Annotated[int, Field(gt=0)]
@@ -71,6 +86,16 @@ def _label(text: str) -> str:
 
 
 Label = Annotated[str, AfterValidator(_label)]
+
+
+def _keyword(text: str) -> str:
+    """The text without the white space around it."""
+    if not (text := text.strip()):
+        raise ValueError("must not be empty")
+    return text
+
+
+Keyword = Annotated[str, Field(max_length=100), AfterValidator(_keyword)]
 # One name of a DNS label, as Kubernetes requires of namespaces, Secrets and ConfigMaps.
 KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 
@@ -144,6 +169,36 @@ class OfficeHours(Group):
 
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+class RouteRule(Group):
+    """A rule of a routed model: which requests go to which model. All of its conditions must hold."""
+
+    to: str = Field(min_length=1, description="Name or alias of the model that answers, as another entry has it.")
+    max_chars: Positive | None = Field(
+        None, description="The conversation, without system messages, has at most this many characters."
+    )
+    min_chars: Positive | None = Field(None, description="The same has at least this many characters.")
+    max_turns: Positive | None = Field(None, description="The conversation has at most this many messages of the user.")
+    min_turns: Positive | None = Field(None, description="The same has at least this many messages of the user.")
+    language: Literal["chinese", "other"] | None = Field(
+        None, description="Language of the user's last message, by its script: `chinese` or `other`."
+    )
+    keywords: tuple[Keyword, ...] = Field(
+        (),
+        max_length=100,
+        description="The user's last message has one of these words or phrases: plain text, in any case, whole words.",
+    )
+    tools: bool | None = Field(None, description="Whether the request has tools that may be called.")
+    structured: bool | None = Field(
+        None, description="Whether the request wants JSON, or an answer that is constrained in another way."
+    )
+    thinking: bool | None = Field(None, description="Whether the request asks for thinking by itself.")
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it takes every request."""
+        return self == RouteRule(to=self.to)
 
 
 class ModelSettings(Group):
@@ -234,6 +289,22 @@ class ModelSettings(Group):
         "waits until they have started again. 0: never.",
     )
     start_timeout_s: Seconds = Field(300, description="Maximum time for an engine process to start, in seconds.")
+    fallback: str = Field(
+        "",
+        description="Name or alias of the model that answers in this one's place while it has no replica, its queue is "
+        "full, or its predicted wait exceeds target_wait_s. Empty: requests wait, or are refused.",
+    )
+    route: tuple[RouteRule, ...] = Field(
+        (),
+        max_length=100,
+        description="Makes the entry a name without engines, whose requests other models answer: the first rule that "
+        "holds says which; the last one has no condition. Only in `models`, with `name` and `aliases` at most.",
+    )
+
+    @property
+    def given_names(self) -> tuple[str, ...]:
+        """The names that the settings give it."""
+        return tuple(filter(None, (self.name, *self.aliases)))
 
     @property
     def assumed_step_tokens(self) -> int:
@@ -254,6 +325,31 @@ class ModelSettings(Group):
             raise ValueError(f"scorer: cosine is for embedding models (task: embed); this one has task: {self.task}")
         if self.office_hours and not self.max_replicas:
             raise ValueError("office_hours need max_replicas: set it to the largest number of replicas")
+        if self.fallback and self.task != "generate":
+            raise ValueError(f"fallback is for models that generate text; this one has task: {self.task}")
+        return self
+
+    @model_validator(mode="after")
+    def _route_is_complete(self) -> Self:
+        if not self.route:
+            return self
+        if not self.name:
+            raise ValueError("a model with a route needs a `name`, by which requests ask for it")
+        allowed = {"name", "aliases", "route"}
+        fields = {name: field.default for name, field in type(self).model_fields.items() if name not in allowed}
+        if extra := [name for name, default in fields.items() if getattr(self, name) != default]:
+            raise ValueError(f"{self.name} has a route, and so no engines: leave out {', '.join(extra)}")
+        if not self.route[-1].is_default:
+            raise ValueError(
+                f"the route of {self.name} has no default: end it with a rule that has only `to`, for all requests "
+                "that no other rule takes"
+            )
+        for number, rule in enumerate(self.route[:-1], 1):
+            if rule.is_default:
+                raise ValueError(
+                    f"rule {number} of the route of {self.name} has no condition, so that the rules after it are never "
+                    "used: add a condition, or make it the last one"
+                )
         return self
 
 
@@ -464,6 +560,43 @@ class ResponseSettings(Group):
     )
 
 
+class BatchSettings(Group):
+    """Files and batches: `/v1/files` and `/v1/batches`."""
+
+    url: str = Field(
+        "",
+        pattern=r"^((s3|gs|oss)://[a-z0-9].*)?$",
+        description="Folder in object storage for files and answers, such as `s3://bucket/batches` (extra `buckets`). "
+        "Empty: `data_dir`, which only one machine's routers can read; with several machines there are no files then.",
+    )
+    file_bytes: Positive = Field(100_000_000, description="Maximum size of an uploaded file, in bytes.")
+    file_lines: Positive = Field(50_000, description="Maximum number of lines of an uploaded file.")
+    files_per_team: Positive = Field(500, description="Maximum number of a team's files.")
+    bytes_per_team: Positive = Field(
+        2_000_000_000, description="Size of all of a team's files, in bytes, from which on uploads are refused."
+    )
+    batches_per_team: Positive = Field(
+        100,
+        description="Maximum number of a team's batches; the oldest that have ended are removed first, and while none "
+        "has ended, further ones get 429.",
+    )
+    file_ttl_s: Positive = Field(
+        2_592_000, description="Lifetime of files, and of batches after their end, in seconds, unless a request says."
+    )
+    max_window_s: Positive = Field(
+        604_800, description="Maximum `completion_window` of a batch, in seconds. Clients of OpenAI ask for `24h`."
+    )
+    upload_timeout_s: Seconds = Field(300, description="Maximum time for an uploaded file to arrive, in seconds.")
+    lines_at_a_time: Positive = Field(
+        128, description="Lines of batches that a router has in progress at a time; those of people go first anyway."
+    )
+    autoscale: bool = Field(
+        False,
+        description="Whether batch work (batches, `dray warm`, `service_tier: flex`) counts when replicas are added. "
+        "false: it uses only replicas that people need.",
+    )
+
+
 class TeamSettings(Group):
     """Teams with their keys, quotas and usage."""
 
@@ -480,6 +613,110 @@ class TeamSettings(Group):
         (),
         description="Teams that have their own label in the metrics; all others share the label `other`. Empty: the 20 "
         "oldest teams.",
+    )
+
+
+_CLAIM_OF_TEAM = re.compile(r".{1,255}=[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+
+
+def _claim_of_team(text: str) -> str:
+    """A value of a claim, and the team that it stands for."""
+    if not _CLAIM_OF_TEAM.fullmatch(text):
+        raise ValueError("must be a claim's value and a team, as VALUE=TEAM: /bots/support=support")
+    return text
+
+
+def _is_secure(url: str) -> bool:
+    """Whether a URL is https, or leads to this machine, and names nothing but a place."""
+    parts = urlsplit(url)
+    secure = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+    return bool(secure and parts.hostname and not parts.query and not parts.fragment and "@" not in parts.netloc)
+
+
+def _issuer(url: str) -> str:
+    """An issuer's URL. Without TLS anybody on the way could replace its keys."""
+    if url and not _is_secure(url):
+        raise ValueError("must be the provider's https:// URL as its tokens have it in `iss`, without a query")
+    return url
+
+
+def _public_url(url: str) -> str:
+    """Where browsers reach Dray, without a slash at the end."""
+    if url and not _is_secure(url):
+        raise ValueError("must be an https:// URL without a query, as https://dray.example.com")
+    return url.rstrip("/")
+
+
+class SignOnSettings(Group):
+    """Single sign-on: tokens of an OpenID Connect provider, accepted beside Dray's own keys."""
+
+    issuer: Annotated[str, AfterValidator(_issuer)] = Field(
+        "",
+        description="Issuer of the tokens, exactly as they have it in `iss`: https://sso.example.com/realms/staff. Its "
+        "keys are found by OpenID discovery. Empty: no tokens are accepted. With an issuer, every request needs a key "
+        "or a token.",
+    )
+    audiences: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="Values of `aud` of which a token must have one: Dray's own names at the provider."
+    )
+    team_claim: str = Field(
+        "groups",
+        description="Claim that decides the team. A path into nested claims has dots: realm_access.roles.",
+    )
+    teams: tuple[Annotated[str, AfterValidator(_claim_of_team)], ...] = Field(
+        (),
+        description="Teams by values of the claim, as `VALUE=TEAM`; the first entry whose value the token has counts. "
+        "Empty: the claim has one value, and it is the team's name.",
+    )
+    admin_claim: str = Field("", description="Claim that decides who is an admin. Empty: `team_claim`.")
+    admins: tuple[str, ...] = Field(
+        (), description="Values of that claim that make an admin, who may do what an admin key may. Empty: none do."
+    )
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = Field(
+        ("RS256", "ES256"), description="Signature algorithms that a token may have. All are asymmetric."
+    )
+    clock_skew_s: Annotated[int, Field(ge=0, le=300)] = Field(
+        60, description="Seconds by which the provider's clock may differ from this machine's."
+    )
+    client_id: str = Field(
+        "",
+        description="Dray's client id at the provider, with which admins sign on to the console (authorization code "
+        "with PKCE). A confidential client's secret is in the variable DRAY_SIGN_ON_CLIENT_SECRET. Empty: they enter "
+        "an admin key.",
+    )
+    public_url: Annotated[str, AfterValidator(_public_url)] = Field(
+        "",
+        description="URL at which browsers reach Dray: https://dray.example.com. At the provider, allow redirects to "
+        "this URL with /console/callback appended.",
+    )
+    scopes: tuple[Annotated[str, Field(pattern=r"^[\x21\x23-\x5b\x5d-\x7e]+$")], ...] = Field(
+        ("openid",), description="Scopes that the console asks for; some providers add groups only with one for them."
+    )
+    session_s: Annotated[int, Field(ge=60, le=7 * 86_400)] = Field(
+        8 * 3600, description="Seconds after which an admin has to sign on to the console again."
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.issuer and not self.audiences:
+            raise ValueError("sign_on.issuer needs sign_on.audiences, or tokens for other services would be accepted")
+        if self.client_id and not (self.issuer and self.public_url and "openid" in self.scopes):
+            raise ValueError("sign_on.client_id needs sign_on.issuer, sign_on.public_url, and openid among the scopes")
+        return self
+
+
+class RequestLogSettings(Group):
+    """A log of answered requests, without secrets and personal data, in files of the folder `requests` in data_dir."""
+
+    enabled: bool = Field(
+        False,
+        description="Log each answered request with its question and answer, in which emails, telephone numbers, "
+        "resident ids, card numbers, keys and passwords are replaced. What has no such form stays, as names do.",
+    )
+    keep_days: Annotated[int, Field(ge=1, le=3650)] = Field(30, description="Days after which a day's file is removed.")
+    max_mb: Positive = Field(
+        1024, description="Maximum size of all files of a machine, in MiB; the oldest days are removed first."
     )
 
 
@@ -643,7 +880,9 @@ class Settings(BaseSettings):
         "huggingface",
         description="Hub that models are downloaded from. For a mirror of Hugging Face, set the variable HF_ENDPOINT.",
     )
-    page: bool = Field(True, description="Serve the chat page at /chat, if the `page` extra is installed.")
+    page: bool = Field(
+        True, description="Serve the chat page at /chat and the console at /console, if the `page` extra is installed."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Minimum level of logged lines."
     )
@@ -654,6 +893,7 @@ class Settings(BaseSettings):
     model: ModelSettings = ModelSettings()
     models: tuple[ModelSettings, ...] = Field(
         (),
+        validate_default=True,
         description="Several served models; each inherits its unset values from `model`. Empty: only `model`.",
     )
     server: ServerSettings = ServerSettings()
@@ -664,7 +904,10 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     cache: CacheSettings = CacheSettings()
     responses: ResponseSettings = ResponseSettings()
+    batches: BatchSettings = BatchSettings()
     teams: TeamSettings = TeamSettings()
+    sign_on: SignOnSettings = SignOnSettings()
+    request_log: RequestLogSettings = RequestLogSettings()
     prices: PriceSettings = PriceSettings()
     admin: AdminSettings = AdminSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
@@ -683,8 +926,13 @@ class Settings(BaseSettings):
 
     @property
     def served(self) -> tuple[ModelSettings, ...]:
-        """Every model to serve."""
-        return self.models or (self.model,)
+        """Every model to serve, each with engines of its own."""
+        return tuple(model for model in self.models if not model.route) or (self.model,)
+
+    @property
+    def routed(self) -> tuple[ModelSettings, ...]:
+        """The names without engines, whose requests those answer."""
+        return tuple(model for model in self.models if model.route)
 
     @model_validator(mode="before")
     @classmethod
@@ -694,7 +942,20 @@ class Settings(BaseSettings):
         shared = values.get("model")
         if not isinstance(shared, dict):
             return values
-        return values | {"models": [shared | model if isinstance(model, dict) else model for model in values["models"]]}
+        return values | {"models": [shared | model if _inherits(model) else model for model in values["models"]]}
+
+    @field_validator("models")
+    @classmethod
+    def _models_lead_to_served_ones(
+        cls, models: tuple[ModelSettings, ...], info: ValidationInfo
+    ) -> tuple[ModelSettings, ...]:
+        served = [model for model in models if not model.route]
+        routed = [model for model in models if model.route]
+        if (single := info.data.get("model")) is not None:  # else it is what is wrong
+            if single.route:
+                raise ValueError("a model with a route is an entry of `models`, beside those that it leads to")
+            check_targets(served or [single], routed)
+        return models
 
     @classmethod
     def settings_customise_sources(
@@ -707,6 +968,41 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Only the arguments: `load` reads the other sources itself, to record where each value came from."""
         return (init_settings,)
+
+
+def _inherits(model: object) -> bool:
+    """Whether this entry of `models` takes what it lacks from `model`: one with a route has no use for it."""
+    return isinstance(model, dict) and not model.get("route")
+
+
+def check_targets(served: Sequence[ModelSettings], routed: Sequence[ModelSettings]) -> None:
+    """Raises ValueError where a route or a fallback leads to a model that cannot answer, or fallbacks in circles."""
+    by_name = {name: model for model in served for name in model.given_names}
+    routes = {name for model in routed for name in model.given_names}
+
+    def target(name: str, where: str) -> ModelSettings:
+        if name in routes:
+            raise ValueError(f"{where} leads to {name}, which has a route itself: name a model with engines")
+        if (model := by_name.get(name)) is None:
+            known = f"there is {', '.join(by_name)}" if by_name else "none has a `name`"
+            raise ValueError(
+                f"{where} leads to {name!r}, but no model has this `name` or alias in the settings; {known}"
+            )
+        if model.task != "generate":
+            raise ValueError(f"{where} leads to {name}, which generates no text: its task is {model.task}")
+        return model
+
+    for model in routed:
+        for number, rule in enumerate(model.route, 1):
+            target(rule.to, f"rule {number} of the route of {model.name}")
+    for model in served:
+        passed = [model]
+        while (last := passed[-1]).fallback:
+            following = target(last.fallback, f"the fallback of {last.name or last.source}")
+            if following in passed:
+                names = " -> ".join(one.name or one.source for one in (*passed, following))
+                raise ValueError(f"the fallbacks lead in a circle: {names}; leave one of them out")
+            passed.append(following)
 
 
 def is_loopback(host: str) -> bool:

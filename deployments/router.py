@@ -17,6 +17,7 @@ from cluster import liveness
 from cluster.audit import AUDIT_FOLDER
 from cluster.models.folder import ServedModel, open_models
 from cluster.node import Node
+from cluster.records.sealing import vault
 from cluster.reports.prices import Prices
 from cluster.scaling_history import read_changes
 from cluster.serve_config import ENGINE, RouterArgs, has_page
@@ -37,11 +38,16 @@ from deployments.api.info import InfoApi
 from deployments.api.middleware import RequestMiddleware, RequestRecorder
 from deployments.api.model_states import model_states
 from deployments.api.models import ModelDirectory
+from deployments.api.placement import Placement
+from deployments.api.request_log import REQUESTS_FOLDER, RequestLog
+from deployments.api.sign_on import SignOnMiddleware, SignOnParts
 from deployments.api.stored_responses import StoredResponses
 from deployments.api.tokens import TokensApi
+from deployments.batches.service import Batches
 from deployments.cache.answers import AnswerCache
 from deployments.cache.curated import CuratedAnswers
 from deployments.cache.feedback import FeedbackStore
+from deployments.cache.privacy import check_keys
 from deployments.cache.response_store import ResponseStore
 from deployments.cache.scores import ScoreCache
 from deployments.cache.semantic import SemanticCache
@@ -55,12 +61,12 @@ from deployments.observability.logs import configure_logging
 from deployments.observability.metrics import RouterMetrics
 from deployments.observability.tracing import Traces
 from deployments.pages.status import StatusPage
-from deployments.routing.capacity import RouterShare
+from deployments.routing.capacity import RouterShare, RouterShares
 from deployments.routing.dispatcher import Dispatcher
 from deployments.routing.embeddings import EmbeddingEndpoint
 from deployments.routing.encoders import Encoder
 from deployments.routing.fair_queue import FairQueue
-from deployments.routing.heartbeat import heartbeat
+from deployments.routing.heartbeat import Heartbeat, RouterReports
 from deployments.routing.prefix_index import PrefixIndex
 from deployments.routing.registry import registry
 from deployments.routing.scoring import Scorer, scorer_of
@@ -80,6 +86,7 @@ class Router:
         arguments = RouterArgs.model_validate(args).with_urls(os.environ)
         self._settings = settings = arguments.settings
         configure_logging(settings.log_level)
+        vault()  # a router with malformed keys must not start
         self._metrics = RouterMetrics()
         self._traces = Traces("dray-router", registry().router_id)
         self._tasks = TaskSupervisor()
@@ -90,7 +97,11 @@ class Router:
         self._recorder = RequestRecorder(self._metrics, self._traces, self._activity)
         cache = settings.cache
         self._answers = self._store("answers", arguments.redis_url, cache.timeout_s) if cache.enabled else None
-        self._authenticator = Authenticator(self._teams, settings.host, cache.namespace, settings.teams.metrics_teams)
+        self._sign_on = SignOnParts.of(settings.sign_on, self._teams)
+        tokens, sessions = self._sign_on.tokens, self._sign_on.sessions
+        self._authenticator = Authenticator(
+            self._teams, settings.host, cache.namespace, settings.teams.metrics_teams, tokens, sessions
+        )
         allowed_hosts, origins = settings.server.allowed_hosts, settings.cors.origins
         self._guard = BrowserGuard(self._authenticator, settings.host, allowed_hosts, origins)
         self._usage = UsageRecorder(self._teams)
@@ -99,7 +110,7 @@ class Router:
         self._quotas = Quotas(self._teams, settings.router.replica_minimum, budgets=budgets)
 
         models = open_models(settings, Node.here().models_dir)
-        self._shares: list[RouterShare] = []
+        self._shares = RouterShares()
         generators: dict[str, ModelEndpoint] = {}
         embedders: dict[str, EmbeddingEndpoint] = {}
         scorers: dict[str, Scorer] = {}
@@ -113,7 +124,7 @@ class Router:
                 embedders |= dict.fromkeys(model.names, EmbeddingEndpoint(encoder))
             if scorer := scorer_of(encoder):
                 scorers |= dict.fromkeys(model.names, scorer)
-        directory = ModelDirectory(generators, embedders, scorers)
+        directory = ModelDirectory(generators, embedders, scorers, settings.routed)
         access = RequestAccess(settings, self._authenticator, self._tasks)
         cached = AnswerCache(cache, self._answers) if self._answers else None
         served = {name: endpoint.fingerprint for name, endpoint in generators.items()}
@@ -126,15 +137,28 @@ class Router:
         names = list(dict.fromkeys(endpoint.model.name for endpoint in generators.values()))
         self._votes = FeedbackApi(settings, access, self._quotas, self._feedback, names)
         self._inference = InferenceApi(
-            settings, directory, access, self._guard, self._quotas, answers, texts, stored, self._feedback, self._tasks
+            settings,
+            directory,
+            access,
+            self._guard,
+            self._quotas,
+            answers,
+            texts,
+            stored,
+            self._feedback,
+            Placement(self._metrics, texts),
+            self._tasks,
         )
+        if settings.request_log.enabled:
+            folder = Node.here().data_dir / REQUESTS_FOLDER
+            self._inference.request_log = RequestLog(settings.request_log, folder)
         self._tokens = TokensApi(settings, directory, access, self._quotas, texts, stored)
         scores = ScoreCache(cached) if cached else None
         self._encoding = EncodingApi(
             settings, directory, access, self._quotas, self._usage, texts, scores, self._metrics
         )
         awake = {arguments.engines[model.name]: model.name for model in models if not model.settings.sleep_after_s}
-        self._info = InfoApi(settings, models, awake, self._authenticator)
+        self._info = InfoApi(settings, models, directory.routed, awake, self._authenticator)
         cache_url = arguments.redis_url if cache.enabled else ""
         admin = AdminAccess(self._authenticator, arguments.teams_url, Node.here().data_dir / AUDIT_FOLDER)
         self._admin = AdminApi(admin, self._authenticator, self._usage)
@@ -145,6 +169,8 @@ class Router:
         self._usage_admin = UsageAdminApi(admin, self._usage, self._prices)
         self._feedback_admin = FeedbackAdminApi(admin, cache.namespace, cache_url)
         self._curated_api = CuratedApi(admin, cache.namespace, cache_url)
+        data_dir = Node.here().data_dir
+        self._batches = Batches(settings, self._teams, self._authenticator, admin, self._metrics, data_dir)
         self._status_page = StatusPage(models, chat=has_page(settings))
 
     def _store(self, name: str, url: str, timeout_s: float) -> RedisStore:
@@ -155,10 +181,11 @@ class Router:
         prefix_index = PrefixIndex(self._answers, application) if self._answers else None
         replicas = registry().replicas_of(application)
         dispatcher = Dispatcher(DeploymentHandle(ENGINE, application), replicas, count_resumed, prefix_index)
-        queue = FairQueue(track_wait=self._metrics.waiting.labels(model.name).track_inprogress)
+        waiting, scale = self._metrics.waiting.labels(model.name), self._settings.batches.autoscale
+        queue = FairQueue(track_wait=waiting.track_inprogress, batches_scale=scale)
         share = RouterShare(queue, model.settings, self._settings.limits, self._settings.router.replica_minimum)
         replicas.subscribe(share.set_replicas)
-        self._shares.append(share)
+        self._shares.add(application, share)
         prompts = PromptRenderer(model, control_in_prompts=self._settings.router.control_tokens_in_prompt)
         return ModelEndpoint(model, model.fingerprint, prompts, dispatcher, queue)
 
@@ -176,6 +203,7 @@ class Router:
                 *self._tokens.routes(),
                 *self._responses.routes(),
                 *self._encoding.routes(),
+                *self._batches.routes(),
                 Route("/v1/usage", self._admin.usage),
                 *self._admin.routes(),
                 *self._usage_admin.routes(),
@@ -184,16 +212,19 @@ class Router:
                 *self._curated_api.routes(),
                 *self._votes.routes(),
                 *self._feedback_admin.routes(),
+                *self._sign_on.routes(),
                 *self._info.routes(),
                 *self._status_page.routes(),
             ],
             middleware=[
                 Middleware(RequestMiddleware, recorder=self._recorder),
                 Middleware(BrowserGuardMiddleware, guard=self._guard),
+                Middleware(SignOnMiddleware, authenticator=self._authenticator),
             ],
             lifespan=self._lifespan,
             exception_handlers=ERROR_RESPONSES,
         )
+        self._batches.use(app)
         CacheFastPath.cors_origins = self._settings.cors.origins
         if self._answers:
             CacheFastPath.api, CacheFastPath.recorder = self._inference, self._recorder
@@ -202,25 +233,36 @@ class Router:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self._tasks.supervise("refresh teams and keys", self._authenticator.refresh_forever)
+        if (tokens := self._sign_on.tokens) is not None:
+            self._tasks.supervise("refresh keys of single sign-on", tokens.provider.refresh_forever)
+        self._tasks.spawn("check the keys of encryption", check_keys(self._teams))
         self._tasks.supervise("follow curated answers", self._curated.refresh_forever)
         self._tasks.supervise("count asked answers", self._feedback.flush_forever)
+        if (request_log := self._inference.request_log) is not None:
+            self._tasks.supervise("write the request log", request_log.write_forever)
         self._tasks.supervise("flush usage", self._usage.flush_forever)
         self._tasks.supervise("publish activity", self._activity.publish_forever)
         self._tasks.supervise("renew quota leases", self._quotas.renew_forever)
+        self._batches.start(self._tasks)
         if folder := os.environ.get(liveness.FOLDER):
             self._tasks.supervise("show life", lambda: liveness.show_life(Path(folder)))
-        if self._settings.router.replica_limit > self._settings.router.replica_minimum:
-            self._tasks.supervise("router heartbeat", lambda: heartbeat(self._teams, self._set_routers))
+        if self._settings.router.replica_limit > 1:
+            heartbeat = Heartbeat(self._teams, self._shares.report, self._take_reports)
+            self._tasks.supervise("router heartbeat", heartbeat.run)
         yield
         # Shielded: whoever stops waiting, the last usage is still written before its store closes.
         await asyncio.shield(self._close())
 
     async def _close(self) -> None:
+        await self._batches.close()
         await self._inference.background.close()
         await self._tasks.close()
+        if self._inference.request_log is not None:
+            await self._inference.request_log.flush()
         self._large_texts.close()
         await self._usage.close()
         await self._activity.close()
+        await self._sign_on.close()
         await self._teams.close()
         if self._answers:
             await self._answers.close()
@@ -230,7 +272,7 @@ class Router:
         if self._authenticator.has_label(team):
             self._metrics.show_use(team, limit, share)
 
-    def _set_routers(self, routers: int) -> None:
-        self._quotas.routers = routers
-        for share in self._shares:
-            share.set_routers(routers)
+    def _take_reports(self, reports: RouterReports | None) -> None:
+        self._shares.take(reports)
+        if reports is not None:
+            self._quotas.routers = reports.routers

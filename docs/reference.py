@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from cluster import scaling_metrics
 from cluster.cli import app
 from cluster.configuration import flatten, setting_descriptions
-from cluster.settings import ModelPrice, OfficeHours, Settings
+from cluster.settings import ModelPrice, OfficeHours, RouteRule, Settings
 from deployments.observability import metrics as service_metrics
 
 _DEFAULT_LANGUAGE = "en"
@@ -96,7 +96,7 @@ def settings() -> str:
             lines += ["", f"## {section or 'General'}", "", *_head("setting", "default", "values", "what it does")]
         default = _shown(defaults[name])
         lines.append(_row(f"`{name}`", f"`{default}`" if default else "", _values(schema, name), text))
-    for of, item in (("model.office_hours", OfficeHours), ("prices.models", ModelPrice)):
+    for of, item in (("model.office_hours", OfficeHours), ("model.route", RouteRule), ("prices.models", ModelPrice)):
         lines += ["", f"## Items of {of}", "", *_head("field", "", "", "what it does")]
         lines += [_row(f"`{name}`", "", "", field.description or "") for name, field in item.model_fields.items()]
     return "\n".join(lines) + "\n"

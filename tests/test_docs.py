@@ -15,7 +15,7 @@ import pytest
 from typer.main import get_command
 
 from cluster.cli import app
-from cluster.configuration import setting_descriptions, variable
+from cluster.configuration import OTHER_VARIABLES, setting_descriptions, variable
 from deployments.api.protocol.chat import ChatRequest
 
 ROOT = Path(__file__).parents[1]
@@ -165,7 +165,7 @@ def test_commands_in_the_documentation_exist() -> None:
 
 def test_settings_in_the_documentation_exist() -> None:
     names = setting_descriptions()
-    variables = {variable(name) for name in names} | {"DRAY_CONFIG"}
+    variables = {variable(name) for name in names} | OTHER_VARIABLES
     groups = "|".join({name.partition(".")[0] for name in names if "." in name})
     for page in PAGES:
         assert set(re.findall(r"\bDRAY_(?!TEST_)[A-Z_]+[A-Z]", page.read_text())) <= variables, page

@@ -80,7 +80,7 @@ def bench(
     """
     if not cost and (tokens_per_s or assume or assumptions):
         raise fail("--tokens-per-s, --assume and --assumptions need --cost")
-    assumed = _assumptions(assumptions, assume or [])
+    assumed = read_all_assumptions(assumptions, assume or [])
     if cost and tokens_per_s:
         report_costs(assumed.changed({"pc.tokens_per_s": tokens_per_s}), to_json)
         return
@@ -163,7 +163,8 @@ def _measure(plan: "Plan", log_file: TextIO | None) -> tuple["ComparisonResults"
     return results, True
 
 
-def _assumptions(file: Path | None, changes: Sequence[str]) -> Assumptions:
+def read_all_assumptions(file: Path | None, changes: Sequence[str]) -> Assumptions:
+    """The default assumptions, changed by a file and by options. Ends the command where one is impossible."""
     try:
         assumptions = DEFAULT.changed(read_assumptions(file)) if file else DEFAULT
         return assumptions.changed(dict(map(parse_assumption, changes)))

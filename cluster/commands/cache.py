@@ -27,6 +27,7 @@ from cluster.records.cache import clear, show, stats
 from cluster.records.cache_search import CacheError, delete, search
 from cluster.records.client import BlockingRedis
 from cluster.records.responses import clear_responses
+from cluster.records.sealing import SealingError, Unreadable
 from cluster.records.team_records import NotFound
 from cluster.tables import DataTable
 from cluster.units import plural
@@ -110,8 +111,11 @@ def show_answer(
     config: Config = None,
 ) -> None:
     """Print a cached answer."""
-    with _redis(config, state_dir) as client:
-        answer = show(client, key)
+    try:
+        with _redis(config, state_dir) as client:
+            answer = show(client, key)
+    except (Unreadable, SealingError) as error:
+        raise fail(str(error)) from None
     if answer is None:
         raise fail("no answer is cached under this key")
     if as_json:

@@ -30,7 +30,8 @@ def forget_user(
 ) -> None:
     """Delete a user's cached answers, stored responses and feedback.
 
-    Curated answers are the team's and stay, also those made of the user's corrections.
+    Curated answers are the team's and stay, also those made of the user's corrections. Files of batches are not looked
+    into: delete them, or let them expire.
     """
     settings = load_settings(config, state_dir=state_dir).settings
     url = settings.cache.url or running_record(config, state_dir).redis

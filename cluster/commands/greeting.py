@@ -9,7 +9,7 @@ from cluster.commands.console import out
 from cluster.launch.ray_node import address_of, token_of
 from cluster.launch.state import read_record
 from cluster.launch.unmeasured import outcome
-from cluster.serve_config import PAGE_PREFIX, Engine, has_page
+from cluster.serve_config import CONSOLE_PATH, PAGE_PREFIX, Engine, has_page
 from cluster.settings import Settings, is_loopback
 
 
@@ -32,7 +32,9 @@ def greet(settings: Settings, stop: str, measured: Sequence[Engine] = ()) -> Non
     for engine in measured:
         out.print(f"  {escape(outcome(engine))}\n", soft_wrap=True, highlight=False)
     if has_page(settings):
-        out.print(f"  chat in the browser: {url.removesuffix('/v1')}{PAGE_PREFIX}\n", highlight=False)
+        root = url.removesuffix("/v1")
+        out.print(f"  chat in the browser: {root}{PAGE_PREFIX}", highlight=False)
+        out.print(f"  administration in the browser: {root}{CONSOLE_PATH}\n", highlight=False)
     out.print(
         f"  curl {url}/chat/completions -H 'Content-Type: application/json' -d '{body}'\n",
         soft_wrap=True,

@@ -11,15 +11,17 @@ from rich.status import Status
 
 from cluster.bench.lengths import parse_lengths
 from cluster.commands.console import AsJson, Config, err, fail, load_settings, out, print_json
+from cluster.commands.plan_cost import cost
 from cluster.extras import install_command
 from cluster.units import plural
 
 if TYPE_CHECKING:
     from cluster.plan.profile import Profile
     from cluster.plan.report import Plan
-    from cluster.plan.search import Demand, Planner, Target, Trial
+    from cluster.plan.search import Demand, Planner, SampleError, Target, Trial
 
 app = typer.Typer(help="Plan capacity: the replicas, nodes, cores and memory that a load needs.")
+app.command(epilog="Example: dray plan cost plan.json --assume pc.watts=65 --assume gpu.watts=350")(cost)
 
 
 @app.callback(
@@ -99,7 +101,7 @@ def plan(
     )
     planner = Planner(demand, measured.engine, fit(measured.points), terms)
     with err.status("simulating the busiest time") as status:
-        peak_trial = _fewest_replicas(planner, Target(ttft, tpot), status)
+        peak_trial, sampling = _fewest_replicas(planner, Target(ttft, tpot), status)
         status.update("simulating the day")
         slices, share, stored = day(planner, peak_trial.replicas, Scaling(min_replicas) if min_replicas else None)
     rate = demand.peak[2]
@@ -109,7 +111,9 @@ def plan(
         capacity = capacity_for(measured.engine, peak_trial.replicas, node, tokens_per_s, router_tokens_per_s)
     except ValueError as error:
         raise fail(str(error)) from None
-    _report(Plan(Target(ttft, tpot), capacity, peak_trial, rate, slices, share, stored), measured, to_json, chart)
+    _report(
+        Plan(Target(ttft, tpot), capacity, peak_trial, rate, slices, share, stored, sampling), measured, to_json, chart
+    )
 
 
 def _read_profile(path: Path) -> "Profile":
@@ -121,8 +125,10 @@ def _read_profile(path: Path) -> "Profile":
         raise fail(str(error)) from None
 
 
-def _fewest_replicas(planner: "Planner", target: "Target", status: Status) -> "Trial":
+def _fewest_replicas(planner: "Planner", target: "Target", status: Status) -> "tuple[Trial, SampleError | None]":
     """The simulation with the fewest replicas that meet the target; ends the command if no number does."""
+    from cluster.plan.search import confirmed
+
     alone = planner.times.step(1, 1) + planner.service.step_overhead_s
     if alone > target.tpot_s:
         raise fail(
@@ -141,7 +147,7 @@ def _fewest_replicas(planner: "Planner", target: "Target", status: Status) -> "T
             f"no number of replicas meets the targets: with {limit} of them, p95 is {best.ttft.at(0.95):.2f} s to the "
             f"first token and {best.tpot.at(0.95):.3f} s per further token"
         )
-    return planner.tried[replicas]
+    return confirmed(planner, target, replicas, on_trial)
 
 
 def _report(plan: "Plan", measured: "Profile", to_json: Path | None, chart: Path | None) -> None:
@@ -154,15 +160,16 @@ def _report(plan: "Plan", measured: "Profile", to_json: Path | None, chart: Path
         print_json(as_dict(plan))
     else:
         out.print(table(plan))
-        if plan.peak.share < 1:
+        if error := plan.sample_error:
             out.print(
-                f"Simulated: {SAMPLE} replicas under {plan.peak.share:.2%} of the load; the others are assumed to be "
-                "alike.",
+                f"Simulated: {error.replicas} replicas under {plan.peak.share:.2%} of the load; the others are assumed "
+                f"to be alike. Of {SAMPLE} replicas, with which the number was searched, p95 differs from these by "
+                f"{error.ttft:+.0%} (TTFT) and {error.tpot:+.0%} (TPOT).",
                 highlight=False,
             )
-        engine, error = measured.engine, fit(measured.points).error
+        engine, fitted = measured.engine, fit(measured.points).error
         where = f"{engine.model} on {engine.cores} core(s) of {measured.machine}, {measured.measured}"
-        out.print(f"Step times: {where}; median error of the fit {error:.1%}.", highlight=False)
+        out.print(f"Step times: {where}; median error of the fit {fitted:.1%}.", highlight=False)
     try:
         if to_json is not None and to_json != Path("-"):
             to_json.write_text(json.dumps(as_dict(plan), indent=2) + "\n", encoding="utf-8")
@@ -238,8 +245,9 @@ def _demand(
     prefix: int,
     seed: int,
 ) -> "Demand":
-    from cluster.plan.load import SHAPES, LoadError, UserLoad, read_trace
+    from cluster.plan.load import SHAPES, LoadError, UserLoad
     from cluster.plan.search import TraceDemand, UserDemand
+    from cluster.plan.trace import read_trace
 
     if (trace is None) == (not users):
         raise fail("give a load: --trace FILE, or --users N")

@@ -40,6 +40,8 @@ def status(as_json: AsJson = False, state_dir: StateDir = None, config: Config =
         return
     out.print(f"{', '.join(report['models'])} at {report['url']}", highlight=False, markup=False, soft_wrap=True)
     out.print(replicas_table(report["models"], report["replicas"]))
+    for name, targets in report["routes"].items():
+        out.print(f"{name} routes to {', '.join(targets)}", highlight=False, markup=False, soft_wrap=True)
     for decision in report["autoscaling"]:
         out.print(_explain(decision), highlight=False)
     answers = report["answers"]
@@ -112,6 +114,11 @@ def _report(record: Record) -> dict[str, Any]:
         "models": record.models,
         "url": record.url,
         "replicas": read_replicas(samples),
+        "routes": {
+            model["name"]: list(dict.fromkeys(rule["to"] for rule in model["route"]))
+            for model in record.settings.get("models", ())
+            if model.get("route")
+        },
         # Read here: the router that answers may be on another machine than Serve's controller.
         "autoscaling": [
             asdict(decision) for decision in read_decisions(Path(record.settings["state_dir"]) / METRICS_FOLDER)

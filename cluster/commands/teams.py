@@ -23,6 +23,8 @@ from cluster.commands.console import (
 from cluster.launch.state import read_record
 from cluster.records import teams as registry
 from cluster.records.client import BlockingRedis
+from cluster.records.privacy import check_keys
+from cluster.records.sealing import SealingError
 from cluster.records.team_records import Key, Quota, Team, TeamsError
 from cluster.reports.budgets import Budget, read_budgets
 from cluster.reports.prices import Prices
@@ -62,8 +64,10 @@ def teams_redis(config: Config, state_dir: StateDir) -> Iterator[BlockingRedis]:
     url = load_settings(config, state_dir=state_dir).settings.teams.url or running_record(config, state_dir).teams
     try:
         with redis_client(url) as client:
+            if fault := check_keys(client):
+                raise fail(fault)
             yield client
-    except TeamsError as error:
+    except (TeamsError, SealingError) as error:
         raise fail(str(error)) from None
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.cores import usable_cores
-from cluster.doctor import kubernetes, machine, models, network
+from cluster.doctor import kubernetes, machine, models, network, privacy
 from cluster.doctor.finding import Finding, attempt
 from cluster.launch.preflight import check_processor
 from cluster.launch.state import read_record
@@ -38,6 +38,7 @@ def examine(settings: Settings, *, offline: bool = False, cpu_manager: Path = _C
     yield machine.check_shared_memory()
     yield from machine.check_disks(settings)
     yield from network.check_redis(settings)
+    yield from privacy.check_privacy(settings, record)
     yield machine.check_packages()
     yield machine.check_chat_page(settings)
     if not offline:

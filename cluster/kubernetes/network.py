@@ -27,6 +27,11 @@ def more_policies(settings: Settings) -> list[dict[str, Any]]:
         # A policy cannot name a host, so it opens the port.
         rule = {"ports": _ports(_port(kubernetes.proxy))}
         policies.append(_policy("dray-more-models", _pods("models"), "Egress", rule))
+    if settings.sign_on.issuer:
+        rule = {"ports": _ports(_port(settings.sign_on.issuer))}
+        policies.append(_policy("dray-sign-on", _pods("router", "engine"), "Egress", rule))
+    if settings.batches.url:
+        policies.append(_policy("dray-more-batches", _pods("router"), "Egress", {"ports": _ports(443)}))
     return policies
 
 

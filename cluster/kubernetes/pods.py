@@ -73,6 +73,7 @@ def routers_of(settings: Settings, local_models: Path | None = None) -> Routers:
         except UnknownModel as error:
             raise KubernetesError(str(error)) from None
     names = [name for model in models for name in (model.name, *model.settings.aliases)]
+    names += [name for model in settings.routed for name in model.given_names]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise KubernetesError(f"two models have the name {repeated[0]!r}; give each its own `name`")
     engines = (Engine(settings, model, model.settings.cores_per_replica, model.settings.replicas) for model in models)

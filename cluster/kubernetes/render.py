@@ -28,7 +28,14 @@ from cluster.kubernetes.sizes import (
     router_pods,
     termination_s,
 )
-from cluster.kubernetes.stores import complete_store, copied, models_volume, set_environment, wait_for_models
+from cluster.kubernetes.stores import (
+    BUCKETS_SECRET,
+    complete_store,
+    copied,
+    models_volume,
+    set_environment,
+    wait_for_models,
+)
 from cluster.launch.environment import METRICS_PORT, OBJECT_STORE_BYTES, VLLM_NAMES
 from cluster.serve_config import Engine, Routers
 from cluster.settings import Settings
@@ -161,7 +168,10 @@ def _rayservice(template: dict[str, Any], routers: Routers, fetcher: dict[str, A
         group["template"]["metadata"]["labels"] |= labels
         wait_for_models(group["template"]["spec"], engines_read, settings, fetcher)
         _fill_pod(group["template"]["spec"], settings, pod_environment(settings), termination_s(settings))
-        group["template"]["spec"]["containers"][0]["resources"] = pods.resources
+        main = group["template"]["spec"]["containers"][0]
+        main["resources"] = pods.resources
+        if settings.batches.url and labels[_COMPONENT] == "router":
+            main["envFrom"] = [{"secretRef": {"name": BUCKETS_SECRET, "optional": True}}]
         adapt(group["template"], settings)
         groups.append(group)
     return {

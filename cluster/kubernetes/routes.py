@@ -37,7 +37,7 @@ PUBLIC = (
     PublicPath("/ping"),
     PublicPath("/version"),
 )
-INTERNAL = ("/admin", "/metrics", "/status", "/chat")
+INTERNAL = ("/admin", "/metrics", "/status", "/chat", "/console")
 """Only for use inside the cluster: they administer, show the machines without a key, or are not in the image."""
 
 
@@ -52,7 +52,7 @@ def ingress_patch(settings: Settings) -> list[dict[str, Any]]:
         "proxy-read-timeout": str(_timeout_s(settings)),
         "proxy-send-timeout": str(_timeout_s(settings)),
         # Dray's own limit answers in OpenAI's error shape, so the proxy's must be above it.
-        "proxy-body-size": f"{ceil(settings.limits.body_bytes / 2**20) + 1}m",
+        "proxy-body-size": f"{ceil(max(settings.limits.body_bytes, settings.batches.file_bytes) / 2**20) + 1}m",
     }
     return [
         {"op": "add", "path": "/spec/rules/0/http/paths", "value": paths},

@@ -17,6 +17,8 @@ from cluster.launch.ray_node import address_of, clear, first_node, interrupt_on_
 from cluster.launch.state import AlreadyRunning, Record, hold, remove_folder_if_empty, write_record
 from cluster.launch.supervisor import Supervisor
 from cluster.launch.unmeasured import announcement
+from cluster.records.privacy import check_keys
+from cluster.records.sealing import SealingError
 from cluster.records.teams import read_registry
 from cluster.redis_client import RedisUrlError, connect
 from cluster.redis_server import Listen, OwnRedis, RedisStartError
@@ -70,6 +72,7 @@ def running(settings: Settings, on_stage: Callable[[str], None]) -> Iterator[Sup
         for server in servers.values():
             stack.enter_context(_started(server))
         keys = _has_keys(teams_url)
+        _check_privacy(teams_url)
         routers = Routers(settings, redis_url, teams_url, found.engines)
         os.environ.update(routers.urls)
         stage("starting Ray")
@@ -121,6 +124,17 @@ def _has_keys(url: str) -> bool:
             return read_registry(client).locked
     except (RedisError, OSError, RedisUrlError) as error:
         raise LaunchError(f"the Redis of teams.url does not answer: {error}") from None
+
+
+def _check_privacy(url: str) -> None:
+    """Refuses keys of encryption with which what is kept cannot be read. Raises LaunchError."""
+    try:
+        with connect(url) as client:
+            fault = check_keys(client, renew=True)
+    except SealingError as error:
+        raise LaunchError(str(error)) from None
+    if fault:
+        raise LaunchError(fault)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ class Bucket:
         self.endpoint = str(url)
         options = _client_options(environment)
         with self._errors():
-            self._store = _open(url, environment, options)
+            self.store = _open(url, environment, options)
         self._tags: dict[str, str | None] = {}
 
     def listing(self) -> Listing:
@@ -64,7 +64,7 @@ class Bucket:
 
         found: dict[str, int] = {}
         with self._errors():
-            for batch in obstore.list(self._store):
+            for batch in obstore.list(self.store):
                 for entry in batch:
                     found[entry["path"]] = entry["size"]
                     self._tags[entry["path"]] = entry["e_tag"]
@@ -115,7 +115,7 @@ class Bucket:
         if tag := self._tags.get(path):
             options["if_match"] = tag
         with self._errors():
-            content = bytes(obstore.get(self._store, path, options=options).bytes())
+            content = bytes(obstore.get(self.store, path, options=options).bytes())
         if len(content) != end - start:
             raise HubError(f"{self.url}/{path} has another size than was listed; try again")
         return content
@@ -156,6 +156,14 @@ class Bucket:
 def _reason(error: Exception) -> str:
     """The first line of obstore's message, without the answer's body."""
     return str(error).partition("\n")[0].partition(": <?xml")[0][:300]
+
+
+def open_bucket(url: BucketUrl, environment: Mapping[str, str] = os.environ) -> "ObjectStore":
+    """The library's store of a folder in a bucket, for what is no model.
+
+    Raises HubError where the extra `buckets` is not installed or a variable is missing.
+    """
+    return Bucket(url, environment).store
 
 
 def _client_options(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from cluster.models.tokenizer_cost import check_cost
 from cluster.settings import BUNDLED, ModelSettings, Settings
 
 BUNDLED_FOLDER = Path(__file__).with_name("bundled")
+BUNDLED_NAME = "dray-demo"
 REQUIRED_FILES = (GRAPH_FILE, WEIGHTS_FILE, "config.json", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -64,7 +65,7 @@ def _gguf_name(file: Path) -> str:
 def known_as(source: str) -> str:
     """The name under which a source is served unless the settings give another."""
     if source == BUNDLED:
-        return "dray-demo"
+        return BUNDLED_NAME
     if is_gguf(source):
         return _gguf_name(Path(source))
     if is_folder(source):
@@ -242,6 +243,7 @@ def open_models(settings: Settings, models_dir: Path | None = None) -> list[Serv
     """
     models = [open_model(model, models_dir or settings.models_dir) for model in settings.served]
     names = [name for model in models for name in model.names]
+    names += [name for model in settings.routed for name in model.given_names]
     if duplicates := sorted({name for name in names if names.count(name) > 1}):
         raise ModelFolderError(f"two models have the name {duplicates[0]!r}; give each its own `name`")
     return models

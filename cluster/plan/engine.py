@@ -5,10 +5,10 @@ as keep the step within its limits. Consecutive steps that only decode, and in w
 together.
 """
 
+from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any
 
 import simpy
@@ -103,6 +103,10 @@ class SimulatedReplica:
         self._decoding: list[SimulatedSequence] = []
         self._woken = world.event()
         self.prefixes = SimulatedPrefixCache(engine.kv_tokens)
+        self._context = 0
+        """Tokens of all decoding streams so far."""
+        self._left = 0
+        """Tokens that they still have to generate."""
         self._decode_run = (0.0, 0.0, 0)
         """Decode steps being simulated together: their start, their seconds, and the tokens they generate."""
         self.loaded_s = 0.0
@@ -120,7 +124,7 @@ class SimulatedReplica:
         start, seconds, tokens = self._decode_run
         generated = tokens * min(1.0, (self._world.now - start) / seconds) if seconds else 0.0
         prompts = sum(sequence.pending_tokens for sequence in self._prompts)
-        return prompts + sum(sequence.left for sequence in self._decoding) - int(generated)
+        return prompts + self._left - int(generated)
 
     def add(self, work: SimulatedSequence) -> None:
         """Adds a request."""
@@ -154,6 +158,8 @@ class SimulatedReplica:
                 sequence.first = self._world.now
                 sequence.begun.succeed()
                 self._decoding.append(sequence)
+                self._context += sequence.request.prompt
+                self._left += sequence.left
                 decoding.append(sequence)
         self._generate(decoding, 1)
 
@@ -183,8 +189,9 @@ class SimulatedReplica:
             return most
         allowed = self._engine.decode_slowdown * self._times.step(decoding, self._context)
         sizes = range(2 * _BLOCK_TOKENS, most + 1, _BLOCK_TOKENS)
-        fitting = takewhile(lambda size: self._times.step(decoding, self._context, size) <= allowed, sizes)
-        return max(fitting, default=min(most, _BLOCK_TOKENS))
+        # More rows never take less time.
+        fitting = bisect_right(sizes, allowed, key=lambda size: self._times.step(decoding, self._context, size))
+        return sizes[fitting - 1] if fitting else min(most, _BLOCK_TOKENS)
 
     def _decode_steps(self) -> Generator[simpy.Event, Any, None]:
         """Decode steps, until a stream ends or a prompt arrives."""
@@ -216,15 +223,14 @@ class SimulatedReplica:
             self.loaded_s += seconds
             self.loaded_tokens += tokens
 
-    @property
-    def _context(self) -> int:
-        return sum(sequence.request.prompt + sequence.generated for sequence in self._decoding)
-
     def _generate(self, sequences: list[SimulatedSequence], tokens: int) -> None:
         """Adds tokens to each sequence; ends those that are complete."""
         for sequence in sequences:
             sequence.generated += tokens
+            self._context += tokens
+            self._left -= tokens
             if sequence.left <= 0:
+                self._context -= sequence.request.prompt + sequence.generated
                 sequence.last = self._world.now
                 self._decoding.remove(sequence)
                 self.prefixes.add(sequence.request, sequence.request.prompt + sequence.generated, self._world.now)

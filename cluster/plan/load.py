@@ -1,13 +1,11 @@
-"""The load on the simulated service: a recorded trace, or users who send a number of requests an hour."""
+"""The load on the simulated service: its requests, and users who send a number of them an hour."""
 
-import hashlib
 import math
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import msgspec
 
@@ -17,7 +15,6 @@ HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
 _REPEATABLE = 10_000
 """The most recent questions of a described load, which may be asked again."""
-_HASHES = 1 << 32
 
 SHAPES: dict[str, tuple[float, ...]] = {
     "flat": (1.0,) * 24,
@@ -45,62 +42,6 @@ class TraceRequest(msgspec.Struct, frozen=True):
     session: int | str = ""
     prefix: int | str = ""
     prefix_tokens: int = 0
-
-
-class _Logged(TraceRequest, frozen=True):
-    """A line of `dray bench --log`. Lines with an error or of the server are left out."""
-
-    error: str = ""
-    server: int = 0
-
-
-def read_trace(path: Path) -> list[TraceRequest]:
-    """Reads JSON Lines, as `dray bench --log` writes them or with `at`, `prompt` and `output` alone, without failed
-    requests.
-
-    Raises LoadError, OSError.
-    """
-    requests = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            request = msgspec.json.decode(line, type=_Logged)
-        except msgspec.DecodeError as error:
-            raise LoadError(f"{path}, line {number}: {error}") from None
-        if request.error or request.server:
-            continue
-        if request.prompt < 1 or request.output < 1 or request.at < 0:
-            raise LoadError(f"{path}, line {number}: prompt and output must be at least 1 token, and `at` at least 0")
-        requests.append(request)
-    if not requests:
-        raise LoadError(f"{path} contains no requests")
-    return sorted(requests, key=lambda request: request.at)
-
-
-def sample_trace(requests: Iterable[TraceRequest], share: float) -> Iterator[TraceRequest]:
-    """A share of a trace: all requests of a question or a conversation are kept, or none."""
-    sessions: dict[int | str, str] = {}
-    for number, request in enumerate(requests):
-        group = f"question {request.question}" if request.question != "" else f"number {number}"
-        if request.session != "":
-            group = sessions.setdefault(request.session, group)
-        hashed = int.from_bytes(hashlib.blake2b(group.encode(), digest_size=4).digest(), "little")
-        if hashed < share * _HASHES:
-            yield request
-
-
-def busiest_stretch(requests: Sequence[TraceRequest], seconds: float) -> tuple[float, float]:
-    """Start and end of the stretch of this length with the most tokens. requests: sorted by time."""
-    most, bounds, first, tokens = 0, (0.0, seconds), 0, 0
-    for request in requests:
-        tokens += request.prompt + request.output
-        while request.at - requests[first].at > seconds:
-            tokens -= requests[first].prompt + requests[first].output
-            first += 1
-        if tokens > most:
-            most, bounds = tokens, (requests[first].at, requests[first].at + seconds)
-    return bounds
 
 
 @dataclass(frozen=True)

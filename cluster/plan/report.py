@@ -7,14 +7,14 @@ from typing import Any
 from cluster.charts import Chart, Line
 from cluster.plan.load import HOUR_S
 from cluster.plan.nodes import Capacity
-from cluster.plan.search import Slice, Target, Trial
+from cluster.plan.search import SampleError, Slice, Target, Trial
 from cluster.tables import DataTable
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What meets the target, and what the simulation showed. share: of the day's load that was simulated. stored:
-    answers in the cache at the end of the day."""
+    answers in the cache at the end of the day. sample_error: None where all replicas were simulated."""
 
     target: Target
     needed: Capacity
@@ -23,6 +23,7 @@ class Plan:
     day: Sequence[Slice]
     share: float
     stored: int
+    sample_error: SampleError | None = None
 
 
 def table(plan: Plan) -> DataTable:
@@ -42,6 +43,7 @@ def table(plan: Plan) -> DataTable:
         ("of these cached, joined", f"{seen.hits / requests:.0%}, {seen.joined / requests:.0%}"),
         ("TTFT p50, p95, s (p95 target)", f"{seen.ttft.at(0.5):.2f}, {seen.ttft.at(0.95):.2f} ({target.ttft_s:g})"),
         ("TPOT p50, p95, s (p95 target)", f"{seen.tpot.at(0.5):.3f}, {seen.tpot.at(0.95):.3f} ({target.tpot_s:g})"),
+        ("requests a day", f"{sum(stretch.measured.requests for stretch in plan.day) / plan.share:,.0f}"),
         ("answers cached at the end of the day", f"{plan.stored:,}"),
     ]
     for row in rows:
@@ -57,7 +59,9 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "needed": asdict(plan.needed),
         "peak": {
             "requests_per_s": plan.peak_requests_per_s,
+            "tokens_per_s": plan.peak_requests_per_s * seen.tokens / max(seen.requests, 1),
             "simulated_share": plan.peak.share,
+            "sample_error": asdict(plan.sample_error) if plan.sample_error else None,
             "requests": seen.requests,
             "hits": seen.hits,
             "joined": seen.joined,
@@ -68,6 +72,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "day": {
             "simulated_share": plan.share,
             "answers_stored": plan.stored,
+            "requests": sum(stretch.measured.requests for stretch in plan.day) / plan.share,
+            "tokens": sum(stretch.measured.tokens for stretch in plan.day) / plan.share,
             "slices": [
                 {
                     "at": stretch.at,

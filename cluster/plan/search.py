@@ -2,20 +2,27 @@
 
 Of many replicas a sample is simulated, with its share of the load. Replicas do not wait for each other, so a hundred
 times as many under a hundred times the load have the same times. A sample does not show the smoother queue of the
-larger service, so it errs on the safe side.
+larger service, and chance weighs more in it; so `confirmed` simulates more in the end.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol
 
-from cluster.plan.load import DAY_S, HOUR_S, TraceRequest, UserLoad, busiest_stretch, sample_trace
+from cluster.bench.results import Distribution
+from cluster.plan.load import DAY_S, HOUR_S, TraceRequest, UserLoad
 from cluster.plan.profile import ProfiledEngine, StepTimes
 from cluster.plan.service import Measurements, Scaling, ServiceModel, simulate
+from cluster.plan.trace import Trace
 
 SAMPLE = 16
 """Maximum number of replicas that are simulated."""
+_LARGER = 4
+"""So many times the sample is simulated in the end, to confirm what the sample found."""
+_CONFIRMATIONS, _MORE_DIVISOR = 5, 50
+"""So often a fiftieth of the replicas is added where the larger simulation misses the target."""
 _REQUESTS = 6000
 """Approximate number of requests that are simulated for each number of replicas."""
 _DAY_FACTOR, _SCALING_DAY_FACTOR = 3, 20
@@ -93,29 +100,27 @@ class UserDemand:
 class TraceDemand:
     """A recorded load."""
 
-    def __init__(self, trace: Sequence[TraceRequest]) -> None:
-        """trace: sorted by time."""
+    def __init__(self, trace: Trace) -> None:
         self._trace = trace
 
     @property
     def span(self) -> tuple[float, float]:
-        return self._trace[0].at, self._trace[-1].at
+        return float(self._trace.at[0]), float(self._trace.at[-1])
 
     @property
     def count(self) -> float:
         return len(self._trace)
 
-    @property
+    @cached_property
     def peak(self) -> tuple[float, float, float]:
         begin, end = self.span
         if end - begin > _MAX_PEAK_S:
-            begin, end = busiest_stretch(self._trace, _MAX_PEAK_S)
-        inside = sum(begin <= request.at <= end for request in self._trace)
+            begin, end = self._trace.busiest_stretch(_MAX_PEAK_S)
+        inside = int(((self._trace.at >= begin) & (self._trace.at <= end)).sum())
         return begin, end, inside / max(end - begin, 1.0)
 
     def requests(self, begin: float, end: float, share: float) -> Iterator[TraceRequest]:
-        inside = (request for request in self._trace if begin <= request.at <= end)
-        return inside if share >= 1 else sample_trace(inside, share)
+        return self._trace.requests(begin, end, share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +199,45 @@ class Planner:
         seconds = sum(request.prompt * prompt_token_s + request.output * output_token_s for request in some) / len(some)
         repeated = len(some) - len({request.question for request in some if request.question != ""} or some)
         return max(1, int(rate * seconds * (1 - repeated / len(some)) / 2))
+
+
+@dataclass(frozen=True, slots=True)
+class SampleError:
+    """How far the times of the sample are from those of a larger part of the service that was simulated whole.
+
+    replicas: of that part. ttft, tpot: of the 95th percentiles; 0.1: the sample's are 10 % longer.
+    """
+
+    replicas: int
+    ttft: float
+    tpot: float
+
+
+def confirmed(
+    planner: Planner, target: Target, replicas: int, on_try: Callable[[Trial], None]
+) -> tuple[Trial, SampleError | None]:
+    """Simulates a larger part of the service at its busiest time, with more replicas while that misses the target.
+
+    Returns the last trial, and how far the sample was from it; None where all replicas had been simulated already.
+    """
+    trial = planner.peak(replicas)
+    if trial.share >= 1:
+        return trial, None
+    size = min(replicas, _LARGER * planner.sample)
+    # With as many requests more, the same stretch of time is simulated.
+    larger = replace(planner, sample=size, requests=planner.requests * size // planner.sample, tried={})
+    for _ in range(_CONFIRMATIONS):
+        trial = larger.peak(replicas)
+        on_try(trial)
+        if target.is_met(trial.measured):
+            break
+        replicas += max(1, replicas // _MORE_DIVISOR)
+    seen, whole = planner.peak(trial.replicas).measured, trial.measured
+    return trial, SampleError(size, _difference(seen.ttft, whole.ttft), _difference(seen.tpot, whole.tpot))
+
+
+def _difference(one: Distribution, whole: Distribution) -> float:
+    return one.at(0.95) / whole.at(0.95) - 1 if whole.count else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ set says when. What is older than an hour is removed, and so are the oldest reco
 """
 
 import zlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from cluster.records.client import BlockingRedis
+from cluster.records.sealing import seal, unseal
 
 _RECORDS, _TIMES = "dray:{teams}:activity", "dray:{teams}:activity-times"
 KEYS = (_RECORDS, _TIMES)
@@ -147,8 +147,8 @@ _decode = msgspec.msgpack.Decoder(RouterActivity).decode
 
 
 def pack_activity(activity: RouterActivity) -> bytes:
-    """The record as it is stored."""
-    return zlib.compress(_encode(activity), 1)
+    """The record as it is stored, encrypted if that is on."""
+    return seal(zlib.compress(_encode(activity), 1), _place(activity.router))
 
 
 def read_activity(client: BlockingRedis, now: float) -> list[RouterActivity]:
@@ -156,7 +156,7 @@ def read_activity(client: BlockingRedis, now: float) -> list[RouterActivity]:
     with client.pipeline(transaction=False) as pipe:
         pipe.hgetall(_RECORDS)
         [records] = pipe.execute()
-    reports = [report for report in _unpacked(records.values()) if report.time > now - KEPT_S]
+    reports = [report for report in _unpacked(records) if report.time > now - KEPT_S]
     return [
         msgspec.structs.replace(report, requests=[request.at(now) for request in report.requests]) for report in reports
     ]
@@ -175,11 +175,16 @@ def merged_errors(reports: Iterable[RouterActivity], now: float) -> list[ErrorCo
     return sorted(merged, key=lambda error: (-error.count, -error.last))
 
 
-def _unpacked(records: Iterable[Any]) -> list[RouterActivity]:
+def _place(router: str) -> str:
+    return f"{_RECORDS} {router}"
+
+
+def _unpacked(records: Mapping[bytes, bytes]) -> list[RouterActivity]:
     reports = []
-    for record in records:
+    for name, record in records.items():
         try:
-            reports.append(_decode(zlib.decompressobj().decompress(record, _MAX_BYTES)))
+            body = unseal(record, _place(name.decode())) or b""
+            reports.append(_decode(zlib.decompressobj().decompress(body, _MAX_BYTES)))
         except (zlib.error, msgspec.MsgspecError):
             continue
     return reports

@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from cluster.records.client import BlockingRedis
+from cluster.records.sealing import MARK, Unreadable, seal, unseal
 
 PREFIX = "dray:answer:"
 _FORMAT = b"\x04"
@@ -41,14 +42,16 @@ def digest_of(key: str) -> str:
     return key.rpartition(":")[2].strip("{}")
 
 
-def pack(body: bytes) -> bytes:
-    """The value to store: a format byte, and the body, compressed if it is long."""
+def pack(body: bytes, key: str) -> bytes:
+    """The value to store at this key: a format byte and the body, compressed if long, and encrypted if that is on."""
     compressed = zlib.compress(body, 1) if len(body) > _COMPRESS_OVER_BYTES else b""
-    return _FORMAT + (b"z" + compressed if compressed else b"p" + body)
+    return seal(_FORMAT + (b"z" + compressed if compressed else b"p" + body), key)
 
 
-def unpack(stored: bytes) -> bytes | None:
-    """The body of a stored value; None for another format, for garbage, and for more bytes than any answer has."""
+def unpack(value: bytes, key: str) -> bytes | None:
+    """The body of the value that is stored at this key; None for another format, for garbage, for more bytes than any
+    answer has, and for what cannot be decrypted."""
+    stored = unseal(value, key) or b""
     if stored[:2] == _FORMAT + b"p":
         return stored[2:]
     if stored[:2] != _FORMAT + b"z":
@@ -120,11 +123,13 @@ class ShownAnswer(TypedDict):
 
 
 def show(client: BlockingRedis, digest: str) -> ShownAnswer | None:
-    """The answer with this digest, or at this key; None if there is none."""
+    """The answer with this digest, or at this key; None if there is none. Raises Unreadable."""
     for key in keys_with(client, digest):
         stored, ttl = client.get(key), client.ttl(key)
         if stored is not None and (answer := shown(key, stored, ttl)) is not None:
             return answer
+        if stored is not None and stored.startswith(MARK):
+            raise Unreadable.record("this answer")
     return None
 
 
@@ -137,7 +142,7 @@ def keys_with(client: BlockingRedis, digest: str) -> Iterator[bytes]:
 
 def shown(key: bytes, stored: bytes, ttl: int) -> ShownAnswer | None:
     """The answer in a stored value; None for any other value. ttl: seconds."""
-    if (body := unpack(stored)) is None:
+    if (body := unpack(stored, key.decode())) is None:
         return None
     model, namespace = model_and_namespace(key)
     try:

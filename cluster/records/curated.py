@@ -13,6 +13,7 @@ from hashlib import blake2b
 import msgspec
 
 from cluster.records.client import BlockingRedis
+from cluster.records.sealing import Unreadable, seal, unseal_record
 from cluster.records.team_records import AlreadyExists, NotFound, TeamsError
 
 ANSWERS, CHANGES, VERSION = "dray:{teams}:curated", "dray:{teams}:curated-changes", "dray:{teams}:curated-version"
@@ -139,7 +140,22 @@ class ListedAnswer(msgspec.Struct, frozen=True):
 
 _encode = msgspec.json.Encoder().encode
 _encode_names = msgspec.msgpack.Encoder().encode
-decode_answer = msgspec.json.Decoder(CuratedAnswer).decode
+_decode = msgspec.json.Decoder(CuratedAnswer).decode
+
+
+def encode_answer(answer: CuratedAnswer) -> bytes:
+    """The record of an answer, encrypted if that is on."""
+    return seal(_encode(answer), _place(answer.id))
+
+
+def decode_answer(record: bytes, number: str) -> CuratedAnswer | None:
+    """The answer in the record with this id; None if it cannot be decrypted. Raises msgspec.MsgspecError."""
+    body = unseal_record(record, _place(number))
+    return _decode(body) if body is not None else None
+
+
+def _place(number: str) -> str:
+    return f"{ANSWERS} {number}"
 
 
 def new_answer(
@@ -167,14 +183,14 @@ def put_answers(client: BlockingRedis, answers: Iterable[CuratedAnswer]) -> int:
     for start in range(0, len(newest), _BATCH):
         changes: list[str | bytes] = []
         for answer in newest[start : start + _BATCH]:
-            changes += [answer.id, answer.namespace, _encode(answer), "*"]
+            changes += [answer.id, answer.namespace, encode_answer(answer), "*"]
         _write(client, changes)
     return len(newest)
 
 
 def read_answer(client: BlockingRedis, number: str) -> CuratedAnswer:
-    """The answer with this id. Raises NotFound."""
-    return decode_answer(_record(client, number))
+    """The answer with this id. Raises NotFound, Unreadable."""
+    return _readable(_record(client, number), number)
 
 
 def list_answers(client: BlockingRedis, namespace: str = "", search: str = "") -> list[CuratedAnswer]:
@@ -185,8 +201,8 @@ def list_answers(client: BlockingRedis, namespace: str = "", search: str = "") -
     wanted = search.casefold()
     answers = [
         answer
-        for record in records.values()
-        if (answer := decode_answer(record))
+        for number, record in records.items()
+        if (answer := decode_answer(record, number.decode()))
         and namespace in ("", answer.namespace)
         and (wanted in answer.question.casefold() or wanted in answer.answer.casefold())
     ]
@@ -196,15 +212,15 @@ def list_answers(client: BlockingRedis, namespace: str = "", search: str = "") -
 def edit_answer(client: BlockingRedis, number: str, changes: Mapping[str, str | float]) -> CuratedAnswer:
     """Changes fields of an answer and returns it; another question, namespace or model gives it another id.
 
-    Raises NotFound, AlreadyExists where the other question has an answer, CuratedError.
+    Raises NotFound, Unreadable, AlreadyExists where the other question has an answer, CuratedError.
     """
     for _ in range(_ATTEMPTS):
         record = _record(client, number)
-        old = decode_answer(record)
+        old = _readable(record, number)
         fields = {name: getattr(old, name) for name in ("namespace", "question", "answer", "model", "author")}
         merged = {**fields, "valid_until": old.valid_until, **changes}
         new = new_answer(**merged)
-        write: list[str | bytes] = [new.id, new.namespace, _encode(new), record if new.id == number else ""]
+        write: list[str | bytes] = [new.id, new.namespace, encode_answer(new), record if new.id == number else ""]
         if new.id != number:
             write += [number, old.namespace, "", record]
         if (conflict := _try_to_write(client, write)) is None:
@@ -215,10 +231,28 @@ def edit_answer(client: BlockingRedis, number: str, changes: Mapping[str, str | 
 
 
 def remove_answer(client: BlockingRedis, number: str) -> CuratedAnswer:
-    """Removes an answer and returns it. Raises NotFound."""
+    """Removes an answer and returns it. Raises NotFound, Unreadable."""
     answer = read_answer(client, number)
     _write(client, [number, answer.namespace, "", "*"])
     return answer
+
+
+def reseal_answers(client: BlockingRedis, *, plain: bool) -> int:
+    """Writes all answers anew, encrypted if that is on; plain: not encrypted. Returns their number.
+
+    Raises Unreadable, CuratedError.
+    """
+    written = 0
+    for number in [name.decode() for name in client.hgetall(ANSWERS)]:
+        for _ in range(_ATTEMPTS):
+            if (record := client.hget(ANSWERS, number)) is None:
+                break  # removed meanwhile
+            answer = _readable(record, number)
+            new = _encode(answer) if plain else encode_answer(answer)
+            if _try_to_write(client, [number, answer.namespace, new, record]) is None:
+                written += 1
+                break
+    return written
 
 
 def served_models(client: BlockingRedis) -> dict[str, float]:
@@ -226,16 +260,19 @@ def served_models(client: BlockingRedis) -> dict[str, float]:
 
     Empty until there is a curated answer.
     """
-    with client.pipeline(transaction=False) as pipe:
-        pipe.hgetall(MODELS)
-        [models] = pipe.execute()
-    return {name.decode(): float(value.split()[-1]) for name, value in models.items()}
+    return {name.decode(): float(value.split()[-1]) for name, value in client.hgetall(MODELS).items()}
+
+
+def _readable(record: bytes, number: str) -> CuratedAnswer:
+    if answer := decode_answer(record, number):
+        return answer
+    raise Unreadable.record(f"curated answer {number}")
 
 
 def _record(client: BlockingRedis, number: str) -> bytes:
-    if (record := client.hget(ANSWERS, number)) is None:
-        raise NotFound(f"no curated answer has the id {number[:64]}")
-    return record
+    if (record := client.hget(ANSWERS, number)) is not None:
+        return record
+    raise NotFound(f"no curated answer has the id {number[:64]}")
 
 
 def _write(client: BlockingRedis, changes: list[str | bytes]) -> None:
@@ -248,15 +285,14 @@ def _try_to_write(client: BlockingRedis, changes: list[str | bytes]) -> str | No
     limits = map(str, (MAX_ANSWERS, MAX_BYTES, MAX_ALL_ANSWERS, MAX_ALL_BYTES, _KEPT_REMOVALS))
     reply = client.eval(_WRITE, 5, ANSWERS, CHANGES, VERSION, FLOOR, _SIZES, *limits, *changes)
     assert isinstance(reply, list)
-    outcome, where = (part.decode() for part in reply)
-    if outcome == "full":
-        raise CuratedError(_full(where))
-    return where if outcome == "conflict" else None
+    if (outcome := reply[0].decode()) == "full":
+        raise CuratedError(_full(reply[1].decode()))
+    return reply[1].decode() if outcome == "conflict" else None
 
 
 def _full(name: str) -> str:
     kind, _, namespace = name.partition(":")
     number, size = (MAX_ANSWERS, MAX_BYTES) if namespace else (MAX_ALL_ANSWERS, MAX_ALL_BYTES)
-    limit = f"{number:,} curated answers" if kind == "n" else f"{size // 2**20} MiB of curated answers"
+    limit = f"{number:,}" if kind == "n" else f"{size // 2**20} MiB of"
     whose = f"namespace {namespace}" if namespace else "all namespaces together"
-    return f"{whose} can have at most {limit}: remove some first"
+    return f"{whose} can have at most {limit} curated answers: remove some first"

@@ -4,8 +4,10 @@ One hash has the records, another the counters of votes and of how often the ans
 sorted set orders its records by their last vote, so that the oldest go when there are too many.
 """
 
+import base64
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ import msgspec
 
 from cluster.records.client import BlockingRedis
 from cluster.records.curated import CuratedAnswer, CuratedError, new_answer, put_answers
+from cluster.records.sealing import Unreadable, seal, unseal_record
 from cluster.records.team_records import NotFound
 
 RECORDS, COUNTS, KEYS = "dray:{teams}:feedback", "dray:{teams}:feedback-counts", "dray:{teams}:feedback-keys"
@@ -52,6 +55,13 @@ redis.call('ZREM', KEYS[4], ARGV[1])
 return redis.call('HINCRBY', KEYS[5], KEYS[4], -ARGV[3])
 """
 """KEYS: as `keys_of` has them. ARGV: id, the answer's key in the cache, bytes of the record."""
+_REPLACE = """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+redis.call('HINCRBY', KEYS[5], KEYS[4], #ARGV[3] - #ARGV[2])
+return 1
+"""
+"""KEYS: as `keys_of` has them. ARGV: id, the record as it was read, and the one in its place."""
 COUNT_ASKED = """
 for i = 1, #ARGV, 2 do
   local id = redis.call('HGET', KEYS[2], ARGV[i])
@@ -104,8 +114,46 @@ class ListedFeedback(msgspec.Struct, frozen=True):
     changed: float
 
 
-encode_feedback = msgspec.json.Encoder().encode
-decode_feedback = msgspec.json.Decoder(Feedback).decode
+class _SealedFeedback(msgspec.Struct, frozen=True):
+    """Encrypted feedback. The script reads its key, to remove the oldest records."""
+
+    key: str
+    sealed: str
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Feedback).decode
+_decode_sealed = msgspec.json.Decoder(_SealedFeedback).decode
+_SEALED = b'{"key":"'
+"""How the record of encrypted feedback begins; that of other feedback begins with its id."""
+
+
+def encode_feedback(record: Feedback) -> bytes:
+    """The record as it is stored, encrypted if that is on."""
+    plain = _encode(record)
+    stored = seal(plain, _place(record.id))
+    return plain if stored is plain else _encode(_SealedFeedback(record.key, base64.b64encode(stored).decode()))
+
+
+def decode_feedback(stored: bytes, number: str) -> Feedback:
+    """The record with this id. Raises Unreadable."""
+    if not stored.startswith(_SEALED):
+        return _decode(stored)
+    body = unseal_record(base64.b64decode(_decode_sealed(stored).sealed), _place(number))
+    if body is None:
+        raise Unreadable.record(f"feedback {number}")
+    return _decode(body)
+
+
+def all_feedback(records: Mapping[bytes, bytes]) -> Iterator[Feedback]:
+    """The records of the whole hash that can be decrypted."""
+    for number, stored in records.items():
+        with suppress(Unreadable):
+            yield decode_feedback(stored, number.decode())
+
+
+def _place(number: str) -> str:
+    return f"{RECORDS} {number}"
 
 
 def keys_of(team: str) -> list[str]:
@@ -133,17 +181,19 @@ def list_feedback(client: BlockingRedis, team: str | None = None) -> list[Listed
         pipe.hgetall(RECORDS)
         pipe.hgetall(COUNTS)
         records, counts = pipe.execute()
-    decoded = (decode_feedback(record) for record in records.values())
-    listed = [_listed(record, counts) for record in decoded if team in (None, record.team)]
+    listed = [_listed(record, counts) for record in all_feedback(records) if team in (None, record.team)]
     return sorted(listed, key=lambda one: (bool(one.accepted), -one.down, -one.asked, -one.up, one.id))
 
 
 def accept(client: BlockingRedis, number: str, author: str, text: str = "") -> CuratedAnswer:
-    """Makes a curated answer of the correction, or of this text, and returns it. Raises NotFound, CuratedError."""
+    """Makes a curated answer of the correction, or of this text, and returns it.
+
+    Raises NotFound, Unreadable, CuratedError.
+    """
     record = client.hget(RECORDS, number)
     if record is None:
         raise NotFound(f"no feedback has the id {number[:64]}")
-    feedback = decode_feedback(record)
+    feedback = decode_feedback(record, number)
     if not (text := text.strip() or feedback.correction):
         raise CuratedError("nobody has written a correction: give the right answer")
     if not feedback.single or not feedback.question:
@@ -176,9 +226,24 @@ def remove_feedback(client: BlockingRedis, number: str) -> None:
     """Deletes a record with its votes, if it is there."""
     record = client.hget(RECORDS, number)
     if record is not None:
-        feedback = decode_feedback(record)
+        feedback = decode_feedback(record, number)
         keys = keys_of(feedback.team)
         client.eval(_REMOVE, len(keys), *keys, number, feedback.key, str(len(record)))
+
+
+def reseal_feedback(client: BlockingRedis, *, plain: bool) -> int:
+    """Writes all records anew, encrypted if that is on; plain: not encrypted. Returns their number.
+
+    Raises Unreadable.
+    """
+    written = 0
+    for name, stored in client.hgetall(RECORDS).items():
+        number = name.decode()
+        record = decode_feedback(stored, number)
+        new = _encode(record) if plain else encode_feedback(record)
+        keys = keys_of(record.team)
+        written += int(str(client.eval(_REPLACE, len(keys), *keys, number, stored, new)))
+    return written
 
 
 def training_lines(listed: Iterable[ListedFeedback]) -> str:

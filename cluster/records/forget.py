@@ -14,7 +14,7 @@ import msgspec
 
 from cluster.records.cache import PREFIX, batches, unpack
 from cluster.records.client import BlockingRedis
-from cluster.records.feedback import RECORDS, decode_feedback, remove_feedback
+from cluster.records.feedback import RECORDS, all_feedback, remove_feedback
 from cluster.records.responses import all_responses
 
 GIVEN_PREFIX = "dray:given:"
@@ -77,7 +77,7 @@ def _delete(client: BlockingRedis, pattern: str, tag_of: Callable[[list[Any]], o
             for key in keys:
                 pipe.get(key.decode())
             stored = pipe.execute()
-        tagged = [key for key, value in zip(keys, stored, strict=True) if value and _has_tag(value, tag_of, tag)]
+        tagged = [key for key, value in zip(keys, stored, strict=True) if value and _has_tag(value, key, tag_of, tag)]
         with client.pipeline(transaction=False) as pipe:
             for key in tagged:
                 pipe.unlink(key)
@@ -86,8 +86,8 @@ def _delete(client: BlockingRedis, pattern: str, tag_of: Callable[[list[Any]], o
     return found
 
 
-def _has_tag(value: bytes, tag_of: Callable[[list[Any]], object], tag: str) -> bool:
-    body = unpack(value)
+def _has_tag(value: bytes, key: bytes, tag_of: Callable[[list[Any]], object], tag: str) -> bool:
+    body = unpack(value, key.decode())
     try:
         return body is not None and tag_of(msgspec.msgpack.decode(body)) == tag
     except (msgspec.MsgspecError, TypeError, IndexError):
@@ -108,5 +108,5 @@ def _feedback(client: BlockingRedis) -> Iterator[tuple[str, tuple[str, ...]]]:
     with client.pipeline(transaction=False) as pipe:
         pipe.hgetall(RECORDS)
         [records] = pipe.execute()
-    for number, record in records.items():
-        yield number.decode(), decode_feedback(record).users
+    for feedback in all_feedback(records):
+        yield feedback.id, feedback.users

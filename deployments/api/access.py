@@ -19,14 +19,32 @@ from deployments.tenancy.quotas import QuotaGrant
 log = logging.getLogger("dray.router")
 
 
+BATCH_WORK = "dray.batch"
+"""Key of the BatchWork in the ASGI scope of a line of a batch, which its router asks for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchWork:
+    """Who a line of a batch belongs to, and until when its answer may take, on time.perf_counter's clock."""
+
+    caller: Caller
+    deadline: float
+
+
 @dataclass(frozen=True, slots=True)
 class AuthenticatedRequest:
-    """A request of a known caller; its body is not read yet."""
+    """A request of a known caller; its body is not read yet. work: None for one that came over HTTP."""
 
     http: HttpRequest
     headers: Mapping[str, str]
     caller: Caller
     state: RequestState
+    work: BatchWork | None = None
+
+    @property
+    def queue_class(self) -> QueueClass:
+        """Whose turn it is for its texts."""
+        return QueueClass(self.caller.name, self.caller.weight, batch=self.work is not None)
 
 
 class RequestAccess:
@@ -38,16 +56,22 @@ class RequestAccess:
         self._authenticator = authenticator
         self._tasks = tasks
 
+    async def prepare(self, http: HttpRequest) -> None:
+        """Lets `authenticate` know a token of single sign-on; for requests that the middleware has not seen."""
+        await self._authenticator.prepare(http.headers)
+
     def authenticate(self, http: HttpRequest) -> AuthenticatedRequest:
         """Raises ApiError 401, and 403 for an admin key. Nothing of the body is read before."""
         headers = headers_of(http)
         state: RequestState = http.scope[REQUEST_STATE]
         state.route = http.scope["path"]
-        caller = self._authenticator.authenticate(headers)
-        if caller.admin:
+        work: BatchWork | None = http.scope.get(BATCH_WORK)  # no client can set it
+        caller = work.caller if work else self._authenticator.authenticate(headers)
+        if caller.admin and caller.team is None:
             raise ApiError(403, "An admin key cannot use models; use a team's key.", code="not_a_teams_key")
         state.authenticated, state.team, state.caller = True, caller.label, caller.name
-        return AuthenticatedRequest(http, headers, caller, state)
+        state.in_batch = caller.in_batch
+        return AuthenticatedRequest(http, headers, caller, state, work)
 
     async def body(self, request: AuthenticatedRequest) -> bytes:
         """The body, within the limits. Raises ApiError 408, 413, 415, and ClientDisconnect."""
@@ -70,8 +94,3 @@ class RequestAccess:
         """Logs what is asked, if the settings say so."""
         if self._log_prompts:
             log.info("asked", extra={"model": model.name, "team": caller.name, "prompt": prompt})
-
-
-def queue_class(caller: Caller) -> QueueClass:
-    """Whose turn it is for a text of this caller."""
-    return QueueClass(caller.name, caller.weight, batch=False)

@@ -69,7 +69,7 @@ class AdminAccess:
 
     async def record(self, caller: Caller, action: str, target: str, **details: Value) -> None:
         """Writes into the audit log, and the log stream, what this caller did. A full disk does not undo it."""
-        actor = f"key:{caller.key_id}"
+        actor = caller.actor
         log.info("audit", extra={"actor": actor, "action": action, "target": target, "details": details})
         try:
             await asyncio.to_thread(self._audit.record, actor, action, target, details)

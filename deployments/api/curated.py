@@ -149,7 +149,7 @@ class CuratedApi:
 
 
 def _author(caller: Caller) -> str:
-    return f"key:{caller.key_id}"
+    return caller.actor
 
 
 def _listed(client: BlockingRedis, answers: list[CuratedAnswer]) -> list[ListedAnswer]:

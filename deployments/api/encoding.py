@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from cluster.models.folder import ServedModel
 from cluster.settings import Settings
-from deployments.api.access import AuthenticatedRequest, RequestAccess, queue_class
+from deployments.api.access import AuthenticatedRequest, RequestAccess
 from deployments.api.http import json_response
 from deployments.api.models import ModelDirectory
 from deployments.api.protocol.embeddings import EmbeddingRequest, embeddings_response, read_embedding
@@ -173,7 +173,7 @@ class EncodingApi:
         caller = asked.caller
         asked.state.model = model.name
         self._access.log_prompt(model, caller, question.queries + question.documents)
-        grant = await self._quotas.admit(caller.team, model.name)
+        grant = await self._quotas.admit(caller.team, model.name, in_batch=caller.in_batch)
         self._access.release(grant)
         self._count(asked, model, stored.tokens, "hit")
         if caller.team is not None:
@@ -202,9 +202,9 @@ class EncodingApi:
         caller = asked.caller
         asked.state.model = model.name
         self._access.log_prompt(model, caller, read.texts)
-        grant, charged_tokens = await self._quotas.admit(caller.team, model.name), 0
+        grant, charged_tokens = await self._quotas.admit(caller.team, model.name, in_batch=caller.in_batch), 0
         try:
-            inputs = await self._large_texts.run(queue_class(caller), read.characters, tokenize)
+            inputs = await self._large_texts.run(asked.queue_class, read.characters, tokenize)
             tokens = sum(len(text.ids) for text in inputs)
             await grant.reserve(tokens)
             with current.get().child(f"{operation} {model.name}") as span:

@@ -19,13 +19,16 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 if TYPE_CHECKING:
-    from deployments.api.inference import PreparedRequest
+    from deployments.api.prepared import PreparedRequest
 
 PREPARED_REQUEST = "dray.prepared"
 """Key of the PreparedRequest in the ASGI scope of a request that continues to Serve."""
 _ID = b"x-request-id"
 _API = "/v1/"
-_EXPOSED = ("x-request-id", "retry-after", "x-dray-cache", "x-dray-cache-key", "x-dray-cache-match", "x-dray-ignored")
+_EXPOSED = (
+    *("x-request-id", "retry-after", "x-dray-ignored", "x-dray-model"),
+    *("x-dray-cache", "x-dray-cache-key", "x-dray-cache-match", "x-dray-curated-author"),
+)
 """Response headers that a page of another site may read."""
 
 

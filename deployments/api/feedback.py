@@ -59,7 +59,8 @@ class FeedbackApi:
         grant = await self._quotas.admit(asked.caller.team)
         try:
             given = await self._find(asked.caller, request)
-            user = user_tag(asked.caller.owner, request.user) if request.user else ""
+            named = request.user or asked.caller.subject
+            user = user_tag(asked.caller.owner, named) if named else ""
             vote = Vote(request.rating, request.reason, request.correction, user)
             kept = await self._store.vote(asked.caller.name, given, vote)
             withheld = request.rating == "down" and self._withholds and await self._store.withhold(given)
@@ -122,7 +123,7 @@ class FeedbackAdminApi:
         caller = self._access.check(http)
         number = http.path_params["id"]
         request = parse(_decode_accept, await admin_body(http) or b"{}")
-        author = request.author or f"key:{caller.key_id}"
+        author = request.author or caller.actor
 
         def accept(client: BlockingRedis) -> ListedAnswer:
             answer = records.accept(client, number, author, request.answer)

@@ -5,8 +5,8 @@ hit that is all; otherwise the handler that Serve runs finds the prepared reques
 """
 
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -16,21 +16,22 @@ from starlette.routing import Route
 
 from cluster.records.forget import user_tag
 from cluster.settings import Settings
-from deployments.api.access import RequestAccess, queue_class
+from deployments.api.access import AuthenticatedRequest, RequestAccess
 from deployments.api.background import BackgroundResponses
 from deployments.api.browser_guard import BrowserGuard
 from deployments.api.fast_path import PREPARED_REQUEST
 from deployments.api.http import error_response, idempotency_key, request_timeout_s
 from deployments.api.models import ModelDirectory
-from deployments.api.parser import RequestParser
+from deployments.api.parser import ParsedRequest, RequestParser
+from deployments.api.placement import Placement
+from deployments.api.prepared import PreparedRequest
 from deployments.api.protocol.responses_writer import ResponseWriter
-from deployments.api.response_keeper import ResponseKeeper
+from deployments.api.request_log import RequestLog
+from deployments.api.request_state import REQUEST_STATE, RequestState
 from deployments.api.responses import (
     AnswerWriter,
     StreamTimeouts,
     complete_response,
-    replay,
-    replay_and_keep,
     stream_response,
 )
 from deployments.api.stored_responses import RESPONSES, StoredResponses
@@ -41,6 +42,7 @@ from deployments.common.tasks import TaskSupervisor
 from deployments.common.types import GenerationResult
 from deployments.generation.broadcast import Subscriber, to_api_error
 from deployments.generation.context import RequestContext, Result
+from deployments.generation.endpoint import ModelEndpoint
 from deployments.generation.large_texts import LargeTexts
 from deployments.generation.service import AnswerService
 from deployments.observability.tracing import current
@@ -50,29 +52,6 @@ log = logging.getLogger("dray.router")
 
 _PARSED_FASTER = 8
 """So much less time than tokenizing a text takes parsing it: only still larger bodies are parsed in a thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedRequest:
-    """An authenticated and parsed request, whose answer is not stored. Nothing is charged for it yet.
-
-    contexts: one for each of its prompts. headers: of its response, whatever the answer is. keep: stores the response;
-    None: it is not stored. background: whether its client does not wait for it.
-    """
-
-    contexts: tuple[RequestContext, ...]
-    writer: AnswerWriter
-    stream: bool
-    headers: Mapping[str, str]
-    keep: ResponseKeeper | None = None
-    background: bool = False
-
-    async def replay(self, stored: GenerationResult, headers: dict[str, str]) -> Response:
-        """The response with this answer."""
-        headers = {**headers, **self.headers}
-        if self.keep is not None:
-            return await replay_and_keep(stored, self.writer, self.stream, headers, self.keep)
-        return replay(stored, self.writer, self.stream, headers)
 
 
 class InferenceApi:
@@ -89,8 +68,10 @@ class InferenceApi:
         large_texts: LargeTexts,
         stored_responses: StoredResponses,
         feedback: FeedbackStore,
+        placement: Placement,
         tasks: TaskSupervisor,
     ) -> None:
+        self._placement = placement
         self._settings = settings
         self._feedback = feedback
         self._tasks = tasks
@@ -105,6 +86,8 @@ class InferenceApi:
         self._answers = answers
         self._large_texts = large_texts
         self._stored_responses = stored_responses
+        self.request_log: RequestLog | None = None
+        """Where answered requests are noted; None where that is off."""
         self._no_grant = QuotaGrant(quotas, None, "", {})
         self._stream_timeouts = timeouts = StreamTimeouts(settings.router.keep_alive_s, self._limits.client_stall_s)
         self.background = BackgroundResponses(timeouts, self._limits.request_timeout_s)
@@ -120,7 +103,9 @@ class InferenceApi:
         Reads, authenticates and parses the request, and reads once from Redis. `answer` then repeats none of this.
         """
         try:
-            self._guard.check(http.scope)  # the fast path is in front of the middleware that does it for all routes
+            # The fast path is in front of the middleware that does both for all routes.
+            self._guard.check(http.scope)
+            await self._access.prepare(http)
             return await self._lookup(http)
         except Exception as error:  # noqa: BLE001 - becomes a response, as Starlette does it for the routes
             return error_response(http, error)
@@ -133,16 +118,35 @@ class InferenceApi:
             if isinstance(outcome, Response):
                 return outcome
             prepared = outcome
-        return await self._generate(http, prepared)
+        context, choices = prepared.contexts[0], prepared.choices
+        if len(choices) == 1 or (len(prepared.contexts) == 1 and self._answers.is_generating(context)):
+            self._placement.count(context)
+            return await self._generate(http, prepared)
+        endpoint = await self._placement.place(prepared.contexts, choices)
+        # An idempotency key may stand for an answer that another model gave, while the preferred one was busy.
+        for other in choices[1:] if context.idempotency_key else (endpoint,):
+            if other is not choices[0] and (stored := await self._stored(prepared.at(other))) is not None:
+                return stored
+        state: RequestState = http.scope[REQUEST_STATE]
+        state.model = endpoint.model.name
+        return await self._generate(http, prepared if endpoint is choices[0] else prepared.at(endpoint))
 
     async def _lookup(self, http: HttpRequest) -> Response | PreparedRequest:
         prepared = await self._prepare(http)
+        if (stored := await self._stored(prepared)) is None:
+            return prepared
+        self._placement.count(prepared.contexts[0])
+        return stored
+
+    async def _stored(self, prepared: PreparedRequest) -> Response | None:
+        """The response with the stored answer; None: there is none."""
         if len(prepared.contexts) > 1:
-            return prepared  # the answers to several prompts are not stored
+            return None  # the answers to several prompts are not stored
         [context] = prepared.contexts
         if (stored := await self._answers.lookup(context)) is None:
-            return prepared
-        grant = await self._quotas.admit(context.caller.team, context.endpoint.model.name)
+            return None
+        caller = context.caller
+        grant = await self._quotas.admit(caller.team, context.endpoint.model.name, in_batch=caller.in_batch)
         self._access.release(grant)
         self._log_context(context)
         hit = self._answers.hit(context, stored)
@@ -153,23 +157,42 @@ class InferenceApi:
     async def _prepare(self, http: HttpRequest) -> PreparedRequest:
         """Authenticates, reads and parses a request, and charges nothing. Raises ApiError 400 to 404, 413, 415."""
         authenticated = self._access.authenticate(http)
-        state, caller, headers = authenticated.state, authenticated.caller, authenticated.headers
+        state, caller = authenticated.state, authenticated.caller
         body = await self._access.body(authenticated)
         if state.route == RESPONSES:
             body = await self._stored_responses.with_history(body, caller)
-        work = partial(self._parser.parse, state.route, body, caller)
-        parsed = await self._large_texts.run(queue_class(caller), len(body) // _PARSED_FASTER, work)
-        endpoint, batch = parsed.endpoint, parsed.service_tier == "flex"
+        parse = partial(self._parser.parse, state.route, body, caller)
+        parsed = await self._large_texts.run(authenticated.queue_class, len(body) // _PARSED_FASTER, parse)
+        return self._with_contexts(authenticated, body, parsed)
+
+    def _with_contexts(
+        self, authenticated: AuthenticatedRequest, body: bytes, parsed: ParsedRequest
+    ) -> PreparedRequest:
+        """body: that of the request, with the conversation that it goes on from."""
+        state, caller, headers = authenticated.state, authenticated.caller, authenticated.headers
+        endpoint, work = parsed.endpoint, authenticated.work
+        batch = work is not None or parsed.service_tier == "flex"
         state.model = endpoint.model.name
         control = CacheControl.from_headers(headers, self._settings.cache.max_ttl_s)
-        deadline = state.started + request_timeout_s(headers, self._limits.request_timeout_s)
-        key, field = idempotency_key(headers), parsed.format_field
-        user = user_tag(caller.owner, parsed.user) if parsed.user else ""
+        # A line of a batch waits for people, for hours if need be.
+        deadline = work.deadline if work else state.started + request_timeout_s(headers, self._limits.request_timeout_s)
+        user = user_tag(caller.owner, named) if (named := parsed.user or caller.subject) else ""
         state.progress.stream = bool(parsed.stream)
-        started, grant, progress = state.started, self._no_grant, state.progress
         contexts = tuple(
             RequestContext(
-                endpoint, asked, caller, control, started, deadline, grant, batch, key, field, user, progress
+                endpoint,
+                asked,
+                caller,
+                control,
+                state.started,
+                deadline,
+                self._no_grant,
+                batch,
+                idempotency_key(headers),
+                parsed.format_field,
+                user,
+                parsed.routed,
+                state.progress,
             )
             for asked in parsed.generations
         )
@@ -178,12 +201,19 @@ class InferenceApi:
             writer.user = user
             keep = self._stored_responses.keeper_of(caller, writer, body)
             background = bool(writer.request.background)
-        return PreparedRequest(contexts, writer, bool(parsed.stream), parsed.headers, keep, background)
+
+        def at(other: ModelEndpoint) -> PreparedRequest:
+            return self._with_contexts(authenticated, body, parsed.at(other))
+
+        return PreparedRequest(
+            contexts, writer, bool(parsed.stream), parsed.headers, parsed.choices, at, keep, background
+        )
 
     async def _generate(self, http: HttpRequest, prepared: PreparedRequest) -> Response:
         """The response to a request whose answer is not stored: generated for it, or joined from another request."""
         first = prepared.contexts[0]
-        grant = await self._quotas.admit(first.caller.team, first.endpoint.model.name)
+        team, model = first.caller.team, first.endpoint.model.name
+        grant = await self._quotas.admit(team, model, in_batch=first.caller.in_batch)
         key: str | None = None
         try:
             contexts = [replace(context, grant=grant) for context in prepared.contexts]
@@ -264,5 +294,7 @@ class InferenceApi:
         progress = context.progress
         progress.cache = cache
         progress.count(result.usage)
+        if self.request_log is not None:
+            self.request_log.note(context, result, cache)
         if self._settings.admin.request_texts_s and not context.user:
             progress.keep_texts(last_text(context.request), result.choices[0].text)

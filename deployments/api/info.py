@@ -16,11 +16,11 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from cluster.models.folder import ServedModel
-from cluster.serve_config import ENGINE, PAGE_PREFIX, has_page
+from cluster.serve_config import CONSOLE_PATH, ENGINE, PAGE_PREFIX, has_page
 from cluster.settings import Settings
 from cluster.units import format_bytes
 from deployments.api.http import json_response
-from deployments.api.models import model_not_found
+from deployments.api.models import RoutedModel, model_not_found
 from deployments.api.pacing import Paced, Shared
 from deployments.api.protocol.common import default_temperature
 from deployments.api.protocol.openapi import document
@@ -40,11 +40,19 @@ class InfoApi:
     """What a router serves and how it is, for clients and probes."""
 
     def __init__(
-        self, settings: Settings, models: list[ServedModel], needed: dict[str, str], authenticator: Authenticator
+        self,
+        settings: Settings,
+        models: list[ServedModel],
+        routed: list[RoutedModel],
+        needed: dict[str, str],
+        authenticator: Authenticator,
     ) -> None:
-        """needed: models that never sleep, by the application of their engines; without one the router is not ready."""
+        """routed: models that others answer for. needed: models that never sleep, by the application of their engines;
+        without one the router is not ready."""
         self._models = models
-        self._start = PAGE_PREFIX if has_page(settings) else "/docs"
+        self._routed = routed
+        self._has_page = has_page(settings)
+        self._start = PAGE_PREFIX if self._has_page else "/docs"
         self._needed = needed
         self._authenticator = authenticator
         self._last_report = ["all"]
@@ -61,6 +69,7 @@ class InfoApi:
             Route("/docs", self.docs),
             Route("/", self.root),
             Route(PAGE_PREFIX, self.chat),
+            Route(CONSOLE_PATH, self.console),
             Route("/health", self.ready),
             Route("/health/live", self.live),
             Route("/health/ready", self.ready),
@@ -72,8 +81,9 @@ class InfoApi:
     async def models(self, http: HttpRequest) -> Response:
         """GET /v1/models"""
         caller = self._authenticator.authenticate(http.headers)
-        allowed = [model for model in self._models if caller.may_use(model.names)]
-        return json_response({"object": "list", "data": [_entry(model) for model in allowed]})
+        allowed = [_entry(model) for model in self._models if caller.may_use(model.names)]
+        allowed += [_routed_entry(model) for model in self._routed if caller.may_use(model.names)]
+        return json_response({"object": "list", "data": allowed})
 
     async def model(self, http: HttpRequest) -> Response:
         """GET /v1/models/{name}"""
@@ -81,6 +91,9 @@ class InfoApi:
         for model in self._models:
             if name in model.names and caller.may_use(model.names):
                 return json_response(_entry(model))
+        for routed in self._routed:
+            if name in routed.names and caller.may_use(routed.names):
+                return json_response(_routed_entry(routed))
         raise model_not_found(name)
 
     async def openapi(self, http: HttpRequest) -> Response:
@@ -97,8 +110,14 @@ class InfoApi:
 
     async def chat(self, http: HttpRequest) -> Response:
         """GET /chat, if Serve runs no application with that prefix."""
-        message = "No chat page is served here: it needs page: true and gradio; `dray doctor` says how to install it."
+        message = "No pages are served here: they need page: true and gradio; `dray doctor` says how to install it."
         raise ApiError(404, message, code="no_chat_page")
+
+    async def console(self, http: HttpRequest) -> Response:
+        """GET /console: it is a page of the chat page's application."""
+        if not self._has_page:
+            return await self.chat(http)
+        return RedirectResponse(f"{http.scope.get('root_path', '')}{PAGE_PREFIX}{CONSOLE_PATH}/")
 
     async def live(self, http: HttpRequest) -> Response:
         """GET /health/live, /ping: this router's process responds."""
@@ -169,3 +188,9 @@ def _entry(model: ServedModel) -> dict[str, object]:
             "top_p": float(model.generation_defaults.get("top_p") or 1.0),
         },
     }
+
+
+def _routed_entry(routed: RoutedModel) -> dict[str, object]:
+    """The same for one that others answer for. A prompt that is too long for the others goes to the default."""
+    entry = {"id": routed.name, "aliases": list(routed.settings.aliases), "routes_to": routed.targets}
+    return _entry(routed.default.model) | entry

@@ -90,13 +90,10 @@ class RequestRecorder:
         path = str(route.path) if route else state.route
         self._metrics.requests[path, str(status), state.model, state.team].inc()
         seconds = time.perf_counter() - state.started
-        progress = state.progress
         if status >= 400:
             self._log(path, status, seconds)
-        if (status >= 400 and status != CLIENT_DISCONNECTED) or progress.code:
-            self._activity.count_error(status, progress.code, state.caller, state.model)
-        if state.authenticated and scope["method"] == "POST" and scope["path"].startswith(_SHOWN):
-            self._activity.add(_record(state, scope["path"], status, seconds))
+        if not state.in_batch:  # a batch has its error file, and would push out what people have asked
+            self._show(scope, state, status, seconds)
         if (span := state.span) is not NO_SPAN:
             span.name(f"{scope['method']} {path}")
             span.note({"http.route": path, "http.response.status_code": status})
@@ -105,6 +102,14 @@ class RequestRecorder:
             if status >= 500:
                 span.fail(str(status))
             span.end()
+
+    def _show(self, scope: Scope, state: RequestState, status: int, seconds: float) -> None:
+        """Keeps it for administrators."""
+        progress = state.progress
+        if (status >= 400 and status != CLIENT_DISCONNECTED) or progress.code:
+            self._activity.count_error(status, progress.code, state.caller, state.model)
+        if state.authenticated and scope["method"] == "POST" and scope["path"].startswith(_SHOWN):
+            self._activity.add(_record(state, scope["path"], status, seconds))
 
     def _log(self, path: str, status: int, seconds: float) -> None:
         level = logging.WARNING if status >= 500 else logging.INFO

@@ -3,6 +3,10 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
+from urllib.parse import quote
+
+import msgspec
 
 from cluster.settings import LimitSettings, Settings
 from deployments.api.models import ModelDirectory
@@ -29,10 +33,11 @@ from deployments.api.protocol.responses import ResponseRequest, read_response, r
 from deployments.api.protocol.responses_writer import ResponseWriter
 from deployments.api.responses import AnswerWriter
 from deployments.api.unknown_fields import UnknownFields, ignored_header
-from deployments.common.errors import ApiError
+from deployments.common.errors import ApiError, invalid_request
 from deployments.common.types import GenerationRequest
 from deployments.generation.context import FORMAT_FIELD
 from deployments.generation.endpoint import ModelEndpoint
+from deployments.routing.rules import traits_of
 from deployments.tenancy.auth import Caller
 
 _BODIES: dict[str, type] = {
@@ -43,6 +48,11 @@ _BODIES: dict[str, type] = {
     "/v1/messages/count_tokens": MessagesCountRequest,
     "/v1/responses/input_tokens": ResponseRequest,
 }
+R = TypeVar("R", ChatRequest, CompletionRequest, MessagesRequest, ResponseRequest)
+ForModel = Callable[[ModelEndpoint, str], tuple[tuple[GenerationRequest, ...], AnswerWriter]]
+"""What one model has to generate for a request, and what writes the answer. Takes the name that the answer says."""
+_IN_HEADER = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
+"""What of a model's name a header has as it is; other characters are percent-encoded, as few are allowed there."""
 _THINKING_FIELDS = {"both": ("reasoning_content", "reasoning")}
 
 
@@ -50,14 +60,19 @@ _THINKING_FIELDS = {"both": ("reasoning_content", "reasoning")}
 class ParsedRequest:
     """A body in the form that all APIs share: a request with several prompts is several generations.
 
-    ignored: names of the body's fields that Dray does not know, and of tools and items that it cannot use.
-    format_field: the one that says what the answer must be. user: whom the client asks for; empty: it does not say.
+    choices: the models that may answer, the preferred one first; endpoint: the one that does. routed: the names of the
+    routed model that it asks for. ignored: names of the body's fields that Dray does not know, and of tools and items
+    that it cannot use. format_field: the one that says what the answer must be. user: whom the client asks for; empty:
+    it does not say.
     """
 
     endpoint: ModelEndpoint
     generations: tuple[GenerationRequest, ...]
     writer: AnswerWriter
-    stream: bool | None
+    for_model: ForModel
+    choices: tuple[ModelEndpoint, ...]
+    routed: tuple[str, ...] = ()
+    stream: bool | None = None
     service_tier: str | None = None
     ignored: tuple[str, ...] = ()
     format_field: str = FORMAT_FIELD
@@ -66,7 +81,14 @@ class ParsedRequest:
     @property
     def headers(self) -> Mapping[str, str]:
         """Of the response."""
-        return ignored_header(self.ignored)
+        if not self.routed and self.endpoint is self.choices[0]:
+            return ignored_header(self.ignored)
+        return {**ignored_header(self.ignored), "X-Dray-Model": quote(self.endpoint.model.name, safe=_IN_HEADER)}
+
+    def at(self, endpoint: ModelEndpoint) -> "ParsedRequest":
+        """The same request, answered by another of its choices."""
+        generations, writer = self.for_model(endpoint, endpoint.model.name)
+        return replace(self, endpoint=endpoint, generations=generations, writer=writer)
 
 
 class RequestParser:
@@ -109,44 +131,88 @@ class RequestParser:
 
     def _chat_completion(self, body: bytes, caller: Caller) -> ParsedRequest:
         request = read_chat(body, self._limits)
-        endpoint = self._models.generator(request.model, caller)
-        generation = chat_generation(request, endpoint.model, self._limits)
-        check_token_ids(generation.sampling, endpoint.prompts.vocabulary.size)
-        writer = ChatWriter(request, endpoint.name, self._thinking_fields)
-        field, user = format_field(request), request.safety_identifier or request.user or ""
-        tier, stream = request.service_tier, request.stream
-        return ParsedRequest(endpoint, (generation,), writer, stream, tier, format_field=field, user=user)
+
+        def for_model(endpoint: ModelEndpoint, name: str) -> tuple[tuple[GenerationRequest, ...], AnswerWriter]:
+            generation = chat_generation(request, endpoint.model, self._limits)
+            check_token_ids(generation.sampling, endpoint.prompts.vocabulary.size)
+            return (generation,), ChatWriter(_named(request, name), endpoint.name, self._thinking_fields)
+
+        parsed = self._chosen(request.model, caller, for_model, asks_thinking=request.asks_thinking)
+        user, tier = request.safety_identifier or request.user or "", request.service_tier
+        format_named = format_field(request)
+        return replace(parsed, stream=request.stream, service_tier=tier, format_field=format_named, user=user)
 
     def _completion(self, body: bytes, caller: Caller) -> ParsedRequest:
         request = read_completion(body, self._limits)
-        endpoint = self._models.generator(request.model, caller)
-        generations = completion_generations(request, endpoint.model, self._limits)
-        check_token_ids(generations[0].sampling, endpoint.prompts.vocabulary.size)
-        echo = [_echo(endpoint, prompt) if request.echo else "" for prompt in prompts_of(request)]
-        writer = CompletionWriter(request, endpoint.name, echo)
-        field, user = format_field(request), request.user or ""
-        return ParsedRequest(endpoint, tuple(generations), writer, request.stream, format_field=field, user=user)
+
+        def for_model(endpoint: ModelEndpoint, name: str) -> tuple[tuple[GenerationRequest, ...], AnswerWriter]:
+            generations = completion_generations(request, endpoint.model, self._limits)
+            check_token_ids(generations[0].sampling, endpoint.prompts.vocabulary.size)
+            echo = [_echo(endpoint, prompt) if request.echo else "" for prompt in prompts_of(request)]
+            return tuple(generations), CompletionWriter(_named(request, name), endpoint.name, echo)
+
+        parsed = self._chosen(request.model, caller, for_model)
+        format_named, user = format_field(request), request.user or ""
+        return replace(parsed, stream=request.stream, format_field=format_named, user=user)
 
     def _response(self, body: bytes, caller: Caller) -> ParsedRequest:
         request = read_response(body, self._limits)
-        endpoint = self._models.generator(request.model, caller)
-        generation = response_generation(request, endpoint.model, self._limits)
-        check_token_ids(generation.sampling, endpoint.prompts.vocabulary.size)
-        writer = ResponseWriter(request, request.store is not False)
+
+        def for_model(endpoint: ModelEndpoint, name: str) -> tuple[tuple[GenerationRequest, ...], AnswerWriter]:
+            generation = response_generation(request, endpoint.model, self._limits)
+            check_token_ids(generation.sampling, endpoint.prompts.vocabulary.size)
+            return (generation,), ResponseWriter(_named(request, name), request.store is not False)
+
+        parsed = self._chosen(request.model, caller, for_model)
         user, tier = request.safety_identifier or request.user or "", request.service_tier
-        return ParsedRequest(endpoint, (generation,), writer, request.stream, tier, request.ignored, user=user)
+        return replace(parsed, stream=request.stream, service_tier=tier, ignored=request.ignored, user=user)
 
     def _message(
         self, read: Callable[[bytes, LimitSettings], MessagesRequest], body: bytes, caller: Caller
     ) -> ParsedRequest:
         request = read(body, self._limits)
-        endpoint = self._models.generator(request.model, caller)
-        generation = messages_generation(request, endpoint.model, self._limits)
         shows_thinking = request.shows_thinking or self._always_shows_thinking
-        writer = MessagesWriter(request, shows_thinking)
+
+        def for_model(endpoint: ModelEndpoint, name: str) -> tuple[tuple[GenerationRequest, ...], AnswerWriter]:
+            generation = messages_generation(request, endpoint.model, self._limits)
+            return (generation,), MessagesWriter(_named(request, name), shows_thinking)
+
+        parsed = self._chosen(request.model, caller, for_model, asks_thinking=request.asks_thinking)
         named, tier = (request.metadata or {}).get("user_id"), request.service_tier
         user = named if isinstance(named, str) else ""
-        return ParsedRequest(endpoint, (generation,), writer, request.stream, tier, request.ignored, user=user)
+        return replace(parsed, stream=request.stream, service_tier=tier, ignored=request.ignored, user=user)
+
+    def _chosen(self, name: str, caller: Caller, for_model: ForModel, *, asks_thinking: bool = False) -> ParsedRequest:
+        """The request for the model that it names, or for the one that the rules of a routed model choose."""
+        if (routed := self._models.routed_model(name, caller)) is None:
+            choices = self._models.with_fallbacks(name, caller)
+            return ParsedRequest(choices[0], *for_model(choices[0], name), for_model, choices)
+        default = routed.default
+        generations, writer = for_model(default, default.model.name)
+        for generation in generations:
+            _refuse_token_ids(generation, name, routed.targets)
+        longest = max(generations, key=lambda generation: len(generation.prompt))
+        choices = self._models.choices(routed, traits_of(longest, asks_thinking=asks_thinking))
+        parsed = ParsedRequest(default, generations, writer, for_model, choices, routed.names)
+        return parsed if choices[0] is default else parsed.at(choices[0])
+
+
+def _named(request: R, name: str) -> R:
+    """The request as if it had named this model: answers say what it named."""
+    return request if request.model == name else msgspec.structs.replace(request, model=name)
+
+
+def _refuse_token_ids(generation: GenerationRequest, name: str, targets: list[str]) -> None:
+    """Raises ApiError 400 for token ids: the same id is another text in each model."""
+    fields = {
+        "prompt": isinstance(generation.prompt, tuple),
+        "logit_bias": generation.sampling.logit_bias,
+        "stop_token_ids": generation.sampling.stop_ids,
+    }
+    for field_name, has_ids in fields.items():
+        if has_ids:
+            message = f"{field_name} has token ids, and '{name}' stands for models with tokens of their own: name one"
+            raise invalid_request(field_name, f"{message} of {', '.join(targets)}.")
 
 
 def _echo(endpoint: ModelEndpoint, prompt: str | tuple[int, ...]) -> str:

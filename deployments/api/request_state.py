@@ -13,7 +13,7 @@ REQUEST_STATE = "dray.request"
 class RequestState:
     """started: on time.perf_counter's clock. route: the path's template, if the router's application did not match one.
     model, team: their metric labels; empty while unknown. authenticated: whether its key is valid, or none is needed.
-    caller: the name of the team; empty where no key is needed.
+    caller: the name of the team; empty where no key is needed. in_batch: whether it is a line of a batch.
     """
 
     started: float
@@ -23,4 +23,5 @@ class RequestState:
     team: str = ""
     authenticated: bool = False
     caller: str = ""
+    in_batch: bool = False
     progress: RequestProgress = field(default_factory=RequestProgress)

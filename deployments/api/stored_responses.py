@@ -183,7 +183,7 @@ class StoredResponses:
 
     def _caller(self, http: HttpRequest) -> Caller:
         caller = self._authenticator.authenticate(http.headers)
-        if caller.admin:
+        if caller.admin and caller.team is None:
             raise ApiError(403, "An admin key has no responses; use a team's key.", code="not_a_teams_key")
         return caller
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cluster.settings import Settings
-from deployments.api.access import AuthenticatedRequest, RequestAccess, queue_class
+from deployments.api.access import AuthenticatedRequest, RequestAccess
 from deployments.api.http import json_response
 from deployments.api.models import ModelDirectory
 from deployments.api.parser import RequestParser
@@ -151,7 +151,7 @@ class TokensApi:
         """The response with the result of the work on a text; a large one counts as a request of the team's quota."""
         grant = await self._quotas.admit(request.caller.team if characters > LARGE_CHARACTERS else None)
         try:
-            body = await self._large_texts.run(queue_class(request.caller), characters, work)
+            body = await self._large_texts.run(request.queue_class, characters, work)
         finally:
             self._access.release(grant)
         return json_response(body, headers={**grant.headers, **headers})

@@ -111,10 +111,14 @@ class AnswerCache:
     async def get(self, key: str) -> GenerationResult | None:
         """The stored answer; None if there is none or Redis does not reply in time."""
         try:
-            stored = await self._store.get(key)
+            return await self.read(key)
         except RedisUnavailable:
             return None
-        return _decode_result(stored) if stored else None
+
+    async def read(self, key: str) -> GenerationResult | None:
+        """The stored answer; None if there is none. Raises RedisUnavailable."""
+        stored = await self._store.get(key)
+        return _decode_result(stored, key) if stored else None
 
     async def put(
         self, key: str, result: GenerationResult, control: CacheControl, lease: FlightLease | None = None
@@ -128,7 +132,7 @@ class AnswerCache:
             if lease is not None:
                 await lease.complete()
             return
-        value = pack(body)
+        value = pack(body, key)
         if lease is not None:
             await lease.complete(value, ttl_s)
             return
@@ -154,16 +158,16 @@ class AnswerCache:
             acquired = await self._single_flight.acquire(key, queue_class, resumable=resumable)
         except RedisUnavailable:
             return None
-        return _decode_result(acquired) if isinstance(acquired, bytes) else acquired
+        return _decode_result(acquired, key) if isinstance(acquired, bytes) else acquired
 
     def _ttl_s(self, control: CacheControl) -> int:
         # Answers stored together would expire together; up to a tenth less spreads the work of generating them again.
         return max(1, int((control.ttl_s or self._settings.ttl_s) * random.uniform(0.9, 1.0)))
 
 
-def _decode_result(stored: bytes) -> GenerationResult | None:
-    """The answer in a stored value; None for another format or garbage."""
-    body = unpack(stored)
+def _decode_result(stored: bytes, key: str) -> GenerationResult | None:
+    """The answer in the value at this key; None for another format or garbage."""
+    body = unpack(stored, key)
     try:
         return _decode(body) if body is not None else None
     except msgspec.MsgspecError:

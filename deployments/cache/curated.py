@@ -174,7 +174,7 @@ class CuratedAnswers:
         if (old := self._answers.pop(number, None)) is not None:
             self._unlist(old)
         try:
-            new = decode_answer(record) if record else None
+            new = decode_answer(record, number) if record else None
         except msgspec.MsgspecError:
             new = None  # of another version of Dray
         if new is None:

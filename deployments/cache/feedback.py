@@ -31,6 +31,7 @@ from cluster.records.feedback import (
     with_vote,
 )
 from cluster.records.forget import GIVEN_PREFIX
+from cluster.records.sealing import Unreadable
 from deployments.cache.answers import AnswerCache
 from deployments.cache.curated import CuratedAnswers
 from deployments.cache.questions import MAX_QUESTION, last_text, question_of
@@ -133,8 +134,8 @@ class FeedbackStore:
         text, key = given.result.choices[0].text[:_MAX_ANSWER], digest_of(given.key) if given.key else ""
         answer = GivenAnswer(given.namespace, given.model, question, text, bool(single), key, given.user)
         with suppress(RedisUnavailable):
-            value = pack(_encode(answer))
-            await self._answers.execute("SET", _given_key(owner, response_id), value, "EX", _KEPT_S)
+            place = _given_key(owner, response_id)
+            await self._answers.execute("SET", place, pack(_encode(answer), place), "EX", _KEPT_S)
 
     async def find_by_id(self, owner: str, namespace: str, models: Collection[str], number: str) -> GivenAnswer | None:
         """The answer in the response with this id, if this owner got it. Raises RedisUnavailable."""
@@ -142,8 +143,9 @@ class FeedbackStore:
             return await self.find_by_key(namespace, models, cached[1])
         if self._answers is None or not _ID.fullmatch(number):
             return None
-        stored = await self._answers.get(_given_key(owner, number))
-        body = unpack(stored) if stored else None
+        place = _given_key(owner, number)
+        stored = await self._answers.get(place)
+        body = unpack(stored, place) if stored else None
         try:
             return _decode(body) if body is not None else None
         except msgspec.MsgspecError:
@@ -157,7 +159,7 @@ class FeedbackStore:
             return GivenAnswer(namespace, curated.model, curated.question, curated.answer, single=True, key=digest)
         for model in models if self._cache is not None else ():
             assert self._cache is not None
-            if (stored := await self._cache.get(key_of(model, namespace, digest))) is not None:
+            if (stored := await self._cache.read(key_of(model, namespace, digest))) is not None:
                 text = stored.choices[0].text[:_MAX_ANSWER]
                 return GivenAnswer(namespace, model, stored.question, text, bool(stored.question), digest, stored.user)
         return None
@@ -168,7 +170,11 @@ class FeedbackStore:
         stored = await self._teams.execute("HGET", RECORDS, number)
         said = (given.namespace, given.model, given.question, given.answer, time.time(), given.key, given.single)
         new = Feedback(number, team, *said, users=tuple(user for user in (vote.user, given.user) if user))
-        record = with_vote(decode_feedback(stored) if stored else None, new, vote.rating, vote.reason, vote.correction)
+        try:
+            old = decode_feedback(stored, number) if stored else None
+        except Unreadable as error:
+            raise RedisUnavailable(str(error)) from None
+        record = with_vote(old, new, vote.rating, vote.reason, vote.correction)
         await self._add(keys_of(team), *arguments_of(record, vote.rating))
         return record
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from cluster.records.cache import WITHHELD, digest_of
+from cluster.records.sealing import seal, unseal
 from deployments.common.errors import ApiError
 from deployments.common.messages import TokenBatch
 from deployments.common.redis import BACKGROUND_EXTRA_S, RedisStore, RedisUnavailable
@@ -178,7 +179,7 @@ class FlightStore:
         What several flights publish in one turn of the event loop goes to Redis together.
         """
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._publishing.append((keys, (name, self.router, LEAD_MS, _batch(records)), future))
+        self._publishing.append((keys, (name, self.router, LEAD_MS, _batch(records, keys, name)), future))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._publish_all())
         return await future
@@ -204,7 +205,7 @@ class FlightStore:
     async def read(self, keys: list[str], name: str, after: bytes, wait_s: float) -> list[Entry]:
         """The stream's entries after the one with this id; waits up to `wait_s` for one. Raises Diverged."""
         entries = await self._store.wait_for_entries(keys[2], after, wait_s)
-        return [_entry(entry_id, fields, name) for entry_id, fields in entries]
+        return [_entry(entry_id, fields, keys, name) for entry_id, fields in entries]
 
     async def end(
         self,
@@ -222,8 +223,8 @@ class FlightStore:
 
         only_if_wanted: the records need not be written if no other router has asked for the flight.
         """
-        ending = (answer, max(1, ttl_s), b"" if only_if_wanted else _batch(records), _ENDED_MS)
-        failure = _encode_error(error) if error else b""
+        ending = (answer, max(1, ttl_s), b"" if only_if_wanted else _batch(records, keys, name), _ENDED_MS)
+        failure = seal(_encode_error(error), _place(keys, name)) if error else b""
         reply = await self._end(
             keys, name, self.router, *ending, failure, int(only_if_wanted), WITHHELD, extra_s=BACKGROUND_EXTRA_S
         )
@@ -232,7 +233,7 @@ class FlightStore:
 
     async def leave(self, keys: list[str], name: str, records: Sequence[Record] = ()) -> None:
         """Gives the flight up, with the records for whoever goes on with it, if this router leads it."""
-        await self._leave(keys, name, self.router, _batch(records), _LEFT_MS, extra_s=BACKGROUND_EXTRA_S)
+        await self._leave(keys, name, self.router, _batch(records, keys, name), _LEFT_MS, extra_s=BACKGROUND_EXTRA_S)
 
 
 def flight_keys(answer_key: str) -> list[str]:
@@ -249,8 +250,18 @@ def _acquisition(reply: list[bytes]) -> Acquisition:
     return Acquisition(None, flight, leader, outcome == b"lead", reply[-1] == b"1")
 
 
-def _batch(records: Sequence[Record]) -> bytes:
-    return _encode(records) if records else b""
+def _batch(records: Sequence[Record], keys: list[str], name: str) -> bytes:
+    return seal(_encode(records), _place(keys, name)) if records else b""
+
+
+def _place(keys: list[str], name: str) -> str:
+    return f"{keys[2]} {name}"
+
+
+def _opened(value: bytes, keys: list[str], name: str) -> bytes:
+    if (body := unseal(value, _place(keys, name))) is None:
+        raise Diverged
+    return body
 
 
 def _encode_error(error: ApiError) -> bytes:
@@ -258,12 +269,12 @@ def _encode_error(error: ApiError) -> bytes:
     return _encode(_Error(error.status, error.message, error.kind, detail.code, detail.param))
 
 
-def _entry(entry_id: bytes, fields: dict[bytes, bytes], name: str) -> Entry:
+def _entry(entry_id: bytes, fields: dict[bytes, bytes], keys: list[str], name: str) -> Entry:
     if fields.get(b"flight") != name.encode():
         raise Diverged
     try:
-        records = _decode_records(fields[b"records"]) if fields[b"records"] else []
-        failure = _decode_error(fields[b"error"]) if fields.get(b"error") else None
+        records = _decode_records(_opened(fields[b"records"], keys, name)) if fields[b"records"] else []
+        failure = _decode_error(_opened(fields[b"error"], keys, name)) if fields.get(b"error") else None
     except (KeyError, msgspec.MsgspecError):
         raise Diverged from None
     error = None

@@ -127,7 +127,8 @@ class ResponseStore:
 
     async def renew(self, owner: str, response_id: str, stored: StoredResponse | None = None) -> bool:
         """Renews a lease; whether it was still there. stored: the response by now. Raises RedisUnavailable."""
-        keys, value = [response_key(owner, response_id), running_key(owner)], pack(_encode(stored)) if stored else b""
+        keys = [response_key(owner, response_id), running_key(owner)]
+        value = pack(_encode(stored), keys[0]) if stored else b""
         return bool(await self._renew(keys, response_id, self._lease_ms, value, extra_s=BACKGROUND_EXTRA_S))
 
     async def end(self, owner: str, response_id: str, stored: StoredResponse) -> bool:
@@ -145,10 +146,10 @@ class ResponseStore:
         if not _ID.fullmatch(response_id):
             return None
         keys = [response_key(owner, response_id), running_key(owner)]
-        while (value := await self._store.get(keys[0])) and (stored := _decoded(value)) is not None:
+        while (value := await self._store.get(keys[0])) and (stored := _decoded(value, keys[0])) is not None:
             if (changed := change(stored)) is None:
                 return stored
-            if await self._settle(keys, response_id, value, pack(_encode(changed)), int(cancel)):
+            if await self._settle(keys, response_id, value, pack(_encode(changed), keys[0]), int(cancel)):
                 return changed
             if not cancel:
                 return stored
@@ -158,8 +159,9 @@ class ResponseStore:
         """The owner's response; None if there is none with this id. Raises RedisUnavailable."""
         if not _ID.fullmatch(response_id):
             return None
-        value = await self._store.get(response_key(owner, response_id))
-        return _decoded(value) if value else None
+        key = response_key(owner, response_id)
+        value = await self._store.get(key)
+        return _decoded(value, key) if value else None
 
     async def delete(self, owner: str, response_id: str) -> bool:
         """Removes the owner's response; whether there was one. Raises RedisUnavailable."""
@@ -177,12 +179,12 @@ class ResponseStore:
     def _arguments(self, owner: str, response_id: str, stored: StoredResponse) -> tuple[list[str], *tuple[object, ...]]:
         """The keys and the arguments of the scripts that store a response."""
         settings, keys = self._settings, [response_key(owner, response_id), ids_key(owner)]
-        value, now, prefix = pack(_encode(stored)), f"{time.time():.3f}", response_key(owner, "")
+        value, now, prefix = pack(_encode(stored), keys[0]), f"{time.time():.3f}", response_key(owner, "")
         return keys, response_id, value, settings.ttl_s, now, settings.max_per_team, prefix
 
 
-def _decoded(value: bytes) -> StoredResponse | None:
-    body = unpack(value)
+def _decoded(value: bytes, key: str) -> StoredResponse | None:
+    body = unpack(value, key)
     try:
         return _decode(body) if body is not None else None
     except msgspec.MsgspecError:

@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from cluster.records.cache import digest_of
+from cluster.records.sealing import seal, unseal
 from cluster.settings import CacheSettings
 from deployments.cache.equivalence import meaning_of
 from deployments.common.errors import ApiError
@@ -149,9 +150,12 @@ class SemanticCache:
 
     async def add(self, query: SemanticQuery, key: str) -> None:
         """Records that the answer to this question is stored at this key, unless a row says so already."""
-        fields = ("text", query.text, "key", key, "vector", query.vector)
+        keys = _keys(query.context)
+        # Much of a text can be guessed from its vector.
+        text, vector = seal(query.text.encode(), f"{keys[0]} {key} text"), seal(query.vector, f"{keys[0]} {key} vector")
+        fields = ("text", text, "key", key, "vector", vector)
         with suppress(RedisUnavailable):
-            await self._add(_keys(query.context), digest_of(key), _MAX_QUESTIONS, self._ttl_s, *fields)
+            await self._add(keys, digest_of(key), _MAX_QUESTIONS, self._ttl_s, *fields)
 
     async def _refreshed(self, name: str) -> _Context:
         """The copy of a context, with the rows that were added since the last time."""
@@ -167,7 +171,8 @@ class SemanticCache:
                 if _order(row_id) <= _order(context.last_id):
                     continue  # another request has read the same rows meanwhile
                 context.last_id = row_id
-                context.append(_Row(fields[b"text"].decode(), fields[b"key"].decode(), fields[b"vector"]))
+                if (row := _row(_keys(name)[0], fields)) is not None:
+                    context.append(row)
         while len(context.rows) > _MAX_QUESTIONS:
             context.drop_oldest()
         self._forget_others()
@@ -179,6 +184,13 @@ class SemanticCache:
         while rows > _MAX_COPIED and len(self._contexts) > 1:
             _, context = self._contexts.popitem(last=False)
             rows -= len(context.rows)
+
+
+def _row(stream: str, fields: dict[bytes, bytes]) -> _Row | None:
+    """The question in an entry of a stream; None if it cannot be decrypted."""
+    key = fields[b"key"].decode()
+    text, vector = unseal(fields[b"text"], f"{stream} {key} text"), unseal(fields[b"vector"], f"{stream} {key} vector")
+    return _Row(text.decode(), key, vector) if text is not None and vector is not None else None
 
 
 def _keys(context: str) -> list[str]:

@@ -1,11 +1,10 @@
-"""Messages between router, replica and engine process: every type, and the framing.
+"""Messages between router, replica and engine process.
 
 Router and replica exchange `EngineRequest` and `TokenBatch` as MessagePack over a Ray handle (for embeddings: texts,
 and vectors as little-endian float32). Replica and engine process exchange the other types over a socket pair, each
-message after its length.
+message after its length (deployments.common.framing).
 """
 
-import struct
 from typing import Literal
 
 import msgspec
@@ -21,6 +20,9 @@ HEARTBEAT_S = 2.0
 KILLED_FROM_OUTSIDE = "from outside"
 """Reason of a `lost` stream whose engine did not crash: the engine was killed, or its replica or node disappeared.
 A request that breaks engines makes them crash or hang, so this reason clears the request of suspicion."""
+
+NO_PLACE = "no place"
+"""Reason of a `lost` stream that the replica refused because it already decodes as many requests as it can."""
 
 TYPICAL_COMPLETION_TOKENS = 256
 """Assumed length of a completion until measured ones are known."""
@@ -62,7 +64,8 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
 class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     """A prompt as token ids, and how to continue it.
 
-    router: id of the sending router. queued_tokens: tokens of the requests that wait in that router's queue.
+    router: id of the sending router. queued_tokens: tokens of the requests that wait in that router's queue, as far as
+    replicas are added for them; scales: whether they are for this request.
     avoid_replicas: replicas that failed on this request; used only if there is no other.
     traceparent: parent of the engine's spans, in W3C Trace Context format; empty turns tracing off.
     attempt_id: the router's id for this attempt; 0 for none.
@@ -71,6 +74,7 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     generated_tokens: how many of the last prompt ids are the completion so far, which another engine generated; the
     limits, penalties and grammar of `sampling` count them. priority: 0 for people, 1 for batch work.
     prompt_logprobs: whether to report log probabilities of the prompt, with `sampling.top_logprobs` alternatives.
+    may_refuse: whether a replica may refuse it because all of its places are taken, as another's may be free.
     """
 
     prompt_ids: list[int]
@@ -86,6 +90,8 @@ class EngineRequest(msgspec.Struct, frozen=True, array_like=True):
     generated_tokens: int = 0
     priority: int = 0
     prompt_logprobs: bool = False
+    scales: bool = True
+    may_refuse: bool = False
 
     @property
     def max_new_tokens(self) -> int:
@@ -109,7 +115,7 @@ class TokenBatch(msgspec.Struct, frozen=True, array_like=True):
     cached_tokens: prompt tokens found in the prefix cache; set in the first message with tokens, else 0. Not for
     clients: it would tell one team what another has asked.
     own_cached_tokens: those of them that requests of the same namespace have had computed.
-    reason: the engine's message for `invalid`; KILLED_FROM_OUTSIDE or empty for `lost`.
+    reason: the engine's message for `invalid`; KILLED_FROM_OUTSIDE, NO_PLACE or empty for `lost`.
     logprobs: one for each token, if requested.
     prompt_logprobs: one for each token of the prompt but the first, if requested; all in the first message with tokens.
     replica: the replica that generates; set in the first message, else empty.
@@ -243,7 +249,7 @@ class ReplicaStats(msgspec.Struct, frozen=True):
     """What a replica reports to the routers. kv_tokens: capacity of its KV cache. pending: work by router id.
 
     evicted_before: as in EngineLoad. Cached blocks that were used later are still there. engine: for people; nothing is
-    decided by it.
+    decided by it. max_num_seqs: requests that it decodes at a time; 0 while unknown.
     """
 
     prefill_tokens_per_s: float = 0.0
@@ -251,6 +257,7 @@ class ReplicaStats(msgspec.Struct, frozen=True):
     pending: dict[str, PendingWork] = {}
     evicted_before: float = 0.0
     engine: EngineState = EngineState()
+    max_num_seqs: int = 0
 
 
 class EncoderInput(msgspec.Struct, frozen=True, array_like=True):
@@ -263,8 +270,6 @@ class EncoderInput(msgspec.Struct, frozen=True, array_like=True):
 ToEngine = Add | Cancel
 FromEngine = Ready | StartFailed | StepResult
 
-_HEADER = struct.Struct("<I")
-
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(EngineRequest).decode
 decode_tokens = msgspec.msgpack.Decoder(TokenBatch).decode
@@ -272,30 +277,3 @@ decode_inputs = msgspec.msgpack.Decoder(list[EncoderInput]).decode
 decode_vectors = msgspec.msgpack.Decoder(list[bytes]).decode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
 decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
-
-
-def frame(message: ToEngine | FromEngine) -> bytes:
-    """The message as bytes, after its length (4 bytes, little-endian)."""
-    body = encode(message)
-    return _HEADER.pack(len(body)) + body
-
-
-class Unframer:
-    """Splits a byte stream into message bodies."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Adds received bytes; returns the bodies that are now complete."""
-        self._buffer += data
-        bodies, start = [], 0
-        while len(self._buffer) - start >= _HEADER.size:
-            (size,) = _HEADER.unpack_from(self._buffer, start)
-            end = start + _HEADER.size + size
-            if end > len(self._buffer):
-                break
-            bodies.append(bytes(self._buffer[start + _HEADER.size : end]))
-            start = end
-        del self._buffer[:start]
-        return bodies

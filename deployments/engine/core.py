@@ -15,16 +15,8 @@ import time
 
 import msgspec
 
-from deployments.common.messages import (
-    Add,
-    EngineConfig,
-    FromEngine,
-    Ready,
-    StartFailed,
-    Unframer,
-    decode_to_engine,
-    frame,
-)
+from deployments.common.framing import Unframer, frame
+from deployments.common.messages import Add, EngineConfig, FromEngine, Ready, StartFailed, decode_to_engine
 from deployments.engine.engine import Engine
 from deployments.engine.model import release_weights
 from deployments.engine.protocol import SteppedEngine

@@ -12,6 +12,7 @@ from contextlib import suppress
 import msgspec
 
 from cluster.child import ending
+from deployments.common.framing import Unframer, frame
 from deployments.common.messages import (
     KILLED_FROM_OUTSIDE,
     TYPICAL_COMPLETION_TOKENS,
@@ -26,9 +27,7 @@ from deployments.common.messages import (
     StepResult,
     ToEngine,
     TokenBatch,
-    Unframer,
     decode_from_engine,
-    frame,
 )
 from deployments.engine.stream import Stream
 
@@ -138,6 +137,13 @@ class EngineProcess:
                 work.prompt_tokens + prompt, work.completion_tokens + completion, work.streams + 1
             )
         return pending
+
+    @property
+    def scaling_tokens(self) -> int:
+        """Tokens still to compute for which replicas are added. Other work only keeps one replica awake."""
+        counted = (stream for stream in self._streams.values() if stream.request.scales)
+        tokens = sum(sum(stream.pending_tokens(self._typical_length)) for stream in counted)
+        return tokens or min(1, self.active)
 
     @property
     def patience_s(self) -> float:

@@ -22,6 +22,7 @@ from cluster.tuning.first_start import measure_once
 from deployments.common.messages import (
     HEARTBEAT_S,
     KILLED_FROM_OUTSIDE,
+    NO_PLACE,
     EngineRequest,
     EngineState,
     ReplicaStats,
@@ -99,6 +100,9 @@ class EngineReplica:
                     await self._running.wait()
             yield encode(TokenBatch([]))
         assert self._engine is not None
+        if request.may_refuse and self._engine.active >= self._settings.max_num_seqs:
+            yield encode(TokenBatch([], "lost", reason=NO_PLACE))
+            return
         stream = self._engine.generate(request)
         async with aclosing(self._traced(request, stream) if request.traceparent else stream) as batches:
             async for batch in batches:
@@ -121,8 +125,7 @@ class EngineReplica:
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Input of the autoscaling policy (cluster.autoscaling)."""
         engine = self._engine
-        pending = engine.pending.values() if engine else ()
-        stats = {TOKENS: float(sum(work.prompt_tokens + work.completion_tokens for work in pending)), PACE: self._pace}
+        stats = {TOKENS: float(engine.scaling_tokens if engine else 0), PACE: self._pace}
         for router, (tokens, at) in (engine.queues_since(time.time() - QUEUE_REPORT_TTL_S) if engine else {}).items():
             stats |= {f"{QUEUED}{router}": float(tokens), f"{REPORTED_AT}{router}": at}
         return stats
@@ -135,7 +138,8 @@ class EngineReplica:
             rate, used = round(load.decode_tokens_per_s, 1), round(load.kv_used, 2)
             running = sum(work.streams for work in pending.values())
             state = EngineState(self._cpus, running, rate, used, self._restarts)
-            stats = ReplicaStats(load.prefill_tokens_per_s, self._kv_tokens, pending, load.evicted_before, state)
+            speed, places = load.prefill_tokens_per_s, self._settings.max_num_seqs
+            stats = ReplicaStats(speed, self._kv_tokens, pending, load.evicted_before, state, places)
         fields: dict[str, Any] = msgspec.to_builtins(stats)
         return fields
 

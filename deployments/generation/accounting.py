@@ -18,11 +18,13 @@ class AnswerAccounting:
         self._usage = usage
 
     def queue_time_observer(self, context: RequestContext) -> Callable[[float], object]:
-        """A function that takes the seconds that a choice waited for its slot."""
+        """A function that takes the seconds that a choice waited for its slot. Batch work is to wait, for hours if need
+        be: in the metrics its times would hide those of people, for which alerts exist."""
         observe = self._metrics.queue_time[context.endpoint.model.name, context.caller.label].observe
 
         def note(seconds: float) -> None:
-            observe(seconds)
+            if not context.batch:
+                observe(seconds)
             context.progress.queue_s = round(max(seconds, context.progress.queue_s or 0.0), 4)
 
         return note
@@ -37,8 +39,9 @@ class AnswerAccounting:
         self._count(context, usage, result)
         self._record(context, usage, generated=True)
         model, metrics = generation.endpoint.model.name, self._metrics
-        to_first_token = generation.first_token_at - context.started
-        metrics.time_to_first_token[model, context.caller.label].observe(to_first_token)
+        if not context.batch:
+            to_first_token = generation.first_token_at - context.started
+            metrics.time_to_first_token[model, context.caller.label].observe(to_first_token)
         if usage.completion_tokens > 1:
             per_token = (generation.last_token_at - generation.first_token_at) / (usage.completion_tokens - 1)
             metrics.time_per_output_token.labels(model).observe(per_token)

@@ -24,8 +24,9 @@ class RequestContext:
 
     started, deadline: on time.perf_counter's clock. batch: requests of people go first. idempotency_key: a request with
     the same key and the same question gets the same answer. format_field: the one that says what the answer must be.
-    user: the tag of the user whom the request names (cluster.records.forget); empty: none. progress: what is noted of
-    the request for administrators.
+    user: the tag of the user whom the request names (cluster.records.forget); empty: none. routed: the names of the
+    routed model that it asks for, whose rules have chosen the endpoint. progress: what is noted of the request for
+    administrators.
     """
 
     endpoint: ModelEndpoint
@@ -39,6 +40,7 @@ class RequestContext:
     idempotency_key: str = ""
     format_field: str = FORMAT_FIELD
     user: str = ""
+    routed: tuple[str, ...] = ()
     progress: RequestProgress = field(default_factory=RequestProgress)
 
     def name_field(self, error: BaseException) -> None:

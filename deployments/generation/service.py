@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import quote
 
 from cluster.records.cache import digest_of
 from cluster.settings import LimitSettings
@@ -28,20 +29,21 @@ from deployments.tenancy.usage import UsageRecorder
 class StoredAnswer:
     """An answer that nobody has to generate. key: of the answer in the cache, or the id of a curated one.
 
-    similar: it is for the same question in other words.
+    similar: it is for the same question in other words. author: of a curated one, if known.
     """
 
     key: str
     result: GenerationResult
     kind: Literal["hit", "curated"] = "hit"
     similar: bool = False
+    author: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheLookup:
     """A stored answer, or a subscriber that receives it as it is generated.
 
-    similar: it was stored for the same question in other words.
+    similar: it was stored for the same question in other words. author: of a curated answer, if known.
     """
 
     result: Result
@@ -49,6 +51,7 @@ class CacheLookup:
     stored: GenerationResult | None = None
     subscriber: Subscriber | None = None
     similar: bool = False
+    author: str = ""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -57,6 +60,8 @@ class CacheLookup:
             headers["X-Dray-Cache-Key"] = digest_of(self.key)
         if self.similar:
             headers["X-Dray-Cache-Match"] = "similar"
+        if self.author:
+            headers["X-Dray-Curated-Author"] = quote(self.author)
         if self.stored is not None:
             headers["Age"] = str(max(0, int(time.time() - self.stored.created)))
         return headers
@@ -89,14 +94,21 @@ class AnswerService:
         cache = self._cache
         if not context.control.reads:
             return None
-        names, namespace = context.endpoint.model.names, context.caller.namespace
+        names, namespace = (*context.routed, *context.endpoint.model.names), context.caller.namespace
         if (match := await self._curated.find(namespace, names, context.request)) is not None:
-            return StoredAnswer(match.answer.id, match.result, "curated", match.similar)
+            return StoredAnswer(match.answer.id, match.result, "curated", match.similar, match.answer.author)
         if cache is None or (key := self._key(cache, context)) in self._jobs:
             return None
         with current.get().child("cache"):
             stored = await self._read(cache, key)
         return StoredAnswer(key, stored) if stored is not None and context.control.accepts(stored) else None
+
+    def is_generating(self, context: RequestContext) -> bool:
+        """Whether the answer is being generated here already, so that the request costs no engine anything."""
+        if self._cache is None or not context.control.reads:
+            return False
+        job = self._jobs.get(self._key(self._cache, context))
+        return job is not None and job.accepts(context)
 
     async def answer(self, context: RequestContext) -> CacheLookup:
         """The answer to a request that `lookup` has found no stored answer for. Its subscriber must be closed.
@@ -132,7 +144,7 @@ class AnswerService:
     def hit(self, context: RequestContext, found: StoredAnswer) -> CacheLookup:
         """A stored answer, counted for the team that gets it."""
         self._accounting.count_reused(context, found.result.usage, found.kind)
-        return CacheLookup(found.kind, found.key, found.result, similar=found.similar)
+        return CacheLookup(found.kind, found.key, found.result, similar=found.similar, author=found.author)
 
     async def _read(self, cache: AnswerCache, key: str) -> GenerationResult | None:
         """The stored answer. Equal questions at the same time make one call to Redis."""

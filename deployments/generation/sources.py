@@ -84,7 +84,8 @@ class EngineSource:
             self._used[choice] += len(request.prompt_ids)
         request = msgspec.structs.replace(
             request,
-            queued_tokens=self._queue.queued_tokens,
+            queued_tokens=self._queue.scaling_tokens,
+            scales=self._queue.scales(batch=self.queue_class.batch),
             prefix_replica=self.prefix.replica,
             prefix_tokens=self.prefix.tokens,
             priority=self.queue_class.priority,

@@ -61,9 +61,17 @@ class RouterMetrics:
                 registry=registry,
             )
         )
+        self.routed = Children(
+            Counter(
+                "dray_routed_requests_total",
+                "Requests that another model answers than they ask for, by both, and by why: rule, down, busy, long.",
+                ["model", "target", "reason"],
+                registry=registry,
+            )
+        )
         self.waiting = Gauge(
             "dray_requests_waiting",
-            "Requests waiting in the router for a free engine slot.",
+            "Requests of people waiting in the router for a free engine slot.",
             ["model"],
             registry=registry,
             multiprocess_mode="livesum",
@@ -71,7 +79,7 @@ class RouterMetrics:
         self.queue_time = Children(
             Histogram(
                 "dray_request_queue_time_seconds",
-                "Time a choice waits in the router for a free engine slot.",
+                "Time a choice waits in the router for a free engine slot, batch work left out.",
                 ["model", "team"],
                 buckets=_SECONDS,
                 registry=registry,
@@ -102,7 +110,7 @@ class RouterMetrics:
         self.time_to_first_token = Children(
             Histogram(
                 "dray_time_to_first_token_seconds",
-                "Time from request to first token, cache misses only.",
+                "Time from request to first token, cache misses only, batch work left out.",
                 ["model", "team"],
                 buckets=_SECONDS,
                 registry=registry,
@@ -123,6 +131,20 @@ class RouterMetrics:
                 buckets=_SECONDS,
                 registry=registry,
             )
+        )
+        self.batch_lines = Children(
+            Counter(
+                "dray_batch_lines_total",
+                "Lines of batches by how they ended: completed, failed, expired, cancelled.",
+                ["state"],
+                registry=registry,
+            )
+        )
+        self.batch_lines_running = Gauge(
+            "dray_batch_lines_running",
+            "Lines of batches that routers have in progress.",
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self.carried_on = Counter(
             "dray_streams_carried_on_total",

@@ -10,6 +10,7 @@ import msgspec
 from deployments.pages.client import ApiRefused, ChatClient, ChatQuery, Progress, ServerUnreachable
 from deployments.pages.conversation import Answer, Conversation
 from deployments.pages.i18n import Texts
+from deployments.pages.passages import passages
 
 _SAVE_INTERVAL_S = 1.0
 
@@ -49,11 +50,20 @@ class Answering:
                         yield conversation.with_last(turn.with_shown(answer))
                 if not answer.ended:
                     answer = msgspec.structs.replace(answer, stopped=True)
+                answer = await _with_passages(answer, conversation)
             except (ApiRefused, ServerUnreachable) as error:
                 answer = msgspec.structs.replace(answer, error=reason(error, key, texts))
             yield conversation.with_last(turn.with_shown(answer))
         finally:
             del self._stops[session]
+
+
+async def _with_passages(answer: Answer, conversation: Conversation) -> Answer:
+    """The answer with the parts of the conversation's file that it quotes or rests on."""
+    if (file := conversation.file) is None:
+        return answer
+    found = await asyncio.to_thread(passages, file.text, answer.progress.text)
+    return msgspec.structs.replace(answer, source=file.name, passages=found)
 
 
 class SaveInterval:

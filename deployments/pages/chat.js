@@ -1,25 +1,12 @@
 // What the chat page does in the browser alone: it keeps conversations, fields and choices there, and lists them.
-// `words` are its texts, by language; see service.py, which puts both into the page before gradio starts.
+// page.js has what it shares with the console.
 const dray = (() => {
   const CONVERSATION = "dray:conversation:", TITLES = "dray:titles", OPEN = "dray:open", FIELDS = "dray:fields";
-  const LANGUAGE = "dray:language", THEME = "dray:theme", KEY = "dray:key";
+  const KEY = "dray:key";
   // The key is for this tab only; it is gone when the tab is closed.
   const KEPT = ["model", "key", "temperature", "top_p", "max_tokens", "seed", "effort", "system"];
 
-  const language = (localStorage.getItem(LANGUAGE) || navigator.language).startsWith("zh") ? "zh" : "en";
-  const text = words[language];
-  document.documentElement.lang = language;
-  document.cookie = `dray-language=${language}; path=/; max-age=31536000; samesite=strict`;
-  // gradio knows the browser's language only, and takes the theme from the address.
-  const locale = language === "zh" ? "zh-CN" : "en";
-  Object.defineProperty(navigator, "language", { get: () => locale });
-  Object.defineProperty(navigator, "languages", { get: () => [locale] });
-  const theme = localStorage.getItem(THEME);
-  const address = new URL(location);
-  if (theme && address.searchParams.get("__theme") !== theme) {
-    address.searchParams.set("__theme", theme);
-    history.replaceState(null, "", address);
-  }
+  const { text, element, button } = page;
 
   const stored = (name, otherwise) => {
     try { return JSON.parse(localStorage.getItem(name)) ?? otherwise; } catch { return otherwise; }
@@ -33,10 +20,14 @@ const dray = (() => {
   const shown = turn => (turn.answers || [])[turn.shown || 0];
   const answer = turn => shown(turn)?.progress?.text || "";
 
+  // It stays until the next key or click: the list, where the buttons are, is hidden on a phone.
+  const said = Object.assign(document.createElement("div"), { className: "dray-said" });
+  said.setAttribute("role", "status");
   function say(message) {
-    const place = document.querySelector(".dray-list [role=status]");
-    if (place) place.textContent = message;
+    said.textContent = message;
+    document.body.append(said);
   }
+  for (const event of ["keydown", "pointerdown"]) document.addEventListener(event, () => { said.textContent = ""; }, true);
 
   // --- conversations ---
   function conversations() {
@@ -67,6 +58,7 @@ const dray = (() => {
     const lines = [];
     for (const turn of parsed(value).turns || []) {
       lines.push(`**${turn.question}**`);
+      if (turn.file) lines.push(`*${turn.file.name}*`);
       if (answer(turn)) lines.push(answer(turn), `*${shown(turn).model}*`);
     }
     return lines.join("\n\n") + "\n";
@@ -97,7 +89,16 @@ const dray = (() => {
   }
 
   async function copy(value) {
-    await navigator.clipboard.writeText(value);
+    if (navigator.clipboard) await navigator.clipboard.writeText(value);
+    else {
+      // Browsers have the clipboard's own functions only on pages with TLS, or of this machine.
+      const field = element("textarea", { value, className: "dray-copied" }), before = document.activeElement;
+      document.body.append(field);
+      field.select();
+      document.execCommand("copy");
+      field.remove();
+      before?.focus();
+    }
     say(text.copied);
   }
 
@@ -108,32 +109,11 @@ const dray = (() => {
   }
 
   // --- what gradio calls ---
-  const element = (tag, properties = {}, ...children) => {
-    const made = Object.assign(document.createElement(tag), properties);
-    made.append(...children);
-    return made;
-  };
-  const button = (name, onclick, properties = {}) => element("button", { type: "button", textContent: name, onclick, ...properties });
-
-  function header(place) {
-    const other = language === "zh" ? "en" : "zh";
-    const isDark = () => document.body.classList.contains("dark");
-    const name = () => (isDark() ? text.light : text.dark);
-    const toggle = button(name(), () => {
-      document.body.classList.toggle("dark");
-      keep(THEME, isDark() ? "dark" : "light");
-      toggle.textContent = name();
-    });
-    new MutationObserver(() => { toggle.textContent = name(); }).observe(document.body, { attributeFilter: ["class"] });
-    place.replaceChildren(element("div", { className: "dray-header" },
-      element("h1", { textContent: "Dray" }),
-      element("a", { href: "/status", textContent: text.status }), element("a", { href: "/docs", textContent: text.docs }),
-      toggle, button(text.language, () => { keep(LANGUAGE, other); location.reload(); }, { lang: other })));
-  }
+  const header = place => page.header(place, [["/status", text.status], ["/docs", text.docs], ["/console", text.console]]);
 
   function list(place, props, open, watch) {
     const search = element("input", { type: "search", placeholder: text.search, ariaLabel: text.search, oninput: () => render() });
-    const entries = element("ul"), status = element("div", { role: "status" });
+    const entries = element("ul");
     const actions = element("div", { className: "actions" });
     let isRenaming = false;
     const file = element("input", { type: "file", accept: ".json", hidden: true, onchange: () => imported(file.files[0]) });
@@ -146,7 +126,7 @@ const dray = (() => {
     };
     const fresh = () => { show(JSON.stringify({ id: crypto.randomUUID?.() ?? String(Math.random()), turns: [] })); focus(); };
     place.replaceChildren(element("nav", { className: "dray-list", ariaLabel: text.conversations },
-      element("h2", { textContent: text.conversations }), button(text.new, fresh), search, entries, actions, status, file));
+      element("h2", { textContent: text.conversations }), button(text.new, fresh), search, entries, actions, file));
 
     function entry({ id, title, value }) {
       const isCurrent = id === parsed(current).id;
@@ -261,5 +241,8 @@ const dray = (() => {
     else if (index === 1 && panel.matches(":last-of-type, :has(~ .options)")) requestAnimationFrame(focus);
   }, true);
 
-  return { header, list, restored, ready, remember };
+  // What a file is read for: the model and the key.
+  const chosen = () => ({ model: stored(FIELDS, {}).model || "", key: sessionStorage.getItem(KEY) || "" });
+
+  return { header, list, restored, ready, remember, focus, chosen };
 })();

@@ -18,13 +18,15 @@ from fastapi import FastAPI
 from gradio.components import Component
 
 from deployments.pages.answering import Answering, SaveInterval
+from deployments.pages.attachment import attached
 from deployments.pages.client import ChatClient
 from deployments.pages.conversation import Conversation, read
 from deployments.pages.display import LATEX, chat_messages, shown_ratings, turn_of
 from deployments.pages.fields import DEFAULT_MAX_TOKENS, TRANSLATIONS, Fields, default_updates, effort_choices
+from deployments.pages.head import PAGE_CSS
 from deployments.pages.i18n import Texts
 from deployments.pages.language import texts_of
-from deployments.pages.models import Models
+from deployments.pages.models import Models, welcome
 from deployments.pages.ratings import Ratings
 from deployments.pages.theme import theme
 
@@ -39,13 +41,13 @@ _CSS = Path(__file__).with_name("chat.css")
 
 _label = gr.I18n(**TRANSLATIONS)
 Values = Mapping[Component, Any]
-Update = tuple[Any, Any, Any, Any]
-"""Of the chatbot, the conversation, the question's field and the key's field."""
+Update = tuple[Any, Any, Any, Any, Any]
+"""Of the chatbot, the conversation, the question's field, the key's field and the attached file."""
 
 
-def gradio_app(api_url: str) -> FastAPI:
-    """The page as an ASGI application. api_url: base URL of the API, ending in /v1."""
-    page = ChatPage(ChatClient(api_url)).build()
+def gradio_app(api: ChatClient) -> FastAPI:
+    """The page as an ASGI application."""
+    page = ChatPage(api).build()
     # Gradio looks for new events a thousand times a second, and for progress a hundred times (gradio 6).
     page._queue.sleep_when_free = _LOOK_INTERVAL_S
     page._queue.progress_update_sleep_when_free = _PROGRESS_INTERVAL_S
@@ -55,7 +57,7 @@ def gradio_app(api_url: str) -> FastAPI:
         page,
         path="/",
         i18n=_label,
-        css=_CSS.read_text(),
+        css=PAGE_CSS.read_text() + _CSS.read_text(),
         theme=theme(),
         footer_links=[],
         run_history=False,
@@ -97,13 +99,21 @@ class ChatPage:
                 self.reason = gr.Textbox(
                     label=_label("reason"), placeholder=_label("reason_hint"), submit_btn=_label("send"), max_lines=3
                 )
-            self.question = gr.Textbox(
-                label=_label("placeholder"),
-                placeholder=_label("placeholder"),
-                show_label=False,
-                submit_btn=_label("ask"),
-                elem_id="question",
+            self.file = gr.HTML(
+                "",
+                html_template="<div></div>",
+                js_on_load="drayFile.attachment(element, props, watch)",
+                elem_id="attachment",
             )
+            with gr.Row(elem_id="asking"):
+                gr.HTML(js_on_load="drayFile.button(element)", min_width=0, **empty)
+                self.question = gr.Textbox(
+                    label=_label("placeholder"),
+                    placeholder=_label("placeholder"),
+                    show_label=False,
+                    submit_btn=_label("ask"),
+                    elem_id="question",
+                )
             with gr.Accordion(_label("settings"), open=False):
                 self.fields.add_settings()
             self.rated = gr.State("")
@@ -114,8 +124,8 @@ class ChatPage:
         fields, kept = self.fields, self.fields.kept
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         at_once = hidden | {"queue": False}
-        inputs = {self.question, self.conversation, *kept}
-        outputs = [self.chatbot, self.conversation, self.question, fields.key]
+        inputs = {self.question, self.conversation, self.file, *kept}
+        outputs = [self.chatbot, self.conversation, self.question, fields.key, self.file]
         answers = [
             self.question.submit(self.ask, inputs, outputs, **hidden),
             self.chatbot.retry(self.retry, inputs, outputs, **hidden),
@@ -138,20 +148,21 @@ class ChatPage:
         ).then(None, js="() => dray.ready()")
         changes = [field.change for field in kept]
         gr.on(changes, None, kept, None, js="(...values) => dray.remember(values)", **at_once)
-        fields.model.input(self._models.defaults, kept[:2], [fields.temperature, fields.top_p], **at_once)
+        defaults = [fields.temperature, fields.top_p, self.chatbot]
+        fields.model.input(self._models.defaults, kept[:2], defaults, **at_once)
         fields.preset.input(lambda text: text, fields.preset, fields.system, **at_once)
         gr.on(
             [fields.key.submit, fields.key.blur],
             self._models.choose,
             [fields.model, fields.key],
-            [fields.model, fields.key],
+            [fields.model, fields.key, *defaults],
             **at_once,
         )
 
     async def ask(self, values: Values, request: gr.Request) -> AsyncGenerator[Update, None]:
         """A question from its field."""
         if question := (values[self.question] or "").strip():
-            conversation = read(values[self.conversation]).asking(question)
+            conversation = read(values[self.conversation]).asking(question, attached(values[self.file]))
             async for update in self._answer(conversation, values, request, asked=True):
                 yield update
 
@@ -165,7 +176,7 @@ class ChatPage:
         """An earlier question in new words: what came after it goes."""
         conversation, texts = read(values[self.conversation]), texts_of(request)
         if question := event.value.strip():
-            changed = conversation.asking(question, turn_of(conversation, texts, event.index))
+            changed = conversation.edited(question, turn_of(conversation, texts, event.index))
             async for update in self._answer(changed, values, request):
                 yield update
 
@@ -198,13 +209,13 @@ class ChatPage:
         conversation = msgspec.structs.replace(conversation, id=conversation.id or uuid.uuid4().hex)
         query = chosen.query(conversation, fresh=fresh)
         field = {"submit_btn": False, "stop_btn": texts.labels.stop} | ({"value": ""} if asked else {})
-        yield gr.skip(), gr.skip(), gr.update(**field), gr.skip()
+        yield gr.skip(), gr.skip(), gr.update(**field), gr.skip(), "" if asked else gr.skip()
         saves = SaveInterval()
         updates = self._answering.answer(session, conversation, query, chosen.key, texts)
         async with aclosing(updates):
             async for conversation in updates:
                 kept = conversation.json() if saves.due() else gr.skip()
-                yield chat_messages(conversation, texts), kept, gr.skip(), gr.skip()
+                yield chat_messages(conversation, texts), kept, gr.skip(), gr.skip(), gr.skip()
         answer = conversation.turns[-1].answer
         needs_key = answer is not None and answer.error in (texts.key_needed, texts.key_refused)
         field = {"submit_btn": texts.labels.ask, "stop_btn": False}
@@ -213,6 +224,7 @@ class ChatPage:
             conversation.json(),
             gr.update(**field),
             gr.update(visible=True) if needs_key else gr.skip(),
+            values[self.file] if asked and needs_key else gr.skip(),  # for the same question, with a key
         )
 
     def stop(self, request: gr.Request) -> None:
@@ -230,7 +242,7 @@ class ChatPage:
         """A conversation that the browser kept, or a new one."""
         texts = texts_of(request)
         field = gr.update(submit_btn=texts.labels.ask, stop_btn=False)
-        return _shown(read(text), texts), gr.skip(), field, gr.skip()
+        return _shown(read(text), texts), gr.skip(), field, gr.skip(), gr.skip()
 
     async def load(
         self,
@@ -250,11 +262,11 @@ class ChatPage:
         models, needs_key = await self._models.known(key)
         chosen = next((entry for entry in models if entry.name == model), models[0] if models else None)
         defaults = default_updates(chosen, texts)
-        if chosen is not None and chosen.name == model:
+        if chosen is None or chosen.name == model:
             for update, value in zip(defaults, (temperature, top_p), strict=True):
                 update["value"] = update["value"] if value is None else value
         return (
-            _shown(read(text), texts) | _welcome(texts),
+            _shown(read(text), texts) | welcome(chosen, texts),
             text,
             gr.update(choices=[entry.name for entry in models], value=chosen.name if chosen else model),
             gr.update(value=key or "", visible=needs_key or bool(key)),
@@ -273,8 +285,3 @@ def _shown(conversation: Conversation, texts: Texts) -> dict[str, Any]:
         value=chat_messages(conversation, texts), feedback_value=shown_ratings(conversation)
     )
     return update
-
-
-def _welcome(texts: Texts) -> dict[str, Any]:
-    """What an empty conversation shows."""
-    return {"placeholder": texts.hello, "examples": [{"text": example} for example in texts.examples]}

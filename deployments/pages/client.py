@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 
@@ -34,11 +35,13 @@ class ServerUnreachable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PageModel:
-    """A model to choose. temperature, top_p: what the server takes where a request sets none."""
+    """A model to choose. temperature, top_p: what the server takes where a request sets none. context_tokens: how many
+    a prompt and its answer may have."""
 
     name: str
     temperature: float = 0.0
     top_p: float = 1.0
+    context_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ class Progress:
 
     cache: value of X-Dray-Cache. finish: finish reason; empty until the end. first_s, thought_s, took_s: seconds from
     the question to the first token, the end of the thinking, and the last token. tokens, reasoning_tokens: so far.
-    id: the answer's, as the API has it.
+    id: the answer's, as the API has it. author: of a curated answer, if known.
     """
 
     thinking: str = ""
@@ -103,6 +106,7 @@ class Progress:
     reasoning_tokens: int = 0
     replica: str = ""
     id: str = ""
+    author: str = ""
 
     @property
     def tokens_per_s(self) -> float:
@@ -128,8 +132,26 @@ class ChatClient:
         if response.status_code != httpx.codes.OK:
             raise _error(response)
         entries = [entry for entry in response.json()["data"] if entry["task"] == "generate"]
-        defaults = [(entry["id"], entry["default_parameters"]) for entry in entries]
-        return [PageModel(name, default["temperature"], default["top_p"]) for name, default in defaults]
+        defaults = [(entry["id"], entry["default_parameters"], entry["max_model_len"]) for entry in entries]
+        return [PageModel(name, each["temperature"], each["top_p"], context) for name, each, context in defaults]
+
+    async def count_tokens(self, model: str, text: str, key: str) -> int | None:
+        """How many tokens the text has; None if they do not fit the context. Raises ApiRefused, ServerUnreachable."""
+        url = f"{self._url.removesuffix('/v1')}/tokenize"
+        try:
+            response = await self._http.post(url, json={"model": model, "prompt": text}, headers=_headers(key))
+        except httpx.HTTPError:
+            raise ServerUnreachable(mid_answer=False) from None
+        if response.status_code == httpx.codes.OK:
+            return int(response.json()["count"])
+        error = _error(response)
+        if isinstance(error, ApiRefused) and response.json()["error"].get("code") == "context_length_exceeded":
+            return None
+        raise error
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._http.aclose()
 
     async def rate(self, rating: Rating, key: str) -> None:
         """Sends what a person thinks of an answer. Raises ApiRefused (404: none are kept), ServerUnreachable."""
@@ -157,6 +179,7 @@ class ChatClient:
                 progress = Progress(
                     cache=response.headers.get("x-dray-cache", ""),
                     similar=response.headers.get("x-dray-cache-match") == "similar",
+                    author=unquote(response.headers.get("x-dray-curated-author", "")),
                 )
                 async with aclosing(_events(response)) as events:
                     async for event in events:

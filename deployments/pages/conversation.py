@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from deployments.pages.attachment import File
 from deployments.pages.client import Progress
 
 
@@ -11,7 +12,8 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """An answer, or as much of it as arrived.
 
     model: its name. limit: the token limit it was asked with. error: why there is no answer, or no more of it.
-    stopped: the person stopped it. rating: "up", "down" or empty.
+    stopped: the person stopped it. rating: "up", "down" or empty. source: the name of the file that it is about;
+    passages: what it quotes of that file, or rests on.
     """
 
     model: str = ""
@@ -20,6 +22,8 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str = ""
     stopped: bool = False
     rating: str = ""
+    source: str = ""
+    passages: tuple[str, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -27,11 +31,17 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Turn(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A question and its answers, of which one is shown. shown: its index."""
+    """A question and its answers, of which one is shown. shown: its index. file: what was attached."""
 
     question: str
     answers: tuple[Answer, ...] = ()
     shown: int = 0
+    file: File | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The question as the model reads it."""
+        return self.file.above(self.question) if self.file else self.question
 
     @property
     def answer(self) -> Answer | None:
@@ -62,9 +72,19 @@ class Conversation(msgspec.Struct, frozen=True, omit_defaults=True):
         """The conversation with another version of its last turn."""
         return msgspec.structs.replace(self, turns=(*self.turns[:-1], turn))
 
-    def asking(self, question: str, turns: int | None = None) -> "Conversation":
-        """The conversation with a new question. turns: how many turns stay before it; None: all."""
-        return msgspec.structs.replace(self, turns=(*self.turns[:turns], Turn(question)))
+    def asking(self, question: str, file: File | None = None) -> "Conversation":
+        """The conversation with a new question, and the file beside it."""
+        return msgspec.structs.replace(self, turns=(*self.turns, Turn(question, file=file)))
+
+    def edited(self, question: str, index: int) -> "Conversation":
+        """The conversation with another question in this turn, and none after it. Its file stays."""
+        file = self.turns[index].file if index < len(self.turns) else None
+        return msgspec.structs.replace(self, turns=self.turns[:index]).asking(question, file)
+
+    @property
+    def file(self) -> File | None:
+        """The file that the last question is about: its own, or the last one before it."""
+        return next((turn.file for turn in reversed(self.turns) if turn.file), None)
 
     def messages(self, system: str) -> tuple[dict[str, str], ...]:
         """The conversation as the API takes it, up to its last question; without thinking and unanswered questions.
@@ -74,9 +94,9 @@ class Conversation(msgspec.Struct, frozen=True, omit_defaults=True):
         messages = [{"role": "system", "content": system}] if system else []
         for turn in self.turns[:-1]:
             if turn.answer is not None and turn.answer.progress.text:
-                messages.append({"role": "user", "content": turn.question})
+                messages.append({"role": "user", "content": turn.prompt})
                 messages.append({"role": "assistant", "content": turn.answer.progress.text})
-        messages.extend({"role": "user", "content": turn.question} for turn in self.turns[-1:])
+        messages.extend({"role": "user", "content": turn.prompt} for turn in self.turns[-1:])
         return tuple(messages)
 
     def json(self) -> str:

@@ -6,12 +6,15 @@ from typing import Any
 
 from deployments.pages.client import Progress
 from deployments.pages.conversation import Answer, Conversation, Turn
+from deployments.pages.file_texts import file_texts
 from deployments.pages.i18n import Texts
 
 Message = dict[str, Any]
 """A message in gradio's format."""
 _MARK = "\u2063"
 """Invisible separator. The chatbot takes only formulas with it for LaTeX, so dollars, code and questions stay text."""
+_STORED = ("hit", "curated")
+"""Values of X-Dray-Cache of answers that no engine made now."""
 LATEX = [
     {"left": f"{_MARK}$$", "right": f"$${_MARK}", "display": True},
     {"left": f"{_MARK}\\[", "right": f"\\]{_MARK}", "display": True},
@@ -23,7 +26,7 @@ def chat_messages(conversation: Conversation, texts: Texts) -> list[Message]:
     """All messages, in gradio's format. Those of an answer follow each other, and are one bubble."""
     shown: list[Message] = []
     for turn in conversation.turns:
-        shown.append(_message(_literal(turn.question), role="user"))
+        shown.append(_message(_question(turn), role="user"))
         if turn.answer is not None:
             shown.extend(answer_messages(turn.answer, texts, _version(turn, texts)))
             if turn is conversation.turns[-1] and turn.answer.ended:
@@ -56,15 +59,35 @@ def answer_messages(answer: Answer, texts: Texts, version: str = "") -> list[Mes
         shown.append(_message(_formulas(progress.thinking), metadata=metadata))
     if progress.text:
         shown.append(_message(_formulas(progress.text)))
+    if answer.passages:
+        shown.append(_message(_passages(answer, texts)))
     if answer.error:
-        shown.append(_message(f'<div class="dray-error" role="alert">{escape(answer.error)}</div>'))
+        shown.append(_message(f'<div class="dray-error" role="alert">{_html(answer.error)}</div>'))
     elif progress.finish == "length":
         notice = (texts.cut_notice if progress.text else texts.cut_thinking).format(limit=progress.tokens)
-        shown.append(_message(f'<div class="dray-notice" role="status">{escape(notice)}</div>'))
+        shown.append(_message(f'<div class="dray-notice" role="status">{_html(notice)}</div>'))
     line = " · ".join((*_statistics(answer, texts), *([version] if version else [])))
     if line or not shown:
-        shown.append(_message(f"<small>{escape(line)}</small>"))
+        shown.append(_message(f"<small>{_html(line)}</small>"))
     return shown
+
+
+def _question(turn: Turn) -> str:
+    """A question as Markdown, below the name of its file."""
+    name = f'<div class="dray-file">{_html(turn.file.name)}</div>\n\n' if turn.file else ""
+    return name + _literal(turn.question)
+
+
+def _passages(answer: Answer, texts: Texts) -> str:
+    """The parts of a file that an answer quotes or rests on. A passage is one line, so all of it is HTML."""
+    heading = file_texts(texts).quoted.format(name=answer.source)
+    quotes = "".join(f"<blockquote>{_html(passage)}</blockquote>" for passage in answer.passages)
+    return f'<div class="dray-passages"><p>{_html(heading)}</p>{quotes}</div>'
+
+
+def _html(text: str) -> str:
+    """Text within an element of HTML, on one line: after an empty one, Markdown would begin again."""
+    return escape(" ".join(text.replace(_MARK, "").split()))
 
 
 def _version(turn: Turn, texts: Texts) -> str:
@@ -86,11 +109,10 @@ def _statistics(answer: Answer, texts: Texts) -> list[str]:
     parts = [answer.model] if answer.model else []
     if not progress.first_s:
         return [*parts, texts.stopped] if answer.stopped else [] if answer.error else [*parts, texts.waiting]
-    hit = progress.cache == "hit"
     if progress.tokens:
         counts = texts.one_token if progress.tokens == 1 else texts.tokens
         parts.append(counts.format(all=progress.tokens, thinking=progress.reasoning_tokens))
-    if progress.tokens_per_s and not hit:
+    if progress.tokens_per_s and progress.cache not in _STORED:
         parts.append(texts.rate.format(rate=progress.tokens_per_s))
     if answer.stopped:
         parts.append(texts.stopped)
@@ -101,15 +123,21 @@ def _statistics(answer: Answer, texts: Texts) -> list[str]:
 
 def _origin(progress: Progress, texts: Texts) -> list[str]:
     """Where a whole answer came from, and how soon."""
-    hit = progress.cache == "hit"
+    is_stored = progress.cache in _STORED
     parts = [texts.first.format(seconds=progress.first_s)]
-    cached = texts.similar if progress.similar else texts.hit
-    parts.append({"hit": cached, "join": texts.join}.get(progress.cache, texts.generated))
-    if progress.replica and not hit:
+    stored = {"hit": texts.similar if progress.similar else texts.hit, "curated": _curated(progress, texts)}
+    parts.append((stored | {"join": texts.join}).get(progress.cache, texts.generated))
+    if progress.replica and not is_stored:
         parts.append(texts.replica.format(name=progress.replica))
     if progress.finish == "length":
         parts.append(texts.cut)
     return parts
+
+
+def _curated(progress: Progress, texts: Texts) -> str:
+    """That people approved an answer, and who."""
+    curated = texts.curated_similar if progress.similar else texts.curated
+    return f"{curated} ({progress.author})" if progress.author else curated
 
 
 def _message(text: str, role: str = "assistant", metadata: dict[str, Any] | None = None) -> Message:

@@ -86,10 +86,10 @@ class Fields:
             )
         with gr.Row():
             self.temperature = gr.Number(
-                label=_label("temperature"), info=" ", minimum=0, maximum=2, step=0.1, value=0, min_width=100
+                label=_label("temperature"), info=" ", minimum=0, maximum=2, step=0.1, value=None, min_width=100
             )
             self.top_p = gr.Number(
-                label=_label("top_p"), info=" ", minimum=0, maximum=1, step=0.05, value=1, min_width=100
+                label=_label("top_p"), info=" ", minimum=0, maximum=1, step=0.05, value=None, min_width=100
             )
             self.seed = gr.Textbox(label=_label("seed"), info=_label("seed_hint"), max_lines=1, min_width=100)
         with gr.Row():
@@ -135,8 +135,10 @@ def _choice(**options: Any) -> gr.Dropdown:
 
 
 def default_updates(model: PageModel | None, texts: Texts) -> tuple[Any, Any]:
-    """Updates of the temperature and top-p: the defaults of a model."""
-    model = model or PageModel("")
+    """Updates of the temperature and top-p: the defaults of a model. None: while no model is known, the fields are
+    empty, which stands for the server's defaults."""
+    if model is None:
+        return gr.update(value=None), gr.update(value=None)
     return (
         gr.update(value=model.temperature, info=texts.temperature_hint.format(default=model.temperature)),
         gr.update(value=model.top_p, info=texts.top_p_hint.format(default=model.top_p)),

@@ -1,18 +1,17 @@
-"""What the chat page's HTML begins with: its icon, and the script that runs before gradio's.
+"""What a gradio page's HTML begins with: its icon, and the scripts that run before gradio's.
 
 gradio adds its own `head` only after it has chosen the language.
 """
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.pages.i18n import LABELS
-
-_SCRIPT = Path(__file__).with_name("chat.js")
+PAGE_CSS = Path(__file__).with_name("page.css")
+_PAGE_SCRIPT = Path(__file__).with_name("page.js")
 _ICON = """<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E\
 %3Cpath d='M1 4h11v6H1z' fill='%23b45309'/%3E%3Ccircle cx='4' cy='12' r='2.5'/%3E%3Ccircle cx='11' cy='12' r='2.5'/%3E\
 %3C/svg%3E">"""
@@ -22,11 +21,12 @@ _HEAD = b"<head>"
 class PageHead:
     """ASGI middleware that puts it into the page, and leaves all other answers as they are."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, scripts: Sequence[Path], words: Mapping[str, Mapping[str, object]]) -> None:
+        """scripts: the page's own, after the one that all pages share. words: its texts, by language."""
         self._app = app
-        words = json.dumps({language: asdict(labels) for language, labels in LABELS.items()}, ensure_ascii=False)
-        script = f"<script>const words = {words.replace('<', chr(92) + 'u003c')};\n{_SCRIPT.read_text()}</script>"
-        self._added = (_ICON + script).encode()
+        texts = json.dumps(words, ensure_ascii=False).replace("<", "\\u003c")
+        code = "".join(script.read_text() for script in (_PAGE_SCRIPT, *scripts))
+        self._added = f"{_ICON}<script>const words = {texts};\n{code}</script>".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].removeprefix(scope.get("root_path", "")) not in ("", "/"):

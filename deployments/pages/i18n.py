@@ -30,6 +30,8 @@ class Labels:
     send: str
     status: str
     docs: str
+    chat: str
+    console: str
     language: str
     light: str
     dark: str
@@ -71,6 +73,8 @@ class Texts:
     first: str
     hit: str
     similar: str
+    curated: str
+    curated_similar: str
     join: str
     generated: str
     replica: str
@@ -88,7 +92,6 @@ class Texts:
     lost: str
     refused: str
     bad_seed: str
-    examples: tuple[str, ...]
     presets: tuple[tuple[str, str], ...]
 
 
@@ -116,6 +119,8 @@ ENGLISH_LABELS = Labels(
     send="Send",
     status="Status",
     docs="API",
+    chat="Chat",
+    console="Console",
     language="中文",
     light="Light",
     dark="Dark",
@@ -154,6 +159,8 @@ ENGLISH = Texts(
     first="first token after {seconds:.2f} s",
     hit="from the cache",
     similar="from the cache, for a similar question",
+    curated="approved by people",
+    curated_similar="approved by people, for a similar question",
     join="shared with an identical request",
     generated="generated now",
     replica="replica {name}",
@@ -174,12 +181,6 @@ ENGLISH = Texts(
     lost="The connection was lost during the answer. Ask again.",
     refused="Error: {message}",
     bad_seed="The seed must be a whole number, or empty.",
-    examples=(
-        "There are 35 chickens and rabbits in a cage, with 94 feet. How many of each?",
-        "What is 347 times 586?",
-        "If today is Friday, which day is it in 45 days?",
-        "Write a Python function that checks whether a string is a palindrome",
-    ),
     presets=(
         ("No instructions", ""),
         ("Short answers", "Answer in at most three sentences."),
@@ -212,6 +213,8 @@ CHINESE_LABELS = Labels(
     send="发送",
     status="状态",
     docs="API",
+    chat="对话",
+    console="控制台",
     language="English",
     light="浅色",
     dark="深色",
@@ -250,6 +253,8 @@ CHINESE = Texts(
     first="首个 token 用时 {seconds:.2f} 秒",
     hit="来自缓存",
     similar="来自缓存（相似问题）",
+    curated="人工审定",
+    curated_similar="人工审定（相似问题）",
     join="与相同的请求共享",
     generated="新生成",
     replica="副本 {name}",
@@ -267,12 +272,6 @@ CHINESE = Texts(
     lost="回答过程中连接中断，请重新提问。",
     refused="请求失败：{message}",
     bad_seed="随机种子必须是整数，或留空。",
-    examples=(
-        "一个笼子里有鸡和兔子共35只,脚共94只,问各有多少?",
-        "请证明：任意奇数的平方减1都能被8整除",
-        "写一个Python函数判断回文字符串",
-        "如果今天是星期三，100天后是星期几？",
-    ),
     presets=(
         ("无", ""),
         ("简短回答", "回答不超过三句话。"),

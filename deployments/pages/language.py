@@ -1,6 +1,7 @@
 """The language of an open page: the one that its owner chose, or the browser's."""
 
-import gradio as gr
+from collections.abc import Mapping
+from typing import Protocol
 
 from deployments.pages.i18n import Texts, texts_for
 
@@ -8,7 +9,17 @@ LANGUAGE_COOKIE = "dray-language"
 """As in chat.js."""
 
 
-def texts_of(request: gr.Request) -> Texts:
+class PageRequest(Protocol):
+    """A request of a page, as gradio and Starlette have it."""
+
+    @property
+    def cookies(self) -> Mapping[str, str]: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+
+def texts_of(request: PageRequest) -> Texts:
     """The texts in the language of the page that sent an event."""
     chosen = request.cookies.get(LANGUAGE_COOKIE)
     return texts_for(chosen or request.headers.get("accept-language", ""))

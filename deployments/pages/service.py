@@ -1,8 +1,13 @@
-"""The Serve application of the chat page: gradio at /chat, with only those of its routes that the page needs."""
+"""The Serve application of the chat page and the console, with only those of gradio's routes that they need.
+
+Both are one application below /chat: Serve gives each application one prefix, and another process would cost as much
+memory again. /console leads to the console.
+"""
 
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +16,23 @@ from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.routing import Route
+from starlette.requests import ClientDisconnect
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster import liveness
 from cluster.launch.import_guard import allow_pandas
-from cluster.serve_config import PAGE, PageArgs
+from cluster.serve_config import CONSOLE_PATH, PAGE, PageArgs
 from deployments.api.browser_guard import BrowserGuard, BrowserGuardMiddleware
-from deployments.api.http import http_error, receive_within
+from deployments.api.http import client_disconnected, http_error, receive_within
 from deployments.common.redis import RedisCallbacks, RedisStore
 from deployments.common.tasks import TaskSupervisor
 from deployments.observability.logs import configure_logging
+from deployments.pages.client import ChatClient
+from deployments.pages.file_reader import MAX_BYTES
+from deployments.pages.file_texts import FILE_LABELS
 from deployments.pages.head import PageHead
+from deployments.pages.i18n import LABELS
 from deployments.tenancy.auth import Authenticator
 
 _PATHS = (
@@ -40,6 +50,8 @@ _PATHS = (
     "/gradio_api/app_id",
 )
 """Gradio's other routes include unlimited uploads, a proxy, and an editor of its own code."""
+_CONSOLE_PATHS = tuple(path for path in _PATHS if "queue" not in path)
+_FOLDER = Path(__file__).parent
 _CONTENT_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; "
@@ -47,6 +59,9 @@ _CONTENT_POLICY = (
 )
 """Whatever a model writes into an answer, the browser loads nothing from another host."""
 _TEAMS_TIMEOUT_S = 2.0
+_BODY_SHARE = 4
+"""An event has the conversation with its thinking, as JSON in JSON, so it is larger than the request to the API, which
+refuses in words what is too large."""
 
 
 @serve.ingress()
@@ -63,11 +78,21 @@ class Page:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         allow_pandas()
         from deployments.pages.chat import gradio_app
+        from deployments.pages.console.page import console_app
+        from deployments.pages.console.words import WORDS
+        from deployments.pages.files import BODY_BYTES, FileApi
 
-        gradio = gradio_app(self._args.api_url)
+        api = ChatClient(self._args.api_url)
+        gradio, files, console = gradio_app(api), FileApi(api), console_app(self._args.api_url)
+        labels = {name: asdict(texts) for name, texts in LABELS.items()}
+        limits = {"max_bytes": MAX_BYTES}
+        chat_words = {name: {**texts, "file": asdict(FILE_LABELS[name]) | limits} for name, texts in labels.items()}
+        chat_head = Middleware(PageHead, scripts=[_FOLDER / "chat.js", _FOLDER / "files.js"], words=chat_words)
+        console_words = {name: {**texts, **WORDS[name]} for name, texts in labels.items()}
+        console_head = Middleware(PageHead, scripts=[_FOLDER / "console" / "console.js"], words=console_words)
 
         middleware = [
-            Middleware(PageHead),
+            chat_head,
             Middleware(_ContentPolicy),
             Middleware(_ReceiveTimeout, timeout_s=self._args.receive_timeout_s),
         ]
@@ -86,16 +111,23 @@ class Page:
                 tasks.supervise("show life", lambda: liveness.show_life(Path(folder)))
             if store is not None:
                 tasks.supervise("refresh teams and keys", authenticator.refresh_forever)
-            async with gradio.router.lifespan_context(gradio):
+            async with gradio.router.lifespan_context(gradio), console.router.lifespan_context(console):
                 yield
             await tasks.close()
+            await api.close()
             if store is not None:
                 await store.close()
 
+        size = self._args.body_bytes
+        console_routes = [Route(path, console, max_body_size=size) for path in _CONSOLE_PATHS]
         return Starlette(
-            routes=[Route(path, gradio, max_body_size=self._args.body_bytes) for path in _PATHS],
+            routes=[
+                *(Route(path, gradio, max_body_size=_BODY_SHARE * size) for path in _PATHS),
+                Route("/file", files.read, methods=["POST"], max_body_size=BODY_BYTES),
+                Mount(CONSOLE_PATH, routes=console_routes, middleware=[console_head]),
+            ],
             middleware=middleware,
-            exception_handlers={HTTPException: http_error},
+            exception_handlers={HTTPException: http_error, ClientDisconnect: client_disconnected},
             lifespan=lifespan,
         )
 

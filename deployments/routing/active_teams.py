@@ -26,6 +26,17 @@ class ActiveTeams:
         while self._teams and self._teams[team := next(iter(self._teams))][0] < earliest:
             del self._teams[team]
 
+    def weights(self) -> dict[str, float]:
+        """The weight of each of them."""
+        self.forget_inactive()
+        return {team: weight for team, (_, weight) in self._teams.items()}
+
+    @property
+    def anybody(self) -> bool:
+        """Whether any team has asked within the last minute."""
+        self.forget_inactive()
+        return bool(self._teams)
+
     def share_of(self, team: str) -> float:
         """The share, from 0 to 1, that its weight gives the team among the active ones."""
         _, own = self._teams.get(team, (0.0, 0.0))

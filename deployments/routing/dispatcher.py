@@ -15,6 +15,7 @@ from deployments.common.errors import ApiError, overloaded
 from deployments.common.messages import (
     HEARTBEAT_S,
     KILLED_FROM_OUTSIDE,
+    NO_PLACE,
     EngineRequest,
     TokenBatch,
     decode_tokens,
@@ -68,9 +69,10 @@ class Dispatcher:
         """
         progress = StreamProgress(request, delivered)
         while not progress.complete:
+            refused = False
             with self.replicas.attempt() as attempt_id:
                 work = msgspec.structs.replace(
-                    progress.next_attempt(),
+                    progress.next_attempt(self.replicas.count),
                     router=self.replicas.router_id,
                     traceparent=current.get().traceparent,
                     attempt_id=attempt_id,
@@ -78,7 +80,11 @@ class Dispatcher:
                 async with aclosing(self._attempt(work, progress)) as batches:
                     async for received in batches:
                         if received.finish_reason == "lost":
-                            progress.lost(received.reason)
+                            if refused := received.reason == NO_PLACE:
+                                progress.refused()
+                                self.replicas.refused(attempt_id)
+                            else:
+                                progress.lost(received.reason)
                             break
                         if received.ids:
                             self.replicas.record_tokens(attempt_id, len(received.ids))
@@ -89,6 +95,8 @@ class Dispatcher:
                         yield batch
                         if batch.finish_reason:
                             return
+            if refused:
+                continue
             if (error := progress.give_up_error()) is not None:
                 raise error
             counts = {"attempt": progress.losses, "tokens": progress.tokens}

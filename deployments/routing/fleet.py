@@ -4,7 +4,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from deployments.common.messages import TYPICAL_COMPLETION_TOKENS, EngineRequest, EngineState, ReplicaStats
+from deployments.common.messages import (
+    TYPICAL_COMPLETION_TOKENS,
+    EngineRequest,
+    EngineState,
+    PendingWork,
+    ReplicaStats,
+)
 from deployments.common.prefix import BLOCK_TOKENS
 from deployments.routing.owner_ring import OwnerRing
 from deployments.routing.prefix_holders import PackedKeys, PrefixHolders, PrefixMatch
@@ -17,12 +23,13 @@ UNRESPONSIVE_S = 2.0
 class Assignment:
     """A request that a replica was given: the tokens it still has to compute, as far as this router knows.
 
-    keys: of the blocks of its prompt.
+    keys: of the blocks of its prompt. held: tokens of it that the replica had cached before.
     """
 
     prompt_tokens: int
     max_completion_tokens: int
     keys: PackedKeys
+    held: int
 
     @property
     def completion_tokens(self) -> int:
@@ -79,8 +86,9 @@ class ReplicaState:
 
     def assign(self, request: EngineRequest, keys: PackedKeys) -> None:
         """Counts a request as this replica's work. keys: of its whole prompt."""
-        uncached = len(request.prompt_ids) - self.cached_tokens(self._prefixes.match(keys))
-        self._assignments[request.attempt_id] = Assignment(uncached, request.max_new_tokens, keys)
+        held = self.cached_tokens(self._prefixes.match(keys))
+        uncached = len(request.prompt_ids) - held
+        self._assignments[request.attempt_id] = Assignment(uncached, request.max_new_tokens, keys, held)
         self._prefixes.add(keys, self.number)
 
     def record_tokens(self, attempt_id: int, tokens: int) -> None:
@@ -94,6 +102,11 @@ class ReplicaState:
         if (assignment := self._assignments.pop(attempt_id, None)) is not None:
             # Until now its blocks were in use, and they are evicted by the time of their last use.
             self._prefixes.add(assignment.keys, self.number)
+
+    def refused(self, attempt_id: int) -> None:
+        """The replica had no place for the request, and has computed nothing of it."""
+        if (assignment := self._assignments.pop(attempt_id, None)) is not None:
+            self._prefixes.forget(assignment.keys, self.number, assignment.held // BLOCK_TOKENS)
 
     def add_cached(self, keys: PackedKeys) -> None:
         """Another router had these blocks computed."""
@@ -112,6 +125,16 @@ class ReplicaState:
         """Prompt tokens computed a second; 0 while unknown."""
         return self._stats.prefill_tokens_per_s
 
+    @property
+    def full(self) -> bool:
+        """Whether a further request would wait until another has ended, as far as this router knows."""
+        places = self._stats.max_num_seqs
+        return places > 0 and len(self._assignments) + sum(work.streams for work in self._others()) >= places
+
+    def _others(self) -> Iterator[PendingWork]:
+        """What the replica has of other routers, by its report."""
+        return (work for router_id, work in self._stats.pending.items() if router_id != self._router_id)
+
     def cost(self, request: EngineRequest, prefix: PrefixMatch) -> int:
         """The waiting time that the request adds to all requests here, its own included, in prompt tokens.
 
@@ -124,13 +147,15 @@ class ReplicaState:
         queued = sum(assignment.prompt_tokens for assignment in assigned)
         decoded_beside = sum(min(assignment.completion_tokens, completion) for assignment in assigned)
         streams, reported = len(assigned), 0
-        for router_id, work in self._stats.pending.items():
-            if router_id != self._router_id:
-                reported += work.prompt_tokens
-                decoded_beside += min(work.completion_tokens, work.streams * completion)
-                streams += work.streams
+        for work in self._others():
+            reported += work.prompt_tokens
+            decoded_beside += min(work.completion_tokens, work.streams * completion)
+            streams += work.streams
         computed_since = round(self.prefill_tokens_per_s * (self._clock() - self._stats_changed_at))
         queued += max(0, reported - computed_since)
+        # Where all places are taken, it waits until one is free: in the time of one completion all of them become free.
+        places = self._stats.max_num_seqs
+        queued += max(0, streams + 1 - places) * completion if places else 0
         # A stream lengthens another one's step by about as much as a prompt token (0.9 to 2 times, on one core).
         return queued + uncached * (1 + streams) + 2 * decoded_beside
 

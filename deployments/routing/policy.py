@@ -12,7 +12,8 @@ What a replica has cached is known from the prompts that this router sent it, fr
 
 Of many replicas only a few are compared: those that hold most of the prompt, the one by hashing, and two at random. So
 routers that learn the same a second late do not all run to the same replica (Mitzenmacher, The power of two choices,
-2001), and a choice takes as long among a thousand replicas as among ten.
+2001), and a choice takes as long among a thousand replicas as among ten. Where those two are full, some more are looked
+at for one that has room.
 """
 
 import random
@@ -27,6 +28,8 @@ _HOLDERS = 2
 _RANDOM_CANDIDATES = 2
 _DRAWS = 6
 """Replicas drawn at random, to find those candidates; where too few of them are usable, all are looked at."""
+_MORE_DRAWS = 24
+"""Further replicas drawn at random where all of the candidates are full, to find some that are not."""
 _EQUAL_SPEED = 0.8
 """Share of the fastest candidate's speed from which a replica counts as equally fast: measurements of equal nodes
 differ by as much. Otherwise routers that read the speeds at different moments would send one prompt to different
@@ -74,6 +77,9 @@ def rank_replicas(
 def _candidates(keys: PackedKeys, prefix: PrefixMatch, fleet: Fleet, usable: Callable[[str], bool]) -> list[str]:
     """The few replicas to compare, in the order in which equal ones are preferred."""
     drawn = _drawn(fleet.names, usable)
+    if all(fleet[name].full for name in drawn) and len(fleet.names) > len(drawn):
+        more = random.sample(fleet.names, min(_MORE_DRAWS, len(fleet.names)))
+        drawn = [name for name in more if usable(name) and not fleet[name].full][:_RANDOM_CANDIDATES] or drawn
     if not keys or not drawn:
         return drawn
     owner = next(filter(usable, fleet.ring.owners(keys)))

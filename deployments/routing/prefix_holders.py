@@ -178,6 +178,16 @@ class PrefixHolders:
             self._use(run, replica, now)
         self._trim()
 
+    def forget(self, keys: PackedKeys, replica: int, held: int) -> None:
+        """The replica does not compute a prompt that was added for it. held: blocks of it that it had before."""
+        begin = 0
+        for end, run in self._walk(keys):
+            if begin >= held and replica in run.holders:
+                self._count(run, -1)
+                del run.holders[replica]
+                self._count(run, 1)
+            begin = end
+
     def _walk(self, keys: PackedKeys) -> list[tuple[int, _Run]]:
         """The runs that begin a prompt, each with the number of the prompt's blocks up to where both agree."""
         path: list[tuple[int, _Run]] = []

@@ -36,6 +36,12 @@ class EngineReplicas:
         counts; the oldest first."""
         self._attempt_ids = itertools.count(1)
         self._subscribers: list[Callable[[int], None]] = []
+        self._known = False
+
+    @property
+    def gone(self) -> bool:
+        """Whether there is known to be none: not before Serve has said which there are."""
+        return self._known and not self.count
 
     @property
     def count(self) -> int:
@@ -54,7 +60,7 @@ class EngineReplicas:
 
     def update(self, stats: Mapping[str, ReplicaStats]) -> None:
         """Takes the replicas that there are now, by name, with what each last reported. All others have left."""
-        before = self.count
+        before, self._known = self.count, True
         gone = [name for name in self.states if name not in stats]
         for name in gone:
             for attempt_id in self.states[name].attempts:
@@ -98,6 +104,11 @@ class EngineReplicas:
         if self._attempts.get(request.attempt_id) is not replica:
             self._assign(request, pack(block_keys(request.prompt_ids)), replica)
         self._pending.pop(request.attempt_id, None)
+
+    def refused(self, attempt_id: int) -> None:
+        """The replica had no place for the attempt's request."""
+        if (replica := self._attempts.get(attempt_id)) is not None:
+            replica.refused(attempt_id)
 
     def probe_acked(self, name: str) -> None:
         """The replica has answered whether it takes a request."""

@@ -16,6 +16,8 @@ _MAX_CRASHES = 5
 _MAX_STALL_S = 60.0
 """Longest time of attempts without a new token. A new replica starts within it, where none is left."""
 _MAX_AVOIDED = 5
+MAX_REFUSALS = 3
+"""Full replicas that a request may be refused by; the next one that it goes to queues it."""
 _FIRST_PAUSE_S = 0.1
 _MAX_PAUSE_S = 2.0
 
@@ -35,6 +37,8 @@ class StreamProgress:
         self.replica = ""
         """The replica of the present attempt, once it has answered."""
         self._avoided: deque[str] = deque(maxlen=_MAX_AVOIDED)
+        self._full: list[str] = []
+        """Replicas that refused it because all of their places were taken."""
         self._crashes = self._crashes_in_a_row = 0
         self.losses = 0
         """Lost attempts since the last new token."""
@@ -57,8 +61,11 @@ class StreamProgress:
         """Whether an engine crashed under it since its last token, so that it may be the cause."""
         return self._crashes_in_a_row > 0
 
-    def next_attempt(self) -> EngineRequest:
-        """Begins an attempt: the request for what is left to generate."""
+    def next_attempt(self, replicas: int = 1) -> EngineRequest:
+        """Begins an attempt: the request for what is left to generate. replicas: how many there are."""
+        # A prompt that is mostly cached there is better off waiting there.
+        computed_anew = 2 * self._request.prefix_tokens < len(self._request.prompt_ids)
+        may_refuse = computed_anew and len(self._full) < min(MAX_REFUSALS, replicas - 1)
         self._start = self.tokens
         self.replica, self._first_batch = "", True
         return msgspec.structs.replace(
@@ -67,7 +74,8 @@ class StreamProgress:
             generated_tokens=self.tokens,
             # They come with the first token.
             prompt_logprobs=self._request.prompt_logprobs and not self._delivered,
-            avoid_replicas=tuple(self._avoided),
+            avoid_replicas=(*self._avoided, *(self._full if may_refuse else ())),
+            may_refuse=may_refuse,
         )
 
     def deliver(self, batch: TokenBatch) -> TokenBatch | None:
@@ -86,6 +94,10 @@ class StreamProgress:
                 batch = msgspec.structs.replace(batch, cached_tokens=0, own_cached_tokens=0)
             batch = msgspec.structs.replace(batch, replica=self.replica)
         return batch
+
+    def refused(self) -> None:
+        """Ends an attempt whose replica has no place for the request."""
+        self._full.append(self.replica)
 
     def lost(self, reason: str) -> None:
         """Ends an attempt whose engine or replica is gone. reason: as TokenBatch has it."""

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
+from msgspec.structs import replace
+
 from cluster.records.team_records import Quota, Team
 from cluster.units import plural
 from deployments.common.errors import ApiError
@@ -156,10 +158,17 @@ class Quotas:
         self.local: defaultdict[str, LocalUse] = defaultdict(lambda: LocalUse(clock))
         """What this router has counted, by team."""
 
-    async def admit(self, team: Team | None, model: str = "") -> QuotaGrant:
-        """Admits a request. model: whose price its tokens have. Raises ApiError 429, and then nothing is counted."""
+    async def admit(self, team: Team | None, model: str = "", *, in_batch: bool = False) -> QuotaGrant:
+        """Admits a request. model: whose price its tokens have. Raises ApiError 429, and then nothing is counted.
+
+        in_batch: only its tokens count, as each line of a batch would take a place from the team's people.
+        """
+        if team is not None and in_batch:
+            team = replace(team, quota=replace(team.quota, requests_per_minute=0, requests_at_a_time=0))
         if team is None or not team.bounded:
             return QuotaGrant(self, None, "", {})
+        if in_batch:
+            return QuotaGrant(self, team, "", {}, model)
         quota, local, request_id = team.quota, self.local[team.name], secrets.token_hex(8)
         max_cost = self.max_cost(team, model)
         try:

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,11 +20,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 Open = Callable[..., Page]
 
 
-@pytest.fixture(scope="package")
-def shown() -> Iterator[Dray]:
-    """The Dray with a chat page that all tests of this folder share."""
+@contextmanager
+def with_pages() -> Iterator[Dray]:
+    """A Dray with its pages."""
     if find_spec("gradio") is None:
-        pytest.skip("the chat page needs the extra `page`")
+        pytest.skip("the pages need the extra `page`")
     folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
     dray = Dray(folder, free_port())
     started = dray.run("up", "--detach", DRAY_PAGE="true")
@@ -33,6 +34,13 @@ def shown() -> Iterator[Dray]:
     yield dray
     dray.run("down")
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="package")
+def shown() -> Iterator[Dray]:
+    """The Dray that most tests of this folder share. It has no keys."""
+    with with_pages() as dray:
+        yield dray
 
 
 @pytest.fixture(scope="package")
@@ -46,10 +54,10 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def visit(shown: Dray, browser: Browser) -> Iterator[Open]:
-    """Opens a page of Dray in a new window. Checks at the end that pages requested nothing from other hosts, and that
-    no script failed."""
+@contextmanager
+def opener(dray: Dray, browser: Browser) -> Iterator[Open]:
+    """A function that opens a page of Dray in a new window. Checks at the end that pages requested nothing from other
+    hosts, and that no script failed."""
     requests: list[str] = []
     errors: list[str] = []
     contexts = []
@@ -73,12 +81,19 @@ def visit(shown: Dray, browser: Browser) -> Iterator[Open]:
         page.on("request", lambda request: requests.append(request.url))
         page.on("console", log_error)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(shown.root + path)
+        page.goto(dray.root + path)
         return page
 
     yield open_page
     for context in contexts:
         context.close()
     hosts = {urlsplit(url).netloc for url in requests if not url.startswith(("data:", "blob:"))}
-    assert hosts == {f"127.0.0.1:{shown.port}"}
+    assert hosts == {f"127.0.0.1:{dray.port}"}
     assert errors == []
+
+
+@pytest.fixture
+def visit(shown: Dray, browser: Browser) -> Iterator[Open]:
+    """Opens a page of Dray in a new window."""
+    with opener(shown, browser) as open_page:
+        yield open_page

@@ -1,6 +1,9 @@
 """`dray answers` and `dray feedback` with a real Redis; and what commands leave in the audit log."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +17,7 @@ from cluster.audit import AUDIT_FOLDER, AuditLog
 from cluster.cli import app
 from cluster.commands.auditing import user_name
 from cluster.records.cache import key_of, pack
-from cluster.records.curated import MODELS
+from cluster.records.curated import ANSWERS, MAX_ANSWERS, MODELS, new_answer
 from cluster.records.feedback import ADD, Feedback, arguments_of, keys_of
 from cluster.records.forget import user_tag
 from cluster.redis_client import connect
@@ -94,6 +97,39 @@ def test_answers_are_managed_from_a_file_to_their_removal(dray: Dray, store: Any
     assert "8443" not in json.dumps(entries), "no answer is in a log"
 
 
+def test_an_import_that_was_killed_is_repeated_and_each_answer_is_there_once(
+    server: OwnRedis, dray: Dray, store: Any, tmp_path: Path
+) -> None:
+    file, count = tmp_path / "faq.jsonl", MAX_ANSWERS
+    lines = [json.dumps({"question": f"question {number}?", "answer": "x" * 20}) for number in range(count)]
+    file.write_text("\n".join(lines))
+    environment = os.environ | {
+        "DRAY_TEAMS__URL": server.url,
+        "DRAY_DATA_DIR": str(tmp_path / "d"),
+        "DRAY_STATE_DIR": str(tmp_path / "s"),
+    }
+    importing = [sys.executable, "-m", "cluster.cli", "answers", "import", str(file), "--namespace", NAMESPACE]
+    for _ in range(10):
+        with subprocess.Popen(importing, env=environment, stdout=subprocess.DEVNULL) as process:
+            while not store.hlen(ANSWERS) and process.poll() is None:
+                pass
+            process.kill()
+        if 0 < store.hlen(ANSWERS) < count:
+            break
+        store.flushall()  # it was over already
+    assert 0 < store.hlen(ANSWERS) < count
+    dray("answers", "import", str(file), "--namespace", NAMESPACE)
+    exported = dray("answers", "export", "--namespace", NAMESPACE).splitlines()
+    questions = [json.loads(line)["question"] for line in exported]
+    assert len(questions) == len(set(questions)) == count
+    # What counts towards the limits is counted once too: there is room for none more, and after a removal for one.
+    another = tmp_path / "another.jsonl"
+    another.write_text(json.dumps({"question": "another?", "answer": "x"}))
+    assert "remove some first" in dray("answers", "import", str(another), "--namespace", NAMESPACE, code=1)
+    dray("answers", "remove", new_answer(NAMESPACE, "question 0?", "x").id)
+    dray("answers", "import", str(another), "--namespace", NAMESPACE)
+
+
 def test_one_wrong_line_and_nothing_is_imported(dray: Dray, store: Any, tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
     file.write_text('{"question": "a", "answer": "b"}\n{"question": "c"}\n')
@@ -108,7 +144,8 @@ def test_one_wrong_line_and_nothing_is_imported(dray: Dray, store: Any, tmp_path
 def cached(store: Any, digest: str, question: str, finish: str = "stop", user: str = "") -> None:
     """Stores an answer as routers store it (GenerationResult of deployments.common.types)."""
     result = [[["thinking", " the answer ", finish]], [1, 2, 1, 0], 1e9, "replica", question, user]
-    store.set(key_of("bot", NAMESPACE, digest), pack(msgspec.msgpack.encode(result)), ex=60)
+    key = key_of("bot", NAMESPACE, digest)
+    store.set(key, pack(msgspec.msgpack.encode(result), key), ex=60)
 
 
 def test_a_cached_answer_is_pinned_if_it_is_known_what_was_asked(dray: Dray, store: Any, tmp_path: Path) -> None:

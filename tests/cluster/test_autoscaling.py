@@ -137,6 +137,7 @@ for model, tokens, current, office_hours in cases:
     bounds = {"capacity_adjusted_min_replicas": 1, "capacity_adjusted_max_replicas": 8}
     PredictedWait(model, 20, office_hours)(Of(target_num_replicas=current, raw_metrics=metrics, **bounds))
 PredictedWait("e", 20)(Of(target_num_replicas=2, raw_metrics={}, **bounds))
+PredictedWait("f", 20, [hours])(Of(target_num_replicas=2, raw_metrics={}, **bounds))
 """
 
 
@@ -166,6 +167,9 @@ def test_decisions_are_exported_with_their_reasons(tmp_path: Path) -> None:
         ),
         Decision(
             "e", 0, 0, 20, replicas=2, desired=2, min_replicas=1, max_replicas=8, office_hours=0, reason="unknown"
+        ),
+        Decision(
+            "f", 0, 0, 20, replicas=2, desired=4, min_replicas=1, max_replicas=8, office_hours=4, reason="office_hours"
         ),
     ]
     assert read_decisions(tmp_path / "nowhere") == []

@@ -1,5 +1,6 @@
 """`dray doctor`: its findings on this machine as it is, and on machines that cannot run Dray."""
 
+import base64
 import json
 import os
 import re
@@ -15,6 +16,9 @@ from cluster.cli import app
 from cluster.configuration import load
 from cluster.doctor import Finding, examine
 from cluster.models.folder import BUNDLED_FOLDER
+from cluster.records.privacy import check_keys
+from cluster.redis_client import connect
+from cluster.settings import PRIVACY_KEYS
 from tests.conftest import Dray, redis_server
 from tests.models.hubs import stand_in
 
@@ -123,6 +127,23 @@ def test_a_redis_that_evicts_is_a_warning_for_teams() -> None:
         assert teams.level == "warning" and "noeviction" in teams.message
         answers, _ = findings_of("Redis", cache__url=own.url)
         assert answers.level == "passed"
+
+
+def test_keys_that_do_not_fit_what_redis_keeps_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [base64.b64encode(os.urandom(32)).decode() for _ in range(2)]
+    with redis_server(16) as own, connect(own.url) as client:
+        assert findings_of("privacy", teams__url=own.url) == []
+        monkeypatch.setenv(PRIVACY_KEYS, keys[0])
+        assert check_keys(client, renew=True) == ""
+        (fits,) = findings_of("privacy", teams__url=own.url)
+        assert fits.level == "passed"
+        for wrong in (keys[1], None, "x"):
+            if wrong is None:
+                monkeypatch.delenv(PRIVACY_KEYS)
+            else:
+                monkeypatch.setenv(PRIVACY_KEYS, wrong)
+            (finding,) = findings_of("privacy", teams__url=own.url)
+            assert finding.level == "failed" and PRIVACY_KEYS in finding.message
 
 
 def test_a_state_folder_with_too_long_a_path_fails(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def cached_answers(url: str) -> None:
     digests = {f"{number:040x}" for number in range(60)}
     with connect(url) as client:
         for digest in digests:
-            client.set(key_of("m", "n", digest), pack(body))
+            client.set(key_of("m", "n", digest), pack(body, key_of("m", "n", digest)))
         found: list[str] = []
         cursor, pages = "", 0
         while cursor or not pages:

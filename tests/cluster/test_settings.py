@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.configuration import SettingsError, environment, flatten, load, setting_descriptions
-from cluster.settings import Settings
+from cluster.settings import CLIENT_SECRET_VARIABLE, PRIVACY_KEYS, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,16 @@ def test_the_strongest_source_wins_and_is_named(monkeypatch: pytest.MonkeyPatch,
     assert origins["model.replicas"] == "environment"
     assert origins["model.kv_cache_mb"] == "dray.yaml"
     assert origins["host"] == "default"
+
+
+def test_secrets_are_variables_and_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (CLIENT_SECRET_VARIABLE, PRIVACY_KEYS):
+        monkeypatch.setenv(name, "hunter2")
+    loaded = load()
+    assert "hunter2" not in loaded.settings.model_dump_json() + str(environment(loaded.settings))
+    monkeypatch.setenv("DRAY_PRIVACY_KEY", "hunter2")
+    with pytest.raises(SettingsError, match="DRAY_PRIVACY_KEY"):
+        load()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import asyncio
 import json
 import socket
 from array import array
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,18 +137,25 @@ async def running_router(
     answers_url: str,
     teams_url: str = "",
     engines: Engines | None = None,
+    others: Mapping[str, Engines] | None = None,
     **settings: Any,
 ) -> AsyncIterator[RunningRouter]:
-    """A router with these settings, until the block ends. Calls to Redis time out after two seconds."""
-    engines = engines or Engines()
-    monkeypatch.setattr(router, "DeploymentHandle", lambda deployment, application: engines)
+    """A router with these settings, until the block ends. Calls to Redis time out after two seconds.
+
+    engines: of all models but those of `others`, which has them by the name of their application.
+    """
+    engines, others = engines or Engines(), others or {}
+    monkeypatch.setattr(router, "DeploymentHandle", lambda deployment, application: others.get(application, engines))
     cache = {"timeout_s": 2, **settings.pop("cache", {})}
     chosen = Settings(cache=cache, teams={"timeout_s": 2}, **settings)
     args = RouterArgs(
         settings=chosen,
         redis_url=answers_url,
         teams_url=teams_url or answers_url,
-        engines={MODEL: "engines", **{model.name: "engines" for model in chosen.models}},
+        engines={
+            MODEL: "engines",
+            **{model.name: model.name if model.name in others else "engines" for model in chosen.models},
+        },
     )
     instance = await start_router(args)
     app = instance.__serve_build_asgi_app__()

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from cluster.ports import free_port
-from tests.conftest import Dray, wait_for
+from tests.conftest import MODEL, Dray, wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -115,6 +115,20 @@ def test_the_batch_answers_all_and_resumes(dray: Dray, tmp_path: Path) -> None:
     assert len(answers.read_text().splitlines()) == 1 + 3 + 1 + 3
     for name, _, total in sums:
         assert str(total) in rows[name]["answer"] and int(rows[name]["tokens"]) > 0 and not rows[name]["error"]
+
+
+def test_a_file_is_answered_overnight(dray: Dray, tmp_path: Path) -> None:
+    requests, answers = tmp_path / "requests.jsonl", tmp_path / "answers.jsonl"
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "What is 64 + 13?"}], "temperature": 0}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    requests.write_text(json.dumps(line))
+    done = run(dray, "overnight.py", str(requests), str(answers), "--pause", "0.2")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(answers.read_text())
+    assert "77" in answer["response"]["body"]["choices"][0]["message"]["content"]
+    requests.write_text("no request")
+    failed = run(dray, "overnight.py", str(requests), str(answers), "--pause", "0.2")
+    assert failed.returncode == 1 and "the batch is failed" in failed.stderr
 
 
 @pytest.mark.slow

@@ -151,10 +151,27 @@ def test_a_clusters_own_addresses_and_ports_are_settings(
     assert may_reach([*policies, *_here(more_policies(HERE))], source, target, port)
 
 
+def test_routers_reach_the_bucket_of_batches_if_there_is_one(
+    policies: list[Document], places: dict[str, Place]
+) -> None:
+    bucket = more_policies(Settings(batches={"url": "s3://ours/batches"}))
+    for source, target, port in MUST_NOT:
+        opened = (source, target, port) == ("router", "internet", 443)
+        assert may_reach([*policies, *_here(bucket)], places[source], places[target], port) == opened
+
+
 def test_names_are_asked_over_udp_too(policies: list[Document], places: dict[str, Place]) -> None:
     for server, port in (("kube-dns", 53), ("dns cache", 53), ("openshift-dns", 5353)):
         assert may_reach(policies, places["router"], places[server], port, "UDP")
     assert not may_reach(policies, places["router"], places["internet"], 53, "UDP")
+
+
+def test_routers_reach_the_provider_of_single_sign_on(policies: list[Document], places: dict[str, Place]) -> None:
+    sign_on = Settings(sign_on={"issuer": "https://sso.example.com:8443/realms/a", "audiences": ["dray"]})
+    assert not may_reach(policies, places["router"], places["internet"], 8443)
+    opened = [*policies, *_here(more_policies(sign_on))]
+    assert may_reach(opened, places["router"], places["internet"], 8443)
+    assert not may_reach(opened, places["answers"], places["internet"], 8443)
 
 
 def test_no_policy_is_there_for_nothing(policies: list[Document], places: dict[str, Place]) -> None:

@@ -72,8 +72,8 @@ def create_keys(dray: Dray) -> list[str]:
     return keys
 
 
-def ask(dray: Dray, key: str, question: str) -> httpx.Response:
-    body = {"model": MODEL, "messages": [{"role": "user", "content": question}], "temperature": 0}
+def ask(dray: Dray, key: str, question: str, model: str = MODEL) -> httpx.Response:
+    body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0}
     headers = {"Authorization": f"Bearer {key}"}
     return httpx.post(f"{dray.url}/chat/completions", json=body, headers=headers, timeout=60)
 
@@ -88,7 +88,7 @@ def load(dray: Dray) -> Iterator[None]:
         while not load_over.is_set():
             for key in keys:
                 ask(dray, key, new_question())
-                ask(dray, key, "What is 1 + 2?")
+                ask(dray, key, "What is 1 + 2?", "auto")
 
     threads = [threading.Thread(target=send_requests) for _ in range(2)]
     for thread in threads:
@@ -104,7 +104,10 @@ def load(dray: Dray) -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Prometheus")
 def test_every_panel_has_data_of_a_dray_under_load(another: Dray, tmp_path: Path) -> None:
-    started = another.run("up", "--detach", DRAY_MODEL__MAX_REPLICAS="2", DRAY_MODEL__CORES_PER_REPLICA="1")
+    models = json.dumps([{"name": MODEL}, {"name": "auto", "route": [{"to": MODEL}]}])
+    started = another.run(
+        "up", "--detach", DRAY_MODELS=models, DRAY_MODEL__MAX_REPLICAS="2", DRAY_MODEL__CORES_PER_REPLICA="1"
+    )
     assert started.returncode == 0, started.stderr
     empty = {title: expanded(expression) for title, expression in dashboard().items()}
     with prometheus(f"127.0.0.1:{another.port}") as url, load(another):

@@ -147,6 +147,17 @@ def test_pods_fetch_models_into_a_folder_of_their_node(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "models.yaml").exists()
 
 
+def test_only_routers_get_the_credentials_of_the_bucket_of_batches(tmp_path: Path) -> None:
+    done = run(tmp_path, NAMED + CLAIM + "batches:\n  url: s3://ours/batches\n")
+    assert done.exit_code == 0, done.output
+    service = yaml.safe_load((tmp_path / "out" / "rayservice.yaml").read_text())
+    cluster = service["spec"]["rayClusterConfig"]
+    groups = {group["groupName"]: group["template"] for group in cluster["workerGroupSpecs"]}
+    groups["head"] = cluster["headGroupSpec"]["template"]
+    named = {name for name, template in groups.items() if "dray-buckets" in str(template["spec"]["containers"])}
+    assert named == {name for name in groups if "router" in name} != set()
+
+
 @pytest.mark.parametrize("store", ["models_claim: store", "models_path: /var/lib/dray/models"])
 def test_pods_or_the_job_fetch_a_model_from_a_bucket(store: str, tmp_path: Path) -> None:
     source = "s3://models/bots/qwen3-0.6b"

@@ -14,7 +14,7 @@ from deployments import router
 from tests.deployments.routers import Engines, start_router
 from tests.k8s.manifests import K8S, Document, kustomize, of_kind
 
-INSIDE = ("/admin/teams", "/admin/keys/k1/rotate", "/metrics", "/status", "/status/machine", "/chat")
+INSIDE = ("/admin/teams", "/admin/keys/k1/rotate", "/metrics", "/status", "/status/machine", "/chat", "/console")
 
 
 @pytest.fixture(scope="module")
@@ -84,4 +84,4 @@ def test_port_times_and_sizes_follow_the_settings() -> None:
     assert {int(rule["timeouts"]["request"].rstrip("s")) > 1200 for rule in rules["value"]} == {True}
     values = {operation["path"].rpartition("~1")[2]: operation["value"] for operation in ingress_patch(settings)}
     assert int(values["proxy-read-timeout"]) > 1200 and int(values["proxy-send-timeout"]) > 1200
-    assert int(values["proxy-body-size"].rstrip("m")) * 2**20 > 20_000_000
+    assert int(values["proxy-body-size"].rstrip("m")) * 2**20 > max(20_000_000, settings.batches.file_bytes)

@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 
 from cluster.bench.lengths import Lengths
 from cluster.cli import app
-from cluster.plan.load import DAY_S, HOUR_S, SHAPES, LoadError, TraceRequest, UserLoad, read_trace, sample_trace
+from cluster.plan.load import DAY_S, HOUR_S, SHAPES, LoadError, TraceRequest, UserLoad
 from cluster.plan.nodes import Node, capacity_for
 from cluster.plan.profile import fit
-from cluster.plan.search import SAMPLE, Planner, Target, TraceDemand, UserDemand
+from cluster.plan.search import SAMPLE, Planner, Target, TraceDemand, Trial, UserDemand, confirmed, day
 from cluster.plan.service import Measurements, ServiceModel
+from cluster.plan.trace import Trace, read_trace
 from tests.plan.profiles import ENGINE, profile
 
 TIMES = fit(profile().points)
@@ -48,7 +49,7 @@ def test_a_day_of_users_has_the_requested_load_peak_and_repetition() -> None:
 def test_a_thinned_trace_keeps_conversations_and_repetition_whole() -> None:
     trace = [TraceRequest(number, 10, 5, f"q{number % 300}") for number in range(3000)]
     trace += [TraceRequest(number, 10, 5, session=f"s{number % 200}") for number in range(1000)]
-    sample = list(sample_trace(trace, 0.3))
+    sample = list(Trace(trace).requests(0, DAY_S, 0.3))
     assert len(sample) == pytest.approx(1200, rel=0.25)
     counts = Counter(f"{request.question}{request.session}" for request in sample)
     assert set(counts.values()) == {10, 5}
@@ -87,6 +88,43 @@ def test_a_sample_of_the_replicas_shows_the_times_of_all() -> None:
         assert estimate.at(0.95) == pytest.approx(true.at(0.95), rel=0.15)
 
 
+def test_what_the_sample_found_is_confirmed_with_a_larger_part_simulated_whole() -> None:
+    plan, tried = planner(20_000), list[Trial]()
+    trial, error = confirmed(plan, Target(10, 10), 64, tried.append)
+    assert [one.replicas for one in tried] == [64] and trial.share == 1.0
+    assert error is not None and error.replicas == 64
+    assert abs(error.ttft) < 0.3 and abs(error.tpot) < 0.2
+    assert confirmed(planner(2000), Target(10, 10), 8, tried.append)[1] is None, "all 8 were simulated"
+
+
+def test_where_the_larger_part_misses_the_target_more_replicas_are_tried() -> None:
+    plan, tried = planner(3000, sample=2), list[Trial]()
+    trial, _ = confirmed(plan, Target(10, 1e-6), 8, tried.append)
+    assert [one.replicas for one in tried] == [8, 9, 10, 11, 12] and trial.replicas == 12
+
+
+def test_a_day_of_ten_million_requests_is_planned_with_a_few_thousand() -> None:
+    plan = planner(10_000_000 / 96)
+    assert plan.demand.count == pytest.approx(1e7)
+    slices, share, _ = day(plan, 4000)
+    simulated = sum(stretch.measured.requests for stretch in slices)
+    assert 1000 < simulated < 4000 and simulated / share == pytest.approx(1e7, rel=0.1)
+
+
+def test_a_trace_takes_few_bytes_for_a_request() -> None:
+    names = ("", 7, "7", "refund", "refund ")
+    requests = [TraceRequest(10_000 - n, 1 + n, 2, names[n % 5], f"s{n % 9}", "", n % 3) for n in range(10_000)]
+    trace = Trace(requests)
+    assert trace.bytes_per_request <= 64
+    again = list(trace.requests(0, 10_000))
+    assert [(one.at, one.prompt, one.prefix_tokens) for one in again] == [
+        (one.at, one.prompt, one.prefix_tokens) for one in reversed(requests)
+    ]
+    keys = {name: {one.question for one in again if names[(one.prompt - 1) % 5] == name} for name in names}
+    assert keys[""] == {""} and keys[7] == keys["7"] != keys["refund"] != keys["refund "]
+    assert all(len(found) == 1 for found in keys.values())
+
+
 def test_no_number_of_replicas_makes_a_prompt_faster() -> None:
     assert planner(50).fewest_replicas(Target(ttft_s=0.01, tpot_s=0.1), lambda trial: None) is None
 
@@ -101,7 +139,7 @@ def test_a_target_limits_the_share_of_refused_requests() -> None:
 def test_the_peak_of_a_trace_is_its_busiest_half_hour() -> None:
     quiet = [TraceRequest(60.0 * number, 100, 10) for number in range(600)]
     busy = [TraceRequest(20_000 + number, 100, 10) for number in range(1500)]
-    begin, end, rate = TraceDemand(sorted([*quiet, *busy], key=lambda request: request.at)).peak
+    begin, end, rate = TraceDemand(Trace([*busy, *quiet])).peak
     assert begin <= 20_010 and end >= 21_490 and rate == pytest.approx(1530 / 1800, rel=0.05)
 
 

@@ -6,6 +6,8 @@ one that does not, and with two that share.
 
 import asyncio
 import itertools
+import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ import redis
 
 from cluster.records.curated import VERSION, new_answer, put_answers
 from cluster.records.team_records import Quota, Team
-from cluster.records.teams import add_team, create_key
+from cluster.records.teams import add_team, create_key, remove_team
 from cluster.redis_server import OwnRedis
 from deployments.api.protocol.openapi import OPERATIONS, Operation
 from deployments.cache.single_flight import SingleFlight
@@ -79,16 +81,17 @@ class Teams:
         return await self.post(team, "/v1/chat/completions", body, router, **headers)
 
     async def get(self, team: str, path: str) -> httpx.Response:
-        return await self._send("GET", team, path)
+        return await self.send("GET", team, path)
 
     async def delete(self, team: str, path: str) -> httpx.Response:
-        return await self._send("DELETE", team, path)
+        return await self.send("DELETE", team, path)
 
-    async def _send(self, method: str, team: str, path: str) -> httpx.Response:
+    async def send(self, method: str, team: str, path: str, **content: Any) -> httpx.Response:
+        """content: the body, as httpx takes it."""
         transport = httpx.ASGITransport(app=self.routers[0].app)
         headers = {"Authorization": f"Bearer {self.keys[team]}"}
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=20) as client:
-            return await client.request(method, path, headers=headers)
+            return await client.request(method, path, headers=headers, **content)
 
 
 @pytest.fixture(scope="module")
@@ -274,8 +277,8 @@ def test_a_team_reads_its_own_usage_and_administers_nothing(
 
 
 def test_nothing_else_is_kept_for_a_team(server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Files and batches would have ids that a team could guess; none is stored. Whoever adds an endpoint that stores
-    something tries it with two teams, as responses and feedback are below."""
+    """Whoever adds an endpoint that stores something tries it with two teams, as responses, files and batches are
+    below."""
     stateless = {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings"}
     stateless |= {"/v1/rerank", "/v2/rerank", "/v1/score"}
     stateless |= {"/v1/messages/count_tokens", "/v1/responses/input_tokens"}
@@ -284,6 +287,8 @@ def test_nothing_else_is_kept_for_a_team(server: OwnRedis, monkeypatch: pytest.M
     administration = {path for path in paths(OPERATIONS) if path.startswith("/admin/")}
     stored = {"/v1/responses/{id}", "/v1/responses/{id}/input_items", "/v1/responses/{id}/cancel"}
     stored |= {"/v1/feedback"}
+    stored |= {"/v1/files", "/v1/files/{id}", "/v1/files/{id}/content"}
+    stored |= {"/v1/batches", "/v1/batches/{id}", "/v1/batches/{id}/cancel"}
     assert paths(OPERATIONS) <= stateless | administration | stored | {"/v1/usage", "/metrics"}
 
 
@@ -317,6 +322,72 @@ def test_a_team_never_reads_another_ones_response(
                     ]
                     assert tuple(answer.status_code for answer in answers) == statuses, (first, second)
                     assert team == first or not any(question in answer.text for answer in answers)
+
+    asyncio.run(work())
+
+
+def test_a_team_never_sees_another_ones_files_and_batches(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Even if both share answers: not by their ids, not in lists, and not as the input of a batch."""
+    monkeypatch.setenv("DRAY_DATA_DIR", str(tmp_path))
+
+    async def work() -> None:
+        async with teams_of(server, monkeypatch, tmp_path) as teams:
+            for first, second, _ in PAIRS:
+                question = new_question()
+                body = {"model": MODEL, "messages": [{"role": "user", "content": question}]}
+                line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+                form = {"files": {"file": (question, json.dumps(line))}, "data": {"purpose": "batch"}}
+                file = (await teams.send("POST", first, "/v1/files", **form)).json()
+                new = {"input_file_id": file["id"], "endpoint": line["url"], "completion_window": "24h"}
+                assert (await teams.send("POST", second, "/v1/batches", json=new)).status_code == 404
+                batch = (await teams.send("POST", first, "/v1/batches", json=new)).json()
+                path = f"/v1/batches/{batch['id']}"
+                while (batch := (await teams.get(first, path)).json())["status"] != "completed":
+                    await asyncio.sleep(0.02)
+                ways = [("GET", path), ("POST", f"{path}/cancel")]
+                for file_id in (batch["output_file_id"], file["id"]):
+                    ways += [("GET", f"/v1/files/{file_id}"), ("GET", f"/v1/files/{file_id}/content")]
+                    ways += [("DELETE", f"/v1/files/{file_id}")]
+                for team, allowed in ((second, False), (first, True)):
+                    for listed in ("/v1/files", "/v1/batches"):
+                        assert (file["id"] in (await teams.get(team, listed)).text) == allowed
+                    answers = [await teams.send(method, team, way) for method, way in ways]
+                    assert {answer.status_code for answer in answers} == ({200, 409} if allowed else {404})
+                    assert allowed or not any(question in answer.text for answer in answers)
+            for path in ("/admin/batches", f"/admin/batches/{batch['id']}"):
+                assert (await teams.get("ann", path)).status_code == 403
+            assert (await teams.send("POST", "ann", f"/admin/batches/{batch['id']}/cancel")).status_code == 403
+
+    asyncio.run(work())
+
+
+def test_a_new_team_does_not_get_the_files_of_a_removed_one_of_its_name(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DRAY_DATA_DIR", str(tmp_path))
+
+    async def work() -> None:
+        async with teams_of(server, monkeypatch, tmp_path) as teams:
+            line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {}}
+            form = {"files": {"file": ("a", json.dumps(line))}, "data": {"purpose": "batch"}}
+            file = (await teams.send("POST", "ann", "/v1/files", **form)).json()
+            new = {"input_file_id": file["id"], "endpoint": line["url"], "completion_window": "24h"}
+            batch = (await teams.send("POST", "ann", "/v1/batches", json=new)).json()
+            paths = [f"/v1/files/{file['id']}", f"/v1/files/{file['id']}/content", f"/v1/batches/{batch['id']}"]
+            assert [(await teams.get("ann", path)).status_code for path in paths] == [200] * 3
+            remove_team(teams.store, "ann")
+            add_team(teams.store, Team("ann", time.time() + 1))
+            teams.keys["ann"] = create_key(teams.store, "ann").secret
+            registries = [router.router._authenticator for router in teams.routers]
+            await _until(
+                lambda: all("ann" in (all_ := each._registry.teams) and all_["ann"].created for each in registries)
+            )
+            assert [(await teams.get("ann", path)).status_code for path in paths] == [404] * 3
+            assert (await teams.send("POST", "ann", "/v1/batches", json=new)).status_code == 404
+            for listed in ("/v1/files", "/v1/batches"):
+                assert (await teams.get("ann", listed)).json()["data"] == []
 
     asyncio.run(work())
 

@@ -23,6 +23,7 @@ WRITES = (
     "/v1/embeddings",
     "/v1/rerank",
     "/v1/score",
+    "/v1/batches",
     "/tokenize",
     "/v1/messages/count_tokens",
     "/v1/responses/input_tokens",
@@ -135,6 +136,9 @@ def test_a_page_of_another_site_is_refused_everywhere(
                 assert (await send("GET", path, headers)).status_code == 403, (headers, path)
             for path in WRITES:
                 assert (await send("POST", path, headers | JSON, chat("hi"))).status_code == 403, (headers, path)
+            # A form is what an upload is, and a browser sends one without asking first: but never without its origin.
+            form = {"Content-Type": "multipart/form-data; boundary=x"}
+            assert (await send("POST", "/v1/files", headers | form, b"--x--")).status_code == 403, headers
         assert refusal(await send("GET", "/v1/models", foreign[0])) == (403, "origin_not_allowed")
         link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
         assert (await send("GET", "/status", link)).status_code == 200, "a person may follow a link to a page"
@@ -277,10 +281,15 @@ def test_the_chat_page_follows_the_same_rules(server: OwnRedis, store: Any, monk
                 return (await client.post(path, headers=given, content=b"{}")).status_code
 
             assert (await client.get("/")).status_code == 200
-            for path in ("/", "/config", "/gradio_api/app_id"):
+            for path in ("/", "/config", "/gradio_api/app_id", "/console/", "/console/config"):
                 assert (await client.get(path, headers={"Host": EVIL})).status_code == 421
                 assert (await client.get(path, headers={"Origin": "http://evil.example"})).status_code == 403
-            for path in ("/gradio_api/queue/join", "/gradio_api/run/predict"):
+            for path in (
+                "/gradio_api/queue/join",
+                "/gradio_api/run/predict",
+                "/console/gradio_api/run/predict",
+                "/file",
+            ):
                 assert await sent(path, Host=EVIL) == 421
                 assert await sent(path, Content_Type="application/json", Origin="null") == 403
                 assert await sent(path) == await sent(path, Content_Type="text/plain") == 415

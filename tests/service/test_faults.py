@@ -24,9 +24,9 @@ def engine_pid(dray: Dray) -> int:
     return pid
 
 
-def redis_process(dray: Dray) -> psutil.Process:
-    """The Redis server whose socket is in this Dray's folder."""
-    socket = str(dray.folder / "s" / "redis" / "redis.sock")
+def redis_process(dray: Dray, name: str = "redis") -> psutil.Process:
+    """The Redis server whose socket is in this folder of the Dray."""
+    socket = str(dray.folder / "s" / name / "redis.sock")
     [server] = [
         process
         for process in psutil.process_iter(["cmdline"])

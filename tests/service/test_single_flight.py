@@ -183,6 +183,23 @@ def url_of(router: psutil.Process) -> str:
     return f"http://127.0.0.1:{wait_for(port, 60)}"
 
 
+def test_an_answer_that_was_pinned_is_given_by_every_router(several: Dray) -> None:
+    wait_for(lambda: len(routers(several)) == ROUTERS, 60)
+    text, _ = question()
+    body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "temperature": 0}
+    urls = [f"{url_of(router)}/v1/chat/completions" for router in routers(several)]
+
+    def headers(url: str) -> httpx.Headers:
+        return httpx.post(url, json=body, timeout=60).raise_for_status().headers
+
+    given = [headers(url) for url in urls]
+    assert [one["x-dray-cache"] for one in given] == ["miss"] + ["hit"] * (ROUTERS - 1)
+    done = several.run("answers", "pin", given[0]["x-dray-cache-key"])
+    assert done.returncode == 0, done.stderr
+    # Each looks for changes twice a second.
+    wait_for(lambda: {headers(url)["x-dray-cache"] for url in urls} == {"curated"}, 10)
+
+
 def test_followers_continue_the_flight_of_a_killed_router(several: Dray) -> None:
     wait_for(lambda: len(routers(several)) == ROUTERS, 60)
     body, leader = long_request(1900), Received()

@@ -113,6 +113,11 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     functions: None = None
     function_call: None = None
 
+    @property
+    def asks_thinking(self) -> bool:
+        """Whether a field that the template does not get asks for thinking."""
+        return self.enable_thinking is True or (self.thinking is not None and self.thinking.type == "enabled")
+
 
 decode = msgspec.json.Decoder(ChatRequest)
 

@@ -112,10 +112,14 @@ class MessagesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(dict.fromkeys(f"tools.{tool.type}" for tool in self.tools or () if not _is_custom(tool)))
 
     @property
+    def asks_thinking(self) -> bool:
+        """Whether the client asks for thinking."""
+        return self.thinking is not None and self.thinking.type != "disabled"
+
+    @property
     def shows_thinking(self) -> bool:
         """Whether the client asks for blocks of thinking, as older clients fail on blocks that they did not ask for."""
-        thinking = self.thinking
-        return thinking is not None and thinking.type != "disabled" and thinking.display != "omitted"
+        return self.asks_thinking and self.thinking is not None and self.thinking.display != "omitted"
 
 
 class MessagesCountRequest(MessagesRequest, frozen=True, forbid_unknown_fields=True):

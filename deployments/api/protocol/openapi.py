@@ -19,6 +19,7 @@ from deployments.api.protocol.admin import (
     UpdateTeamRequest,
     UsageResponse,
 )
+from deployments.api.protocol.batch_operations import BATCH_OPERATIONS
 from deployments.api.protocol.chat import ChatRequest
 from deployments.api.protocol.chat_writer import ChatCompletion
 from deployments.api.protocol.completions import CompletionRequest
@@ -46,6 +47,7 @@ __all__ = ["OPERATIONS", "Operation", "document"]
 _ERRORS = (400, 401, 403, 404, 408, 409, 413, 415, 429, 500, 503, 504)
 _OBJECT = {"type": "object"}
 _LINES = "application/jsonl"
+_FORM = "multipart/form-data"
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}, "event": {"type": "string"}}}
 _REFERENCE = "#/components/schemas/{name}"
 
@@ -128,6 +130,7 @@ OPERATIONS = (
     Operation("/v1/rerank", "Sort documents by how well they answer a query", RerankRequest, RerankResponse),
     Operation("/v2/rerank", "The same at the path of Cohere's clients", RerankRequest, RerankResponse),
     Operation("/v1/score", "Score pairs of texts", ScoreRequest, ScoreResponse),
+    *BATCH_OPERATIONS,
     Operation("/tokenize", "Convert a text or a conversation to token ids", TokenizeRequest, TokenizeResponse),
     Operation("/detokenize", "Convert token ids to text", DetokenizeRequest, DetokenizeResponse),
     Operation("/tokenizer_info", "Describe a model's tokenizer, as vLLM does", answer=_OBJECT, query=("model",)),
@@ -219,7 +222,7 @@ def _describe(operation: Operation) -> dict[str, Any]:
     if operation.body:
         described["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": _schema(operation.body)}},
+            "content": {_FORM if operation.form else "application/json": {"schema": _schema(operation.body)}},
         }
     if operation.parameters or operation.query:
         described["parameters"] = [

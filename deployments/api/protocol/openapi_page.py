@@ -26,7 +26,8 @@ td { padding: 0.2rem 1rem 0.2rem 0; vertical-align: top; border-top: 1px solid #
 <details>
 <summary><span class="method">{{ method }}</span> <code>{{ path }}</code> {{ operation.summary }}</summary>
 {% if operation.requestBody %}
-{% set name = operation.requestBody.content["application/json"].schema["$ref"].split("/")[-1] %}
+{% set content = operation.requestBody.content.values() | first %}
+{% set name = content.schema["$ref"].split("/")[-1] %}
 {% set schema = doc.components.schemas[name] %}
 <p>{{ schema.description }}</p>
 <table>

@@ -10,6 +10,7 @@ class Operation:
 
     answer: type or JSON Schema of the response's body. streams: whether the body may have `stream: true`. parameters:
     names in the path. verb: empty: POST if there is a body, else GET. content: the type of the response's body.
+    form: whether the body is a form.
     """
 
     path: str
@@ -22,6 +23,7 @@ class Operation:
     verb: str = ""
     status: int = 200
     content: str = "application/json"
+    form: bool = False
 
     @property
     def method(self) -> str:

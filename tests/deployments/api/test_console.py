@@ -351,9 +351,11 @@ def test_the_cache_is_searched_a_page_at_a_time(servers: tuple[OwnRedis, OwnRedi
     with connect(servers[0].url) as client:
         client.flushall()
         for number in range(3 * MAX_SCANNED):
-            client.set(key_of("m", "n", f"{number:040x}"), pack(msgspec.msgpack.encode(body)))
-        client.set(key_of("m", "n", "f" * 40), pack(msgspec.msgpack.encode((*body[:-1], "The rare one?"))))
-        client.set(key_of("m", "n", "e" * 40), pack(b"not an answer"))
+            key = key_of("m", "n", f"{number:040x}")
+            client.set(key, pack(msgspec.msgpack.encode(body), key))
+        rare, other = key_of("m", "n", "f" * 40), key_of("m", "n", "e" * 40)
+        client.set(rare, pack(msgspec.msgpack.encode((*body[:-1], "The rare one?")), rare))
+        client.set(other, pack(b"not an answer", other))
         client.set(key_of("m", "n", "d" * 40), WITHHELD)
         cursor, pages, found = "", 0, set()
         while cursor or not pages:

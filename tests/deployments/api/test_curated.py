@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -119,7 +120,7 @@ def test_every_api_gives_it_whole_and_streamed(
 ) -> None:
     async def work(bot: Bot) -> None:
         await bot.chat()  # a cached answer to the same question comes after it
-        await bot.put(answer := new_answer("default", QUESTION, ANSWER))
+        await bot.put(answer := new_answer("default", QUESTION, ANSWER, author="法务 Ann"))
         requests = bot.running.engines.requests
         messages = [{"role": "user", "content": QUESTION}]
         system = {"role": "system", "content": "Be kind."}
@@ -137,6 +138,7 @@ def test_every_api_gives_it_whole_and_streamed(
                 assert told(path, given, stream) == ANSWER
                 assert given.headers["x-dray-cache"] == "curated"
                 assert given.headers["x-dray-cache-key"] == answer.id
+                assert unquote(given.headers["x-dray-curated-author"]) == "法务 Ann"
                 assert 0 <= int(given.headers["age"]) < 60
         assert bot.running.engines.requests == requests
         counted = bot.running.router._metrics.answers
@@ -440,6 +442,7 @@ def test_changes_of_teams_and_keys_over_http_are_in_the_audit_log(
             "models": [MODEL],
             "weight": 1.0,
             "shares_answers": False,
+            "cost_per_month": 0.0,
             "quota.requests_per_minute": 0,
             "quota.tokens_per_minute": 100,
             "quota.requests_at_a_time": 0,

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.api.fast_path import PREPARED_REQUEST, CacheFastPath
-from deployments.api.inference import PreparedRequest
+from deployments.api.prepared import PreparedRequest
 
 PATH = "/v1/chat/completions"
 BODY = [b'{"model": ', b'"dray-demo"', b"}"]
@@ -20,7 +20,7 @@ class Api:
     """An API that has a stored answer to each body that ends in a brace."""
 
     paths = frozenset({PATH})
-    prepared = PreparedRequest((), cast(Any, None), stream=False, headers={})
+    prepared = PreparedRequest((), cast(Any, None), stream=False, headers={}, choices=(), at=cast(Any, None))
 
     async def lookup(self, http: Request) -> Response | PreparedRequest:
         return Response(b"stored") if (await http.body()).endswith(b"}") else self.prepared

@@ -1,6 +1,7 @@
 """Votes on answers over HTTP, with a real router and a real Redis: found, withheld, accepted, exported."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 from pathlib import Path
@@ -16,8 +17,8 @@ from cluster.records.forget import forget, user_tag
 from cluster.records.team_records import ADMIN, Quota, Team
 from cluster.records.teams import add_team, create_key
 from cluster.redis_server import OwnRedis
-from tests.conftest import MODEL
-from tests.deployments.api.test_curated import QUESTION, Bot, run, servers, told
+from tests.conftest import MODEL, redis_server
+from tests.deployments.api.test_curated import QUESTION, Bot, bot, run, servers, told
 from tests.service.test_embeddings import make_model
 
 __all__ = ["servers"]
@@ -317,3 +318,31 @@ def test_the_question_of_a_forgotten_user_leaves_the_near_tier_too(
         assert await bot.how() == "miss"
 
     run(servers, monkeypatch, tmp_path, work, models=models, cache={"similarity_model": "vectors"})
+
+
+def test_a_vote_while_a_redis_is_away_is_kept_or_refused_with_503(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A 404 would say that there is no such answer, and nobody would send the vote again."""
+
+    async def work() -> None:
+        with redis_server(16) as answers, redis_server(16) as teams:
+            async with bot((answers, teams), monkeypatch, tmp_path) as one:
+                generated, cached = id_of(await one.chat()), await one.chat()
+                await one.put(new_answer("default", "curated?", "Ask Ann."))
+                curated = id_of(await one.chat("curated?"))
+                given = [{"id": generated}, {"id": id_of(cached)}, {"cache_key": cached.headers["x-dray-cache-key"]}]
+                await voted(one, id=generated)
+                answers.stop()
+                for fields in given:
+                    refused = await vote(one, **fields)
+                    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "feedback_unavailable")
+                    assert refused.headers["retry-after"] == "1"
+                await voted(one, id=curated)
+                assert sum(vote.down for vote in feedback.list_feedback(one.store)) == 2
+                teams.stop()
+                assert (await vote(one, id=curated)).status_code == 503
+                with contextlib.suppress(Exception):
+                    one.store.close()
+
+    asyncio.run(work())

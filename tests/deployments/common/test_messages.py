@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deployments.common.framing import Unframer, frame
 from deployments.common.messages import (
     Add,
     Cancel,
@@ -11,10 +12,8 @@ from deployments.common.messages import (
     Sampling,
     StepResult,
     TokenBatch,
-    Unframer,
     decode_from_engine,
     decode_to_engine,
-    frame,
 )
 from deployments.common.prefix import BLOCK_TOKENS, PrefixMirror, block_keys
 

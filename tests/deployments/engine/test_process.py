@@ -81,6 +81,22 @@ def test_generates_cancels_and_refuses(bundled: ServedModel) -> None:
     with_engine(bundled, work)
 
 
+def test_batch_work_is_no_reason_for_more_replicas_but_keeps_one(bundled: ServedModel) -> None:
+    async def work(engine: EngineProcess) -> None:
+        assert engine.scaling_tokens == 0
+        batch = engine.generate(EngineRequest(PROMPT, Sampling(400, ignore_eos=True), priority=1, scales=False))
+        await anext(batch)
+        assert engine.scaling_tokens == 1 and sum(load.completion_tokens for load in engine.pending.values()) > 1
+        person = engine.generate(EngineRequest(PROMPT, Sampling(400, ignore_eos=True)))
+        await anext(person)
+        assert engine.scaling_tokens > 1
+        await person.aclose()
+        await batch.aclose()
+        assert engine.scaling_tokens == 0
+
+    with_engine(bundled, work)
+
+
 def test_streams_of_a_killed_engine_end_as_lost(bundled: ServedModel) -> None:
     async def work(engine: EngineProcess) -> None:
         os.kill(engine.pid, signal.SIGSTOP)

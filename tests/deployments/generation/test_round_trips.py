@@ -16,6 +16,7 @@ from deployments.generation.context import RequestContext
 from deployments.generation.prompts import PromptRenderer
 from deployments.generation.service import CacheLookup
 from deployments.routing.dispatcher import Dispatcher
+from deployments.routing.division import RouterPart
 from deployments.routing.prefix_index import PrefixIndex
 from deployments.routing.registry import EngineReplicas
 from tests.conftest import redis_server
@@ -101,7 +102,7 @@ async def router_behind(
     dispatcher = Dispatcher(engine, replicas, lambda: None, PrefixIndex(store, APPLICATION))
     world = World(answers, teams, bundled, PromptRenderer(bundled), engine, asyncio.Runner())
     router = Router(world, dispatcher, store)
-    router.queue.resize(8, 100, 10**6)
+    router.queue.resize(RouterPart.even(8), 100, 10**6)
     try:
         yield router, wire, engine, store
     finally:

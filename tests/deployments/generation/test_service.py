@@ -30,6 +30,7 @@ from deployments.generation.prompts import PromptRenderer
 from deployments.generation.service import AnswerService, CacheLookup
 from deployments.observability.metrics import RouterMetrics
 from deployments.routing.dispatcher import Dispatcher
+from deployments.routing.division import RouterPart
 from deployments.routing.fair_queue import FairQueue, Slot
 from deployments.routing.queue_class import TokenCost
 from deployments.routing.registry import EngineReplicas
@@ -193,7 +194,7 @@ def test_a_person_who_joins_a_waiting_batch_request_lifts_it(world: World, count
             await until(lambda: leading.queue.queued == choices + 4)
             joined = await joining.service.answer(await joining.context(question, support, choices=choices))
             assert joined.result == "join"
-            await until(lambda: not any(waiter.batch for waiter in leading.queue._heap))
+            await until(lambda: not any(waiter.batch for waiter in leading.queue._waiting))
             for index, task in enumerate(tasks):
                 task.add_done_callback(lambda _, index=index: order.append("joined" if index == 0 else "person"))  # type: ignore[misc]
             slot.release(1)
@@ -257,7 +258,7 @@ def test_a_joiner_does_not_get_the_refusal_of_the_leaders_queue(world: World, ch
         async with world.pair(1) as (router, _):
             flooding, quiet, question = team("flooding"), team("quiet"), new_question()
             slot = await router.occupied()
-            router.queue.resize(1, 4, 10**6)
+            router.queue.resize(RouterPart.even(1), 4, 10**6)
             flood = [asking(router, await router.context(new_question(), flooding)) for _ in range(4)]
             await until(lambda: router.queue.queued == 4)
             # Alone, the leader is refused.

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("gradio", reason="the chat page needs the extra `page`")
 
 from deployments.pages.answering import Answering
+from deployments.pages.attachment import File
 from deployments.pages.client import ChatClient, ChatQuery, Rating
 from deployments.pages.conversation import Answer, Conversation, Turn
 from deployments.pages.fields import Chosen
@@ -24,12 +25,12 @@ def answer_of(conversation: Conversation) -> Answer:
     return answer
 
 
-def last(*pieces: bytes, status: int = 200, key: str = "") -> Answer:
+def last(*pieces: bytes, status: int = 200, key: str = "", asked: Conversation = ASKED) -> Answer:
     """The answer at its end."""
 
     async def run(url: str) -> Answer:
         answering = Answering(ChatClient(url))
-        states = [state async for state in answering.answer("s", ASKED, ChatQuery("m", ()), key, ENGLISH)]
+        states = [state async for state in answering.answer("s", asked, ChatQuery("m", ()), key, ENGLISH)]
         assert not answering.busy("s")
         return answer_of(states[-1])
 
@@ -42,6 +43,15 @@ def test_an_answer_arrives_beside_those_before_it() -> None:
     assert (whole.model, whole.progress.text, whole.ended, whole.error) == ("m", "so", True, "")
     twice = Turn("what?", (Answer("m"),)).with_answer(whole)
     assert twice.answer is whole and twice.turned(-1).answer == Answer("m") and twice.turned(5).answer is whole
+
+
+def test_the_parts_of_a_file_that_an_answer_quotes_stay_with_it() -> None:
+    file = File("rules.txt", "Doors close at six. The last one out turns off the light. Nobody runs.")
+    asked = Conversation("1", (Turn("when?", file=file), Turn("and then?")))
+    words = event(delta('{"content":"Remember: the last one out turns off the light!"}'))
+    whole = last(words, END, DONE, asked=asked)
+    assert (whole.source, whole.passages) == ("rules.txt", ("The last one out turns off the light.",))
+    assert last(words, END, DONE).passages == ()
 
 
 def test_what_went_wrong_is_part_of_the_answer() -> None:

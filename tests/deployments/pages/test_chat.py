@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -11,11 +11,14 @@ from starlette.routing import Mount
 
 pytest.importorskip("gradio", reason="the chat page needs the extra `page`")
 
+from deployments.pages.attachment import File
 from deployments.pages.chat import gradio_app
-from deployments.pages.client import PageModel, Progress
+from deployments.pages.client import ChatClient, PageModel, Progress
 from deployments.pages.conversation import Answer, Conversation, Turn, read
 from deployments.pages.display import Message, answer_messages, chat_messages, turn_of
+from deployments.pages.examples import examples
 from deployments.pages.fields import default_updates
+from deployments.pages.file_texts import CHINESE_FILES, ENGLISH_FILES
 from deployments.pages.i18n import CHINESE, ENGLISH, texts_for
 
 DONE = Progress("because", "42", "miss", False, "stop", 0.5, 0.8, 1.5, 11, 6)
@@ -50,7 +53,7 @@ def test_an_edited_question_drops_what_came_after_it() -> None:
     talk = Conversation("1", (Turn("a", (Answer("m", DONE),)), Turn("b", (Answer("m", DONE),)), Turn("c")))
     shown = chat_messages(talk, ENGLISH)
     index = [message["role"] for message in shown].index("user", 1)
-    assert [turn.question for turn in talk.asking("B", turn_of(talk, ENGLISH, index)).turns] == ["a", "B"]
+    assert [turn.question for turn in talk.edited("B", turn_of(talk, ENGLISH, index)).turns] == ["a", "B"]
 
 
 def test_thinking_is_open_until_the_answer_begins() -> None:
@@ -83,10 +86,46 @@ def test_formulas_are_the_models_alone_and_code_has_none() -> None:
     assert text(asked[0]) == "\\\\(a\\\\) $$x$$ `\\n`"
 
 
+def test_a_curated_answer_says_who_approved_it() -> None:
+    curated = Progress(text="42", cache="curated", finish="stop", first_s=0.1, took_s=0.2, tokens=9, author="Ann <b>")
+    for progress, words in (
+        (curated, "approved by people (Ann &lt;b&gt;)"),
+        (replace(curated, author=""), "approved by people"),
+        (replace(curated, similar=True), "approved by people, for a similar question (Ann"),
+    ):
+        *_, line = answer_messages(Answer("m", progress), ENGLISH)
+        assert words in text(line) and "tokens/s" not in text(line) and "generated" not in text(line)
+    *_, line = answer_messages(Answer("m", curated), CHINESE)
+    assert "人工审定" in text(line)
+
+
+def test_a_file_and_the_parts_that_an_answer_quotes_are_shown_as_text() -> None:
+    file, passage = File("<b>`a` \u2063$$x$$\u2063.txt", "text"), "# <i>one</i> \u2063\\(a\\)\u2063"
+    answer = Answer("m", DONE, source="a <b>", passages=(passage,))
+    question, _, _, quoted, _ = chat_messages(Conversation("1", (Turn("what?", (answer,), file=file),)), ENGLISH)
+    assert text(question) == '<div class="dray-file">&lt;b&gt;`a` $$x$$.txt</div>\n\nwhat?'
+    assert "<p>From a &lt;b&gt;</p><blockquote># &lt;i&gt;one&lt;/i&gt; \\(a\\)</blockquote>" in text(quoted)
+    assert "\n" not in text(quoted)
+
+
+def test_the_examples_are_for_the_language_and_the_model() -> None:
+    names = ("dray-demo", "smollm2-135m-instruct", "deepseek-r1-distill-qwen-1.5b", "qwen3-0.6b", "phi3", "v2.135m")
+    for texts in (ENGLISH, CHINESE):
+        offered = {name: examples(PageModel(name), texts) for name in names}
+        assert all(len(set(questions)) == 4 for questions in offered.values())
+        assert len({*offered.values()}) == 3
+        bundled, small, usual = list(offered.values())[:3]
+        assert bundled != small != usual == offered["qwen3-0.6b"] == offered["phi3"] == offered["v2.135m"]
+        assert examples(None, texts) == ()
+    assert examples(PageModel("dray-demo"), CHINESE)[0].startswith("一个笼子")
+
+
 def test_the_fields_start_with_the_models_defaults() -> None:
     temperature, top_p = default_updates(PageModel("m", 0.6, 0.95), ENGLISH)
     assert (temperature["value"], top_p["value"]) == (0.6, 0.95)
     assert "default: 0.6" in temperature["info"] and "default: 0.95" in top_p["info"]
+    unknown = default_updates(None, ENGLISH)
+    assert [update["value"] for update in unknown] == [None, None], "the server's defaults, whatever model comes"
 
 
 def test_texts_are_in_the_first_language() -> None:
@@ -100,16 +139,18 @@ def test_every_text_has_the_same_fields_in_both_languages() -> None:
 
     fields = {
         language: {name: sorted(re.findall(r"\{(\w+)", flat(text))) for name, text in texts.items()}
-        for language, texts in (("en", asdict(ENGLISH)), ("zh", asdict(CHINESE)))
+        for language, texts in (
+            ("en", asdict(ENGLISH) | asdict(ENGLISH_FILES)),
+            ("zh", asdict(CHINESE) | asdict(CHINESE_FILES)),
+        )
     }
     assert fields["en"] == fields["zh"]
     assert all(asdict(texts.labels).keys() == asdict(ENGLISH.labels).keys() for texts in (ENGLISH, CHINESE))
-    assert len(ENGLISH.examples) == len(CHINESE.examples) == 4
 
 
 def test_an_open_page_looks_for_events_at_most_ten_times_a_second() -> None:
     async def made() -> FastAPI:
-        return gradio_app("http://127.0.0.1:1/v1")  # in an event loop, as Serve makes it
+        return gradio_app(ChatClient("http://127.0.0.1:1/v1"))  # in an event loop, as Serve makes it
 
     [page] = [route for route in asyncio.run(made()).routes if isinstance(route, Mount)]
     queue = page.app.blocks._queue  # type: ignore[attr-defined]

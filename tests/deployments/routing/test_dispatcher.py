@@ -13,6 +13,7 @@ from cluster.models.folder import ServedModel
 from cluster.redis_server import OwnRedis
 from deployments.common.errors import ApiError
 from deployments.common.messages import (
+    NO_PLACE,
     EngineRequest,
     ReplicaStats,
     Sampling,
@@ -20,14 +21,16 @@ from deployments.common.messages import (
     decode_request,
     encode,
 )
-from deployments.common.prefix import BLOCK_TOKENS
+from deployments.common.prefix import BLOCK_TOKENS, block_keys
 from deployments.common.types import GenerationRequest, Message
 from deployments.engine.model import config_for
 from deployments.engine.process import EngineProcess
 from deployments.generation.prompts import PromptRenderer
 from deployments.routing.dispatcher import Dispatcher
+from deployments.routing.prefix_holders import pack
 from deployments.routing.prefix_index import PrefixIndex, PrefixLocation
 from deployments.routing.registry import EngineReplicas
+from deployments.routing.stream_progress import MAX_REFUSALS
 from tests.conftest import redis_server
 from tests.deployments.cache.test_answers import store_at
 from tests.deployments.waiting import until
@@ -242,3 +245,56 @@ def test_routers_share_where_a_prompt_is_cached_and_streams_need_no_redis(bundle
 
     with redis_server(16) as server:
         asyncio.run(asyncio.wait_for(work(server), 200))
+
+
+class FullReplicas:
+    """Replicas without an engine, of which all or some are full, with the interface of a Serve handle."""
+
+    def __init__(self, replicas: EngineReplicas, full: set[str]) -> None:
+        self._replicas, self.full = replicas, full
+        self.asked: list[str] = []
+
+    def options(self, *, stream: bool, method_name: str) -> "FullReplicas":
+        return self
+
+    def remote(self, payload: bytes, /) -> "Response":
+        request = decode_request(payload)
+        name = self._replicas.choose(request, self._replicas.states)[0]
+        self._replicas.accepted(request, name)
+        self.asked.append(name)
+        return Response(self._generate(request, name))
+
+    async def _generate(self, request: EngineRequest, name: str) -> AsyncGenerator[bytes, None]:
+        yield encode(TokenBatch([], replica=name))
+        if request.may_refuse and name in self.full:
+            yield encode(TokenBatch([], "lost", reason=NO_PLACE))
+        else:
+            yield encode(TokenBatch([7], "stop"))
+
+
+def test_a_full_replica_refuses_and_another_takes_the_request_at_once() -> None:
+    names = {f"r{index}" for index in range(20)}
+
+    async def ask(full: set[str], prefix_tokens: int = 0) -> list[str]:
+        replicas = EngineReplicas("router")
+        replicas.update(dict.fromkeys(names, ReplicaStats(300, 60_000)))
+        handle, resumed = FullReplicas(replicas, full), list[str]()
+        dispatcher = Dispatcher(handle, replicas, lambda: resumed.append("resumed"))
+        request = EngineRequest([1] * 200, Sampling(4), prefix_replica="r3", prefix_tokens=prefix_tokens)
+        assert await answer(dispatcher, request) == [7]
+        assert not resumed, "nothing was lost"
+        assert replicas.entries == len(names)
+        keys = pack(block_keys(request.prompt_ids))
+        held = [state.cached_tokens(replicas.states.prefixes.match(keys)) > 0 for state in replicas.states.values()]
+        assert held.count(True) == 1, "those that refused it hold nothing of it"
+        return handle.asked
+
+    async def work() -> None:
+        [owner] = await ask(set())
+        first, second = await ask({owner})
+        assert first == owner != second
+        asked = await ask(names)
+        assert len(asked) == MAX_REFUSALS + 1 and len(set(asked[:-1])) == MAX_REFUSALS, "the last one queues it"
+        assert await ask(names, 160) == ["r3"], "its prompt is cached there, so it waits there"
+
+    asyncio.run(asyncio.wait_for(work(), 60))

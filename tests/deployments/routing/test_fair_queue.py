@@ -148,6 +148,36 @@ def test_people_go_before_batches_which_leave_slots_free() -> None:
     run(work)
 
 
+def test_batches_leave_a_few_slots_free_while_nobody_asks_and_half_afterwards() -> None:
+    async def work() -> None:
+        clock = Clock()
+        teams = Teams(FairQueue(16, 1000, 10**6, clock=clock))
+        await teams.ask(ANYONE, 60, batch=True)
+        assert len(teams.order) == 14
+        await teams.ask("people", 1)
+        assert teams.order[14:] == ["people"]
+        await teams.release(15)
+        assert len(teams.order) == 15 + 8, "while people ask, batches take half"
+        clock.now += 61
+        await teams.release()
+        assert len(teams.order) == 15 + 15, "nobody has asked for a minute"
+
+    run(work)
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_replicas_are_added_for_batches_only_if_the_settings_say_so(scale: bool) -> None:
+    async def work() -> None:
+        teams = Teams(FairQueue(1, 1000, 10**6, batches_scale=scale))
+        await teams.ask("people", 2)
+        await teams.ask("warm", 3, batch=True)
+        assert teams.queue.queued_tokens == 400
+        assert teams.queue.scaling_tokens == (400 if scale else 100)
+        assert teams.queue.scales(batch=False) and teams.queue.scales(batch=True) == scale
+
+    run(work)
+
+
 def test_a_slot_is_reserved_for_teams_with_nothing_running() -> None:
     async def work() -> None:
         teams = Teams(FairQueue(16, 1000, 10**6))
@@ -244,6 +274,71 @@ def test_a_cancellation_at_the_moment_of_the_last_release_or_of_a_refusal_breaks
         await again.release()
         (await late).release(1)
         await settle()
+        assert (queue.running, queue.queued) == (0, 0)
+
+    run(work)
+
+
+def test_a_team_with_thousands_waiting_does_not_slow_the_choice_of_the_next() -> None:
+    def looked_at(waiting: int) -> int:
+        looks = 0
+
+        class Watched(FairQueue):
+            def _may_start(self, team: str, cost: TokenCost) -> bool:
+                nonlocal looks
+                looks += 1
+                return super()._may_start(team, cost)
+
+        async def work() -> None:
+            nonlocal looks
+            teams = Teams(Watched(16, 100_000, 10**6))
+            await teams.ask("quiet", 1)
+            await teams.ask("flood", waiting)
+            looks = 0
+            await teams.release(10)
+            for task in teams.tasks:
+                task.cancel()
+            await asyncio.gather(*teams.tasks, return_exceptions=True)
+
+        run(work)
+        return looks
+
+    assert looked_at(2000) == looked_at(100)
+
+
+def test_requests_that_leave_do_not_stay_in_memory() -> None:
+    async def work() -> None:
+        queue = FairQueue(1, 1000, 10**6)
+        teams = Teams(queue)
+        await teams.ask("occupant", 1)
+        await teams.ask("patient", 1)
+        for _ in range(20):
+            await teams.ask("patient", 100)
+            leaving = teams.tasks[2:]
+            del teams.tasks[2:]
+            for task in leaving:
+                task.cancel()
+            await asyncio.gather(*leaving, return_exceptions=True)
+        assert queue.queued == 1 and queue.queued_tokens == 100
+        assert queue._waiting.entries < 200
+        for task in teams.tasks:
+            task.cancel()
+        await asyncio.gather(*teams.tasks, return_exceptions=True)
+
+    run(work)
+
+
+def test_the_last_of_the_largest_team_may_just_have_been_cancelled() -> None:
+    async def work() -> None:
+        queue = FairQueue(1, 2, 10**6)
+        teams = Teams(queue)
+        await teams.ask("flood", 3)
+        for task in teams.tasks[1:]:
+            task.cancel()  # neither task has run since
+        late = asyncio.create_task(queue.acquire("quiet", 1.0, TokenCost(1, 1)))
+        await settle()
+        await teams.release()
+        (await late).release(2)
         assert (queue.running, queue.queued) == (0, 0)
 
     run(work)

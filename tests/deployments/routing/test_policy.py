@@ -210,3 +210,12 @@ def test_a_prompt_that_a_replica_has_evicted_is_not_sent_there() -> None:
     states["r5"].update(msgspec.structs.replace(IDLE, evicted_before=now.now - 1))
     assert states["r5"].cached_tokens(states.prefixes.match(packed(SYSTEM))) == 0
     assert len({rank_replicas(EngineRequest([*SYSTEM, number], Sampling(9)), states)[0] for number in range(9)}) == 1
+
+
+def test_a_replica_with_a_free_place_goes_before_a_full_one() -> None:
+    full = ReplicaStats(300, 60_000, {"another": PendingWork(0, 4, 4)}, max_num_seqs=4)
+    free = ReplicaStats(300, 60_000, {"another": PendingWork(0, 600, 3)}, max_num_seqs=4)
+    states = replicas(*[full] * 20, free)
+    for number in range(20):
+        assert rank_replicas(request_of(number), states)[0] == "r20"
+    assert rank_replicas(request_of(), replicas(*[full] * 21)), "where all are full, the least bad one"

@@ -1,0 +1,71 @@
+"""Objects in object storage: S3 and what speaks its protocol, Google Cloud Storage, Alibaba Cloud's OSS."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from cluster.models.bucket_url import BucketUrl
+from cluster.models.buckets import open_bucket
+
+
+class BucketStore:
+    """Objects in one folder of a bucket. Credentials come from the environment, as those for models do."""
+
+    def __init__(self, url: str) -> None:
+        """Raises BucketUrlError for an address that is none, HubError where the extra `buckets` is not installed."""
+        self._url = BucketUrl.parse(url)
+        self._store = open_bucket(self._url)
+
+    def write(self, name: str, content: Iterable[bytes]) -> int:
+        """As ObjectStore says: object storage shows an object when it is complete."""
+        import obstore
+
+        size = 0
+
+        def counted() -> Iterator[bytes]:
+            nonlocal size
+            for block in content:
+                size += len(block)
+                yield block
+
+        with _errors(self._url):
+            obstore.put(self._store, name, counted())
+        return size
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        """As ObjectStore says."""
+        import obstore
+
+        if end <= start:
+            return b""
+        with _errors(self._url):
+            return bytes(obstore.get_range(self._store, name, start=start, end=end))
+
+    def remove(self, name: str) -> None:
+        """As ObjectStore says."""
+        import obstore
+
+        try:
+            with _errors(self._url):
+                obstore.delete(self._store, name)
+        except FileNotFoundError:
+            return
+
+    def names(self, prefix: str) -> list[str]:
+        """As ObjectStore says."""
+        import obstore
+
+        with _errors(self._url):
+            return [entry["path"] for batch in obstore.list(self._store, prefix=f"{prefix}/") for entry in batch]
+
+
+@contextmanager
+def _errors(url: BucketUrl) -> Iterator[None]:
+    """Turns the library's errors into those of files."""
+    from obstore import exceptions
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except exceptions.BaseError as error:
+        raise OSError(f"{url}: {str(error).partition(chr(10))[0][:300]}") from None

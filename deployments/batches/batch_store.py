@@ -1,0 +1,191 @@
+"""Batches in Redis: their state, and the tasks that routers share by leases (deployments.batches.scripts)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from cluster.records.batches import OPEN, OWNERS, batch_key, owner_key
+from cluster.settings import BatchSettings
+from deployments.api.protocol.batches import BatchError
+from deployments.batches import scripts
+from deployments.batches.file_store import FileRecord, encode_file
+from deployments.common.redis import BACKGROUND_EXTRA_S, RedisStore
+
+VALIDATE, FINALIZE = "validate", "finalize"
+LEASE_S = 10.0
+"""After this time without a sign of life of its router, a task is anybody's."""
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """A batch. Times are in Unix seconds; 0: not yet. places: of the chunks of lines in the input file, in bytes, and
+    of its end. stop: why it ends early, `expired` or `cancelled`."""
+
+    id: str
+    owner: str
+    input_file_id: str
+    endpoint: str
+    completion_window: str
+    status: str
+    created_at: int
+    expires_at: int
+    output_ttl_s: int
+    metadata: str = ""
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    places: str = ""
+    stop: str = ""
+    errors: str = ""
+    output_file_id: str = ""
+    error_file_id: str = ""
+    in_progress_at: int = 0
+    finalizing_at: int = 0
+    completed_at: int = 0
+    failed_at: int = 0
+    expired_at: int = 0
+    cancelling_at: int = 0
+    cancelled_at: int = 0
+
+    @property
+    def chunk_places(self) -> list[int]:
+        """Where each chunk of lines begins in the input file, and where the last one ends."""
+        return msgspec.json.decode(self.places, type=list[int]) if self.places else []
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBatch:
+    """A batch that has not ended."""
+
+    id: str
+    owner: str
+    input_file_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task of a batch on which this router holds a lease. stop: why the batch stops; empty: it does not."""
+
+    batch_id: str
+    name: str
+    holder: str
+    stop: str
+
+
+class BatchStore:
+    """One router's access to the batches of all teams. All of it raises RedisUnavailable."""
+
+    def __init__(self, settings: BatchSettings, store: RedisStore, lease_s: float) -> None:
+        """lease_s: of a task, in seconds."""
+        self.lease_s = lease_s
+        self._settings = settings
+        self._store = store
+        self._create, self._claim, self._renew = map(store.script, (scripts.CREATE, scripts.CLAIM, scripts.RENEW))
+        self._release, self._cancel = map(store.script, (scripts.RELEASE, scripts.CANCEL))
+        self._valid, self._invalid = map(store.script, (scripts.COMMIT_VALID, scripts.COMMIT_INVALID))
+        self._lines, self._output = map(store.script, (scripts.COMMIT_LINES, scripts.COMMIT_OUTPUT))
+
+    async def create(self, batch: Batch) -> bool:
+        """Adds a batch; False if the owner has too many that have not ended."""
+        given: dict[str, Any] = msgspec.to_builtins(batch)
+        fields = [part for name, value in given.items() if value not in ("", 0) for part in (name, value)]
+        owned, limit = owner_key("of", batch.owner), self._settings.batches_per_team
+        arguments = (batch.id, batch.owner, batch.input_file_id, limit, batch_key("batch", ""), *fields)
+        return bool(await self._create([*_keys(batch.id), owned], *arguments))
+
+    async def get(self, batch_id: str) -> Batch | None:
+        """A batch of any owner."""
+        return _batch(await self._store.execute("HGETALL", batch_key("batch", batch_id), extra_s=BACKGROUND_EXTRA_S))
+
+    async def of(self, owner: str, since: float = 0.0) -> list[str]:
+        """The ids of the owner's batches that were created after this Unix time, the newest first."""
+        ids = await self._store.execute("ZREVRANGEBYSCORE", owner_key("of", owner), "+inf", int(1000 * since))
+        return [batch_id.decode() for batch_id in ids]
+
+    async def get_all(self, ids: Sequence[str]) -> list[Batch]:
+        """The batches of these ids that are still kept."""
+        if not ids:
+            return []
+        replies = await self._store.pipeline([("HGETALL", batch_key("batch", batch_id)) for batch_id in ids])
+        return [batch for reply in replies if (batch := _batch(reply)) is not None]
+
+    async def open(self) -> list[OpenBatch]:
+        """All batches that have not ended."""
+        reply = _pairs(await self._store.execute("HGETALL", OPEN, extra_s=BACKGROUND_EXTRA_S))
+        return [OpenBatch(batch_id, *value.split("\n", 1)) for batch_id, value in reply.items()]
+
+    async def owners(self) -> list[str]:
+        """Every owner that has had a file."""
+        return [owner.decode() for owner in await self._store.execute("SMEMBERS", OWNERS)]
+
+    async def claim(self, batch_id: str, holder: str) -> Task | None:
+        """A task that nobody works on, with a lease for this holder."""
+        reply = await self._claim(_keys(batch_id), batch_id, holder, self._lease_ms, extra_s=BACKGROUND_EXTRA_S)
+        return Task(batch_id, reply[0].decode(), holder, reply[1].decode()) if reply else None
+
+    async def renew(self, task: Task) -> str:
+        """Renews the lease on a task. `lost` if it is another's by now; else why the batch stops, or nothing."""
+        arguments = (task.name, task.holder, self._lease_ms)
+        reply: bytes = await self._renew(_keys(task.batch_id), *arguments, extra_s=BACKGROUND_EXTRA_S)
+        return reply.decode()
+
+    async def release(self, task: Task) -> None:
+        """Leaves a task to the others."""
+        await self._release(_keys(task.batch_id), task.name, task.holder, extra_s=BACKGROUND_EXTRA_S)
+
+    async def commit_valid(self, task: Task, places: Sequence[int], lines: int) -> bool:
+        """The input file is right. places: as in Batch. False if the lease is lost, as of the other commits."""
+        names = [chunk_name(number) for number in range(len(places) - 1)]
+        arguments = (task.holder, msgspec.json.encode(places), lines, *names)
+        return bool(await self._valid(_keys(task.batch_id), *arguments, extra_s=BACKGROUND_EXTRA_S))
+
+    async def commit_invalid(self, task: Task, problems: Sequence[BatchError]) -> bool:
+        """The input file is wrong."""
+        arguments = (task.holder, msgspec.json.encode(problems), task.batch_id, self._settings.file_ttl_s)
+        return bool(await self._invalid(_keys(task.batch_id), *arguments, extra_s=BACKGROUND_EXTRA_S))
+
+    async def commit_lines(self, task: Task, part: str, completed: int, failed: int) -> bool:
+        """A chunk of lines has been answered. part: says where the answers are."""
+        arguments = (task.name, task.holder, part, completed, failed)
+        return bool(await self._lines(_keys(task.batch_id), *arguments, extra_s=BACKGROUND_EXTRA_S))
+
+    async def commit_output(self, task: Task, owner: str, status: str, files: Mapping[str, FileRecord]) -> bool:
+        """The batch has ended. files: by the field of the batch that names each."""
+        written = [part for name, file in files.items() for part in (name, file.id, encode_file(file), file.bytes)]
+        keys = [*_keys(task.batch_id), owner_key("files", owner), owner_key("sizes", owner), OWNERS]
+        arguments = (task.holder, task.batch_id, owner, self._settings.file_ttl_s, status, *written)
+        return bool(await self._output(keys, *arguments, extra_s=BACKGROUND_EXTRA_S))
+
+    async def parts(self, batch_id: str) -> dict[str, str]:
+        """Where the answers to each chunk are, by its name."""
+        return _pairs(await self._store.execute("HGETALL", batch_key("parts", batch_id), extra_s=BACKGROUND_EXTRA_S))
+
+    async def cancel(self, batch_id: str) -> str:
+        """Cancels a batch, unless it has ended. Returns its status before."""
+        reply: bytes = await self._cancel(_keys(batch_id), extra_s=BACKGROUND_EXTRA_S)
+        return (reply or b"").decode()
+
+    @property
+    def _lease_ms(self) -> int:
+        return int(1000 * self.lease_s)
+
+
+def chunk_name(number: int) -> str:
+    """The task of a chunk of lines. Names sort as numbers do."""
+    return f"{number:06d}"
+
+
+def _keys(batch_id: str) -> list[str]:
+    return [*(batch_key(kind, batch_id) for kind in ("batch", "todo", "holders", "parts")), OPEN]
+
+
+def _batch(reply: Any) -> Batch | None:
+    fields = _pairs(reply)
+    return msgspec.convert(fields, Batch, strict=False) if fields else None
+
+
+def _pairs(reply: Any) -> dict[str, str]:
+    """A hash, which Redis' two protocols send in two ways."""
+    flat = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
+    return {name.decode(): value.decode() for name, value in flat}

@@ -1,0 +1,107 @@
+"""The files of teams: what Redis holds of each, and its bytes in an object."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from cluster.objects.store import ObjectStore
+from cluster.records.batches import OWNERS, owner_key
+from cluster.settings import BatchSettings
+from deployments.common.redis import BACKGROUND_EXTRA_S, RedisStore
+
+Refusal = Literal["files", "bytes"]
+
+# KEYS: the owner's files, their sizes, the owners. ARGV: id, record, bytes, owner, maximum number, and of all bytes.
+_ADD = """
+local sizes, sum = redis.call('HVALS', KEYS[2]), 0
+for _, size in ipairs(sizes) do sum = sum + tonumber(size) end
+if #sizes >= tonumber(ARGV[5]) then return 1 end
+if sum + tonumber(ARGV[3]) > tonumber(ARGV[6]) then return 2 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
+redis.call('SADD', KEYS[3], ARGV[4])
+return 0
+"""
+
+
+class FileRecord(msgspec.Struct, frozen=True):
+    """A file. expires_at: Unix time. lines: that are not blank."""
+
+    id: str
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    expires_at: int
+    lines: int = 0
+
+
+encode_file = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(FileRecord).decode
+
+
+def new_file_id() -> str:
+    """An id that nobody can guess."""
+    return f"file-{secrets.token_hex(16)}"
+
+
+def object_name(file_id: str) -> str:
+    """The object with a file's bytes."""
+    return f"files/{file_id}"
+
+
+class FileStore:
+    """One router's access to the files of all teams. All of it raises RedisUnavailable or OSError."""
+
+    def __init__(self, settings: BatchSettings, store: RedisStore, objects: ObjectStore) -> None:
+        self.objects = objects
+        self._settings = settings
+        self._store = store
+        self._add = store.script(_ADD)
+
+    async def write(self, file_id: str, content: Iterable[bytes]) -> int:
+        """Writes the bytes of a file that is not there yet. Returns their number."""
+        return await asyncio.to_thread(self.objects.write, object_name(file_id), content)
+
+    async def add(self, owner: str, record: FileRecord) -> Refusal | None:
+        """Adds a file whose bytes are written; why not, if the owner has too much."""
+        keys = [owner_key("files", owner), owner_key("sizes", owner), OWNERS]
+        limits = self._settings.files_per_team, self._settings.bytes_per_team
+        reply = await self._add(
+            keys, record.id, encode_file(record), record.bytes, owner, *limits, extra_s=BACKGROUND_EXTRA_S
+        )
+        refusals: dict[int, Refusal] = {1: "files", 2: "bytes"}
+        return refusals.get(int(reply))
+
+    async def get(self, owner: str, file_id: str) -> FileRecord | None:
+        """The owner's file; None if there is none, or it has expired."""
+        record = await self.get_even_expired(owner, file_id)
+        return record if record and record.expires_at > time.time() else None
+
+    async def get_even_expired(self, owner: str, file_id: str) -> FileRecord | None:
+        """The owner's file, which may have expired since a batch began to use it; None if there is none."""
+        value = await self._store.execute("HGET", owner_key("files", owner), file_id, extra_s=BACKGROUND_EXTRA_S)
+        return _decode(value) if value else None
+
+    async def of(self, owner: str, *, expired: bool = False) -> list[FileRecord]:
+        """The owner's files, the oldest first; or those that have expired."""
+        values = await self._store.execute("HVALS", owner_key("files", owner), extra_s=BACKGROUND_EXTRA_S)
+        records, now = map(_decode, values), time.time()
+        return sorted(
+            (record for record in records if (record.expires_at <= now) == expired),
+            key=lambda record: (record.created_at, record.id),
+        )
+
+    async def remove(self, owner: str, file_id: str) -> None:
+        """Removes a file, first its bytes: what is left after a failure can be removed again."""
+        await self.discard(file_id)
+        await self._store.execute("HDEL", owner_key("files", owner), file_id)
+        await self._store.execute("HDEL", owner_key("sizes", owner), file_id)
+
+    async def discard(self, file_id: str) -> None:
+        """Removes the bytes of a file that was not added."""
+        await asyncio.to_thread(self.objects.remove, object_name(file_id))

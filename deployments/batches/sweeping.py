@@ -1,0 +1,70 @@
+"""Removes files that have expired, and what routers that died have left behind."""
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+
+from cluster.records.batches import SWEEPING
+from deployments.batches.batch_store import BatchStore
+from deployments.batches.file_store import FileStore, object_name
+from deployments.batches.output import PARTS
+from deployments.common.errors import ApiError
+from deployments.common.redis import RedisStore, RedisUnavailable
+from deployments.tenancy.auth import TEAM, Authenticator
+
+log = logging.getLogger("dray.batches")
+
+_INTERVAL_S = 600
+_ORPHANED_S = 86_400
+_BATCH_ID = len("batch_") + 32
+
+
+class Sweeper:
+    """One router's; of all routers, one at a time sweeps."""
+
+    def __init__(self, store: RedisStore, batches: BatchStore, files: FileStore, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+        self._store = store
+        self._batches = batches
+        self._files = files
+        self._unknown: dict[str, float] = {}
+        """When objects were first seen that nothing refers to: they may be on the way."""
+
+    async def sweep_forever(self) -> None:
+        """Sweeps until cancelled."""
+        while True:
+            with suppress(RedisUnavailable, OSError, ApiError):
+                if await self._store.execute("SET", SWEEPING, "1", "NX", "EX", _INTERVAL_S - 1):
+                    await self.sweep()
+            await asyncio.sleep(_INTERVAL_S)
+
+    async def sweep(self) -> None:
+        """Removes what has expired, and the files of teams that were removed; no file that a batch still reads.
+
+        Raises RedisUnavailable, OSError, and ApiError 503 until teams are loaded.
+        """
+        open_batches = await self._batches.open()
+        known = {object_name(batch.input_file_id) for batch in open_batches}
+        for owner in await self._batches.owners():
+            gone = await self._files.of(owner, expired=True)
+            if owner.startswith(TEAM):
+                files = await self._files.of(owner)
+                gone += [file for file in files if self._authenticator.caller_of(owner, file.created_at) is None]
+            for record in gone:
+                if object_name(record.id) not in known:
+                    await self._files.remove(owner, record.id)
+            known |= {object_name(record.id) for record in await self._files.of(owner)}
+        running = {batch.id for batch in open_batches}
+        objects = self._files.objects
+        names = await asyncio.to_thread(objects.names, "files")
+        unknown = [name for name in names if name not in known]
+        for name in await asyncio.to_thread(objects.names, PARTS):
+            if name.removeprefix(f"{PARTS}/")[:_BATCH_ID] not in running:
+                unknown.append(name)
+        now = time.time()
+        self._unknown = {name: self._unknown.get(name, now) for name in unknown}
+        for name, seen in self._unknown.items():
+            if now - seen > _ORPHANED_S:
+                log.info("removing an object that nothing refers to", extra={"object": name})
+                await asyncio.to_thread(objects.remove, name)

@@ -1,0 +1,45 @@
+// What the gradio pages of Dray share in the browser: the language, the theme, and the header.
+// `words` are the page's texts, by language; see head.py, which puts them and this into the page before gradio starts.
+const page = (() => {
+  const LANGUAGE = "dray:language", THEME = "dray:theme";
+  const language = (localStorage.getItem(LANGUAGE) || navigator.language).startsWith("zh") ? "zh" : "en";
+  const text = words[language];
+  document.documentElement.lang = language;
+  document.cookie = `dray-language=${language}; path=/; max-age=31536000; samesite=strict`;
+  // gradio knows the browser's language only, and takes the theme from the address.
+  const locale = language === "zh" ? "zh-CN" : "en";
+  Object.defineProperty(navigator, "language", { get: () => locale });
+  Object.defineProperty(navigator, "languages", { get: () => [locale] });
+  const theme = localStorage.getItem(THEME);
+  const address = new URL(location);
+  if (theme && address.searchParams.get("__theme") !== theme) {
+    address.searchParams.set("__theme", theme);
+    history.replaceState(null, "", address);
+  }
+
+  const element = (tag, properties = {}, ...children) => {
+    const made = Object.assign(document.createElement(tag), properties);
+    made.append(...children);
+    return made;
+  };
+  const button = (name, onclick, properties = {}) => element("button", { type: "button", textContent: name, onclick, ...properties });
+  const link = (href, name) => element("a", { href, textContent: name });
+
+  // links: addresses and names.
+  function header(place, links, ...more) {
+    const other = language === "zh" ? "en" : "zh";
+    const isDark = () => document.body.classList.contains("dark");
+    const name = () => (isDark() ? text.light : text.dark);
+    const toggle = button(name(), () => {
+      document.body.classList.toggle("dark");
+      localStorage.setItem(THEME, isDark() ? "dark" : "light");
+      toggle.textContent = name();
+    });
+    new MutationObserver(() => { toggle.textContent = name(); }).observe(document.body, { attributeFilter: ["class"] });
+    place.replaceChildren(element("div", { className: "dray-header" }, element("h1", { textContent: "Dray" }),
+      ...links.map(entry => link(...entry)), toggle,
+      button(text.language, () => { localStorage.setItem(LANGUAGE, other); location.reload(); }, { lang: other }), ...more));
+  }
+
+  return { language, locale, text, element, button, header };
+})();

@@ -1,0 +1,368 @@
+"""The console's handlers with a real router and a real Redis behind them. Its browser's part: tests/browser."""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio", reason="the console needs the extra `page`")
+
+import gradio as gr
+
+from cluster.audit import AUDIT_FOLDER
+from cluster.records.curated import list_answers
+from cluster.records.team_records import ADMIN, Quota, Team
+from cluster.records.teams import add_team, change_team, create_key, read_registry
+from cluster.redis_server import OwnRedis
+from cluster.reports.budgets import Budget
+from deployments.pages.client import ServerUnreachable
+from deployments.pages.console import words as console_words
+from deployments.pages.console.admin import AdminClient, Failed, Refused
+from deployments.pages.console.answers import Answers
+from deployments.pages.console.page import Console
+from deployments.pages.console.teams import Teams
+from deployments.pages.console.usage import Usage, warnings
+from deployments.pages.console.words import TEXTS, WORDS
+from deployments.pages.i18n import ENGLISH_LABELS
+from tests.cluster.streams import serving
+from tests.conftest import MODEL
+from tests.deployments.api.test_curated import GENERATED, QUESTION, Bot, run, servers
+from tests.deployments.api.test_feedback import voted
+
+__all__ = ["servers"]
+
+Servers = tuple[OwnRedis, OwnRedis]
+ENGLISH = WORDS["en"]
+REQUEST = gr.Request(headers={"accept-language": "en"}, cookies={})
+FOLDER = Path(console_words.__file__).parent
+
+
+def click(action: str, of: str = "") -> gr.EventData:
+    """A click on a row's button."""
+    return gr.EventData(None, {"action": action, "id": of})
+
+
+@dataclass
+class Open:
+    """An open console and an admin key. bot: the router."""
+
+    page: Console
+    bot: Bot
+    key: str
+
+    def section(self, name: str) -> Any:
+        [found] = [section for section in self.page.sections if section.name == name]
+        return found
+
+
+def tables(value: str) -> dict[str, list[list[Any]]]:
+    """The cells of a board's tables, by caption."""
+
+    def cell(of: dict[str, Any]) -> Any:
+        return next((of[name] for name in ("number", "time", "share") if name in of), of.get("text", ""))
+
+    return {
+        table["caption"]: [[cell(one) for one in row["cells"]] for row in table["rows"]]
+        for table in json.loads(value)["tables"]
+    }
+
+
+def opened(
+    servers: Servers,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    work: Callable[[Open], Awaitable[None]],
+    **settings: Any,
+) -> None:
+    """Runs the work with a console whose router has a team, `support`, and an admin key."""
+
+    async def with_console(bot: Bot) -> None:
+        add_team(bot.store, Team("support", 1.0))
+        key = create_key(bot.store, ADMIN, "operations").secret
+        client = AdminClient(f"{bot.running.url}/v1")
+        page = Console(client)
+        page.build()
+        console = Open(page, bot, key)
+        await console.page.login.sign_in(key, REQUEST)
+        while (await console.page.login.sign_in(key, REQUEST))[0] != "in":  # until the router has read the key
+            pass
+        await work(console)
+        await client._http.aclose()
+
+    run(servers, monkeypatch, folder, with_console, **settings)
+
+
+def test_only_an_admin_key_opens_it(servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def work(console: Open) -> None:
+        login = console.page.login
+        team = create_key(console.bot.store, "support").secret
+
+        async def notices(key: str) -> list[str]:
+            state, board, kept = await login.sign_in(key, REQUEST)
+            assert state == "out" and kept == key
+            return [notice["text"] for notice in json.loads(board)["notices"]]
+
+        for wrong in ("dray-wrong", console.key[:-1], "ключ", "a\nb", console.key + "\r\nx: y"):
+            assert (await notices(wrong))[0] == ENGLISH["key_refused"], wrong
+        assert await notices("") == [ENGLISH["key_missing"], ENGLISH["how_to_create"]]
+        while (told := (await notices(team))[0]) == ENGLISH["key_refused"]:  # until the router has read the key
+            pass
+        assert told == ENGLISH["not_admin"]
+        assert await login.restore(f" {console.key}\n", REQUEST) == ("in", "", console.key)
+        state, _, kept = await login.restore("dray-old", REQUEST)
+        assert (state, kept) == ("out", ""), "what the browser kept and is no longer good goes"
+        with pytest.raises(Failed, match=re.escape(ENGLISH["not_admin"])):
+            await console.section("teams").act(team, click("open"), REQUEST)
+
+    opened(servers, monkeypatch, tmp_path, work)
+
+
+def test_without_any_key_it_says_how_to_begin(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def work(bot: Bot) -> None:
+        client = AdminClient(f"{bot.running.url}/v1")
+        state, board, _ = await Console(client).login.restore("", REQUEST)
+        await client._http.aclose()
+        [notice] = json.loads(board)["notices"]
+        assert (state, notice["text"], notice["code"]) == ("out", ENGLISH["keyless"], "dray keys create --admin")
+
+    run(servers, monkeypatch, tmp_path, work)
+
+
+def test_teams_are_made_changed_and_deleted_with_the_persons_own_key(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def work(console: Open) -> None:
+        teams, store = console.section("teams"), console.bot.store
+        assert isinstance(teams, Teams)
+        made = await teams.store(console.key, REQUEST, "", " hotline ", [MODEL], 2.0, True, 9.5, 60, None, 0, 5_000)
+        [hotline, support] = tables(made[teams.table])["Teams"]
+        assert hotline[:8] == ["hotline", MODEL, 2.0, 60, "unlimited", "unlimited", 5_000, 9.5]
+        assert support[0] == "support"
+        assert read_registry(store).teams["hotline"].shares_answers
+        with pytest.raises(Failed, match="Team hotline already exists"):
+            await teams.store(console.key, REQUEST, "", "hotline", [], 1.0, False, 0, 0, 0, 0, 0)
+        filled = await teams.act(console.key, click("edit", "hotline"), REQUEST)
+        assert (filled[teams.chosen], filled[teams.models], filled[teams.weight]) == ("hotline", [MODEL], 2.0)
+        assert [filled[field] for field in teams.limits] == [60, 0, 0, 5_000]
+        await teams.store(console.key, REQUEST, "hotline", "hotline", [], 1.5, False, 0, 0, 0, 3, 0)
+        changed = read_registry(store).teams["hotline"]
+        assert (changed.models, changed.weight, changed.quota.requests_at_a_time) == ((), 1.5, 3)
+        left = await teams.act(console.key, click("delete", "hotline"), REQUEST)
+        assert [row[0] for row in tables(left[teams.table])["Teams"]] == ["support"]
+        actors = {
+            json.loads(line)["actor"] for line in (tmp_path / AUDIT_FOLDER / "audit.jsonl").read_text().splitlines()
+        }
+        assert actors == {f"key:{console.key.split('-')[1]}"}
+
+    opened(servers, monkeypatch, tmp_path, work)
+
+
+def test_a_new_key_is_shown_once_rotated_and_revoked(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def work(console: Open) -> None:
+        keys, store = console.section("teams")._keys, console.bot.store
+        with pytest.raises(Failed, match=re.escape(ENGLISH["team_missing"])):
+            await keys.create(console.key, None, "", 0, REQUEST)
+        made = await keys.create(console.key, "support", "bot", 30, REQUEST)
+        secret, number = made[keys.secret], made[keys.secret].split("-")[1]
+        assert secret not in made[keys.table] and number in made[keys.table]
+        key = read_registry(store).keys[number]
+        assert (key.team, key.label) == ("support", "bot")
+        assert 29 < (key.ends - time.time()) / 86_400 <= 30
+        rotated = await keys.act(console.key, click("rotate", number), REQUEST)
+        assert rotated[keys.secret] != secret and rotated[keys.secret].startswith("dray-")
+        assert read_registry(store).keys[number].replaced_by == rotated[keys.secret].split("-")[1]
+        revoked = await keys.act(console.key, click("revoke", number), REQUEST)
+        assert keys.secret not in revoked
+        assert not read_registry(store).keys[number].is_valid(time.time())
+        made = await keys.create(console.key, "*", "", 0, REQUEST)
+        assert read_registry(store).keys[made[keys.secret].split("-")[1]].team == ADMIN
+
+    opened(servers, monkeypatch, tmp_path, work)
+
+
+async def until(work: Callable[[], Awaitable[Any]]) -> Any:
+    """The first result that says something: routers write what they count twice a second."""
+    async with asyncio.timeout(30):
+        while not (result := await work()):
+            await asyncio.sleep(0.05)
+        return result
+
+
+def test_usage_is_summed_up_with_what_the_cache_saved(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def work(console: Open) -> None:
+        usage, bot = console.section("usage"), console.bot
+        assert isinstance(usage, Usage)
+        key = create_key(bot.store, "support").secret
+        change_team(bot.store, "support", quota=Quota(tokens_per_month=10**9), cost_per_month=1000.0)
+        await until(lambda: _may(bot, key))
+        for _ in range(3):
+            await bot.chat(key=key)
+
+        async def shown() -> Any:
+            updates = await usage.show(console.key, 30, "team", "requests_count", REQUEST)
+            rows = tables(updates[usage.details])[ENGLISH["usage_table"]]
+            return updates if rows and rows[0][2] == 3 else None
+
+        updates = await until(shown)
+        details = tables(updates[usage.details])
+        [team, model, requests, hits, *_] = details[ENGLISH["usage_table"]][0]
+        assert (team, model, requests, hits) == ("support", MODEL, 3, 2)
+        assert details[ENGLISH["usage_table"]][0][-1] > 0, "what the cache saved has a price"
+        [budget] = details[ENGLISH["budgets"]]
+        assert budget[0] == "support" and budget[2] == 10**9
+        figures = {one["name"]: one["value"] for one in json.loads(updates[usage.sums])["figures"]}
+        assert figures["answered from the cache"]["text"] == "67 %" and figures["requests"]["number"] == 3
+        plot, legend = usage.by_day.outputs
+        data = updates[plot]["value"]["data"]
+        assert len(data) == 30 and data[-1][1:] == ["support", 3.0] and {row[2] for row in data[:-1]} == {0.0}
+        assert [entry["name"] for entry in json.loads(updates[legend])["legend"]] == ["support"]
+        weeks = await usage.show(console.key, 90, "model", "saved_count", REQUEST)
+        assert len(weeks[plot]["value"]["data"]) in (13, 14)
+
+    prices = {"models": [{"model": MODEL, "input": 1000, "output": 2000}]}
+    opened(servers, monkeypatch, tmp_path, work, prices=prices)
+
+
+async def _may(bot: Bot, key: str) -> bool:
+    headers = {"Authorization": f"Bearer {key}"}
+    return (await bot.client.get("/v1/models", headers=headers)).is_success
+
+
+def test_a_team_that_has_used_most_of_its_budget_is_warned_of() -> None:
+    budgets = [
+        Budget("a", "2026-11", 79, 100, None, 0.0, 0.79, "ok"),
+        Budget("b", "2026-11", 80, 100, None, 0.0, 0.8, "warning"),
+        Budget("c", "2026-11", 1, 0, 12.0, 10.0, 1.2, "exceeded"),
+    ]
+    notices = [(one.text, one.tone) for one in warnings(budgets, ENGLISH)]
+    assert notices == [
+        ("b has used 80 % of its budget of this month.", "warn"),
+        ("c has used 120 % of its budget of this month.", "bad"),
+    ]
+
+
+def test_answers_are_found_pinned_corrected_and_deleted(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def work(console: Open) -> None:
+        answers, bot, key = console.section("answers"), console.bot, console.key
+        assert isinstance(answers, Answers)
+        team = create_key(bot.store, "support").secret
+        await until(lambda: _may(bot, team))
+        first = await bot.chat(key=team)
+        await bot.chat("What is the VAT rate?", key=team)
+        await voted(bot, id=first.json()["id"], key=team, reason="old", correction="Ask Ann.")
+
+        async def found() -> Any:
+            listed = await answers.vote(key, "", "", click("open"), REQUEST)
+            return listed if len(tables(listed[answers.cached])[ENGLISH["cached"]]) == 2 else None
+
+        listed = await until(found)
+        [vote] = json.loads(listed[answers.votes])["tables"][0]["rows"]
+        assert vote["cells"][0]["text"] == QUESTION and vote["actions"][0]["action"] == "correct"
+        corrected = await answers.vote(key, "", "", click("correct", vote["id"]), REQUEST)
+        assert corrected[answers.answer] == "Ask Ann." and corrected[answers.question]["value"] == QUESTION
+        about = corrected[answers.about]
+        with pytest.raises(Failed, match=re.escape(ENGLISH["answer_missing"])):
+            await answers.store(key, "", about, QUESTION, " ", None, REQUEST)
+        saved = await answers.store(key, "", about, QUESTION, "Ask Ann.", None, REQUEST)
+        assert tables(saved[answers.votes])[ENGLISH["voted_down"]] == []
+        [curated] = list_answers(bot.store)
+        assert (curated.namespace, curated.question, curated.answer) == ("team.support", QUESTION, "Ask Ann.")
+
+        search = await answers.find(key, "vat", REQUEST)
+        [row] = json.loads(search[answers.cached])["tables"][0]["rows"]
+        seen = await answers.cache(key, "vat", "", click("see", row["id"]), REQUEST)
+        assert ["Answer", GENERATED] in tables(seen[answers.seen])[ENGLISH["cached_answer"]]
+        await answers.cache(key, "", "", click("pin", row["id"]), REQUEST)
+        assert {one.answer for one in list_answers(bot.store)} == {"Ask Ann.", GENERATED}
+        opened_form = await answers.cache(key, "", "", click("correct", row["id"]), REQUEST)
+        await answers.store(key, "", opened_form[answers.about], "What is the VAT rate?", "19 %", None, REQUEST)
+        assert {one.answer for one in list_answers(bot.store)} == {"Ask Ann.", "19 %"}
+        gone = await answers.cache(key, "vat", "", click("delete", row["id"]), REQUEST)
+        assert tables(gone[answers.cached])[ENGLISH["cached"]] == []
+
+        await answers.store(key, "", "", "Who pays?", "The company.", "team.support", REQUEST)
+        [added] = list_answers(bot.store, search="who pays")
+        edited = await answers.curate(key, "", "", click("edit", added.id), REQUEST)
+        await answers.store(key, "", edited[answers.about], "Who pays?", "We do.", None, REQUEST)
+        left = await answers.curate(key, "", "", click("delete", curated.id), REQUEST)
+        assert {row[1] for row in tables(left[answers.curated])[ENGLISH["curated"]]} == {"19 %", "We do."}
+
+    opened(servers, monkeypatch, tmp_path, work)
+
+
+def test_requests_errors_and_models_are_listed(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def work(console: Open) -> None:
+        bot, key = console.bot, console.key
+        team = create_key(bot.store, "support").secret
+        await until(lambda: _may(bot, team))
+        await bot.chat(key=team)
+        refused = await bot.client.post("/v1/chat/completions", json={}, headers={"Authorization": f"Bearer {team}"})
+        requests, errors, models = (console.section(name) for name in ("requests", "errors", "models"))
+
+        async def listed(errors_only: bool = False) -> Any:
+            updates = await requests.show(key, "support", None, errors_only, REQUEST)
+            return tables(updates[requests.table])[ENGLISH["requests"]]
+
+        rows = await until(lambda: listed(errors_only=False))
+        assert any(row[2] == "support" and row[5].startswith("200") for row in rows)
+        [failed] = await until(lambda: listed(errors_only=True))
+        assert failed[5].startswith(str(refused.status_code))
+
+        async def wrong() -> Any:
+            return tables((await errors.show(key, REQUEST))[errors.table])[ENGLISH["errors_table"]]
+
+        assert any(row[2] == "support" and row[6] for row in await until(wrong))
+
+        async def served() -> Any:
+            return tables((await models.show(key, REQUEST))[models.tables])[ENGLISH["models"]]
+
+        [model] = await until(served)
+        assert model[:2] == [MODEL, ENGLISH["task_generate"]]
+
+    opened(servers, monkeypatch, tmp_path, work)
+
+
+def test_what_goes_wrong_is_said_and_a_proxys_page_is_no_answer() -> None:
+    async def asked(url: str) -> None:
+        await AdminClient(url).call("POST", "/admin/teams", dict[str, Any], {}, {})
+
+    for body, status, error in (
+        (b'{"error":{"message":"no","code":"x"}}', 409, Refused),
+        (b"<html>bad gateway</html>", 502, ServerUnreachable),
+        (b"no json", 200, ServerUnreachable),
+    ):
+        with serving(body, status=status) as url, pytest.raises(error):
+            asyncio.run(asked(url))
+    with pytest.raises(ServerUnreachable):
+        asyncio.run(asked("http://127.0.0.1:1/v1"))
+
+
+def test_every_text_is_used_and_has_the_same_fields_in_both_languages() -> None:
+    sources = [file.read_text() for file in (*FOLDER.glob("*.py"), *FOLDER.glob("*.js")) if file.name != "words.py"]
+    code = "\n".join(sources)
+    prefixes = tuple(re.findall(r'f"(\w+_)\{', code))
+    named = {name for name in TEXTS if re.search(rf'"{name}"|\btext\.{name}\b', code)}
+    unused = {name for name in TEXTS.keys() - named if not name.startswith(prefixes)}
+    # Sections are named after their texts.
+    assert unused <= {section.name for section in Console(AdminClient("http://127.0.0.1:1/v1")).sections}
+    used = set(re.findall(r'(?:words\[|label\()"(\w+)"', code)) | set(re.findall(r"\btext\.(\w+)", code))
+    assert used <= TEXTS.keys() | set(ENGLISH_LABELS.__slots__)
+    for name, (english, chinese) in TEXTS.items():
+        assert sorted(re.findall(r"\{(\w+)\}", english)) == sorted(re.findall(r"\{(\w+)\}", chinese)), name
+        assert english and chinese and english[0] not in "。，", name
