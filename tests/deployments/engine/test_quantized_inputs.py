@@ -21,7 +21,7 @@ from cluster.models.int8 import graph
 from cluster.models.int8.activations import windows
 from cluster.models.text_loss import ARITHMETIC
 from cluster.settings import ModelSettings
-from cluster.tuning.variants import AMX, FUSED, GROUPS_128, LAYERS, MIXED_128_LAYERS, WEIGHT_ONLY, Variant
+from cluster.tuning.variants import AMX, FUSED, GROUPS_128, LAYERS, MIXED_128_LAYERS, WEIGHT_ONLY, Role, Variant
 from demo.problems import make
 from deployments.engine.model import Chunk, PagedModel, config_for, with_variant
 from deployments.engine.quantized_inputs import quantize_inputs
@@ -106,7 +106,8 @@ def rounded(model: Any) -> int:
 def test_projections_are_known_by_their_places_and_rounding_changes_little(change: Change) -> None:
     expected = logits(symmetric(change))
     found = {}
-    for roles in (("qkv",), ("o",), ("qkv", "o")):
+    choices: list[tuple[Role, ...]] = [("qkv",), ("o",), ("qkv", "o")]
+    for roles in choices:
         model = symmetric(change)
         quantize_inputs(model, roles)
         assert rounded(model) == DEPTH * len(roles), "q, k and v share a rounded input"
