@@ -164,7 +164,8 @@ def allowed(model: ServedModel, cores: int, flags: frozenset[str] | None = None)
         if (lost := loss(model, variant)) is not None and lost.within(limit)
     ]
     groups = [variant for variant in (GROUPS_128, GROUPS_64, GROUPS_32) if variant in within][:1]
-    fused = [variant for variant in (LAYERS, FUSED) if variant in within][:1]
+    # Rounding more inputs may cost a small model more time than it saves: `dray tune` measures both.
+    fused = [variant for variant in (LAYERS, FUSED) if variant in within]
     mixed = [variant for variant in (MIXED_128_LAYERS, MIXED_128, MIXED_64) if variant in within][:1]
     return (*groups, *fused, WEIGHT_ONLY, *mixed)
 

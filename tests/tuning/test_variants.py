@@ -58,7 +58,7 @@ def model_in(folder: Path, record: object, **settings: object) -> ServedModel:
             ON_AMX,
             2,
             (GROUPS_64, FUSED, WEIGHT_ONLY, MIXED_64),
-            (GROUPS_128, LAYERS, WEIGHT_ONLY, MIXED_128_LAYERS),
+            (GROUPS_128, LAYERS, FUSED, WEIGHT_ONLY, MIXED_128_LAYERS),
         ),
         # With one thread the fused operation divides by zero.
         (SMOOTHED, ON_AMX, 1, (GROUPS_64, WEIGHT_ONLY), (GROUPS_128, WEIGHT_ONLY)),
