@@ -62,19 +62,18 @@ class RouterArgs(Group):
 
     def with_urls(self, environment: Mapping[str, str]) -> "RouterArgs":
         """A copy with empty URLs filled in from the environment."""
-        return self.model_copy(
-            update={
-                "redis_url": self.redis_url or environment.get(variable("cache.url"), ""),
-                "teams_url": self.teams_url or environment.get(variable("teams.url"), ""),
-            }
-        )
+        urls = {
+            "redis_url": self.redis_url or environment.get(variable("cache.url"), ""),
+            "teams_url": self.teams_url or environment.get(variable("teams.url"), ""),
+        }
+        return self.model_copy(update=urls)
 
 
 class PageArgs(Group):
-    """Arguments of the chat page.
+    """Arguments of the chat page and the console.
 
-    api_url: base URL of the API that it calls, ending in /v1. host: the address that Dray listens on. teams_url: the
-    Redis that says whether a key is needed; as in RouterArgs, read from the environment if it is empty.
+    api_url: base URL of the API that they call, ending in /v1. host: the address that Dray listens on. teams_url: the
+    Redis that says whether a key is needed, as in RouterArgs. sign_on: whether the console offers single sign-on.
     """
 
     api_url: str
@@ -84,6 +83,7 @@ class PageArgs(Group):
     host: str
     allowed_hosts: tuple[str, ...]
     teams_url: str
+    sign_on: bool
 
     def redis_of_keys(self, environment: Mapping[str, str]) -> str:
         """The URL of the Redis that says whether a key is needed; empty where other machines can connect: one is."""
@@ -206,9 +206,8 @@ class Routers:
         """The application's entry in the Serve config."""
         engines = {engine.model.name: engine.application for engine in self.engines}
         redis_url, teams_url = (public_url(url) for url in (self.redis_url, self.teams_url))
-        args = RouterArgs(
-            settings=_public_settings(self.settings), redis_url=redis_url, teams_url=teams_url, engines=engines
-        )
+        settings = _public_settings(self.settings)
+        args = RouterArgs(settings=settings, redis_url=redis_url, teams_url=teams_url, engines=engines)
         deployment = {
             "name": ROUTER,
             **self._scale(),
@@ -280,6 +279,7 @@ def _page(routers: Routers) -> dict[str, Any]:
         host=settings.host,
         allowed_hosts=settings.server.allowed_hosts,
         teams_url=public_url(routers.teams_url),
+        sign_on=bool(settings.sign_on.client_id),
     )
     deployment = {
         "name": PAGE,

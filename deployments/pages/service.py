@@ -83,7 +83,8 @@ class Page:
         from deployments.pages.files import BODY_BYTES, FileApi
 
         api = ChatClient(self._args.api_url)
-        gradio, files, console = gradio_app(api), FileApi(api), console_app(self._args.api_url)
+        gradio, files = gradio_app(api), FileApi(api)
+        console = console_app(self._args.api_url, sign_on=self._args.sign_on)
         labels = {name: asdict(texts) for name, texts in LABELS.items()}
         limits = {"max_bytes": MAX_BYTES}
         chat_words = {name: {**texts, "file": asdict(FILE_LABELS[name]) | limits} for name, texts in labels.items()}

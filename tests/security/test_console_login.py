@@ -191,6 +191,36 @@ def test_an_admin_signs_on_works_and_signs_off(
     asyncio.run(work())
 
 
+def test_the_console_opens_with_the_session_and_without_a_key(
+    server: OwnRedis, real_provider: RealProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gr = pytest.importorskip("gradio", reason="the console needs the extra `page`")
+    from deployments.pages.console.admin import AdminClient
+    from deployments.pages.console.page import Console
+
+    async def work() -> None:
+        async with dray(server, monkeypatch, tmp_path, real_provider.issuer) as client:
+            browser = Browser(client, {})
+            await browser.get("/console/callback", **await sent_back(browser, "carol"))
+            admin = AdminClient(f"{str(client.base_url).rstrip('/')}/v1")
+            await admin._http.aclose()
+            admin._http = client
+            console = Console(admin, sign_on=True)
+            assert "/console/login" in str(console.build().get_config_file())
+
+            def opened(origin: str) -> Any:
+                cookie = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
+                headers = {"host": "dray", "origin": origin, "cookie": cookie}
+                return console.login.restore("", gr.Request(headers=headers, cookies={}))
+
+            assert await opened("http://dray") == ("in", "", "")
+            assert (await opened("http://evil.example"))[0] == "out", "the cookie of another site's page counts not"
+            await browser.post("/console/logout", host="dray", origin="http://dray")
+            assert (await opened("http://dray"))[0] == "out"
+
+    asyncio.run(work())
+
+
 def test_only_the_browser_that_began_a_login_ends_it_and_only_admins_get_a_session(
     server: OwnRedis, real_provider: RealProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

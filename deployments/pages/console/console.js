@@ -25,8 +25,10 @@ const console_page = (() => {
     });
   }
   const field = () => document.querySelector("#admin-key input");
-  function signOut() {
+  async function signOut() {
     sessionStorage.removeItem(KEY);
+    // Ends the session of single sign-on, if there is one. It answers with a redirect, which is not followed.
+    if (document.querySelector("#sign-on")) await fetch("/console/logout", { method: "POST", redirect: "manual" }).catch(() => {});
     location.reload();
   }
 

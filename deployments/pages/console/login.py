@@ -10,17 +10,25 @@ from deployments.pages.client import ServerUnreachable
 from deployments.pages.console.admin import NEEDS_ADMIN, Admin, AdminClient, Refused, path_of, reason
 from deployments.pages.console.tables import Board, Notice
 from deployments.pages.console.words import Words, label, words_of
+from deployments.tenancy.sessions import session_of_browser
 
 EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
 """Options of every event: none waits for another, and gradio offers none as an API."""
 _CREATE = "dray keys create --admin"
+_SIGN_ON = "/console/login"
+"""The router's own route, from which the browser comes back with a session."""
 
 
 class Login:
-    """The form for the admin key. The browser keeps the key for its tab (console.js), and sends it with each event."""
+    """The form for the admin key. The browser keeps the key for its tab (console.js), and sends it with each event.
 
-    def __init__(self, client: AdminClient) -> None:
+    Without a key, the session counts that single sign-on has left in the browser.
+    """
+
+    def __init__(self, client: AdminClient, *, sign_on: bool = False) -> None:
+        """sign_on: whether to offer single sign-on."""
         self._client = client
+        self._sign_on = sign_on
 
     def build(self) -> None:
         """Adds the form."""
@@ -37,6 +45,8 @@ class Login:
                 html_attributes=InputHTMLAttributes(autocomplete="off", spellcheck=False),
             )
             self.enter = gr.Button(label("sign_in"), variant="primary")
+            if self._sign_on:
+                gr.Button(label("sign_on"), link=_SIGN_ON, link_target="_self", elem_id="sign-on")
         # "in" where the key is good: console.js then shows the console and keeps the key.
         self.state = gr.HTML(
             "", html_template="<div></div>", js_on_load="console_page.signing(element, props, watch)", elem_id="signing"
@@ -50,29 +60,29 @@ class Login:
 
     def admin(self, key: str | None, request: gr.Request) -> Admin:
         """The admin API with the credentials of whoever sent this event."""
-        return Admin(self._client, _headers(key), words_of(request))
+        return Admin(self._client, _headers(key, request), words_of(request))
 
     async def restore(self, key: str | None, request: gr.Request) -> tuple[str, str, Any]:
         """A page that was just opened: with the key that the browser kept, if it is still good."""
-        return await self._enter(key, words_of(request), asked=False)
+        return await self._enter(key, request, asked=False)
 
     async def sign_in(self, key: str | None, request: gr.Request) -> tuple[str, str, Any]:
         """A key that was entered."""
-        return await self._enter(key, words_of(request), asked=True)
+        return await self._enter(key, request, asked=True)
 
-    async def _enter(self, key: str | None, words: Words, *, asked: bool) -> tuple[str, str, Any]:
+    async def _enter(self, key: str | None, request: gr.Request, *, asked: bool) -> tuple[str, str, Any]:
         """Updates of the state, the notice and the field. asked: the person has entered a key."""
+        headers = _headers(key, request)
         try:
-            await self._client.call("GET", path_of("teams"), TeamsResponse, _headers(key))
+            await self._client.call("GET", path_of("teams"), TeamsResponse, headers)
         except (Refused, ServerUnreachable) as error:
-            given = bool((key or "").strip())
-            notices = _help(error, words, given=given, asked=asked)
+            notices = _help(error, words_of(request), given=bool((key or "").strip() or headers), asked=asked)
             return "out", Board(notices=notices).json(), key if asked else ""
         return "in", "", (key or "").strip()
 
 
-def _headers(key: str | None) -> dict[str, str]:
-    key = (key or "").strip()
+def _headers(key: str | None, request: gr.Request) -> dict[str, str]:
+    key = (key or "").strip() or session_of_browser(request.headers)
     # Anything else is no key of Dray's, and may be no header.
     return {"Authorization": f"Bearer {key}"} if key.isascii() and key.isprintable() and key else {}
 

@@ -23,9 +23,12 @@ _LOOK_INTERVAL_S = 5.0
 _CSS = Path(__file__).with_name("console.css")
 
 
-def console_app(api_url: str) -> FastAPI:
-    """The console as an ASGI application. api_url: base URL of the API, ending in /v1."""
-    page = Console(AdminClient(api_url)).build()
+def console_app(api_url: str, *, sign_on: bool = False) -> FastAPI:
+    """The console as an ASGI application.
+
+    api_url: base URL of the API, ending in /v1. sign_on: whether it offers single sign-on.
+    """
+    page = Console(AdminClient(api_url), sign_on=sign_on).build()
     page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = _LOOK_INTERVAL_S
     page.state_session_capacity = _MAX_SESSIONS
     app: FastAPI = gr.mount_gradio_app(
@@ -45,8 +48,8 @@ def console_app(api_url: str) -> FastAPI:
 class Console:
     """The page: the form to sign in, and the sections, of which console.js shows one at a time."""
 
-    def __init__(self, client: AdminClient) -> None:
-        self.login = Login(client)
+    def __init__(self, client: AdminClient, *, sign_on: bool = False) -> None:
+        self.login = Login(client, sign_on=sign_on)
         self._events = events = Events(self.login)
         self.sections: tuple[Section, ...] = (
             Teams(events),

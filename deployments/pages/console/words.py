@@ -15,6 +15,7 @@ TEXTS = {
     "admin_key": ("Admin key", "管理员密钥"),
     "admin_key_hint": ("dray-…", "dray-…"),
     "sign_in": ("Sign in", "登录"),
+    "sign_on": ("Single sign-on", "单点登录"),
     "sign_out": ("Sign out", "退出"),
     "key_missing": ("Enter an admin key.", "请输入管理员密钥。"),
     "key_refused": (
