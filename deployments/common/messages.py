@@ -136,12 +136,13 @@ class Arithmetic(msgspec.Struct, frozen=True):
 
     precision: number format of what is not quantized; auto leaves it to OpenVINO. group_size: numbers of an activation
     that share a scale when they are quantized to INT8; 0: they are not. max_tokens: of a step that it computes; None:
-    any number.
+    any number. quantized_inputs: of attention's projections, whose inputs are quantized by token in the graph.
     """
 
     precision: Literal["auto", "bf16", "f32"] = "auto"
     group_size: int = 0
     max_tokens: int | None = None
+    quantized_inputs: tuple[Literal["qkv", "o"], ...] = ()
 
 
 class EngineConfig(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ from cluster.tuning.variants import Variant, format_here
 from deployments.common.messages import Arithmetic, EngineConfig
 from deployments.common.prefix import BLOCK_TOKENS
 from deployments.engine.kernels import in_words, multiplications
+from deployments.engine.quantized_inputs import quantize_inputs
 
 _MADV_DONTNEED = 4
 _WEIGHTS_FILE = "openvino_model.bin"
@@ -53,7 +54,9 @@ def config_for(
 
 def with_variant(config: EngineConfig, variant: Variant) -> EngineConfig:
     """The configuration with another way to multiply."""
-    graphs = tuple(Arithmetic(format_here(part), part.group_size, part.max_tokens) for part in variant.parts)
+    graphs = tuple(
+        Arithmetic(format_here(part), part.group_size, part.max_tokens, part.quantized_inputs) for part in variant.parts
+    )
     return msgspec.structs.replace(config, graphs=graphs, variant=variant.name)
 
 
@@ -163,7 +166,7 @@ class _Graph:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(arithmetic.group_size),
             **({"INFERENCE_PRECISION_HINT": arithmetic.precision} if arithmetic.precision != "auto" else {}),
         }
-        compiled = core.compile_model(_paged_graph(core, folder), "CPU", {**own, **properties})
+        compiled = core.compile_model(_paged_graph(core, folder, arithmetic), "CPU", {**own, **properties})
         self._request = compiled.create_infer_request()
         self.caches = {
             port.any_name: (port.element_type, [size.get_length() for size in list(port.partial_shape)[1:]])
@@ -199,12 +202,14 @@ class _Graph:
         return in_words(multiplications(self._request.get_compiled_model().get_runtime_model()))
 
 
-def _paged_graph(core: Any, folder: Path) -> Any:
+def _paged_graph(core: Any, folder: Path, arithmetic: Arithmetic) -> Any:
     """The model with paged attention, and with logits only of the rows that are asked for."""
     from openvino import opset13
     from openvino._offline_transformations import paged_attention_transformation
 
     model = core.read_model(folder / "openvino_model.xml")
+    if arithmetic.quantized_inputs:
+        quantize_inputs(model, arithmetic.quantized_inputs)
     paged_attention_transformation(model)
     # Logits of a whole prompt would cost as much as several layers. The input of the last multiplication has the shape
     # [tokens, 1, hidden size].

@@ -16,9 +16,11 @@ from cluster.tuning.variants import (
     GROUPS_32,
     GROUPS_64,
     GROUPS_128,
+    LAYERS,
     LIMITS,
     MIXED_64,
     MIXED_128,
+    MIXED_128_LAYERS,
     SMALL_BYTES,
     WEIGHT_ONLY,
     Loss,
@@ -56,7 +58,7 @@ def model_in(folder: Path, record: object, **settings: object) -> ServedModel:
             ON_AMX,
             2,
             (GROUPS_64, FUSED, WEIGHT_ONLY, MIXED_64),
-            (GROUPS_128, FUSED, WEIGHT_ONLY, MIXED_128),
+            (GROUPS_128, LAYERS, FUSED, WEIGHT_ONLY, MIXED_128_LAYERS),
         ),
         # With one thread the fused operation divides by zero.
         (SMOOTHED, ON_AMX, 1, (GROUPS_64, WEIGHT_ONLY), (GROUPS_128, WEIGHT_ONLY)),
@@ -88,6 +90,15 @@ def test_no_precision_allows_more_than_its_limit(folder: Path) -> None:
 
 def test_two_graphs_lose_what_the_worse_of_them_loses(folder: Path) -> None:
     assert loss(model_in(folder, SMOOTHED), MIXED_128) == Loss(0.012, 0.0093)
+    assert loss(model_in(folder, SMOOTHED), MIXED_128_LAYERS) == Loss(0.0161, 0.0093)
+
+
+def test_attention_multiplies_in_int8_only_where_mlps_are_fused(folder: Path) -> None:
+    model = model_in(folder, SMOOTHED)
+    for cores, flags, roles in ((2, ON_AMX, {("o",), ("qkv", "o")}), (1, ON_AMX, set()), (2, ON_VNNI, set())):
+        parts = [part for variant in possible(model, cores, flags) for part in variant.parts]
+        assert {part.quantized_inputs for part in parts if part.fused} == roles
+        assert not any(part.quantized_inputs for part in parts if not part.fused)
 
 
 @pytest.mark.parametrize(
