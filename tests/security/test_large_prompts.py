@@ -212,7 +212,7 @@ def test_a_large_prompt_is_not_tokenized_where_the_engines_queue_is_full(
             running_router(monkeypatch, server.url, engines=engines, models=models, limits=limits) as router,
             httpx.AsyncClient(base_url=router.url, headers=JSON, timeout=60) as client,
         ):
-            [queue] = {share._queue for share in router.router._shares}
+            [queue] = {share._queue for share in router.router._shares._shares.values()}
             before = [
                 asyncio.create_task(client.post("/v1/chat/completions", content=chat(f"full {n}"))) for n in range(2)
             ]
