@@ -175,6 +175,9 @@ class RedisStore:
                 if not self.closed:
                     self._count_failure(error)
                 raise RedisUnavailable(f"{self._name}: {type(error).__name__}") from error
+            finally:
+                if self.closed:  # the store was closed meanwhile, perhaps before this call had its connection
+                    await self._disconnect()
         # The breaker's own context manager would count a cancelled call as a success.
         self._breaker.reset()
         if self._open:
@@ -185,6 +188,9 @@ class RedisStore:
 
     async def close(self) -> None:
         self.closed = True
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
         await self._client.aclose()
         await self._blocking_client.aclose()
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,3 +140,35 @@ def test_a_cancelled_call_does_not_break_others(server: OwnRedis) -> None:
             assert not [result for result in results if isinstance(result, AssertionError)]
 
     run(server.url, work, timeout_s=1)
+
+
+def test_a_call_that_connects_while_the_store_is_closed_leaves_no_connection(server: OwnRedis, tmp_path: Path) -> None:
+    connected, reply, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        redis_reader, redis_writer = await asyncio.open_unix_connection(server.url.removeprefix("unix://"))
+
+        async def replies() -> None:
+            connected.set()
+            await reply.wait()
+            while data := await redis_reader.read(65_536):
+                writer.write(data)
+
+        answering = asyncio.create_task(replies())
+        while data := await reader.read(65_536):
+            redis_writer.write(data)
+        left.set()
+        redis_writer.close()
+        await answering
+        writer.close()
+
+    async def work(store: RedisStore, _: Faults) -> None:
+        async with await asyncio.start_unix_server(proxy, tmp_path / "proxy.sock"):
+            waiting = asyncio.create_task(store.wait_for_entries("stream", b"0", 0.1))
+            await connected.wait()
+            await store.close()
+            reply.set()
+            await asyncio.wait([waiting])
+            await left.wait()
+
+    run(f"unix://{tmp_path}/proxy.sock", work, timeout_s=5)
