@@ -83,7 +83,7 @@ class PageArgs(Group):
     host: str
     allowed_hosts: tuple[str, ...]
     teams_url: str
-    sign_on: bool
+    sign_on: bool = False
 
     def redis_of_keys(self, environment: Mapping[str, str]) -> str:
         """The URL of the Redis that says whether a key is needed; empty where other machines can connect: one is."""
