@@ -145,7 +145,7 @@ class ChatPage:
             [*outputs[:2], *kept, fields.preset],
             js="() => dray.restored()",
             **at_once,
-        ).then(None, js="() => dray.ready()")
+        ).then(None, js="() => { dray.ready(); drayFile.ready(); }")
         changes = [field.change for field in kept]
         gr.on(changes, None, kept, None, js="(...values) => dray.remember(values)", **at_once)
         defaults = [fields.temperature, fields.top_p, self.chatbot]

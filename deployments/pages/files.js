@@ -4,7 +4,7 @@ const drayFile = (() => {
   const PENDING = "dray:file";
   const { element, button, text } = page, words = text.file;
   const worded = (sentence, name) => sentence.replaceAll("{name}", () => name);
-  let props = { value: "" }, place = null, running = null;
+  let props = { value: "" }, place = null, running = null, isReady = false;
 
   const kept = () => { try { return JSON.parse(props.value || "null"); } catch { return null; } };
 
@@ -12,8 +12,12 @@ const drayFile = (() => {
     props = component;
     place = element("div", { className: "dray-attachment" });
     parent.replaceChildren(place);
-    // Emptied by the server when the question is asked.
-    watch("value", () => keep(props.value));
+    // Emptied by the server when the question is asked; before the page is ready, gradio sets it to nothing by itself.
+    watch("value", () => { if (isReady) keep(props.value); });
+  }
+
+  function ready() {
+    isReady = true;
     if (sessionStorage.getItem(PENDING)) set(sessionStorage.getItem(PENDING));
   }
 
@@ -102,5 +106,5 @@ const drayFile = (() => {
     if (event.dataTransfer.files[0]) read(event.dataTransfer.files[0]);
   }, true);
 
-  return { attachment, button: attachButton };
+  return { attachment, ready, button: attachButton };
 })();
