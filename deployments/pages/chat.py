@@ -23,18 +23,15 @@ from deployments.pages.client import ChatClient
 from deployments.pages.conversation import Conversation, read
 from deployments.pages.display import LATEX, chat_messages, shown_ratings, turn_of
 from deployments.pages.fields import DEFAULT_MAX_TOKENS, TRANSLATIONS, Fields, default_updates, effort_choices
-from deployments.pages.head import PAGE_CSS
 from deployments.pages.i18n import Texts
 from deployments.pages.language import texts_of
 from deployments.pages.models import Models, welcome
+from deployments.pages.mounting import page_app
 from deployments.pages.ratings import Ratings
-from deployments.pages.theme import theme
 
 _MAX_QUEUED = 256
 _MAX_SESSIONS = 1024
 _LOOK_INTERVAL_S = 0.1
-_PROGRESS_INTERVAL_S = 5.0
-"""The page has no progress bars."""
 _HEIGHT = "max(14rem, calc(100dvh - 15.5rem))"
 """Leaves room for the fields above and below, so that the question's field is always visible."""
 _CSS = Path(__file__).with_name("chat.css")
@@ -48,22 +45,7 @@ Update = tuple[Any, Any, Any, Any, Any]
 def gradio_app(api: ChatClient) -> FastAPI:
     """The page as an ASGI application."""
     page = ChatPage(api).build()
-    # Gradio looks for new events a thousand times a second, and for progress a hundred times (gradio 6).
-    page._queue.sleep_when_free = _LOOK_INTERVAL_S
-    page._queue.progress_update_sleep_when_free = _PROGRESS_INTERVAL_S
-    page.state_session_capacity = _MAX_SESSIONS
-    app: FastAPI = gr.mount_gradio_app(
-        FastAPI(),
-        page,
-        path="/",
-        i18n=_label,
-        css=PAGE_CSS.read_text() + _CSS.read_text(),
-        theme=theme(),
-        footer_links=[],
-        run_history=False,
-        max_file_size=0,
-    )
-    return app
+    return page_app(page, _CSS, _label, look_interval_s=_LOOK_INTERVAL_S, max_sessions=_MAX_SESSIONS)
 
 
 class ChatPage:

@@ -14,8 +14,7 @@ from deployments.pages.console.section import Events, Section
 from deployments.pages.console.teams import Teams
 from deployments.pages.console.usage import Usage
 from deployments.pages.console.words import label
-from deployments.pages.head import PAGE_CSS
-from deployments.pages.theme import theme
+from deployments.pages.mounting import page_app
 
 _MAX_SESSIONS = 256
 _LOOK_INTERVAL_S = 5.0
@@ -29,20 +28,7 @@ def console_app(api_url: str, *, sign_on: bool = False) -> FastAPI:
     api_url: base URL of the API, ending in /v1. sign_on: whether it offers single sign-on.
     """
     page = Console(AdminClient(api_url), sign_on=sign_on).build()
-    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = _LOOK_INTERVAL_S
-    page.state_session_capacity = _MAX_SESSIONS
-    app: FastAPI = gr.mount_gradio_app(
-        FastAPI(),
-        page,
-        path="/",
-        i18n=label,
-        css=PAGE_CSS.read_text() + _CSS.read_text(),
-        theme=theme(),
-        footer_links=[],
-        run_history=False,
-        max_file_size=0,
-    )
-    return app
+    return page_app(page, _CSS, label, look_interval_s=_LOOK_INTERVAL_S, max_sessions=_MAX_SESSIONS)
 
 
 class Console:
