@@ -26,7 +26,8 @@ from deployments.tenancy.auth import Authenticator
 from deployments.tenancy.quota_counters import quota_keys
 from tests.cluster.test_redis_client import with_cluster
 from tests.deployments.cache.test_answers import store_at
-from tests.deployments.cache.test_single_flight import BATCHES, die, followed, ids, join, new_key, until
+from tests.deployments.cache.test_single_flight import BATCHES, die, followed, ids, join, new_key
+from tests.deployments.waiting import until
 
 FLIGHTS = 60
 

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,8 @@ import uvicorn
 from ray.serve._private.http_util import RequestIdMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from cluster.models import folder as model_folder
+from cluster.models.identity import fingerprint
 from cluster.redis_server import OwnRedis
 from cluster.serve_config import RouterArgs
 from cluster.settings import Settings
@@ -145,6 +148,7 @@ async def running_router(
     engines: of all models but those of `others`, which has them by the name of their application.
     """
     engines, others = engines or Engines(), others or {}
+    monkeypatch.setattr(model_folder, "fingerprint", fingerprint_once)
     monkeypatch.setattr(router, "DeploymentHandle", lambda deployment, application: others.get(application, engines))
     cache = {"timeout_s": 2, **settings.pop("cache", {})}
     chosen = Settings(cache=cache, teams={"timeout_s": 2}, **settings)
@@ -175,6 +179,16 @@ async def running_router(
         CacheFastPath.api = None
     faults = front.faults
     assert not faults, "\n".join(faults[:9])
+
+
+def fingerprint_once(folder: Path) -> str:
+    """The fingerprint, hashed again only when a file of the folder changed: it is most of a router's start."""
+    return _fingerprint(folder, tuple(sorted((file.name, file.stat().st_mtime_ns) for file in folder.iterdir())))
+
+
+@cache
+def _fingerprint(folder: Path, files: tuple[tuple[str, int], ...]) -> str:
+    return fingerprint(folder)
 
 
 @asynccontextmanager

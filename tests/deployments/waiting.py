@@ -1,11 +1,18 @@
 """Waits for a fact in tests of asynchronous code."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 
-async def until(fact: Callable[[], Awaitable[bool]], timeout_s: float = 10.0) -> None:
-    """Returns once the fact holds. Raises TimeoutError."""
+async def until(fact: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+    """The first value of the fact that is true; it may be a coroutine's. Raises TimeoutError."""
     async with asyncio.timeout(timeout_s):
-        while not await fact():
+        while True:
+            value = fact()
+            if inspect.isawaitable(value):
+                value = await value
+            if value:
+                return value
             await asyncio.sleep(0.01)

@@ -31,6 +31,7 @@ from tests.conftest import MODEL, redis_server
 from tests.deployments.cache.test_answers import closing, store_at
 from tests.deployments.routers import Engines, RunningRouter, running_router
 from tests.deployments.routing.clock import Clock
+from tests.deployments.waiting import until
 
 CHAT = "/v1/chat/completions"
 PRICES = {"currency": "EUR", "models": [{"model": MODEL, "input": 1000, "output": 4000}]}
@@ -69,13 +70,6 @@ class Console:
 
     def as_(self, name: str) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.keys[name]}"}
-
-
-async def until(holds: Callable[[], Awaitable[object]]) -> None:
-    """Waits until this is true."""
-    async with asyncio.timeout(30):
-        while not await holds():
-            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

@@ -22,6 +22,7 @@ from deployments.tenancy.activity import ActivityLog
 from tests.conftest import redis_server
 from tests.deployments.cache.test_answers import store_at
 from tests.deployments.routers import Engines, RunningRouter, chat, running_router
+from tests.deployments.waiting import until
 
 ROUTES = [
     ("POST", "/v1/chat/completions", "/v1/chat/completions"),
@@ -54,12 +55,6 @@ def head(method: str, path: str, length: int, key: str = "") -> bytes:
     lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
     lines += [f"Content-Length: {length}", *([f"Authorization: Bearer {key}"] if key else [])]
     return "\r\n".join([*lines, "", ""]).encode()
-
-
-async def until(fact: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not fact():
-            await asyncio.sleep(0.01)
 
 
 async def send_and_leave(router: RunningRouter, sent: bytes, after: Callable[[], object] | None = None) -> None:

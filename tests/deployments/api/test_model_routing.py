@@ -22,9 +22,11 @@ from deployments.common.messages import ReplicaStats
 from deployments.routing.registry import registry
 from tests.conftest import redis_server
 from tests.deployments.routers import Engines, RunningRouter, running_router
+from tests.deployments.waiting import until
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 SHORT, LONG = "1 + 1?", "Explain in detail: " + "why? " * 20
+TARGET_WAIT_S = 0.001
 ROUTE: list[dict[str, Any]] = [{"to": "small", "max_chars": 40, "max_turns": 1, "tools": False}, {"to": "large"}]
 
 
@@ -73,16 +75,21 @@ class Bot:
 
     @asynccontextmanager
     async def busy(self, name: str) -> AsyncIterator[None]:
-        """Keeps the model's engines working, with more requests waiting than it bears."""
+        """Keeps the model's engine working, with a request waiting that is more than it bears.
+
+        Each request is sent when the one before is where it belongs: of several at once, those that are late would find
+        a busy model and go to its fallback.
+        """
         queue = self.running.router._inference._models._generators[name].queue
         engines = self.engines[name]
         await self.ask(secrets.token_hex(4), model=name)  # so that the pace is known
         engines.blocked = asyncio.Event()
-        tasks = [asyncio.create_task(self.ask(secrets.token_hex(4), model=name)) for _ in range(3)]
-        async with asyncio.timeout(30):
-            while queue.queued < 2:
-                await asyncio.sleep(0.01)
-        assert queue.wait_s() > 0
+        before = engines.requests
+        tasks = [asyncio.create_task(self.ask(secrets.token_hex(4), model=name))]
+        await until(lambda: engines.requests > before)
+        tasks.append(asyncio.create_task(self.ask(secrets.token_hex(4), model=name)))
+        await until(lambda: queue.queued == 1)
+        assert queue.wait_s() > TARGET_WAIT_S
         try:
             yield
         finally:
@@ -128,7 +135,7 @@ def run(
     def renamed(fields: dict[str, Any]) -> dict[str, Any]:
         return fields | {field: names[fields[field]] for field in ("to", "fallback") if field in fields}
 
-    bears: dict[str, Any] = {"max_num_seqs": 1, "target_wait_s": 0.001}
+    bears: dict[str, Any] = {"max_num_seqs": 1, "target_wait_s": TARGET_WAIT_S}
     models = [
         {"name": names["small"], **bears, **renamed(small or {})},
         {"name": names["large"], **bears, **renamed(large or {})},
@@ -259,9 +266,7 @@ def test_a_busy_model_is_passed_over_and_not_while_all_are(
             async with bot.busy(bot.large):
                 both = asyncio.create_task(bot.who("5 + 5?"))
                 queue = bot.running.router._inference._models._generators[bot.small].queue
-                async with asyncio.timeout(30):
-                    while queue.queued < 4:
-                        await asyncio.sleep(0.01)
+                await until(lambda: queue.queued == 3)
         assert (await waiting, await both) == ("small", "small")
         assert bot.routed() == {("auto", "large", "busy"): 3, ("auto", "small", "rule"): 1}
         # It is only the load: the same question goes to the small one afterwards.
@@ -345,9 +350,7 @@ def test_a_prompt_goes_to_a_model_whose_context_holds_it(
         async with bot.busy(bot.large):
             waiting = asyncio.create_task(bot.who(f"{long} more"))
             queue = bot.running.router._inference._models._generators[bot.large].queue
-            async with asyncio.timeout(30):
-                while queue.queued < 3:
-                    await asyncio.sleep(0.01)
+            await until(lambda: queue.queued == 2)
         assert await waiting == "large"
         refused = await bot.ask("word " * 3000)
         assert refused.status_code == 400 and refused.json()["error"]["code"] == "context_length_exceeded"

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -20,6 +20,7 @@ from deployments.common.errors import ApiError
 from deployments.common.types import Choice, Delta, GenerationResult, ToolDelta, Usage
 from deployments.generation.broadcast import Broadcast
 from tests.deployments.routers import listening
+from tests.deployments.waiting import until
 
 RESULT = GenerationResult((Choice("", "end", "stop"),), Usage(1, 1, 0, 0), 0)
 
@@ -58,12 +59,6 @@ async def serving(source: Source, timeouts: StreamTimeouts) -> AsyncIterator[int
 
     async with listening(Starlette(routes=[Route("/", answer)])) as port:
         yield port
-
-
-async def until(fact: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not fact():
-            await asyncio.sleep(0.02)
 
 
 async def ask(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

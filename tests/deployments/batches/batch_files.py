@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,6 @@ async def lines_of(client: openai.AsyncOpenAI, file_id: str | None) -> list[dict
     if file_id is None:
         return []
     return [json.loads(text) for text in (await client.files.content(file_id)).text.splitlines()]
-
-
-async def until(fact: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not fact():
-            await asyncio.sleep(0.02)
 
 
 def objects(folder: Path) -> Iterator[str]:

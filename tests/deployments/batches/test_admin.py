@@ -15,8 +15,9 @@ from cluster.records.teams import add_team, create_key
 from cluster.redis_client import connect
 from cluster.redis_server import OwnRedis
 from tests.conftest import redis_server
-from tests.deployments.batches.batch_files import CHAT, batch_router, jsonl, line, until
+from tests.deployments.batches.batch_files import CHAT, batch_router, jsonl, line
 from tests.deployments.routers import Engines
+from tests.deployments.waiting import until
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from tests.deployments.batches.batch_files import (
     objects,
     status,
     submit,
-    until,
 )
 from tests.deployments.routers import Engines, Response
+from tests.deployments.waiting import until
 from tests.service.test_embeddings import make_model
 
 

@@ -22,8 +22,9 @@ from cluster.redis_server import OwnRedis
 from deployments.batches import asking, service
 from deployments.common.messages import decode_request
 from tests.conftest import redis_server
-from tests.deployments.batches.batch_files import CHAT, batch_router, ended, jsonl, line, lines_of, submit, until
+from tests.deployments.batches.batch_files import CHAT, batch_router, ended, jsonl, line, lines_of, submit
 from tests.deployments.routers import Engines, Response
+from tests.deployments.waiting import until
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from deployments.common.messages import TokenBatch, TokenLogprobs
 from deployments.routing.queue_class import QueueClass
 from tests.conftest import redis_server
 from tests.deployments.cache.test_answers import store_at
+from tests.deployments.waiting import until
 
 LOGPROBS = TokenLogprobs(-0.5, ((3, -0.5), (8, -1.5)))
 BATCHES = [
@@ -79,11 +80,6 @@ def run(work: Callable[[], Coroutine[None, None, None]]) -> None:
             await work()
 
     asyncio.run(bounded())
-
-
-async def until(fact: Callable[[], bool]) -> None:
-    while not fact():
-        await asyncio.sleep(0.01)
 
 
 def test_followers_get_tokens_as_they_arrive_and_the_answer_is_stored(server: OwnRedis) -> None:

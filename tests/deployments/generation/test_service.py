@@ -41,6 +41,7 @@ from deployments.tenancy.usage import UsageRecorder
 from tests.conftest import redis_server
 from tests.deployments.cache.test_answers import ANSWER, store_at
 from tests.deployments.routing.test_dispatcher import Replica
+from tests.deployments.waiting import until
 
 EMPTY = Quota(tokens_per_minute=1_000_000, tokens_per_month=1)
 """Reserving tokens is refused with 429; to ask is not."""
@@ -126,11 +127,6 @@ class Router:
     async def occupied(self) -> Slot:
         """Takes the only engine slot."""
         return await self.queue.acquire("occupant", 1.0, TokenCost(1, 1))
-
-
-async def until(fact: Callable[[], bool]) -> None:
-    while not fact():
-        await asyncio.sleep(0.01)
 
 
 def new_question() -> str:

@@ -34,6 +34,7 @@ from tests.cluster.streams import serving
 from tests.conftest import MODEL
 from tests.deployments.api.test_curated import GENERATED, QUESTION, Bot, run, servers
 from tests.deployments.api.test_feedback import voted
+from tests.deployments.waiting import until
 
 __all__ = ["servers"]
 
@@ -188,14 +189,6 @@ def test_a_new_key_is_shown_once_rotated_and_revoked(
         assert read_registry(store).keys[made[keys.secret].split("-")[1]].team == ADMIN
 
     opened(servers, monkeypatch, tmp_path, work)
-
-
-async def until(work: Callable[[], Awaitable[Any]]) -> Any:
-    """The first result that says something: routers write what they count twice a second."""
-    async with asyncio.timeout(30):
-        while not (result := await work()):
-            await asyncio.sleep(0.05)
-        return result
 
 
 def test_usage_is_summed_up_with_what_the_cache_saved(
