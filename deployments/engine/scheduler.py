@@ -1,13 +1,14 @@
 """Which sequences the next step computes, and how many tokens of each.
 
 Running streams come first: each gets its next token. Then prompt tokens fill the step up to what `StepPace` allows, the
-most important prompt first. A sequence takes the blocks that others have computed; while another one is computing the
-block that it needs next, it waits for that block. Where KV blocks or places run out, the least important sequence gives
-its own back and is computed again later.
+most important prompt first. Streams of batch work stand still while a prompt of people is computed. A sequence takes
+the blocks that others have computed; while another one is computing the block that it needs next, it waits for that
+block. Where KV blocks or places run out, the least important sequence gives its own back and is computed again later.
 """
 
+import math
 from bisect import insort
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from heapq import merge
 
@@ -89,12 +90,14 @@ class Scheduler:
         """
         self._plan = {}
         self._preempted.clear()
-        for sequence in [sequence for sequence in self.running if sequence.pending == 1]:
-            # A more important one of these may have taken this one's blocks.
-            if sequence.admitted and self._grow(sequence, 1):
-                self._plan[sequence.number] = Work(sequence, 1, self._room_for(sequence, guesses))
-        decoding = sum(1 + len(work.guesses) for work in self._plan.values())
-        self._plan_prompts(min(self._pace.prompt_tokens(decoding), self._max_tokens - decoding))
+        decoding = [sequence for sequence in self.running if sequence.pending == 1]
+        prompts = [*self.waiting[:1], *(sequence for sequence in self.running if sequence.pending > 1)]
+        first = min((sequence.request.priority for sequence in prompts), default=math.inf)
+        self._plan_decoding([sequence for sequence in decoding if sequence.request.priority <= first], guesses)
+        tokens = sum(1 + len(work.guesses) for work in self._plan.values())
+        self._plan_prompts(min(self._pace.prompt_tokens(tokens), self._max_tokens - tokens))
+        if not self._plan:
+            self._plan_decoding(decoding, guesses)
         return list(self._plan.values())
 
     def computed(self, work: Work, accepted: int = 0) -> None:
@@ -106,6 +109,12 @@ class Scheduler:
             key = sequence.keys[index]
             self.pool.register(sequence.table[index], key)
             self._used_by_namespace.add(keys_of(sequence.request.namespace, (key,)))
+
+    def _plan_decoding(self, sequences: Iterable[Sequence], guesses: Mapping[int, tuple[int, ...]]) -> None:
+        for sequence in sequences:
+            # A more important one of these may have taken this one's blocks.
+            if sequence.admitted and self._grow(sequence, 1):
+                self._plan[sequence.number] = Work(sequence, 1, self._room_for(sequence, guesses))
 
     def _room_for(self, sequence: Sequence, guesses: Mapping[int, tuple[int, ...]]) -> tuple[int, ...]:
         """The sequence's guesses, if there are blocks for them that nobody else needs."""

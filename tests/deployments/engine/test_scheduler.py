@@ -220,6 +220,24 @@ def test_people_come_before_batch_work() -> None:
     assert [sequence.generated for sequence in batch] == [50] * 3
 
 
+def test_batch_work_stands_still_while_a_prompt_of_people_is_computed() -> None:
+    machine = Machine(200, 8, 64)
+    batch = [machine.add([number] * 10, 200, priority=1) for number in range(3)]
+    while any(sequence.pending > 1 for sequence in batch):
+        machine.step()
+    first = machine.add(list(range(200)), 50)
+    while first.pending > 1:
+        before = first.computed
+        assert set(machine.step()) <= {first}
+        assert first.computed - before == 64 or first.generated, "nobody needs to be considered"
+    second = machine.add(list(range(300, 500)), 50)
+    while second.pending > 1:
+        assert first in machine.step(), "people do not stand still"
+    assert set(machine.step()) == {first, second, *batch}
+    machine.add([9] * 200, 5, priority=1)
+    assert {first, second, *batch} <= set(machine.step()), "nor does anybody for a prompt of batch work"
+
+
 def test_short_of_blocks_the_youngest_is_computed_again() -> None:
     machine = Machine(8, 4, 128)
     sequences = [machine.add([number] * 40, 150) for number in range(3)]
