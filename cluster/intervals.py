@@ -3,7 +3,7 @@
 Serve's controller is one process: it asks every replica and every node's HAProxy how it is, hears from every replica,
 and tells every router about all replicas. Every HAProxy asks every router. With fixed intervals these grow with the
 number of replicas, the news for routers with replicas times routers. So a large service has longer intervals
-(docs/concepts/scaling.md, measured by benchmarks.control_plane and benchmarks.controller_steps).
+(docs/concepts/scaling.md).
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from cluster.settings import Settings
 
 _STATS_PER_S = 400
-"""Questions of the controller to replicas: each costs it about half a millisecond."""
+"""Questions of the controller to replicas, what they have to do."""
 _CHECKS_PER_S = 200
 """Questions of the controller to HAProxies, and of HAProxies to one router."""
 _REPORTS_PER_S = 100
