@@ -116,7 +116,9 @@ def event(plane: ControlPlane, name: str, step: Callable[[], object]) -> list[st
     return [f"{plane.size}", name, f"{use.seconds:.0f}", told, *cpu, f"{plane.loop_ms()[1]:.0f}"]
 
 
-def measure(plane: ControlPlane, sizes: list[int], seconds: float) -> tuple[list[Rest], list[list[str]]]:
+def measure(
+    plane: ControlPlane, sizes: list[int], seconds: float, *, failures: bool
+) -> tuple[list[Rest], list[list[str]]]:
     rests, events = [], []
     for size in sizes:
         before = plane.size
@@ -126,10 +128,11 @@ def measure(plane: ControlPlane, sizes: list[int], seconds: float) -> tuple[list
         events.append(event(plane, f"{size - before} more start", partial(start, size)))
         rests += [rest(plane, seconds, busy=busy) for busy in (False, True)]
         plane.report_load(size, busy=False)
-        events.append(event(plane, "a node is lost", plane.lose_node))
-        plane.prepare(size)
-        events.append(event(plane, "a new version", plane.roll_out))
-        for row in (*(one.row for one in rests[-2:]), *events[-3:]):
+        if failures:
+            events.append(event(plane, "a node is lost", plane.lose_node))
+            plane.prepare(size)
+            events.append(event(plane, "a new version", plane.roll_out))
+        for row in (*(one.row for one in rests), *events):
             print(" | ".join(row), file=sys.stderr, flush=True)
     return rests, events
 
@@ -153,9 +156,10 @@ def main() -> None:
     parser.add_argument("--per-node", type=int, default=10, help="replicas that fit on a node")
     parser.add_argument("--routers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=30, help="how long to measure while nothing changes")
+    parser.add_argument("--rest", action="store_true", help="neither lose a node nor change to a new version")
     args = parser.parse_args()
     with running(args.replicas, args.routers, args.per_node) as plane:
-        rests, events = measure(plane, args.replicas, args.seconds)
+        rests, events = measure(plane, args.replicas, args.seconds, failures=not args.rest)
         sizes = [f"{pss_mb(process.pid):.0f}" for process in spent() if _kind(process) == "controller"]
     heads = ["replicas", "nodes", "state", *(f"{name}, % of a core" for name in rests[0].figures)]
     print(report("At rest", [*heads, "controller's round, ms: mean, longest"], [one.row for one in rests]))

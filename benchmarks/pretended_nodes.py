@@ -51,13 +51,15 @@ class ControlPlane:
         return len(self._cluster.worker_nodes)
 
     def _add_node(self, cores: int) -> None:
-        settings, alone = self.routers.settings, {"include_dashboard": False}
-        self._cluster.add_node(
-            num_cpus=cores,
-            object_store_memory=OBJECT_STORE_BYTES,
-            temp_dir=str(settings.state_dir / "ray"),
-            **({} if cores else alone),
-        )
+        """A node with so many cores. The first one is the head, which has none."""
+        # Ray would write the head's address to where every program of this machine looks for one.
+        with patch("ray._private.utils.write_ray_address"):
+            self._cluster.add_node(
+                num_cpus=cores,
+                object_store_memory=OBJECT_STORE_BYTES,
+                temp_dir=str(self.routers.settings.state_dir / "ray"),
+                **({} if cores else {"include_dashboard": False}),
+            )
 
     def start(self, size: int) -> None:
         """Connects to the head, and starts Serve with its routers and as many replicas."""
