@@ -34,20 +34,21 @@ CLUSTER = {
     "warm": "sse",
     "cores": "private_files",
     "configuration": "settings",
+    "intervals": "settings",
     "node": "configuration settings",
     "redis_server": "child private_files",
     "scaling_history": "records scaling_metrics",
     "autoscaling": "scaling_history scaling_metrics settings",
     "reports": "records settings",
     "models": "child extras ports settings units",
-    "serve_config": "configuration models redis_client settings",
+    "serve_config": "configuration intervals models redis_client settings",
     "measuring": "cores",
     # The library's own client of a bucket, as models are read.
     "objects": "models private_files settings",
     "tuning": "child cores measuring memory models private_files settings tables units",
     "launch": (
-        "child configuration cores liveness memory models node private_files records redis_client redis_server "
-        "serve_config settings tuning units"
+        "child configuration cores intervals liveness memory models node private_files records redis_client "
+        "redis_server serve_config settings tuning units"
     ),
     "kubernetes": "configuration launch models redis_client serve_config settings",
     "doctor": (
