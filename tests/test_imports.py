@@ -43,7 +43,7 @@ CLUSTER = {
     "serve_config": "configuration models redis_client settings",
     "measuring": "cores",
     # The library's own client of a bucket, as models are read.
-    "objects": "models private_files settings",
+    "objects": "models private_files records settings",
     "tuning": "child cores measuring memory models private_files settings tables units",
     "launch": (
         "child configuration cores liveness memory models node private_files records redis_client redis_server "
@@ -100,9 +100,9 @@ RESTRICTED = {
     "openvino_genai": "cluster.models",
     # Routers check grammars, engines follow them.
     "llguidance": "deployments.common deployments.engine",
-    # 0.1 s of a start, for those whose people sign on; and as much for those who encrypt what Redis keeps.
+    # 0.1 s of a start, for those whose people sign on; and as much for those who encrypt what is kept.
     "joserfc": "deployments.tenancy",
-    "cryptography": "cluster.records",
+    "cryptography": "cluster.objects cluster.records",
     # The extra `buckets`.
     "obstore": "cluster.models cluster.objects",
     # Export is the extra `export`; optimum and nncf run as commands of its virtual environment.
