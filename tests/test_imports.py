@@ -58,7 +58,8 @@ CLUSTER = {
     "plan": "autoscaling bench charts cores measuring models settings tables units",
     "commands": (
         "audit batch_client bench charts client configuration cores doctor extras kubernetes launch logs memory models "
-        "plan private_files records redis_client reports scaling_metrics serve_config settings tables tuning units warm"
+        "objects plan private_files records redis_client reports scaling_metrics serve_config settings tables tuning "
+        "units warm"
     ),
     "cli": "child commands private_files",
 }
