@@ -196,7 +196,8 @@ class BatchRunner:
 
     async def _read_again(self, task: Task, batch: Batch) -> tuple[Batch, set[str]]:
         """The batch as it is now, and the custom ids of a chunk's lines whose users were forgotten."""
-        batch = (await self._until_answered(partial(self._store.get, batch.id))) or batch
+        current = await self._until_answered(lambda: self._store.get(batch.id))
+        batch = current or batch
         return batch, {line.custom_id for line in await self._read_chunk(task, batch) if line.forgotten}
 
     async def _commit_chunk(self, task: Task, batch: Batch, outputs: list[OutputLine]) -> None:
