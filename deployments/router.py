@@ -97,7 +97,9 @@ class Router:
         self._teams_shared = not arguments.teams_url.startswith("unix:")
 
         self._teams = self._store("teams", arguments.teams_url, settings.teams.timeout_s)
-        self._activity = ActivityLog(self._teams, registry().router_id, texts_s=settings.admin.request_texts_s)
+        self._activity = ActivityLog(
+            self._teams, registry().router_id, texts_s=settings.admin.request_texts_s, cluster=self._cluster
+        )
         self._recorder = RequestRecorder(self._metrics, self._traces, self._activity)
         cache = settings.cache
         self._answers = self._store("answers", arguments.redis_url, cache.timeout_s) if cache.enabled else None
