@@ -176,7 +176,10 @@ class Router:
         self._feedback_admin = FeedbackAdminApi(admin, cache.namespace, cache_url)
         self._curated_api = CuratedApi(admin, cache.namespace, cache_url)
         data_dir = Node.here().data_dir
-        self._batches = Batches(settings, self._teams, self._authenticator, admin, self._metrics, data_dir)
+        self._batches = Batches(
+            settings, self._teams, self._authenticator, admin, self._metrics, data_dir, self._cluster
+        )
+        self._batches.set_neighbours(None if self._teams_shared else False)
         self._status_page = StatusPage(models, chat=has_page(settings))
 
     def _store(self, name: str, url: str, timeout_s: float) -> RedisStore:
@@ -282,3 +285,4 @@ class Router:
         self._shares.take(reports)
         if reports is not None:
             self._quotas.routers = reports.everywhere
+            self._batches.set_neighbours(reports.everywhere > reports.routers)

@@ -18,7 +18,8 @@ from typing import Literal
 OPEN = "dray:{batches}:open"
 OWNERS = "dray:{batches}:owners"
 SWEEPING = "dray:{batches}:sweeping"
-"""Who removes what has expired takes this key for a while."""
+"""Who removes what has expired takes this key for a while; one that ends in a Ray cluster's name, if no other cluster
+reaches its objects."""
 
 
 def owner_key(kind: Literal["files", "sizes", "of"], owner: str) -> str:

@@ -59,9 +59,28 @@ class FileStore:
 
     def __init__(self, settings: BatchSettings, store: RedisStore, objects: ObjectStore) -> None:
         self.objects = objects
+        self.has_neighbours: bool | None = False
+        """Whether routers of other Ray clusters use this Redis; None: not known yet."""
         self._settings = settings
         self._store = store
         self._add = store.script(_ADD)
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether whoever gets the next request about a new file will reach its bytes."""
+        return self.objects.shared or not self.has_neighbours
+
+    async def is_elsewhere(self, file_id: str) -> bool:
+        """Whether the bytes of a file are where only another Ray cluster reaches them."""
+        if self.objects.shared or self.has_neighbours is False:
+            return False
+        try:
+            await asyncio.to_thread(self.objects.read, object_name(file_id), 0, 1)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            pass  # whoever needs the file will say so
+        return False
 
     async def write(self, file_id: str, content: Iterable[bytes]) -> int:
         """Writes the bytes of a file that is not there yet. Returns their number."""
