@@ -16,7 +16,7 @@ from tests.conftest import redis_server
 from tests.deployments.routers import Engines, RunningRouter, chat, running_router
 from tests.deployments.waiting import until
 
-HEADERS = {"Idempotency-Key": "0123456789"}
+HEADERS = {"Idempotency-Key": "0123456789", "Content-Type": "application/json"}
 
 
 async def ask(monkeypatch: pytest.MonkeyPatch, answers_url: str, teams_url: str) -> tuple[str, int]:

@@ -194,12 +194,12 @@ def test_what_a_router_has_reserved_that_dies_is_given_back(server: OwnRedis) ->
 
         assert not await admitted()
         await until(admitted)
-        month, cost = (await store.get(key) for key in quota_keys("support", current_month())[3:5])
+        month, cost = [await store.get(key) for key in quota_keys("support", current_month())[3:5]]
         assert (month, cost) == (b"800", b"800000"), "the living router's reservations still count"
         # It was not dead after all.
         await lost.settle(100)
         await kept.settle(200)
-        month, cost = (await store.get(key) for key in quota_keys("support", current_month())[3:5])
+        month, cost = [await store.get(key) for key in quota_keys("support", current_month())[3:5]]
         assert (month, cost) == (b"600", b"600000")
         renewing.cancel()
 
