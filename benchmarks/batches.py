@@ -35,11 +35,13 @@ _PEOPLE_COUNT_S = 61.0
 """After this time without people's requests, batches take nearly all slots."""
 _EDGES = 0.1
 """Share of a batch's lines at its beginning, and at its end, that do not count."""
+_WORDS = ("time", "place", "work", "day", "hand", "week", "case", "point")
 
 
-def question() -> str:
-    """One that nobody has asked."""
-    return f"What is {secrets.randbelow(1000)} + {secrets.randbelow(1000)}? {secrets.token_hex(4)}"
+def question(words: int = 0) -> str:
+    """One that nobody has asked, behind a text of so many words that nobody has sent."""
+    text = "".join(f"{secrets.choice(_WORDS)} " for _ in range(words))
+    return f"{text}What is {secrets.randbelow(1000)} + {secrets.randbelow(1000)}? {secrets.token_hex(4)}"
 
 
 def engine_alone(args: argparse.Namespace) -> float:
@@ -88,10 +90,12 @@ def submit(client: BatchClient, model: str, lines: int, tokens: int) -> str:
 
 
 def batch_rate(client: BatchClient, batch_id: str, lines: int, tokens: int) -> float:
-    """Tokens a second in the middle of a batch."""
+    """Tokens a second in the middle of a batch, between two moments at which lines were counted: that is by chunks."""
     seen: list[tuple[float, int]] = []
     while (batch := client.show(batch_id))["status"] in ("validating", "in_progress"):
-        seen.append((time.perf_counter(), batch["request_counts"]["completed"]))
+        done = batch["request_counts"]["completed"]
+        if not seen or done != seen[-1][1]:
+            seen.append((time.perf_counter(), done))
         time.sleep(_POLL_S)
     middle = [(at, done) for at, done in seen if _EDGES * lines <= done <= (1 - _EDGES) * lines]
     if len(middle) < 2:
@@ -106,7 +110,9 @@ async def people(service: Service, model: str, args: argparse.Namespace) -> list
     deadline = time.monotonic() + args.seconds
     async with session("", 1, 600) as http:
         while time.monotonic() < deadline:
-            outcome = await ask(http, target.url, target.body([{"role": "user", "content": question()}], args.tokens))
+            outcome = await ask(
+                http, target.url, target.body([{"role": "user", "content": question(args.words)}], args.tokens)
+            )
             if outcome.error:
                 raise RuntimeError(outcome.error)
             times.append(outcome.ttft_s)
@@ -147,6 +153,7 @@ def main() -> None:
     parser.add_argument("--model", default=BUNDLED)
     parser.add_argument("--lines", type=int, default=1500, help="of the batch whose rate is measured")
     parser.add_argument("--tokens", type=int, default=64, help="tokens per answer")
+    parser.add_argument("--words", type=int, default=0, help="of a text before each question of people")
     parser.add_argument("--seconds", type=float, default=20, help="of the engine alone, and of people, per round")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()

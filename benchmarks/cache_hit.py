@@ -61,7 +61,7 @@ def measured(url: str, body: bytes, connections: int, seconds: float) -> tuple[f
     ended = subprocess.run(
         [sys.executable, "-m", "benchmarks.cache_hit", "--client", url, str(connections), str(seconds)],
         input=body,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         check=True,
     )
     latencies = json.loads(ended.stdout)

@@ -24,7 +24,7 @@ def tune(
     ] = None,
     seconds: Annotated[
         float, typer.Option(min=1, help="About how long to measure. Loading a large model may take longer.")
-    ] = 120,
+    ] = 300,
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:

@@ -67,8 +67,7 @@ class Results:
             verdict = "" if check.passed else ": too few, so that is not chosen"
             yield f"Held-out problems solved, of {check.problems}: {right}{verdict}."
         variant, precision = self.chosen.variant, self.model.settings.precision
-        score = self.chosen.scores[variant.name]
-        gain = "" if variant == WEIGHT_ONLY else f", {score:.2f} times as fast as {WEIGHT_ONLY}"
+        gain = "" if variant == WEIGHT_ONLY else f", {self._score(variant):.2f} times as fast as {WEIGHT_ONLY}"
         yield f"Chosen for precision {precision}: {variant}{gain}; up to {self._step_tokens} tokens in a step."
         for split in self.splits:
             yield (
@@ -80,7 +79,7 @@ class Results:
             limit = LIMITS.get(precision)
             why = f"at most {limit.kl:g} nats and {limit.perplexity:.0%}" if limit else "nothing beyond the weights'"
             yield (
-                f"{_capital(faster)} would be {self.chosen.scores[faster.name]:.2f} times as fast, but loses more than "
+                f"{_capital(faster)} would be {self._score(faster):.2f} times as fast, but loses more than "
                 f"precision {precision} allows ({why}); see the setting `model.precision`."
             )
 
@@ -92,14 +91,18 @@ class Results:
     def _faster(self) -> Variant | None:
         """The fastest variant that the precision does not allow, if it is faster than the chosen one."""
         assert self.chosen is not None
-        scores, limit = self.chosen.scores, LIMITS.get(self.model.settings.precision)
+        limit = LIMITS.get(self.model.settings.precision)
         lossy = [
             each.variant
             for each in self.trials
             if limit is None or (lost := loss(self.model, each.variant)) is None or not lost.within(limit)
         ]
-        best = max(lossy, key=lambda each: scores[each.name], default=WEIGHT_ONLY)
-        return best if scores[best.name] > scores[self.chosen.variant.name] else None
+        best = max(lossy, key=self._score, default=WEIGHT_ONLY)
+        return best if self._score(best) > self._score(self.chosen.variant) else None
+
+    def _score(self, variant: Variant) -> float:
+        """As the table shows it: of the last trial."""
+        return next((trial.score for trial in self.trials if trial.variant == variant), 1.0)
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""

@@ -1,13 +1,14 @@
 """Which sequences the next step computes, and how many tokens of each.
 
 Running streams come first: each gets its next token. Then prompt tokens fill the step up to what `StepPace` allows, the
-most important prompt first. A sequence takes the blocks that others have computed; while another one is computing the
-block that it needs next, it waits for that block. Where KV blocks or places run out, the least important sequence gives
-its own back and is computed again later.
+most important prompt first. Streams of batch work stand still while a prompt of people is computed. A sequence takes
+the blocks that others have computed; while another one is computing the block that it needs next, it waits for that
+block. Where KV blocks or places run out, the least important sequence gives its own back and is computed again later.
 """
 
+import math
 from bisect import insort
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from heapq import merge
 
@@ -89,12 +90,18 @@ class Scheduler:
         """
         self._plan = {}
         self._preempted.clear()
-        for sequence in [sequence for sequence in self.running if sequence.pending == 1]:
-            # A more important one of these may have taken this one's blocks.
-            if sequence.admitted and self._grow(sequence, 1):
-                self._plan[sequence.number] = Work(sequence, 1, self._room_for(sequence, guesses))
-        decoding = sum(1 + len(work.guesses) for work in self._plan.values())
-        self._plan_prompts(min(self._pace.prompt_tokens(decoding), self._max_tokens - decoding))
+        decoding = [sequence for sequence in self.running if sequence.pending == 1]
+        prompts = [*self.waiting[:1], *(sequence for sequence in self.running if sequence.pending > 1)]
+        first = min((sequence.request.priority for sequence in prompts), default=math.inf)
+        self._plan_decoding([sequence for sequence in decoding if sequence.request.priority <= first], guesses)
+        tokens = sum(1 + len(work.guesses) for work in self._plan.values())
+        # People come at any moment and wait for the end of a step, so prompts of batch work never make it long.
+        self._plan_prompts(
+            min(self._pace.prompt_tokens(tokens), self._max_tokens - tokens),
+            self._pace.prompt_tokens(max(tokens, 1)),
+        )
+        if not self._plan:
+            self._plan_decoding(decoding, guesses)
         return list(self._plan.values())
 
     def computed(self, work: Work, accepted: int = 0) -> None:
@@ -107,6 +114,12 @@ class Scheduler:
             self.pool.register(sequence.table[index], key)
             self._used_by_namespace.add(keys_of(sequence.request.namespace, (key,)))
 
+    def _plan_decoding(self, sequences: Iterable[Sequence], guesses: Mapping[int, tuple[int, ...]]) -> None:
+        for sequence in sequences:
+            # A more important one of these may have taken this one's blocks.
+            if sequence.admitted and self._grow(sequence, 1):
+                self._plan[sequence.number] = Work(sequence, 1, self._room_for(sequence, guesses))
+
     def _room_for(self, sequence: Sequence, guesses: Mapping[int, tuple[int, ...]]) -> tuple[int, ...]:
         """The sequence's guesses, if there are blocks for them that nobody else needs."""
         tokens = guesses.get(sequence.number, ())
@@ -117,11 +130,14 @@ class Scheduler:
             sequence.table += self.pool.allocate(needed)
         return tokens
 
-    def _plan_prompts(self, budget: int) -> None:
+    def _plan_prompts(self, budget: int, batch_budget: int) -> None:
+        """batch_budget: tokens up to which a step may be filled for batch work."""
         computing: set[bytes] = set()
         full = False
         prefilling = [sequence for sequence in self.running if sequence.pending > 1]
         for sequence in merge(prefilling, tuple(self.waiting), key=_importance):
+            if sequence.request.priority > 0:
+                budget = min(budget, batch_budget)
             if budget <= 0:
                 return
             if sequence.number in self._preempted or sequence.next_key in computing:
@@ -138,6 +154,7 @@ class Scheduler:
                 self._plan[sequence.number] = Work(sequence, count)
                 computing.update(sequence.keys[sequence.computed // BLOCK_TOKENS :])
                 budget -= count
+                batch_budget -= count
 
     def _admit(self, sequence: Sequence) -> bool:
         """Gives a waiting sequence a place, if there is one and the blocks for its tokens."""

@@ -126,3 +126,6 @@ def test_the_report_says_what_a_lower_precision_would_win(bundled: ServedModel) 
     assert results.as_dict()["chosen"] == {"variant": "groups-64", "max_num_batched_tokens": 256}
     results.add(AnswerCheck(GROUPS_64, 100, 100, 50))
     assert "too few" in "\n".join(results.sentences())
+    results.add(even(GROUPS_64, 1.5))  # of several trials, the last one is in the table
+    text = "\n".join(results.sentences())
+    assert "INT8 in groups of 64, 1.50 times as fast" in text and "would be" not in text
