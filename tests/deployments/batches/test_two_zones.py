@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -40,9 +41,14 @@ def test_a_batch_waits_for_the_zone_that_has_its_file(
 
             monkeypatch.setattr(router, "cluster_id", lambda: "b")
             second, other = await stack.enter_async_context(batch_router(server, monkeypatch, tmp_path / "b"))
-            store, looked = second.router._batches._runner._store, []
+            store, looked = second.router._batches._runner._store, list[Any]()
             listed = store.open
-            store.open = lambda: looked.append("") or listed()
+
+            def look() -> Any:
+                looked.append(listed())
+                return looked[-1]
+
+            store.open = look
             await until(lambda: second.router._batches._files.has_neighbours)
             await until(lambda: len(looked) >= 2)
             assert (await other.batches.retrieve(batch.id)).status == "validating"
