@@ -245,8 +245,8 @@ def test_a_zone_loses_its_power_and_every_retry_goes_on_in_the_other(zones: Zone
         assert request.complete
         assert text_of(request.attempts[-1]).startswith(text_of(request.attempts[0])[:KEPT_CHARACTERS])
     assert led.attempts[-1].result == "join"
-    # A router that has died shows no life for 1.2 s; then its flight is another's.
-    assert seconds["the retry at the other zone has more than before"] < 30
+    # A router that has died shows no life for 1.2 s; then its flight is another's. Beside a load of 25 it took 2.4 s.
+    assert seconds["the retry at the other zone has more than before"] < 15
 
     # The other zone went on where the lost one was: it generated less than all of each answer.
     everything = TOKENS * (len(behind) + 2)
@@ -262,6 +262,8 @@ def test_a_zone_loses_its_power_and_every_retry_goes_on_in_the_other(zones: Zone
 
     # What either zone has stored and learnt, the lost one has when it is back.
     assert zones.second.run("keys", "create", TEAM).returncode == 0
+    assert zones.first.launcher is not None
+    zones.first.launcher.wait()
     zones.first.host.plug()
     zones.first.start("up")
     wait_for(lambda: zones.first.ready, 240)
