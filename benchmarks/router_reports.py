@@ -28,7 +28,7 @@ async def router(url: str, teams: int, routers: int) -> tuple[Heartbeat, RouterS
     for team in random.sample(range(10 * teams), teams):
         await queue.acquire(f"team-{team:04}", 1.0, TokenCost(10, 10))
     store = RedisStore("teams", url, 5.0, RedisCallbacks(lambda: None, lambda is_open: None))
-    return Heartbeat(store, shares.report, shares.take), shares, store
+    return Heartbeat(store, "cluster", shares.report, shares.take), shares, store
 
 
 async def measure(url: str, routers: int, teams: int, rounds: int) -> list[str]:

@@ -567,7 +567,8 @@ class BatchSettings(Group):
         "",
         pattern=r"^((s3|gs|oss)://[a-z0-9].*)?$",
         description="Folder in object storage for files and answers, such as `s3://bucket/batches` (extra `buckets`). "
-        "Empty: `data_dir`, which only one machine's routers can read; with several machines there are no files then.",
+        "Empty: `data_dir`, which only one machine's routers can read; with several machines, or several clusters with "
+        "the same `teams.url`, there are no files then.",
     )
     file_bytes: Positive = Field(100_000_000, description="Maximum size of an uploaded file, in bytes.")
     file_lines: Positive = Field(50_000, description="Maximum number of lines of an uploaded file.")

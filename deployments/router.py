@@ -68,6 +68,7 @@ from deployments.routing.encoders import Encoder
 from deployments.routing.fair_queue import FairQueue
 from deployments.routing.heartbeat import Heartbeat, RouterReports
 from deployments.routing.prefix_index import PrefixIndex
+from deployments.routing.ray_cluster import cluster_id
 from deployments.routing.registry import registry
 from deployments.routing.scoring import Scorer, scorer_of
 from deployments.tenancy.activity import ActivityLog
@@ -91,9 +92,14 @@ class Router:
         self._traces = Traces("dray-router", registry().router_id)
         self._tasks = TaskSupervisor()
         self._large_texts = LargeTexts()
+        self._cluster = cluster_id()
+        # Routers of other clusters may use any Redis but the one that only this machine reaches.
+        self._teams_shared = not arguments.teams_url.startswith("unix:")
 
         self._teams = self._store("teams", arguments.teams_url, settings.teams.timeout_s)
-        self._activity = ActivityLog(self._teams, registry().router_id, texts_s=settings.admin.request_texts_s)
+        self._activity = ActivityLog(
+            self._teams, registry().router_id, texts_s=settings.admin.request_texts_s, cluster=self._cluster
+        )
         self._recorder = RequestRecorder(self._metrics, self._traces, self._activity)
         cache = settings.cache
         self._answers = self._store("answers", arguments.redis_url, cache.timeout_s) if cache.enabled else None
@@ -169,7 +175,10 @@ class Router:
         self._usage_admin = UsageAdminApi(admin, self._usage, self._prices)
         self._curated_api = CuratedApi(admin, cache.namespace, cache_url)
         data_dir = Node.here().data_dir
-        self._batches = Batches(settings, self._teams, self._authenticator, admin, self._metrics, data_dir)
+        self._batches = Batches(
+            settings, self._teams, self._authenticator, admin, self._metrics, data_dir, self._cluster
+        )
+        self._batches.set_neighbours(None if self._teams_shared else False)
         self._feedback_admin = FeedbackAdminApi(admin, cache.namespace, cache_url, self._batches.forget_lines)
         self._status_page = StatusPage(models, chat=has_page(settings))
 
@@ -178,7 +187,7 @@ class Router:
 
     def _generator(self, model: ServedModel, application: str) -> ModelEndpoint:
         count_resumed = self._metrics.carried_on.labels(model.name).inc
-        prefix_index = PrefixIndex(self._answers, application) if self._answers else None
+        prefix_index = PrefixIndex(self._answers, self._cluster, application) if self._answers else None
         replicas = registry().replicas_of(application)
         dispatcher = Dispatcher(DeploymentHandle(ENGINE, application), replicas, count_resumed, prefix_index)
         waiting, scale = self._metrics.waiting.labels(model.name), self._settings.batches.autoscale
@@ -246,8 +255,8 @@ class Router:
         self._batches.start(self._tasks)
         if folder := os.environ.get(liveness.FOLDER):
             self._tasks.supervise("show life", lambda: liveness.show_life(Path(folder)))
-        if self._settings.router.replica_limit > 1:
-            heartbeat = Heartbeat(self._teams, self._shares.report, self._take_reports)
+        if self._settings.router.replica_limit > 1 or self._teams_shared:
+            heartbeat = Heartbeat(self._teams, self._cluster, self._shares.report, self._take_reports)
             self._tasks.supervise("router heartbeat", heartbeat.run)
         yield
         # Shielded: whoever stops waiting, the last usage is still written before its store closes.
@@ -275,4 +284,5 @@ class Router:
     def _take_reports(self, reports: RouterReports | None) -> None:
         self._shares.take(reports)
         if reports is not None:
-            self._quotas.routers = reports.routers
+            self._quotas.routers = reports.everywhere
+            self._batches.set_neighbours(reports.everywhere > reports.routers)

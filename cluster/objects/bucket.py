@@ -10,6 +10,9 @@ from cluster.models.buckets import open_bucket
 class BucketStore:
     """Objects in one folder of a bucket. Credentials come from the environment, as those for models do."""
 
+    shared = True
+    """As ObjectStore says."""
+
     def __init__(self, url: str) -> None:
         """Raises BucketUrlError for an address that is none, HubError where the extra `buckets` is not installed."""
         self._url = BucketUrl.parse(url)

@@ -17,6 +17,9 @@ _ABANDONED_S = 86_400
 class FolderStore:
     """Objects in one folder, which no other user of the machine may read."""
 
+    shared = False
+    """As ObjectStore says."""
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 

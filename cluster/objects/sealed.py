@@ -38,6 +38,11 @@ class SealedStore:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
+    @property
+    def shared(self) -> bool:
+        """As ObjectStore says."""
+        return self._store.shared
+
     def write(self, name: str, content: Iterable[bytes]) -> int:
         """As ObjectStore says. Raises Unreadable for a name of an encrypted object while encryption is off."""
         if not is_sealed(name):

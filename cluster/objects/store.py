@@ -18,6 +18,10 @@ _FOLDER = "batches"
 class ObjectStore(Protocol):
     """Objects by name. Names are Dray's own: letters, digits, `_`, `-`, and one `/` at most. All calls block."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether every router reaches these objects, wherever it runs."""
+
     def write(self, name: str, content: Iterable[bytes]) -> int:
         """Writes an object as a whole: it appears when it is complete, in place of one of this name. Returns its size.
 

@@ -100,7 +100,7 @@ class ReplicaState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ModelState(msgspec.Struct, frozen=True, array_like=True):
-    """A served model. waiting: requests in this router's queue. replicas: those of all machines."""
+    """A served model. waiting: requests in this router's queue. replicas: those of all machines of its Ray cluster."""
 
     model: str
     task: str
@@ -131,7 +131,8 @@ Latency = tuple[float, float | None]
 
 class RouterActivity(msgspec.Struct, frozen=True, array_like=True):
     """What a router did. time: Unix time of this report. latencies: of the last answers that engines generated, by
-    model. changes: the last ones by autoscaling, the oldest first."""
+    model. changes: the last ones by autoscaling, the oldest first. cluster: the name of its Ray cluster, whose replicas
+    it knows."""
 
     router: str
     time: float
@@ -140,6 +141,7 @@ class RouterActivity(msgspec.Struct, frozen=True, array_like=True):
     models: list[ModelState] = []
     latencies: dict[str, list[Latency]] = {}
     changes: list[ScalingChange] = []
+    cluster: str = ""
 
 
 _encode = msgspec.msgpack.Encoder().encode

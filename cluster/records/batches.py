@@ -30,7 +30,8 @@ TEXTS = ("metadata", "errors")
 PARTS = "parts"
 """Folder of the objects with the answers to chunks."""
 SWEEPING = "dray:{batches}:sweeping"
-"""Who removes what has expired takes this key for a while."""
+"""Who removes what has expired takes this key for a while; one that ends in a Ray cluster's name, if no other cluster
+reaches its objects."""
 
 
 def owner_key(kind: Literal["files", "sizes", "of"], owner: str) -> str:

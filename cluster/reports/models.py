@@ -71,16 +71,22 @@ class ShownModel(msgspec.Struct, frozen=True):
 
 
 def shown_models(reports: Sequence[RouterActivity], now: float) -> list[ShownModel]:
-    """All models, in the order of the newest report. now: Unix time."""
-    if not reports:
-        return []
-    newest = max(reports, key=lambda report: report.time)
+    """All models, in the order of the newest report, with the replicas of all Ray clusters. now: Unix time."""
     waiting: dict[str, int] = {}
     for report in reports:
         if report.time > now - _FRESH_S:
             for model in report.models:
                 waiting[model.model] = waiting.get(model.model, 0) + model.waiting
-    return [_shown(model, waiting.get(model.model, 0), reports, newest.changes) for model in newest.models]
+    models: dict[str, ModelState] = {}
+    changes: list[ScalingChange] = []
+    for report in _newest(reports, now):
+        changes += report.changes
+        for model in report.models:
+            known = models.get(model.model, msgspec.structs.replace(model, replicas=[]))
+            replicas = [*known.replicas, *model.replicas]
+            models[model.model] = msgspec.structs.replace(known, replicas=replicas)
+    changes.sort(key=lambda change: change.time)
+    return [_shown(model, waiting.get(name, 0), reports, changes) for name, model in models.items()]
 
 
 def why(change: ScalingChange) -> str:
@@ -99,6 +105,16 @@ def percentiles(samples: Iterable[float]) -> Percentiles | None:
         return None
     p50, p90, p99 = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.9, 0.99))
     return Percentiles(p50, p90, p99, len(ordered))
+
+
+def _newest(reports: Sequence[RouterActivity], now: float) -> list[RouterActivity]:
+    """The newest report of each Ray cluster, the newest of all first. Only that one may be old: of other clusters, old
+    reports are all that is left."""
+    newest: dict[str, RouterActivity] = {}
+    for report in sorted(reports, key=lambda report: report.time, reverse=True):
+        if not newest or report.time > now - _FRESH_S:
+            newest.setdefault(report.cluster, report)
+    return list(newest.values())
 
 
 def _shown(

@@ -87,7 +87,9 @@ async def reachable() -> AsyncIterator[None]:
 
 def not_kept() -> ApiError:
     """400: there is no place for files."""
-    message = "No files are kept here: with several machines, the operator names a bucket for them (batches.url)."
+    message = (
+        "No files are kept here: with several machines or zones, the operator names a bucket for them (batches.url)."
+    )
     return ApiError(400, message, code="files_not_kept")
 
 

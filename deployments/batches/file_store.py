@@ -8,6 +8,7 @@ from typing import Literal
 
 from cluster.objects.store import ObjectStore
 from cluster.records.batches import OWNERS, FileRecord, decode_file, encode_file, owner_key
+from cluster.records.sealing import Unreadable
 from cluster.settings import BatchSettings
 from deployments.common.redis import BACKGROUND_EXTRA_S, RedisStore
 
@@ -36,9 +37,30 @@ class FileStore:
 
     def __init__(self, settings: BatchSettings, store: RedisStore, objects: ObjectStore) -> None:
         self.objects = objects
+        self.has_neighbours: bool | None = False
+        """Whether routers of other Ray clusters use this Redis; None: not known yet."""
         self._settings = settings
         self._store = store
         self._add = store.script(_ADD)
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether whoever gets the next request about a new file will reach its bytes."""
+        return self.objects.shared or not self.has_neighbours
+
+    async def is_elsewhere(self, owner: str, file_id: str) -> bool:
+        """Whether the bytes of the owner's file are where only another Ray cluster reaches them."""
+        if self.objects.shared or self.has_neighbours is False:
+            return False
+        if (record := await self.get_even_expired(owner, file_id)) is None:
+            return False
+        try:
+            await asyncio.to_thread(self.objects.read, record.object_name, 0, 1)
+        except FileNotFoundError:
+            return True
+        except (OSError, Unreadable):
+            pass  # whoever needs the file will say so
+        return False
 
     async def write(self, name: str, content: Iterable[bytes]) -> int:
         """Writes the bytes of a file that is not there yet into this object. Returns their number."""

@@ -56,6 +56,8 @@ class FilesApi:
     async def upload(self, http: HttpRequest) -> Response:
         """POST /v1/files"""
         caller, files = self._caller(http)
+        if not files.takes_files:
+            raise not_kept()
         if self._uploading[caller.owner] >= _UPLOADS_AT_A_TIME:
             message = f"Your team is uploading {_UPLOADS_AT_A_TIME} files already. Wait for one of them."
             raise ApiError(429, message, code="rate_limit_exceeded", kind="requests", retry_after_s=5)

@@ -87,8 +87,10 @@ class BatchRunner:
         batches = await self._store.open()
         first = next(self._turns)
         for index in range(len(batches)):
-            batch_id = batches[(first + index) % len(batches)].id
-            task = await self._store.claim(batch_id, secrets.token_hex(8))
+            batch = batches[(first + index) % len(batches)]
+            if await self._files.is_elsewhere(batch.owner, batch.input_file_id):
+                continue
+            task = await self._store.claim(batch.id, secrets.token_hex(8))
             if task is not None and self._closed:
                 await self._leave(task)
             elif task is not None:

@@ -35,17 +35,19 @@ class Batches:
         admin: AdminAccess,
         metrics: RouterMetrics,
         data_dir: Path,
+        cluster: str,
     ) -> None:
-        """teams: the Redis that evicts nothing. data_dir: of this machine."""
+        """teams: the Redis that evicts nothing. data_dir: of this machine. cluster: the name of this router's Ray
+        cluster."""
         self.store = store = BatchStore(settings.batches, teams, LEASE_S)
         objects = object_store(settings, data_dir)
-        files = FileStore(settings.batches, teams, objects) if objects else None
         self._objects = objects
+        self._files = files = FileStore(settings.batches, teams, objects) if objects else None
         self._asker = asker = LineAsker(authenticator)
         self._runner = (
             BatchRunner(store, files, asker, settings.batches.lines_at_a_time, metrics) if files is not None else None
         )
-        self._sweeper = Sweeper(teams, store, files, authenticator) if files is not None else None
+        self._sweeper = Sweeper(teams, store, files, authenticator, cluster) if files is not None else None
         self._files_api = FilesApi(settings, authenticator, files, store)
         self._batches_api = BatchesApi(settings, authenticator, admin, files, store)
         if self._runner is not None:
@@ -59,6 +61,11 @@ class Batches:
         """As deployments.api.feedback.ForgetLines says. Blocks."""
         tally = forget_lines(client, self._objects, owner, user) if self._objects is not None else Tally()
         return tally.count, tally.fault
+
+    def set_neighbours(self, known: bool | None) -> None:
+        """Takes whether routers of other Ray clusters use the teams' Redis; None: not known yet."""
+        if self._files is not None:
+            self._files.has_neighbours = known
 
     def use(self, app: ASGIApp) -> None:
         """Takes the application that answers the lines."""

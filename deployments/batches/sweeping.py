@@ -19,9 +19,13 @@ _ORPHANED_S = 86_400
 
 
 class Sweeper:
-    """One router's; of all routers, one at a time sweeps."""
+    """One router's; of all routers that reach the same objects, one at a time sweeps."""
 
-    def __init__(self, store: RedisStore, batches: BatchStore, files: FileStore, authenticator: Authenticator) -> None:
+    def __init__(
+        self, store: RedisStore, batches: BatchStore, files: FileStore, authenticator: Authenticator, cluster: str
+    ) -> None:
+        """cluster: the name of this router's Ray cluster."""
+        self._lease = SWEEPING if files.objects.shared else f"{SWEEPING}:{cluster}"
         self._authenticator = authenticator
         self._store = store
         self._batches = batches
@@ -33,7 +37,7 @@ class Sweeper:
         """Sweeps until cancelled."""
         while True:
             with suppress(RedisUnavailable, OSError, ApiError):
-                if await self._store.execute("SET", SWEEPING, "1", "NX", "EX", _INTERVAL_S - 1):
+                if await self._store.execute("SET", self._lease, "1", "NX", "EX", _INTERVAL_S - 1):
                     await self.sweep()
             await asyncio.sleep(_INTERVAL_S)
 

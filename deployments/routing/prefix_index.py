@@ -30,9 +30,11 @@ class PrefixLocation:
 class PrefixIndex:
     """The replicas of one application's engines, by the prompts that they have computed."""
 
-    def __init__(self, store: RedisStore, application: str) -> None:
+    def __init__(self, store: RedisStore, cluster: str, application: str) -> None:
+        """cluster: the name of the Ray cluster that has the replicas. Another one that uses this Redis may have an
+        application of the same name, whose replicas no router of this one can reach."""
         self._store = store
-        self._key_prefix = f"dray:kv:{{{application}}}:"
+        self._key_prefix = f"dray:kv:{{{cluster}:{application}}}:"
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def lookup(self, blocks: Sequence[bytes]) -> PrefixLocation:

@@ -46,9 +46,15 @@ class ActivityLog:
     """The last requests and errors of one router."""
 
     def __init__(
-        self, store: RedisStore, router: str, clock: Callable[[], float] = time.time, texts_s: float = 0.0
+        self,
+        store: RedisStore,
+        router: str,
+        clock: Callable[[], float] = time.time,
+        texts_s: float = 0.0,
+        cluster: str = "",
     ) -> None:
-        """store: that of the teams. router: the name of this one. texts_s: seconds for which texts are kept."""
+        """store: that of the teams. router: the name of this one. texts_s: seconds for which texts are kept. cluster:
+        the name of the router's Ray cluster."""
         self.models: Callable[[], list[ModelState]] = list
         """Says how the models are."""
         self.read_changes: Callable[[], list[ScalingChange]] = list
@@ -57,7 +63,7 @@ class ActivityLog:
         self._states: list[ModelState] = []
         self._latencies: dict[str, deque[Latency]] = {}
         self._published_at = 0.0
-        self._router = router
+        self._router, self._cluster = router, cluster
         self._texts_s = texts_s
         self._clock = clock
         self._publish = store.script(PUBLISH)
@@ -102,7 +108,10 @@ class ActivityLog:
         latencies = {model: list(samples) for model, samples in self._latencies.items()}
         if self._texts_s:
             self._requests = deque((request.at(now) for request in self._requests), MAX_REQUESTS)
-        return RouterActivity(self._router, now, list(self._requests), errors, self._states, latencies, self._changes)
+        requests = list(self._requests)
+        return RouterActivity(
+            self._router, now, requests, errors, self._states, latencies, self._changes, self._cluster
+        )
 
     async def publish(self) -> None:
         """Replaces this router's report in Redis, if there is something new."""

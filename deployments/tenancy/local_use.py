@@ -47,6 +47,8 @@ class LocalUse:
         self.requests = SlidingWindow(clock)
         self.tokens = SlidingWindow(clock)
         self.running: set[str] = set()
+        self.reserved: set[str] = set()
+        """Reservations in Redis whose leases this router renews."""
         self.month = 0
         """Tokens of the month: of all routers as of the last reply of Redis, and this router's since."""
         self.owed = 0

@@ -1,12 +1,13 @@
 """The quota counters in Redis, shared by all routers. Each operation is one Lua script, so limits are exact.
 
 Of each team, under keys on one node of a cluster: requests and tokens of the last 60 seconds (hashes by second), the
-requests that run (a sorted set by the end of their lease), the tokens of the month (UTC), and for teams with a budget
-what these cost, in billionths of the currency.
+requests that run (a sorted set by the end of their lease), the tokens of the month (UTC), for teams with a budget what
+these cost, in billionths of the currency, and what of both is reserved (a sorted set as that of the requests). What a
+router has reserved that dies is given back when its lease has ended: nobody else can say what of it was used.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -86,12 +87,26 @@ local function window_use(key, limit, requested)
   return total, wait, reset
 end
 """
-# KEYS of all scripts: requests, tokens, running, month, cost. A limit of 0 is none.
+# KEYS of all scripts: requests, tokens, running, month, cost, reserved. A limit of 0 is none.
+_GIVE_BACK = """
+local function give_back(present)
+  for _, lost in ipairs(redis.call('ZRANGEBYSCORE', KEYS[6], '-inf', now)) do
+    local month, tokens, cost = string.match(lost, '^([^ ]+) (%d+) (%d+) ')
+    if month == present then
+      if redis.call('EXISTS', KEYS[4]) == 1 then redis.call('DECRBY', KEYS[4], tokens) end
+      if redis.call('EXISTS', KEYS[5]) == 1 then redis.call('DECRBY', KEYS[5], cost) end
+    end
+    redis.call('ZREM', KEYS[6], lost)
+  end
+end
+"""
+# ARGV 8: the month.
 _ADMIT = f"""
-{_WINDOW_USE}
+{_WINDOW_USE}{_GIVE_BACK}
 local max_requests, max_tokens = tonumber(ARGV[1]), tonumber(ARGV[2])
 local max_running, max_month = tonumber(ARGV[3]), tonumber(ARGV[4])
 local request_id, lease, max_cost = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+if max_month > 0 or max_cost > 0 then give_back(ARGV[8]) end
 local requests, wait, reset = window_use(KEYS[1], max_requests, 1)
 local tokens, tokens_wait, tokens_reset = window_use(KEYS[2], max_tokens, 1)
 local month = tonumber(redis.call('GET', KEYS[4]) or '0')
@@ -115,11 +130,13 @@ else
 end
 return {{refused, wait, requests, reset, tokens, tokens_reset, month, cost}}
 """
+# ARGV 9, 10, 11: the reservation, or empty, its lease, the month.
 _RESERVE = f"""
-{_WINDOW_USE}
+{_WINDOW_USE}{_GIVE_BACK}
 local requested, max_tokens, max_month = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local owed, month_ttl = tonumber(ARGV[4]), ARGV[5]
 local max_cost, cost_requested, cost_added = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
+if ARGV[9] ~= '' then give_back(ARGV[11]) end
 local tokens, wait, reset = window_use(KEYS[2], max_tokens, requested)
 local month = tonumber(redis.call('GET', KEYS[4]) or '0')
 if max_month > 0 and month + requested > max_month then return {{'month', 0, tokens, reset, month, now}} end
@@ -135,20 +152,46 @@ redis.call('HINCRBY', KEYS[2], now, requested)
 redis.call('EXPIRE', KEYS[2], window + 1)
 month = redis.call('INCRBY', KEYS[4], requested + owed)
 redis.call('EXPIRE', KEYS[4], month_ttl)
+if ARGV[9] ~= '' then
+  redis.call('ZADD', KEYS[6], now + ARGV[10], ARGV[9])
+  redis.call('EXPIRE', KEYS[6], month_ttl)
+end
 return {{'', 0, tokens + requested, window, month, now, cost}}
 """
+# ARGV 4: the reservation, or empty. 5, 6: what was used of tokens and money, where the reservation was given back.
 _SETTLE = """
 local second, difference, cost = ARGV[1], ARGV[2], ARGV[3]
 if redis.call('HEXISTS', KEYS[2], second) == 1 then redis.call('HINCRBY', KEYS[2], second, difference) end
+if ARGV[4] ~= '' and redis.call('ZREM', KEYS[6], ARGV[4]) == 0 then
+  difference, cost = ARGV[5], cost ~= '' and ARGV[6] or ''
+end
 local month = redis.call('INCRBY', KEYS[4], difference)
 return {month, cost ~= '' and redis.call('INCRBY', KEYS[5], cost) or 0}
 """
+# ARGV: lease, number of requests, their ids, reservations.
 _RENEW = """
 local now = tonumber(redis.call('TIME')[1])
-local lease = tonumber(ARGV[1])
-for i = 2, #ARGV do redis.call('ZADD', KEYS[3], 'XX', now + lease, ARGV[i]) end
+local lease, requests = tonumber(ARGV[1]), tonumber(ARGV[2])
+for i = 3, #ARGV do redis.call('ZADD', KEYS[i <= requests + 2 and 3 or 6], 'XX', now + lease, ARGV[i]) end
 return redis.call('EXPIRE', KEYS[3], lease)
 """
+
+
+class Reservation(NamedTuple):
+    """Tokens of a month that are reserved, and their cost.
+
+    id: tells those of equal amounts apart; empty where the month has no limit, so that nothing needs to be given back.
+    """
+
+    month: str
+    tokens: int
+    cost: int
+    id: str
+
+    @property
+    def encoded(self) -> str:
+        """As the scripts have it; empty if it needs no lease."""
+        return " ".join(map(str, self)) if self.id else ""
 
 
 class QuotaCounters:
@@ -165,26 +208,31 @@ class QuotaCounters:
 
     async def admit(self, team: Team, request_id: str, max_cost: int = 0) -> AdmitReply:
         """Counts a request and starts its lease, unless a limit refuses it. max_cost: of the month; 0: not limited."""
-        keys, limits = quota_keys(team.name, current_month()), msgspec.structs.astuple(team.quota)
-        refused_by, *numbers = await self._admit(keys, *limits, request_id, self.lease_s, max_cost)
+        month = current_month()
+        keys, limits = quota_keys(team.name, month), msgspec.structs.astuple(team.quota)
+        refused_by, *numbers = await self._admit(keys, *limits, request_id, self.lease_s, max_cost, month)
         return AdmitReply(refused_by.decode(), *numbers)
 
     async def reserve(
-        self, team: Team, month: str, tokens: int, owed: int, cost: int = 0, owed_cost: int = 0, max_cost: int = 0
+        self, team: Team, reservation: Reservation, owed: int, owed_cost: int = 0, max_cost: int = 0
     ) -> ReserveReply:
-        """Counts tokens and their cost, unless a limit refuses them. owed, owed_cost: counted for the month while Redis
-        was away."""
+        """Counts tokens and their cost and starts the lease of the reservation, unless a limit refuses them. owed,
+        owed_cost: counted for the month while Redis was away."""
         limits = (team.quota.tokens_per_minute, team.quota.tokens_per_month)
-        keys = quota_keys(team.name, month)
+        month, tokens, cost, _ = reservation
         costs = (max_cost, cost, cost + owed_cost)
-        refused_by, *numbers = await self._reserve(keys, tokens, *limits, owed, _MONTH_TTL_S, *costs)
+        lease = (reservation.encoded, self.lease_s, month)
+        keys = quota_keys(team.name, month)
+        refused_by, *numbers = await self._reserve(keys, tokens, *limits, owed, _MONTH_TTL_S, *costs, *lease)
         return ReserveReply(refused_by.decode(), *numbers)
 
-    async def settle(self, team: Team, month: str, second: int, difference: int, cost: int | None = None) -> Use:
-        """Adds the difference between used and reserved tokens, which were counted under this second, and that of their
-        cost; None: it is not counted."""
-        keys = quota_keys(team.name, month)
-        return Use(*await self._settle(keys, second, difference, "" if cost is None else cost))
+    async def settle(
+        self, team: Team, reservation: Reservation, second: int, tokens: int, cost: int | None = None
+    ) -> Use:
+        """Counts what was used of a reservation, which was counted under this second. cost: None: it is not counted."""
+        keys, difference = quota_keys(team.name, reservation.month), tokens - reservation.tokens
+        costs = ("", "") if cost is None else (cost - reservation.cost, cost)
+        return Use(*await self._settle(keys, second, difference, costs[0], reservation.encoded, tokens, costs[1]))
 
     async def set_cost(self, team_name: str, month: str, cost: int) -> None:
         """Sets the cost of the month, unless it is known."""
@@ -195,9 +243,9 @@ class QuotaCounters:
         key = f"{quota_keys(team_name, month)[3]}:warned"
         return bool(await self._store.execute("SET", key, 1, "NX", "EX", _MONTH_TTL_S))
 
-    async def renew(self, team_name: str, request_ids: Iterable[str]) -> None:
-        """Renews the leases of running requests."""
-        await self._renew(quota_keys(team_name, ""), self.lease_s, *request_ids)
+    async def renew(self, team_name: str, request_ids: Sequence[str], reservations: Iterable[str]) -> None:
+        """Renews the leases of running requests, and of reservations."""
+        await self._renew(quota_keys(team_name, ""), self.lease_s, len(request_ids), *request_ids, *reservations)
 
     async def release(self, team_name: str, request_id: str) -> None:
         """Ends the lease of a request."""
@@ -210,6 +258,6 @@ def current_month() -> str:
 
 
 def quota_keys(team: str, month: str) -> list[str]:
-    """The keys of a team's counters: requests, tokens, running, month, cost."""
-    counters = ("requests", "tokens", "running", f"month:{month}", f"cost:{month}")
+    """The keys of a team's counters: requests, tokens, running, month, cost, reserved."""
+    counters = ("requests", "tokens", "running", f"month:{month}", f"cost:{month}", "reserved")
     return [f"dray:quota:{{{team}}}:{counter}" for counter in counters]

@@ -22,7 +22,15 @@ from deployments.common.errors import ApiError
 from deployments.common.redis import RedisStore, RedisUnavailable
 from deployments.tenancy.budgets import Budgets
 from deployments.tenancy.local_use import LocalUse
-from deployments.tenancy.quota_counters import LEASE_S, Limit, QuotaCounters, ReserveReply, Use, current_month
+from deployments.tenancy.quota_counters import (
+    LEASE_S,
+    Limit,
+    QuotaCounters,
+    Reservation,
+    ReserveReply,
+    Use,
+    current_month,
+)
 
 _REFUSALS = {
     "requests": ("requests", "rate_limit_exceeded", "requests_per_minute", "request", "a minute"),
@@ -43,10 +51,9 @@ class QuotaGrant:
         """team: None where nothing is limited. model: whose price its tokens have."""
         self.headers = headers
         self._quotas, self._team, self._request_id, self._model = quotas, team, request_id, model
-        self._month = ""
-        self._reserved = 0
-        self._reserved_cost: int | None = None
-        """None where the team's cost is not counted."""
+        self._reservation: Reservation | None = None
+        self._priced = False
+        """Whether the team's cost is counted."""
         self._second: int | None = None
 
     @property
@@ -73,13 +80,15 @@ class QuotaGrant:
         quota, local, max_cost = team.quota, self._quotas.local[team.name], self._quotas.max_cost(team, self._model)
         if not (quota.tokens_per_minute or quota.tokens_per_month or max_cost):
             return
-        self._month, tokens = current_month(), prompt + completion
+        tokens = prompt + completion
         # A request for more than the limit would never be admitted: it takes the whole limit.
         tokens = min(tokens, quota.tokens_per_minute or tokens)
         cost = self._quotas.cost(self._model, prompt, completion) if max_cost else 0
+        lease_id = secrets.token_hex(8) if quota.tokens_per_month or max_cost else ""
+        reservation = Reservation(current_month(), tokens, cost, lease_id)
         owed, owed_cost = local.owed, local.owed_cost if max_cost else 0
         try:
-            reply = await self._reserve_in_redis(team, tokens, owed, cost, owed_cost, max_cost)
+            reply = await self._reserve_in_redis(team, reservation, owed, owed_cost, max_cost)
         except RedisUnavailable:
             reply = local.reserve(quota, self._quotas.routers, tokens, cost, max_cost)
         if reply.refused_by == "cost":
@@ -89,50 +98,56 @@ class QuotaGrant:
         if reply.second is not None:
             local.owed -= owed
             local.owed_cost -= owed_cost
+            if lease_id:
+                local.reserved.add(reservation.encoded)
         local.month = reply.month
         if max_cost:
             local.cost = reply.cost
         local.tokens.add(tokens)
-        self._reserved, self._second = tokens, reply.second
-        self._reserved_cost = cost if max_cost else None
+        self._reservation, self._second, self._priced = reservation, reply.second, bool(max_cost)
         self.headers |= _limit_headers("tokens", quota.tokens_per_minute, reply.tokens, reply.tokens_reset_s)
 
     async def _reserve_in_redis(
-        self, team: Team, tokens: int, owed: int, cost: int, owed_cost: int, max_cost: int
+        self, team: Team, reservation: Reservation, owed: int, owed_cost: int, max_cost: int
     ) -> ReserveReply:
-        counters, arguments = self._quotas.counters, (tokens, owed, cost, owed_cost, max_cost)
-        reply = await counters.reserve(team, self._month, *arguments)
+        counters = self._quotas.counters
+        reply = await counters.reserve(team, reservation, owed, owed_cost, max_cost)
         if reply.refused_by == "unknown":
             # The first request of a month, or the first one since there is a budget.
-            await counters.set_cost(team.name, self._month, await self._quotas.spent(team))
-            reply = await counters.reserve(team, self._month, *arguments)
+            await counters.set_cost(team.name, reservation.month, await self._quotas.spent(team))
+            reply = await counters.reserve(team, reservation, owed, owed_cost, max_cost)
         return reply
 
     async def settle(self, prompt: int, completion: int = 0) -> None:
         """Counts the tokens that it has used in place of those reserved."""
-        if self._team is None or not self._reserved:
+        reservation, self._reservation = self._reservation, None
+        if self._team is None or reservation is None:
             return
-        team, local = self._team, self._quotas.local[self._team.name]
-        difference, cost = prompt + completion - self._reserved, None
-        if self._reserved_cost is not None:
-            cost = self._quotas.cost(self._model, prompt, completion) - self._reserved_cost
-        self._reserved = 0
-        local.tokens.add(difference)
-        local.month += difference
-        local.cost += cost or 0
+        team, local, used = self._team, self._quotas.local[self._team.name], prompt + completion
+        cost = self._quotas.cost(self._model, prompt, completion) if self._priced else 0
+        local.tokens.add(used - reservation.tokens)
+        local.month += used - reservation.tokens
+        local.cost += cost - reservation.cost
+        local.reserved.discard(reservation.encoded)
         if self._second is not None:
             with suppress(RedisUnavailable):
-                use = await self._quotas.counters.settle(team, self._month, self._second, difference, cost)
-                await self._quotas.note(team, self._month, use, priced=cost is not None)
+                settled = cost if self._priced else None
+                use = await self._quotas.counters.settle(team, reservation, self._second, used, settled)
+                await self._quotas.note(team, reservation.month, use, priced=self._priced)
                 return
-        local.owed += difference
-        local.owed_cost += cost or 0
+            if reservation.id:  # Redis gives all of it back
+                reservation = reservation._replace(tokens=0, cost=0)
+        local.owed += used - reservation.tokens
+        local.owed_cost += cost - reservation.cost
 
     async def release(self) -> None:
         """The request has ended."""
         if self._team is None:
             return
-        self._quotas.local[self._team.name].running.discard(self._request_id)
+        local = self._quotas.local[self._team.name]
+        local.running.discard(self._request_id)
+        if self._reservation is not None:
+            local.reserved.discard(self._reservation.encoded)
         if self._team.quota.requests_at_a_time:
             # While Redis is away, its lease ends by itself within seconds.
             with suppress(RedisUnavailable):
@@ -216,13 +231,14 @@ class Quotas:
         )
 
     async def renew_forever(self) -> None:
-        """Renews the leases of running requests until cancelled; those of a dead router end by themselves."""
+        """Renews the leases of running requests and of reservations until cancelled; those of a dead router end by
+        themselves."""
         while True:
             await asyncio.sleep(self.counters.lease_s / 3)
             for name, local in tuple(self.local.items()):
-                if local.running:
+                if local.running or local.reserved:
                     with suppress(RedisUnavailable):
-                        await self.counters.renew(name, tuple(local.running))
+                        await self.counters.renew(name, tuple(local.running), tuple(local.reserved))
 
 
 def quota_exceeded(limit: Limit, quota: Quota, wait_s: int) -> ApiError:

@@ -100,7 +100,7 @@ async def teams(url: str) -> None:
 async def prefixes(url: str) -> None:
     store = store_at(url, timeout_s=2.0)
     for number in range(12):
-        index = PrefixIndex(store, f"application-{number}")
+        index = PrefixIndex(store, "a", f"application-{number}")
         blocks = block_keys([secrets.randbelow(1000) for _ in range(3 * BLOCK_TOKENS)])
         index.record(blocks, "replica")
         while await index.lookup(blocks) != PrefixLocation("replica", 3 * BLOCK_TOKENS):

@@ -73,3 +73,29 @@ def test_percentiles_are_samples() -> None:
     assert measured is not None
     assert (measured.p50, measured.p90, measured.p99, measured.samples) == (100, 180, 198, 200)
     assert percentiles([]) is None
+
+
+def test_models_have_the_replicas_of_all_clusters_that_report() -> None:
+    now = 1000.0
+
+    def report(cluster: str, replica: str, time: float, *, also: str = "") -> RouterActivity:
+        replicas = [ReplicaState(replica, "0", 0, 40.0, 0.0, 0)]
+        models = [ModelState(name, "generate", 4096, 1, replicas) for name in ("m", also) if name]
+        changes = [ScalingChange(time, "m", 0, 1, "min", 0, 0.0, 20.0, 1, 4)]
+        return RouterActivity(f"{cluster}{time}", time, [], [], models, {}, changes, cluster)
+
+    reports = [
+        report("a", "older of a", now - 5),
+        report("a", "a1", now - 2),
+        report("b", "b1", now, also="only b's"),
+        report("lost", "c1", now - 60),
+    ]
+    shown = shown_models(reports, now)
+    assert {model.model: [replica.replica for replica in model.replicas] for model in shown} == {
+        "m": ["b1", "a1"],
+        "only b's": ["b1"],
+    }
+    assert shown[0].waiting == 3
+    assert [change.time for change in shown[0].changes] == [now, now - 2]
+    [[alone]] = [model.replicas for model in shown_models(reports[-1:], now)]
+    assert alone.replica == "c1", "an old report is better than none"

@@ -99,7 +99,7 @@ async def router_behind(
     store = store_at(url)
     replicas = EngineReplicas("router")
     replicas.update({"one-replica": ReplicaStats(), "another-replica": ReplicaStats()})
-    dispatcher = Dispatcher(engine, replicas, lambda: None, PrefixIndex(store, APPLICATION))
+    dispatcher = Dispatcher(engine, replicas, lambda: None, PrefixIndex(store, "a", APPLICATION))
     world = World(answers, teams, bundled, PromptRenderer(bundled), engine, asyncio.Runner())
     router = Router(world, dispatcher, store)
     router.queue.resize(RouterPart.even(8), 100, 10**6)

@@ -212,7 +212,7 @@ def test_routers_share_where_a_prompt_is_cached_and_streams_need_no_redis(bundle
         replica = Replica(bundled)
         fleets = [EngineReplicas(f"router {number}") for number in range(2)]
         first_router, second_router = (
-            Dispatcher(replica, fleet, lambda: None, PrefixIndex(store, "engine"))
+            Dispatcher(replica, fleet, lambda: None, PrefixIndex(store, "a", "engine"))
             for fleet, store in zip(fleets, stores, strict=True)
         )
         prompt = prompt_of(bundled, "What is 345 times 678? " * 10)

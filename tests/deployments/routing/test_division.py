@@ -129,7 +129,7 @@ def test_reports_are_divided_by_application_and_those_of_other_versions_are_pass
     busy.add("engine-a", busy_share)
     busy_queue.demand = lambda: demand(0, busy=60)  # type: ignore[method-assign]
     reports = {"r1": busy.report(), "r2": b"\xc1"}
-    shares.take(RouterReports("r0", 3, 5, reports))
+    shares.take(RouterReports("r0", 3, 5, reports, 3))
     assert queue.part.slots < 8 and queue.part.elsewhere == {"busy": 60}
     assert other_queue.part.slots > 8
     shares.take(None)

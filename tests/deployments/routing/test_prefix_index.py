@@ -34,7 +34,7 @@ async def located(index: PrefixIndex, prompt: list[int], location: PrefixLocatio
 
 async def two_routers(server: OwnRedis) -> None:
     stores = [store_at(server.url) for _ in range(2)]
-    first, second = (PrefixIndex(store, "engine") for store in stores)
+    first, second = (PrefixIndex(store, "a", "engine") for store in stores)
     assert await first.lookup(blocks(FIRST)) == PrefixLocation()
     first.record(blocks(FIRST + OPENING), "r1")
     following = FIRST + ANSWER + FIRST
@@ -44,7 +44,12 @@ async def two_routers(server: OwnRedis) -> None:
     assert await first.lookup(blocks([*FIRST, 1])) == PrefixLocation("r1", len(FIRST))
     # The last token of a prompt is always computed, so a block that ends with it does not count.
     assert await first.lookup(blocks(FIRST)) == PrefixLocation("r1", 2 * BLOCK_TOKENS)
-    assert await PrefixIndex(stores[0], "another").lookup(blocks([*FIRST, 1])) == PrefixLocation()
+    assert await PrefixIndex(stores[0], "a", "another").lookup(blocks([*FIRST, 1])) == PrefixLocation()
+    # Another Ray cluster serves the same model with replicas of its own.
+    elsewhere = PrefixIndex(stores[0], "b", "engine")
+    elsewhere.record(blocks(FIRST + OPENING), "theirs")
+    await located(elsewhere, [*FIRST, 1], PrefixLocation("theirs", len(FIRST)))
+    assert await first.lookup(blocks([*FIRST, 1])) == PrefixLocation("r1", len(FIRST))
     await asyncio.to_thread(server.stop)
     first.record(blocks(FIRST), "r3")
     assert await first.lookup(blocks([*FIRST, 1])) == PrefixLocation()
@@ -55,7 +60,7 @@ async def two_routers(server: OwnRedis) -> None:
 def test_a_prompt_shorter_than_a_block_asks_no_redis() -> None:
     async def ask() -> None:
         store = store_at("redis://127.0.0.1:1")
-        assert await PrefixIndex(store, "engine").lookup(blocks(FIRST[:BLOCK_TOKENS])) == PrefixLocation()
+        assert await PrefixIndex(store, "a", "engine").lookup(blocks(FIRST[:BLOCK_TOKENS])) == PrefixLocation()
         assert not store.circuit_open
         await store.close()
 

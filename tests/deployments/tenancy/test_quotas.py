@@ -172,6 +172,40 @@ def test_the_months_tokens_run_out(server: OwnRedis) -> None:
     run(work)
 
 
+def test_what_a_router_has_reserved_that_dies_is_given_back(server: OwnRedis) -> None:
+    prices = Prices(PriceSettings(models=(ModelPrice(model="m", input=1, output=1),)))
+    support = Team("support", 0.0, quota=Quota(tokens_per_month=1000), cost_per_month=0.01)
+
+    def quotas(store: RedisStore) -> Quotas:
+        budgets = Budgets(prices, UsageRecorder(store), lambda team, limit, share: None)
+        return Quotas(store, 2, lease_s=3, budgets=budgets)
+
+    async def work() -> None:
+        store = store_at(server.url, timeout_s=10)
+        living, dying = quotas(store), quotas(store_at(server.url, timeout_s=10))
+        renewing = asyncio.create_task(living.renew_forever())
+        kept, lost = await living.admit(support, "m"), await dying.admit(support, "m")
+        await kept.reserve(500)
+        await lost.reserve(400)
+
+        async def admitted() -> bool:
+            grant = await living.admit(support, "m", in_batch=True)
+            return await outcome(grant.reserve(300)) == "admitted"
+
+        assert not await admitted()
+        await until(admitted)
+        month, cost = [await store.get(key) for key in quota_keys("support", current_month())[3:5]]
+        assert (month, cost) == (b"800", b"800000"), "the living router's reservations still count"
+        # It was not dead after all.
+        await lost.settle(100)
+        await kept.settle(200)
+        month, cost = [await store.get(key) for key in quota_keys("support", current_month())[3:5]]
+        assert (month, cost) == (b"600", b"600000")
+        renewing.cancel()
+
+    run(work)
+
+
 def test_without_redis_each_router_has_its_share_and_reports_it_later(server: OwnRedis) -> None:
     async def work() -> None:
         store = store_at(server.url, timeout_s=0.2)
