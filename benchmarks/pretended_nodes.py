@@ -64,12 +64,15 @@ class ControlPlane:
     def start(self, size: int) -> None:
         """Connects to the head, and starts Serve with its routers and as many replicas."""
         import ray
+        from ray import serve
 
         from cluster.launch import serving
 
         ray.init(address=self._cluster.address, namespace="dray", log_to_driver=False, logging_level=logging.ERROR)
         self.report_load(size, busy=False)
         self.routers = self._with_replicas(self.routers, size)
+        # All nodes have one address here, so only one HAProxy can listen.
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": self.routers.settings.port})
         serving.start(self.routers)
         self.wait_for(size)
 
@@ -92,8 +95,8 @@ class ControlPlane:
         Load(size, self.routers.settings.router.replica_minimum, busy).write(self._file)
 
     def wait_for(self, size: int) -> None:
-        """Waits until as many replicas run, and no others are there."""
-        self._until(lambda states: states == {"RUNNING": size})
+        """Waits until as many replicas run, no others are there, and the routers run too."""
+        self._until(lambda states: states == {"RUNNING": size}, healthy=True)
         self.size = size
 
     def lose_node(self) -> float:
@@ -137,14 +140,17 @@ class ControlPlane:
     def _with_replicas(self, routers: Routers, size: int) -> Routers:
         return replace(routers, engines=tuple(engine.with_replicas(size) for engine in routers.engines))
 
-    def _until(self, fact: Callable[[dict[str, int]], bool]) -> None:
+    def _until(self, fact: Callable[[dict[str, int]], bool], *, healthy: bool = False) -> None:
+        """Waits until the fact holds of the engine replicas, counted by state. healthy: and all applications run."""
         from cluster.launch.serving import applications
 
         name, deadline = self.routers.engines[0].application, time.monotonic() + _TIMEOUT_S
         while True:
-            deployment = applications()[name].deployments[ENGINE]
+            found = applications()
+            deployment = found[name].deployments[ENGINE]
             states = {str(state): count for state, count in deployment.replica_states.items() if count}
-            if fact(states):
+            all_run = all(application.status == "RUNNING" for application in found.values())
+            if fact(states) and (all_run or not healthy):
                 return
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{name}: still {states} after {_TIMEOUT_S:.0f} s; {deployment.message}")

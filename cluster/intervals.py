@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cluster.settings import Settings
 
-_STATS_PER_S = 400
+_STATS_PER_S = 200
 """Questions of the controller to replicas, what they have to do."""
 _CHECKS_PER_S = 200
 """Questions of the controller to HAProxies, and of HAProxies to one router."""
