@@ -173,13 +173,13 @@ class Router:
         self._cache_admin = CacheAdminApi(admin, cache_url)
         self._activity_admin = ActivityAdminApi(admin, self._activity)
         self._usage_admin = UsageAdminApi(admin, self._usage, self._prices)
-        self._feedback_admin = FeedbackAdminApi(admin, cache.namespace, cache_url)
         self._curated_api = CuratedApi(admin, cache.namespace, cache_url)
         data_dir = Node.here().data_dir
         self._batches = Batches(
             settings, self._teams, self._authenticator, admin, self._metrics, data_dir, self._cluster
         )
         self._batches.set_neighbours(None if self._teams_shared else False)
+        self._feedback_admin = FeedbackAdminApi(admin, cache.namespace, cache_url, self._batches.forget_lines)
         self._status_page = StatusPage(models, chat=has_page(settings))
 
     def _store(self, name: str, url: str, timeout_s: float) -> RedisStore:

@@ -5,7 +5,10 @@ from pathlib import Path
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from cluster.objects.batch_files import Tally
+from cluster.objects.forgetting import forget_lines
 from cluster.objects.store import object_store
+from cluster.records.client import BlockingRedis
 from cluster.settings import Settings
 from deployments.api.admin_access import AdminAccess
 from deployments.batches.asking import LineAsker
@@ -39,6 +42,7 @@ class Batches:
         self.store = store = BatchStore(settings.batches, teams, LEASE_S)
         objects = object_store(settings, data_dir)
         self._files = files = FileStore(settings.batches, teams, objects) if objects else None
+        self._objects = objects
         self._asker = asker = LineAsker(authenticator)
         self._runner = (
             BatchRunner(store, files, asker, settings.batches.lines_at_a_time, metrics) if files is not None else None
@@ -57,6 +61,11 @@ class Batches:
         """Takes whether routers of other Ray clusters use the teams' Redis; None: not known yet."""
         if self._files is not None:
             self._files.has_neighbours = known
+
+    def forget_lines(self, client: BlockingRedis, owner: str, user: str) -> tuple[int, str]:
+        """As deployments.api.feedback.ForgetLines says. Blocks."""
+        tally = forget_lines(client, self._objects, owner, user) if self._objects is not None else Tally()
+        return tally.count, tally.fault
 
     def use(self, app: ASGIApp) -> None:
         """Takes the application that answers the lines."""
