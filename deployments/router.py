@@ -171,7 +171,8 @@ class Router:
         self._curated_api = CuratedApi(admin, cache.namespace, cache_url)
         data_dir = Node.here().data_dir
         self._batches = Batches(settings, self._teams, self._authenticator, admin, self._metrics, data_dir)
-        self._status_page = StatusPage(models, chat=has_page(settings))
+        names = [model.name for model in models]
+        self._status_page = StatusPage(names, self._authenticator, settings.status_page, chat=has_page(settings))
 
     def _store(self, name: str, url: str, timeout_s: float) -> RedisStore:
         return RedisStore(name, url, timeout_s, self._metrics.watchers(name))

@@ -36,7 +36,7 @@ class Locked:
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Locked]:
-    with with_pages() as dray:
+    with with_pages(DRAY_STATUS_PAGE="admins") as dray:
         assert dray.run("teams", "add", "support").returncode == 0
         admin, team = (dray.run("keys", "create", owner).stdout.strip() for owner in ("--admin", "support"))
         found = Locked(dray, admin, team)
@@ -248,6 +248,43 @@ def test_three_pages_lead_to_each_other_in_one_language_and_theme(visit_locked: 
     page.get_by_role("link", name="状态").click()
     page.get_by_role("link", name="控制台").click()
     expect(page.locator("body")).to_have_class(re.compile("dark"))
+
+
+def test_the_status_page_is_shown_and_linked_to_admins_alone(visit_locked: Open, locked: Locked) -> None:
+    page = visit_locked("/status")
+    key, refusal = page.get_by_label("Admin key", exact=True), page.get_by_role("alert")
+    expect(key).to_be_focused()
+    expect(page.get_by_role("table")).to_be_hidden()
+    assert serious(page, axe_script()) == []
+    for wrong, reason in (("dray-错", "Invalid key"), (locked.team, "not an admin key"), ("dray-wrong", "Invalid key")):
+        key.fill(wrong)
+        key.press("Enter")
+        expect(refusal).to_contain_text(reason)
+    page.get_by_role("link", name="Chat").click()
+    expect(page.get_by_role("link", name="Console")).to_be_visible()
+    status = page.get_by_role("link", name="Status")
+    expect(status).to_be_hidden()
+    page.go_back()
+    key.fill(locked.admin)
+    page.get_by_role("button", name="Show").click()
+    expect(page.get_by_role("row").filter(has_text=MODEL)).to_have_count(1)
+    page.reload()
+    expect(page.get_by_role("row").filter(has_text=MODEL)).to_have_count(1)
+    expect(key).to_be_hidden()
+    page.get_by_role("link", name="Chat").click()
+    expect(status).to_be_visible()
+
+    other = visit_locked("/console")
+    status = other.get_by_role("link", name="Status")
+    expect(other.get_by_label("Admin key", exact=True)).to_be_focused()
+    expect(status).to_be_hidden()
+    sign_in(other, locked.admin)
+    status.click()
+    expect(other.get_by_role("row").filter(has_text=MODEL)).to_have_count(1)
+    other.go_back()
+    other.get_by_role("button", name="Sign out").click()
+    expect(other.get_by_label("Admin key", exact=True)).to_be_focused()
+    expect(status).to_be_hidden()
 
 
 @pytest.mark.parametrize(("width", "scheme", "locale"), [(1100, "light", "en-US"), (390, "dark", "zh-CN")])
