@@ -88,14 +88,15 @@ class Page:
         console = console_app(self._args.api_url, sign_on=self._args.sign_on)
         labels = {name: asdict(texts) for name, texts in LABELS.items()}
         limits = {"max_bytes": MAX_BYTES}
-        status = {"status_page": self._args.status_page}
-        chat_words = {
+        chat_words: dict[str, object] = {"status_page": self._args.status_page} | {
             name: {**texts, "file": asdict(FILE_LABELS[name]) | limits, "gradio": GRADIO_NAMES[name]}
             for name, texts in labels.items()
         }
-        chat_head = Middleware(PageHead, scripts=[_FOLDER / "chat.js", _FOLDER / "files.js"], words=chat_words | status)
-        console_words = {name: {**texts, **WORDS[name]} for name, texts in labels.items()}
-        console_head = Middleware(PageHead, scripts=[_FOLDER / "console" / "console.js"], words=console_words | status)
+        chat_head = Middleware(PageHead, scripts=[_FOLDER / "chat.js", _FOLDER / "files.js"], words=chat_words)
+        console_words: dict[str, object] = {"status_page": self._args.status_page} | {
+            name: {**texts, **WORDS[name]} for name, texts in labels.items()
+        }
+        console_head = Middleware(PageHead, scripts=[_FOLDER / "console" / "console.js"], words=console_words)
 
         middleware = [
             chat_head,

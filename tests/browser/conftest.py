@@ -30,7 +30,7 @@ def with_pages(**environment: str) -> Iterator[Dray]:
         pytest.skip("the pages need the extra `page`")
     folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
     dray = Dray(folder, free_port())
-    started = dray.run("up", "--detach", DRAY_PAGE="true", **environment)
+    started = dray.run("up", "--detach", DRAY_PAGE="true", **environment)  # type: ignore[arg-type]
     assert started.returncode == 0, started.stderr
     assert f"chat in the browser: {dray.root}/chat" in started.stdout
     wait_for(lambda: httpx.get(f"{dray.root}/chat", follow_redirects=True).status_code == 200)

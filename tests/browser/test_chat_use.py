@@ -44,6 +44,19 @@ def serious(page: Page, axe: str) -> list[str]:
     ]
 
 
+def without_focus_ring(page: Page) -> list[str]:
+    """Fields that do not show that they have the focus."""
+    script = """() => {
+      const all = [...document.querySelectorAll("input:not([type=checkbox], [type=file]), textarea")];
+      return all.filter(one => one.checkVisibility()).filter(one => {
+        one.focus();
+        return document.activeElement !== one || getComputedStyle(one).outlineStyle === "none";
+      }).map(one => one.ariaLabel || one.placeholder || one.outerHTML);
+    }"""
+    missing: list[str] = page.evaluate(script)
+    return missing
+
+
 WORDS = re.compile(r"[A-Za-z]{2,}")
 NAMES = {
     *("Dray", "API", "English", "Markdown", "Python", "Redis", "token", "Top", "KV", "ID", "HTTP"),
@@ -373,6 +386,7 @@ def test_axe_finds_nothing_serious(visit: Open, scheme: str) -> None:
     page.get_by_role("button", name="Settings").click()
     expect(page.get_by_label("Seed")).to_be_visible()
     assert serious(page, axe) == []
+    assert without_focus_ring(page) == []
     ask(page, "word " * 5000)
     expect(last(page).get_by_role("alert")).to_be_visible()
     assert serious(page, axe) == []

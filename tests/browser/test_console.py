@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Dialog, Locator, Page, expect
 
 from tests.browser.conftest import Open, opener, with_pages
-from tests.browser.test_chat_use import axe_script, serious
+from tests.browser.test_chat_use import axe_script, serious, untranslated, without_focus_ring
 from tests.conftest import MODEL, Dray, logged, wait_for
 
 pytestmark = pytest.mark.slow
@@ -82,6 +82,14 @@ def go_to(page: Page, section: str) -> None:
 
 def row(page: Page, name: str | re.Pattern[str]) -> Locator:
     return page.locator(".section.shown tbody tr").filter(has_text=name)
+
+
+def cut(page: Page) -> list[str]:
+    """Texts of the section that do not fit into their place."""
+    script = """() => [...document.querySelectorAll(".section.shown :is(td, dt, dd, h2, p)")].filter(
+      one => one.clientWidth && one.scrollWidth > one.clientWidth + 1).map(one => one.textContent)"""
+    found: list[str] = page.evaluate(script)
+    return found
 
 
 def said(page: Page) -> Locator:
@@ -304,4 +312,8 @@ def test_it_fits_every_window_and_axe_finds_nothing_serious(
             expect(page.locator("#section-usage canvas, #section-usage svg.marks").first).to_be_visible()
         page.screenshot(path=tmp_path / f"{section}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, section
+        assert cut(page) == [], section
         assert serious(page, axe) == [], section
+        assert without_focus_ring(page) == [], section
+        if locale == "zh-CN":
+            assert untranslated(page, "td, code, .legend") == set(), section

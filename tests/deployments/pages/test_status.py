@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -37,7 +38,7 @@ def asked(
     folder: Path,
     server: OwnRedis,
     work: Callable[[httpx.AsyncClient, RunningRouter], Awaitable[None]],
-    **settings: object,
+    **settings: Any,
 ) -> None:
     """Runs the test with a client of a router."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
