@@ -90,10 +90,12 @@ def submit(client: BatchClient, model: str, lines: int, tokens: int) -> str:
 
 
 def batch_rate(client: BatchClient, batch_id: str, lines: int, tokens: int) -> float:
-    """Tokens a second in the middle of a batch."""
+    """Tokens a second in the middle of a batch, between two moments at which lines were counted: that is by chunks."""
     seen: list[tuple[float, int]] = []
     while (batch := client.show(batch_id))["status"] in ("validating", "in_progress"):
-        seen.append((time.perf_counter(), batch["request_counts"]["completed"]))
+        done = batch["request_counts"]["completed"]
+        if not seen or done != seen[-1][1]:
+            seen.append((time.perf_counter(), done))
         time.sleep(_POLL_S)
     middle = [(at, done) for at, done in seen if _EDGES * lines <= done <= (1 - _EDGES) * lines]
     if len(middle) < 2:

@@ -47,10 +47,10 @@ class Timed:
         def timed() -> Logits:
             began = time.perf_counter()
             logits = infer()
-            self.seconds += time.perf_counter() - began
             if self._factor is None:
                 self._factor = factor_for(self._entropy, logits[-1])
             logits *= np.float32(self._factor)
+            self.seconds += time.perf_counter() - began
             return logits
 
         return timed

@@ -12,6 +12,7 @@ from textwrap import dedent, indent
 from typing import Any
 
 import pytest
+import yaml
 from typer.main import get_command
 
 from cluster.cli import app
@@ -76,20 +77,53 @@ def test_each_language_shows_the_pages_as_its_readers_see_them(name: str, site: 
 
 
 CHINESE = sorted(DOCS.rglob("*.zh.md"))
+FENCE = re.compile(r"^ *```\w*\n(.*?)^ *```", re.M | re.S)
 
 
 @pytest.mark.parametrize("page", CHINESE, ids=lambda page: str(page.relative_to(DOCS)))
-def test_chinese_pages_have_the_commands_and_links_of_the_english_ones(page: Path, site: Path) -> None:
+def test_chinese_pages_have_what_the_english_ones_have(page: Path) -> None:
+    """Who changes an English page changes the Chinese one too."""
     chinese, english = (path.read_text() for path in (page, page.with_name(page.name.replace(".zh.md", ".md"))))
-    if page.name != "index.zh.md":  # which leads to fewer pages
-        assert [re.sub(r" +# .*", "", line) for line in code_lines(chinese)] == [
-            re.sub(r" +# .*", "", line) for line in code_lines(english)
-        ]
-        links = [set(re.findall(r"\]\(([^)#]+)", text)) for text in (chinese, english)]
-        assert links[0] == links[1]
+    assert [re.sub(r" +# .*", "", line) for line in code_lines(chinese)] == [
+        re.sub(r" +# .*", "", line) for line in code_lines(english)
+    ]
+    chinese, english = (FENCE.sub("```", text) for text in (chinese, english))
+    assert "{#" not in chinese, 'a heading\'s anchor is written <a id="name"></a>'
+    assert layout(chinese) == layout(english)
+    assert sorted(re.findall(r"\]\(([^)\s]+)\)", chinese)) == sorted(re.findall(r"\]\(([^)\s]+)\)", english))
+    for quoted in (r"(?<!`)`([^`]+)`(?!`)", r"\d(?:[\d.,]*\d)?"):  # names, then figures
+        names = [{" ".join(name.split()) for name in re.findall(quoted, text)} for text in (chinese, english)]
+        assert names[0] == names[1]
+
+
+def layout(page: str) -> list[str]:
+    """How each line begins that is a heading, an item of a list, a row of a table, or the place of code."""
+    return [match[0] for line in page.splitlines() if (match := re.match(r"#+ | *(?:\d+\.|-) |\||```", line))]
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=lambda page: str(page.relative_to(DOCS)))
+def test_chinese_pages_are_on_the_chinese_site(page: Path, site: Path) -> None:
     name = page.relative_to(DOCS).as_posix().removesuffix(".zh.md").removesuffix("index")
-    title = chinese.splitlines()[0].removeprefix("# ")
+    title = page.read_text().splitlines()[0].removeprefix("# ")
     assert title in (site / "zh" / name / "index.html").read_text()
+
+
+def test_the_navigation_of_the_chinese_site_is_chinese(site: Path) -> None:
+    configuration = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    languages = {language["locale"]: language for language in configuration["plugins"][1]["i18n"]["languages"]}
+    chinese = languages["zh"]["nav_translations"]
+    assert set(nav_titles(configuration["nav"])) - {"Dray", "INT8", "Kubernetes", "LangChain"} == chinese.keys()
+    page = (site / "zh" / "index.html").read_text()
+    assert all(title in page for title in chinese.values())
+
+
+def nav_titles(nav: list[Any]) -> Iterator[str]:
+    """The titles of all pages and groups of pages."""
+    for entry in nav:
+        for title, content in entry.items():
+            yield title
+            if isinstance(content, list):
+                yield from nav_titles(content)
 
 
 def test_the_chinese_site_has_english_pages_where_there_is_no_chinese_one(site: Path) -> None:
@@ -99,7 +133,7 @@ def test_the_chinese_site_has_english_pages_where_there_is_no_chinese_one(site: 
 
 def code_lines(page: str) -> list[str]:
     """The lines of all fenced code."""
-    return [line for block in re.findall(r"^ *```\w*\n(.*?)^ *```", page, re.M | re.S) for line in block.splitlines()]
+    return [line for block in FENCE.findall(page) for line in block.splitlines()]
 
 
 def test_pages_load_nothing_from_elsewhere(site: Path) -> None:

@@ -105,6 +105,8 @@ def _key(name: int | str) -> int:
     """A number for a name; 0 for "". Numbers and their texts have the same."""
     if name == "":
         return 0
+    if isinstance(name, int) and 0 <= name < 10**_MAX_NUMBER_DIGITS:
+        return name + 1
     text = str(name)
     if text.isascii() and text.isdigit() and len(text) <= _MAX_NUMBER_DIGITS:
         return int(text) + 1

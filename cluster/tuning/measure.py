@@ -55,8 +55,9 @@ Event = Baseline | Stage | Result | Split | Chosen
 
 _NEAR_BEST = 0.85
 """Of the fastest variant's speed in the quick round: slower ones are not measured again."""
-_COMPARING_SHARE, _STEPS_SHARE, _REST_SHARE = 0.3, 0.1, 0.3
-"""Of the time: for comparing the close ones, for the step sizes, and what must be left to compare one more."""
+_COMPARING_SHARE, _STEPS_SHARE, _REST_SHARE = 0.3, 0.1, 0.45
+"""Of the time: for comparing the close ones, for the step sizes, and what must be left to compare one more,
+so that there is time for replicas of fewer cores too."""
 
 
 def memory_to_tune(model: ServedModel) -> int:

@@ -95,7 +95,11 @@ class Scheduler:
         first = min((sequence.request.priority for sequence in prompts), default=math.inf)
         self._plan_decoding([sequence for sequence in decoding if sequence.request.priority <= first], guesses)
         tokens = sum(1 + len(work.guesses) for work in self._plan.values())
-        self._plan_prompts(min(self._pace.prompt_tokens(tokens), self._max_tokens - tokens))
+        # People come at any moment and wait for the end of a step, so prompts of batch work never make it long.
+        self._plan_prompts(
+            min(self._pace.prompt_tokens(tokens), self._max_tokens - tokens),
+            self._pace.prompt_tokens(max(tokens, 1)),
+        )
         if not self._plan:
             self._plan_decoding(decoding, guesses)
         return list(self._plan.values())
@@ -126,11 +130,14 @@ class Scheduler:
             sequence.table += self.pool.allocate(needed)
         return tokens
 
-    def _plan_prompts(self, budget: int) -> None:
+    def _plan_prompts(self, budget: int, batch_budget: int) -> None:
+        """batch_budget: tokens up to which a step may be filled for batch work."""
         computing: set[bytes] = set()
         full = False
         prefilling = [sequence for sequence in self.running if sequence.pending > 1]
         for sequence in merge(prefilling, tuple(self.waiting), key=_importance):
+            if sequence.request.priority > 0:
+                budget = min(budget, batch_budget)
             if budget <= 0:
                 return
             if sequence.number in self._preempted or sequence.next_key in computing:
@@ -147,6 +154,7 @@ class Scheduler:
                 self._plan[sequence.number] = Work(sequence, count)
                 computing.update(sequence.keys[sequence.computed // BLOCK_TOKENS :])
                 budget -= count
+                batch_budget -= count
 
     def _admit(self, sequence: Sequence) -> bool:
         """Gives a waiting sequence a place, if there is one and the blocks for its tokens."""

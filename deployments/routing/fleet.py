@@ -51,6 +51,8 @@ class ReplicaState:
         self._stats = ReplicaStats()
         self._stats_changed_at = 0.0
         self._assignments: dict[int, Assignment] = {}
+        self._prompt_tokens = self._completion_tokens = 0
+        """Of all assignments."""
         self._probed_at: float | None = None
 
     def update(self, stats: ReplicaStats) -> None:
@@ -88,25 +90,38 @@ class ReplicaState:
         """Counts a request as this replica's work. keys: of its whole prompt."""
         held = self.cached_tokens(self._prefixes.match(keys))
         uncached = len(request.prompt_ids) - held
+        self._remove(request.attempt_id)
         self._assignments[request.attempt_id] = Assignment(uncached, request.max_new_tokens, keys, held)
+        self._count(self._assignments[request.attempt_id])
         self._prefixes.add(keys, self.number)
 
     def record_tokens(self, attempt_id: int, tokens: int) -> None:
         """The attempt delivered new tokens: so its prompt has been computed, and its completion has fewer left."""
         if (assignment := self._assignments.get(attempt_id)) is not None:
+            self._count(assignment, -1)
             assignment.prompt_tokens = 0
             assignment.max_completion_tokens -= tokens
+            self._count(assignment)
 
     def finish(self, attempt_id: int) -> None:
         """The attempt is over or has moved to another replica."""
-        if (assignment := self._assignments.pop(attempt_id, None)) is not None:
+        if (assignment := self._remove(attempt_id)) is not None:
             # Until now its blocks were in use, and they are evicted by the time of their last use.
             self._prefixes.add(assignment.keys, self.number)
 
     def refused(self, attempt_id: int) -> None:
         """The replica had no place for the request, and has computed nothing of it."""
-        if (assignment := self._assignments.pop(attempt_id, None)) is not None:
+        if (assignment := self._remove(attempt_id)) is not None:
             self._prefixes.forget(assignment.keys, self.number, assignment.held // BLOCK_TOKENS)
+
+    def _remove(self, attempt_id: int) -> Assignment | None:
+        if (assignment := self._assignments.pop(attempt_id, None)) is not None:
+            self._count(assignment, -1)
+        return assignment
+
+    def _count(self, assignment: Assignment, sign: int = 1) -> None:
+        self._prompt_tokens += sign * assignment.prompt_tokens
+        self._completion_tokens += sign * assignment.completion_tokens
 
     def add_cached(self, keys: PackedKeys) -> None:
         """Another router had these blocks computed."""
@@ -143,10 +158,10 @@ class ReplicaState:
         uncached = len(request.prompt_ids) - self.cached_tokens(prefix)
         completion = min(request.max_new_tokens, TYPICAL_COMPLETION_TOKENS)
         # Of this router's own requests the state is exact, of other routers' it is as old as the replica's report.
-        assigned = self._assignments.values()
-        queued = sum(assignment.prompt_tokens for assignment in assigned)
-        decoded_beside = sum(min(assignment.completion_tokens, completion) for assignment in assigned)
-        streams, reported = len(assigned), 0
+        queued, decoded_beside = self._prompt_tokens, self._completion_tokens
+        if completion < TYPICAL_COMPLETION_TOKENS:
+            decoded_beside = sum(min(each.completion_tokens, completion) for each in self._assignments.values())
+        streams, reported = len(self._assignments), 0
         for work in self._others():
             reported += work.prompt_tokens
             decoded_beside += min(work.completion_tokens, work.streams * completion)

@@ -238,6 +238,23 @@ def test_batch_work_stands_still_while_a_prompt_of_people_is_computed() -> None:
     assert {first, second, *batch} <= set(machine.step()), "nor does anybody for a prompt of batch work"
 
 
+def test_prompts_of_batch_work_never_make_a_step_long() -> None:
+    machine = Machine(200, 16, 512)
+    pace = machine.scheduler._pace
+    pace.observe(1, 0, 0.1)
+    pace.observe(0, 512, 2.0)
+    allowed = pace.prompt_tokens(1)
+    assert 16 <= allowed < 128
+    batch = [machine.add([number] * 60, 200, priority=1) for number in range(6)]
+    before = 0
+    while any(sequence.pending > 1 for sequence in batch):
+        machine.step()
+        assert machine.computed - before <= allowed + len(batch)
+        before = machine.computed
+    person = machine.add(list(range(400)), 3)
+    assert person in machine.step(), "people's take what is efficient"
+
+
 def test_short_of_blocks_the_youngest_is_computed_again() -> None:
     machine = Machine(8, 4, 128)
     sequences = [machine.add([number] * 40, 150) for number in range(3)]

@@ -4,8 +4,16 @@ from collections import Counter
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from deployments.common.messages import EngineRequest, PendingWork, ReplicaStats, Sampling
+from deployments.common.messages import (
+    TYPICAL_COMPLETION_TOKENS,
+    EngineRequest,
+    PendingWork,
+    ReplicaStats,
+    Sampling,
+)
 from deployments.common.prefix import BLOCK_TOKENS, block_keys
 from deployments.routing.fleet import Fleet, ReplicaState
 from deployments.routing.policy import rank_replicas
@@ -219,3 +227,31 @@ def test_a_replica_with_a_free_place_goes_before_a_full_one() -> None:
     for number in range(20):
         assert rank_replicas(request_of(number), states)[0] == "r20"
     assert rank_replicas(request_of(), replicas(*[full] * 21)), "where all are full, the least bad one"
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from(["assign", "record", "finish", "refused"]), st.integers(1, 300)),
+        max_size=40,
+    )
+)
+def test_the_cost_is_that_of_the_requests_that_still_run(events: list[tuple[int, str, int]]) -> None:
+    [replica] = replicas(IDLE).values()
+    left: dict[int, tuple[int, int]] = {}
+    for at, (number, event, tokens) in enumerate(events):
+        if event == "assign":
+            prompt = [at] * tokens  # which nobody has cached
+            assign(replica, number, prompt, max_tokens=2 * tokens)
+            left[number] = tokens, 2 * tokens
+        elif event == "record":
+            replica.record_tokens(number, tokens)
+            if number in left:
+                left[number] = 0, left[number][1] - tokens
+        else:
+            replica.finish(number) if event == "finish" else replica.refused(number)
+            left.pop(number, None)
+    for max_tokens in (100, 1000):
+        request = EngineRequest([8] * 50, Sampling(max_tokens))
+        beside = sum(max(1, min(rest, max_tokens, TYPICAL_COMPLETION_TOKENS)) for _, rest in left.values())
+        expected = sum(prompt for prompt, _ in left.values()) + 50 * (1 + len(left)) + 2 * beside
+        assert replica.cost(request, PrefixMatch((), {})) == expected
