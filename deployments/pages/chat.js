@@ -154,6 +154,7 @@ const dray = (() => {
         // An input method has these keys for itself while a word is typed.
         if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
         event.stopPropagation();
+        event.preventDefault();  // or the same key would press the button that gets the focus
         end(event.key === "Enter" ? input.value.trim() : "");
         actions.querySelector("button").focus();
       };

@@ -292,15 +292,16 @@ def test_nothing_is_cut_or_covered_on_a_phone(visit: Open) -> None:
     button = last(page).get_by_title("copy").first.bounding_box()
     first = last(page).locator("pre code .comment").first.bounding_box()
     assert button is not None and first is not None and button["y"] + button["height"] <= first["y"] + 2
-    chat.locator(".bubble-wrap").evaluate("place => { place.scrollTop = 0; }")
-    down = page.get_by_role("button", name="Scroll down")
-    expect(down).to_be_visible()
-    place = down.bounding_box()
+    script = """() => {
+      document.querySelector("#chat .bubble-wrap").scrollTop = 0;
+      const place = document.querySelector("#chat .scroll-down-button-container button")?.getBoundingClientRect();
+      return place && [place.x + place.width / 2, place.y + place.height / 2];
+    }"""
+    down = wait_for(lambda: page.evaluate(script))
     page.get_by_role("button", name="Show or hide the conversations").click()
     expect(page.get_by_role("button", name="New conversation")).to_be_in_viewport()
-    assert place is not None
     above = "([x, y]) => Boolean(document.elementFromPoint(x, y).closest('.sidebar'))"
-    wait_for(lambda: page.evaluate(above, [place["x"] + place["width"] / 2, place["y"] + place["height"] / 2]))
+    wait_for(lambda: page.evaluate(above, down))
 
 
 @pytest.mark.parametrize("width", [768, 1024])

@@ -83,11 +83,11 @@ def test_a_chinese_page_has_no_english_words(visit: Open) -> None:
     page.get_by_role("button", name="设置").click()
     expect(page.get_by_label("随机种子")).to_be_visible()
     assert untranslated(page, "pre") == set()
-    page.locator(".example").first.click()
+    ask(page, new_sum()[0])
     expect(line(page)).to_contain_text("副本")
     page.get_by_role("button", name="踩").click()
     expect(page.get_by_role("button", name="已踩")).to_be_visible()
-    assert untranslated(page, "#chat .message") == set()
+    assert untranslated(page, "#chat .message-row, .dray-list li") == set()
     page.get_by_role("link", name="状态").click()
     expect(page.get_by_role("row")).to_have_count(2)
     assert untranslated(page, "td, [title]") == set()
@@ -331,16 +331,19 @@ def test_an_answer_can_be_rated_with_a_word_of_why(visit: Open) -> None:
     expect(why).to_have_count(0)
     page.reload()
     expect(page.get_by_role("button", name="Disliked")).to_be_visible()
-    for leave in ("question", "conversation"):
+    for answers in (2, 4):
         ask(page, new_sum()[0])
+        expect(page.locator(".bot.message")).to_have_count(answers)
         expect(line(page)).to_contain_text("generated now")
         page.get_by_role("button", name="Dislike", exact=True).last.click()
         expect(why).to_be_visible()
-        if leave == "question":
+        if answers == 2:
             ask(page, new_sum()[0])
-        else:
-            page.get_by_role("button", name="New conversation").click()
-        expect(why).to_have_count(0)
+            expect(why).to_have_count(0)
+            expect(page.locator(".bot.message")).to_have_count(3)
+            expect(line(page)).to_contain_text("generated now")
+    page.get_by_role("button", name="New conversation").click()
+    expect(why).to_have_count(0)
 
 
 def test_language_and_theme_are_chosen_on_all_pages(visit: Open) -> None:
