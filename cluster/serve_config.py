@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from cluster.configuration import variable
+from cluster.intervals import Intervals
 from cluster.models.folder import KnownModel
 from cluster.redis_client import public_url
 from cluster.settings import Group, ModelSettings, Settings, StatusReaders, is_loopback
@@ -146,7 +147,7 @@ class Engine:
         if self.model.settings.task == "generate":
             deployment["request_router_config"] = {
                 "request_router_class": REQUEST_ROUTER,
-                "request_routing_stats_period_s": 1,
+                "request_routing_stats_period_s": Intervals.of(self.settings).routing_stats,
             }
         return {
             "name": self.application,
@@ -164,8 +165,13 @@ class Engine:
                 "target_wait_s": settings.target_wait_s,
                 "office_hours": [hours.model_dump(mode="json") for hours in settings.office_hours],
             }
+            interval_s = Intervals.of(self.settings).scaling_reports
             return {
                 "autoscaling_config": {
+                    # Deprecated; but ray 2.60 does not read the variable that is to replace it.
+                    "metrics_interval_s": interval_s,
+                    # The policy takes the newest values only. Replicas note them once in a fifth of this time.
+                    "look_back_period_s": 5 * interval_s,
                     "min_replicas": self.replicas,
                     "max_replicas": settings.max_replicas,
                     "upscale_delay_s": 0,

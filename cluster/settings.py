@@ -36,7 +36,7 @@ ENV_PREFIX = "DRAY_"
 CLIENT_SECRET_VARIABLE = "DRAY_SIGN_ON_CLIENT_SECRET"
 """Dray's secret at the provider of single sign-on. It is no setting: those are in files, and Serve logs them."""
 PRIVACY_KEYS = "DRAY_PRIVACY_KEYS"
-"""Keys that encrypt what Redis keeps (cluster.records.sealing)."""
+"""Keys that encrypt what Redis and the files of batches keep (cluster.records.sealing)."""
 BUNDLED = "bundled"
 
 Positive = Annotated[int, Field(gt=0)]

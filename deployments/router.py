@@ -167,10 +167,10 @@ class Router:
         self._cache_admin = CacheAdminApi(admin, cache_url)
         self._activity_admin = ActivityAdminApi(admin, self._activity)
         self._usage_admin = UsageAdminApi(admin, self._usage, self._prices)
-        self._feedback_admin = FeedbackAdminApi(admin, cache.namespace, cache_url)
         self._curated_api = CuratedApi(admin, cache.namespace, cache_url)
         data_dir = Node.here().data_dir
         self._batches = Batches(settings, self._teams, self._authenticator, admin, self._metrics, data_dir)
+        self._feedback_admin = FeedbackAdminApi(admin, cache.namespace, cache_url, self._batches.forget_lines)
         names = [model.name for model in models]
         self._status_page = StatusPage(names, self._authenticator, settings.status_page, chat=has_page(settings))
 

@@ -34,20 +34,21 @@ CLUSTER = {
     "warm": "sse",
     "cores": "private_files",
     "configuration": "settings",
+    "intervals": "settings",
     "node": "configuration settings",
     "redis_server": "child private_files",
     "scaling_history": "records scaling_metrics",
     "autoscaling": "scaling_history scaling_metrics settings",
     "reports": "records settings",
     "models": "child extras ports settings units",
-    "serve_config": "configuration models redis_client settings",
+    "serve_config": "configuration intervals models redis_client settings",
     "measuring": "cores",
     # The library's own client of a bucket, as models are read.
-    "objects": "models private_files settings",
+    "objects": "models private_files records settings",
     "tuning": "child cores measuring memory models private_files settings tables units",
     "launch": (
-        "child configuration cores liveness memory models node private_files records redis_client redis_server "
-        "serve_config settings tuning units"
+        "child configuration cores intervals liveness memory models node private_files records redis_client "
+        "redis_server serve_config settings tuning units"
     ),
     "kubernetes": "configuration launch models redis_client serve_config settings",
     "doctor": (
@@ -58,7 +59,8 @@ CLUSTER = {
     "plan": "autoscaling bench charts cores measuring models settings tables units",
     "commands": (
         "audit batch_client bench charts client configuration cores doctor extras kubernetes launch logs memory models "
-        "plan private_files records redis_client reports scaling_metrics serve_config settings tables tuning units warm"
+        "objects plan private_files records redis_client reports scaling_metrics serve_config settings tables tuning "
+        "units warm"
     ),
     "cli": "child commands private_files",
 }
@@ -103,9 +105,9 @@ RESTRICTED = {
     "openvino_genai": "cluster.models",
     # Routers check grammars, engines follow them.
     "llguidance": "deployments.common deployments.engine",
-    # 0.1 s of a start, for those whose people sign on; and as much for those who encrypt what Redis keeps.
+    # 0.1 s of a start, for those whose people sign on; and as much for those who encrypt what is kept.
     "joserfc": "deployments.tenancy",
-    "cryptography": "cluster.records",
+    "cryptography": "cluster.objects cluster.records",
     # The extra `buckets`.
     "obstore": "cluster.models cluster.objects",
     # Export is the extra `export`; optimum and nncf run as commands of its virtual environment.

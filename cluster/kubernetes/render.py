@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from cluster.configuration import variable
 from cluster.kubernetes.claims import keep_size
 from cluster.kubernetes.network import more_policies
 from cluster.kubernetes.pods import head_environment, in_cluster, pod_environment, routers_of, serve_config_of
@@ -171,7 +172,8 @@ def _rayservice(template: dict[str, Any], routers: Routers, fetcher: dict[str, A
         main = group["template"]["spec"]["containers"][0]
         main["resources"] = pods.resources
         if settings.batches.url and labels[_COMPONENT] == "router":
-            main["envFrom"] = [{"secretRef": {"name": BUCKETS_SECRET, "optional": True}}]
+            main["envFrom"] = [*main["envFrom"], {"secretRef": {"name": BUCKETS_SECRET, "optional": True}}]
+            set_environment(main, {variable("batches.url"): settings.batches.url})  # for commands in the pod
         adapt(group["template"], settings)
         groups.append(group)
     return {

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from cluster import node
+from cluster.intervals import Intervals
 from cluster.launch.haproxy import RECEIVE_TIMEOUT
 from cluster.launch.worker_hook import WORKER_HOOK
 from cluster.settings import Settings
@@ -21,7 +22,7 @@ OBJECT_STORE_BYTES = 80 * 2**20
 
 def serve_environment(settings: Settings, haproxy: Path) -> dict[str, str]:
     """The variables. haproxy: the executable that Serve starts for it."""
-    proxy = settings.state_dir / HAPROXY_FOLDER
+    proxy, intervals = settings.state_dir / HAPROXY_FOLDER, Intervals.of(settings)
     return {
         # Both or neither: without HAProxy, throughput mode puts the only proxy on the head node.
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -33,23 +34,21 @@ def serve_environment(settings: Settings, haproxy: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "m.sock"),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        # A router that does not answer for two seconds gets no more requests (Serve's default: ten seconds).
-        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+        # A router that does not answer twice gets no more requests (Serve's default: every five seconds).
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": f"{1000 * intervals.router_checks:.0f}ms",
         # Serve replaces an HAProxy that fails three times (Serve's default: every ten seconds).
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": f"{intervals.proxy_checks:g}",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
         # How long a stopping router stays reachable, until HAProxy knows (Serve's default: 30 s). A request that it
         # refuses after that is retried by HAProxy at another router.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
         # Serve's controller looks whether what should run does (Serve's default: every 0.1 s, a twentieth of a core).
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": f"{intervals.control_loop:g}",
         # Of what nothing reads: how often Serve's own metrics of requests, event loops and HAProxy are updated (Serve's
         # defaults: every 0.1 s in each replica and each of its handles, 5 s, 10 s).
         "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
         "RAY_SERVE_EVENT_LOOP_MONITORING_INTERVAL_S": "3600",
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        # Replicas report to the autoscaling policy every second (Serve's default: ten seconds).
-        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         # Cache hits are answered before Serve's own work on a request (deployments.api.fast_path).
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.api.fast_path:middlewares",
         "RAY_SERVE_HAPROXY_MAXCONN": str(settings.router.max_connections),

@@ -3,10 +3,13 @@
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cluster.objects.folder import FolderStore
 from cluster.settings import Settings
+
+if TYPE_CHECKING:
+    from cluster.objects.sealed import SealedStore
 
 _BLOCK_BYTES = 1 << 20
 _FOLDER = "batches"
@@ -31,14 +34,16 @@ class ObjectStore(Protocol):
         """The names of all objects below a folder. Raises OSError."""
 
 
-def object_store(settings: Settings, data_dir: Path) -> ObjectStore | None:
+def object_store(settings: Settings, data_dir: Path) -> "SealedStore | None":
     """The store of the settings; None where each machine would have its own and nothing is shared between them."""
+    from cluster.objects.sealed import SealedStore
+
     if url := settings.batches.url:
         from cluster.objects.bucket import BucketStore
 
-        return BucketStore(url)
+        return SealedStore(BucketStore(url))
     shared = not settings.cluster.head and "KUBERNETES_SERVICE_HOST" not in os.environ
-    return FolderStore(data_dir / _FOLDER) if shared else None
+    return SealedStore(FolderStore(data_dir / _FOLDER)) if shared else None
 
 
 def blocks(store: ObjectStore, name: str, start: int, end: int) -> Iterator[bytes]:

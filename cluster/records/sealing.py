@@ -1,8 +1,8 @@
-"""Encryption of what Redis keeps with text in it: of every value, or of none.
+"""Encryption of what Redis and the files of batches keep with text in it: of every value, or of none.
 
 The variable DRAY_PRIVACY_KEYS turns it on. It has one key or more, as 32 random bytes in base64, separated by commas:
-the first encrypts, all decrypt, so that keys are replaced without a loss. A value is bound to its place in Redis: moved
-elsewhere, it is not readable.
+the first encrypts, all decrypt, so that keys are replaced without a loss. A value is bound to its place, such as its
+key in Redis: moved elsewhere, it is not readable. Files are rows of such values (cluster.objects.sealed).
 
 A sealed value: the mark; four bytes that say which key; a salt; a nonce; what AES-256-GCM makes of the value. Each
 process encrypts with a key of its own, which HKDF-SHA256 derives from the key and a random salt: random nonces of 96
@@ -28,6 +28,10 @@ _KEY_BYTES, _ID_BYTES, _SALT_BYTES, _NONCE_BYTES = 32, 4, 16, 12
 _HEAD_BYTES = _ID_BYTES + _SALT_BYTES + _NONCE_BYTES
 _MAX_VALUES = 2**31
 """Encrypted with one salt; half of what is allowed, as several threads may count."""
+OVERHEAD = len(MARK) + _HEAD_BYTES + 16
+"""Bytes that a sealed value has more than the value; the last 16 are AES-GCM's tag."""
+_TEXT_MARK = "\x04e:"
+"""At the start of a sealed text."""
 
 
 class SealingError(ValueError):
@@ -74,6 +78,10 @@ class Vault:
         except InvalidTag:
             return None
 
+    def has_key_of(self, sealed: bytes) -> bool:
+        """Whether one of the keys has encrypted the value, unless somebody changed it."""
+        return sealed.startswith(MARK) and sealed[len(MARK) : len(MARK) + _ID_BYTES] in self._keys
+
     def is_current(self, sealed: bytes) -> bool:
         """Whether the key that encrypts now has encrypted the value."""
         return sealed.startswith(MARK + _id_of(self._first))
@@ -111,6 +119,23 @@ def unseal_record(stored: bytes, place: str) -> bytes | None:
     """The same for records that people made, which must outlive the day when encryption is turned on: it also returns
     one that is not encrypted yet."""
     return unseal(stored, place) if stored.startswith(MARK) else stored
+
+
+def seal_text(text: str, place: str) -> str:
+    """The text as it is stored in JSON or among other texts: encrypted if encryption is on."""
+    own = vault()
+    return _TEXT_MARK + base64.b64encode(own.seal(text.encode(), place)).decode() if own and text else text
+
+
+def unseal_text(stored: str, place: str) -> str | None:
+    """The text that is stored at this place; None if it cannot be decrypted. Also one that is not encrypted yet."""
+    if not stored.startswith(_TEXT_MARK):
+        return stored
+    try:
+        text = unseal(base64.b64decode(stored.removeprefix(_TEXT_MARK), validate=True), place)
+        return text.decode() if text is not None else None
+    except ValueError:  # not base64, or not UTF-8
+        return None
 
 
 @lru_cache(8)

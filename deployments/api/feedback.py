@@ -28,6 +28,9 @@ from deployments.tenancy.quotas import Quotas
 _MAX_PAGE = 1000
 _CODE = "feedback_error"
 
+ForgetLines = Callable[[BlockingRedis, str, str], tuple[int, str]]
+"""Removes the lines of an owner's user from the files of batches. Returns their number, and what has failed."""
+
 _decode = msgspec.json.Decoder(FeedbackRequest)
 _decode_accept = msgspec.json.Decoder(AcceptRequest)
 _decode_forget = msgspec.json.Decoder(ForgetRequest)
@@ -90,9 +93,10 @@ class FeedbackApi:
 class FeedbackAdminApi:
     """The routes for admin keys, with that which deletes what is kept of a user."""
 
-    def __init__(self, access: AdminAccess, namespace: str, cache_url: str) -> None:
+    def __init__(self, access: AdminAccess, namespace: str, cache_url: str, forget_lines: ForgetLines) -> None:
         """namespace: of callers without a key. cache_url: of the answers' Redis; empty where answers are not cached."""
         self._access = access
+        self._forget_lines = forget_lines
         self._namespace = namespace
         self._cache_url = cache_url
 
@@ -135,12 +139,16 @@ class FeedbackAdminApi:
         return json_response(added, 201)
 
     async def forget(self, http: HttpRequest) -> Response:
-        """Deletes cached answers, stored responses and feedback of a user."""
+        """Deletes cached answers, stored responses, feedback and lines of batches of a user."""
         caller = self._access.check(http)
         request = parse(_decode_forget, await admin_body(http))
-        tag = user_tag(f"team.{request.team}" if request.team else self._namespace, request.user)
+        owner = f"team.{request.team}" if request.team else self._namespace
+        tag, lines, fault = user_tag(owner, request.user), 0, ""
 
         def work(client: BlockingRedis) -> Forgotten:
+            nonlocal lines, fault
+            # First, so that no line gets an answer that would be stored after the others were deleted.
+            lines, fault = self._forget_lines(client, owner, request.user)
             if not self._cache_url:
                 return forget(client, None, tag)
             with connect(self._cache_url) as answers:
@@ -148,7 +156,10 @@ class FeedbackAdminApi:
 
         done = await self._access.run(work, _CODE)
         await self._access.record(caller, "user.forget", tag, team=request.team)
-        return json_response(ForgetResponse(done.answers, done.responses, done.feedback))
+        if fault:
+            message = f"All was deleted but for files of batches that cannot be read or written. The first: {fault}."
+            raise ApiError(503, message, code="batches_unavailable", kind="server_error", retry_after_s=60)
+        return json_response(ForgetResponse(done.answers, done.responses, done.feedback, lines))
 
 
 def _read(http: HttpRequest) -> Callable[[BlockingRedis], list[records.ListedFeedback]]:

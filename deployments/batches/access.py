@@ -1,5 +1,6 @@
 """What the routes of files and batches share: who asks, pages of lists, and errors of what is kept away."""
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -7,9 +8,13 @@ from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
+from cluster.objects.sealed import DamagedObject
+from cluster.records.sealing import Unreadable
 from deployments.common.errors import ApiError, invalid_request, shortened
 from deployments.common.redis import RedisUnavailable
 from deployments.tenancy.auth import Authenticator, Caller
+
+log = logging.getLogger("dray.batches")
 
 
 class _Identified(Protocol):
@@ -64,9 +69,17 @@ def team_of(authenticator: Authenticator, http: HttpRequest) -> Caller:
 
 @asynccontextmanager
 async def reachable() -> AsyncIterator[None]:
-    """Turns what is away into ApiError 503."""
+    """Turns what is away into ApiError 503, and what cannot be decrypted into 500."""
     try:
         yield
+    except DamagedObject as error:
+        log.error("a file is damaged", extra={"reason": str(error)})
+        message = "This file was changed or cut off where it is stored, so it cannot be read. Delete it."
+        raise ApiError(500, message, code="file_damaged", kind="server_error") from None
+    except Unreadable as error:
+        log.error("a file cannot be decrypted", extra={"reason": str(error)})
+        message = "This file cannot be decrypted: Dray does not have the key that encrypted it. Ask its operator."
+        raise ApiError(500, message, code="file_unreadable", kind="server_error") from None
     except (RedisUnavailable, OSError):
         message = "Files and batches cannot be reached at the moment. Try again shortly."
         raise ApiError(503, message, code="batches_unavailable", kind="server_error", retry_after_s=1) from None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import msgspec
 from starlette.types import ASGIApp, Message, Scope
 
+from cluster.records.batch_lines import LineError, LineResponse, OutputLine, output_id
 from deployments.api.access import BATCH_WORK, BatchWork
 from deployments.batches.batch_store import Batch
 from deployments.batches.input_lines import InputLine
@@ -25,45 +26,17 @@ _REFUSED = {
 }
 
 
-class LineResponse(msgspec.Struct, frozen=True):
-    """The response to a line, as the output file has it."""
-
-    status_code: int
-    request_id: str
-    body: msgspec.Raw
-
-
-class LineError(msgspec.Struct, frozen=True):
-    """Why a line has no response."""
-
-    code: str
-    message: str
-
-
-class OutputLine(msgspec.Struct, frozen=True):
-    """A line of the output file, or of the error file."""
-
-    id: str
-    custom_id: str
-    response: LineResponse | None
-    error: LineError | None
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether it belongs into the output file."""
-        return self.response is not None and self.response.status_code < 300
-
-
 NOT_RUN = {
     "expired": LineError("batch_expired", "This request could not be executed before the completion window expired."),
     "cancelled": LineError("batch_cancelled", "This request was not executed because the batch was cancelled."),
 }
 """The error of a line that was not answered, by why the batch has stopped."""
+_TEAM_REMOVED = LineError("team_removed", "The team of this batch was removed.")
 
 
-def not_answered(custom_id: str, error: LineError) -> OutputLine:
-    """The output of a line without a response."""
-    return OutputLine(new_id("batch_req_"), custom_id, None, error)
+def not_answered(line: InputLine, owner: str, error: LineError) -> OutputLine:
+    """The output of a line without a response. owner: of the batch."""
+    return OutputLine(output_id(line.tag(owner)), line.custom_id, None, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +92,17 @@ class LineAsker:
         try:
             body = _prepared(line)
         except ApiError as error:
-            return _output(line, new_id("req_"), _Reply(error.status, {}, msgspec.json.encode(error.body)))
+            return _output(line, batch.owner, new_id("req_"), _Reply(error.status, {}, msgspec.json.encode(error.body)))
         attempts = 0
         while True:
             number = new_id("req_")
             reply = await self._attempt(line.url, body, batch, number)
             if reply is None:
-                return not_answered(line.custom_id, LineError("team_removed", "The team of this batch was removed."))
+                return not_answered(line, batch.owner, _TEAM_REMOVED)
             attempts += not reply.again
             failed = reply.status == 408 or reply.status >= 500
             if not reply.again and (not failed or attempts >= _ATTEMPTS):
-                return _output(line, number, reply)
+                return _output(line, batch.owner, number, reply)
             await asyncio.sleep(reply.pause_s(attempts))
 
     async def _attempt(self, url: str, body: bytes, batch: Batch, number: str) -> _Reply | None:
@@ -205,8 +178,8 @@ def _prepared(line: InputLine) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def _output(line: InputLine, number: str, reply: _Reply) -> OutputLine:
+def _output(line: InputLine, owner: str, number: str, reply: _Reply) -> OutputLine:
     is_json = reply.headers.get(b"content-type", b"application/json").startswith(b"application/json")
     body = reply.body if is_json and reply.body else msgspec.json.encode(reply.body.decode(errors="replace"))
     response = LineResponse(reply.status, number, msgspec.Raw(body))
-    return OutputLine(new_id("batch_req_"), line.custom_id, response, None)
+    return OutputLine(output_id(line.tag(owner)), line.custom_id, response, None)

@@ -6,11 +6,20 @@ from typing import Any
 
 import msgspec
 
-from cluster.records.batches import OPEN, OWNERS, batch_key, owner_key
+from cluster.records.batches import (
+    OPEN,
+    OWNERS,
+    TEXTS,
+    FileRecord,
+    batch_key,
+    encode_file,
+    field_place,
+    owner_key,
+)
+from cluster.records.sealing import seal_text, unseal_text
 from cluster.settings import BatchSettings
 from deployments.api.protocol.batches import BatchError
 from deployments.batches import scripts
-from deployments.batches.file_store import FileRecord, encode_file
 from deployments.common.redis import BACKGROUND_EXTRA_S, RedisStore
 
 VALIDATE, FINALIZE = "validate", "finalize"
@@ -18,9 +27,13 @@ LEASE_S = 10.0
 """After this time without a sign of life of its router, a task is anybody's."""
 
 
+class FilesChanged(Exception):
+    """Files of the batch were changed after the task has read them, so it must read them again."""
+
+
 class Batch(msgspec.Struct, frozen=True):
     """A batch. Times are in Unix seconds; 0: not yet. places: of the chunks of lines in the input file, in bytes, and
-    of its end. stop: why it ends early, `expired` or `cancelled`."""
+    of its end. stop: why it ends early, `expired` or `cancelled`. changes: of its files while it was open."""
 
     id: str
     owner: str
@@ -37,6 +50,7 @@ class Batch(msgspec.Struct, frozen=True):
     failed: int = 0
     places: str = ""
     stop: str = ""
+    changes: int = 0
     errors: str = ""
     output_file_id: str = ""
     error_file_id: str = ""
@@ -89,6 +103,7 @@ class BatchStore:
     async def create(self, batch: Batch) -> bool:
         """Adds a batch; False if the owner has too many that have not ended."""
         given: dict[str, Any] = msgspec.to_builtins(batch)
+        given["metadata"] = seal_text(batch.metadata, field_place(batch.id, "metadata"))
         fields = [part for name, value in given.items() if value not in ("", 0) for part in (name, value)]
         owned, limit = owner_key("of", batch.owner), self._settings.batches_per_team
         arguments = (batch.id, batch.owner, batch.input_file_id, limit, batch_key("batch", ""), *fields)
@@ -134,28 +149,38 @@ class BatchStore:
         """Leaves a task to the others."""
         await self._release(_keys(task.batch_id), task.name, task.holder, extra_s=BACKGROUND_EXTRA_S)
 
-    async def commit_valid(self, task: Task, places: Sequence[int], lines: int) -> bool:
-        """The input file is right. places: as in Batch. False if the lease is lost, as of the other commits."""
+    async def changes(self, batch_id: str) -> int:
+        """How often files of the batch were changed."""
+        command = ("HGET", batch_key("batch", batch_id), "changes")
+        return int(await self._store.execute(*command, extra_s=BACKGROUND_EXTRA_S) or 0)
+
+    async def commit_valid(self, task: Task, batch: Batch, places: Sequence[int], lines: int) -> bool:
+        """The input file is right. places: as in Batch.
+
+        Of all commits: batch: as it was before the task read files. Returns False if the lease is lost. Raises
+        FilesChanged.
+        """
         names = [chunk_name(number) for number in range(len(places) - 1)]
-        arguments = (task.holder, msgspec.json.encode(places), lines, *names)
-        return bool(await self._valid(_keys(task.batch_id), *arguments, extra_s=BACKGROUND_EXTRA_S))
+        arguments = (task.holder, batch.changes, msgspec.json.encode(places), lines, *names)
+        return _committed(await self._valid(_keys(task.batch_id), *arguments, extra_s=BACKGROUND_EXTRA_S))
 
-    async def commit_invalid(self, task: Task, problems: Sequence[BatchError]) -> bool:
+    async def commit_invalid(self, task: Task, batch: Batch, problems: Sequence[BatchError]) -> bool:
         """The input file is wrong."""
-        arguments = (task.holder, msgspec.json.encode(problems), task.batch_id, self._settings.file_ttl_s)
-        return bool(await self._invalid(_keys(task.batch_id), *arguments, extra_s=BACKGROUND_EXTRA_S))
+        errors = seal_text(msgspec.json.encode(problems).decode(), field_place(batch.id, "errors"))
+        arguments = (task.holder, batch.changes, errors, task.batch_id, self._settings.file_ttl_s)
+        return _committed(await self._invalid(_keys(task.batch_id), *arguments, extra_s=BACKGROUND_EXTRA_S))
 
-    async def commit_lines(self, task: Task, part: str, completed: int, failed: int) -> bool:
+    async def commit_lines(self, task: Task, batch: Batch, part: str, completed: int, failed: int) -> bool:
         """A chunk of lines has been answered. part: says where the answers are."""
-        arguments = (task.name, task.holder, part, completed, failed)
-        return bool(await self._lines(_keys(task.batch_id), *arguments, extra_s=BACKGROUND_EXTRA_S))
+        arguments = (task.name, task.holder, part, completed, failed, batch.changes)
+        return _committed(await self._lines(_keys(task.batch_id), *arguments, extra_s=BACKGROUND_EXTRA_S))
 
-    async def commit_output(self, task: Task, owner: str, status: str, files: Mapping[str, FileRecord]) -> bool:
+    async def commit_output(self, task: Task, batch: Batch, status: str, files: Mapping[str, FileRecord]) -> bool:
         """The batch has ended. files: by the field of the batch that names each."""
         written = [part for name, file in files.items() for part in (name, file.id, encode_file(file), file.bytes)]
-        keys = [*_keys(task.batch_id), owner_key("files", owner), owner_key("sizes", owner), OWNERS]
-        arguments = (task.holder, task.batch_id, owner, self._settings.file_ttl_s, status, *written)
-        return bool(await self._output(keys, *arguments, extra_s=BACKGROUND_EXTRA_S))
+        keys = [*_keys(task.batch_id), owner_key("files", batch.owner), owner_key("sizes", batch.owner), OWNERS]
+        arguments = (task.holder, batch.id, batch.owner, self._settings.file_ttl_s, status, batch.changes, *written)
+        return _committed(await self._output(keys, *arguments, extra_s=BACKGROUND_EXTRA_S))
 
     async def parts(self, batch_id: str) -> dict[str, str]:
         """Where the answers to each chunk are, by its name."""
@@ -180,9 +205,19 @@ def _keys(batch_id: str) -> list[str]:
     return [*(batch_key(kind, batch_id) for kind in ("batch", "todo", "holders", "parts")), OPEN]
 
 
+def _committed(reply: int) -> bool:
+    if reply < 0:
+        raise FilesChanged
+    return bool(reply)
+
+
 def _batch(reply: Any) -> Batch | None:
     fields = _pairs(reply)
-    return msgspec.convert(fields, Batch, strict=False) if fields else None
+    if "id" not in fields:
+        return None
+    for name in TEXTS:
+        fields[name] = unseal_text(fields.get(name, ""), field_place(fields["id"], name)) or ""
+    return msgspec.convert(fields, Batch, strict=False)
 
 
 def _pairs(reply: Any) -> dict[str, str]:

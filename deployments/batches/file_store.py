@@ -6,10 +6,8 @@ import time
 from collections.abc import Iterable
 from typing import Literal
 
-import msgspec
-
 from cluster.objects.store import ObjectStore
-from cluster.records.batches import OWNERS, owner_key
+from cluster.records.batches import OWNERS, FileRecord, decode_file, encode_file, owner_key
 from cluster.settings import BatchSettings
 from deployments.common.redis import BACKGROUND_EXTRA_S, RedisStore
 
@@ -28,30 +26,9 @@ return 0
 """
 
 
-class FileRecord(msgspec.Struct, frozen=True):
-    """A file. expires_at: Unix time. lines: that are not blank."""
-
-    id: str
-    bytes: int
-    created_at: int
-    filename: str
-    purpose: str
-    expires_at: int
-    lines: int = 0
-
-
-encode_file = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(FileRecord).decode
-
-
 def new_file_id() -> str:
     """An id that nobody can guess."""
     return f"file-{secrets.token_hex(16)}"
-
-
-def object_name(file_id: str) -> str:
-    """The object with a file's bytes."""
-    return f"files/{file_id}"
 
 
 class FileStore:
@@ -63,9 +40,9 @@ class FileStore:
         self._store = store
         self._add = store.script(_ADD)
 
-    async def write(self, file_id: str, content: Iterable[bytes]) -> int:
-        """Writes the bytes of a file that is not there yet. Returns their number."""
-        return await asyncio.to_thread(self.objects.write, object_name(file_id), content)
+    async def write(self, name: str, content: Iterable[bytes]) -> int:
+        """Writes the bytes of a file that is not there yet into this object. Returns their number."""
+        return await asyncio.to_thread(self.objects.write, name, content)
 
     async def add(self, owner: str, record: FileRecord) -> Refusal | None:
         """Adds a file whose bytes are written; why not, if the owner has too much."""
@@ -85,12 +62,12 @@ class FileStore:
     async def get_even_expired(self, owner: str, file_id: str) -> FileRecord | None:
         """The owner's file, which may have expired since a batch began to use it; None if there is none."""
         value = await self._store.execute("HGET", owner_key("files", owner), file_id, extra_s=BACKGROUND_EXTRA_S)
-        return _decode(value) if value else None
+        return decode_file(value) if value else None
 
     async def of(self, owner: str, *, expired: bool = False) -> list[FileRecord]:
         """The owner's files, the oldest first; or those that have expired."""
         values = await self._store.execute("HVALS", owner_key("files", owner), extra_s=BACKGROUND_EXTRA_S)
-        records, now = map(_decode, values), time.time()
+        records, now = map(decode_file, values), time.time()
         return sorted(
             (record for record in records if (record.expires_at <= now) == expired),
             key=lambda record: (record.created_at, record.id),
@@ -98,10 +75,11 @@ class FileStore:
 
     async def remove(self, owner: str, file_id: str) -> None:
         """Removes a file, first its bytes: what is left after a failure can be removed again."""
-        await self.discard(file_id)
+        if (record := await self.get_even_expired(owner, file_id)) is not None:
+            await self.discard(record.object_name)
         await self._store.execute("HDEL", owner_key("files", owner), file_id)
         await self._store.execute("HDEL", owner_key("sizes", owner), file_id)
 
-    async def discard(self, file_id: str) -> None:
-        """Removes the bytes of a file that was not added."""
-        await asyncio.to_thread(self.objects.remove, object_name(file_id))
+    async def discard(self, name: str) -> None:
+        """Removes an object that no file has."""
+        await asyncio.to_thread(self.objects.remove, name)

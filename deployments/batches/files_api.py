@@ -6,17 +6,18 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import closing
 
-import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from cluster.objects.sealed import new_name
+from cluster.records.batches import FileRecord, object_name, sealed_filename
 from cluster.settings import Settings
 from deployments.api.http import json_response
 from deployments.api.protocol.batches import FileDeleted, FileList, FileObject
 from deployments.batches.access import Page, file_not_found, not_kept, reachable, team_of
 from deployments.batches.batch_store import BatchStore
-from deployments.batches.file_store import FileRecord, FileStore, new_file_id, object_name
+from deployments.batches.file_store import FileStore, new_file_id
 from deployments.batches.upload import Upload, read_upload
 from deployments.common.errors import ApiError
 from deployments.tenancy.auth import Authenticator, Caller
@@ -69,25 +70,26 @@ class FilesApi:
                 del self._uploading[caller.owner]
 
     async def _keep(self, caller: Caller, files: FileStore, upload: Upload) -> FileRecord:
-        now = int(time.time())
+        now, file_id = int(time.time()), new_file_id()
         record = FileRecord(
-            new_file_id(),
+            file_id,
             upload.size,
             now,
-            upload.filename,
+            sealed_filename(file_id, upload.filename),
             "batch",
             now + upload.ttl_s,
             upload.lines,
+            new_name(object_name(file_id)),
         )
-        await files.write(record.id, upload.content())
+        await files.write(record.object_name, upload.content())
         refused = None
         try:
             refused = await files.add(caller.owner, record)
         except BaseException:
-            await files.discard(record.id)
+            await files.discard(record.object_name)
             raise
         if refused is not None:
-            await files.discard(record.id)
+            await files.discard(record.object_name)
             what = "files" if refused == "files" else "bytes in files"
             message = f"Your team has too many {what} (batches.{refused}_per_team). Delete some of them first."
             raise ApiError(400, message, code="file_quota_exceeded", param="file")
@@ -133,11 +135,12 @@ class FilesApi:
         while block:
             yield block
             place += len(block)
-            block = await self._block(files, record, place)
+            async with reachable():
+                block = await self._block(files, record, place)
 
     async def _block(self, files: FileStore, record: FileRecord, place: int) -> bytes:
         end = min(place + _BLOCK_BYTES, record.bytes)
-        return await asyncio.to_thread(files.objects.read, object_name(record.id), place, end)
+        return await asyncio.to_thread(files.objects.read, record.object_name, place, end)
 
     async def _find(self, http: HttpRequest) -> tuple[Caller, FileStore, FileRecord]:
         caller, files = self._caller(http)
@@ -156,6 +159,5 @@ class FilesApi:
 
 
 def _object(record: FileRecord) -> FileObject:
-    fields = msgspec.structs.asdict(record)
-    del fields["lines"]
-    return FileObject(**fields)
+    fields = {name: getattr(record, name) for name in ("id", "bytes", "created_at", "purpose", "expires_at")}
+    return FileObject(**fields, filename=record.shown_filename)

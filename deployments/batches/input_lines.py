@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from cluster.records.batch_lines import FORGOTTEN_METHOD, user_of_body
+from cluster.records.forget import user_tag
 from deployments.api.protocol.batches import BatchError
 from deployments.common.errors import shortened
 
@@ -20,6 +22,16 @@ class InputLine(msgspec.Struct, frozen=True):
     method: str
     url: str
     body: msgspec.Raw
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether its user was forgotten after the upload."""
+        return self.method == FORGOTTEN_METHOD
+
+    def tag(self, owner: str) -> str:
+        """The tag of its user; empty: it names none. owner: of the batch."""
+        user = user_of_body(self.body)
+        return user_tag(owner, user) if user else ""
 
 
 decode_line = msgspec.json.Decoder(InputLine).decode
@@ -69,7 +81,7 @@ def _problem(number: int, text: bytes, endpoint: str, seen: set[str]) -> BatchEr
     if custom_id is None or not 0 < len(custom_id) <= _MAX_CUSTOM_ID:
         message = f"Invalid 'custom_id': expected a string of 1 to {_MAX_CUSTOM_ID} characters."
         return BatchError("invalid_custom_id", message, number, "custom_id")
-    if texts["method"] != "POST":
+    if texts["method"] not in ("POST", FORGOTTEN_METHOD):
         return BatchError("invalid_method", "Invalid 'method': it must be POST.", number, "method")
     if texts["url"] != endpoint:
         message = (

@@ -10,17 +10,20 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from cluster.objects.sealed import DamagedObject, new_name
 from cluster.objects.store import numbered_lines
+from cluster.records.batch_lines import FORGOTTEN, LineError, OutputLine, forgotten
+from cluster.records.batches import FileRecord, object_name, sealed_filename
 from deployments.api.protocol.batches import BatchError
-from deployments.batches.asking import NOT_RUN, LineAsker, LineError, OutputLine, not_answered
-from deployments.batches.batch_store import FINALIZE, VALIDATE, Batch, BatchStore, Task
-from deployments.batches.file_store import FileRecord, FileStore, new_file_id, object_name
+from deployments.batches.asking import NOT_RUN, LineAsker, not_answered
+from deployments.batches.batch_store import FINALIZE, VALIDATE, Batch, BatchStore, FilesChanged, Task
+from deployments.batches.file_store import FileStore, new_file_id
 from deployments.batches.input_lines import CHUNK_LINES, Checked, InputLine, check_lines
-from deployments.batches.output import BatchOutput, Part, read_chunk
+from deployments.batches.lease import RENEWALS, TaskLease
+from deployments.batches.output import BatchOutput, read_chunk, write_part
 from deployments.common.redis import RedisUnavailable
 from deployments.common.tasks import to_the_end
 from deployments.observability.metrics import RouterMetrics
@@ -30,28 +33,9 @@ T = TypeVar("T")
 log = logging.getLogger("dray.batches")
 
 _POLL_S = 1.0
-_RENEWALS = 5
-"""How many times a lease is renewed in its time."""
+_NOT_ASKED = (FORGOTTEN, *NOT_RUN.values())
 _FAILED = LineError("server_error", "The server failed on this request.")
 _UNREADABLE = BatchError("file_unreadable", "The input file cannot be read; it may have been removed.")
-
-
-@dataclass(eq=False)
-class _Lease:
-    """This router's lease on a task, renewed until it ends. stop: why the batch stops; `lost`: another works on it."""
-
-    store: BatchStore
-    task: Task
-    stop: str
-
-    async def keep(self, stopped: asyncio.Event) -> None:
-        """Renews it until cancelled, and sets the event once the batch stops."""
-        while True:
-            if self.stop:
-                stopped.set()
-            await asyncio.sleep(self.store.lease_s / _RENEWALS)
-            with suppress(RedisUnavailable):
-                self.stop = await self.store.renew(self.task)
 
 
 class BatchRunner:
@@ -116,17 +100,13 @@ class BatchRunner:
         return False
 
     async def _work(self, task: Task) -> None:
-        lease, stopped = _Lease(self._store, task, task.stop), asyncio.Event()
-        renewing = asyncio.create_task(lease.keep(stopped))
+        lease = TaskLease(self._store, task, task.stop)
+        renewing = asyncio.create_task(lease.keep())
         try:
-            if (batch := await self._until_answered(lambda: self._store.get(task.batch_id))) is None:
-                return
-            if task.name == VALIDATE:
-                await self._validate(task, batch)
-            elif task.name == FINALIZE:
-                await self._finalize(task, batch)
-            else:
-                await self._ask_chunk(task, batch, lease, stopped)
+            while (batch := await self._until_answered(lambda: self._store.get(task.batch_id))) is not None:
+                with suppress(FilesChanged):
+                    await self._do(task, batch, lease)
+                    return
         except asyncio.CancelledError:
             await to_the_end(self._leave(task))
             raise
@@ -138,52 +118,100 @@ class BatchRunner:
             del self._left[task]
             self._room.set()
 
+    async def _do(self, task: Task, batch: Batch, lease: TaskLease) -> None:
+        if task.name == VALIDATE:
+            await self._validate(task, batch)
+        elif task.name == FINALIZE:
+            await self._finalize(task, batch)
+        else:
+            await self._ask_chunk(task, batch, lease)
+
     async def _leave(self, task: Task) -> None:
         with suppress(RedisUnavailable):
             await self._store.release(task)
 
     async def _validate(self, task: Task, batch: Batch) -> None:
-        checked: Checked | None = None
-        file = await self._until_answered(lambda: self._files.get_even_expired(batch.owner, batch.input_file_id))
-        if file is not None:
-            objects, name = self._files.objects, object_name(file.id)
-            with suppress(FileNotFoundError):
-                checked = await asyncio.to_thread(
-                    lambda: check_lines(numbered_lines(objects, name, 0, file.bytes), file.bytes, batch.endpoint)
-                )
-        problems = [_UNREADABLE] if checked is None else checked.problems
-        if problems or checked is None:
-            await self._until_answered(lambda: self._store.commit_invalid(task, problems))
-        else:
-            await self._until_answered(lambda: self._store.commit_valid(task, checked.places, checked.lines))
+        def check(file: FileRecord) -> Checked:
+            lines = numbered_lines(self._files.objects, file.object_name, 0, file.bytes)
+            return check_lines(lines, file.bytes, batch.endpoint)
 
-    async def _ask_chunk(self, task: Task, batch: Batch, lease: _Lease, stopped: asyncio.Event) -> None:
-        lines = await asyncio.to_thread(read_chunk, self._files.objects, batch, int(task.name))
-        self._left[task] = len(lines)
-        asked = {asyncio.create_task(self._ask(task, line, batch)): line for line in lines}
-        stopping = asyncio.create_task(stopped.wait())
         try:
-            while not stopping.done() and (running := {ask for ask in asked if not ask.done()}):
-                await asyncio.wait({stopping, *running}, return_when=asyncio.FIRST_COMPLETED)
+            checked = await self._read_input(batch, check)
+        except (FileNotFoundError, DamagedObject):
+            checked = Checked([], 0, [_UNREADABLE])
+        if checked.problems:
+            await self._until_answered(lambda: self._store.commit_invalid(task, batch, checked.problems))
+        else:
+            await self._until_answered(lambda: self._store.commit_valid(task, batch, checked.places, checked.lines))
+
+    async def _read_input(self, batch: Batch, read: Callable[[FileRecord], T]) -> T:
+        """What `read` makes of the input file. Raises what that raises, FileNotFoundError if there is no file."""
+        seen = None
+        while (file := await self._input_file(batch)) is not None and file != seen:
+            with suppress(FileNotFoundError):
+                return await asyncio.to_thread(read, file)
+            seen = file  # it may have got another object meanwhile
+        raise FileNotFoundError(batch.input_file_id)
+
+    async def _input_file(self, batch: Batch) -> FileRecord | None:
+        return await self._until_answered(lambda: self._files.get_even_expired(batch.owner, batch.input_file_id))
+
+    async def _read_chunk(self, task: Task, batch: Batch) -> list[InputLine]:
+        objects, number = self._files.objects, int(task.name)
+        return await self._read_input(batch, lambda file: read_chunk(objects, file.object_name, batch, number))
+
+    async def _ask_chunk(self, task: Task, batch: Batch, lease: TaskLease) -> None:
+        lines = await self._read_chunk(task, batch)
+        self._left[task], gone = len(lines), set[str]()
+        asked = {asyncio.create_task(self._ask(task, line, batch)): line for line in lines}
+        news = asyncio.create_task(lease.news.wait())
+        try:
+            while not lease.stop and (running := {ask for ask in asked if not ask.done()}):
+                await asyncio.wait({news, *running}, return_when=asyncio.FIRST_COMPLETED)
+                if news.done():
+                    lease.news.clear()
+                    news = asyncio.create_task(lease.news.wait())
+                if lease.changes > batch.changes:
+                    batch, gone = await self._read_again(task, batch)
+                    for ask in [ask for ask, line in asked.items() if line.custom_id in gone]:
+                        ask.cancel()
         finally:
-            stopping.cancel()
+            news.cancel()
             for ask in asked:
                 ask.cancel()
             await asyncio.wait(asked)
-        if lease.stop == "lost":
-            return
-        error = NOT_RUN.get(lease.stop, NOT_RUN["cancelled"])
-        outputs = [
-            not_answered(line.custom_id, error) if ask.cancelled() else ask.result() for ask, line in asked.items()
-        ]
-        await self._commit_chunk(task, outputs)
+        committed = False
+        while lease.stop != "lost" and not committed:
+            error = NOT_RUN.get(lease.stop, NOT_RUN["cancelled"])
+            outputs = [
+                ask.result() if not ask.cancelled() else not_answered(line, batch.owner, error)
+                for ask, line in asked.items()
+            ]
+            outputs = [forgotten(one.custom_id) if one.custom_id in gone else one for one in outputs]
+            try:
+                await self._commit_chunk(task, batch, outputs)
+                committed = True
+            except FilesChanged:
+                batch, gone = await self._read_again(task, batch)
 
-    async def _commit_chunk(self, task: Task, outputs: list[OutputLine]) -> None:
-        write = partial(Part.write, self._files.objects, task.name, task.batch_id, outputs)
+    async def _read_again(self, task: Task, batch: Batch) -> tuple[Batch, set[str]]:
+        """The batch as it is now, and the custom ids of a chunk's lines whose users were forgotten."""
+        current = await self._until_answered(lambda: self._store.get(batch.id))
+        batch = current or batch
+        return batch, {line.custom_id for line in await self._read_chunk(task, batch) if line.forgotten}
+
+    async def _commit_chunk(self, task: Task, batch: Batch, outputs: list[OutputLine]) -> None:
+        write = partial(write_part, self._files.objects, task.name, task.batch_id, outputs)
         part = await self._until_answered(lambda: asyncio.to_thread(write))
         completed = sum(output.succeeded for output in outputs)
-        failed = len(outputs) - completed - sum(output.error in NOT_RUN.values() for output in outputs)
-        if await self._until_answered(lambda: self._store.commit_lines(task, part.encode(), completed, failed)):
+        failed = len(outputs) - completed - sum(output.error in _NOT_ASKED for output in outputs)
+        try:
+            commit = partial(self._store.commit_lines, task, batch, part.encode(), completed, failed)
+            committed = await self._until_answered(commit)
+        except FilesChanged:
+            await asyncio.to_thread(self._files.objects.remove, part.name)
+            raise
+        if committed:
             self._metrics.batch_lines["completed",].inc(completed)
             self._metrics.batch_lines["failed",].inc(failed)
         else:
@@ -191,40 +219,61 @@ class BatchRunner:
 
     async def _ask(self, task: Task, line: InputLine, batch: Batch) -> OutputLine:
         try:
+            if line.forgotten:
+                return forgotten(line.custom_id)
             async with self._asking:
                 with self._metrics.batch_lines_running.track_inprogress():
                     return await self._asker.ask(line, batch)
         except Exception:
             # Asked again and again, one line would keep the whole batch from its end.
             log.exception("a line of a batch failed", extra={"batch": batch.id})
-            return not_answered(line.custom_id, _FAILED)
+            return not_answered(line, batch.owner, _FAILED)
         finally:
             self._left[task] -= 1
             self._room.set()
 
     async def _finalize(self, task: Task, batch: Batch) -> None:
         parts = await self._until_answered(lambda: self._store.parts(batch.id))
-        output, files, now = BatchOutput(self._files.objects, batch, parts), dict[str, FileRecord](), int(time.time())
-        contents = {"output": output.answers, "error": output.errors}
+        file = await self._input_file(batch)
+        input_name = file.object_name if file is not None else object_name(batch.input_file_id)
+        output, written = BatchOutput(self._files.objects, batch, input_name, parts), dict[str, FileRecord]()
+        status, committed = batch.stop or "completed", False
+        try:
+            await self._write_output(output, written)
+            commit = partial(self._store.commit_output, task, batch, status, written)
+            committed = await self._until_answered(commit)
+        except (FileNotFoundError, FilesChanged):
+            await self._discard(written)
+            if await self._store.changes(batch.id) > batch.changes:
+                raise FilesChanged from None
+            raise
+        if not committed:
+            await self._discard(written)
+            return
+        if batch.stop:
+            self._metrics.batch_lines[batch.stop,].inc(batch.total - batch.completed - batch.failed)
+        for name in output.part_names:
+            await asyncio.to_thread(self._files.objects.remove, name)
+
+    async def _write_output(self, output: BatchOutput, written: dict[str, FileRecord]) -> None:
+        """Writes the files of a batch; adds each to `written`, by the field of the batch that names it."""
+        batch, now = output.batch, int(time.time())
         if not self._asker.has_team(batch):
-            contents = {}  # a later team of the same name would get them
-        for kind, content in contents.items():
+            return  # a later team of the same name would get them
+        for kind, content in (("output", output.answers), ("error", output.errors)):
             file_id = new_file_id()
-            if size := await self._files.write(file_id, content()):
-                files[f"{kind}_file_id"] = FileRecord(
-                    file_id, size, now, f"{batch.id}_{kind}.jsonl", "batch_output", now + batch.output_ttl_s
-                )
-            else:
-                await self._files.discard(file_id)
-        status = batch.stop or "completed"
-        if await self._until_answered(lambda: self._store.commit_output(task, batch.owner, status, files)):
-            if batch.stop:
-                self._metrics.batch_lines[batch.stop,].inc(batch.total - batch.completed - batch.failed)
-            for name in output.part_names:
-                await asyncio.to_thread(self._files.objects.remove, name)
-        else:
-            for file in files.values():
-                await self._files.discard(file.id)
+            name = new_name(object_name(file_id))
+            if not (size := await self._files.write(name, content())):
+                await self._files.discard(name)
+                continue
+            filename = sealed_filename(file_id, f"{batch.id}_{kind}.jsonl")
+            expires_at = now + batch.output_ttl_s
+            record = FileRecord(file_id, size, now, filename, "batch_output", expires_at, stored_as=name)
+            written[f"{kind}_file_id"] = record
+
+    async def _discard(self, files: dict[str, FileRecord]) -> None:
+        for file in files.values():
+            await self._files.discard(file.object_name)
 
     async def _until_answered(self, call: Callable[[], Awaitable[T]]) -> T:
         """What Redis or the store of objects answers, whenever that is: the work is done, and would have to be done
@@ -236,4 +285,4 @@ class BatchRunner:
                 pass  # its store logs that
             except OSError as error:
                 log.warning("answers of a batch cannot be written; trying again", extra={"error": str(error)})
-            await asyncio.sleep(self._store.lease_s / _RENEWALS)
+            await asyncio.sleep(self._store.lease_s / RENEWALS)

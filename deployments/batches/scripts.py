@@ -2,7 +2,8 @@
 
 A batch is a list of tasks: `validate`, then chunks of lines, then `finalize`. A router that works on a task holds a
 lease on it, and renews that. A task whose lease has run out is anybody's again: so it is done whoever dies, and since
-only the holder can commit it, it counts once.
+only the holder can commit it, it counts once. What was made of files that were changed meanwhile (the batch's `changes`
+say so) is not committed: the commits then return -1.
 
 KEYS of each: the batch, its tasks, their holders, their parts, the batches that have not ended.
 """
@@ -41,6 +42,8 @@ local function stopped()
 end
 
 local function holds(task, holder) return redis.call('HGET', holders, task) == holder end
+
+local function changed(count) return (redis.call('HGET', batch, 'changes') or '0') ~= count end
 
 local function done(task)
   redis.call('ZREM', todo, task)
@@ -103,30 +106,33 @@ redis.call('ZADD', todo, 'XX', 0, ARGV[1])
 return 1
 """
 
-# ARGV: holder, places of the chunks in the file, number of lines, then the names of the chunks.
+# ARGV: holder, changes, places of the chunks in the file, number of lines, then the names of the chunks.
 COMMIT_VALID = f"""{_COMMON}
 if not holds('validate', ARGV[1]) then return 0 end
+if changed(ARGV[2]) then return -1 end
 done('validate')
-set('places', ARGV[2], 'total', ARGV[3])
+set('places', ARGV[3], 'total', ARGV[4])
 if stopped() ~= '' then return 1 end
 set('status', 'in_progress', 'in_progress_at', second)
-for index = 4, #ARGV do redis.call('ZADD', todo, 0, ARGV[index]) end
+for index = 5, #ARGV do redis.call('ZADD', todo, 0, ARGV[index]) end
 return 1
 """
 
-# ARGV: holder, errors, id, seconds to keep the batch.
+# ARGV: holder, changes, errors, id, seconds to keep the batch.
 COMMIT_INVALID = f"""{_COMMON}
 if not holds('validate', ARGV[1]) then return 0 end
-set('status', 'failed', 'failed_at', second, 'errors', ARGV[2])
-close(ARGV[3])
-redis.call('EXPIRE', batch, ARGV[4])
+if changed(ARGV[2]) then return -1 end
+set('status', 'failed', 'failed_at', second, 'errors', ARGV[3])
+close(ARGV[4])
+redis.call('EXPIRE', batch, ARGV[5])
 return 1
 """
 
-# ARGV: task, holder, part, completed lines, failed lines.
+# ARGV: task, holder, part, completed lines, failed lines, changes.
 COMMIT_LINES = f"""{_COMMON}
 if redis.call('HGET', parts, ARGV[1]) == ARGV[3] then return 1 end -- the reply was lost
 if not holds(ARGV[1], ARGV[2]) then return 0 end
+if changed(ARGV[6]) then return -1 end
 done(ARGV[1])
 redis.call('HSET', parts, ARGV[1], ARGV[3])
 redis.call('HINCRBY', batch, 'completed', ARGV[4])
@@ -136,12 +142,13 @@ return 1
 """
 
 # KEYS also: the owner's files and their sizes, and the owners. ARGV: holder, id, owner, seconds to keep the batch,
-# status, then for each output file: the field that names it, its id, its record, its bytes.
+# status, changes, then for each output file: the field that names it, its id, its record, its bytes.
 COMMIT_OUTPUT = f"""{_COMMON}
-if ARGV[6] and redis.call('HGET', batch, ARGV[6]) == ARGV[7] then return 1 end -- the reply was lost
+if ARGV[7] and redis.call('HGET', batch, ARGV[7]) == ARGV[8] then return 1 end -- the reply was lost
 if not holds('finalize', ARGV[1]) then return 0 end
+if changed(ARGV[6]) then return -1 end
 set('status', ARGV[5], ARGV[5] .. '_at', second)
-for index = 6, #ARGV, 4 do
+for index = 7, #ARGV, 4 do
   set(ARGV[index], ARGV[index + 1])
   redis.call('HSET', KEYS[6], ARGV[index + 1], ARGV[index + 2])
   redis.call('HSET', KEYS[7], ARGV[index + 1], ARGV[index + 3])

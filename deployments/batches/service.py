@@ -5,7 +5,10 @@ from pathlib import Path
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from cluster.objects.batch_files import Tally
+from cluster.objects.forgetting import forget_lines
 from cluster.objects.store import object_store
+from cluster.records.client import BlockingRedis
 from cluster.settings import Settings
 from deployments.api.admin_access import AdminAccess
 from deployments.batches.asking import LineAsker
@@ -37,6 +40,7 @@ class Batches:
         self.store = store = BatchStore(settings.batches, teams, LEASE_S)
         objects = object_store(settings, data_dir)
         files = FileStore(settings.batches, teams, objects) if objects else None
+        self._objects = objects
         self._asker = asker = LineAsker(authenticator)
         self._runner = (
             BatchRunner(store, files, asker, settings.batches.lines_at_a_time, metrics) if files is not None else None
@@ -50,6 +54,11 @@ class Batches:
     def routes(self) -> list[Route]:
         """All of them."""
         return [*self._files_api.routes(), *self._batches_api.routes()]
+
+    def forget_lines(self, client: BlockingRedis, owner: str, user: str) -> tuple[int, str]:
+        """As deployments.api.feedback.ForgetLines says. Blocks."""
+        tally = forget_lines(client, self._objects, owner, user) if self._objects is not None else Tally()
+        return tally.count, tally.fault
 
     def use(self, app: ASGIApp) -> None:
         """Takes the application that answers the lines."""

@@ -5,10 +5,9 @@ import logging
 import time
 from contextlib import suppress
 
-from cluster.records.batches import SWEEPING
+from cluster.records.batches import PARTS, SWEEPING, Part
 from deployments.batches.batch_store import BatchStore
-from deployments.batches.file_store import FileStore, object_name
-from deployments.batches.output import PARTS
+from deployments.batches.file_store import FileStore
 from deployments.common.errors import ApiError
 from deployments.common.redis import RedisStore, RedisUnavailable
 from deployments.tenancy.auth import TEAM, Authenticator
@@ -17,7 +16,6 @@ log = logging.getLogger("dray.batches")
 
 _INTERVAL_S = 600
 _ORPHANED_S = 86_400
-_BATCH_ID = len("batch_") + 32
 
 
 class Sweeper:
@@ -45,24 +43,22 @@ class Sweeper:
         Raises RedisUnavailable, OSError, and ApiError 503 until teams are loaded.
         """
         open_batches = await self._batches.open()
-        known = {object_name(batch.input_file_id) for batch in open_batches}
+        in_use, known = {batch.input_file_id for batch in open_batches}, set[str]()
         for owner in await self._batches.owners():
             gone = await self._files.of(owner, expired=True)
             if owner.startswith(TEAM):
                 files = await self._files.of(owner)
                 gone += [file for file in files if self._authenticator.caller_of(owner, file.created_at) is None]
             for record in gone:
-                if object_name(record.id) not in known:
+                if record.id not in in_use:
                     await self._files.remove(owner, record.id)
-            known |= {object_name(record.id) for record in await self._files.of(owner)}
-        running = {batch.id for batch in open_batches}
-        objects = self._files.objects
-        names = await asyncio.to_thread(objects.names, "files")
-        unknown = [name for name in names if name not in known]
-        for name in await asyncio.to_thread(objects.names, PARTS):
-            if name.removeprefix(f"{PARTS}/")[:_BATCH_ID] not in running:
-                unknown.append(name)
-        now = time.time()
+            for expired in (False, True):
+                known |= {record.object_name for record in await self._files.of(owner, expired=expired)}
+        for batch in open_batches:
+            known |= {Part.decode(text).name for text in (await self._batches.parts(batch.id)).values()}
+        objects, unknown, now = self._files.objects, list[str](), time.time()
+        for folder in ("files", PARTS):
+            unknown += [name for name in await asyncio.to_thread(objects.names, folder) if name not in known]
         self._unknown = {name: self._unknown.get(name, now) for name in unknown}
         for name, seen in self._unknown.items():
             if now - seen > _ORPHANED_S:

@@ -10,6 +10,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
+from cluster.objects.scratch import scratch_file
+from cluster.records.sealing import vault
 from cluster.settings import BatchSettings
 from deployments.common.errors import ApiError, invalid_request
 
@@ -20,6 +22,18 @@ _MAX_FIELD_BYTES = 4096
 _MAX_NAME = 255
 _BLOCK_BYTES = 1 << 20
 _MIN_TTL_S, _MAX_TTL_S = 3600, 2_592_000
+
+
+class _SealedParser(MultiPartParser):
+    """Keeps the file of a form, while it arrives, where nobody can read it."""
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        # Starlette (1.10) has no other way to choose the temporary file.
+        if (file := self._current_part.file) is not None:
+            file.file.close()
+            file.file = scratch_file()
+            self._files_to_close_on_error.append(file.file)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +77,8 @@ async def read_upload(http: HttpRequest, settings: BatchSettings, max_line_bytes
 
 async def _form(http: HttpRequest, settings: BatchSettings) -> FormData:
     stream = _bounded(http, settings.file_bytes)
-    parser = MultiPartParser(http.headers, stream, max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
+    kind = MultiPartParser if vault() is None else _SealedParser
+    parser = kind(http.headers, stream, max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES)
     try:
         async with asyncio.timeout(settings.upload_timeout_s):
             return await parser.parse()

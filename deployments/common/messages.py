@@ -227,7 +227,7 @@ class StepResult(msgspec.Struct, frozen=True, tag=True):
     next_tokens: int = 0
 
 
-class PendingWork(msgspec.Struct, frozen=True):
+class PendingWork(msgspec.Struct, frozen=True, array_like=True):
     """Tokens still to compute: of prompts and of completions, over a number of streams."""
 
     prompt_tokens: int = 0
@@ -235,7 +235,7 @@ class PendingWork(msgspec.Struct, frozen=True):
     streams: int = 0
 
 
-class EngineState(msgspec.Struct, frozen=True):
+class EngineState(msgspec.Struct, frozen=True, array_like=True):
     """What people see of a replica. cpus: of its lease. restarts: of its engine process. The rest: as in EngineLoad."""
 
     cpus: str = ""
@@ -245,7 +245,11 @@ class EngineState(msgspec.Struct, frozen=True):
     restarts: int = 0
 
 
-class ReplicaStats(msgspec.Struct, frozen=True):
+ROUTING_STATS = "stats"
+"""Key of the encoded ReplicaStats in the dict that Serve takes from a replica to the routers."""
+
+
+class ReplicaStats(msgspec.Struct, frozen=True, array_like=True):
     """What a replica reports to the routers. kv_tokens: capacity of its KV cache. pending: work by router id.
 
     evicted_before: as in EngineLoad. Cached blocks that were used later are still there. engine: for people; nothing is
@@ -273,6 +277,7 @@ FromEngine = Ready | StartFailed | StepResult
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(EngineRequest).decode
 decode_tokens = msgspec.msgpack.Decoder(TokenBatch).decode
+decode_stats = msgspec.msgpack.Decoder(ReplicaStats).decode
 decode_inputs = msgspec.msgpack.Decoder(list[EncoderInput]).decode
 decode_vectors = msgspec.msgpack.Decoder(list[bytes]).decode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

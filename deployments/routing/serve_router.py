@@ -6,7 +6,6 @@ is elsewhere: deployments.routing.registry.
 
 import random
 
-import msgspec
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from deployments.common import messages
@@ -22,7 +21,7 @@ class PrefixAwareRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray 
     def initialize_state(self) -> None:
         """Called by Serve after it has created this object."""
         self._engines = registry().replicas_of(self.app_name)
-        self._reports: dict[str, tuple[object, messages.ReplicaStats]] = {}
+        self._reports: dict[str, tuple[bytes, messages.ReplicaStats]] = {}
         self._candidates: list[RunningReplica] = []
         self._by_name: dict[str, RunningReplica] = {}
 
@@ -32,11 +31,14 @@ class PrefixAwareRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray 
         self._reports = {(name := replica.replica_id.unique_id): self._report(name, replica) for replica in replicas}
         self._engines.update({name: stats for name, (_, stats) in self._reports.items()})
 
-    def _report(self, name: str, replica: RunningReplica) -> tuple[object, messages.ReplicaStats]:
+    def _report(self, name: str, replica: RunningReplica) -> tuple[bytes, messages.ReplicaStats]:
         """What a replica reports, as Serve has it and decoded. One report makes Serve pass on those of all."""
-        raw = replica.routing_stats or {}
+        raw = (replica.routing_stats or {}).get(messages.ROUTING_STATS, b"")
         known = self._reports.get(name)
-        return known if known is not None and known[0] == raw else (raw, msgspec.convert(raw, messages.ReplicaStats))
+        if known is not None and known[0] == raw:
+            return known
+        # A replica that has just started has not been asked yet.
+        return raw, messages.decode_stats(raw) if raw else messages.ReplicaStats()
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None

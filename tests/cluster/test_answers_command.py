@@ -1,5 +1,6 @@
 """`dray answers` and `dray feedback` with a real Redis; and what commands leave in the audit log."""
 
+import base64
 import json
 import os
 import subprocess
@@ -16,12 +17,14 @@ from typer.testing import CliRunner
 from cluster.audit import AUDIT_FOLDER, AuditLog
 from cluster.cli import app
 from cluster.commands.auditing import user_name
+from cluster.records.batches import OWNERS, FileRecord, encode_file, owner_key
 from cluster.records.cache import key_of, pack
 from cluster.records.curated import ANSWERS, MAX_ANSWERS, MODELS, new_answer
 from cluster.records.feedback import ADD, Feedback, arguments_of, keys_of
 from cluster.records.forget import user_tag
 from cluster.redis_client import connect
 from cluster.redis_server import OwnRedis
+from cluster.settings import PRIVACY_KEYS
 from tests.conftest import redis_server
 
 NAMESPACE = "team.support"
@@ -241,9 +244,29 @@ def test_a_user_is_forgotten_by_the_command(dray: Dray, store: Any, tmp_path: Pa
     voted(store, "1", 1, 0, users=(ann,))
     voted(store, "2", 1, 0, users=(ben,))
     done = json.loads(dray("forget", "ann", "--team", "support", "--json"))
-    assert done == {"answers": 1, "responses": 0, "feedback": 1}
+    assert done == {"answers": 1, "responses": 0, "feedback": 1, "batch_lines": 0}
     assert "deleted 0 answers" in dray("forget", "ann", "--team", "support")
     assert "deleted 0 answers" in dray("forget", "ben")
     assert [row["id"] for row in json.loads(dray("feedback", "list", "--json"))] == ["2"]
     assert not store.exists(key_of("bot", NAMESPACE, "a" * 40)) and store.exists(key_of("bot", NAMESPACE, "b" * 40))
     assert [entry["target"] for entry in log(tmp_path)] == [ann, ann, user_tag("default", "ben")]
+
+
+def test_a_command_that_cannot_reach_the_files_of_batches_says_so(
+    dray: Dray, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a cluster without the bucket's address, they would silently be left as they are."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv(PRIVACY_KEYS, base64.b64encode(bytes(32)).decode())
+    assert "0 lines of batches" in dray("forget", "ann")
+    record = FileRecord("file-a", 3, 1, "a", "batch", 2**33)
+    store.sadd(OWNERS, "default")
+    store.hset(owner_key("files", "default"), "file-a", encode_file(record))
+    cached(store, "a" * 40, "VPN?", user=user_tag("default", "ann"))
+    for arguments in (("forget", "ann"), ("privacy", "reseal")):
+        assert "DRAY_BATCHES__URL" in dray(*arguments, code=1)
+    assert store.exists(key_of("bot", NAMESPACE, "a" * 40)), "nothing was deleted before"
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
+    # Another machine's folder: the file is not here.
+    assert "file-a" in dray("forget", "ann", code=1) and not store.exists(key_of("bot", NAMESPACE, "a" * 40))
+    assert "file-a" in dray("privacy", "reseal", code=1)

@@ -156,6 +156,11 @@ def test_only_routers_get_the_credentials_of_the_bucket_of_batches(tmp_path: Pat
     groups["head"] = cluster["headGroupSpec"]["template"]
     named = {name for name, template in groups.items() if "dray-buckets" in str(template["spec"]["containers"])}
     assert named == {name for name in groups if "router" in name} != set()
+    for name in named:
+        main = groups[name]["spec"]["containers"][0]
+        secrets = {each["secretRef"]["name"] for each in main["envFrom"]}
+        assert secrets == {"dray-buckets", "dray-secrets", "dray-traces"}, "the keys of encryption too"
+        assert {"name": "DRAY_BATCHES__URL", "value": "s3://ours/batches"} in main["env"], "for `dray forget`"
 
 
 @pytest.mark.parametrize("store", ["models_claim: store", "models_path: /var/lib/dray/models"])

@@ -14,8 +14,9 @@ class ForgetRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ForgetResponse(msgspec.Struct, frozen=True):
-    """How many cached answers, stored responses and records of feedback were deleted."""
+    """How many cached answers, stored responses, records of feedback and lines in files of batches were deleted."""
 
     answers: int
     responses: int
     feedback: int
+    batch_lines: int

@@ -1,5 +1,6 @@
 """Objects in a folder and in a bucket: the same, seen from outside."""
 
+import base64
 import os
 import subprocess
 import sys
@@ -10,9 +11,10 @@ import pytest
 
 from cluster.models.bucket_url import BucketUrlError
 from cluster.objects.folder import FolderStore
+from cluster.objects.sealed import SealedStore
 from cluster.objects.store import ObjectStore, blocks, numbered_lines, object_store
 from cluster.ports import free_port
-from cluster.settings import Settings
+from cluster.settings import PRIVACY_KEYS, Settings
 from tests.conftest import wait_for
 
 
@@ -57,7 +59,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
             server.terminate()
 
 
-def test_objects_are_written_read_listed_and_removed(store: ObjectStore) -> None:
+def test_objects_are_written_read_listed_and_removed(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     content = [b"0123456789" * 20_000 for _ in range(60)]
     assert store.write("files/large", content) == 12_000_000
     assert store.write("files/small", [b"one\ntwo\n", b"three"]) == 13
@@ -77,6 +79,11 @@ def test_objects_are_written_read_listed_and_removed(store: ObjectStore) -> None
     with pytest.raises(OSError, match=r"ends|Range"):
         [*blocks(store, "parts/p", 0, 2)]
     assert store.names("none") == []
+    sealed = store if isinstance(store, SealedStore) else SealedStore(store)
+    monkeypatch.setenv(PRIVACY_KEYS, base64.b64encode(bytes(32)).decode())
+    assert sealed.write("files/s-sealed", content) == 12_000_000
+    assert b"".join(blocks(sealed, "files/s-sealed", 7, 12_000_000)) == b"".join(content)[7:]
+    assert sealed.is_current("files/s-sealed") and "files/s-sealed" in store.names("files")
 
 
 def test_a_failing_writer_leaves_nothing(store: ObjectStore) -> None:

@@ -295,7 +295,7 @@ def test_a_user_is_forgotten_and_no_other(servers: Servers, monkeypatch: pytest.
         for number in ids:
             assert (await vote(bot, key=team, id=number)).status_code == 404
         again = await bot.client.post("/admin/forget", json={"user": "nobody"}, headers=headers)
-        assert again.json() == {"answers": 0, "responses": 0, "feedback": 0}
+        assert again.json() == {"answers": 0, "responses": 0, "feedback": 0, "batch_lines": 0}
 
     run(servers, monkeypatch, tmp_path, work)
 

@@ -13,9 +13,11 @@ import pytest
 from cluster.objects.folder import FolderStore
 from cluster.records.batches import owner_key
 from cluster.redis_server import OwnRedis
+from deployments.batches import sweeping
 from tests.conftest import redis_server
-from tests.deployments.batches.batch_files import batch_router, jsonl, line, objects, submit
+from tests.deployments.batches.batch_files import batch_router, ended, jsonl, line, objects, submit
 from tests.deployments.routers import Engines
+from tests.deployments.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +156,36 @@ def test_expired_files_are_gone_and_swept_but_for_those_in_use(
                     await client.files.content(file_id)
             await router.router._batches._sweeper.sweep()
             assert {*objects(tmp_path)} == {f"files/{kept.id}", f"files/{batch.input_file_id}"}
+
+    asyncio.run(work())
+
+
+def test_answers_that_a_dead_router_has_left_are_swept_though_the_batch_runs(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def work() -> None:
+        engines = Engines(blocked=asyncio.Event())
+        settings: dict[str, Any] = {"cache": {"namespace": "left"}}
+        async with batch_router(server, monkeypatch, tmp_path, engines=engines, **settings) as (router, client):
+            assert engines.blocked is not None
+            engines.blocked.set()
+            known = [line(f"q{number}") for number in range(32)]
+            await ended(client, await submit(client, jsonl(*known)))
+            engines.blocked.clear()
+            # The first chunk is answered from the cache; the second waits.
+            batch = await submit(client, jsonl(*known, line("new")))
+            [part] = (await until(lambda: router.router._batches.store.parts(batch.id))).values()
+            await until(lambda: engines.requests == 33)
+            router.router._batches._objects.write(left := f"parts/{batch.id}-000001-dead", [b"an answer"])
+            sweeper, kept = router.router._batches._sweeper, {*objects(tmp_path)} - {left}
+            await sweeper.sweep()
+            assert left in {*objects(tmp_path)}, "it might be on the way"
+            monkeypatch.setattr(sweeping, "_ORPHANED_S", -1)
+            await sweeper.sweep()
+            assert {*objects(tmp_path)} == kept and part.split()[0] in kept
+            engines.blocked.set()
+            batch = await ended(client, batch)
+            assert batch.request_counts is not None and batch.request_counts.completed == 33
 
     asyncio.run(work())
 
