@@ -59,7 +59,7 @@ def without_focus_ring(page: Page) -> list[str]:
 
 WORDS = re.compile(r"[A-Za-z]{2,}")
 NAMES = {
-    *("Dray", "API", "English", "Markdown", "Python", "Redis", "token", "Top", "KV", "ID", "HTTP"),
+    *("Dray", "API", "English", "Markdown", "Python", "Redis", "token", "Token", "Top", "KV", "ID", "HTTP"),
     *("txt", "md", "pdf", "docx", "dray", "demo", "auto", "keys", "create", "admin"),
 }
 """What is the same in Chinese."""
