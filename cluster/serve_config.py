@@ -18,7 +18,7 @@ from cluster.configuration import variable
 from cluster.intervals import Intervals
 from cluster.models.folder import KnownModel
 from cluster.redis_client import public_url
-from cluster.settings import Group, ModelSettings, Settings, is_loopback
+from cluster.settings import Group, ModelSettings, Settings, StatusReaders, is_loopback
 
 ROUTERS = "dray"
 """Name of the routers' Serve application."""
@@ -75,6 +75,7 @@ class PageArgs(Group):
 
     api_url: base URL of the API that they call, ending in /v1. host: the address that Dray listens on. teams_url: the
     Redis that says whether a key is needed, as in RouterArgs. sign_on: whether the console offers single sign-on.
+    status_page: who sees the status page.
     """
 
     api_url: str
@@ -85,6 +86,7 @@ class PageArgs(Group):
     allowed_hosts: tuple[str, ...]
     teams_url: str
     sign_on: bool = False
+    status_page: StatusReaders = "everyone"
 
     def redis_of_keys(self, environment: Mapping[str, str]) -> str:
         """The URL of the Redis that says whether a key is needed; empty where other machines can connect: one is."""
@@ -286,6 +288,7 @@ def _page(routers: Routers) -> dict[str, Any]:
         allowed_hosts=settings.server.allowed_hosts,
         teams_url=public_url(routers.teams_url),
         sign_on=bool(settings.sign_on.client_id),
+        status_page=settings.status_page,
     )
     deployment = {
         "name": PAGE,

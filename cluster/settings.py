@@ -43,6 +43,7 @@ Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Weight = Literal["int4", "int8", "fp16"]
 Precision = Literal["fast", "balanced", "exact"]
+StatusReaders = Literal["everyone", "keys", "admins"]
 
 DEFAULT_STEP_TOKENS = 512
 """What `auto` is where `dray tune` has kept nothing."""
@@ -883,6 +884,12 @@ class Settings(BaseSettings):
     )
     page: bool = Field(
         True, description="Serve the chat page at /chat and the console at /console, if the `page` extra is installed."
+    )
+    status_page: StatusReaders = Field(
+        "everyone",
+        description="Who sees the status page at /status. `everyone`: whoever reaches Dray. `keys`: whoever may use "
+        "the API. `admins`: who has an admin key, or has signed on to the console. /metrics has the same figures and "
+        "needs no key: let a proxy keep it from strangers.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Minimum level of logged lines."

@@ -124,10 +124,21 @@ def error_message(error: object) -> str:
     return str(message)
 
 
+def error_code(error: object) -> str:
+    """The API's name for it; empty if it has none."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, str) else ""
+
+
 def refusal(body: bytes) -> str | None:
     """The message of an error response; None where the body is not an error of this API."""
+    error = error_of(body)
+    return error_message(error) if error else None
+
+
+def error_of(body: bytes) -> object:
+    """The `error` of an error response; None where the body is not one of this API."""
     try:
-        error = msgspec.json.decode(body).get("error")
+        return msgspec.json.decode(body).get("error")
     except (msgspec.DecodeError, AttributeError):
         return None
-    return error_message(error) if error else None

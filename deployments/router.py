@@ -180,7 +180,8 @@ class Router:
         )
         self._batches.set_neighbours(None if self._teams_shared else False)
         self._feedback_admin = FeedbackAdminApi(admin, cache.namespace, cache_url, self._batches.forget_lines)
-        self._status_page = StatusPage(models, chat=has_page(settings))
+        names = [model.name for model in models]
+        self._status_page = StatusPage(names, self._authenticator, settings.status_page, chat=has_page(settings))
 
     def _store(self, name: str, url: str, timeout_s: float) -> RedisStore:
         return RedisStore(name, url, timeout_s, self._metrics.watchers(name))

@@ -69,6 +69,13 @@ def test_the_site_has_the_readme_the_results_and_the_changelog(site: Path) -> No
     assert 'src="../images/chat.png"' in (site / "readme" / "index.html").read_text()
 
 
+@pytest.mark.parametrize("name", ["chat", "console"])
+def test_each_language_shows_the_pages_as_its_readers_see_them(name: str, site: Path) -> None:
+    shown = [(site / language / "images" / f"{name}.png").read_bytes() for language in ("", "zh")]
+    assert shown == [(DOCS / "images" / file).read_bytes() for file in (f"{name}.png", f"{name}.zh.png")]
+    assert f'images/{name}.png"' in (site / "zh" / "guides" / name / "index.html").read_text()
+
+
 CHINESE = sorted(DOCS.rglob("*.zh.md"))
 FENCE = re.compile(r"^ *```\w*\n(.*?)^ *```", re.M | re.S)
 
@@ -264,7 +271,9 @@ def test_the_two_readmes_say_the_same() -> None:
     def skeleton(text: str) -> tuple[list[str], ...]:
         code = "\n".join(re.findall(r"```(?:bash|yaml)\n(.*?)```", text, re.DOTALL))
         commands = [line.partition("    #")[0].rstrip() for line in code.splitlines()]
-        links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("README")]
+        # Each shows the pages in its own language.
+        links = [link.replace(".zh.png", ".png") for link in re.findall(r"\]\(([^)]+)\)", text)]
+        links = [link for link in links if not link.startswith("README")]
         shapes = [match[0] for line in text.splitlines() if (match := re.match(r"#+|\||- \*\*", line))]
         return [re.sub(r" +# .*", "", command) for command in commands], links, shapes
 

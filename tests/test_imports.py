@@ -81,7 +81,10 @@ DEPLOYMENTS = {
     # A line of a batch is asked by way of the application's routes.
     "batches": ("api common observability tenancy", "objects records settings"),
     # Their routes answer JSON and refuse as the API does.
-    "pages": ("api common observability tenancy", "cores launch liveness models records reports serve_config sse"),
+    "pages": (
+        "api common observability tenancy",
+        "cores launch liveness models records reports serve_config settings sse",
+    ),
     "engine": (
         "common observability",
         "autoscaling child cores liveness models node plan serve_config settings tuning",

@@ -42,10 +42,8 @@ class AdminAccess:
         ask for one."""
         caller = self._authenticator.authenticate(http.headers)
         if not caller.admin:
-            message = "This needs an admin key. Create one on Dray's machine: dray keys create --admin."
-            if caller.team is None:
-                message += " Without one, use the commands dray teams and dray keys there."
-            raise ApiError(403, message, code="admin_key_needed")
+            advice = " Without one, use the commands dray teams and dray keys there." if caller.team is None else ""
+            raise admin_key_needed(advice)
         return caller
 
     async def run(self, work: Callable[[BlockingRedis], T], code: str = "teams_error", url: str = "") -> T:
@@ -80,6 +78,12 @@ class AdminAccess:
 async def admin_body(http: HttpRequest, max_bytes: int = _MAX_BODY_BYTES) -> bytes:
     """The body of an admin request. Raises ApiError 408, 413, 415."""
     return await read_body(http, http.headers, max_bytes, _RECEIVE_TIMEOUT_S)
+
+
+def admin_key_needed(advice: str = "") -> ApiError:
+    """403: the key is no admin key. advice: what else one can do."""
+    message = f"This needs an admin key. Create one on Dray's machine: dray keys create --admin.{advice}"
+    return ApiError(403, message, code="admin_key_needed")
 
 
 def teams_unreachable() -> ApiError:

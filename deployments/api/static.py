@@ -5,6 +5,11 @@ from hashlib import blake2b
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+ICON = """<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E\
+%3Cpath d='M1 4h11v6H1z' fill='%23b45309'/%3E%3Ccircle cx='4' cy='12' r='2.5'/%3E%3Ccircle cx='11' cy='12' r='2.5'/%3E\
+%3C/svg%3E">"""
+"""Dray's, for the head of an HTML page: a cart."""
+
 
 class StaticBody:
     """A body with its ETag (RFC 9110, 8.8.3)."""

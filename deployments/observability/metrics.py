@@ -275,6 +275,12 @@ def exposition(*, vllm_names: bool = False) -> bytes:
     return generate_latest(registry)
 
 
+def node_metrics() -> list[Metric]:
+    """The same metrics, for those who read them here."""
+    _remove_dead_processes()
+    return list(_DrayCollector(vllm_names=False).collect())
+
+
 def _remove_dead_processes() -> None:
     """Removes the gauges of processes that were killed before they could do so themselves."""
     for file in Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).glob("gauge_live*_*.db"):

@@ -11,6 +11,7 @@ from deployments.pages.client import ApiRefused, ChatClient, ChatQuery, Progress
 from deployments.pages.conversation import Answer, Conversation
 from deployments.pages.i18n import Texts
 from deployments.pages.passages import passages
+from deployments.pages.refusals import refusal_text
 
 _SAVE_INTERVAL_S = 1.0
 
@@ -110,4 +111,4 @@ def reason(error: ApiRefused | ServerUnreachable, key: str, texts: Texts) -> str
         return texts.lost if error.mid_answer else texts.unreachable
     if error.status == 401:
         return texts.key_refused if key else texts.key_needed
-    return texts.refused.format(message=error.message)
+    return texts.refused.format(message=refusal_text(error, texts))

@@ -57,7 +57,7 @@ const dray = (() => {
   function markdown(value) {
     const lines = [];
     for (const turn of parsed(value).turns || []) {
-      lines.push(`**${turn.question}**`);
+      lines.push(turn.question.includes("\n") ? turn.question.replace(/^/gm, "> ") : `**${turn.question}**`);
       if (turn.file) lines.push(`*${turn.file.name}*`);
       if (answer(turn)) lines.push(answer(turn), `*${shown(turn).model}*`);
     }
@@ -115,7 +115,7 @@ const dray = (() => {
     const search = element("input", { type: "search", placeholder: text.search, ariaLabel: text.search, oninput: () => render() });
     const entries = element("ul");
     const actions = element("div", { className: "actions" });
-    let isRenaming = false;
+    let isRenaming = false, drawn = "";
     const file = element("input", { type: "file", accept: ".json", hidden: true, onchange: () => imported(file.files[0]) });
     show = value => {
       props.value = value;
@@ -128,20 +128,35 @@ const dray = (() => {
     place.replaceChildren(element("nav", { className: "dray-list", ariaLabel: text.conversations },
       element("h2", { textContent: text.conversations }), button(text.new, fresh), search, entries, actions, file));
 
-    function entry({ id, title, value }) {
+    // What has the focus keeps it.
+    function redraw(place, ...children) {
+      const name = one => `${one.closest("li")?.dataset.id} ${one.textContent}`;
+      const focused = place.contains(document.activeElement) ? name(document.activeElement) : "";
+      place.replaceChildren(...children);
+      [...place.querySelectorAll("button")].find(one => name(one) === focused)?.focus();
+    }
+    function entry({ id, title }) {
       const isCurrent = id === parsed(current).id;
-      const line = element("li", {}, button(title, () => { show(value); focus(); }, { title, ariaCurrent: String(isCurrent) }));
+      const choose = () => { show(stored(CONVERSATION + id, {}).value || ""); focus(); };
+      const line = element("li", {}, button(title, choose, { title, ariaCurrent: String(isCurrent) }));
       line.dataset.id = id;
       return line;
     }
     function renaming(id) {
+      search.value = "";
+      render();
       const line = [...entries.children].find(line => line.dataset.id === id);
       const input = element("input", { value: line.textContent, ariaLabel: text.rename, maxLength: 80 });
       isRenaming = true;
+      drawn = "";
       const end = name => { if (isRenaming) { isRenaming = false; name ? rename(id, name) : render(); } };
       input.onkeydown = event => {
-        if (event.key === "Enter") end(input.value.trim());
-        if (event.key === "Escape") { event.stopPropagation(); end(""); }
+        // An input method has these keys for itself while a word is typed.
+        if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
+        event.stopPropagation();
+        event.preventDefault();  // or the same key would press the button that gets the focus
+        end(event.key === "Enter" ? input.value.trim() : "");
+        actions.querySelector("button").focus();
       };
       input.onblur = () => end(input.value.trim());
       line.replaceChildren(input);
@@ -158,10 +173,14 @@ const dray = (() => {
     render = () => {
       const wanted = search.value.trim().toLowerCase(), all = conversations(), { id } = parsed(current);
       const found = all.filter(({ title, value }) => !wanted || (title + value).toLowerCase().includes(wanted));
-      if (!isRenaming) entries.replaceChildren(...found.map(entry));
-      if (wanted && !found.length && !isRenaming) entries.replaceChildren(element("li", { textContent: text.none_found }));
-      const isKept = all.some(entry => entry.id === id), about = all.find(entry => entry.id === id);
-      actions.replaceChildren(...(isKept ? [
+      const about = all.find(entry => entry.id === id);
+      // An answer that arrives is saved every second; that changes nothing here, and would end a click on its way.
+      const state = JSON.stringify([wanted, id, about?.id, all.length, found.map(({ id, title }) => [id, title])]);
+      if (isRenaming || state === drawn) return;
+      drawn = state;
+      const none = wanted && !found.length ? [element("li", { textContent: text.none_found })] : [];
+      redraw(entries, ...found.map(entry), ...none);
+      redraw(actions, ...(about ? [
         button(text.rename, () => renaming(id)), button(text.copy, () => copy(markdown(current))),
         button(text.markdown, () => download(`${about.title.slice(0, 40) || "dray"}.md`, markdown(current), "text/markdown")),
         button(text.delete, () => remove(id)),
@@ -196,7 +215,10 @@ const dray = (() => {
   function remember(values) {
     if (!isReady) return;
     const fields = Object.fromEntries(KEPT.map((name, index) => [name, values[index]]));
-    sessionStorage.setItem(KEY, fields.key || "");
+    if ((fields.key || "") !== (sessionStorage.getItem(KEY) || "")) {
+      sessionStorage.setItem(KEY, fields.key || "");
+      page.linkStatus();
+    }
     delete fields.key;
     keep(FIELDS, JSON.stringify(fields));
   }
@@ -205,12 +227,21 @@ const dray = (() => {
   const field = () => document.querySelector("#question textarea");
   const focus = () => field()?.focus();
 
-  // gradio calls the examples a list, but they are buttons, which no list may have.
-  new MutationObserver(() => document.querySelector("#chat .examples[role=list]")?.removeAttribute("role"))
-    .observe(document.documentElement, { childList: true, subtree: true });
+  const names = Object.entries(text.gradio);
+  function correct() {
+    // gradio calls the examples a list, but they are buttons, which no list may have.
+    document.querySelector("#chat .examples[role=list]")?.removeAttribute("role");
+    if (!names.length) return;
+    for (const one of document.querySelectorAll("#chat [aria-label]"))
+      for (const attribute of ["aria-label", "title"]) {
+        const [english, name] = names.find(([english]) => one.getAttribute(attribute)?.startsWith(english)) || [];
+        if (english) one.setAttribute(attribute, name + one.getAttribute(attribute).slice(english.length));
+      }
+  }
+  new MutationObserver(correct).observe(document.documentElement, { childList: true, subtree: true, attributeFilter: ["aria-label"] });
 
   document.addEventListener("keydown", event => {
-    if (event.key !== "Escape") return;
+    if (event.key !== "Escape" || event.isComposing) return;
     const edited = event.target.closest?.("#chat .edit-textarea");
     if (edited) edited.closest(".message-row").nextElementSibling.querySelectorAll("button")[1].click();
     else document.querySelector("#question .stop-button")?.click();

@@ -38,8 +38,9 @@ _CSS = Path(__file__).with_name("chat.css")
 
 _label = gr.I18n(**TRANSLATIONS)
 Values = Mapping[Component, Any]
-Update = tuple[Any, Any, Any, Any, Any]
-"""Of the chatbot, the conversation, the question's field, the key's field and the attached file."""
+Update = tuple[Any, Any, Any, Any, Any, Any]
+"""Of the chatbot, the conversation, the question's field, the key's field, the attached file, and the row that asks why
+an answer was bad."""
 
 
 def gradio_app(api: ChatClient) -> FastAPI:
@@ -77,7 +78,7 @@ class ChatPage:
                 editable="user",
                 elem_id="chat",
             )
-            with gr.Row(visible=False) as self.why:
+            with gr.Row(visible=False, elem_id="why") as self.why:
                 self.reason = gr.Textbox(
                     label=_label("reason"), placeholder=_label("reason_hint"), submit_btn=_label("send"), max_lines=3
                 )
@@ -107,7 +108,7 @@ class ChatPage:
         hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         at_once = hidden | {"queue": False}
         inputs = {self.question, self.conversation, self.file, *kept}
-        outputs = [self.chatbot, self.conversation, self.question, fields.key, self.file]
+        outputs = [self.chatbot, self.conversation, self.question, fields.key, self.file, self.why]
         answers = [
             self.question.submit(self.ask, inputs, outputs, **hidden),
             self.chatbot.retry(self.retry, inputs, outputs, **hidden),
@@ -185,19 +186,19 @@ class ChatPage:
         try:
             chosen = self.fields.chosen(values, texts)
         except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            raise gr.Error(str(error), title=texts.problem, print_exception=False) from None
         if not chosen.model and (models := (await self._models.known(chosen.key))[0]):
             chosen = replace(chosen, model=models[0].name)  # none was known when the page was opened
         conversation = msgspec.structs.replace(conversation, id=conversation.id or uuid.uuid4().hex)
         query = chosen.query(conversation, fresh=fresh)
         field = {"submit_btn": False, "stop_btn": texts.labels.stop} | ({"value": ""} if asked else {})
-        yield gr.skip(), gr.skip(), gr.update(**field), gr.skip(), "" if asked else gr.skip()
+        yield gr.skip(), gr.skip(), gr.update(**field), gr.skip(), "" if asked else gr.skip(), gr.update(visible=False)
         saves = SaveInterval()
         updates = self._answering.answer(session, conversation, query, chosen.key, texts)
         async with aclosing(updates):
             async for conversation in updates:
                 kept = conversation.json() if saves.due() else gr.skip()
-                yield chat_messages(conversation, texts), kept, gr.skip(), gr.skip(), gr.skip()
+                yield chat_messages(conversation, texts), kept, gr.skip(), gr.skip(), gr.skip(), gr.skip()
         answer = conversation.turns[-1].answer
         needs_key = answer is not None and answer.error in (texts.key_needed, texts.key_refused)
         field = {"submit_btn": texts.labels.ask, "stop_btn": False}
@@ -207,6 +208,7 @@ class ChatPage:
             gr.update(**field),
             gr.update(visible=True) if needs_key else gr.skip(),
             values[self.file] if asked and needs_key else gr.skip(),  # for the same question, with a key
+            gr.skip(),
         )
 
     def stop(self, request: gr.Request) -> None:
@@ -224,7 +226,7 @@ class ChatPage:
         """A conversation that the browser kept, or a new one."""
         texts = texts_of(request)
         field = gr.update(submit_btn=texts.labels.ask, stop_btn=False)
-        return _shown(read(text), texts), gr.skip(), field, gr.skip(), gr.skip()
+        return _shown(read(text), texts), gr.skip(), field, gr.skip(), gr.skip(), gr.update(visible=False)
 
     async def load(
         self,

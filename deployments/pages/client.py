@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import httpx
 
-from cluster.sse import NO_DELTA, Event, EventParser, StreamError, error_message, refusal
+from cluster.sse import NO_DELTA, Event, EventParser, StreamError, error_code, error_message, error_of
 
 _TIMEOUT = httpx.Timeout(10.0, read=None)
 """No read timeout: the server limits how long an answer takes, and keeps silent streams alive with comments."""
@@ -17,12 +17,13 @@ _UPDATE_INTERVAL_S = 0.05
 
 
 class ApiRefused(Exception):
-    """The API answered with an error. status: HTTP status."""
+    """The API answered with an error. status: HTTP status. code: the API's name for the error; may be empty."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, code: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.code = code
 
 
 class ServerUnreachable(Exception):
@@ -145,7 +146,7 @@ class ChatClient:
         if response.status_code == httpx.codes.OK:
             return int(response.json()["count"])
         error = _error(response)
-        if isinstance(error, ApiRefused) and response.json()["error"].get("code") == "context_length_exceeded":
+        if isinstance(error, ApiRefused) and error.code == "context_length_exceeded":
             return None
         raise error
 
@@ -208,7 +209,7 @@ async def _events(response: httpx.Response) -> AsyncGenerator[Event, None]:
 
 def _after(progress: Progress, event: Event, now: float) -> Progress:
     if event.error is not None:
-        raise ApiRefused(500, error_message(event.error))
+        raise ApiRefused(500, error_message(event.error), error_code(event.error))
     for choice in event.choices or ():
         delta = choice.delta or NO_DELTA
         if delta.thinking or delta.content:
@@ -228,6 +229,8 @@ def _after(progress: Progress, event: Event, now: float) -> Progress:
 
 
 def _error(response: httpx.Response) -> ApiRefused | ServerUnreachable:
-    message = refusal(response.content)
+    error = error_of(response.content)
     # Without one, a proxy answered: Dray is not behind it now.
-    return ServerUnreachable(mid_answer=False) if message is None else ApiRefused(response.status_code, message)
+    if not error:
+        return ServerUnreachable(mid_answer=False)
+    return ApiRefused(response.status_code, error_message(error), error_code(error))

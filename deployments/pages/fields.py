@@ -93,7 +93,7 @@ class Fields:
             )
             self.seed = gr.Textbox(label=_label("seed"), info=_label("seed_hint"), max_lines=1, min_width=100)
         with gr.Row():
-            self.preset = _choice(choices=[], label=_label("preset"), scale=1, min_width=140)
+            self.preset = _choice(choices=[], label=_label("preset"), scale=1, min_width=200)
             self.system = gr.Textbox(
                 label=_label("system"), info=_label("system_hint"), lines=2, max_lines=6, scale=3, min_width=240
             )

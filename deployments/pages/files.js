@@ -43,6 +43,11 @@ const drayFile = (() => {
     place?.replaceChildren(...shown);
   }
 
+  // Why a file was refused is shown until the next question, or another conversation.
+  const forget = event => { if (event.target.closest?.("#question, .dray-list") && place?.querySelector(".dray-error")) show(); };
+  document.addEventListener("keydown", event => { if (event.key === "Enter") forget(event); }, true);
+  document.addEventListener("click", event => { if (event.target.closest?.("button")) forget(event); }, true);
+
   const refuse = message => show(element("div", { className: "dray-error", role: "alert", textContent: message }));
 
   async function read(file) {

@@ -10,23 +10,23 @@ from pathlib import Path
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.api.static import ICON
+
 PAGE_CSS = Path(__file__).with_name("page.css")
 _PAGE_SCRIPT = Path(__file__).with_name("page.js")
-_ICON = """<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E\
-%3Cpath d='M1 4h11v6H1z' fill='%23b45309'/%3E%3Ccircle cx='4' cy='12' r='2.5'/%3E%3Ccircle cx='11' cy='12' r='2.5'/%3E\
-%3C/svg%3E">"""
 _HEAD = b"<head>"
 
 
 class PageHead:
     """ASGI middleware that puts it into the page, and leaves all other answers as they are."""
 
-    def __init__(self, app: ASGIApp, scripts: Sequence[Path], words: Mapping[str, Mapping[str, object]]) -> None:
-        """scripts: the page's own, after the one that all pages share. words: its texts, by language."""
+    def __init__(self, app: ASGIApp, scripts: Sequence[Path], words: Mapping[str, object]) -> None:
+        """scripts: the page's own, after the one that all pages share. words: its texts, by language, and
+        `status_page`: who sees the status page."""
         self._app = app
         texts = json.dumps(words, ensure_ascii=False).replace("<", "\\u003c")
         code = "".join(script.read_text() for script in (_PAGE_SCRIPT, *scripts))
-        self._added = f"{_ICON}<script>const words = {texts};\n{code}</script>".encode()
+        self._added = f"{ICON}<script>const words = {texts};\n{code}</script>".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].removeprefix(scope.get("root_path", "")) not in ("", "/"):

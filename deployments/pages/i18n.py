@@ -85,6 +85,8 @@ class Texts:
     version: str
     previous: str
     next: str
+    notice: str
+    problem: str
     thanks: str
     key_needed: str
     key_refused: str
@@ -174,6 +176,8 @@ ENGLISH = Texts(
     version="answer {number} of {all}",
     previous="‹ Previous answer",
     next="Next answer ›",
+    notice="Notice",
+    problem="That did not work",
     thanks="Thank you for the feedback.",
     key_needed="An API key is required. Enter yours above and ask again.",
     key_refused="Invalid API key: mistyped, expired or revoked. Enter another one above.",
@@ -265,6 +269,8 @@ CHINESE = Texts(
     version="第 {number} 个回答，共 {all} 个",
     previous="‹ 上一个回答",
     next="下一个回答 ›",
+    notice="提示",
+    problem="操作未完成",
     thanks="感谢反馈。",
     key_needed="需要 API 密钥。请在上方输入密钥，然后重新提问。",
     key_refused="API 密钥无效：输入有误、已过期或已被吊销。请在上方重新输入。",

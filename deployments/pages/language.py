@@ -6,7 +6,7 @@ from typing import Protocol
 from deployments.pages.i18n import Texts, texts_for
 
 LANGUAGE_COOKIE = "dray-language"
-"""As in chat.js."""
+"""As in page.js."""
 
 
 class PageRequest(Protocol):

@@ -25,6 +25,18 @@ const page = (() => {
   const button = (name, onclick, properties = {}) => element("button", { type: "button", textContent: name, onclick, ...properties });
   const link = (href, name) => element("a", { href, textContent: name });
 
+  // Shows the link to the status page to those who may see it: by a key of this tab, or signed on to the console.
+  const STATUS_KEYS = ["dray:status-key", "dray:admin-key", "dray:key"];
+  let status = null;
+  async function linkStatus() {
+    if (!status || words.status_page === "everyone") return;
+    status.hidden = true;
+    const key = STATUS_KEYS.map(name => sessionStorage.getItem(name)).find(Boolean);
+    const headers = key ? { Authorization: `Bearer ${key}` } : {};
+    const answer = await fetch("/status/machine", { method: "HEAD", headers }).catch(() => null);
+    status.hidden = !answer?.ok;
+  }
+
   // links: addresses and names.
   function header(place, links, ...more) {
     const other = language === "zh" ? "en" : "zh";
@@ -39,7 +51,9 @@ const page = (() => {
     place.replaceChildren(element("div", { className: "dray-header" }, element("h1", { textContent: "Dray" }),
       ...links.map(entry => link(...entry)), toggle,
       button(text.language, () => { localStorage.setItem(LANGUAGE, other); location.reload(); }, { lang: other }), ...more));
+    status = place.querySelector("a[href='/status']");
+    linkStatus();
   }
 
-  return { language, locale, text, element, button, header };
+  return { language, locale, text, element, button, header, linkStatus };
 })();

@@ -38,7 +38,7 @@ class Ratings:
         """Sends why an answer was bad."""
         texts = texts_of(request)
         if why.strip() and rated and await self._send(Rating(rated, "down", reason=why.strip()), key, texts):
-            gr.Info(texts.thanks)
+            gr.Info(texts.thanks, title=texts.notice)
         return "", gr.update(visible=False)
 
     async def _send(self, rating: Rating, key: str | None, texts: Texts) -> bool:
@@ -47,9 +47,9 @@ class Ratings:
             await self._api.rate(rating, (key or "").strip())
         except ApiRefused as refusal:
             if refusal.status != 404:
-                gr.Warning(reason(refusal, key or "", texts))
+                gr.Warning(reason(refusal, key or "", texts), title=texts.problem)
             return False
         except ServerUnreachable as error:
-            gr.Warning(reason(error, key or "", texts))
+            gr.Warning(reason(error, key or "", texts), title=texts.problem)
             return False
         return True

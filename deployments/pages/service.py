@@ -31,6 +31,7 @@ from deployments.observability.logs import configure_logging
 from deployments.pages.client import ChatClient
 from deployments.pages.file_reader import MAX_BYTES
 from deployments.pages.file_texts import FILE_LABELS
+from deployments.pages.gradio_names import GRADIO_NAMES
 from deployments.pages.head import PageHead
 from deployments.pages.i18n import LABELS
 from deployments.tenancy.auth import Authenticator
@@ -87,9 +88,14 @@ class Page:
         console = console_app(self._args.api_url, sign_on=self._args.sign_on)
         labels = {name: asdict(texts) for name, texts in LABELS.items()}
         limits = {"max_bytes": MAX_BYTES}
-        chat_words = {name: {**texts, "file": asdict(FILE_LABELS[name]) | limits} for name, texts in labels.items()}
+        chat_words: dict[str, object] = {"status_page": self._args.status_page} | {
+            name: {**texts, "file": asdict(FILE_LABELS[name]) | limits, "gradio": GRADIO_NAMES[name]}
+            for name, texts in labels.items()
+        }
         chat_head = Middleware(PageHead, scripts=[_FOLDER / "chat.js", _FOLDER / "files.js"], words=chat_words)
-        console_words = {name: {**texts, **WORDS[name]} for name, texts in labels.items()}
+        console_words: dict[str, object] = {"status_page": self._args.status_page} | {
+            name: {**texts, **WORDS[name]} for name, texts in labels.items()
+        }
         console_head = Middleware(PageHead, scripts=[_FOLDER / "console" / "console.js"], words=console_words)
 
         middleware = [

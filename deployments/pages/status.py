@@ -1,6 +1,7 @@
-"""The status page: an HTML file that reads /metrics, and what it shows beside the metrics."""
+"""The status page: an HTML file that says nothing of this Dray, and the data that it loads for those who may see it."""
 
 import asyncio
+from collections.abc import Mapping
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -11,8 +12,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from cluster.cores import usable_cores
-from cluster.models.folder import ServedModel
+from cluster.settings import StatusReaders
+from deployments.api.admin_access import admin_key_needed
 from deployments.api.http import json_response
+from deployments.api.pacing import Paced
+from deployments.api.static import ICON
+from deployments.observability.metrics import node_metrics
+from deployments.pages.node_load import NodeLoad, node_load
+from deployments.tenancy.auth import Authenticator
+from deployments.tenancy.sessions import session_of_reader
 
 _FILE = Path(__file__).with_name("status.html")
 
@@ -27,10 +35,7 @@ class CoreStatus(msgspec.Struct, frozen=True):
 
 
 class MachineStatus(msgspec.Struct, frozen=True):
-    """What the metrics lack: all models, also those that are asleep, and the cores of this node.
-
-    chat: whether there is a chat page.
-    """
+    """All models, also those that are asleep, and the cores of this node. chat: whether there is a chat page."""
 
     models: list[str]
     chat: bool
@@ -38,17 +43,27 @@ class MachineStatus(msgspec.Struct, frozen=True):
 
 
 class StatusPage:
-    """GET /status, for people. Like /metrics, it needs no key."""
+    """GET /status, for people: the page for everybody, its data for those whom the setting names."""
 
-    def __init__(self, models: list[ServedModel], *, chat: bool) -> None:
+    def __init__(self, models: list[str], authenticator: Authenticator, readers: StatusReaders, *, chat: bool) -> None:
+        """models: their names. readers: who sees the data."""
+        self._models = models
+        self._authenticator = authenticator
+        self._readers = readers
         self._chat = chat
-        self._models = [model.name for model in models]
-        self._page = _FILE.read_bytes()
+        marks = f'<html lang="en" data-readers="{readers}" data-chat="{str(chat).lower()}">'
+        page = _FILE.read_text().replace('<html lang="en">', marks, 1).replace('<link rel="icon">', ICON, 1)
+        self._page = page.encode()
         self._etag = f'"{blake2b(self._page, digest_size=8).hexdigest()}"'
+        self._load = Paced(lambda: asyncio.to_thread(_load))
 
     def routes(self) -> list[Route]:
         """The page, and the data that it loads."""
-        return [Route("/status", self.page), Route("/status/machine", self.machine)]
+        return [
+            Route("/status", self.page),
+            Route("/status/machine", self.machine),
+            Route("/status/load", self.load),
+        ]
 
     async def page(self, http: HttpRequest) -> Response:
         """GET /status"""
@@ -58,8 +73,36 @@ class StatusPage:
         return Response(self._page, media_type="text/html", headers=headers)
 
     async def machine(self, http: HttpRequest) -> Response:
-        """GET /status/machine"""
-        return json_response(MachineStatus(self._models, self._chat, await asyncio.to_thread(_cores)))
+        """GET /status/machine: what does not change."""
+        await self._check(http.headers)
+        cores = await asyncio.to_thread(_cores)
+        return json_response(MachineStatus(self._models, self._chat, cores), headers=_PRIVATE)
+
+    async def load(self, http: HttpRequest) -> Response:
+        """GET /status/load: what the page asks for every two seconds."""
+        await self._check(http.headers)
+        return json_response(await self._load.value(), headers=_PRIVATE)
+
+    async def _check(self, headers: Mapping[str, str]) -> None:
+        """Raises ApiError 401 or 403 for those who may not see it, 503 until keys are loaded.
+
+        An admin who has signed on to the console has a cookie and no key.
+        """
+        if self._readers == "everyone":
+            return
+        if "authorization" not in headers and (secret := session_of_reader(headers)):
+            headers = {"authorization": f"Bearer {secret}"}
+            await self._authenticator.prepare(headers)
+        caller = self._authenticator.authenticate(headers)
+        if self._readers == "admins" and not caller.admin:
+            raise admin_key_needed()
+
+
+_PRIVATE = {"Cache-Control": "no-store"}
+
+
+def _load() -> NodeLoad:
+    return node_load(node_metrics())
 
 
 @cache

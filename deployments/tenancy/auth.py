@@ -25,7 +25,8 @@ log = logging.getLogger("dray.teams")
 
 _REFRESH_S = 0.5
 _MAX_READS = 5
-_SHARED_NAMESPACE = "shared"
+SHARED_NAMESPACE = "shared"
+"""Of the cached answers of all teams that share theirs."""
 TEAM = "team."
 """Beginning of the owner that a team is."""
 _MAX_LABELS = 20
@@ -233,7 +234,7 @@ def metric_labels(teams: Iterable[Team], chosen: Sequence[str]) -> frozenset[str
 
 
 def _namespace(team: Team) -> str:
-    return _SHARED_NAMESPACE if team.shares_answers else f"{TEAM}{team.name}"
+    return SHARED_NAMESPACE if team.shares_answers else f"{TEAM}{team.name}"
 
 
 def _presented(headers: Mapping[str, str]) -> str:

@@ -115,6 +115,19 @@ def session_of_browser(headers: Mapping[str, str]) -> str:
     return secret if is_session(secret) else ""
 
 
+def session_of_reader(headers: Mapping[str, str]) -> str:
+    """The secret in a request that reads and changes nothing, such as a GET of the status page's own script.
+
+    headers: names in lower case. A page of another site cannot see the answer, so older browsers, which do not say
+    which page made them send the request, are trusted too.
+    """
+    if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        return ""
+    cookies = cookies_of(headers)
+    secret = cookies.get(cookie_name(secure=True)) or cookies.get(cookie_name(secure=False), "")
+    return secret if is_session(secret) else ""
+
+
 def cookies_of(headers: Mapping[str, str]) -> dict[str, str]:
     """The cookies of a request, by name."""
     try:

@@ -1,5 +1,6 @@
 """A Dray with its pages, and a browser to open them."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,21 +14,23 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from cluster.ports import free_port
-from tests.conftest import Dray, wait_for
+from tests.conftest import MODEL, Dray, wait_for
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 Open = Callable[..., Page]
+MODELS = [{"source": "bundled", "name": MODEL}, {"name": "auto", "route": [{"to": MODEL}]}]
+"""The bundled model, and a name that leads to it: two to choose from, and one engine."""
 
 
 @contextmanager
-def with_pages() -> Iterator[Dray]:
-    """A Dray with its pages."""
+def with_pages(**environment: str) -> Iterator[Dray]:
+    """A Dray with its pages. environment: variables of more settings."""
     if find_spec("gradio") is None:
         pytest.skip("the pages need the extra `page`")
     folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
     dray = Dray(folder, free_port())
-    started = dray.run("up", "--detach", DRAY_PAGE="true")
+    started = dray.run("up", "--detach", DRAY_PAGE="true", **environment)  # type: ignore[arg-type]
     assert started.returncode == 0, started.stderr
     assert f"chat in the browser: {dray.root}/chat" in started.stdout
     wait_for(lambda: httpx.get(f"{dray.root}/chat", follow_redirects=True).status_code == 200)
@@ -39,7 +42,7 @@ def with_pages() -> Iterator[Dray]:
 @pytest.fixture(scope="package")
 def shown() -> Iterator[Dray]:
     """The Dray that most tests of this folder share. It has no keys."""
-    with with_pages() as dray:
+    with with_pages(DRAY_MODELS=json.dumps(MODELS)) as dray:
         yield dray
 
 

@@ -262,9 +262,52 @@ def test_with_keys_the_page_requires_one(visit: Open, shown: Dray) -> None:
     after.get_by_label("API key", exact=True).fill(key["key"])
     after.get_by_label("API key", exact=True).press("Enter")
     expect(after.get_by_label("Model")).to_have_value(MODEL)
+    after.reload()
+    expect(after.get_by_label("API key", exact=True)).to_have_value(key["key"])
+    expect(after.get_by_label("Model")).to_have_value(MODEL)
     assert shown.run("keys", "revoke", key["id"]).returncode == 0
     ask(after, question)
     expect(last(after)).to_contain_text("Invalid API key")
     assert shown.run("teams", "remove", "readers").returncode == 0
     assert shown.run("keys", "disable", "--yes").returncode == 0
     wait_for(lambda: httpx.get(f"{shown.url}/models").status_code == 200, 5)
+
+
+def test_nothing_is_cut_or_covered_on_a_phone(visit: Open) -> None:
+    page = visit("/chat", width=390)
+    greeting, chat = page.get_by_role("heading", name="What would you like").bounding_box(), page.locator("#chat")
+    frame = chat.bounding_box()
+    assert greeting is not None and frame is not None
+    assert frame["x"] + 8 <= greeting["x"] and greeting["x"] + greeting["width"] <= frame["x"] + frame["width"] - 8
+    code = "```python\n# a comment that is longer than a phone is wide, so that the block scrolls\n```"
+    reopen(
+        page,
+        "Show it",
+        f"{code}\n\n| name | a long heading | third | fourth |\n|---|---|---|---|\n| 1 | 2 | 3 | 4 |" * 3,
+    )
+    lines = (
+        "th => { const all = document.createRange(); all.selectNodeContents(th); return all.getClientRects().length; }"
+    )
+    assert last(page).locator("th", has_text="name").first.evaluate(lines) == 1
+    button = last(page).get_by_title("copy").first.bounding_box()
+    first = last(page).locator("pre code .comment").first.bounding_box()
+    assert button is not None and first is not None and button["y"] + button["height"] <= first["y"] + 2
+    script = """() => {
+      document.querySelector("#chat .bubble-wrap").scrollTop = 0;
+      const place = document.querySelector("#chat .scroll-down-button-container button")?.getBoundingClientRect();
+      return place && [place.x + place.width / 2, place.y + place.height / 2];
+    }"""
+    down = wait_for(lambda: page.evaluate(script))
+    page.get_by_role("button", name="Show or hide the conversations").click()
+    expect(page.get_by_role("button", name="New conversation")).to_be_in_viewport()
+    above = "([x, y]) => Boolean(document.elementFromPoint(x, y).closest('.sidebar'))"
+    wait_for(lambda: page.evaluate(above, down))
+
+
+@pytest.mark.parametrize("width", [768, 1024])
+def test_settings_show_what_is_chosen(visit: Open, width: int) -> None:
+    page = visit("/chat", width=width)
+    page.get_by_role("button", name="Settings").click()
+    preset = page.get_by_role("combobox", name="Instructions for")
+    expect(preset).to_have_value("No instructions")
+    assert preset.evaluate("field => field.scrollWidth <= field.clientWidth")

@@ -44,14 +44,68 @@ def serious(page: Page, axe: str) -> list[str]:
     ]
 
 
+def without_focus_ring(page: Page) -> list[str]:
+    """Fields that do not show that they have the focus."""
+    script = """() => {
+      const all = [...document.querySelectorAll("input:not([type=checkbox], [type=file]), textarea")];
+      return all.filter(one => one.checkVisibility()).filter(one => {
+        one.focus();
+        return document.activeElement !== one || getComputedStyle(one).outlineStyle === "none";
+      }).map(one => one.ariaLabel || one.placeholder || one.outerHTML);
+    }"""
+    missing: list[str] = page.evaluate(script)
+    return missing
+
+
+WORDS = re.compile(r"[A-Za-z]{2,}")
+NAMES = {
+    *("Dray", "API", "English", "Markdown", "Python", "Redis", "token", "Token", "Top", "KV", "ID", "HTTP"),
+    *("txt", "md", "pdf", "docx", "dray", "demo", "auto", "keys", "create", "admin"),
+}
+"""What is the same in Chinese."""
+
+
+def untranslated(page: Page, except_in: str) -> set[str]:
+    """Words of the page's own texts and names that are English. except_in: where people and models have their say."""
+    script = """except => {
+      const apart = `script, style, ${except}`, names = ["aria-label", "title", "placeholder"];
+      const all = [...document.querySelectorAll("body *")];
+      const shown = all.filter(one => !one.closest(apart) && one.checkVisibility());
+      const text = one => [...one.childNodes].filter(node => node.nodeType === Node.TEXT_NODE).map(node => node.data);
+      return shown.flatMap(one => [...text(one), ...names.map(name => one.getAttribute(name) || "")]);
+    }"""
+    return {word for text in page.evaluate(script, except_in) for word in WORDS.findall(text)} - NAMES
+
+
+def test_a_chinese_page_has_no_english_words(visit: Open) -> None:
+    page = visit("/chat", locale="zh-CN")
+    expect(page.locator(".example")).to_have_count(4)
+    page.get_by_role("button", name="设置").click()
+    expect(page.get_by_label("随机种子")).to_be_visible()
+    assert untranslated(page, "pre") == set()
+    ask(page, new_sum()[0])
+    expect(line(page)).to_contain_text("副本")
+    page.get_by_role("button", name="踩").click()
+    expect(page.get_by_role("button", name="已踩")).to_be_visible()
+    assert untranslated(page, "#chat .message-row, .dray-list li") == set()
+    page.get_by_role("link", name="状态").click()
+    expect(page.get_by_role("row")).to_have_count(2)
+    assert untranslated(page, "td, [title]") == set()
+
+
 def test_the_bare_address_leads_to_a_page_with_a_title_and_links(visit: Open, shown: Dray) -> None:
     page = visit("/")
     expect(page).to_have_url(re.compile(f"^{shown.root}/chat"))
-    expect(page.locator("h1")).to_have_text("Dray")
+    for link in ("Status", "Chat", "Console", "Status", "Console", "Chat"):
+        page.get_by_role("link", name=link).click()
+        expect(page).to_have_url(re.compile(f"/{link.lower()}/?([?#].*)?$"))
+        expect(page.locator("h1")).to_have_text(["Dray"])
+        expect(page.locator("link[rel=icon]")).to_have_count(1)
+    expect(field(page)).to_be_visible()
+    page.get_by_role("link", name="API", exact=True).click()
+    expect(page.locator("h1")).to_have_count(1)
     expect(page.locator("link[rel=icon]")).to_have_count(1)
-    page.get_by_role("link", name="Status").click()
-    expect(page.locator("h1")).to_have_text("Dray")
-    page.get_by_role("link", name="Chat").click()
+    page.get_by_role("link", name="Start page").click()
     expect(field(page)).to_be_visible()
 
 
@@ -91,7 +145,7 @@ def test_one_can_type_while_an_answer_arrives_and_escape_stops_it(visit: Open, s
     page = visit("/chat")
     expect(field(page)).to_be_focused()
     with thinking(page, shown, new_sum()[0]):
-        expect(line(page)).to_contain_text(re.compile(r"\d+ tokens? \(\d+ thinking\)"))
+        expect(line(page)).to_contain_text(re.compile(r"\d+ tokens? \(\d+ thinking\) · \d+ tokens/s"))
         expect(field(page)).to_be_enabled()
         expect(field(page)).to_be_focused()
         page.keyboard.type("the next one")
@@ -115,6 +169,33 @@ def test_a_page_that_is_left_while_it_answers_keeps_what_arrived(visit: Open, sh
     assert questions(page) == [question]
 
 
+def test_an_answer_that_arrives_leaves_the_focus_in_the_list(visit: Open, shown: Dray) -> None:
+    page = visit("/chat")
+    export = page.get_by_role("button", name="Export all")
+    with thinking(page, shown, new_sum()[0]):
+        export.focus()
+    expect(line(page)).to_contain_text("generated now")
+    expect(export).to_be_focused()
+
+
+def test_the_list_of_models_shows_all_of_them(visit: Open) -> None:
+    page = visit("/chat")
+    model = page.get_by_label("Model", exact=True)
+    expect(model).to_have_value(MODEL)
+    expect(field(page)).to_be_focused()
+    while not model.evaluate("element => element === document.activeElement"):
+        page.keyboard.press("Shift+Tab")
+    expect(page.get_by_role("option")).to_have_text([re.compile(MODEL), re.compile("auto")])
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(model).to_have_value("auto")
+    question, answer = new_sum()
+    ask(page, question)
+    expect(last(page)).to_contain_text(answer)
+    page.reload()
+    expect(model).to_have_value("auto")
+
+
 def test_copy_takes_the_answer_alone(visit: Open) -> None:
     page = visit("/chat")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -125,6 +206,10 @@ def test_copy_takes_the_answer_alone(visit: Open) -> None:
     page.locator(".message-buttons-right button").first.click()
     page.wait_for_function("() => navigator.clipboard.readText().then(text => text.startsWith('what'))")
     assert page.evaluate("navigator.clipboard.readText()") == r"what is \(x\)?"
+    reopen(page, "first\n\nsecond", "42")
+    page.get_by_role("button", name="Copy as Markdown").click()
+    expect(page.get_by_text("Copied", exact=True)).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == "> first\n> \n> second\n\n42\n\n*m*\n"
 
 
 def test_any_question_can_be_edited_and_asked_again(visit: Open) -> None:
@@ -137,6 +222,7 @@ def test_any_question_can_be_edited_and_asked_again(visit: Open) -> None:
     page.get_by_role("button", name="Edit").first.click()
     box = page.locator(".edit-textarea")
     expect(box).to_have_value(r"first \(x\)")
+    assert box.evaluate("box => box.clientWidth") > 400, "as wide as a long question"
     page.keyboard.press("Escape")
     expect(box).to_have_count(0)
     page.get_by_role("button", name="Edit").first.press("Enter")
@@ -159,11 +245,21 @@ def test_conversations_are_listed_named_found_exported_and_deleted(visit: Open, 
     ask(page, new_sum()[0])
     expect(line(page)).to_contain_text("generated now")
     expect(names).to_have_count(2)
-    page.get_by_role("button", name="Rename").press("Enter")
+    search, rename = (
+        page.get_by_role("searchbox", name="Search conversations"),
+        page.get_by_role("button", name="Rename"),
+    )
+    search.fill("no such words")
+    expect(names).to_have_text(["None found"])
+    rename.press("Enter")
+    name = page.get_by_role("textbox", name="Rename")
+    name.dispatch_event("keydown", {"key": "Enter", "isComposing": True})
+    name.dispatch_event("keydown", {"key": "Escape", "isComposing": True})
+    expect(name).to_be_focused()
     page.keyboard.type("Sums")
     page.keyboard.press("Enter")
     expect(names).to_have_text(["Sums", "about rabbits"])
-    search = page.get_by_role("searchbox", name="Search conversations")
+    expect(rename).to_be_focused()
     search.fill("they hop")
     expect(names).to_have_text(["about rabbits"])
     search.fill("")
@@ -199,6 +295,9 @@ def test_an_error_looks_like_one(visit: Open) -> None:
     ask(page, new_sum()[0])
     expect(page.get_by_text("The seed must be a whole number")).to_be_visible()
     expect(page.locator(".user.message")).to_have_count(1)
+    chinese = visit("/chat", locale="zh-CN")
+    ask(chinese, "word " * 5000)
+    expect(last(chinese).get_by_role("alert")).to_contain_text("对话超过了模型的上下文长度")
 
 
 def test_thinking_can_be_turned_off_by_keyboard(visit: Open) -> None:
@@ -225,11 +324,26 @@ def test_an_answer_can_be_rated_with_a_word_of_why(visit: Open) -> None:
     expect(line(page)).to_contain_text("generated now")
     why = page.get_by_label("What was wrong with the answer?")
     page.get_by_role("button", name="Dislike").click()
+    expect(why).to_be_in_viewport(ratio=1)
+    expect(field(page)).to_be_in_viewport(ratio=1)
     why.fill("too long")
     why.press("Enter")
     expect(why).to_have_count(0)
     page.reload()
     expect(page.get_by_role("button", name="Disliked")).to_be_visible()
+    for answers in (2, 4):
+        ask(page, new_sum()[0])
+        expect(page.locator(".bot.message")).to_have_count(answers)
+        expect(line(page)).to_contain_text("generated now")
+        page.get_by_role("button", name="Dislike", exact=True).last.click()
+        expect(why).to_be_visible()
+        if answers == 2:
+            ask(page, new_sum()[0])
+            expect(why).to_have_count(0)
+            expect(page.locator(".bot.message")).to_have_count(3)
+            expect(line(page)).to_contain_text("generated now")
+    page.get_by_role("button", name="New conversation").click()
+    expect(why).to_have_count(0)
 
 
 def test_language_and_theme_are_chosen_on_all_pages(visit: Open) -> None:
@@ -271,6 +385,10 @@ def test_axe_finds_nothing_serious(visit: Open, scheme: str) -> None:
     page.get_by_role("button", name="Settings").click()
     expect(page.get_by_label("Seed")).to_be_visible()
     assert serious(page, axe) == []
+    assert without_focus_ring(page) == []
     ask(page, "word " * 5000)
     expect(last(page).get_by_role("alert")).to_be_visible()
+    assert serious(page, axe) == []
+    reopen(page, "Show code", '```python\n# a comment\nprint(f"{1 + 2:.1f}", None)\n```')
+    expect(last(page).locator("pre code .comment")).to_be_visible()
     assert serious(page, axe) == []

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Dialog, Locator, Page, expect
 
 from tests.browser.conftest import Open, opener, with_pages
-from tests.browser.test_chat_use import axe_script, serious
+from tests.browser.test_chat_use import axe_script, serious, untranslated, without_focus_ring
 from tests.conftest import MODEL, Dray, logged, wait_for
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ class Locked:
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Locked]:
-    with with_pages() as dray:
+    with with_pages(DRAY_STATUS_PAGE="admins") as dray:
         assert dray.run("teams", "add", "support").returncode == 0
         admin, team = (dray.run("keys", "create", owner).stdout.strip() for owner in ("--admin", "support"))
         found = Locked(dray, admin, team)
@@ -82,6 +82,14 @@ def go_to(page: Page, section: str) -> None:
 
 def row(page: Page, name: str | re.Pattern[str]) -> Locator:
     return page.locator(".section.shown tbody tr").filter(has_text=name)
+
+
+def cut(page: Page) -> list[str]:
+    """Texts of the section that do not fit into their place."""
+    script = """() => [...document.querySelectorAll(".section.shown :is(td, dt, dd, h2, p)")].filter(
+      one => one.clientWidth && one.scrollWidth > one.clientWidth + 1).map(one => one.textContent)"""
+    found: list[str] = page.evaluate(script)
+    return found
 
 
 def said(page: Page) -> Locator:
@@ -250,6 +258,43 @@ def test_three_pages_lead_to_each_other_in_one_language_and_theme(visit_locked: 
     expect(page.locator("body")).to_have_class(re.compile("dark"))
 
 
+def test_the_status_page_is_shown_and_linked_to_admins_alone(visit_locked: Open, locked: Locked) -> None:
+    page = visit_locked("/status")
+    key, refusal = page.get_by_label("Admin key", exact=True), page.get_by_role("alert")
+    expect(key).to_be_focused()
+    expect(page.get_by_role("table")).to_be_hidden()
+    assert serious(page, axe_script()) == []
+    for wrong, reason in (("dray-错", "Invalid key"), (locked.team, "not an admin key"), ("dray-wrong", "Invalid key")):
+        key.fill(wrong)
+        key.press("Enter")
+        expect(refusal).to_contain_text(reason)
+    page.get_by_role("link", name="Chat").click()
+    expect(page.get_by_role("link", name="Console")).to_be_visible()
+    status = page.get_by_role("link", name="Status")
+    expect(status).to_be_hidden()
+    page.go_back()
+    key.fill(locked.admin)
+    page.get_by_role("button", name="Show").click()
+    expect(page.get_by_role("row").filter(has_text=MODEL)).to_have_count(1)
+    page.reload()
+    expect(page.get_by_role("row").filter(has_text=MODEL)).to_have_count(1)
+    expect(key).to_be_hidden()
+    page.get_by_role("link", name="Chat").click()
+    expect(status).to_be_visible()
+
+    other = visit_locked("/console")
+    status = other.get_by_role("link", name="Status")
+    expect(other.get_by_label("Admin key", exact=True)).to_be_focused()
+    expect(status).to_be_hidden()
+    sign_in(other, locked.admin)
+    status.click()
+    expect(other.get_by_role("row").filter(has_text=MODEL)).to_have_count(1)
+    other.go_back()
+    other.get_by_role("button", name="Sign out").click()
+    expect(other.get_by_label("Admin key", exact=True)).to_be_focused()
+    expect(status).to_be_hidden()
+
+
 @pytest.mark.parametrize(("width", "scheme", "locale"), [(1100, "light", "en-US"), (390, "dark", "zh-CN")])
 def test_it_fits_every_window_and_axe_finds_nothing_serious(
     visit_locked: Open, locked: Locked, tmp_path: Path, width: int, scheme: str, locale: str
@@ -267,4 +312,8 @@ def test_it_fits_every_window_and_axe_finds_nothing_serious(
             expect(page.locator("#section-usage canvas, #section-usage svg.marks").first).to_be_visible()
         page.screenshot(path=tmp_path / f"{section}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, section
+        assert cut(page) == [], section
         assert serious(page, axe) == [], section
+        assert without_focus_ring(page) == [], section
+        if locale == "zh-CN":
+            assert untranslated(page, "td, code, .legend, .vega-embed, [aria-roledescription]") == set(), section

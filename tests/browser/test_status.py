@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import Open
+from tests.browser.test_chat_use import axe_script, serious
 from tests.conftest import MODEL, Dray
 from tests.slowly import slowed
 
@@ -35,9 +36,12 @@ def test_it_shows_replicas_and_speed(visit: Open, shown: Dray) -> None:
 
 def test_it_says_when_dray_cannot_be_reached(visit: Open) -> None:
     page = visit("/status", locale="zh-CN")
+    expect(page).to_have_title("Dray：状态")
     expect(page.get_by_role("status")).to_contain_text("更新于")
+    expect(page.get_by_role("status")).to_have_attribute("aria-live", "off")
     page.context.set_offline(True)
     expect(page.get_by_role("status")).to_contain_text("无响应")
+    expect(page.get_by_role("status")).to_have_attribute("aria-live", "polite")
     page.context.set_offline(False)
     expect(page.get_by_role("status")).to_contain_text("更新于")
 
@@ -49,3 +53,4 @@ def test_it_fits_every_window(visit: Open, tmp_path: Path, width: int, scheme: s
     expect(page.locator("#replicas tr")).to_have_count(2)
     page.screenshot(path=tmp_path / "status.png")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert serious(page, axe_script()) == []

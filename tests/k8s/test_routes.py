@@ -14,7 +14,10 @@ from deployments import router
 from tests.deployments.routers import Engines, start_router
 from tests.k8s.manifests import K8S, Document, kustomize, of_kind
 
-INSIDE = ("/admin/teams", "/admin/keys/k1/rotate", "/metrics", "/status", "/status/machine", "/chat", "/console")
+INSIDE = (
+    *("/admin/teams", "/admin/keys/k1/rotate", "/metrics", "/status", "/status/machine", "/status/load"),
+    *("/chat", "/console"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,10 @@ from deployments.pages.service import Page
 from tests.conftest import redis_server
 from tests.deployments.routers import chat, listening, running_router
 
-READS = ("/v1/models", "/v1/usage", "/metrics", "/status", "/status/machine", "/docs", "/openapi.json", "/health/live")
+READS = (
+    *("/v1/models", "/v1/usage", "/metrics", "/status", "/status/machine", "/status/load"),
+    *("/docs", "/openapi.json", "/health/live"),
+)
 GENERATES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 WRITES = (
     *GENERATES,

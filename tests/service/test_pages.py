@@ -22,6 +22,7 @@ def test_the_status_page_gets_the_machines_cores(dray: Dray, http: httpx.Client)
 
 def test_a_chat_page_that_is_off_is_a_404_that_says_so(http: httpx.Client) -> None:
     assert http.get("/").headers["location"] == "/docs" and http.get("/status/machine").json()["chat"] is False
+    assert 'data-chat="false"' in http.get("/status").text
     for path in ("/chat", "/chat/"):
         answer = http.get(path, follow_redirects=True)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_chat_page")

@@ -3,16 +3,19 @@
 from jinja2 import Environment
 
 from deployments.api.protocol.openapi import document
+from deployments.api.static import ICON
 
 _PAGE = """\
 <!doctype html>
 <html lang="en">
 <meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{{ doc.info.title }} API</title>
+{{ icon | safe }}
 <style>
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
 body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 code, pre { font: 0.9em ui-monospace, monospace }
+pre { overflow-x: auto }
 details { border-top: 1px solid #8886; padding: 0.5rem 0 }
 summary { cursor: pointer }
 table { border-collapse: collapse; width: 100% }
@@ -20,7 +23,7 @@ td { padding: 0.2rem 1rem 0.2rem 0; vertical-align: top; border-top: 1px solid #
 .method { display: inline-block; width: 3.5rem; text-transform: uppercase; font-weight: 600 }
 </style>
 <h1>{{ doc.info.title }} {{ doc.info.version }}</h1>
-<p>Machine-readable: <a href="openapi.json">openapi.json</a></p>
+<p><a href="./">Start page</a> · machine-readable: <a href="openapi.json">openapi.json</a></p>
 {% for path, methods in doc.paths.items() %}
 {% for method, operation in methods.items() %}
 <details>
@@ -51,4 +54,5 @@ td { padding: 0.2rem 1rem 0.2rem 0; vertical-align: top; border-top: 1px solid #
 
 def page() -> str:
     """The document as HTML, in one page that loads nothing else."""
-    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE).render(doc=document())
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_PAGE).render(doc=document(), icon=ICON)

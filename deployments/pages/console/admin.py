@@ -8,13 +8,20 @@ import httpx
 import msgspec
 
 from deployments.pages.client import ApiRefused, ServerUnreachable
-from deployments.pages.console.words import Words
+from deployments.pages.console.words import WORDS, Words
 
 T = TypeVar("T")
 
 NEEDS_ADMIN = "admin_key_needed"
 """The API's code for: this key is no admin key, or no key exists yet."""
 _TIMEOUT = httpx.Timeout(20.0)
+_CHINESE = {
+    "404": "它已不存在，可能已被他人删除。请刷新。",
+    "409": "已经存在：同名的团队，或同一问题的人工答案。",
+    "disk_full": "data_dir 所在磁盘已满，没有任何改动。请腾出空间后重试。密钥仍可吊销。",
+    "teams_unreachable": "保存团队、密钥和用量的 Redis 没有响应。请稍后再试。",
+}
+"""By code or status. The API says it in English, which stands for the rest: what is wrong in a field."""
 
 
 class _Error(msgspec.Struct):
@@ -34,14 +41,6 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-class Refused(ApiRefused):
-    """The admin API answered with an error. code: the API's name for it."""
-
-    def __init__(self, status: int, message: str, code: str) -> None:
-        super().__init__(status, message)
-        self.code = code
-
-
 class Failed(Exception):
     """Something did not work. The message is for the person at the console."""
 
@@ -57,7 +56,10 @@ class AdminClient:
     async def call(
         self, method: str, path: str, kind: type[T], headers: dict[str, str], body: object = None, **query: object
     ) -> T:
-        """The decoded answer. query: parameters of which empty ones are left out. Raises Refused, ServerUnreachable."""
+        """The decoded answer. query: parameters of which empty ones are left out.
+
+        Raises ApiRefused, ServerUnreachable.
+        """
         content = None if body is None else msgspec.json.encode(body)
         sent = headers | ({} if content is None else {"Content-Type": "application/json"})
         given: dict[str, Any] = {name: value for name, value in query.items() if value not in ("", None)}
@@ -72,7 +74,7 @@ class AdminClient:
         except msgspec.MsgspecError:
             # A proxy answered: Dray is not behind it now.
             raise ServerUnreachable(mid_answer=False) from None
-        raise Refused(response.status_code, error.message, error.code or "")
+        raise ApiRefused(response.status_code, error.message, error.code or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +111,11 @@ class Admin:
     async def _call(self, method: str, path: str, kind: type[T], body: object = None, **query: object) -> T:
         try:
             return await self.client.call(method, path, kind, self.headers, body, **query)
-        except (Refused, ServerUnreachable) as error:
+        except (ApiRefused, ServerUnreachable) as error:
             raise Failed(reason(error, self.words)) from None
 
 
-def reason(error: Refused | ServerUnreachable, words: Words) -> str:
+def reason(error: ApiRefused | ServerUnreachable, words: Words) -> str:
     """What went wrong and what to do, for the person at the console."""
     if isinstance(error, ServerUnreachable):
         return words["unreachable"]
@@ -121,6 +123,9 @@ def reason(error: Refused | ServerUnreachable, words: Words) -> str:
         return words["key_refused"]
     if error.code == NEEDS_ADMIN:
         return words["not_admin"]
+    if words is WORDS["zh"]:
+        sentence = _CHINESE.get(error.code) or _CHINESE.get(str(error.status), "操作失败：{message}")
+        return sentence.format(message=error.message)
     return error.message
 
 

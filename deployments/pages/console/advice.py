@@ -35,4 +35,5 @@ _CHINESE = {
 
 def advice(error: ShownError, words: Words) -> str:
     """What to do about it, in the language of the texts."""
-    return _CHINESE.get(error.code, error.advice) if words is WORDS["zh"] else error.advice
+    sentence = _CHINESE.get(error.code, error.advice) if words is WORDS["zh"] else error.advice
+    return sentence.replace("`", "")  # a table has no Markdown

@@ -6,8 +6,9 @@ from cluster.records.cache import ShownAnswer
 from cluster.records.feedback import ListedFeedback
 from deployments.api.protocol.console import CachedAnswersResponse
 from deployments.api.protocol.curated import CuratedAnswers
-from deployments.pages.console.tables import Action, Board, Row, Table, moment, number, text
+from deployments.pages.console.tables import Action, Board, Cell, Row, Table, moment, number, text
 from deployments.pages.console.words import Words
+from deployments.tenancy.auth import SHARED_NAMESPACE, TEAM
 
 
 def votes(listed: list[ListedFeedback], words: Words) -> str:
@@ -44,7 +45,7 @@ def cached(page: CachedAnswersResponse, words: Words) -> str:
                 text(one.question),
                 text(one.answer),
                 text(one.model),
-                text(one.namespace),
+                _owner(one.namespace, words),
                 moment(one.made),
                 moment(now + one.expires_in_s),
             ],
@@ -59,7 +60,7 @@ def cached(page: CachedAnswersResponse, words: Words) -> str:
         )
         for one in page.data
     ]
-    head = [words[name] for name in ("question", "answer", "model", "namespace", "made", "ends")]
+    head = [words[name] for name in ("question", "answer", "model", "team", "made", "ends")]
     more = Action("more", words["more"]) if page.next else None
     return _board(Table(words["cached"], head, rows, words["no_cached"], more))
 
@@ -90,11 +91,19 @@ def curated(page: CuratedAnswers, words: Words) -> str:
             state, tone = words["expired"], "bad"
         elif one.outdated:
             state, tone = words["outdated"], "warn"
-        cells = [text(one.question), text(one.answer), text(one.namespace), text(one.author), moment(one.changed)]
+        owner = _owner(one.namespace, words)
+        cells = [text(one.question), text(one.answer), owner, text(one.author), moment(one.changed)]
         actions = [Action("edit", words["edit"]), Action("delete", words["delete"], words["delete_curated"])]
         rows.append(Row([*cells, text(state, tone)], one.id, one.question[:60], actions))
-    head = [words[name] for name in ("question", "answer", "namespace", "author", "changed", "state")]
+    head = [words[name] for name in ("question", "answer", "team", "author", "changed", "state")]
     return _board(Table(words["curated"], head, rows, words["no_curated"]))
+
+
+def _owner(namespace: str, words: Words) -> Cell:
+    """Whose answers these are."""
+    if namespace.startswith(TEAM):
+        return text(namespace.removeprefix(TEAM))
+    return text(words["sharing_teams"] if namespace == SHARED_NAMESPACE else words["without_key"])
 
 
 def _board(table: Table) -> str:

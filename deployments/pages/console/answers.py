@@ -52,7 +52,11 @@ class Answers:
                 self.save = gr.Button(label("save"), variant="primary")
                 self.cancel = gr.Button(label("cancel"))
         self.search = gr.Textbox(
-            label=label("search_answers"), info=label("search_answers_hint"), max_lines=1, submit_btn=label("search")
+            label=label("search_answers"),
+            info=label("search_answers_hint"),
+            max_lines=1,
+            submit_btn=label("search"),
+            elem_id="answer-search",
         )
         self.seen = board()
         self.cached = board()

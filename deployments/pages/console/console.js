@@ -22,6 +22,7 @@ const console_page = (() => {
         sessionStorage.removeItem(KEY);
         field()?.focus();
       }
+      page.linkStatus();
     });
   }
   const field = () => document.querySelector("#admin-key input");

@@ -6,8 +6,8 @@ import gradio as gr
 from gradio.components.textbox import InputHTMLAttributes
 
 from deployments.api.protocol.admin import TeamsResponse
-from deployments.pages.client import ServerUnreachable
-from deployments.pages.console.admin import NEEDS_ADMIN, Admin, AdminClient, Refused, path_of, reason
+from deployments.pages.client import ApiRefused, ServerUnreachable
+from deployments.pages.console.admin import NEEDS_ADMIN, Admin, AdminClient, path_of, reason
 from deployments.pages.console.tables import Board, Notice
 from deployments.pages.console.words import Words, label, words_of
 from deployments.tenancy.sessions import session_of_browser
@@ -75,7 +75,7 @@ class Login:
         headers = _headers(key, request)
         try:
             await self._client.call("GET", path_of("teams"), TeamsResponse, headers)
-        except (Refused, ServerUnreachable) as error:
+        except (ApiRefused, ServerUnreachable) as error:
             notices = _help(error, words_of(request), given=bool((key or "").strip() or headers), asked=asked)
             return "out", Board(notices=notices).json(), key if asked else ""
         return "in", "", (key or "").strip()
@@ -87,7 +87,7 @@ def _headers(key: str | None, request: gr.Request) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key.isascii() and key.isprintable() and key else {}
 
 
-def _help(error: Refused | ServerUnreachable, words: Words, *, given: bool, asked: bool) -> list[Notice]:
+def _help(error: ApiRefused | ServerUnreachable, words: Words, *, given: bool, asked: bool) -> list[Notice]:
     """Why the console stays shut, and what to do."""
     if isinstance(error, ServerUnreachable):
         return [Notice(words["unreachable"], "bad")]

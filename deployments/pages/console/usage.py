@@ -112,15 +112,17 @@ def warnings(budgets: list[Budget], words: Words) -> list[Notice]:
 
 
 def _budgets(budgets: BudgetsResponse, words: Words) -> Table:
-    head = [words[name] for name in ("team", "tokens", "limit")]
-    head += [f"{words['cost']} ({budgets.currency})", words["limit"], words["used"], words["state"]]
+    # Where nothing has a price, money would be dashes only.
+    priced = any(one.cost or one.cost_limit for one in budgets.data)
+    costs = [f"{words['cost']} ({budgets.currency})", words["limit"]] if priced else []
+    head = [*(words[name] for name in ("team", "tokens", "limit")), *costs, words["used"], words["state"]]
     tones = {"ok": "good", "warning": "warn", "exceeded": "bad"}
     rows = []
     for one in budgets.data:
         if one.tokens_limit or one.cost_limit:
             tone = tones.get(one.state, "")
-            limits = [number(one.tokens_limit or None), money(one.cost_limit or None)]
-            cells = [text(one.team), number(one.tokens), limits[0], money(one.cost), limits[1]]
+            cells = [text(one.team), number(one.tokens), number(one.tokens_limit or None)]
+            cells += [money(one.cost), money(one.cost_limit or None)] if priced else []
             state = text(words.get(f"budget_state_{one.state}", one.state), tone)
             rows.append(Row([*cells, share(one.used, tone), state]))
     return Table(words["budgets"], head, rows, words["no_budgets"])

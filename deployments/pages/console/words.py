@@ -242,7 +242,7 @@ TEXTS = {
     "cached": ("In the answer cache", "回答缓存"),
     "no_cached": ("No cached answer was found.", "没有找到缓存的回答。"),
     "cached_answer": ("The cached answer", "缓存的回答"),
-    "namespace": ("Namespace", "命名空间"),
+    "sharing_teams": ("(teams that share answers)", "（共享回答的团队）"),
     "made": ("Made", "生成时间"),
     "see": ("See", "查看"),
     "pin": ("Pin", "固定"),

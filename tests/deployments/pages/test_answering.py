@@ -12,7 +12,7 @@ from deployments.pages.attachment import File
 from deployments.pages.client import ChatClient, ChatQuery, Rating
 from deployments.pages.conversation import Answer, Conversation, Turn
 from deployments.pages.fields import Chosen
-from deployments.pages.i18n import ENGLISH
+from deployments.pages.i18n import CHINESE, ENGLISH, Texts
 from tests.cluster.streams import DONE, END, delta, event, serving
 
 ASKED = Conversation("1", (Turn("what?"),))
@@ -25,12 +25,14 @@ def answer_of(conversation: Conversation) -> Answer:
     return answer
 
 
-def last(*pieces: bytes, status: int = 200, key: str = "", asked: Conversation = ASKED) -> Answer:
+def last(
+    *pieces: bytes, status: int = 200, key: str = "", asked: Conversation = ASKED, texts: Texts = ENGLISH
+) -> Answer:
     """The answer at its end."""
 
     async def run(url: str) -> Answer:
         answering = Answering(ChatClient(url))
-        states = [state async for state in answering.answer("s", asked, ChatQuery("m", ()), key, ENGLISH)]
+        states = [state async for state in answering.answer("s", asked, ChatQuery("m", ()), key, texts)]
         assert not answering.busy("s")
         return answer_of(states[-1])
 
@@ -60,6 +62,16 @@ def test_what_went_wrong_is_part_of_the_answer() -> None:
     refusal = b'{"error":{"message":"no"}}'
     assert last(refusal, status=401).error == ENGLISH.key_needed
     assert last(refusal, status=401, key="dray-x").error == ENGLISH.key_refused
+
+
+@pytest.mark.parametrize("code", ["rate_limit_exceeded", "context_length_exceeded", "not_a_teams_key"])
+def test_chinese_readers_are_told_why_in_chinese(code: str) -> None:
+    body = json.dumps({"error": {"message": "no", "code": code}}).encode()
+    for refused in (last(body, status=429, texts=CHINESE), last(START, event(body.decode()), texts=CHINESE)):
+        assert refused.error.startswith("请求失败：") and "no" not in refused.error
+    assert last(body, status=429).error == "Error: no"
+    other = b'{"error":{"message":"no","code":7}}'
+    assert last(other, status=400, texts=CHINESE).error == "请求失败：no", "better than nothing"
 
 
 def test_a_stopped_answer_keeps_what_arrived_and_ends_the_request() -> None:

@@ -21,9 +21,9 @@ from cluster.records.team_records import ADMIN, Quota, Team
 from cluster.records.teams import add_team, change_team, create_key, read_registry
 from cluster.redis_server import OwnRedis
 from cluster.reports.budgets import Budget
-from deployments.pages.client import ServerUnreachable
+from deployments.pages.client import ApiRefused, ServerUnreachable
 from deployments.pages.console import words as console_words
-from deployments.pages.console.admin import AdminClient, Failed, Refused
+from deployments.pages.console.admin import AdminClient, Failed
 from deployments.pages.console.answers import Answers
 from deployments.pages.console.page import Console
 from deployments.pages.console.teams import Teams
@@ -41,6 +41,7 @@ __all__ = ["servers"]
 Servers = tuple[OwnRedis, OwnRedis]
 ENGLISH = WORDS["en"]
 REQUEST = gr.Request(headers={"accept-language": "en"}, cookies={})
+CHINESE_REQUEST = gr.Request(headers={"accept-language": "zh-CN"}, cookies={})
 FOLDER = Path(console_words.__file__).parent
 
 
@@ -150,6 +151,11 @@ def test_teams_are_made_changed_and_deleted_with_the_persons_own_key(
         assert read_registry(store).teams["hotline"].shares_answers
         with pytest.raises(Failed, match="Team hotline already exists"):
             await teams.store(console.key, REQUEST, "", "hotline", [], 1.0, False, 0, 0, 0, 0, 0)
+        for name, reason in (("hotline", "已经存在"), ("a b", "操作失败：")):
+            with pytest.raises(Failed, match=reason):
+                await teams.store(console.key, CHINESE_REQUEST, "", name, [], 1.0, False, 0, 0, 0, 0, 0)
+        with pytest.raises(Failed, match="它已不存在"):
+            await teams.act(console.key, click("edit", "nobody"), CHINESE_REQUEST)
         filled = await teams.act(console.key, click("edit", "hotline"), REQUEST)
         assert (filled[teams.chosen], filled[teams.models], filled[teams.weight]) == ("hotline", [MODEL], 2.0)
         assert [filled[field] for field in teams.limits] == [60, 0, 0, 5_000]
@@ -277,6 +283,7 @@ def test_answers_are_found_pinned_corrected_and_deleted(
 
         search = await answers.find(key, "vat", REQUEST)
         [row] = json.loads(search[answers.cached])["tables"][0]["rows"]
+        assert row["cells"][3]["text"] == "support", "the team, not its namespace"
         seen = await answers.cache(key, "vat", "", click("see", row["id"]), REQUEST)
         assert ["Answer", GENERATED] in tables(seen[answers.seen])[ENGLISH["cached_answer"]]
         await answers.cache(key, "", "", click("pin", row["id"]), REQUEST)
@@ -292,7 +299,10 @@ def test_answers_are_found_pinned_corrected_and_deleted(
         edited = await answers.curate(key, "", "", click("edit", added.id), REQUEST)
         await answers.store(key, "", edited[answers.about], "Who pays?", "We do.", None, REQUEST)
         left = await answers.curate(key, "", "", click("delete", curated.id), REQUEST)
-        assert {row[1] for row in tables(left[answers.curated])[ENGLISH["curated"]]} == {"19 %", "We do."}
+        assert {(row[1], row[2]) for row in tables(left[answers.curated])[ENGLISH["curated"]]} == {
+            ("19 %", "support"),
+            ("We do.", "support"),
+        }
 
     opened(servers, monkeypatch, tmp_path, work)
 
@@ -336,7 +346,7 @@ def test_what_goes_wrong_is_said_and_a_proxys_page_is_no_answer() -> None:
         await AdminClient(url).call("POST", "/admin/teams", dict[str, Any], {}, {})
 
     for body, status, error in (
-        (b'{"error":{"message":"no","code":"x"}}', 409, Refused),
+        (b'{"error":{"message":"no","code":"x"}}', 409, ApiRefused),
         (b"<html>bad gateway</html>", 502, ServerUnreachable),
         (b"no json", 200, ServerUnreachable),
     ):
