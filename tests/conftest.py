@@ -37,9 +37,23 @@ def pytest_configure() -> None:
     ignored, and every child inherits that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    ast.parse = parsing_again(ast.parse)
     # On a busy machine any example can be slow, which is no failure.
     hypothesis.settings.register_profile("dray", deadline=None)
     hypothesis.settings.load_profile("dray")
+
+
+def parsing_again(parse: Callable[..., ast.Module]) -> Callable[..., Any]:
+    """ast.parse, which in Python 3.11 counts the depth of all threads together: it fails if a thread that a test before
+    left behind parses too. Hypothesis and inspect call it as well."""
+
+    def parsed_at_last(*args: Any, **options: Any) -> ast.Module:
+        for _ in range(9):
+            with suppress(SystemError):
+                return parse(*args, **options)
+        return parse(*args, **options)
+
+    return parsed_at_last
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +69,7 @@ def records_of(caplog: pytest.LogCaptureFixture, name: str) -> list[logging.LogR
 
 def parsed(file: Path) -> ast.Module:
     """The module's syntax tree."""
-    try:
-        return ast.parse(file.read_text())
-    except SystemError:
-        # Python 3.11 counts the depth of all threads together, and one that a test before left behind may parse too.
-        return ast.parse(file.read_text())
+    return ast.parse(file.read_text())
 
 
 def wait_for(fact: Callable[[], Any], seconds: float = 30.0) -> Any:

@@ -141,7 +141,7 @@ def test_a_miss_makes_two_round_trips(
             blocks = block_keys(engine.requests[-1].prompt_ids[:-1])
             await wire.settle()  # the dispatcher records the prompt
             for block in blocks:
-                await store.execute("SET", f"dray:kv:{{{APPLICATION}}}:{block.hex()}", "another-replica")
+                await store.execute("SET", f"dray:kv:{{a:{APPLICATION}}}:{block.hex()}", "another-replica")
             del engine.requests[:], engine.trips_before[:]
             before = wire.trips
             await ask(new_question())
