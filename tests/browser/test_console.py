@@ -15,7 +15,7 @@ from tests.conftest import MODEL, Dray, logged, wait_for
 
 pytestmark = pytest.mark.slow
 
-SECTIONS = ("teams", "usage", "models", "requests", "answers", "errors")
+SECTIONS = ("teams", "usage", "models", "requests", "batches", "answers", "errors")
 MAX_TABS = 200
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{alert(3)}}"
 

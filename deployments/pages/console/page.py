@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from deployments.pages.console.admin import AdminClient
 from deployments.pages.console.answers import Answers
+from deployments.pages.console.batches import Batches
 from deployments.pages.console.login import Login
 from deployments.pages.console.models import Models
 from deployments.pages.console.requests import Errors, Requests
@@ -42,6 +43,7 @@ class Console:
             Usage(events),
             Models(events),
             Requests(events),
+            Batches(events),
             Answers(events),
             Errors(events),
         )

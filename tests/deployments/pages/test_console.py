@@ -341,6 +341,46 @@ def test_requests_errors_and_models_are_listed(
     opened(servers, monkeypatch, tmp_path, work)
 
 
+def test_batches_show_how_far_they_are_and_are_cancelled(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def work(console: Open) -> None:
+        bot, key, section = console.bot, console.key, console.section("batches")
+        headers = {"Authorization": f"Bearer {create_key(bot.store, 'support').secret}"}
+        await until(lambda: _may(bot, headers["Authorization"].removeprefix("Bearer ")))
+
+        async def rows(action: str = "open", of: str = "") -> Any:
+            return tables((await section.act(key, click(action, of), REQUEST))[section.table])[ENGLISH["batches"]]
+
+        async def submitted(lines: list[str]) -> str:
+            files = {"file": ("in.jsonl", "\n".join(lines).encode())}
+            uploaded = await bot.client.post("/v1/files", files=files, data={"purpose": "batch"}, headers=headers)
+            body = {"input_file_id": uploaded.json()["id"], "endpoint": "/v1/chat/completions"}
+            made = await bot.client.post("/v1/batches", json=body | {"completion_window": "24h"}, headers=headers)
+            return str(made.json()["id"])
+
+        assert await rows() == []
+        question = {"model": MODEL, "messages": [{"role": "user", "content": "1 + 1?"}], "max_tokens": 20}
+        line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": question}
+        batch = await submitted([json.dumps(line)])
+
+        async def answered() -> Any:
+            [row] = await rows()
+            return row if row[4] == ENGLISH["batch_is_completed"] else None
+
+        row = await until(answered)
+        assert (row[1], row[2], row[3], row[6], row[7]) == (batch, "support", "chat/completions", 1, 0)
+        with pytest.raises(Failed):
+            await rows("cancel", batch)
+        bot.running.engines.blocked = asyncio.Event()
+        other = await submitted([json.dumps(line | {"body": question | {"temperature": 0.9}})])
+        await until(lambda: bot.running.engines.requests > 1)
+        assert "cancel" in {shown[1]: shown[4] for shown in await rows("cancel", other)}[other]
+        bot.running.engines.blocked.set()
+
+    opened(servers, monkeypatch, tmp_path, work)
+
+
 def test_what_goes_wrong_is_said_and_a_proxys_page_is_no_answer() -> None:
     async def asked(url: str) -> None:
         await AdminClient(url).call("POST", "/admin/teams", dict[str, Any], {}, {})
