@@ -39,7 +39,7 @@ _WORDS = ("time", "place", "work", "day", "hand", "week", "case", "point")
 
 
 def question(words: int = 0) -> str:
-    """One that nobody has asked, behind a text of so many words that nobody has sent."""
+    """A new question after a new text. words: of the text."""
     text = "".join(f"{secrets.choice(_WORDS)} " for _ in range(words))
     return f"{text}What is {secrets.randbelow(1000)} + {secrets.randbelow(1000)}? {secrets.token_hex(4)}"
 

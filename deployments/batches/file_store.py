@@ -45,11 +45,11 @@ class FileStore:
 
     @property
     def takes_files(self) -> bool:
-        """Whether whoever gets the next request about a new file will reach its bytes."""
+        """Whether every router that may be asked for a new file can read it."""
         return self.objects.shared or not self.has_neighbours
 
     async def is_elsewhere(self, owner: str, file_id: str) -> bool:
-        """Whether the bytes of the owner's file are where only another Ray cluster reaches them."""
+        """Whether only another Ray cluster can read the owner's file."""
         if self.objects.shared or self.has_neighbours is False:
             return False
         if (record := await self.get_even_expired(owner, file_id)) is None:

@@ -7,7 +7,8 @@ from typing import Any
 
 
 async def until(fact: Callable[[], Any], timeout_s: float = 60.0) -> Any:
-    """The first value of the fact that is true; it may be a coroutine's. Raises TimeoutError."""
+    """Waits until the fact is true, and returns its value. fact: a function or a coroutine function. Raises
+    TimeoutError."""
     async with asyncio.timeout(timeout_s):
         while True:
             value = fact()
