@@ -45,7 +45,7 @@ def encrypted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     else:
         monkeypatch.delenv(PRIVACY_KEYS, raising=False)
     monkeypatch.setattr(service, "LEASE_S", 2.0)
-    return request.param == "encrypted"
+    return bool(request.param == "encrypted")
 
 
 def asked(count: int = COUNT) -> bytes:

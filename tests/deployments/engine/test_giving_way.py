@@ -140,7 +140,12 @@ class Stepping:
 
 def test_the_process_looks_for_people_during_a_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made = list[Stepping]()
-    monkeypatch.setattr(core, "Engine", lambda chosen: made.append(Stepping(chosen)) or made[-1])
+
+    def make(chosen: EngineConfig) -> Stepping:
+        made.append(Stepping(chosen))
+        return made[-1]
+
+    monkeypatch.setattr(core, "Engine", make)
     ours, theirs = socket.socketpair()
     thread = threading.Thread(target=core.serve, args=(config(str(tmp_path)), theirs))
     thread.start()
