@@ -33,6 +33,8 @@ _CHAT = "/v1/chat/completions"
 _POLL_S = 0.2
 _PEOPLE_COUNT_S = 61.0
 """After this time without people's requests, batches take nearly all slots."""
+_MANY_LINES = 5000
+"""Of the batch beside people."""
 _EDGES = 0.1
 """Share of a batch's lines at its beginning, and at its end, that do not count."""
 _WORDS = ("time", "place", "work", "day", "hand", "week", "case", "point")
@@ -125,12 +127,14 @@ def measure(service: Service, alone: list[float], args: argparse.Namespace) -> s
     asked_at = -_PEOPLE_COUNT_S
     with BatchClient(service.url, "") as client:
         for number in range(args.rounds):
-            if number:
-                alone.append(_engine_alone(args))
-            time.sleep(max(0.0, asked_at + _PEOPLE_COUNT_S - time.monotonic()))
-            rates.append(batch_rate(client, submit(client, model, args.lines, args.tokens), args.lines, args.tokens))
+            if args.lines:
+                if number:
+                    alone.append(_engine_alone(args))
+                time.sleep(max(0.0, asked_at + _PEOPLE_COUNT_S - time.monotonic()))
+                batch_id = submit(client, model, args.lines, args.tokens)
+                rates.append(batch_rate(client, batch_id, args.lines, args.tokens))
             without += asyncio.run(people(service, model, args))
-            batch_id = submit(client, model, 20 * args.lines, args.tokens)
+            batch_id = submit(client, model, _MANY_LINES, args.tokens)
             while client.show(batch_id)["request_counts"]["completed"] == 0:
                 time.sleep(_POLL_S)
             beside += asyncio.run(people(service, model, args))
@@ -138,26 +142,31 @@ def measure(service: Service, alone: list[float], args: argparse.Namespace) -> s
             client.cancel(batch_id)
             while client.show(batch_id)["status"] != "cancelled":
                 time.sleep(_POLL_S)
-    latest = [quantiles(times, n=20)[-1] for times in (without, beside)]
-    rows = [
-        ["tokens a second: the engine alone", f"{median(alone):.0f}", ""],
-        ["tokens a second: a batch", f"{median(rates):.0f}", f"{median(rates) / median(alone):.2f}"],
-        ["people's TTFT p95, ms: without a batch", f"{1000 * latest[0]:.0f}", ""],
-        ["people's TTFT p95, ms: beside a batch", f"{1000 * latest[1]:.0f}", f"{latest[1] / latest[0]:.2f}"],
-    ]
+    rows = []
+    if rates:
+        rows += [
+            ["tokens a second: the engine alone", f"{median(alone):.0f}", ""],
+            ["tokens a second: a batch", f"{median(rates):.0f}", f"{median(rates) / median(alone):.2f}"],
+        ]
+    for name, of in (("p50", median), ("p95", lambda times: quantiles(times, n=20, method="inclusive")[-1])):
+        before, now = of(without), of(beside)
+        rows += [
+            [f"people's TTFT {name}, ms: without a batch, {len(without)} questions", f"{1000 * before:.0f}", ""],
+            [f"beside a batch, {len(beside)} questions", f"{1000 * now:.0f}", f"{now / before:.2f}"],
+        ]
     return report(f"Batches, {model}, {args.tokens} tokens an answer", ["", "measured", "ratio"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=BUNDLED)
-    parser.add_argument("--lines", type=int, default=1500, help="of the batch whose rate is measured")
+    parser.add_argument("--lines", type=int, default=1500, help="of the batch whose rate is measured; 0: none is")
     parser.add_argument("--tokens", type=int, default=64, help="tokens per answer")
     parser.add_argument("--words", type=int, default=0, help="of a text before each question of people")
     parser.add_argument("--seconds", type=float, default=20, help="of the engine alone, and of people, per round")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    alone = [_engine_alone(args)]
+    alone = [_engine_alone(args)] if args.lines else []
     # One core for the engine, as alone; the other one is for the routers and clients.
     settings = {"DRAY_MODEL__SOURCE": args.model, "DRAY_MODEL__CORES_PER_REPLICA": "1", "DRAY_MODEL__REPLICAS": "1"}
     with running(**settings) as service:

@@ -105,7 +105,8 @@ class BatchFiles:
     def parts(self, batch_id: str) -> dict[str, Part]:
         """The answers to chunks of an open batch, by chunk."""
         stored = self.client.hgetall(batch_key("parts", batch_id))
-        return {task.decode(): Part.decode(text.decode()) for task, text in stored.items()}
+        parts = {task.decode(): Part.decode(text.decode()) for task, text in stored.items()}
+        return {task: part for task, part in parts.items() if part.answered}
 
     def replace_file(
         self, old: StoredFile, new: FileRecord, content: Iterable[bytes], *, in_use: bool, plain: bool = False
@@ -128,7 +129,7 @@ class BatchFiles:
     ) -> bool:
         """Gives a chunk other answers. False if they are others by now, or the batch has ended."""
         name = part_name(batch_id, task)
-        new = Part(name if plain else new_name(name), len(answers), len(errors))
+        new = Part.of(name if plain else new_name(name), answers, errors)
         self.objects.write(new.name, [answers, errors])
         return self._settle(
             self.replace_field(batch_key("parts", batch_id), task, old.encode(), new.encode()), old.name, new.name

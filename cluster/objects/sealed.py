@@ -9,17 +9,13 @@ never used twice: a chunk of an older object of the same name does not exist.
 
 from collections.abc import Iterable, Iterator
 
-from cluster.objects.store import ObjectStore
-from cluster.records.sealing import OVERHEAD, Unreadable, seal, vault
+from cluster.objects.store import DamagedObject, ObjectStore
+from cluster.records.sealing import MARK, OVERHEAD, Unreadable, seal, vault
 
 _MARK = "-sealed"
 CHUNK_BYTES = 1 << 16
 """Of what is encrypted at a time. Another size would make old objects unreadable."""
 _STORED_BYTES = CHUNK_BYTES + OVERHEAD
-
-
-class DamagedObject(OSError):
-    """Somebody or something has changed an encrypted object."""
 
 
 def new_name(name: str) -> str:
@@ -108,6 +104,8 @@ def _unsealed(stored: bytes, name: str, number: int) -> tuple[bytes, bool]:
     """A chunk, and whether it is the last one. Raises Unreadable, DamagedObject."""
     if not stored:
         raise DamagedObject(f"object {name} is cut off before chunk {number}")
+    if not stored.startswith(MARK):
+        raise DamagedObject(f"chunk {number} of object {name} is not encrypted, though it was")
     own = vault()
     if own is None or not own.has_key_of(stored):
         raise Unreadable.record(f"object {name}")

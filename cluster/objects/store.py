@@ -15,6 +15,10 @@ _BLOCK_BYTES = 1 << 20
 _FOLDER = "batches"
 
 
+class DamagedObject(OSError):
+    """An object was changed or cut off where it is stored: no later attempt can read it."""
+
+
 class ObjectStore(Protocol):
     """Objects by name. Names are Dray's own: letters, digits, `_`, `-`, and one `/` at most. All calls block."""
 
@@ -51,11 +55,11 @@ def object_store(settings: Settings, data_dir: Path) -> "SealedStore | None":
 
 
 def blocks(store: ObjectStore, name: str, start: int, end: int) -> Iterator[bytes]:
-    """These bytes of an object, block by block. Raises FileNotFoundError, OSError."""
+    """These bytes of an object, block by block. Raises FileNotFoundError, DamagedObject (it is shorter), OSError."""
     while start < end:
         block = store.read(name, start, min(start + _BLOCK_BYTES, end))
         if not block:
-            raise FileNotFoundError(f"{name} ends before byte {end}")
+            raise DamagedObject(f"object {name} is cut off before byte {end}")
         yield block
         start += len(block)
 

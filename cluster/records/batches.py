@@ -18,6 +18,7 @@ callers while no key is needed.
 import secrets
 from dataclasses import dataclass
 from typing import Literal
+from zlib import crc32
 
 import msgspec
 
@@ -72,24 +73,59 @@ encode_file = msgspec.json.Encoder().encode
 decode_file = msgspec.json.Decoder(FileRecord).decode
 
 
+class Checksum:
+    """Tells bytes from what a damaged disk has made of them: not from what somebody has made of them on purpose."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self._number = 0
+        for part in parts:
+            self.add(part)
+
+    def add(self, part: bytes) -> None:
+        """Takes the bytes that follow."""
+        self._number = crc32(part, self._number)
+
+    @property
+    def text(self) -> str:
+        """Of all bytes until now."""
+        return f"{self._number:08x}"
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """An object with the answers to a chunk of lines. answers, errors: bytes of the lines for the output file, which
-    come first, and of those for the error file."""
+    come first, and of those for the error file. checksum: of them all; empty: of an earlier version, which made none.
+    """
 
     name: str
     answers: int
     errors: int
+    checksum: str = ""
+
+    @classmethod
+    def of(cls, name: str, answers: bytes, errors: bytes) -> "Part":
+        """The part with these answers."""
+        return cls(name, len(answers), len(errors), Checksum(answers, errors).text)
 
     @classmethod
     def decode(cls, text: str) -> "Part":
         """The part that Redis has as this text."""
-        name, answers, errors = text.split(" ")
-        return cls(name, int(answers), int(errors))
+        name, answers, errors, *sums = text.split(" ")
+        return cls(name, int(answers), int(errors), *sums)
 
     def encode(self) -> str:
         """As Redis has it."""
-        return f"{self.name} {self.answers} {self.errors}"
+        return f"{self.name} {self.answers} {self.errors} {self.checksum}".rstrip()
+
+    @property
+    def answered(self) -> bool:
+        """Whether there are answers; a chunk whose lines could not be read has none."""
+        return self.name != _NO_OBJECT
+
+
+_NO_OBJECT = "-"
+UNREAD = Part(_NO_OBJECT, 0, 0)
+"""The part of a chunk whose lines cannot be read any more."""
 
 
 def object_name(file_id: str, version: str = "") -> str:

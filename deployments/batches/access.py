@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from cluster.objects.sealed import DamagedObject
+from cluster.objects.store import DamagedObject
 from cluster.records.sealing import Unreadable
 from deployments.common.errors import ApiError, invalid_request, shortened
 from deployments.common.redis import RedisUnavailable

@@ -20,9 +20,11 @@ from cluster.records.sealing import seal_text, unseal_text
 from cluster.settings import BatchSettings
 from deployments.api.protocol.batches import BatchError
 from deployments.batches import scripts
+from deployments.batches.input_lines import Checked
 from deployments.common.redis import BACKGROUND_EXTRA_S, RedisStore
 
 VALIDATE, FINALIZE = "validate", "finalize"
+_MIN_EXTRA_S, _MAX_EXTRA_S = 3600, 86_400
 LEASE_S = 10.0
 """After this time without a sign of life of its router, a task is anybody's."""
 
@@ -33,7 +35,8 @@ class FilesChanged(Exception):
 
 class Batch(msgspec.Struct, frozen=True):
     """A batch. Times are in Unix seconds; 0: not yet. places: of the chunks of lines in the input file, in bytes, and
-    of its end. stop: why it ends early, `expired` or `cancelled`. changes: of its files while it was open."""
+    of its end. checksums: of these chunks in the object `checked`; in another, lines were forgotten. stop: why it ends
+    early, `expired` or `cancelled`. changes: of its files while it was open."""
 
     id: str
     owner: str
@@ -49,6 +52,8 @@ class Batch(msgspec.Struct, frozen=True):
     completed: int = 0
     failed: int = 0
     places: str = ""
+    checksums: str = ""
+    checked: str = ""
     stop: str = ""
     changes: int = 0
     errors: str = ""
@@ -66,6 +71,17 @@ class Batch(msgspec.Struct, frozen=True):
     def chunk_places(self) -> list[int]:
         """Where each chunk of lines begins in the input file, and where the last one ends."""
         return msgspec.json.decode(self.places, type=list[int]) if self.places else []
+
+    @property
+    def chunk_checksums(self) -> list[str]:
+        """Of each chunk of lines; empty: an earlier version made none."""
+        return msgspec.json.decode(self.checksums, type=list[str]) if self.checksums else []
+
+    def retries_end(self, task: str) -> float:
+        """The Unix time until which a task is tried again that fails: at least for an hour after the window, at most
+        for a day, and for half of that where lines are asked, as there are answers to be written then."""
+        extra_s = min(max(self.expires_at - self.created_at, _MIN_EXTRA_S), _MAX_EXTRA_S)
+        return self.expires_at + (extra_s if task == FINALIZE else extra_s / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +103,15 @@ class Task:
     stop: str
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a batch ends. problems: what of it cannot be read any more. lost: how many answers."""
+
+    status: str
+    problems: Sequence[BatchError] = ()
+    lost: int = 0
+
+
 class BatchStore:
     """One router's access to the batches of all teams. All of it raises RedisUnavailable."""
 
@@ -97,7 +122,7 @@ class BatchStore:
         self._store = store
         self._create, self._claim, self._renew = map(store.script, (scripts.CREATE, scripts.CLAIM, scripts.RENEW))
         self._release, self._cancel = map(store.script, (scripts.RELEASE, scripts.CANCEL))
-        self._valid, self._invalid = map(store.script, (scripts.COMMIT_VALID, scripts.COMMIT_INVALID))
+        self._valid, self._failed = map(store.script, (scripts.COMMIT_VALID, scripts.COMMIT_FAILED))
         self._lines, self._output = map(store.script, (scripts.COMMIT_LINES, scripts.COMMIT_OUTPUT))
 
     async def create(self, batch: Batch) -> bool:
@@ -154,33 +179,36 @@ class BatchStore:
         command = ("HGET", batch_key("batch", batch_id), "changes")
         return int(await self._store.execute(*command, extra_s=BACKGROUND_EXTRA_S) or 0)
 
-    async def commit_valid(self, task: Task, batch: Batch, places: Sequence[int], lines: int) -> bool:
-        """The input file is right. places: as in Batch.
+    async def commit_valid(self, task: Task, batch: Batch, checked: Checked, name: str) -> bool:
+        """The input file is right. name: of its object.
 
         Of all commits: batch: as it was before the task read files. Returns False if the lease is lost. Raises
         FilesChanged.
         """
-        names = [chunk_name(number) for number in range(len(places) - 1)]
-        arguments = (task.holder, batch.changes, msgspec.json.encode(places), lines, *names)
+        names = [chunk_name(number) for number in range(len(checked.checksums))]
+        encode = msgspec.json.encode
+        found = (encode(checked.places), checked.lines, encode(checked.checksums), name)
+        arguments = (task.holder, batch.changes, *found, *names)
         return _committed(await self._valid(_keys(task.batch_id), *arguments, extra_s=BACKGROUND_EXTRA_S))
 
-    async def commit_invalid(self, task: Task, batch: Batch, problems: Sequence[BatchError]) -> bool:
-        """The input file is wrong."""
-        errors = seal_text(msgspec.json.encode(problems).decode(), field_place(batch.id, "errors"))
-        arguments = (task.holder, batch.changes, errors, task.batch_id, self._settings.file_ttl_s)
-        return _committed(await self._invalid(_keys(task.batch_id), *arguments, extra_s=BACKGROUND_EXTRA_S))
+    async def commit_failed(self, task: Task, batch: Batch, problems: Sequence[BatchError]) -> bool:
+        """The batch ends without any output."""
+        errors = _sealed_errors(batch, problems)
+        arguments = (task.name, task.holder, batch.changes, errors, task.batch_id, self._settings.file_ttl_s)
+        return _committed(await self._failed(_keys(task.batch_id), *arguments, extra_s=BACKGROUND_EXTRA_S))
 
     async def commit_lines(self, task: Task, batch: Batch, part: str, completed: int, failed: int) -> bool:
         """A chunk of lines has been answered. part: says where the answers are."""
         arguments = (task.name, task.holder, part, completed, failed, batch.changes)
         return _committed(await self._lines(_keys(task.batch_id), *arguments, extra_s=BACKGROUND_EXTRA_S))
 
-    async def commit_output(self, task: Task, batch: Batch, status: str, files: Mapping[str, FileRecord]) -> bool:
+    async def commit_output(self, task: Task, batch: Batch, ending: Ending, files: Mapping[str, FileRecord]) -> bool:
         """The batch has ended. files: by the field of the batch that names each."""
         written = [part for name, file in files.items() for part in (name, file.id, encode_file(file), file.bytes)]
         keys = [*_keys(task.batch_id), owner_key("files", batch.owner), owner_key("sizes", batch.owner), OWNERS]
-        arguments = (task.holder, batch.id, batch.owner, self._settings.file_ttl_s, status, batch.changes, *written)
-        return _committed(await self._output(keys, *arguments, extra_s=BACKGROUND_EXTRA_S))
+        arguments = (task.holder, batch.id, batch.owner, self._settings.file_ttl_s, ending.status, batch.changes)
+        damage = (_sealed_errors(batch, ending.problems), ending.lost)
+        return _committed(await self._output(keys, *arguments, *damage, *written, extra_s=BACKGROUND_EXTRA_S))
 
     async def parts(self, batch_id: str) -> dict[str, str]:
         """Where the answers to each chunk are, by its name."""
@@ -203,6 +231,12 @@ def chunk_name(number: int) -> str:
 
 def _keys(batch_id: str) -> list[str]:
     return [*(batch_key(kind, batch_id) for kind in ("batch", "todo", "holders", "parts")), OPEN]
+
+
+def _sealed_errors(batch: Batch, problems: Sequence[BatchError]) -> str:
+    if not problems:
+        return ""
+    return seal_text(msgspec.json.encode(problems).decode(), field_place(batch.id, "errors"))
 
 
 def _committed(reply: int) -> bool:

@@ -11,6 +11,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from cluster.objects.sealed import new_name
+from cluster.objects.store import DamagedObject
 from cluster.records.batches import FileRecord, object_name, sealed_filename
 from cluster.settings import Settings
 from deployments.api.http import json_response
@@ -126,9 +127,16 @@ class FilesApi:
 
     async def content(self, http: HttpRequest) -> Response:
         """GET /v1/files/ID/content"""
-        _, files, record = await self._find(http)
+        caller, files, record = await self._find(http)
         async with reachable():
-            first = await self._block(files, record, 0)
+            try:
+                first = await self._block(files, record, 0)
+            except DamagedObject:
+                now = await files.get(caller.owner, record.id)
+                if now is None or now.object_name == record.object_name:
+                    raise
+                # It has got another object at this moment.
+                record, first = now, await self._block(files, now, 0)
         headers = {"Content-Length": str(record.bytes), "X-Content-Type-Options": "nosniff"}
         return StreamingResponse(self._blocks(files, record, first), headers=headers, media_type="application/jsonl")
 
@@ -141,8 +149,17 @@ class FilesApi:
                 block = await self._block(files, record, place)
 
     async def _block(self, files: FileStore, record: FileRecord, place: int) -> bytes:
+        """Raises DamagedObject where the bytes are not there, and no other router could have them."""
         end = min(place + _BLOCK_BYTES, record.bytes)
-        return await asyncio.to_thread(files.objects.read, record.object_name, place, end)
+        try:
+            block = await asyncio.to_thread(files.objects.read, record.object_name, place, end)
+        except FileNotFoundError:
+            if files.takes_files:
+                raise DamagedObject(f"object {record.object_name} is gone") from None
+            raise
+        if len(block) < end - place:
+            raise DamagedObject(f"object {record.object_name} is cut off before byte {end}")
+        return block
 
     async def _find(self, http: HttpRequest) -> tuple[Caller, FileStore, FileRecord]:
         caller, files = self._caller(http)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from cluster.records.batch_lines import FORGOTTEN_METHOD, user_of_body
+from cluster.records.batches import Checksum
 from cluster.records.forget import user_tag
 from deployments.api.protocol.batches import BatchError
 from deployments.common.errors import shortened
@@ -39,32 +40,46 @@ _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
 
+class LineChecksum(Checksum):
+    """Of a chunk of lines, the blank ones included."""
+
+    def add(self, part: bytes) -> None:
+        """Takes the next line."""
+        super().add(part)
+        super().add(b"\n")
+
+
 class Checked(msgspec.Struct, frozen=True):
-    """An input file. places: as in Batch. problems: what is wrong; empty: nothing is."""
+    """An input file. places, checksums: as in Batch. problems: what is wrong; empty: nothing is."""
 
     places: Sequence[int]
+    checksums: Sequence[str]
     lines: int
     problems: Sequence[BatchError]
 
 
 def check_lines(lines: Iterable[tuple[int, bytes]], end: int, endpoint: str) -> Checked:
-    """Checks every line of a file, and finds where the chunks begin.
+    """Checks every line of a file, and finds where the chunks begin and what to know them by.
 
     lines: with the place of their first bytes. end: the file's size. Raises what `lines` raises.
     """
-    places, count, problems, seen = list[int](), 0, list[BatchError](), set[str]()
+    places, sums, count, problems, seen = list[int](), list[LineChecksum](), 0, list[BatchError](), set[str]()
     for number, (place, text) in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        if count % CHUNK_LINES == 0:
+        blank = not text.strip()
+        if not blank and count % CHUNK_LINES == 0:
             places.append(place)
+            sums.append(LineChecksum())
+        if sums:
+            sums[-1].add(text)
+        if blank:
+            continue
         count += 1
         problem = _problem(number, text.removeprefix(b"\xef\xbb\xbf") if number == 1 else text, endpoint, seen)
         if problem is not None and len(problems) < _MAX_PROBLEMS:
             problems.append(problem)
     if not count:
         problems.append(BatchError("empty_file", "The batch input file is empty. It must have at least one request."))
-    return Checked([*places, end], count, problems)
+    return Checked([*places, end], [each.text for each in sums], count, problems)
 
 
 def _problem(number: int, text: bytes, endpoint: str, seen: set[str]) -> BatchError | None:

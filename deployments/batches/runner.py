@@ -13,17 +13,19 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
-from cluster.objects.sealed import DamagedObject, new_name
 from cluster.objects.store import numbered_lines
 from cluster.records.batch_lines import FORGOTTEN, LineError, OutputLine, forgotten
-from cluster.records.batches import FileRecord, object_name, sealed_filename
+from cluster.records.batches import UNREAD, FileRecord
+from cluster.records.sealing import Unreadable
 from deployments.api.protocol.batches import BatchError
 from deployments.batches.asking import NOT_RUN, LineAsker, not_answered
-from deployments.batches.batch_store import FINALIZE, VALIDATE, Batch, BatchStore, FilesChanged, Task
-from deployments.batches.file_store import FileStore, new_file_id
+from deployments.batches.batch_store import FINALIZE, VALIDATE, Batch, BatchStore, FilesChanged, OpenBatch, Task
+from deployments.batches.file_store import FileStore
+from deployments.batches.finalizing import Finalizer
 from deployments.batches.input_lines import CHUNK_LINES, Checked, InputLine, check_lines
 from deployments.batches.lease import RENEWALS, TaskLease
-from deployments.batches.output import BatchOutput, read_chunk, write_part
+from deployments.batches.output import LOST_FOR_GOOD, read_chunk, write_part
+from deployments.batches.retrying import until_answered
 from deployments.common.redis import RedisUnavailable
 from deployments.common.tasks import to_the_end
 from deployments.observability.metrics import RouterMetrics
@@ -34,8 +36,13 @@ log = logging.getLogger("dray.batches")
 
 _POLL_S = 1.0
 _NOT_ASKED = (FORGOTTEN, *NOT_RUN.values())
+_TRIED_AGAIN = "a task of a batch failed; it is tried again"
 _FAILED = LineError("server_error", "The server failed on this request.")
-_UNREADABLE = BatchError("file_unreadable", "The input file cannot be read; it may have been removed.")
+_UNREADABLE = BatchError(
+    "file_damaged",
+    "The input file cannot be read: it was changed, cut off or removed where it is stored. Upload it again, and create "
+    "a batch of it.",
+)
 
 
 class BatchRunner:
@@ -47,6 +54,7 @@ class BatchRunner:
         self._store = store
         self._files = files
         self._asker = asker
+        self._finalizer = Finalizer(store, files, asker, metrics)
         self._lines_at_a_time = lines_at_a_time
         self._metrics = metrics
         self._asking = asyncio.Semaphore(lines_at_a_time)
@@ -88,7 +96,7 @@ class BatchRunner:
         first = next(self._turns)
         for index in range(len(batches)):
             batch = batches[(first + index) % len(batches)]
-            if await self._files.is_elsewhere(batch.owner, batch.input_file_id):
+            if await self._is_others(batch):
                 continue
             task = await self._store.claim(batch.id, secrets.token_hex(8))
             if task is not None and self._closed:
@@ -101,20 +109,30 @@ class BatchRunner:
                 return True
         return False
 
+    async def _is_others(self, batch: OpenBatch) -> bool:
+        """Whether only routers of another Ray cluster can work on a batch, which have time for it."""
+        if not await self._files.is_elsewhere(batch.owner, batch.input_file_id):
+            return False
+        found = await self._store.get(batch.id)
+        return found is not None and time.time() < found.retries_end(FINALIZE)
+
     async def _work(self, task: Task) -> None:
         lease = TaskLease(self._store, task, task.stop)
         renewing = asyncio.create_task(lease.keep())
         try:
-            while (batch := await self._until_answered(lambda: self._store.get(task.batch_id))) is not None:
+            while (batch := await self._store.get(task.batch_id)) is not None:
                 with suppress(FilesChanged):
                     await self._do(task, batch, lease)
                     return
         except asyncio.CancelledError:
             await to_the_end(self._leave(task))
             raise
+        except (RedisUnavailable, OSError, Unreadable) as error:
+            log.warning(_TRIED_AGAIN, extra={"batch": task.batch_id, "task": task.name, "reason": str(error)})
+            await self._try_later(task)
         except Exception:
-            log.exception("a task of a batch failed; it is tried again", extra={"batch": task.batch_id})
-            # Its lease runs out by itself, so that a failure that stays is not repeated at once.
+            log.exception(_TRIED_AGAIN, extra={"batch": task.batch_id, "task": task.name})
+            await self._try_later(task)
         finally:
             renewing.cancel()
             del self._left[task]
@@ -124,27 +142,42 @@ class BatchRunner:
         if task.name == VALIDATE:
             await self._validate(task, batch)
         elif task.name == FINALIZE:
-            await self._finalize(task, batch)
+            await self._finalizer.finalize(task, batch)
         else:
-            await self._ask_chunk(task, batch, lease)
+            try:
+                await self._ask_chunk(task, batch, lease)
+            except LOST_FOR_GOOD as error:
+                log.error("lines of a batch are damaged", extra={"batch": batch.id, "reason": str(error)})
+                if (now := await self._store.get(batch.id)) is not None:
+                    await self._until_answered(now, lambda: self._store.commit_lines(task, now, UNREAD.encode(), 0, 0))
+
+    async def _try_later(self, task: Task) -> None:
+        """Lets the task's lease run out by itself, so that a failure that stays is not repeated at once.
+
+        That has an end: chunks are left out when the batch's window is over, and then the last task is given up.
+        """
+        if task.name == FINALIZE:
+            with suppress(RedisUnavailable, FilesChanged):
+                await self._finalizer.give_up(task)
 
     async def _leave(self, task: Task) -> None:
         with suppress(RedisUnavailable):
             await self._store.release(task)
 
     async def _validate(self, task: Task, batch: Batch) -> None:
-        def check(file: FileRecord) -> Checked:
+        def check(file: FileRecord) -> tuple[Checked, str]:
             lines = numbered_lines(self._files.objects, file.object_name, 0, file.bytes)
-            return check_lines(lines, file.bytes, batch.endpoint)
+            return check_lines(lines, file.bytes, batch.endpoint), file.object_name
 
         try:
-            checked = await self._read_input(batch, check)
-        except (FileNotFoundError, DamagedObject):
-            checked = Checked([], 0, [_UNREADABLE])
+            checked, name = await self._read_input(batch, check)
+        except LOST_FOR_GOOD as error:
+            log.error("the input file of a batch is damaged", extra={"batch": batch.id, "reason": str(error)})
+            checked, name = Checked([], [], 0, [_UNREADABLE]), ""
         if checked.problems:
-            await self._until_answered(lambda: self._store.commit_invalid(task, batch, checked.problems))
+            await self._until_answered(batch, lambda: self._store.commit_failed(task, batch, checked.problems))
         else:
-            await self._until_answered(lambda: self._store.commit_valid(task, batch, checked.places, checked.lines))
+            await self._until_answered(batch, lambda: self._store.commit_valid(task, batch, checked, name))
 
     async def _read_input(self, batch: Batch, read: Callable[[FileRecord], T]) -> T:
         """What `read` makes of the input file. Raises what that raises, FileNotFoundError if there is no file."""
@@ -156,7 +189,8 @@ class BatchRunner:
         raise FileNotFoundError(batch.input_file_id)
 
     async def _input_file(self, batch: Batch) -> FileRecord | None:
-        return await self._until_answered(lambda: self._files.get_even_expired(batch.owner, batch.input_file_id))
+        get = partial(self._files.get_even_expired, batch.owner, batch.input_file_id)
+        return await self._until_answered(batch, get)
 
     async def _read_chunk(self, task: Task, batch: Batch) -> list[InputLine]:
         objects, number = self._files.objects, int(task.name)
@@ -198,26 +232,26 @@ class BatchRunner:
 
     async def _read_again(self, task: Task, batch: Batch) -> tuple[Batch, set[str]]:
         """The batch as it is now, and the custom ids of a chunk's lines whose users were forgotten."""
-        current = await self._until_answered(lambda: self._store.get(batch.id))
+        current = await self._until_answered(batch, lambda: self._store.get(batch.id))
         batch = current or batch
         return batch, {line.custom_id for line in await self._read_chunk(task, batch) if line.forgotten}
 
     async def _commit_chunk(self, task: Task, batch: Batch, outputs: list[OutputLine]) -> None:
         write = partial(write_part, self._files.objects, task.name, task.batch_id, outputs)
-        part = await self._until_answered(lambda: asyncio.to_thread(write))
+        part = await self._until_answered(batch, lambda: asyncio.to_thread(write))
         completed = sum(output.succeeded for output in outputs)
         failed = len(outputs) - completed - sum(output.error in _NOT_ASKED for output in outputs)
         try:
             commit = partial(self._store.commit_lines, task, batch, part.encode(), completed, failed)
-            committed = await self._until_answered(commit)
+            committed = await self._until_answered(batch, commit)
         except FilesChanged:
-            await asyncio.to_thread(self._files.objects.remove, part.name)
+            await self._finalizer.discard([part.name])
             raise
         if committed:
             self._metrics.batch_lines["completed",].inc(completed)
             self._metrics.batch_lines["failed",].inc(failed)
         else:
-            await asyncio.to_thread(self._files.objects.remove, part.name)
+            await self._finalizer.discard([part.name])
 
     async def _ask(self, task: Task, line: InputLine, batch: Batch) -> OutputLine:
         try:
@@ -234,57 +268,6 @@ class BatchRunner:
             self._left[task] -= 1
             self._room.set()
 
-    async def _finalize(self, task: Task, batch: Batch) -> None:
-        parts = await self._until_answered(lambda: self._store.parts(batch.id))
-        file = await self._input_file(batch)
-        input_name = file.object_name if file is not None else object_name(batch.input_file_id)
-        output, written = BatchOutput(self._files.objects, batch, input_name, parts), dict[str, FileRecord]()
-        status, committed = batch.stop or "completed", False
-        try:
-            await self._write_output(output, written)
-            commit = partial(self._store.commit_output, task, batch, status, written)
-            committed = await self._until_answered(commit)
-        except (FileNotFoundError, FilesChanged):
-            await self._discard(written)
-            if await self._store.changes(batch.id) > batch.changes:
-                raise FilesChanged from None
-            raise
-        if not committed:
-            await self._discard(written)
-            return
-        if batch.stop:
-            self._metrics.batch_lines[batch.stop,].inc(batch.total - batch.completed - batch.failed)
-        for name in output.part_names:
-            await asyncio.to_thread(self._files.objects.remove, name)
-
-    async def _write_output(self, output: BatchOutput, written: dict[str, FileRecord]) -> None:
-        """Writes the files of a batch; adds each to `written`, by the field of the batch that names it."""
-        batch, now = output.batch, int(time.time())
-        if not self._asker.has_team(batch):
-            return  # a later team of the same name would get them
-        for kind, content in (("output", output.answers), ("error", output.errors)):
-            file_id = new_file_id()
-            name = new_name(object_name(file_id))
-            if not (size := await self._files.write(name, content())):
-                await self._files.discard(name)
-                continue
-            filename = sealed_filename(file_id, f"{batch.id}_{kind}.jsonl")
-            expires_at = now + batch.output_ttl_s
-            record = FileRecord(file_id, size, now, filename, "batch_output", expires_at, stored_as=name)
-            written[f"{kind}_file_id"] = record
-
-    async def _discard(self, files: dict[str, FileRecord]) -> None:
-        for file in files.values():
-            await self._files.discard(file.object_name)
-
-    async def _until_answered(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What Redis or the store of objects answers, whenever that is: the work is done, and would have to be done
-        again by whoever takes the task next."""
-        while True:
-            try:
-                return await call()
-            except RedisUnavailable:
-                pass  # its store logs that
-            except OSError as error:
-                log.warning("answers of a batch cannot be written; trying again", extra={"error": str(error)})
-            await asyncio.sleep(self._store.lease_s / RENEWALS)
+    async def _until_answered(self, batch: Batch, call: Callable[[], Awaitable[T]]) -> T:
+        """What Redis or the store of objects answers, as long as there is time for a chunk of this batch."""
+        return await until_answered(call, self._store.lease_s / RENEWALS, batch.retries_end(""))

@@ -106,25 +106,26 @@ redis.call('ZADD', todo, 'XX', 0, ARGV[1])
 return 1
 """
 
-# ARGV: holder, changes, places of the chunks in the file, number of lines, then the names of the chunks.
+# ARGV: holder, changes, places of the chunks in the file, number of lines, checksums of the chunks, the object that has
+# them, then the names of the chunks.
 COMMIT_VALID = f"""{_COMMON}
 if not holds('validate', ARGV[1]) then return 0 end
 if changed(ARGV[2]) then return -1 end
 done('validate')
-set('places', ARGV[3], 'total', ARGV[4])
+set('places', ARGV[3], 'total', ARGV[4], 'checksums', ARGV[5], 'checked', ARGV[6])
 if stopped() ~= '' then return 1 end
 set('status', 'in_progress', 'in_progress_at', second)
-for index = 5, #ARGV do redis.call('ZADD', todo, 0, ARGV[index]) end
+for index = 7, #ARGV do redis.call('ZADD', todo, 0, ARGV[index]) end
 return 1
 """
 
-# ARGV: holder, changes, errors, id, seconds to keep the batch.
-COMMIT_INVALID = f"""{_COMMON}
-if not holds('validate', ARGV[1]) then return 0 end
-if changed(ARGV[2]) then return -1 end
-set('status', 'failed', 'failed_at', second, 'errors', ARGV[3])
-close(ARGV[4])
-redis.call('EXPIRE', batch, ARGV[5])
+# ARGV: task, holder, changes, errors, id, seconds to keep the batch.
+COMMIT_FAILED = f"""{_COMMON}
+if not holds(ARGV[1], ARGV[2]) then return 0 end
+if changed(ARGV[3]) then return -1 end
+set('status', 'failed', 'failed_at', second, 'errors', ARGV[4])
+close(ARGV[5])
+redis.call('EXPIRE', batch, ARGV[6])
 return 1
 """
 
@@ -142,13 +143,19 @@ return 1
 """
 
 # KEYS also: the owner's files and their sizes, and the owners. ARGV: holder, id, owner, seconds to keep the batch,
-# status, changes, then for each output file: the field that names it, its id, its record, its bytes.
+# status, changes, errors, answers that are lost, then for each output file: the field that names it, its id, its
+# record, its bytes.
 COMMIT_OUTPUT = f"""{_COMMON}
-if ARGV[7] and redis.call('HGET', batch, ARGV[7]) == ARGV[8] then return 1 end -- the reply was lost
+if ARGV[9] and redis.call('HGET', batch, ARGV[9]) == ARGV[10] then return 1 end -- the reply was lost
 if not holds('finalize', ARGV[1]) then return 0 end
 if changed(ARGV[6]) then return -1 end
 set('status', ARGV[5], ARGV[5] .. '_at', second)
-for index = 7, #ARGV, 4 do
+if ARGV[7] ~= '' then set('errors', ARGV[7]) end
+if ARGV[8] ~= '0' then
+  redis.call('HINCRBY', batch, 'completed', -ARGV[8])
+  redis.call('HINCRBY', batch, 'failed', ARGV[8])
+end
+for index = 9, #ARGV, 4 do
   set(ARGV[index], ARGV[index + 1])
   redis.call('HSET', KEYS[6], ARGV[index + 1], ARGV[index + 2])
   redis.call('HSET', KEYS[7], ARGV[index + 1], ARGV[index + 3])

@@ -1,16 +1,13 @@
 """The engine: streams in, tokens out, one forward pass over all of them at a time."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Sequence_
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from deployments.common.messages import (
     Add,
@@ -29,9 +26,9 @@ from deployments.engine.compilations import Compilations
 from deployments.engine.drafter import Drafter
 from deployments.engine.drafts import Draft
 from deployments.engine.grammar import GrammarCompiler, GrammarError, Mask, Matcher
-from deployments.engine.logprobs import next_token_logprobs
-from deployments.engine.model import Chunk, PagedModel, stop_token_ids
+from deployments.engine.model import Chunk, Interrupted, PagedModel, stop_token_ids
 from deployments.engine.pace import StepPace
+from deployments.engine.protocol import nobody
 from deployments.engine.sampler import Row, Sampled, sample
 from deployments.engine.sampling_state import SamplingState
 from deployments.engine.scheduler import Scheduler, Work
@@ -43,6 +40,8 @@ _PROBING_S = 0.2
 _MIN_PREFILL_SAMPLE = 64
 """Minimum prompt tokens in a step for the step to count in the prefill speed."""
 _PREFILL_SPEED_WEIGHT = 0.2
+_MAX_INTERRUPTIONS = 8
+"""In a row. However often people ask, batch work goes on in the end."""
 
 
 class Engine:
@@ -68,7 +67,7 @@ class Engine:
         self._masker = ThreadPoolExecutor(1, "mask")
         """Computes masks beside the forward pass."""
         self._refused: dict[int, TokenBatch] = {}
-        self._arrivals = self._decoded_tokens = 0
+        self._arrivals = self._decoded_tokens = self._interruptions = 0
         self._decode_rate = self._prefill_rate = 0.0
 
     @property
@@ -163,8 +162,8 @@ class Engine:
         del self._sequences[sequence.number]
         self._scheduler.remove(sequence)
 
-    def step(self) -> StepResult:
-        """Runs one forward pass over the batch and returns what it generated."""
+    def step(self, people_wait: Callable[[], bool] = nobody) -> StepResult:
+        """Runs one forward pass over the batch and returns what it generated. people_wait: as SteppedEngine says."""
         self._add_compiled()
         batches, self._refused = self._refused, {}
         started = time.perf_counter()
@@ -175,27 +174,37 @@ class Engine:
             batches[sequence.number] = TokenBatch([], "overloaded")
         self._scheduler.starved.clear()
         if plan:
-            self._compute(plan, batches, started)
+            self._compute(plan, batches, started, people_wait)
         return self.result(batches)
 
     def result(self, batches: dict[int, TokenBatch]) -> StepResult:
         return StepResult(batches, self.load, self.next_tokens)
 
-    def _compute(self, plan: list[Work], batches: dict[int, TokenBatch], started: float) -> None:
+    def _compute(
+        self, plan: list[Work], batches: dict[int, TokenBatch], started: float, people_wait: Callable[[], bool]
+    ) -> None:
         chunks = [_chunk(work) for work in plan]
         masks = {
             work.sequence.number: self._masker.submit(work.sequence.matcher.masks, work.guesses)
             for work in plan
             if work.samples and work.sequence.matcher is not None
         }
-        logits = self._model.forward(chunks)
+        gives_way = self._interruptions < _MAX_INTERRUPTIONS and all(work.is_batch for work in plan)
+        try:
+            logits = self._model.forward(chunks, people_wait if gives_way else None)
+        except Interrupted:
+            self._interruptions += 1
+            wait(masks.values())  # the grammars are at the same places in the next step
+            return
+        if any(work.is_batch for work in plan):
+            self._interruptions = 0
         rows: list[Row] = []
         kept: list[int] = []
         end = 0
         for work, chunk in zip(plan, chunks, strict=True):
             end += chunk.rows
             if work.sequence.reports_prompt:
-                _report_prompt(work, logits[end - chunk.rows : end])
+                work.sequence.report_prompt(work.count, logits[end - chunk.rows : end])
             if work.samples:
                 own = self._rows(work, masks.get(work.sequence.number), batches)
                 rows += own
@@ -274,21 +283,6 @@ def _chunk(work: Work) -> Chunk:
     sequence = work.sequence
     tokens = [*sequence.tokens[sequence.computed : sequence.computed + work.count], *work.guesses]
     return Chunk(tokens, sequence.computed, sequence.table, work.rows)
-
-
-def _report_prompt(work: Work, logits: npt.NDArray[np.float32]) -> None:
-    """Appends the log probabilities of the prompt's tokens that these rows of logits are before.
-
-    After a preemption some rows are computed again.
-    """
-    sequence = work.sequence
-    first = len(sequence.prompt_logprobs) - sequence.computed
-    if first >= 0:
-        tokens = sequence.tokens[
-            sequence.computed + first + 1 : min(sequence.computed + work.count + 1, sequence.prompt_length)
-        ]
-        top = sequence.request.sampling.top_logprobs or 0
-        sequence.prompt_logprobs += next_token_logprobs(logits[first : first + len(tokens)], tokens, top)
 
 
 def _follow(matcher: Matcher, token: int) -> tuple[StreamFinish, str]:

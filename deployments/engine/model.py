@@ -5,7 +5,7 @@ OpenVINO is imported inside the functions: affinity must be set before it loads,
 
 import ctypes
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -28,6 +28,12 @@ _MADV_DONTNEED = 4
 _WEIGHTS_FILE = "openvino_model.bin"
 _LOGIT_ROWS = "logit_rows"
 _CACHES = ("key_cache", "value_cache")
+_LOOK_MS = 4
+"""Between two questions whether an inference is to be ended."""
+
+
+class Interrupted(Exception):
+    """A forward pass was ended before its results were there. The same pass may be computed later."""
 
 
 def config_for(
@@ -107,10 +113,12 @@ class PagedModel:
             for graph in self._graphs:
                 graph.set_cache(name, tensor)
 
-    def forward(self, chunks: Sequence[Chunk]) -> npt.NDArray[np.float32]:
+    def forward(self, chunks: Sequence[Chunk], interrupt: Callable[[], bool] | None = None) -> npt.NDArray[np.float32]:
         """Computes these tokens, writes their keys and values into the KV cache, and returns the logits.
 
         Shape [rows of all chunks, vocabulary]. The array is valid until the next call, and may be written to.
+        interrupt: asked every few milliseconds; when it is true, the pass ends within one operation of the graph and
+        raises Interrupted.
         """
         lengths = [len(chunk.tokens) for chunk in chunks]
         ends = list(accumulate(lengths))
@@ -136,7 +144,7 @@ class PagedModel:
         graph.set("max_context_len", max(chunk.past + len(chunk.tokens) for chunk in chunks), np.int32)
         # No rows at all would be an empty multiplication.
         graph.set(_LOGIT_ROWS, rows or [0], np.int64)
-        return graph.infer().reshape(-1, self.vocabulary)[: len(rows)]
+        return graph.infer(interrupt).reshape(-1, self.vocabulary)[: len(rows)]
 
     @property
     def multiplications(self) -> str:
@@ -191,11 +199,28 @@ class _Graph:
             self._inputs[name] = array
             self._request.set_tensor(name, self._tensor(array, shared_memory=True))
 
-    def infer(self) -> npt.NDArray[np.float32]:
-        """The logits, in memory that the next inference writes to."""
-        self._request.infer()
+    def infer(self, interrupt: Callable[[], bool] | None) -> npt.NDArray[np.float32]:
+        """The logits, in memory that the next inference writes to. Raises Interrupted."""
+        if interrupt is None:
+            self._request.infer()
+        else:
+            self._infer_until(interrupt)
         logits: npt.NDArray[np.float32] = self._request.get_output_tensor(0).data
         return logits
+
+    def _infer_until(self, interrupt: Callable[[], bool]) -> None:
+        cancelled = False
+        self._request.start_async()
+        try:
+            while not self._request.wait_for(_LOOK_MS):
+                if not cancelled and interrupt():
+                    self._request.cancel()
+                    cancelled = True
+            self._request.wait()  # raises what went wrong
+        except RuntimeError:
+            if not cancelled:
+                raise
+            raise Interrupted from None
 
     @property
     def multiplications(self) -> str:

@@ -1,8 +1,14 @@
 """What the engine process asks of an engine, so that another one can take its place."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from deployments.common.messages import Add, Cancel, EngineLoad, StepResult, TokenBatch
+
+
+def nobody() -> bool:
+    """For a step that nothing ends early."""
+    return False
 
 
 class SteppedEngine(Protocol):
@@ -30,8 +36,12 @@ class SteppedEngine(Protocol):
     def cancel(self, message: Cancel) -> None:
         """Ends a stream that nobody reads. Does nothing if it has ended."""
 
-    def step(self) -> StepResult:
-        """Runs one forward pass, and returns what each stream got from it."""
+    def step(self, people_wait: Callable[[], bool] = nobody) -> StepResult:
+        """Runs one forward pass, and returns what each stream got from it.
+
+        people_wait: asked while a pass runs that is for batch work alone; true ends that pass, and no stream gets
+        anything from it.
+        """
 
     def result(self, batches: dict[int, TokenBatch]) -> StepResult:
         """These batches, and what the replica should know of the next step."""

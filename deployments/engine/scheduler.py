@@ -40,6 +40,11 @@ class Work:
         return self.count if self.sequence.reports_prompt else self.samples + len(self.guesses)
 
     @property
+    def is_batch(self) -> bool:
+        """Whether nobody waits for it."""
+        return self.sequence.request.priority > 0
+
+    @property
     def decodes(self) -> bool:
         """Whether it computes one token of the text alone, as a running stream does."""
         return self.count == 1 and self.samples

@@ -1,9 +1,13 @@
 """A sequence that the engine computes: its tokens, its KV blocks, and how far it is."""
 
+import numpy as np
+import numpy.typing as npt
+
 from deployments.common.messages import EngineRequest, TokenLogprobs
 from deployments.common.prefix import BLOCK_TOKENS, BlockKeys
 from deployments.engine.drafts import Draft
 from deployments.engine.grammar import Matcher
+from deployments.engine.logprobs import next_token_logprobs
 from deployments.engine.sampling_state import SamplingState
 
 
@@ -61,6 +65,15 @@ class Sequence:
     def reports_prompt(self) -> bool:
         """Whether log probabilities of the prompt are still to compute."""
         return self.request.prompt_logprobs and len(self.prompt_logprobs) < self.prompt_length - 1
+
+    def report_prompt(self, count: int, logits: npt.NDArray[np.float32]) -> None:
+        """Appends the log probabilities of the prompt's tokens that these rows of logits are before, the last ones of
+        `count` computed tokens. After a preemption some rows are computed again."""
+        first = len(self.prompt_logprobs) - self.computed
+        if first >= 0:
+            tokens = self.tokens[self.computed + first + 1 : min(self.computed + count + 1, self.prompt_length)]
+            top = self.request.sampling.top_logprobs or 0
+            self.prompt_logprobs += next_token_logprobs(logits[first : first + len(tokens)], tokens, top)
 
     @property
     def generated(self) -> int:

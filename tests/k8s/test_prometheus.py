@@ -106,7 +106,11 @@ def load(dray: Dray) -> Iterator[None]:
 def test_every_panel_has_data_of_a_dray_under_load(another: Dray, tmp_path: Path) -> None:
     models = json.dumps([{"name": MODEL}, {"name": "auto", "route": [{"to": MODEL}]}])
     started = another.run(
-        "up", "--detach", DRAY_MODELS=models, DRAY_MODEL__MAX_REPLICAS="2", DRAY_MODEL__CORES_PER_REPLICA="1"
+        *("up", "--detach"),
+        timeout=600,
+        DRAY_MODELS=models,
+        DRAY_MODEL__MAX_REPLICAS="2",
+        DRAY_MODEL__CORES_PER_REPLICA="1",
     )
     assert started.returncode == 0, started.stderr
     empty = {title: expanded(expression) for title, expression in dashboard().items()}

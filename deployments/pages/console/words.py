@@ -230,7 +230,7 @@ TEXTS = {
     "batch_is_in_progress": ("in progress", "进行中"),
     "batch_is_finalizing": ("writing the answers", "写入结果中"),
     "batch_is_completed": ("completed", "已完成"),
-    "batch_is_failed": ("file refused", "文件被拒绝"),
+    "batch_is_failed": ("failed", "失败"),
     "batch_is_expired": ("expired", "已过期"),
     "batch_is_cancelling": ("being cancelled", "取消中"),
     "batch_is_cancelled": ("cancelled", "已取消"),

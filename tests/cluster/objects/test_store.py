@@ -1,9 +1,6 @@
 """Objects in a folder and in a bucket: the same, seen from outside."""
 
 import base64
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +9,9 @@ import pytest
 from cluster.models.bucket_url import BucketUrlError
 from cluster.objects.folder import FolderStore
 from cluster.objects.sealed import SealedStore
-from cluster.objects.store import ObjectStore, blocks, numbered_lines, object_store
-from cluster.ports import free_port
+from cluster.objects.store import DamagedObject, ObjectStore, blocks, numbered_lines, object_store
 from cluster.settings import PRIVACY_KEYS, Settings
-from tests.conftest import wait_for
+from tests.cluster.objects.buckets import bucket
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -23,40 +19,10 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "folder":
         yield FolderStore(tmp_path / "objects")
         return
-    for package in ("obstore", "moto"):
-        pytest.importorskip(package, reason="needs the extras `buckets` and `test`")
-    import boto3
-    from botocore.exceptions import BotoCoreError
-
-    port = free_port()
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "id",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-    }.items():
-        monkeypatch.setenv(name, value)
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            client = boto3.client("s3", region_name="us-east-1")
-
-            def created() -> bool:
-                try:
-                    client.create_bucket(Bucket="ours")
-                except BotoCoreError:
-                    return False
-                return True
-
-            wait_for(created, 60)
-            settings = Settings(batches={"url": "s3://ours/night/batches"})
-            chosen = object_store(settings, tmp_path)
-            assert chosen is not None and not list(tmp_path.iterdir())
-            yield chosen
-        finally:
-            server.terminate()
+    with bucket(monkeypatch) as ours:
+        chosen = object_store(Settings(batches={"url": ours.url}), tmp_path)
+        assert chosen is not None and not list(tmp_path.iterdir())
+        yield chosen
 
 
 def test_objects_are_written_read_listed_and_removed(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,14 +36,20 @@ def test_objects_are_written_read_listed_and_removed(store: ObjectStore, monkeyp
     assert store.read("files/large", 5, 5) == b""
     assert b"".join(blocks(store, "files/large", 7, 12_000_000)) == b"".join(content)[7:]
     assert [*numbered_lines(store, "files/small", 0, 13)] == [(0, b"one"), (4, b"two"), (8, b"three")]
+    assert store.write("files/copy", blocks(store, "files/large", 0, 12_000_000)) == 12_000_000, "of another object"
+    assert b"".join(blocks(store, "files/copy", 0, 12_000_000)) == b"".join(content)
+    store.remove("files/copy")
     store.write("files/small", [b"new"])
     assert store.read("files/small", 0, 3) == b"new"
     for _ in range(2):
         store.remove("files/small")
     with pytest.raises(FileNotFoundError):
         store.read("files/small", 0, 3)
-    with pytest.raises(OSError, match=r"ends|Range"):
-        [*blocks(store, "parts/p", 0, 2)]
+    for start, end in ((0, 2), (1, 2), (50, 90)):
+        with pytest.raises(DamagedObject, match="cut off"):
+            [*blocks(store, "parts/p", start, end)]
+    with pytest.raises(FileNotFoundError):
+        [*blocks(store, "parts/q", 0, 2)]
     assert store.names("none") == []
     sealed = store if isinstance(store, SealedStore) else SealedStore(store)
     monkeypatch.setenv(PRIVACY_KEYS, base64.b64encode(bytes(32)).decode())
@@ -100,3 +72,14 @@ def test_a_wrong_address_is_refused_and_several_machines_share_no_folder(tmp_pat
     with pytest.raises(BucketUrlError):
         object_store(Settings(batches={"url": "s3://ours"}), tmp_path)
     assert object_store(Settings(cluster={"head": True}), tmp_path) is None
+
+
+def test_a_bucket_that_is_away_is_no_damage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with bucket(monkeypatch) as ours:
+        store = object_store(Settings(batches={"url": ours.url}), tmp_path)
+        assert store is not None
+        store.write("files/a", [b"one"])
+        ours.stop()
+        with pytest.raises(OSError, match="s3://") as away:
+            store.read("files/a", 0, 3)
+        assert not isinstance(away.value, (FileNotFoundError, DamagedObject))

@@ -165,11 +165,11 @@ def test_a_file_that_was_changed_on_the_disk_is_an_error_and_fails_its_batch(
             paths = [tmp_path / "batches" / "files" / f"{made.id}-sealed" for made in (file, other)]
             whole = paths[0].read_bytes()
             for changed, code in (
-                (b"x" + whole[1:], "file_unreadable"),
+                (b"x" + whole[1:], "file_damaged"),
                 (whole[:-1] + bytes([whole[-1] ^ 1]), "file_damaged"),
                 (whole[: 65_536 + OVERHEAD], "file_damaged"),
                 (paths[1].read_bytes(), "file_damaged"),
-                (asked(1200, "forged"), "file_unreadable"),
+                (asked(1200, "forged"), "file_damaged"),
             ):
                 paths[0].write_bytes(changed)
                 with pytest.raises(openai.InternalServerError) as refused:
@@ -181,7 +181,7 @@ def test_a_file_that_was_changed_on_the_disk_is_an_error_and_fails_its_batch(
             )
             batch = await ended(client, batch)
             assert batch.status == "failed" and batch.errors is not None and batch.errors.data
-            assert batch.errors.data[0].code == "file_unreadable"
+            assert batch.errors.data[0].code == "file_damaged"
             assert (await client.files.content(other.id)).content == asked(1200, "bob")
 
     asyncio.run(work())

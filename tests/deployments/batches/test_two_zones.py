@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from cluster.ports import free_port
+from cluster.records.batches import batch_key
 from cluster.redis_server import Listen, OwnRedis
 from deployments import router
 from deployments.routing import heartbeat
@@ -60,5 +61,26 @@ def test_a_batch_waits_for_the_zone_that_has_its_file(
             batch = await ended(other, batch)
             assert batch.status == "completed" and batch.request_counts is not None
             assert batch.request_counts.completed == 40
+
+    asyncio.run(work())
+
+
+def test_a_batch_whose_zone_stays_away_ends_when_its_time_is_over(
+    server: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(heartbeat, "_INTERVAL_S", heartbeat.MIN_INTERVAL_S)
+
+    async def work() -> None:
+        monkeypatch.setattr(router, "cluster_id", lambda: "a")
+        async with batch_router(server, monkeypatch, tmp_path / "a") as (first, client):
+            first.router._batches._runner._closed = True
+            batch = await submit(client, jsonl(line("z")))
+            monkeypatch.setattr(router, "cluster_id", lambda: "b")
+            async with batch_router(server, monkeypatch, tmp_path / "b") as (second, other):
+                await until(lambda: second.router._batches._files.has_neighbours)
+                assert not await second.router._batches._runner._take()
+                key = batch_key("batch", batch.id)
+                await second.router._teams.execute("HSET", key, "created_at", 1000, "expires_at", 2000)
+                assert (await ended(other, batch)).status == "expired"
 
     asyncio.run(work())
