@@ -27,6 +27,10 @@ wait $$pip || { cat .pip.log; rm .pip.log; exit 1; }; \
 awk '/^Successfully installed/ { print "   installed " NF - 2 " packages" }' .pip.log; rm .pip.log
 endef
 
+# Tests start hundreds of processes. Where the environment forbids Python to keep compiled modules, each would compile anew
+# what it imports of Dray.
+test coverage test-slow chaos: export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: up down bench docs test coverage test-slow chaos test-export lint constraints image clean
 
 up: $(VENV)/.serving

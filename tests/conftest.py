@@ -26,6 +26,7 @@ from cluster.models.folder import ServedModel, open_model
 from cluster.ports import free_port
 from cluster.redis_server import OwnRedis
 from cluster.settings import ModelSettings, default_models_dir
+from tests.forked import forked_commands
 from tests.judges.judge import JudgedTransport
 
 MODEL = "dray-demo"
@@ -127,7 +128,12 @@ class Dray:
         }
 
     def run(self, *arguments: str, timeout: float = 120, **extra: str) -> subprocess.CompletedProcess[str]:
-        """Runs `dray` with these arguments and waits until it ends. extra: environment variables."""
+        """Runs `dray` with these arguments and waits until it ends. extra: environment variables.
+
+        What starts, changes or ends a Dray runs in a new interpreter; the others do so in tests/service/test_guides.py.
+        """
+        if arguments[0] not in ("up", "deploy", "down"):
+            return forked_commands().run(*arguments, env=self.environment | extra, cwd=self.folder, timeout=timeout)
         return subprocess.run(
             self.command(*arguments),
             env=self.environment | extra,

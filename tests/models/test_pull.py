@@ -1,4 +1,8 @@
-"""`dray models pull` from stand-ins of both hubs: complete, verified and atomic, whatever fails."""
+"""`dray models pull` from stand-ins of both hubs: complete, verified and atomic, whatever fails.
+
+Most commands are forked from a process that has imported the hubs' clients; the first pull of each hub, one onto a full
+disk and `dray up` run in new interpreters.
+"""
 
 import json
 import os
@@ -16,6 +20,7 @@ import pytest
 from cluster.models.fetch import exclusive
 from cluster.models.folder import BUNDLED_FOLDER
 from tests.conftest import wait_for
+from tests.forked import ForkedCommands
 from tests.models.hubs import COMMIT, TOKEN, Repository, StandIn, stand_in
 
 R1 = "deepseek-r1-distill-qwen-1.5b"
@@ -28,22 +33,21 @@ TOKENS = {"huggingface": "HF_TOKEN", "modelscope": "MODELSCOPE_API_TOKEN"}
 
 @dataclass
 class Machine:
-    """A user's machine: a home folder, and the hub that it reaches."""
+    """A user's machine: a home folder, the hub that it reaches, and what commands are forked from."""
 
     home: Path
     hub: str
     server: StandIn
+    commands: ForkedCommands
 
     @property
     def store(self) -> Path:
         return self.home / "models"
 
-    def dray(
-        self, *arguments: str, extra: dict[str, str] | None = None, before: Callable[[], None] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        """Runs `dray models ...`."""
+    @property
+    def environment(self) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("DRAY_", "HF_"))}
-        user = {
+        return clean | {
             "HOME": str(self.home),
             "DRAY_STATE_DIR": str(self.home / "s"),
             "DRAY_MODELS_DIR": str(self.store),
@@ -51,9 +55,16 @@ class Machine:
             VARIABLES[self.hub]: self.server.url,
             "COLUMNS": "200",
         }
+
+    def dray(self, *arguments: str, extra: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """Runs `dray models ...`."""
+        return self.commands.run("models", *arguments, env=self.environment | (extra or {}), timeout=240)
+
+    def new_dray(self, *arguments: str, before: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
+        """Runs `dray ...` in a new interpreter. before: called in its process."""
         return subprocess.run(
-            [sys.executable, "-m", "cluster.cli", "models", *arguments],
-            env=clean | user | (extra or {}),
+            [sys.executable, "-m", "cluster.cli", *arguments],
+            env=self.environment,
             capture_output=True,
             text=True,
             check=False,
@@ -73,10 +84,20 @@ class Machine:
         return sorted(folder.name for folder in self.store.glob("[!.]*")) if self.store.is_dir() else []
 
 
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
+    clients = ("huggingface_hub.file_download", "huggingface_hub.hf_api", "modelscope_hub.api")
+    # The clients read both when they are imported: where a user's token is, and what `dray` sets before.
+    environment = {"HOME": str(tmp_path_factory.mktemp("home")), "TQDM_DISABLE": "1"}
+    forking = ForkedCommands(clients, environment)
+    yield forking
+    forking.close()
+
+
 @pytest.fixture(params=["huggingface", "modelscope"])
-def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]:
+def machine(request: pytest.FixtureRequest, tmp_path: Path, commands: ForkedCommands) -> Iterator[Machine]:
     with stand_in(request.param) as server:
-        yield Machine(tmp_path, request.param, server)
+        yield Machine(tmp_path, request.param, server, commands)
 
 
 def is_bundled_model(folder: Path) -> bool:
@@ -91,7 +112,7 @@ def is_bundled_model(folder: Path) -> bool:
 def test_a_catalog_name_fetches_the_ready_made_model(machine: Machine) -> None:
     machine.server.repositories[R1_IR] = Repository.of(BUNDLED_FOLDER)
     machine.server.repositories[R1_IR].files["README.md"] = b"not needed"
-    done = machine.dray("pull", R1, "--keep-weights")
+    done = machine.new_dray("models", "pull", R1, "--keep-weights")
     assert done.returncode == 0, done.stderr
     folder = machine.store / f"{R1}-int8"
     assert machine.models() == [folder.name] and is_bundled_model(folder)
@@ -206,7 +227,7 @@ def test_a_full_disk_is_one_line_of_error_and_the_next_try_resumes(machine: Mach
         # A limit on file sizes makes writes fail as a full disk does.
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 
-    done = machine.dray("pull", R1, "--keep-weights", before=small_files_only)
+    done = machine.new_dray("models", "pull", R1, "--keep-weights", before=small_files_only)
     assert done.returncode == 1 and machine.models() == []
     assert "Traceback" not in done.stderr and "error: " in done.stderr
     assert machine.dray("pull", R1, "--keep-weights").returncode == 0
@@ -230,18 +251,7 @@ def test_missing_models_and_hubs_are_reported(machine: Machine) -> None:
 
 
 def test_up_with_a_model_that_cannot_be_fetched_leaves_nothing(machine: Machine) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "cluster.cli", "up", "--model", "OpenVINO/nothing-int8-ov", "--source", machine.hub],
-        env=os.environ
-        | {
-            VARIABLES[machine.hub]: machine.server.url,
-            "DRAY_MODELS_DIR": str(machine.store),
-            "DRAY_STATE_DIR": str(machine.home / "s"),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = machine.new_dray("up", "--model", "OpenVINO/nothing-int8-ov", "--source", machine.hub)
     assert done.returncode == 1 and "does not exist" in done.stderr
     assert machine.models() == [] and not (machine.home / "s").exists()
 

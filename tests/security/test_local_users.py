@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.forked import forked_commands
 from tests.security.test_private_files import NOBODY, as_nobody, as_root, shared
 
 __all__ = ["shared"]  # a fixture
@@ -25,9 +25,8 @@ COMMANDS = (
 
 
 def dray(*arguments: str, state_dir: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cluster.cli", *arguments, "--state-dir", str(state_dir)]
     environment = os.environ | {"RAY_AUTH_TOKEN": "0" * 64}  # otherwise `join` prompts for it
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return forked_commands().run(*arguments, "--state-dir", str(state_dir), env=environment, timeout=120)
 
 
 @pytest.fixture

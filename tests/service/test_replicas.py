@@ -2,14 +2,11 @@
 
 import os
 import random
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,8 +14,8 @@ import openai
 import psutil
 import pytest
 
-from cluster.ports import free_port
 from tests.conftest import MODEL, Dray, wait_for
+from tests.service.conftest import ENGINES, ROUTERS
 from tests.service.test_single_flight import routers
 
 QUESTION = "What is 345 times 678?"
@@ -26,21 +23,8 @@ SYSTEM = "You are a careful helper of a school's arithmetic class. " * 12
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[Dray]:
-    """A Dray with two routers, and two engine replicas of one core each."""
-    dray = Dray(Path(tempfile.mkdtemp(prefix="dray-t-")), free_port())
-    settings = {"DRAY_MODEL__REPLICAS": "2", "DRAY_MODEL__CORES_PER_REPLICA": "1", "DRAY_ROUTER__REPLICAS": "2"}
-    started = dray.run("up", "--detach", timeout=120, **settings)
-    assert started.returncode == 0, started.stdout + started.stderr
-    yield dray
-    stopped = dray.run("down")
-    shutil.rmtree(dray.folder, ignore_errors=True)
-    assert stopped.returncode == 0, stopped.stderr
-
-
-@pytest.fixture(scope="module")
-def pair_client(pair: Dray) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=pair.url, api_key="none", max_retries=2, timeout=120) as client:
+def several_client(several: Dray) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=several.url, api_key="none", max_retries=2, timeout=120) as client:
         yield client
 
 
@@ -62,7 +46,7 @@ def stream(client: openai.OpenAI, **more: Any) -> Iterator[str]:
             yield (getattr(choice.delta, "reasoning_content", None) or "") + (choice.delta.content or "")
 
 
-def test_a_conversation_returns_to_the_replica_that_has_cached_it(pair: Dray) -> None:
+def test_a_conversation_returns_to_the_replica_that_has_cached_it(several: Dray) -> None:
     def converse(name: str) -> list[int]:
         """The number of cached tokens of each turn."""
         messages: list[dict[str, str]] = [{"role": "system", "content": f"{name}. {SYSTEM}"}]
@@ -71,7 +55,7 @@ def test_a_conversation_returns_to_the_replica_that_has_cached_it(pair: Dray) ->
             messages.append({"role": "user", "content": f"What is {number} times 12?"})
             body = {"model": MODEL, "messages": messages, "max_tokens": 16, "temperature": 0.5}
             # A new connection for each turn: any router may get it.
-            answer = httpx.post(f"{pair.url}/chat/completions", json=body, timeout=60).json()
+            answer = httpx.post(f"{several.url}/chat/completions", json=body, timeout=60).json()
             cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
             messages.append({"role": "assistant", "content": "It is what it is."})
         return cached
@@ -86,14 +70,14 @@ def test_a_conversation_returns_to_the_replica_that_has_cached_it(pair: Dray) ->
     assert sum(tokens > 100 for tokens in later) >= 28, later
 
 
-def test_streams_survive_the_death_of_engines(pair: Dray, pair_client: openai.OpenAI) -> None:
-    check_streams_survive(pair, pair_client, kills=5, seed=1)
+def test_streams_survive_the_death_of_engines(several: Dray, several_client: openai.OpenAI) -> None:
+    check_streams_survive(several, several_client, kills=5, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_streams_survive_two_hundred_kills(pair: Dray, pair_client: openai.OpenAI) -> None:
-    check_streams_survive(pair, pair_client, kills=200, seed=2)
+def test_streams_survive_two_hundred_kills(several: Dray, several_client: openai.OpenAI) -> None:
+    check_streams_survive(several, several_client, kills=200, seed=2)
 
 
 def check_streams_survive(dray: Dray, client: openai.OpenAI, kills: int, seed: int) -> None:
@@ -116,7 +100,7 @@ def check_streams_survive(dray: Dray, client: openai.OpenAI, kills: int, seed: i
     try:
         chance = random.Random(seed)
         while killed < kills:
-            wait_for(lambda: len(engines(dray)) == 2, 90)
+            wait_for(lambda: len(engines(dray)) == ENGINES, 90)
             time.sleep(chance.uniform(0, 1))
             for engine in engines(dray)[:1] if chance.random() < 0.5 else engines(dray)[-1:]:
                 kill(engine, replica=chance.random() < 0.25)
@@ -127,6 +111,7 @@ def check_streams_survive(dray: Dray, client: openai.OpenAI, kills: int, seed: i
             thread.join(120)
     assert len(answers) > kills
     assert Counter(answers) == {undisturbed: len(answers)}
+    wait_for(lambda: len(engines(dray)) == ENGINES, 90)
 
 
 def kill(engine: psutil.Process, *, replica: bool) -> None:
@@ -138,9 +123,10 @@ def kill(engine: psutil.Process, *, replica: bool) -> None:
         return
 
 
-def test_a_killed_router_fails_no_later_request(pair: Dray, pair_client: openai.OpenAI) -> None:
-    running_routers = routers(pair)
-    assert len(running_routers) == 2
+def test_a_killed_router_fails_no_later_request(several: Dray, several_client: openai.OpenAI) -> None:
+    running_routers = routers(several)
+    assert len(running_routers) == ROUTERS
     os.kill(running_routers[0].pid, signal.SIGKILL)
     for _ in range(20):
-        assert "".join(stream(pair_client, max_tokens=4))
+        assert "".join(stream(several_client, max_tokens=4))
+    wait_for(lambda: len(routers(several)) == ROUTERS, 60)

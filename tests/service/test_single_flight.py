@@ -4,12 +4,8 @@ import asyncio
 import json
 import re
 import secrets
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,23 +13,9 @@ import psutil
 import pytest
 
 from cluster.client import metrics
-from cluster.ports import free_port
 from tests.conftest import MODEL, Dray, wait_for
+from tests.service.conftest import ROUTERS
 from tests.service.test_faults import redis_process
-
-ROUTERS = 3
-
-
-@pytest.fixture(scope="module")
-def several() -> Iterator[Dray]:
-    """A Dray with several routers."""
-    folder = Path(tempfile.mkdtemp(prefix="dray-t-"))
-    dray = Dray(folder, free_port())
-    started = dray.run("up", "--detach", DRAY_ROUTER__REPLICAS=str(ROUTERS), DRAY_LIMITS__MAX_QUEUED="1000")
-    assert started.returncode == 0, started.stderr
-    yield dray
-    dray.run("down")
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass
@@ -127,6 +109,7 @@ def routers(dray: Dray) -> list[psutil.Process]:
 
 
 def test_two_hundred_equal_requests_cost_one_generation(several: Dray) -> None:
+    wait_for(lambda: len(routers(several)) == ROUTERS, 60)
     body, before = long_request(1900), counts(several)
     answers = asyncio.run(ask_all(several, body, 200))
     assert all(answer.complete for answer in answers)
