@@ -37,7 +37,7 @@ def with_pages(**environment: str) -> Iterator[Dray]:
         started = dray.run("up", "--detach", timeout=_START_S, DRAY_PAGE="true", **environment)
         assert started.returncode == 0, started.stderr
         assert f"chat in the browser: {dray.root}/chat" in started.stdout
-        wait_for(lambda: httpx.get(f"{dray.root}/chat", follow_redirects=True).status_code == 200, _START_S)
+        wait_for(lambda: httpx.get(f"{dray.root}/chat", follow_redirects=True, timeout=_START_S).is_success, _START_S)
         yield dray
     finally:
         dray.run("down")
