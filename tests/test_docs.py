@@ -271,11 +271,32 @@ def test_the_two_readmes_say_the_same() -> None:
     def skeleton(text: str) -> tuple[list[str], ...]:
         code = "\n".join(re.findall(r"```(?:bash|yaml)\n(.*?)```", text, re.DOTALL))
         commands = [line.partition("    #")[0].rstrip() for line in code.splitlines()]
-        # Each shows the pages in its own language.
-        links = [link.replace(".zh.png", ".png") for link in re.findall(r"\]\(([^)]+)\)", text)]
+        links = [link.replace(".zh.", ".") for link in re.findall(r"\]\(([^)]+)\)", text)]
         links = [link for link in links if not link.startswith("README")]
         shapes = [match[0] for line in text.splitlines() if (match := re.match(r"#+|\||- \*\*", line))]
         return [re.sub(r" +# .*", "", command) for command in commands], links, shapes
 
     assert skeleton(READMES[0]) == skeleton(READMES[1])
     assert "](README.zh.md)" in READMES[0] and "](README.md)" in READMES[1]
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_readers_of_a_readme_find_every_guide_in_their_language(name: str) -> None:
+    """Who has only the README must get from it to each task."""
+    linked = set(re.findall(r"\]\((docs/[^)#]+\.(?:md|png))", (ROOT / name).read_text()))
+    guides = {str(page.relative_to(ROOT)) for page in (DOCS / "guides").glob("*.md")}
+    if name == "README.md":
+        assert linked >= {page for page in guides if ".zh." not in page}
+        assert not {page for page in linked if ".zh." in page}
+    else:
+        assert linked >= {page for page in guides if ".zh." in page}
+        in_chinese = {page: (ROOT / page).with_suffix("").with_suffix(f".zh{Path(page).suffix}") for page in linked}
+        assert not {page for page, chinese in in_chinese.items() if ".zh." not in page and chinese.exists()}
+
+
+@pytest.mark.parametrize("text", READMES, ids=["en", "zh"])
+def test_every_command_is_in_the_readme(text: str) -> None:
+    table = re.split(r"## (?:The command|命令)\n", text)[1].split("\n## ")[0]
+    cells = " ".join(row.split("|")[1] for row in table.splitlines() if row.startswith("| `"))
+    names = set(re.findall(r"[a-z][a-z0-9-]*", cells))
+    assert {name.split()[0] for name in commands(get_command(app))} <= names

@@ -48,6 +48,7 @@ def render_overlay(
         files = render(settings, source, previous)
     except KubernetesError as error:
         raise fail(str(error)) from None
+    secrets = os.path.relpath(source.parent / "secrets.sh")
     target.mkdir(parents=True, exist_ok=True)
     if base is None and not in_checkout():
         for name in ("base", "components"):
@@ -61,7 +62,14 @@ def render_overlay(
     if unlisted := [name for name in files if name not in (target / "kustomization.yaml").read_text()]:
         message = f"warning: {target}/kustomization.yaml does not list {', '.join(unlisted)}, which it needs; {_HOW}"
         err.print(message, highlight=False, soft_wrap=True)
-    out.print(f"{target}: {', '.join(files)}; kubectl apply -k {target}", highlight=False, soft_wrap=True)
+    namespace = settings.kubernetes.namespace
+    steps = (
+        f"{target}: {', '.join(files)}",
+        f"before the first time: kubectl create namespace {namespace} --dry-run=client -o yaml | kubectl apply -f -",
+        f"                       {secrets} {namespace} | kubectl apply -f -",
+        f"then:                  kubectl apply -k {target}",
+    )
+    out.print("\n".join(steps), highlight=False, soft_wrap=True)
 
 
 @app.command("chart", epilog="Example: dray k8s chart --settings dray.yaml --out chart && helm package chart")

@@ -240,11 +240,16 @@ const dray = (() => {
   }
   new MutationObserver(correct).observe(document.documentElement, { childList: true, subtree: true, attributeFilter: ["aria-label"] });
 
+  // Of a question that is being edited: Enter starts a new line there.
+  const SUBMIT = 0, CANCEL = 1;
   document.addEventListener("keydown", event => {
-    if (event.key !== "Escape" || event.isComposing) return;
+    if (event.isComposing) return;
+    const isSubmit = event.key === "Enter" && (event.ctrlKey || event.metaKey);
+    if (!isSubmit && event.key !== "Escape") return;
     const edited = event.target.closest?.("#chat .edit-textarea");
-    if (edited) edited.closest(".message-row").nextElementSibling.querySelectorAll("button")[1].click();
-    else document.querySelector("#question .stop-button")?.click();
+    const buttons = edited?.closest(".message-row").nextElementSibling.querySelectorAll("button");
+    if (buttons) buttons[isSubmit ? SUBMIT : CANCEL].click();
+    else if (!isSubmit) document.querySelector("#question .stop-button")?.click();
   });
 
   document.addEventListener("click", event => {
@@ -257,7 +262,7 @@ const dray = (() => {
     const rows = [...document.querySelectorAll(`#chat .message-row.${isUser ? "user" : "bot"}-row`)];
     const turn = turns().filter(turn => isUser || turn.answers?.length)[rows.indexOf(row)];
     const isEdited = row.querySelector(".edit-textarea"), index = [...panel.querySelectorAll("button")].indexOf(pressed);
-    if (isEdited) return;
+    if (isEdited) return void setTimeout(() => (index === SUBMIT ? focus() : panel.querySelectorAll("button")[1]?.focus()));
     if (index === 0) {
       // gradio would copy the thinking and the statistics too.
       event.stopImmediatePropagation();

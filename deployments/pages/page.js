@@ -55,5 +55,21 @@ const page = (() => {
     linkStatus();
   }
 
+  // Each key opens gradio's lists of choices, a moment later: when Tab had left one, it stayed open over the page. And Enter,
+  // which chooses, left the focus nowhere (gradio 6.31).
+  const UNHEARD = ["Tab", "Shift", "Control", "Alt", "Meta"];
+  function keepFocus(field) {
+    const unheard = event => event.stopPropagation();  // or gradio would open the list again
+    if (document.activeElement !== document.body) return;
+    document.addEventListener("focus", unheard, true);
+    field.focus();
+    document.removeEventListener("focus", unheard, true);
+  }
+  document.addEventListener("keydown", event => {
+    if (!event.target.matches?.("[role=combobox]")) return;
+    if (UNHEARD.includes(event.key)) event.stopPropagation();
+    if (event.key === "Enter") setTimeout(() => keepFocus(event.target));
+  }, true);
+
   return { language, locale, text, element, button, header, linkStatus };
 })();

@@ -1,53 +1,21 @@
 """The console as an administrator uses it, with the keyboard alone."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Dialog, Locator, Page, expect
+from playwright.sync_api import Dialog, Locator, Page, expect
 
-from tests.browser.conftest import Open, opener, with_pages
+from tests.browser.conftest import Locked, Open
 from tests.browser.test_chat_use import axe_script, serious, untranslated, without_focus_ring
-from tests.conftest import MODEL, Dray, logged, wait_for
+from tests.conftest import MODEL, logged, wait_for
 
 pytestmark = pytest.mark.slow
 
 SECTIONS = ("teams", "usage", "models", "requests", "batches", "answers", "errors")
 MAX_TABS = 200
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{alert(3)}}"
-
-
-@dataclass
-class Locked:
-    """A Dray with an admin key, and a team's key."""
-
-    dray: Dray
-    admin: str
-    team: str
-
-    def ask(self, question: str, key: str = "") -> httpx.Response:
-        body = {"model": MODEL, "messages": [{"role": "user", "content": question}], "temperature": 0}
-        headers = {"Authorization": f"Bearer {key or self.team}"}
-        return httpx.post(f"{self.dray.url}/chat/completions", json=body, headers=headers, timeout=60)
-
-
-@pytest.fixture(scope="module")
-def locked() -> Iterator[Locked]:
-    with with_pages(DRAY_STATUS_PAGE="admins") as dray:
-        assert dray.run("teams", "add", "support").returncode == 0
-        admin, team = (dray.run("keys", "create", owner).stdout.strip() for owner in ("--admin", "support"))
-        found = Locked(dray, admin, team)
-        wait_for(lambda: found.ask("What is 2 plus 2?").is_success)
-        yield found
-
-
-@pytest.fixture
-def visit_locked(locked: Locked, browser: Browser) -> Iterator[Open]:
-    with opener(locked.dray, browser) as open_page:
-        yield open_page
 
 
 def sign_in(page: Page, key: str) -> None:

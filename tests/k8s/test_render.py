@@ -1,5 +1,7 @@
 """`dray k8s render` with a user's own settings: the manifests that follow from them, and the settings it refuses."""
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,20 @@ def test_pods_follow_the_settings(tmp_path: Path) -> None:
     assert {"name": "serve", "containerPort": 9000} in pod["containers"][0]["ports"]
     assert group["resources"]["CPU"] == "4"
     assert pod["containers"][0]["resources"]["limits"]["cpu"] == "10"
+
+
+@pytest.mark.skipif(not shutil.which("openssl") or not shutil.which("kubectl"), reason="needs openssl and kubectl")
+@pytest.mark.parametrize("name", ["dray", "bots"])
+def test_it_says_what_to_apply_and_in_which_order(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    done = run(tmp_path, NAMED + CLAIM + f"  namespace: {name}\n")
+    lines = done.output.splitlines()[1:]
+    said = [line.split(": ")[-1].strip() for line in lines]
+    namespace = f"kubectl create namespace {name} --dry-run=client -o yaml | kubectl apply -f -"
+    assert said[:2] == [namespace, f"k8s/secrets.sh {name} | kubectl apply -f -"]
+    assert lines[2].split(maxsplit=1) == ["then:", f"kubectl apply -k {tmp_path / 'out'}"]
+    secrets = subprocess.run(said[1].split()[:2], capture_output=True, text=True, check=True).stdout
+    assert {document["metadata"]["namespace"] for document in yaml.safe_load_all(secrets) if document} == {name}
 
 
 def test_an_engines_pod_has_memory_for_all_its_parts() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import Dray, started_dray, wait_for
+from tests.conftest import MODEL, Dray, started_dray, wait_for
 from tests.models.smollm2 import smollm2_file
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +84,35 @@ def test_json_of_the_commands(dray: Dray, tmp_path: Path) -> None:
         printed = json.loads(dray.run(*name.split(), "--json", *(["--offline"] if name == "doctor" else [])).stdout)
         fields = printed[0] if isinstance(printed, list) else printed
         assert set(fields) <= set(re.findall(r"`(\w+)`", table[name])), name
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_readme_word_for_word(name: str, tmp_path: Path) -> None:
+    """What it says of curl, keys and wrong answers. The tutorial serves a GGUF file, and tests/k8s renders."""
+    blocks = commands(f"../{name}")
+    (curl,) = (block for block in blocks if block.startswith("curl"))
+    (keys,) = (block for block in blocks if "dray keys create" in block)
+    (answers,) = (block for block in blocks if "dray answers import" in block)
+    with started_dray() as dray:
+        asked = [run(dray, curl, tmp_path) for _ in range(2)]
+        assert [re.findall(r"x-dray-cache: (\w+)", answer, re.I) for answer in asked] == [["miss"], ["hit"]]
+        assert "23" in asked[0] and "12" in asked[0]
+        (key,) = re.findall(r"^dray-\S+$", run(dray, keys, tmp_path), re.M)
+        run(dray, answers, tmp_path)
+        wait_for(lambda: "9 to 18" in dray.run("run", "When is the office open?", "--key", key).stdout)
+        line = {"model": MODEL, "messages": [{"role": "user", "content": "What is 17 + 25?"}], "temperature": 0}
+        batch = [
+            {"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": line}
+            for number in range(20)
+        ]
+        (tmp_path / "requests.jsonl").write_text("\n".join(json.dumps(request) for request in batch))
+        submitted = dray.run("batch", "submit", str(tmp_path / "requests.jsonl"), "--key", key, "--json")
+        assert submitted.returncode == 0, submitted.stderr
+        number = json.loads(submitted.stdout)["id"]
+        wait_for(lambda: "completed" in dray.run("batch", "show", number, "--key", key).stdout, 120)
+        downloaded = dray.run("batch", "download", number, "--key", key).stdout
+        assert len([text for text in downloaded.splitlines() if "42" in text]) == 20
+        wait_for(lambda: "support" in dray.run("usage").stdout)
 
 
 @pytest.mark.slow
