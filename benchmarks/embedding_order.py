@@ -20,8 +20,8 @@ from benchmarks.service import report
 from cluster.models.folder import open_model
 from cluster.settings import ModelSettings
 from deployments.common.messages import EncoderInput
-from deployments.engine.encoder_batches import BATCH_SIZE, EncoderBatches
-from deployments.engine.encoder_model import EncoderModel
+from deployments.engine.encoder.batches import BATCH_SIZE, EncoderBatches
+from deployments.engine.encoder.model import EncoderModel
 
 _MEDIAN_TOKENS, _SIGMA = 60, 0.8
 

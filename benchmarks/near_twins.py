@@ -28,8 +28,8 @@ from cluster.models.folder import open_model
 from cluster.settings import ModelSettings
 from deployments.cache.equivalence import equivalent, meaning_of, normalize
 from deployments.common.messages import EncoderInput
-from deployments.engine.encoder_batches import EncoderBatches
-from deployments.engine.encoder_model import EncoderModel
+from deployments.engine.encoder.batches import EncoderBatches
+from deployments.engine.encoder.model import EncoderModel
 
 _WRITTEN = Path(__file__).with_name("questions")
 _THRESHOLDS = (0.7, 0.8, 0.85, 0.9, 0.95)

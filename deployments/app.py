@@ -5,7 +5,7 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from cluster.serve_config import ENGINE, ROUTER, EngineArgs
-from deployments.engine.encoder import EncoderReplica
+from deployments.engine.encoder.replica import EncoderReplica
 from deployments.engine.replica import EngineReplica
 from deployments.router import Router
 

@@ -1,7 +1,5 @@
 """Decides in each step which guesses to check, and keeps count of how they did."""
 
-from collections.abc import Sequence as Streams
-
 from deployments.engine.drafts import MAX_GUESSES, MAX_MATCH, CompletionStore, worthwhile
 from deployments.engine.grammar import GrammarError, Matcher
 from deployments.engine.pace import StepPace
@@ -21,7 +19,7 @@ class Drafter:
         self._pace = pace
         self._completions = CompletionStore(_STORED_TOKENS)
 
-    def guess(self, streams: Streams[Sequence]) -> dict[int, tuple[int, ...]]:
+    def guess(self, streams: list[Sequence]) -> dict[int, tuple[int, ...]]:
         """Guesses that are worth checking in the next step, by stream. streams: all that decode."""
         if len(streams) > _MAX_STREAMS:
             return {}

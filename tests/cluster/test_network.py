@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "module", ["cluster.launch.preflight", "deployments.engine.core", "deployments.engine.encoder"]
+    "module", ["cluster.launch.preflight", "deployments.engine.core", "deployments.engine.encoder.replica"]
 )
 def test_openvino_sends_no_telemetry(module: str, tmp_path: Path) -> None:
     script = f"import {module}, openvino, sys; sys.exit('openvino_telemetry.main' in sys.modules)"

@@ -22,7 +22,7 @@ from cluster.models.folder import BUNDLED_FOLDER, ModelFolderError, check_readab
 from cluster.ports import free_port
 from cluster.settings import ModelSettings
 from deployments.common.messages import EncoderInput
-from deployments.engine.encoder_model import EncoderModel, trained_pooling
+from deployments.engine.encoder.model import EncoderModel, trained_pooling
 from tests.conftest import Dray
 from tests.models.hubs import Repository, stand_in
 

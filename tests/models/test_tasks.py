@@ -14,7 +14,7 @@ from cluster.models.tasks import trained_length, trained_task
 from cluster.settings import LimitSettings, ModelSettings
 from deployments.api.protocol.chat import read_chat
 from deployments.api.protocol.common import sampling_for
-from deployments.engine.encoder_model import trained_pooling
+from deployments.engine.encoder.model import trained_pooling
 from deployments.routing.embeddings import trained_prompts
 from tests.service.test_embeddings import make_model
 

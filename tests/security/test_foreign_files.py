@@ -18,7 +18,7 @@ from cluster.models.hubs import Listing, OnBytes, RemoteFile
 from cluster.settings import ModelSettings
 from deployments.common.messages import Sampling
 from deployments.common.types import GenerationRequest, Message
-from deployments.engine import encoder_model
+from deployments.engine.encoder.model import trained_pooling
 from deployments.generation import prompts
 
 LAUGHS = "a0: &a0 {b: 1}\n" + "".join(
@@ -68,7 +68,7 @@ def test_the_pooling_of_an_embedding_model_is_bounded(tmp_path: Path, text: str)
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(text)
     with pytest.raises((ValueError, RecursionError)):
-        encoder_model.trained_pooling(tmp_path)
+        trained_pooling(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])

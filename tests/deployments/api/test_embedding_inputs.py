@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from cluster.redis_server import OwnRedis
-from deployments.engine.encoder_batches import batches
+from deployments.engine.encoder.batches import batches
 from tests.conftest import redis_server
 from tests.deployments.api.test_rerank import Service, serving
 from tests.service.test_embeddings import SIZE, TABLE, make_model

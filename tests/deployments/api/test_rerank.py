@@ -27,8 +27,8 @@ from cluster.records.teams import add_team, create_key
 from cluster.redis_server import OwnRedis
 from cluster.settings import ModelSettings
 from deployments.common.messages import decode_inputs, encode
-from deployments.engine.encoder_batches import EncoderBatches
-from deployments.engine.encoder_model import EncoderModel
+from deployments.engine.encoder.batches import EncoderBatches
+from deployments.engine.encoder.model import EncoderModel
 from deployments.tenancy.quota_counters import current_month, quota_keys
 from tests.conftest import MODEL, redis_server
 from tests.deployments.routers import Engines, running_router

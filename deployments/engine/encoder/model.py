@@ -14,7 +14,7 @@ from cluster.models.relevance import answer_tokens
 from cluster.models.tasks import POOLING_FILE, POOLING_FLAGS, check_output
 from cluster.models.tokenizer_files import load_tokenizer
 from deployments.common.messages import EncoderInput
-from deployments.engine.answer_logit import LAST, keep_answer_logit
+from deployments.engine.encoder.answer_logit import LAST, keep_answer_logit
 
 _KV_CACHE_ORDER = "beam_idx"
 """An input of language models that are exported with a KV cache: which text of the batch before each one continues."""

@@ -19,8 +19,8 @@ from cluster.models.folder import open_model
 from cluster.node import Node
 from cluster.serve_config import EngineArgs
 from deployments.common.messages import EncoderInput, Ready, decode_inputs, encode
-from deployments.engine.encoder_batches import EncoderBatches
-from deployments.engine.encoder_model import EncoderModel
+from deployments.engine.encoder.batches import EncoderBatches
+from deployments.engine.encoder.model import EncoderModel
 from deployments.engine.lease import wait_for_lease
 from deployments.observability.logs import configure_logging
 from deployments.observability.metrics import EngineMetrics

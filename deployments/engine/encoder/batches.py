@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from deployments.common.messages import EncoderInput
-from deployments.engine.encoder_model import EncoderModel
+from deployments.engine.encoder.model import EncoderModel
 
 BATCH_SIZE = 16
 _BATCH_TOKENS = 8192
