@@ -25,6 +25,7 @@ from deployments.engine.engine import Engine
 from deployments.engine.model import PagedModel, config_for
 
 Logits = npt.NDArray[np.float32]
+Inference = Callable[[Callable[[], bool] | None], Logits]
 
 _PROMPT = 32
 KINDS = {
@@ -43,10 +44,10 @@ class Timed:
         for graph in model._graphs:
             graph.infer = self._timed(graph.infer)  # type: ignore[method-assign]
 
-    def _timed(self, infer: Callable[[], Logits]) -> Callable[[], Logits]:
-        def timed() -> Logits:
+    def _timed(self, infer: Inference) -> Inference:
+        def timed(interrupt: Callable[[], bool] | None) -> Logits:
             began = time.perf_counter()
-            logits = infer()
+            logits = infer(interrupt)
             if self._factor is None:
                 self._factor = factor_for(self._entropy, logits[-1])
             logits *= np.float32(self._factor)
