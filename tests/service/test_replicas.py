@@ -2,14 +2,11 @@
 
 import os
 import random
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,8 +14,7 @@ import openai
 import psutil
 import pytest
 
-from cluster.ports import free_port
-from tests.conftest import MODEL, Dray, wait_for
+from tests.conftest import MODEL, Dray, started_dray, wait_for
 from tests.service.test_single_flight import routers
 
 QUESTION = "What is 345 times 678?"
@@ -28,14 +24,9 @@ SYSTEM = "You are a careful helper of a school's arithmetic class. " * 12
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Dray]:
     """A Dray with two routers, and two engine replicas of one core each."""
-    dray = Dray(Path(tempfile.mkdtemp(prefix="dray-t-")), free_port())
     settings = {"DRAY_MODEL__REPLICAS": "2", "DRAY_MODEL__CORES_PER_REPLICA": "1", "DRAY_ROUTER__REPLICAS": "2"}
-    started = dray.run("up", "--detach", timeout=120, **settings)
-    assert started.returncode == 0, started.stdout + started.stderr
-    yield dray
-    stopped = dray.run("down")
-    shutil.rmtree(dray.folder, ignore_errors=True)
-    assert stopped.returncode == 0, stopped.stderr
+    with started_dray(settings=settings) as dray:
+        yield dray
 
 
 @pytest.fixture(scope="module")
