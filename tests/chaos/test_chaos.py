@@ -242,7 +242,9 @@ def test_nothing_is_lost_and_nothing_leaks(hangs: bool) -> None:
         wait_for(lambda: at_rest(cluster), 60)
         for machine in machines:
             assert len(held_cores(machine.folder / "c")) == len(machine.engines), machine.host
-        wait_for(lambda: not leftover_keys(cluster), 90)
+        with suppress(AssertionError):
+            wait_for(lambda: not leftover_keys(cluster), 90)
+        assert not leftover_keys(cluster)
         for machine in reversed(machines):
             assert machine.stop() == 0, (machine.folder / "out").read_text()
             wait_for(lambda machine=machine: not machine.host.pids, 20)  # type: ignore[misc]
