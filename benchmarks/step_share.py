@@ -42,7 +42,7 @@ class Timed:
         self._entropy = entropy
         self._factor: float | None = None if entropy else 1.0
         for graph in model._graphs:
-            graph.infer = self._timed(graph.infer)  # type: ignore[method-assign]
+            graph.infer = self._timed(graph.infer)  # type: ignore[assignment, method-assign]
 
     def _timed(self, infer: Inference) -> Inference:
         def timed(interrupt: Callable[[], bool] | None) -> Logits:

@@ -69,7 +69,7 @@ def go_to(page: Page, target: Locator, *, back: bool = False) -> None:
 
 def button(page: Page, name: str | re.Pattern[str], *, back: bool = False, key: str = "Enter") -> None:
     """Goes to the first visible button of this name, and presses it."""
-    found = page.get_by_role("button", name=name, exact=isinstance(name, str))  # type: ignore[arg-type]
+    found = page.get_by_role("button", name=name, exact=isinstance(name, str))
     go_to(page, found.first, back=back)
     page.keyboard.press(key)
 
