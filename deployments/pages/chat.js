@@ -108,6 +108,12 @@ const dray = (() => {
     if (bar && bar.classList.contains("open") !== open) bar.querySelector(".toggle-button").click();
   }
 
+  // Where the window has no room for both, the list lies over the conversation, and must not hide what has the focus.
+  document.addEventListener("focusin", event => {
+    const bar = document.querySelector(".sidebar");
+    if (bar && !isWide() && !bar.contains(event.target)) toggleList(false);
+  });
+
   // --- what gradio calls ---
   const header = place => page.header(place, [["/status", text.status], ["/docs", text.docs], ["/console", text.console]]);
 

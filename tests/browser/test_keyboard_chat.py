@@ -81,7 +81,7 @@ def test_everything_is_done_by_keyboard_alone(visit: Open, shown: Dray, size: tu
 
     # Rename.
     show_list(page, wide=wide)
-    button(page, "Rename", back=not wide)
+    button(page, "Rename")
     expect(page.get_by_role("textbox", name="Rename")).to_be_focused()
     page.keyboard.insert_text("Sums")
     press(page, "Enter")
@@ -95,7 +95,7 @@ def test_everything_is_done_by_keyboard_alone(visit: Open, shown: Dray, size: tu
     type_question(page, second)
     expect(line(page)).to_contain_text("generated now")
     show_list(page, wide=wide)
-    go_to(page, page.get_by_role("searchbox", name="Search conversations"), back=True)
+    go_to(page, page.get_by_role("searchbox", name="Search conversations"), back=wide)
     page.keyboard.insert_text(edited)
     expect(names).to_have_text(["Sums"])
     button(page, "Sums")
@@ -104,7 +104,7 @@ def test_everything_is_done_by_keyboard_alone(visit: Open, shown: Dray, size: tu
 
     # Delete.
     show_list(page, wide=wide)
-    button(page, "Delete", back=not wide)
+    button(page, "Delete")
     expect(page.locator(".user.message")).to_have_count(0)
     expect(field(page)).to_be_focused()
 
