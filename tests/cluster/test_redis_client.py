@@ -196,7 +196,8 @@ async def use_as_router(url: str) -> None:
     keys = [first.key("m", "s", "n", request_for(str(n))) for n in range(20)]
     for key in keys:
         await first.put(key, ANSWER, CacheControl())
-    assert all([await first.get(key) == ANSWER for key in keys])
+    # Also connects the second one: to do so may take longer than a lead lasts.
+    assert all([await first.get(key) == await second.get(key) == ANSWER for key in keys])
     key = new_key()
     leader, follower = await first.lead(key, PERSON), await second.lead(key, PERSON)
     assert isinstance(leader, FlightLease) and isinstance(follower, FlightLease) and follower.joined

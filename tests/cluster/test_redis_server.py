@@ -8,6 +8,7 @@ import pytest
 import redis
 
 from cluster.redis_server import OwnRedis, RedisStartError
+from tests.conftest import wait_for
 
 
 def kill(server: OwnRedis) -> None:
@@ -24,7 +25,7 @@ def test_a_revival_that_fails_is_tried_again_and_keeps_the_data(tmp_path: Path) 
     assert not server.revive(), "it still runs"
     with redis.Redis.from_url(server.url) as client:
         client.set("kept", "yes")
-        client.waitaof(1, 0, 5000)  # on the disk
+        wait_for(lambda: any(b"kept" in file.read_bytes() for file in (tmp_path / "data").rglob("*.aof")), 10)
     kill(server)
     folder.rename(tmp_path / "away")
     folder.touch()
