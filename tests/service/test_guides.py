@@ -86,7 +86,7 @@ def test_json_of_the_commands(dray: Dray, tmp_path: Path) -> None:
         assert set(fields) <= set(re.findall(r"`(\w+)`", table[name])), name
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+@pytest.mark.parametrize("name", ["README.md", pytest.param("README.zh.md", marks=pytest.mark.slow)])
 def test_the_readme_word_for_word(name: str, tmp_path: Path) -> None:
     """What it says of curl, keys and wrong answers. The tutorial serves a GGUF file, and tests/k8s renders."""
     blocks = commands(f"../{name}")
