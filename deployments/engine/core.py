@@ -7,7 +7,6 @@ its end of the socket.
 """
 
 import ctypes
-import os
 import selectors
 import signal
 import socket
@@ -17,6 +16,7 @@ from collections import deque
 
 import msgspec
 
+from cluster.cores import pin_process
 from deployments.common.framing import Unframer, frame
 from deployments.common.messages import Add, EngineConfig, FromEngine, Ready, StartFailed, ToEngine, decode_to_engine
 from deployments.engine.engine import Engine
@@ -110,7 +110,7 @@ def main() -> None:
     # Ctrl-C in a terminal reaches every process of its group, but only the replica decides when the engine ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = msgspec.json.decode(sys.argv[1], type=EngineConfig)
-    os.sched_setaffinity(0, config.cpus)
+    pin_process(config.cpus)  # with the threads that importing numpy has started
     with socket.socket(fileno=int(sys.argv[2])) as connection:
         serve(config, connection)
 

@@ -5,7 +5,6 @@ one line of JSON for each kind of step.
 """
 
 import json
-import os
 import random
 import sys
 import time
@@ -15,6 +14,7 @@ from statistics import median
 
 import msgspec
 
+from cluster.cores import pin_process
 from cluster.models.folder import open_model
 from cluster.plan.profile import MeasuredStep, ProfiledEngine, ProfileRequest
 from cluster.settings import ModelSettings
@@ -126,7 +126,7 @@ class Stepper:
 def main() -> None:
     """argv[1]: a ProfileRequest as JSON."""
     request = msgspec.json.decode(sys.argv[1], type=ProfileRequest)
-    os.sched_setaffinity(0, request.cpus)
+    pin_process(request.cpus)  # with the threads that importing numpy has started
     model = open_model(ModelSettings.model_validate(request.model), Path(request.models_dir))
     config = config_for(model, request.cpus, data_dir=Path(request.data_dir))
     # Each size is measured as it is, without regard to the streams beside it, and without guesses; with a place for a

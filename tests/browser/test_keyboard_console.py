@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 def in_section(page: Page, name: str | re.Pattern[str], *, back: bool = False) -> None:
     """Goes to a button of the section that is shown, and presses it."""
     shown = page.locator(".section.shown")
-    go_to(page, shown.get_by_role("button", name=name, exact=isinstance(name, str)).first, back=back)  # type: ignore[arg-type]
+    go_to(page, shown.get_by_role("button", name=name, exact=isinstance(name, str)).first, back=back)
     page.keyboard.press("Enter")
 
 

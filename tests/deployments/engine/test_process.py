@@ -12,6 +12,7 @@ import msgspec
 import psutil
 import pytest
 
+from cluster.cores import check_affinity
 from cluster.models.folder import ServedModel
 from deployments.common.grammars import json_grammar
 from deployments.common.messages import Add, EngineConfig, EngineRequest, Grammar, Ready, Sampling, StreamFinish
@@ -177,6 +178,13 @@ def test_the_engine_announces_how_much_its_next_step_computes(bundled: ServedMod
     while engine.busy:
         announced.append(engine.step().next_tokens)
     assert announced[0] == step_tokens and announced[-2:] == [1, 0]
+
+
+def test_all_threads_of_an_engine_start_on_its_cores(bundled: ServedModel) -> None:
+    async def look(engine: EngineProcess) -> None:
+        assert check_affinity(config(str(bundled.folder)).cpus, engine.pid)
+
+    with_engine(bundled, look)
 
 
 def test_a_missing_model_is_an_error(tmp_path: object) -> None:
