@@ -1,13 +1,12 @@
 """Effect of pinning and of the replicas' size, on the same streams.
 
-Compares one engine on all cores, several with as many cores each (`--replicas`), and as many as the most of these that
-all share all cores, as they would without core leases.
+Compares one engine on all cores, one engine per core, and as many engines that all share all cores, as they would
+without core leases.
 """
 
 import argparse
 import asyncio
 import os
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from statistics import median
 
@@ -35,22 +34,16 @@ async def rate(args: argparse.Namespace, leases: list[tuple[int, ...]]) -> tuple
         return len(rates) * min(rates), min(rates) / max(rates)
 
 
-def ways(cpus: Sequence[int], numbers: Sequence[int]) -> dict[str, list[tuple[int, ...]]]:
-    """The CPUs of each engine, by a description. numbers: of replicas, the least first."""
-    found = {}
-    for number in numbers:
-        size = len(cpus) // number
-        leases = [tuple(cpus[place * size : (place + 1) * size]) for place in range(number)]
-        found[f"{number} of {size} core(s), pinned"] = leases
-    return found | {f"{numbers[-1]}, all on all cores": [tuple(cpus)] * numbers[-1]}
-
-
 async def compare(args: argparse.Namespace) -> str:
     cpus = sorted(os.sched_getaffinity(0))
-    numbers = sorted(args.replicas or {1, len(cpus)})
-    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in ways(cpus, numbers)}
+    ways: dict[str, list[tuple[int, ...]]] = {
+        f"one replica of {len(cpus)} cores": [tuple(cpus)],
+        f"{len(cpus)} replicas, each pinned to one core": [(cpu,) for cpu in cpus],
+        f"{len(cpus)} replicas, all on all cores": [tuple(cpus) for _ in cpus],
+    }
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(args.rounds):
-        for name, leases in ways(cpus, numbers).items():
+        for name, leases in ways.items():
             seen[name].append(await rate(args, leases))
     base = median(one for one, _ in next(iter(seen.values())))
     rows = []
@@ -64,10 +57,7 @@ async def compare(args: argparse.Namespace) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled")
-    parser.add_argument(
-        "--replicas", type=int, nargs="+", help="numbers of replicas (default: 1, and one for each core)"
-    )
-    parser.add_argument("--streams", type=int, default=16, help="of all replicas together")
+    parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=48)
     print(asyncio.run(compare(parser.parse_args())))
