@@ -1,9 +1,9 @@
 """Which sequences the next step computes, and how many tokens of each.
 
 Running streams come first: each gets its next token. Then prompt tokens fill the step up to what `StepPace` allows, the
-most important prompt first. Streams of batch work stand still while a prompt of people is computed. A sequence takes
-the blocks that others have computed; while another one is computing the block that it needs next, it waits for that
-block. Where KV blocks or places run out, the least important sequence gives its own back and is computed again later.
+most important prompt first. Batch work stands still while a prompt of people is computed. A sequence takes the blocks
+that others have computed; while another one is computing the block that it needs next, it waits for that block. Where
+KV blocks or places run out, the least important sequence gives its own back and is computed again later.
 """
 
 import math
@@ -100,10 +100,10 @@ class Scheduler:
         first = min((sequence.request.priority for sequence in prompts), default=math.inf)
         self._plan_decoding([sequence for sequence in decoding if sequence.request.priority <= first], guesses)
         tokens = sum(1 + len(work.guesses) for work in self._plan.values())
-        # People come at any moment and wait for the end of a step, so prompts of batch work never make it long.
+        # People wait for the end of a step: batch work never makes one long, and adds nothing to their prompts.
         self._plan_prompts(
             min(self._pace.prompt_tokens(tokens), self._max_tokens - tokens),
-            self._pace.prompt_tokens(max(tokens, 1)),
+            self._pace.prompt_tokens(max(tokens, 1)) if first > 0 else 0,
         )
         if not self._plan:
             self._plan_decoding(decoding, guesses)

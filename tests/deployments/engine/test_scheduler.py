@@ -234,8 +234,10 @@ def test_batch_work_stands_still_while_a_prompt_of_people_is_computed() -> None:
     while second.pending > 1:
         assert first in machine.step(), "people do not stand still"
     assert set(machine.step()) == {first, second, *batch}
-    machine.add([9] * 200, 5, priority=1)
+    prompt = machine.add([9] * 200, 5, priority=1)
     assert {first, second, *batch} <= set(machine.step()), "nor does anybody for a prompt of batch work"
+    before, third = prompt.computed, machine.add([4] * 20, 50)
+    assert third in machine.step() and prompt.computed == before, "which adds nothing to a short prompt of people"
 
 
 def test_prompts_of_batch_work_never_make_a_step_long() -> None:
