@@ -155,7 +155,7 @@ def further_node(settings: Settings, cores: int, head: str) -> Iterator[Callable
 @contextmanager
 def prepared(settings: Settings, ports: range, token: str, *, alone: bool) -> Iterator[None]:
     """Sets the environment and the folders of a node on this machine; removes the folders at the end. In between,
-    replicas that hang are killed.
+    replicas and servers that hang are killed.
 
     alone: no other machine belongs to this Ray.
     """

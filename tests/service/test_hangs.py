@@ -188,6 +188,32 @@ def test_requests_do_not_wait_for_a_part_that_they_do_not_need(dray: Dray, text:
     wait_for(lambda: answers(dray), 60)
 
 
+@pytest.mark.parametrize("folder", ["/s/redis", "/s/teams"])
+def test_a_redis_that_hangs_for_good_is_started_again(dray: Dray, folder: str) -> None:
+    with hanging(dray, folder) as [hung]:
+        started = time.monotonic()
+        while hung.is_running() or not parts(dray, folder):
+            assert time.monotonic() - started < REPLACED_S
+            assert answers(dray)
+        print(f"{folder}: started again after {time.monotonic() - started:.1f} s")
+    wait_for(lambda: dray.run("status").returncode == 0, 60)
+
+
+@pytest.mark.parametrize("text", ["gcs_server", "raylet/raylet"])
+def test_dray_starts_again_when_a_part_of_ray_hangs_for_good(another: Dray, text: str) -> None:
+    started = another.run("up", "--detach")
+    assert started.returncode == 0, started.stderr
+    with hanging(another, text) as [hung]:
+        began = time.monotonic()
+        wait_for(lambda: not hung.is_running(), 120)
+        print(f"{text}: killed after {time.monotonic() - began:.1f} s")
+        wait_for(lambda: answers(another), 200)
+        print(f"{text}: answers again after {time.monotonic() - began:.1f} s")
+    log = (another.folder / "s/dray.log").read_text()
+    assert f"(process {hung.pid}) hangs" in log and "Dray starts again" in log
+    assert another.run("status").returncode == 0
+
+
 def test_haproxy_that_dies_is_replaced_and_nobody_is_told_that_there_is_no_such_page(dray: Dray) -> None:
     wait_for(lambda: answers(dray), 120)
     [haproxy] = dray.processes("bin/haproxy")
