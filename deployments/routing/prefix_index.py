@@ -1,8 +1,8 @@
 """Where the start of a prompt is in a KV cache, shared between routers in Redis: so a conversation returns to its
 replica, whichever router gets its next turn.
 
-The router that had a prompt computed records the replica under the prompt's last whole blocks, with which the next turn
-begins. While Redis is away a router knows only the prompts that it sent itself.
+The router that had a prompt computed records the replica under one of the prompt's last whole blocks, with which the
+next turn begins. While Redis is away a router knows only the prompts that it sent itself.
 """
 
 import asyncio
@@ -14,9 +14,6 @@ from deployments.common.prefix import BLOCK_TOKENS
 from deployments.common.redis import RedisStore, RedisUnavailable
 
 _TTL_S = 600
-_RECORDED_BLOCKS = 2
-"""Blocks recorded of a prompt. The last one may contain the few tokens that open the assistant's turn, and the next
-turn continues differently there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +47,16 @@ class PrefixIndex:
 
     def record(self, blocks: Sequence[bytes], replica: str) -> None:
         """Records, in a task, that the replica has computed the prompt of these blocks."""
-        if keys := self._keys(blocks[-_RECORDED_BLOCKS:]):
-            task = asyncio.create_task(self._write(keys, replica))
+        # The last block may contain the few tokens that open the assistant's turn, and the next turn continues
+        # differently there. A second record would find one block more, for one more command.
+        if recorded := blocks[-2:][:1]:
+            task = asyncio.create_task(self._write(recorded[0], replica))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _write(self, keys: Sequence[str], replica: str) -> None:
+    async def _write(self, block: bytes, replica: str) -> None:
         with suppress(RedisUnavailable):
-            await self._store.pipeline([("SET", key, replica, "EX", _TTL_S) for key in keys])
+            await self._store.execute("SET", *self._keys([block]), replica, "EX", _TTL_S)
 
     def _keys(self, blocks: Sequence[bytes]) -> list[str]:
         return [self._key_prefix + key.hex() for key in blocks]

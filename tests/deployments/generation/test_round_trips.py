@@ -1,6 +1,8 @@
-"""A question without a stored answer costs two round trips to the answers' Redis before an engine gets it."""
+"""A question without a stored answer costs two round trips to the answers' Redis before an engine gets it, and few
+commands in all."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -26,16 +28,20 @@ from tests.deployments.routing.test_dispatcher import Replica, Response
 
 APPLICATION = "round-trips"
 LATENCY_S = 0.05
+MAX_COMMANDS = 5
+"""Of a request. One more, from its endpoint, keeps the answer for a vote on it."""
+_COMMAND = re.compile(rb"^\*\d+\r$", re.MULTILINE)
 LONG = "Let us begin with something that fills more than a block of the cache. " * 4
 
 
 class Wire:
-    """A proxy of Redis that counts round trips: calls that are under way at the same time count as one."""
+    """A proxy of Redis that counts commands, and round trips, where calls at the same time are one."""
 
     def __init__(self, socket: str) -> None:
         self._socket = socket
         self._under_way: set[asyncio.StreamReader] = set()
         self.trips = 0
+        self.commands = 0
 
     async def settle(self) -> None:
         """Waits until what requests left to be done beside them is done."""
@@ -53,6 +59,7 @@ class Wire:
                 if not self._under_way:
                     self.trips += 1
                 self._under_way.add(reader)
+                self.commands += len(_COMMAND.findall(data))
             redis_writer.write(data)
         replies.cancel()
         self._under_way.discard(reader)  # a call that its client has given up
@@ -143,9 +150,11 @@ def test_a_miss_makes_two_round_trips(
             for block in blocks:
                 await store.execute("SET", f"dray:kv:{{a:{APPLICATION}}}:{block.hex()}", "another-replica")
             del engine.requests[:], engine.trips_before[:]
-            before = wire.trips
+            before, sent = wire.trips, wire.commands
             await ask(new_question())
             assert [trips - before for trips in engine.trips_before] == [2] * choices
+            await wire.settle()
+            assert 0 < wire.commands - sent <= MAX_COMMANDS * choices
             for request in engine.requests:
                 assert (request.prefix_replica, request.prefix_tokens) == ("another-replica", 3 * BLOCK_TOKENS)
 
