@@ -156,9 +156,10 @@ def main() -> None:
     parser.add_argument("--per-node", type=int, default=10, help="replicas that fit on a node")
     parser.add_argument("--routers", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=30, help="how long to measure while nothing changes")
+    parser.add_argument("--allowed", type=int, default=0, help="measure with the intervals of so many replicas")
     parser.add_argument("--rest", action="store_true", help="neither lose a node nor change to a new version")
     args = parser.parse_args()
-    with running(args.replicas, args.routers, args.per_node) as plane:
+    with running(args.replicas, args.routers, args.per_node, args.allowed) as plane:
         rests, events = measure(plane, args.replicas, args.seconds, failures=not args.rest)
         sizes = [f"{pss_mb(process.pid):.0f}" for process in spent() if _kind(process) == "controller"]
     heads = ["replicas", "nodes", "state", *(f"{name}, % of a core" for name in rests[0].figures)]

@@ -39,6 +39,7 @@ FLOOD = 0
 _REPORTS_S = 1.0
 """How often replicas report, as in cluster.serve_config."""
 _LEAVING_S = 5.0
+_OWN_ENGINES_S = 20_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Scenario:
     routers that a team's connections are at. flood_spread: the same of the flooding team. leaving: share of the
     replicas that leave every ten seconds and are back five seconds later. together: whether routers know of
     each other's teams, and replicas refuse what they have no place for; if not, each router has an equal part of the
-    engines."""
+    engines. slowness: of a replica, as a factor."""
 
     routers: int = 20
     replicas: int = 200
@@ -60,6 +61,7 @@ class Scenario:
     flood_spread: int = 2
     leaving: float = 0.0
     together: bool = True
+    slowness: float = 1.0
     prompt: int = 96
     output: int = 64
     warm_up_s: float = 25.0
@@ -233,12 +235,34 @@ def capacity(scenario: Scenario, times: StepTimes) -> float:
     return scenario.replicas / (decode_s + prefill_s)
 
 
+def with_own_engines(scenario: Scenario) -> Scenario:
+    """One team of this scenario, at its load, with its share of the engines to itself: whole replicas, or a slower one.
+
+    Fair queueing promises about as much. Simulated for longer, since it is one team's requests alone.
+    """
+    each = scenario.replicas / scenario.teams
+    # Two teams, of which the first does not ask, so the load of both is the second one's.
+    alone = replace(scenario, routers=1, teams=2, flood=0.0, spread=1, leaving=0.0, load=2 * scenario.load)
+    whole = max(1, round(each))
+    return replace(alone, replicas=whole, slowness=whole / each, seconds=_OWN_ENGINES_S)
+
+
+def _slowed(times: StepTimes, by: float) -> StepTimes:
+    return replace(
+        times,
+        row_s=tuple(by * seconds for seconds in times.row_s),
+        decoding_s=by * times.decoding_s,
+        context_s=by * times.context_s,
+        behind_s=by * times.behind_s,
+    )
+
+
 def simulate(scenario: Scenario, profile: Path = PROFILE) -> Measured:
     """Runs a scenario. The same seed gives the same times."""
     read, state = read_profile(profile), random.getstate()
 
     async def run() -> Measured:
-        return await World(scenario, read.engine, fit(read.points)).run()
+        return await World(scenario, read.engine, _slowed(fit(read.points), scenario.slowness)).run()
 
     random.seed(scenario.seed)  # of the choices of replicas
     try:
@@ -269,6 +293,7 @@ def row(name: str, scenario: Scenario) -> list[str]:
     alone = simulate(replace(scenario, flood=0.0))
     apart, together = simulate(replace(scenario, together=False)), simulate(scenario)
     cells = [name, f"{len(alone.others):,}", f"{1000 * p95(alone.others):,.0f}"]
+    cells.append(f"{1000 * p95(simulate(with_own_engines(scenario)).others):,.0f}")
     for measured in (apart, together):
         lost = measured.refused.total() - measured.refused[FLOOD]
         share = measured.tokens[FLOOD] / measured.tokens.total()
@@ -285,6 +310,7 @@ def main() -> None:
     cases = [list(SCENARIOS)[index] for index in args.cases]
     rows = [row(name, replace(SCENARIOS[name], seed=args.seed)) for name in cases]
     heads = ["case", "requests of the others", "their TTFT p95 without the flood, ms"]
+    heads.append("the same of a team with its share of the engines to itself")
     told = "TTFT p95, ms (ratio), refused of the others, the flood's share of tokens"
     heads += [f"beside the flood, equal parts for all routers: {told}", "parts by what teams ask for: the same"]
     print(report("One team at 50 times its share, 20 routers, simulated", heads, rows))

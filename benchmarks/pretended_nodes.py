@@ -163,8 +163,11 @@ def _raylet(node: Any) -> int:
 
 
 @contextmanager
-def running(sizes: list[int], routers: int, per_node: int) -> Iterator[ControlPlane]:
-    """Runs a head; afterwards no process and no file is left."""
+def running(sizes: list[int], routers: int, per_node: int, allowed: int = 0) -> Iterator[ControlPlane]:
+    """Runs a head; afterwards no process and no file is left.
+
+    allowed: replicas that the settings allow, which decides the control plane's intervals; 0: no more than there are.
+    """
     folder = Path(tempfile.mkdtemp(prefix="dray-b-"))
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -184,7 +187,7 @@ def running(sizes: list[int], routers: int, per_node: int) -> Iterator[ControlPl
             model=ModelSettings(
                 cores_per_replica=1,
                 replicas=sizes[0],
-                max_replicas=sizes[-1] + 1,
+                max_replicas=max(allowed, sizes[-1] + 1),
                 target_wait_s=TARGET_WAIT_S,
                 start_timeout_s=_TIMEOUT_S,
             ),
