@@ -275,15 +275,15 @@ def p95(times: list[float]) -> float:
     return quantiles(times, n=20)[-1]
 
 
-_FEW = Scenario(replicas=8, places=1, teams=20, load=0.3, warm_up_s=100.0, seconds=2000.0)
+FEW = Scenario(replicas=8, places=1, teams=20, load=0.3, warm_up_s=100.0, seconds=2000.0)
 
 SCENARIOS = {
     "1,000 replicas": Scenario(replicas=1000),
     "the flood at all routers": Scenario(flood_spread=20),
     "each team at one router": Scenario(spread=1, flood_spread=1),
     "a tenth of the replicas comes and goes": Scenario(leaving=0.1),
-    "8 replicas of one place, 20 teams": _FEW,
-    "the same with one router, which is the limit": replace(_FEW, routers=1),
+    "8 replicas of one place, 20 teams": FEW,
+    "the same with one router, which is the limit": replace(FEW, routers=1),
 }
 """By what differs: otherwise 20 routers, 200 replicas, 200 teams, each team at two routers."""
 

@@ -75,6 +75,11 @@ _decode = msgspec.json.Decoder(Entry).decode
 _decode_head = msgspec.json.Decoder(_Head).decode
 
 
+def line_of(entry: Entry) -> str:
+    """The line of the log that holds an entry."""
+    return _encode(entry).decode()
+
+
 class AuditLog:
     """The audit log in a folder."""
 
@@ -91,7 +96,7 @@ class AuditLog:
             time = datetime.now(UTC).isoformat(timespec="milliseconds")
             entry = _hashed(Entry(last.number + 1, time, actor, action, target, details, last.hash))
             try:
-                file.write(_encode(entry) + b"\n")
+                file.write(line_of(entry).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             except OSError:

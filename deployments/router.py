@@ -27,6 +27,7 @@ from deployments.api.admin_access import AdminAccess
 from deployments.api.admin_activity import ActivityAdminApi
 from deployments.api.admin_cache import CacheAdminApi
 from deployments.api.admin_usage import UsageAdminApi
+from deployments.api.audit_trail import AuditTrail
 from deployments.api.browser_guard import BrowserGuard, BrowserGuardMiddleware
 from deployments.api.curated import CuratedApi
 from deployments.api.encoding import EncodingApi
@@ -103,7 +104,8 @@ class Router:
         self._recorder = RequestRecorder(self._metrics, self._traces, self._activity)
         cache = settings.cache
         self._answers = self._store("answers", arguments.redis_url, cache.timeout_s) if cache.enabled else None
-        self._sign_on = SignOnParts.of(settings.sign_on, self._teams)
+        self._trail = AuditTrail(Node.here().data_dir / AUDIT_FOLDER, "dray-router", registry().router_id)
+        self._sign_on = SignOnParts.of(settings.sign_on, self._teams, self._trail)
         tokens, sessions = self._sign_on.tokens, self._sign_on.sessions
         self._authenticator = Authenticator(
             self._teams, settings.host, cache.namespace, settings.teams.metrics_teams, tokens, sessions
@@ -166,7 +168,7 @@ class Router:
         awake = {arguments.engines[model.name]: model.name for model in models if not model.settings.sleep_after_s}
         self._info = InfoApi(settings, models, directory.routed, awake, self._authenticator)
         cache_url = arguments.redis_url if cache.enabled else ""
-        admin = AdminAccess(self._authenticator, arguments.teams_url, Node.here().data_dir / AUDIT_FOLDER)
+        admin = AdminAccess(self._authenticator, arguments.teams_url, self._trail)
         self._admin = AdminApi(admin, self._authenticator, self._usage)
         self._activity.models = partial(model_states, models, generators)
         self._activity.read_changes = partial(read_changes, [model.name for model in models])
@@ -276,6 +278,7 @@ class Router:
         await self._teams.close()
         if self._answers:
             await self._answers.close()
+        await asyncio.to_thread(self._trail.close)
         await asyncio.to_thread(self._traces.close)
 
     def _show_use(self, team: str, limit: str, share: float) -> None:

@@ -1,4 +1,4 @@
-"""A trace collector: receives OTLP over HTTP and keeps the spans for a test to read."""
+"""A collector: receives OTLP over HTTP, and keeps spans and log records for a test to read."""
 
 import threading
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 
@@ -29,18 +30,48 @@ class ReceivedSpan:
     links: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ReceivedLog:
+    """An exported log record. at: Unix seconds."""
+
+    service: str
+    process: str
+    at: float
+    event: str
+    body: str
+    attributes: dict[str, Any]
+
+
 @dataclass
 class Collector:
-    """The received spans. url: the address on which the collector listens."""
+    """What was received. url: the address on which the collector listens."""
 
     url: str
     spans: list[ReceivedSpan] = field(default_factory=list)
+    logs: list[ReceivedLog] = field(default_factory=list)
 
     def of(self, trace: str) -> dict[str, ReceivedSpan]:
         """The spans of a trace, by name."""
         return {span.name: span for span in self.spans if span.trace == trace}
 
-    def take(self, body: bytes) -> None:
+    def take_logs(self, body: bytes) -> None:
+        """Adds the log records of an export request."""
+        for group in ExportLogsServiceRequest.FromString(body).resource_logs:
+            resource = _values(group.resource.attributes)
+            self.logs += [
+                ReceivedLog(
+                    resource["service.name"],
+                    resource["service.instance.id"],
+                    record.time_unix_nano / 1e9,
+                    record.event_name,
+                    record.body.string_value,
+                    _values(record.attributes),
+                )
+                for scope in group.scope_logs
+                for record in scope.log_records
+            ]
+
+    def take_spans(self, body: bytes) -> None:
         """Adds the spans of an export request."""
         for group in ExportTraceServiceRequest.FromString(body).resource_spans:
             resource = _values(group.resource.attributes)
@@ -71,8 +102,11 @@ def collector() -> Iterator[tuple[Collector, ThreadingHTTPServer]]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            received.take(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(200 if self.path == "/v1/traces" else 404)
+            take = {"/v1/traces": received.take_spans, "/v1/logs": received.take_logs}.get(self.path)
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if take is not None:
+                take(body)
+            self.send_response(404 if take is None else 200)
             self.send_header("Content-Length", "0")
             self.end_headers()
 

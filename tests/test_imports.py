@@ -24,6 +24,8 @@ CLUSTER = {
     "sse": "",
     "units": "",
     "audit": "private_files",
+    "otlp": "",
+    "audit_export": "audit otlp",
     "tables": "",
     "logs": "",
     "client": "sse",
@@ -58,16 +60,16 @@ CLUSTER = {
     "bench": "charts sse tables",
     "plan": "autoscaling bench charts cores measuring models settings tables units",
     "commands": (
-        "audit batch_client bench charts client configuration cores doctor extras kubernetes launch logs memory models "
-        "objects plan private_files records redis_client reports scaling_metrics serve_config settings tables tuning "
-        "units warm"
+        "audit audit_export batch_client bench charts client configuration cores doctor extras kubernetes launch logs "
+        "memory models objects plan private_files records redis_client reports scaling_metrics serve_config settings "
+        "tables tuning units warm"
     ),
     "cli": "child commands private_files",
 }
 DEPLOYMENTS = {
     "common": ("", "records redis_client"),
     # Metrics count errors and messages of `common`, which therefore logs and counts nothing itself.
-    "observability": ("common", "child launch liveness"),
+    "observability": ("common", "child launch liveness otlp"),
     "routing": ("common observability", "models plan settings"),
     # The semantic cache asks the embedding replicas.
     "cache": ("common routing", "records settings"),
@@ -76,7 +78,7 @@ DEPLOYMENTS = {
     "generation": ("cache common observability routing tenancy", "models records settings"),
     "api": (
         "cache common generation observability routing tenancy",
-        "audit models private_files records redaction redis_client reports serve_config settings units",
+        "audit audit_export models private_files records redaction redis_client reports serve_config settings units",
     ),
     # A line of a batch is asked by way of the application's routes.
     "batches": ("api common observability tenancy", "objects records settings"),

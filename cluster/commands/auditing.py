@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from cluster.audit import AUDIT_FOLDER, AuditLog, Value
+from cluster.audit_export import AuditExport
 from cluster.commands.console import AsJson, Config, StateDir, err, fail, load_settings, out, print_json
 from cluster.launch.state import read_record
 from cluster.private_files import NotPrivate
@@ -26,9 +27,13 @@ def audit(config: Path | None, state_dir: Path | None, action: str, target: str 
     if by := os.environ.get("SUDO_USER"):
         details["sudo_user"] = by
     try:
-        _log(config, state_dir).record(f"user:{user_name()}", action, target, details)
+        entry = _log(config, state_dir).record(f"user:{user_name()}", action, target, details)
     except OSError as error:
         err.print(f"warning: this is not in the audit log: {error}", style="yellow", highlight=False, soft_wrap=True)
+        return
+    export = AuditExport("dray", f"{os.uname().nodename}-{os.getpid()}")
+    export.send(entry)
+    export.close()
 
 
 @app.command(epilog="Example: dray audit verify --json")

@@ -19,6 +19,8 @@ from deployments.api.protocol.admin import (
     CreateTeamRequest,
     KeyResponse,
     KeysResponse,
+    LoginRequest,
+    LoginResponse,
     RotateKeyRequest,
     TeamDeletedResponse,
     TeamsResponse,
@@ -33,6 +35,7 @@ from deployments.tenancy.usage import UsageRecorder
 
 _MAX_DAYS = 400
 
+_decode_login = msgspec.json.Decoder(LoginRequest)
 _decode_create_team = msgspec.json.Decoder(CreateTeamRequest)
 _decode_update_team = msgspec.json.Decoder(UpdateTeamRequest)
 _decode_create_key = msgspec.json.Decoder(CreateKeyRequest)
@@ -50,12 +53,20 @@ class AdminApi:
     def routes(self) -> list[Route]:
         """Those that need an admin key."""
         return [
+            Route("/admin/logins", self.logins, methods=["POST"]),
             Route("/admin/teams", self.teams, methods=["GET", "POST"]),
             Route("/admin/teams/{name}", self.team, methods=["GET", "PATCH", "DELETE"]),
             Route("/admin/keys", self.keys, methods=["GET", "POST"]),
             Route("/admin/keys/{id}", self.key, methods=["GET", "DELETE"]),
             Route("/admin/keys/{id}/rotate", self.rotate, methods=["POST"]),
         ]
+
+    async def logins(self, http: HttpRequest) -> Response:
+        """Records that the caller has entered this key at the console."""
+        caller = self._access.check(http)
+        parse(_decode_login, await admin_body(http))
+        await self._access.record(caller, "console.login", "")
+        return json_response(LoginResponse(caller.actor), 201)
 
     async def teams(self, http: HttpRequest) -> Response:
         """Lists the teams, or creates one."""

@@ -1,26 +1,23 @@
 """What the routes below /admin share: the check of the admin key, calls to the teams' Redis, and the audit log."""
 
 import asyncio
-import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
-from cluster.audit import AuditLog, Value
+from cluster.audit import Value
 from cluster.records import teams
 from cluster.records.client import BlockingRedis
 from cluster.records.team_records import AlreadyExists, NotFound, TeamsError
 from cluster.redis_client import connect
+from deployments.api.audit_trail import AuditTrail
 from deployments.api.http import read_body
 from deployments.common.errors import ApiError, invalid_request
 from deployments.common.redis import REDIS_ERRORS
 from deployments.tenancy.auth import Authenticator, Caller
 
 T = TypeVar("T")
-
-log = logging.getLogger("dray.audit")
 
 _MAX_BODY_BYTES = 65_536
 _RECEIVE_TIMEOUT_S = 20.0
@@ -29,11 +26,11 @@ _RECEIVE_TIMEOUT_S = 20.0
 class AdminAccess:
     """One router's access to what admin keys manage."""
 
-    def __init__(self, authenticator: Authenticator, url: str, audit_folder: Path) -> None:
+    def __init__(self, authenticator: Authenticator, url: str, trail: AuditTrail) -> None:
         """url: of the teams' Redis. Admin calls are rare and block, so each gets its own thread and connection."""
         self._authenticator = authenticator
         self._url = url
-        self._audit = AuditLog(audit_folder)
+        self._trail = trail
 
     def check(self, http: HttpRequest) -> Caller:
         """The caller, who has an admin key. Raises ApiError 401, 403.
@@ -66,13 +63,8 @@ class AdminAccess:
             raise (_disk_full() if teams.REFUSES_WRITES in str(error) else teams_unreachable()) from None
 
     async def record(self, caller: Caller, action: str, target: str, **details: Value) -> None:
-        """Writes into the audit log, and the log stream, what this caller did. A full disk does not undo it."""
-        actor = caller.actor
-        log.info("audit", extra={"actor": actor, "action": action, "target": target, "details": details})
-        try:
-            await asyncio.to_thread(self._audit.record, actor, action, target, details)
-        except OSError:
-            log.exception("an entry is missing in the audit log", extra={"action": action, "target": target})
+        """Writes into the audit log what this caller did."""
+        await self._trail.record(caller.actor, action, target, **details)
 
 
 async def admin_body(http: HttpRequest, max_bytes: int = _MAX_BODY_BYTES) -> bytes:

@@ -7,7 +7,6 @@ can fill Redis with logins that nobody ends, and no other browser can end one.
 import base64
 import hashlib
 import hmac
-import logging
 import secrets
 import time
 from collections.abc import Mapping
@@ -21,13 +20,12 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from cluster.settings import SignOnSettings
+from deployments.api.audit_trail import AuditTrail
 from deployments.common.errors import ApiError
 from deployments.common.redis import RedisUnavailable
 from deployments.tenancy.provider import Endpoints, ProviderUnavailable
 from deployments.tenancy.sessions import Sessions, cookie_name, cookies_of, session_of_browser
 from deployments.tenancy.sign_on import SignOn
-
-log = logging.getLogger("dray.sign_on")
 
 _CONSOLE, _LOGIN, _CALLBACK = "/console", "/console/login", "/console/callback"
 _LOGIN_S = 600
@@ -47,12 +45,15 @@ class LoginRefused(Exception):
 class ConsoleLogin:
     """The routes /console/login, /console/callback and /console/logout."""
 
-    def __init__(self, settings: SignOnSettings, sign_on: SignOn, sessions: Sessions, client_secret: str) -> None:
-        """settings: with a client_id. client_secret: empty for a public client."""
+    def __init__(
+        self, settings: SignOnSettings, sign_on: SignOn, sessions: Sessions, client_secret: str, trail: AuditTrail
+    ) -> None:
+        """settings: with a client_id. client_secret: empty for a public client. trail: where logins are recorded."""
         self._settings = settings
         self._sign_on = sign_on
         self._sessions = sessions
         self._client_secret = client_secret
+        self._trail = trail
         self._secure = urlsplit(settings.public_url).scheme == "https"
         self._login_cookie = "__Host-dray-login" if self._secure else "dray-login"
 
@@ -136,11 +137,13 @@ class ConsoleLogin:
             raise LoginRefused("The provider sent no code.")
         endpoints = await self._sign_on.provider.endpoints()
         identity = await self._sign_on.logged_in(await self._id_token(endpoints, code, verifier), nonce)
+        actor = f"sign-on:{identity.subject}"
         if not identity.admin:
-            log.info("no admin signed on to the console", extra={"subject": identity.subject})
+            await self._trail.record(actor, "console.refuse", "", reason="no admin")
             raise LoginRefused("You are signed on, but you are no admin of Dray (the setting sign_on.admins).")
-        log.info("an admin signed on to the console", extra={"subject": identity.subject})
-        return await self._sessions.create(identity)
+        secret = await self._sessions.create(identity)
+        await self._trail.record(actor, "console.login", "")
+        return secret
 
     async def _id_token(self, endpoints: Endpoints, code: str, verifier: str) -> str:
         form = {

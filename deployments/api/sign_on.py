@@ -9,6 +9,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster.settings import CLIENT_SECRET_VARIABLE, SignOnSettings
+from deployments.api.audit_trail import AuditTrail
 from deployments.common.redis import RedisStore
 from deployments.tenancy.auth import Authenticator
 from deployments.tenancy.sessions import Sessions
@@ -27,8 +28,8 @@ class SignOnParts:
     login: "ConsoleLogin | None" = None
 
     @classmethod
-    def of(cls, settings: SignOnSettings, store: RedisStore) -> "SignOnParts":
-        """store: of the teams."""
+    def of(cls, settings: SignOnSettings, store: RedisStore, trail: AuditTrail) -> "SignOnParts":
+        """store: of the teams. trail: where logins are recorded."""
         if not settings.issuer:
             return cls()
         # Their library takes 0.1 s of a router's start and some megabytes, which most routers have no use for.
@@ -40,7 +41,7 @@ class SignOnParts:
             return cls(tokens)
         sessions = Sessions(store, settings.session_s)
         secret = os.environ.get(CLIENT_SECRET_VARIABLE, "")
-        return cls(tokens, sessions, ConsoleLogin(settings, tokens, sessions, secret))
+        return cls(tokens, sessions, ConsoleLogin(settings, tokens, sessions, secret, trail))
 
     def routes(self) -> list[Route]:
         """Of the console's login."""

@@ -5,7 +5,6 @@ span is `NO_SPAN`, and no OpenTelemetry module is imported. Spans are per reques
 """
 
 import asyncio
-import logging
 import os
 import threading
 from collections.abc import AsyncGenerator, Iterable, Mapping
@@ -13,6 +12,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from cluster.otlp import CLOSE_S, configured, resource, warn_of_protocol
 from deployments.common.errors import ApiError
 from deployments.common.messages import TokenBatch
 
@@ -21,16 +21,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span as OtelSpan
     from opentelemetry.trace import Tracer
 
-log = logging.getLogger("dray.tracing")
-
 Kind = Literal["INTERNAL", "SERVER"]
 Attributes: TypeAlias = Mapping[str, str | int | float | bool | list[str]]
-
-_CLOSE_S = 2.0
-"""Time for the collector to accept the last spans at shutdown; after that they are dropped."""
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-_PROTOCOL = "http/protobuf"
 
 
 class NoSpan:
@@ -139,11 +131,10 @@ class Traces:
     def __init__(self, service: str, instance: str) -> None:
         """service: the service's name, unless the environment gives another. instance: identifies this process."""
         self._provider: TracerProvider | None = None
-        self.enabled = configured(os.environ)
+        self.enabled = configured("TRACES", os.environ)
         if not self.enabled:
             return
-        if any(os.environ.get(name, _PROTOCOL) != _PROTOCOL for name in _PROTOCOLS):
-            log.warning("traces are exported as %s; OTEL_EXPORTER_OTLP_PROTOCOL is ignored", _PROTOCOL)
+        warn_of_protocol("TRACES", os.environ)
         self._provider = _provider(service, instance)
         self._tracer = self._provider.get_tracer("dray")
 
@@ -165,16 +156,7 @@ class Traces:
             # A daemon thread, so that the process can exit while the exporter still retries.
             shutdown = threading.Thread(target=self._provider.shutdown, daemon=True)
             shutdown.start()
-            shutdown.join(_CLOSE_S)
-
-
-def configured(environment: Mapping[str, str]) -> bool:
-    """Whether OpenTelemetry's variables turn traces on."""
-    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return False
-    if environment.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
-        return False
-    return any(environment.get(name) for name in _ENDPOINTS)
+            shutdown.join(CLOSE_S)
 
 
 def traceparent_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -211,12 +193,10 @@ async def prefill_and_decode(span: Span, stream: AsyncGenerator[TokenBatch, None
 
 def _provider(service: str, instance: str) -> "TracerProvider":
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    resource = Resource.create({"service.name": service, "service.instance.id": instance})
     # Not at exit, where it would wait for a dead collector; `Traces.close` bounds that wait.
-    provider = TracerProvider(resource=resource.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
+    provider = TracerProvider(resource=resource(service, instance), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider

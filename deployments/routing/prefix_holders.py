@@ -24,7 +24,7 @@ _RUN_BYTES = 560
 """Memory of a run with one holder, besides its keys."""
 _HOLDER_BYTES = 110
 """Memory of each further holder of a run."""
-_MAX_BYTES = 40 * 2**20
+_MAX_BYTES = 36 * 2**20
 _ASSUMED_BLOCKS = 2048
 """Blocks that a replica's cache is assumed to have, until it has reported."""
 _OPENING_BLOCKS = 2

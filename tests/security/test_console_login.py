@@ -185,7 +185,10 @@ def test_an_admin_signs_on_works_and_signs_off(
             refused = await client.get("/admin/teams", headers=bearer)
             assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_session")
         entries = [json.loads(line) for line in (tmp_path / "audit" / "audit.jsonl").read_text().splitlines()]
-        assert [entry["actor"] for entry in entries] == ["sign-on:carol"]
+        assert [(entry["actor"], entry["action"]) for entry in entries] == [
+            ("sign-on:carol", "console.login"),
+            ("sign-on:carol", "team.create"),
+        ]
 
     monkeypatch.setenv(variable("data_dir"), str(tmp_path))
     asyncio.run(work())

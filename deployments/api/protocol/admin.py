@@ -73,6 +73,17 @@ class KeyResponse(msgspec.Struct, frozen=True):
         return cls(**key.public_fields(), key=secret, kept=kept)
 
 
+class LoginRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a login: no fields."""
+
+
+class LoginResponse(msgspec.Struct, frozen=True):
+    """Who has opened the console, as the audit log names them."""
+
+    actor: str
+    object: Literal["login"] = "login"
+
+
 class TeamsResponse(msgspec.Struct, frozen=True):
     """All teams."""
 

@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 from gradio.components.textbox import InputHTMLAttributes
 
-from deployments.api.protocol.admin import TeamsResponse
+from deployments.api.protocol.admin import LoginResponse, TeamsResponse
 from deployments.pages.client import ApiRefused, ServerUnreachable
 from deployments.pages.console.admin import NEEDS_ADMIN, Admin, AdminClient, path_of, reason
 from deployments.pages.console.tables import Board, Notice
@@ -75,6 +75,8 @@ class Login:
         headers = _headers(key, request)
         try:
             await self._client.call("GET", path_of("teams"), TeamsResponse, headers)
+            if asked:
+                await self._client.call("POST", path_of("logins"), LoginResponse, headers, {})
         except (ApiRefused, ServerUnreachable) as error:
             notices = _help(error, words_of(request), given=bool((key or "").strip() or headers), asked=asked)
             return "out", Board(notices=notices).json(), key if asked else ""

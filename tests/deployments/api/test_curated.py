@@ -427,6 +427,8 @@ def test_changes_of_teams_and_keys_over_http_are_in_the_audit_log(
         new = (await ask.post(f"/admin/keys/{key['id']}/rotate")).json()
         assert (await ask.delete(f"/admin/keys/{new['id']}")).status_code == 200
         assert (await ask.delete("/admin/teams/nobody")).status_code == 404
+        login = await ask.post("/admin/logins", json={})
+        assert (login.status_code, login.json()["actor"]) == (201, f"key:{admin.key.id}")
         folder = tmp_path / AUDIT_FOLDER
         text = (folder / "audit.jsonl").read_text()
         entries = [json.loads(line) for line in text.splitlines()]
@@ -436,6 +438,7 @@ def test_changes_of_teams_and_keys_over_http_are_in_the_audit_log(
             ("key.create", key["id"]),
             ("key.rotate", key["id"]),
             ("key.revoke", new["id"]),
+            ("console.login", ""),
         ]
         assert {entry["actor"] for entry in entries} == {f"key:{admin.key.id}"}
         assert entries[0]["details"] == {

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from deployments.observability.tracing import NO_SPAN, Traces, configured, current, trace_id
+from cluster.otlp import configured
+from deployments.observability.tracing import NO_SPAN, Traces, current, trace_id
 from tests.collector import collector
 from tests.conftest import wait_for
 
@@ -22,10 +23,10 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_without_an_endpoint_traces_are_off_and_nothing_is_loaded(quiet: pytest.MonkeyPatch) -> None:
-    assert not configured({})
-    assert not configured({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_SDK_DISABLED": "true"})
-    assert not configured({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_TRACES_EXPORTER": "none"})
-    assert configured({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:4318/v1/traces"})
+    assert not configured("TRACES", {})
+    assert not configured("TRACES", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_SDK_DISABLED": "true"})
+    assert not configured("TRACES", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_TRACES_EXPORTER": "none"})
+    assert configured("TRACES", {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:4318/v1/traces"})
     script = (
         "import sys; from deployments.observability.tracing import NO_SPAN, Traces\n"
         "assert Traces('s', 'i').begin('a', '', {}).child('b') is NO_SPAN\n"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.fair_routers import FLOOD, Scenario, p95, simulate
+from benchmarks.fair_routers import FEW, FLOOD, Scenario, p95, simulate, with_own_engines
 
 SMALL = Scenario(routers=8, replicas=32, teams=32, load=0.6, warm_up_s=20.0, seconds=40.0)
 
@@ -30,3 +30,10 @@ def test_a_flood_delays_only_itself_whatever_routers_it_is_at(case: Scenario, ra
 def test_the_simulation_shows_what_equal_parts_for_all_routers_cost() -> None:
     alone, flooded = simulate(replace(SMALL, flood=0.0)), simulate(replace(SMALL, together=False))
     assert p95(flooded.others) > 5 * p95(alone.others)
+
+
+def test_with_fewer_places_than_routers_teams_wait_less_than_on_engines_of_their_own() -> None:
+    case = replace(FEW, warm_up_s=50.0, seconds=250.0)
+    flooded, own = simulate(case), simulate(with_own_engines(case))
+    assert len(flooded.others) > 30 and len(own.others) > 200
+    assert p95(flooded.others) < p95(own.others) / 2
