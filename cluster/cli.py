@@ -35,6 +35,7 @@ from cluster.commands import (
     warm,
 )
 from cluster.commands.console import fail, out
+from cluster.cores import LeasesUnavailable
 from cluster.private_files import NotPrivate
 
 
@@ -100,7 +101,7 @@ def main() -> None:
     obey_sigterm()
     try:
         app()
-    except NotPrivate as error:
+    except (NotPrivate, LeasesUnavailable) as error:
         raise SystemExit(fail(str(error)).exit_code) from None
 
 

@@ -226,6 +226,12 @@ def test_links_lead_to_files_that_exist(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page}: {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_tests_that_are_named_exist(page: Path) -> None:
+    for name in re.findall(r"\btests/[\w/.-]*\.py\b", page.read_text()):
+        assert (ROOT / name).is_file(), name
+
+
 CONTRIBUTORS_PAGES = [
     ROOT / "CONTRIBUTING.md",
     *(page for page in PAGES if page.parent.name in ("concepts", "contributing")),

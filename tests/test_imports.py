@@ -42,7 +42,7 @@ CLUSTER = {
     "scaling_history": "records scaling_metrics",
     "autoscaling": "scaling_history scaling_metrics settings",
     "reports": "records settings",
-    "models": "child extras ports settings units",
+    "models": "child extras ports private_files settings units",
     "serve_config": "configuration intervals models redis_client settings",
     "measuring": "cores",
     # The library's own client of a bucket, as models are read.
@@ -54,8 +54,8 @@ CLUSTER = {
     ),
     "kubernetes": "configuration launch models redis_client serve_config settings",
     "doctor": (
-        "cores extras kubernetes launch memory models records redis_client redis_server serve_config settings tuning "
-        "units"
+        "cores extras kubernetes launch memory models private_files records redis_client redis_server serve_config "
+        "settings tuning units"
     ),
     "bench": "charts sse tables",
     "plan": "autoscaling bench charts cores measuring models settings tables units",
@@ -64,7 +64,7 @@ CLUSTER = {
         "memory models objects plan private_files records redis_client reports scaling_metrics serve_config settings "
         "tables tuning units warm"
     ),
-    "cli": "child commands private_files",
+    "cli": "child commands cores private_files",
 }
 DEPLOYMENTS = {
     "common": ("", "records redis_client"),

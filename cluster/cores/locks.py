@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.cores.topology import Core
-from cluster.private_files import private_folder
+from cluster.private_files import check_private_folder, private_folder
 
 _POLL_S = 0.002
 ALLOCATION_WAIT_S = 10.0
@@ -49,8 +49,7 @@ def allocating(directory: Path, wait_s: float, *, create: bool) -> Iterator[None
         with contextlib.ExitStack() as stack:
             while True:
                 try:
-                    if create:
-                        private_folder(directory)
+                    (private_folder if create else check_private_folder)(directory)
                     fd = stack.enter_context(_opened(path))
                 except FileNotFoundError:
                     if create:

@@ -17,6 +17,7 @@ from cluster.launch.environment import OBJECT_STORE_BYTES
 from cluster.launch.preflight import LaunchError, check_state_dir
 from cluster.launch.state import Record
 from cluster.memory import memory_limit
+from cluster.private_files import NotPrivate, check_writable_folder
 from cluster.serve_config import has_page
 from cluster.settings import Settings
 from cluster.units import format_bytes, plural
@@ -80,6 +81,10 @@ def check_disks(settings: Settings) -> Iterator[Finding]:
             yield Finding("disk", "warning", f"{name} {folder} has only {format_bytes(free)} free; make room")
         else:
             yield Finding("disk", "passed", f"{name} {folder}: {format_bytes(free)} free")
+    try:
+        check_writable_folder(settings.models_dir)
+    except NotPrivate as error:
+        yield Finding("disk", "warning", f"models can be read from models_dir, but not fetched into it: {error}")
 
 
 def check_packages() -> Finding:

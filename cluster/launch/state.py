@@ -138,8 +138,9 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def remove_folder_if_empty(folder: Path) -> None:
-    """Removes a state folder that nothing is left in."""
+    """Removes a folder of this user that nothing is left in."""
     try:
+        check_private_folder(folder)
         folder.rmdir()
     except OSError:
         return

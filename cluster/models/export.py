@@ -18,6 +18,7 @@ from cluster.models.int8.convert import ConversionError, convert_folder
 from cluster.models.int8.messages import Step
 from cluster.models.tasks import POOLING_FILE, SENTENCE_FILES, Task, trained_task
 from cluster.models.tokenizer_files import keep_tokenizer
+from cluster.private_files import parent_folder
 
 WEIGHTS = ("int8", "int4", "fp16", "fp32")
 _COPIED = ("chat_template.jinja", "generation_config.json", POOLING_FILE, *SENTENCE_FILES)
@@ -83,13 +84,15 @@ def export_model(
 
     remote_code: allow the model's own Python code in the source folder to run. origin: where the source was fetched
     from, for the manifest. convert: make INT8 weights ready for arithmetic in INT8. on_stage: called with what is done
-    next. Raises ExportError: without the extra, if the source holds no model, or the target exists.
+    next. Raises ExportError: without the extra, if the source holds no model, or the target exists; NotPrivate where
+    another user may change what is beside the target.
     """
     config = source / "config.json"
     if not config.is_file():
         raise ExportError(f"{source} holds no config.json; give the folder of a transformers model")
     if target.exists() or target.is_symlink():
         raise ExportError(f"{target} already exists; remove it or choose another name")
+    parent = parent_folder(target.parent)
     check_export_extra()
     values = json.loads(config.read_text())
     task: Task = trained_task(source, values) or "generate"
@@ -98,9 +101,8 @@ def export_model(
             f"{origin['source'] if origin else source} contains Python code that the export must run; "
             "review it, then allow it with --trust-remote-code"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
     # Next to the target, so that the last step is a rename within one file system.
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as work:
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=parent) as work:
         exported = Path(work) / "model"
         # In a separate process, which takes torch's threads and gigabytes with it and keeps its many warnings hidden.
         command = [sys.executable, "-W", "ignore", "-m", "optimum.commands.optimum_cli", "export", "openvino"]

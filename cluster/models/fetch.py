@@ -14,6 +14,7 @@ from typing import Protocol
 from cluster.models.hubs import FileSource, Listing, RemoteFile
 from cluster.models.paths import UnsafeNameError, child, owned_child
 from cluster.models.tasks import POOLING_FILE
+from cluster.private_files import writable_folder
 from cluster.units import format_bytes
 
 _ATTEMPTS = 2
@@ -70,11 +71,11 @@ def fetch(
     """Downloads the files into the folder and verifies each against the listing.
 
     Resumes what an earlier attempt left in the folder. A file that arrives damaged is fetched once more.
-    Raises FetchError, HubError, UnsafeNameError.
+    Raises FetchError, HubError, UnsafeNameError, and NotPrivate where another user may change the folder.
     """
     paths = {file.path: reduce(owned_child, file.path.split("/"), folder) for file in files}
     missing_bytes = sum(file.size for file in files) - sum(_bytes_on_disk(path) for path in paths.values())
-    folder.mkdir(parents=True, exist_ok=True)
+    writable_folder(folder)
     free = shutil.disk_usage(folder).free
     if missing_bytes + _SPARE_BYTES > free:
         raise FetchError(
@@ -104,9 +105,10 @@ def fetch(
 def exclusive(lock: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds a lock file, so that two processes never fetch or remove one model at once.
 
-    wait: until no other process holds it. Raises FetchError if one does, and this is not to wait.
+    wait: until no other process holds it. Raises FetchError if one does, and this is not to wait;
+    NotPrivate where another user may change the file's folder.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    writable_folder(lock.parent)
     with lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from cluster.private_files import NotPrivate, writable_folder
+
 _SEPARATORS = ("/", "\\", "\0")
 
 
@@ -27,3 +29,14 @@ def owned_child(folder: Path, name: str) -> Path:
     if path.is_symlink() or real != Path(os.path.realpath(folder), name):
         raise UnsafeNameError(f"{path} is a link to {real}; Dray writes and deletes only inside {folder}")
     return path
+
+
+def writable_models(models_dir: Path) -> Path:
+    """Makes the store of models, unless it exists, before something is written there; returns its path.
+
+    Models are read from any folder. Raises NotPrivate where another user may change what Dray writes.
+    """
+    try:
+        return writable_folder(models_dir)
+    except NotPrivate as error:
+        raise NotPrivate(f"{error} Or set models_dir (DRAY_MODELS_DIR) to a folder of your own.") from None

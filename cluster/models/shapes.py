@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from cluster.models.export import Compression, ExportError, check_export_extra, export_model
 from cluster.models.folder import BUNDLED_FOLDER
+from cluster.private_files import parent_folder
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _QWEN3 = {"head_dim": 128, "num_key_value_heads": 8, "vocab_size": 151_936, "tie_word_embeddings": True}
@@ -141,12 +142,14 @@ def make_random(target: Path, like: str, compression: Compression, **overrides: 
     """Writes an OpenVINO model with the architecture of a catalog model and the bundled model's tokenizer.
 
     It generates only words, so that a client sees every token as it arrives. overrides: fields of config.json, for
-    tests. Raises ExportError: without the extra `export`, or for a model whose architecture is not listed here.
+    tests. Raises ExportError: without the extra `export`, or for a model whose architecture is not listed here;
+    NotPrivate where another user may change what is beside the target.
     """
     if like not in _SHAPES:
         raise ExportError(f"unknown architecture {like!r}; known are {', '.join(_SHAPES)}")
     if target.exists() or target.is_symlink():
         raise ExportError(f"{target} already exists; remove it or choose another name")
+    parent = parent_folder(target.parent)
     check_export_extra()
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig
@@ -156,8 +159,7 @@ def make_random(target: Path, like: str, compression: Compression, **overrides: 
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     _generate_words_only(model)
     model.generation_config = GenerationConfig(do_sample=False, bos_token_id=0, eos_token_id=1)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=parent) as folder:
         model.save_pretrained(folder)
         for name in _TOKENIZER_FILES:
             shutil.copy(BUNDLED_FOLDER / name, folder)

@@ -24,7 +24,7 @@ from cluster.models.folder import (
 from cluster.models.hubs import Listing, ModelHub, NotOnHub, RemoteFile
 from cluster.models.identity import MANIFEST, WEIGHTS_FILE, StoredWeights, read_json, stored_weights
 from cluster.models.int8.convert import work_name
-from cluster.models.paths import owned_child
+from cluster.models.paths import owned_child, writable_models
 from cluster.models.tasks import POOLING_FILE, POOLING_FLAGS, PROMPTS_FILE, TESTED_FILE
 
 _PARTIAL = ".partial"
@@ -63,10 +63,11 @@ def remove(source: str, weight: str, models_dir: Path) -> Path:
 
     source: the name that it was pulled by, or its folder's name. Only names that are installed count, so no name
     reaches anything else. Raises UnknownModel for any other name, UnsafeNameError where the entry is a symbolic link,
-    FetchError while the model is being fetched, and ModelFolderError where something could not be deleted.
+    FetchError while the model is being fetched, NotPrivate where another user may change the store, and
+    ModelFolderError where something could not be deleted.
     """
     name = _installed_name(source, weight, models_dir)
-    downloads = owned_child(models_dir, _PARTIAL)
+    downloads = owned_child(writable_models(models_dir), _PARTIAL)
     folder = owned_child(models_dir, name)
     leftovers = [owned_child(downloads, name), owned_child(downloads, f"{name}{_WEIGHTS_SUFFIX}")]
     leftovers.append(owned_child(models_dir, work_name(name)))
@@ -125,12 +126,13 @@ def obtain(
     holds the model as it is to be served.
     remote_code: allow Python code that comes with the weights to run during the export. convert: make INT8 weights
     ready for arithmetic in INT8. wait: for another process that is fetching it, rather than refuse. Files that
-    arrived are kept for the next attempt. Raises UnknownModel, UnsafeNameError, FetchError, ExportError, HubError.
+    arrived are kept for the next attempt. Raises UnknownModel, UnsafeNameError, FetchError, ExportError, HubError, and
+    NotPrivate where another user may change the store.
     """
     target = store_folder(source, compression.weight, models_dir)
     if target.is_dir():
         return target
-    target = owned_child(models_dir, target.name)
+    target = owned_child(writable_models(models_dir), target.name)
     partial = owned_child(models_dir, _PARTIAL)
     with exclusive(owned_child(partial, f"{target.name}.lock"), wait=wait):
         if target.is_dir():  # by now

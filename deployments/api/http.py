@@ -25,6 +25,7 @@ CLIENT_DISCONNECTED = 499
 _JSON = "application/json"
 _MAX_IDEMPOTENCY_KEY_CHARACTERS = 255
 _TIMEOUT_MARGIN_S = 0.1
+_MIN_TIMEOUT_S = 0.001
 
 
 def json_response(body: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -110,7 +111,7 @@ def _too_slow(timeout_s: float) -> ApiError:
 
 
 def request_timeout_s(headers: Mapping[str, str], max_s: float) -> float:
-    """Seconds that a request may take: its x-request-timeout-seconds, up to max_s. Raises ApiError 400.
+    """Seconds that a request may take: its x-request-timeout-seconds, up to max_s; raises ApiError 400.
 
     Serve enforces the same header, with an error in its own shape (ray 2.60); so Dray's time is a little shorter.
     """
@@ -120,8 +121,8 @@ def request_timeout_s(headers: Mapping[str, str], max_s: float) -> float:
         timeout_s = float(text)
     except ValueError:
         timeout_s = math.nan
-    if not 0 < timeout_s < math.inf:
-        message = f"x-request-timeout-seconds: {text[:20]!r} is not a number of seconds above 0."
+    if not _MIN_TIMEOUT_S <= timeout_s < math.inf:
+        message = f"x-request-timeout-seconds: {text[:20]!r} is not a number of seconds of at least {_MIN_TIMEOUT_S}."
         raise ApiError(400, message, code="invalid_header", param="x-request-timeout-seconds")
     return min(timeout_s - min(_TIMEOUT_MARGIN_S, timeout_s / 4), max_s)
 

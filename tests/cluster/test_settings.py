@@ -1,5 +1,7 @@
 """Settings: every source, its strictness, and the recorded source of each value."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,6 @@ from cluster.settings import CLIENT_SECRET_VARIABLE, PRIVACY_KEYS, Settings
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No dray.yaml and no DRAY_* variable from outside the test."""
-    import os
-
     for name in [name for name in os.environ if name.startswith("DRAY_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
@@ -113,3 +113,18 @@ def test_a_wrong_model_among_several_is_named(tmp_path: Path) -> None:
     (tmp_path / "dray.yaml").write_text("models:\n- name: a\n  replica: 2\n")
     with pytest.raises(SettingsError, match=r"models\.0\.replica \(dray\.yaml\): unknown setting"):
         load()
+
+
+def test_the_state_folder_is_where_no_other_user_can_enter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    runtime, elsewhere = tmp_path / "runtime", tmp_path / f"dray-{os.getuid()}"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    assert load().settings.state_dir == elsewhere, "there is no such folder"
+    runtime.mkdir()
+    assert load().settings.state_dir == runtime / "dray"
+    if os.getuid() == 0:
+        os.chown(runtime, 65534, 65534)
+        assert load().settings.state_dir == elsewhere, "after `su`, it is another user's"
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert load().settings.state_dir == elsewhere

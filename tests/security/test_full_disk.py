@@ -10,16 +10,19 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
+from cluster.cli import app
 from cluster.records import teams
 from cluster.records.team_records import ADMIN, Team
 from cluster.redis_client import connect
 from cluster.redis_server import OwnRedis
-from deployments.api.info import disk_warnings
-from tests.conftest import wait_for
+from deployments.api import info
+from tests.conftest import redis_server, wait_for
 from tests.deployments.routers import running_router
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
@@ -75,10 +78,26 @@ def test_a_router_survives_it(disk: Path, when: str) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
-def test_readiness_warns_of_it(disk: Path, tmp_path: Path) -> None:
-    [warning] = disk_warnings(disk)
-    assert f"{disk} has only" in warning
-    assert disk_warnings(tmp_path) == []
+def test_readiness_warns_of_it(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(info, "models_without_replicas", lambda engines: [])
+
+    async def ready() -> list[dict[str, Any]]:
+        with redis_server(16) as server:
+            async with (
+                running_router(monkeypatch, server.url) as router,
+                httpx.AsyncClient(base_url=router.url, timeout=30) as http,
+            ):
+                answers = []
+                for folder in (disk, tmp_path):
+                    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
+                    answers.append(await http.get("/health/ready"))
+        assert [answer.status_code for answer in answers] == [200, 200], "other routers' disks may be as full"
+        return [answer.json() for answer in answers]
+
+    full, roomy = asyncio.run(ready())
+    [warning] = full["warnings"]
+    assert full["status"] == "ok" and f"{disk} has only" in warning
+    assert roomy == {"status": "ok"}
 
 
 def test_a_key_is_revoked_at_once_and_later_on_disk_too(disk: Path, tmp_path: Path) -> None:
@@ -89,10 +108,16 @@ def test_a_key_is_revoked_at_once_and_later_on_disk_too(disk: Path, tmp_path: Pa
             teams.add_team(client, Team("a", created=0))
             first, second = (teams.create_key(client, "a").key.id for _ in range(2))
             assert teams.revoke_key(client, first).kept
+            third = teams.create_key(client, "a").key.id
             fill(disk)
             wait_for(lambda: not teams.revoke_key(client, second).kept)
             assert not teams.revoke_key(client, first).kept, "nothing is kept from now on"
             assert teams.read_key(client, second).ends
+            environment = {"DRAY_TEAMS__URL": server.url, "DRAY_DATA_DIR": str(disk), "DRAY_STATE_DIR": str(tmp_path)}
+            warned = CliRunner().invoke(app, ["keys", "revoke", third], env=environment)
+            assert warned.exit_code == 0 and f"revoked {third}" in warned.stdout, warned.output
+            assert "this is not kept: after a restart the key is valid again" in warned.stderr
+            assert teams.read_key(client, third).ends
             (disk / "ballast").unlink()
             wait_for(server.resume_persistence)
             wait_for(lambda: client.info("persistence")["aof_last_bgrewrite_status"] == "ok")

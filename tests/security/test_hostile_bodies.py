@@ -120,7 +120,7 @@ def test_no_body_makes_a_server_error(server: OwnRedis, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("path", all_but_the_first_slow(GENERATING))
 def test_no_header_makes_a_server_error(server: OwnRedis, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    seconds = ("nan", "inf", "-inf", "-1", "0", "1e400", "9" * 5000, "٣", "x" * 5000, "")
+    seconds = ("nan", "inf", "-inf", "-1", "0", "1e400", "1e-300", "9" * 5000, "٣", "x" * 5000, "")
     headers = [(name, value) for name in ("x-request-timeout-seconds", "X-Dray-Cache-TTL") for value in seconds]
     headers += [("Cache-Control", f"max-age={value}") for value in seconds if value != "0"]
     headers += [("Idempotency-Key", "k" * 5000), ("content-type", "x/" + "y" * 5000)]
@@ -137,8 +137,8 @@ def test_no_header_makes_a_server_error(server: OwnRedis, monkeypatch: pytest.Mo
                 assert response.json()["error"]["message"]
                 assert len(response.content) < 1000
             # As short as a timeout may be: it is over before the answer is there, unless that comes at once.
-            response = await client.post(path, json=body, headers={"x-request-timeout-seconds": "1e-300"})
-            assert response.status_code in (200, 400, 408), response.text
+            response = await client.post(path, json=body, headers={"x-request-timeout-seconds": "0.001"})
+            assert response.status_code in (200, 408), response.text
             response = await client.get("/" + "z" * 20_000)
             assert response.status_code == 404 and len(response.content) < 1000
             assert (await client.post(path, json=body)).status_code == 200

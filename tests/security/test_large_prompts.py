@@ -24,6 +24,7 @@ from deployments.generation.large_texts import LargeTexts
 from deployments.routing.queue_class import QueueClass
 from tests.conftest import MODEL, redis_server
 from tests.deployments.routers import Engines, chat, running_router
+from tests.security.test_grammars import memory_mb
 from tests.service.test_embeddings import make_model
 
 WORD = "1+1? "
@@ -228,6 +229,22 @@ def test_a_large_prompt_is_not_tokenized_where_the_engines_queue_is_full(
             assert [(await task).status_code for task in before] == [200, 200]
 
     asyncio.run(work())
+
+
+def test_the_memory_of_large_texts_goes_back_to_the_system(bundled: ServedModel) -> None:
+    encoder = TextEncoder(Tokenizer.from_file(str(bundled.folder / "tokenizer.json")), 10**6)
+    team = QueueClass("a", 1.0, batch=False)
+
+    async def run() -> None:
+        texts = LargeTexts()
+        for number in range(3):
+            text = f"{number} {WORD * 80_000}"
+            assert await texts.run(team, len(text), lambda text=text: len(encoder.encode([text])[0])) > 300_000  # type: ignore[misc]
+        texts.close()
+
+    before = memory_mb()
+    asyncio.run(run())
+    assert memory_mb() - before < 80, "without giving back: 170"
 
 
 def test_few_large_texts_are_handled_at_once_and_further_ones_are_refused() -> None:

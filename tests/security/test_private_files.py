@@ -1,6 +1,8 @@
 """Another user of the machine creates Dray's folders and files first, and gains nothing by it."""
 
+import grp
 import os
+import pwd
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 from cluster.private_files import (
     NotPrivate,
     check_private_folder,
+    check_writable_folder,
+    parent_folder,
     private_folder,
     read_private,
     writable_folder,
@@ -72,8 +76,9 @@ def test_a_folder_that_another_user_made_first_is_refused(shared: Path, taken: i
     for make in (private_folder, writable_folder):
         with pytest.raises(NotPrivate, match="belongs to user 65534"):
             make(folder)
-    with pytest.raises(NotPrivate):
-        check_private_folder(folder)
+    for check in (check_private_folder, check_writable_folder, parent_folder):
+        with pytest.raises(NotPrivate, match="belongs to user 65534"):
+            check(folder)
 
 
 @as_root
@@ -123,9 +128,60 @@ def test_open_permissions_are_refused_with_the_command_that_mends_them(tmp_path:
     with pytest.raises(NotPrivate, match=f"mode 755.*chmod go= {folder}"):
         private_folder(folder)
     assert writable_folder(folder) == folder, "models may be read by others"
-    folder.chmod(0o775)
+    folder.chmod(0o777)
     with pytest.raises(NotPrivate, match=f"chmod go-w {folder}"):
         writable_folder(folder)
     (tmp_path / "file").write_text("")
     with pytest.raises(NotPrivate, match="is not a folder"):
         private_folder(tmp_path / "file")
+
+
+@as_root
+def test_a_group_may_write_where_nobody_else_is_in_it(shared: Path) -> None:
+    """Many systems give each user such a group, and umask 002: without this, no folder there would do."""
+    own = next(u for u in pwd.getpwall() if u.pw_uid and [u.pw_name, []] == [*grp.getgrgid(u.pw_gid)[::3]])
+    another = next(group.gr_gid for group in grp.getgrall() if group.gr_name != own.pw_name)
+
+    folder = shared / "models"
+    folder.mkdir()
+
+    def check(group_id: int) -> None:
+        os.chown(folder, own.pw_uid, group_id)
+        folder.chmod(0o775)
+        os.seteuid(own.pw_uid)
+        try:
+            check_writable_folder(folder)
+        finally:
+            os.seteuid(0)
+
+    check(own.pw_gid)
+    with pytest.raises(NotPrivate, match=f"chmod go-w {folder}"):
+        check(another)
+
+
+def test_a_place_for_something_new_may_be_shared_as_tmp_is(shared: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(shared)
+    assert parent_folder(tmp_path / "link") == shared.resolve()
+    with pytest.raises(NotPrivate, match=f"chmod go-w {shared}"):
+        writable_folder(shared)
+    shared.chmod(0o777)
+    with pytest.raises(NotPrivate, match=f"chmod go-w {shared}"):
+        parent_folder(shared)
+    assert mode(parent_folder(tmp_path / "new" / "one")) == 0o755
+
+
+def test_the_owner_and_mode_of_a_pods_volume_are_its_drivers(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared.chmod(0o777)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert writable_folder(shared) == shared
+    with pytest.raises(NotPrivate):
+        private_folder(shared)
+
+
+@as_root
+def test_a_link_of_another_user_leads_nowhere(shared: Path, tmp_path: Path) -> None:
+    (shared / "ours").symlink_to(tmp_path)
+    assert writable_folder(shared / "ours") == shared / "ours"
+    as_nobody(lambda: (shared / "theirs").symlink_to(tmp_path))
+    with pytest.raises(NotPrivate, match="is a link"):
+        writable_folder(shared / "theirs")

@@ -222,7 +222,7 @@ async def _until(fact: Callable[[], object]) -> None:
 
 
 async def what_is_in_the_kv_cache(teams: Teams, first: str, second: str) -> bool:
-    """The engine tells a namespace what it has used itself (tests/deployments/engine/test_admission.py)."""
+    """The engine tells a namespace what it has used itself (tests/deployments/engine/test_scheduler.py)."""
     question = new_question()
     for team in (first, second):
         await teams.chat(team, question, cache_control="no-cache, no-store")

@@ -12,7 +12,7 @@ from cluster.models.gguf.description import rotary_frequencies, write_descriptio
 from cluster.models.gguf.header import GgufError, TensorInfo, read_header
 from cluster.models.gguf.weights import check_gguf_extra, convert_weights
 from cluster.models.identity import MANIFEST, read_json, sampled_digest, weights_digest
-from cluster.models.paths import owned_child
+from cluster.models.paths import owned_child, writable_models
 from cluster.units import format_bytes
 
 _PARTIAL = ".partial"
@@ -29,14 +29,15 @@ def install_gguf(file: Path, models_dir: Path, on_stage: Callable[[str], None]) 
     """The model folder of a GGUF file, which is converted if this has not been done yet.
 
     Raises GgufError for a file that is none, is damaged or cannot be converted, and where another file of the same name
-    is installed; FetchError while another process converts it; UnsafeNameError, OSError.
+    is installed; FetchError while another process converts it; NotPrivate where another user may change the store;
+    UnsafeNameError, OSError.
     """
     target = owned_child(models_dir, gguf_folder(file, models_dir).name)
     if _is_installed(target, file):
         return target
     if not file.is_file():
         raise GgufError(f"the GGUF file {file} does not exist")
-    partial = owned_child(models_dir, _PARTIAL)
+    partial = owned_child(writable_models(models_dir), _PARTIAL)
     with exclusive(owned_child(partial, f"{target.name}.lock")):
         if _is_installed(target, file):  # by another process, until now
             return target

@@ -34,6 +34,7 @@ from cluster.models.identity import (
 )
 from cluster.models.int8.messages import Converted, ConvertRequest, Event, Refused, Step, calibration_digest
 from cluster.models.int8.smoothing import ALPHA
+from cluster.private_files import parent_folder, writable_folder
 
 CONVERTER = 1
 """Raise it with every change of what the converter writes: models that differ must have different fingerprints."""
@@ -49,13 +50,14 @@ def convert_folder(source: Path, target: Path, on_step: Callable[[Step], None]) 
     """Writes the converted model into the folder `target`, completely or not at all.
 
     target: a new folder, or the source itself, which is then replaced at once when the new one is whole. Who reads the
-    old files goes on reading them. Raises ConversionError, and OSError.
+    old files goes on reading them. Raises ConversionError, OSError, and NotPrivate where another user may change what
+    is beside the target.
     """
     source, target = source.resolve(), target.resolve()
     if target != source and target.exists():
         raise ConversionError(f"{target} already exists; remove it or choose another name")
     before = fingerprint(source)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    parent_folder(target.parent)
     with _work_folder(target) as work:
         shutil.copytree(source, work, ignore=shutil.ignore_patterns(*_NOT_COPIED), dirs_exist_ok=True)
         done = _run(ConvertRequest(str(source), str(work)), source, on_step)
@@ -84,7 +86,7 @@ def _work_folder(target: Path) -> Iterator[Path]:
     It is deleted at the end, with what an earlier conversion left that was killed.
     """
     outer = target.with_name(work_name(target.name))
-    outer.mkdir(exist_ok=True)
+    writable_folder(outer)
     with (outer / "lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
