@@ -130,7 +130,8 @@ def measure(
         plane.report_load(size, busy=False)
         if failures:
             events.append(event(plane, "a node is lost", plane.lose_node))
-            plane.prepare(size)
+            # The stand-ins of the new version report load at once, so as many are wanted beside the old ones.
+            plane.prepare(2 * size)
             events.append(event(plane, "a new version", plane.roll_out))
         for row in (*(one.row for one in rests), *events):
             print(" | ".join(row), file=sys.stderr, flush=True)

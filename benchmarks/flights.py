@@ -38,6 +38,7 @@ _IN_SCRIPTS = {"get", "set", "del", "xadd", "pexpire", "xrevrange"}
 """Commands that the scripts of flights run inside."""
 _FULL = 0.7
 """Share of its one core from which a Redis counts as full."""
+_IDLE_S = 5.0
 _CONNECTING = {"hello", "client|setinfo"}
 _OF_BENCHMARK = {"config|resetstat", "info"}
 Kind = Literal["followed by nobody", "resumable", "followed"]
@@ -71,7 +72,8 @@ async def consume(lease: FlightLease) -> None:
 
 
 async def commands(url: str, kind: Kind, args: argparse.Namespace) -> tuple[Counter[str], list[float]]:
-    """The commands that a number of generations at a time cost, by name, and the seconds of each node's processor."""
+    """The commands that a number of generations at a time cost, by name, and the seconds of each node's processor,
+    without those of an idle node."""
     stores = [store_of(url) for _ in range(2)]
     first, second = (SingleFlight(store) for store in stores)
     warm = await lease_of(first, key_of("m", "n", secrets.token_hex(20)))
@@ -81,13 +83,16 @@ async def commands(url: str, kind: Kind, args: argparse.Namespace) -> tuple[Coun
         for node in nodes:
             node.config_resetstat()
         keys = [key_of("m", "n", secrets.token_hex(20)) for _ in range(args.flights)]
-        before = [redis_seconds(node) for node in nodes]
+        idle = await _idle_shares(nodes)
+        before, started = [redis_seconds(node) for node in nodes], time.perf_counter()
         leases = [await lease_of(first, key, resumable=kind == "resumable") for key in keys]
         tasks = [asyncio.create_task(generate(lease, args)) for lease in leases]
         if kind == "followed":
             tasks += [asyncio.create_task(consume(await lease_of(second, key))) for key in keys]
         await asyncio.gather(*tasks)
-        seconds = [redis_seconds(node) - earlier for node, earlier in zip(nodes, before, strict=True)]
+        took = time.perf_counter() - started
+        used = [redis_seconds(node) - earlier for node, earlier in zip(nodes, before, strict=True)]
+        seconds = [each - took * share for each, share in zip(used, idle, strict=True)]
         calls = Counter[str]()
         for node in nodes:
             for name, stat in node.info("commandstats").items():
@@ -95,6 +100,13 @@ async def commands(url: str, kind: Kind, args: argparse.Namespace) -> tuple[Coun
     for store in stores:
         await store.close()
     return Counter({name: count for name, count in calls.items() if name not in _CONNECTING | _OF_BENCHMARK}), seconds
+
+
+async def _idle_shares(nodes: list[Any]) -> list[float]:
+    """Share of a processor that each node takes while nobody asks anything."""
+    before = [redis_seconds(node) for node in nodes]
+    await asyncio.sleep(_IDLE_S)
+    return [(redis_seconds(node) - earlier) / _IDLE_S for node, earlier in zip(nodes, before, strict=True)]
 
 
 def clients_of(url: str) -> list[Any]:
