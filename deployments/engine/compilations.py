@@ -1,20 +1,22 @@
 """Grammars that are being compiled, on a thread beside the engine's steps: one may take a second."""
 
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 
 from deployments.common.messages import EngineRequest
+from deployments.engine.fair_thread import FairThread
 from deployments.engine.grammar import GrammarCompiler, GrammarError, Matcher
 
 _WAIT_S = 0.01
 
 
 class Compilations:
-    """Compiles the grammars of streams, one after the other."""
+    """Compiles the grammars of streams, one by one. Namespaces share the thread fairly."""
 
     def __init__(self, compiler: GrammarCompiler) -> None:
         self._compiler = compiler
-        self._thread = ThreadPoolExecutor(1, "compile")
+        self._thread = FairThread("compile")
         self._running: dict[int, Future[Matcher]] = {}
 
     def __len__(self) -> int:
@@ -22,10 +24,10 @@ class Compilations:
 
     def start(self, number: int, request: EngineRequest) -> None:
         """Compiles the grammar of this stream's request."""
-        self._running[number] = self._thread.submit(self._compile, request)
+        self._running[number] = self._thread.submit(request.namespace, partial(self._compile, request))
 
     def cancel(self, number: int) -> bool:
-        """Forgets a stream. False: its grammar is not being compiled."""
+        """Forgets a stream, and does not begin with its grammar. False: it is not being compiled."""
         if number not in self._running:
             return False
         self._running.pop(number).cancel()

@@ -42,12 +42,42 @@ def test_only_this_machine_can_connect(dray: Dray) -> None:
     assert [socket for socket in sockets if not is_loopback(socket[1])] == []
 
 
-def test_every_process_that_listens_is_in_the_table(dray: Dray) -> None:
+def ports(text: str, dray: Dray) -> range:
+    """The ports that a cell of the table stands for. Raises KeyError for other words."""
+    block = range(20_000, 30_000)
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    return {
+        "`port` (8000)": range(dray.port, dray.port + 1),
+        "one in the block 20000 to 29999, for each router and the chat page": block,
+        "one in the same block": block,
+        "chosen by the kernel": range(first, last + 1),
+    }[text]
+
+
+ADDRESSES = {"127.0.0.1": {"127.0.0.1"}, "`host`; for 127.0.0.1 also ::1": {"127.0.0.1", "::1"}}
+
+
+def test_the_table_has_each_socket_and_no_other(dray: Dray) -> None:
     table = SECURITY.read_text().split("## Listening ports")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| ([^|]+) \|.*\|.*\|.*\|$", table, flags=re.MULTILINE)
-    patterns = [pattern.removesuffix(" (the launcher)") for row in rows for pattern in re.split(r", | or ", row)]
-    assert "haproxy" in patterns and "*" not in patterns
-    unknown = {name for name, _, _ in listening(dray) if not any(fnmatch.fnmatch(name, p) for p in patterns)}
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|.*\|$", table, flags=re.MULTILINE)[1:]
+    unknown = set(listening(dray))
+    assert len(rows) > 5 and unknown
+    for processes, port, address in rows:
+        if port.startswith("with `--head`"):
+            continue
+        # What the cell says before the case of --head.
+        port, address = (cell.split("; with `--head`")[0] for cell in (port, address))
+        patterns = re.split(r", | or ", processes.replace(" (the launcher)", ""))
+        found = {
+            socket
+            for socket in listening(dray)
+            # Ray adds the name of the deployment to that of the process.
+            if any(fnmatch.fnmatch(socket[0], name) for pattern in patterns for name in (pattern, f"{pattern}:*"))
+            and socket[1].removeprefix("::ffff:") in ADDRESSES[address]
+            and socket[2] in ports(port, dray)
+        }
+        assert found, (processes, port, address, listening(dray))
+        unknown -= found
     assert not unknown
 
 
