@@ -262,10 +262,10 @@ def test_recipe_for_lm_eval_with_the_tasks_of_the_guide(dray: Dray, tmp_path: Pa
     script = recipe("lm-evaluation-harness", dray, str(BUNDLED_FOLDER))["bash"]
     table = ran(script, tmp_path, programs)
     for task in ("sums_choice", "sums_text"):
-        assert re.search(rf"\|{task} .*\| *1(\.0*)?\|", table), table
+        assert re.search(rf"^\|{task} *\|.*\| *1\|", table, re.M), table
 
 
 def test_there_are_recipes_for_twelve_clients() -> None:
-    """Those of agents are in test_agents.py. guidellm brings torch, so its recipe was tried by hand."""
+    """test_agents.py runs both agents by flags of its own. guidellm brings torch, so its recipe was tried by hand."""
     headings = re.findall(r"^## (.*)", CLIENTS_PAGE, re.M)
     assert len(headings) - 1 == 12 and headings[-1] == "What was tried"
