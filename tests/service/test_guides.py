@@ -13,6 +13,7 @@ import httpx
 import pytest
 import yaml
 
+from cluster.models.folder import BUNDLED_FOLDER
 from tests.conftest import MODEL, Dray, started_dray, wait_for
 from tests.models.smollm2 import smollm2_file
 
@@ -255,13 +256,23 @@ def test_the_planning_example(dray: Dray, tmp_path: Path) -> None:
         assert rows(table) == rows(run(dray, command, tmp_path))
 
 
+@pytest.mark.slow
+def test_quality_at_int8(dray: Dray, tmp_path: Path) -> None:
+    """With the bundled model in place of the makers' weights, whose export needs torch."""
+    _, convert, compare = commands("guides/int8-quality.md")
+    for folder in ("r1-fp16", "old-int8"):
+        (tmp_path / folder).symlink_to(BUNDLED_FOLDER)
+    (tmp_path / "questions.jsonl").write_text(blocks("guides/int8-quality.md", "json")[0])
+    printed = run(dray, f"{convert}\n{compare}", tmp_path, DRAY_LEASE_DIR=str(tmp_path / "c"))
+    assert printed.count("int8 in groups") >= 2 and re.search(r"2 questions: .* same answer", printed)
+
+
 LEFT_OUT = {
     "clients.md": "tests/service/test_clients.py runs its recipes",
     "guides/agents.md": "tests/service/test_agents.py runs both agents by flags of its own",
     "guides/evaluation.md": "tests/service/test_clients.py runs its tasks by the recipe of clients.md",
     "guides/airgapped.md": "installs, from packages that pip has fetched",
     "guides/china.md": "mirrors that only answer in China, and keys of a cloud",
-    "guides/int8-quality.md": "serves two models for minutes; tests/models/test_compare.py runs `dray models compare`",
     "guides/gguf.md": "the tutorial runs `dray up` with a GGUF file; the other file is Ollama's",
     "guides/plain-host.md": "needs root; tests/cluster/test_host_files.py checks its files",
     "guides/rag.md": "models from a hub; tests/service/test_embeddings.py asks the same of others",
