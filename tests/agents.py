@@ -3,14 +3,12 @@
 Their requests to anything but this machine go to a closed port.
 """
 
-import fcntl
 import os
-import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
+from tests.fetched import from_npm
 
 PACKAGES = ("@anthropic-ai/claude-code", "@openai/codex")
 SHORT = ("--system-prompt", "You are a helpful assistant.", "--tools", "")
@@ -27,28 +25,12 @@ wire_api = "responses"
 [analytics]
 enabled = false
 """
-_INSTALL_S = 600
 _ANSWER_S = 300
 
 
 def installed() -> Path:
     """The folder with the commands `claude` and `codex`. Skips the test where they cannot be had."""
-    if (npm := shutil.which("npm")) is None:
-        pytest.skip("npm is not installed")
-    cache = Path(os.environ.get("DRAY_TEST_CACHE", "~/.cache/dray-tests")).expanduser() / "agents"
-    cache.mkdir(parents=True, exist_ok=True)
-    folder = cache / "node_modules" / ".bin"
-    with (cache / ".lock").open("w") as lock:  # tests may run in several processes
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not all((folder / name).exists() for name in ("claude", "codex")):
-            command = [npm, "install", "--no-audit", "--no-fund", "--prefix", str(cache), *PACKAGES]
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_S, check=False)
-            except subprocess.TimeoutExpired:
-                pytest.skip(f"npm did not install {' and '.join(PACKAGES)} within {_INSTALL_S} s")
-            if done.returncode:
-                pytest.skip(f"npm cannot install {' and '.join(PACKAGES)}: {done.stderr.strip()[-300:]}")
-    return folder
+    return from_npm("agents", *PACKAGES) / ".bin"
 
 
 def ask_claude(url: str, model: str, home: Path, question: str, *flags: str) -> subprocess.CompletedProcess[str]:

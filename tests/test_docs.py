@@ -16,7 +16,7 @@ import yaml
 from typer.main import get_command
 
 from cluster.cli import app
-from cluster.configuration import OTHER_VARIABLES, setting_descriptions, variable
+from cluster.configuration import OTHER_VARIABLES, SettingsError, parse, setting_descriptions, variable
 from deployments.api.protocol.chat import ChatRequest
 
 ROOT = Path(__file__).parents[1]
@@ -128,6 +128,15 @@ def nav_titles(nav: list[Any]) -> Iterator[str]:
                 yield from nav_titles(content)
 
 
+def test_every_guide_has_a_chinese_edition() -> None:
+    (guides,) = (
+        part["Guides"] for part in yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"] if "Guides" in part
+    )
+    pages = ["tutorial.md", *(page for guide in guides for page in guide.values())]
+    assert len(pages) > 30
+    assert [page for page in pages if not (DOCS / page).with_suffix(".zh.md").is_file()] == []
+
+
 def test_the_chinese_site_has_english_pages_where_there_is_no_chinese_one(site: Path) -> None:
     for name in ("api", "reference/settings", "results"):
         assert (site / "zh" / name / "index.html").is_file()
@@ -215,6 +224,21 @@ def test_settings_in_the_documentation_exist() -> None:
         if page.name != "CHANGELOG.md":  # which lists former names
             named = set(re.findall(rf"`((?:{groups})\.(?!py`)[a-z_]+)`", page.read_text()))
             assert named <= names.keys() | ACTIONS, page
+
+
+def test_blocks_of_settings_in_the_documentation_are_accepted() -> None:
+    names = {name.partition(".")[0] for name in setting_descriptions()}
+    accepted = 0
+    for page, text in blocks("yaml"):
+        documents = list(yaml.safe_load_all(text))
+        if "…" in text or len(documents) > 1 or not isinstance(documents[0], dict) or not documents[0].keys() <= names:
+            continue  # the rest of another block, or a file of another program
+        try:
+            parse(documents[0])
+        except SettingsError as error:
+            raise AssertionError(f"{page}: {error}") from None
+        accepted += 1
+    assert accepted > 15
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -24,7 +24,7 @@ from deployments.api.models import RoutedModel, model_not_found
 from deployments.api.pacing import Paced, Shared
 from deployments.api.protocol.common import default_temperature
 from deployments.api.protocol.openapi import document
-from deployments.api.protocol.openapi_page import page
+from deployments.api.protocol.openapi_page import content_security_policy, page
 from deployments.api.static import StaticBody
 from deployments.common.errors import ApiError
 from deployments.observability.metrics import METRICS_TYPE, exposition
@@ -153,8 +153,9 @@ class InfoApi:
 @cache
 def described(media_type: str) -> StaticBody:
     """The API's description, which never changes while the process lives: made once, when it is first wanted."""
-    body = page().encode() if media_type == "text/html" else msgspec.json.encode(document())
-    return StaticBody(body, media_type)
+    if media_type == "text/html":
+        return StaticBody(page().encode(), media_type, {"Content-Security-Policy": content_security_policy()})
+    return StaticBody(msgspec.json.encode(document()), media_type)
 
 
 def disk_warnings(folder: Path) -> list[str]:

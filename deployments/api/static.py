@@ -1,5 +1,6 @@
 """Responses whose bytes never change: sent as they are, or not at all to a client that has them already."""
 
+from collections.abc import Mapping
 from hashlib import blake2b
 
 from starlette.requests import Request as HttpRequest
@@ -14,14 +15,16 @@ ICON = """<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.
 class StaticBody:
     """A body with its ETag (RFC 9110, 8.8.3)."""
 
-    def __init__(self, body: bytes, media_type: str) -> None:
+    def __init__(self, body: bytes, media_type: str, headers: Mapping[str, str] | None = None) -> None:
+        """headers: further ones of each response."""
         self._body = body
+        self._headers = dict(headers or {})
         self._media_type = media_type
         self._etag = f'"{blake2b(body, digest_size=12).hexdigest()}"'
 
     def answer(self, http: HttpRequest) -> Response:
         """The body, or 304 if the request's If-None-Match names it."""
-        headers = {"ETag": self._etag, "Cache-Control": "no-cache"}
+        headers = {"ETag": self._etag, "Cache-Control": "no-cache", **self._headers}
         named = {tag.strip().removeprefix("W/") for tag in http.headers.get("if-none-match", "").split(",")}
         if self._etag in named or "*" in named:
             return Response(status_code=304, headers=headers)

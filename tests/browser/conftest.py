@@ -78,11 +78,17 @@ def opener(dray: Dray, browser: Browser) -> Iterator[Open]:
             errors.append(message.text)
 
     def open_page(
-        path: str, width: int = 1100, height: int = 800, locale: str = "en-US", scheme: str = "light"
+        path: str,
+        width: int = 1100,
+        height: int = 800,
+        locale: str = "en-US",
+        scheme: str = "light",
+        bypass_csp: bool = False,
     ) -> Page:
         context = browser.new_context(
             viewport={"width": width, "height": height},
             locale=locale,
+            bypass_csp=bypass_csp,
             color_scheme=scheme,  # type: ignore[arg-type]
         )
         contexts.append(context)

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +14,13 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
+from cluster.models.folder import BUNDLED_FOLDER
 from tests.conftest import MODEL, Dray
+from tests.fetched import from_npm, from_pypi
 
+ROOT = Path(__file__).parents[2]
+CLIENTS_PAGE = (ROOT / "docs" / "clients.md").read_text()
+ADDRESS = "http://127.0.0.1:8000"
 SUM = [{"role": "user", "content": "What is 27 + 48?"}]
 CITY = {
     "type": "object",
@@ -185,17 +192,80 @@ def test_litellm(dray: Dray) -> None:
     assert "75" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
 
-def test_llm(dray: Dray, tmp_path: Path) -> None:
-    """Simon Willison's command line, which reads further models from a file of its own."""
-    (tmp_path / "extra-openai-models.yaml").write_text(
-        f"- model_id: dray\n  model_name: {MODEL}\n  api_base: {dray.url}\n  api_key_name: dray\n"
-    )
+def recipe(client: str, dray: Dray, folder: str = "") -> dict[str, str]:
+    """The code of a client's section in docs/clients.md by language, for this Dray, without what installs the client.
+
+    folder: the model's, where the recipe names one.
+    """
+    section = re.split(rf"^## {re.escape(client)}\n", CLIENTS_PAGE, flags=re.M)[1].split("\n## ")[0]
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", section, re.M | re.S)
+    code = {}
+    for language, block in blocks:
+        lines = [line for line in block.splitlines() if not re.match(r"(pip|npm) install ", line)]
+        code[language] = "\n".join(lines).replace(ADDRESS, dray.root).replace("FOLDER", folder)
+    return code
+
+
+@pytest.mark.parametrize("client", ["OpenAI for Python", "Anthropic for Python", "LangChain", "LiteLLM"])
+def test_recipes_in_python(client: str, dray: Dray, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(recipe(client, dray)["python"], {})
+    assert "75" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("client", ["curl", "llm"])
+def test_recipes_of_commands(client: str, dray: Dray, tmp_path: Path) -> None:
+    assert "75" in ran(recipe(client, dray)["bash"], tmp_path, Path(sys.executable).parent)
+
+
+def ran(script: str, folder: Path, programs: Path, timeout: float = 250) -> str:
+    """What commands print in an empty folder that is also their home. programs: the folder with the client."""
     done = subprocess.run(
-        [sys.executable, "-m", "llm", "-m", "dray", "--key", "none", "What is 27 + 48?"],
-        env={"LLM_USER_PATH": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        ["bash", "-euo", "pipefail", "-c", script],
+        env={"PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(folder), "HF_HUB_OFFLINE": "1"},
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        timeout=timeout,
         check=False,
-        stdin=subprocess.DEVNULL,
     )
-    assert "75" in done.stdout, done.stderr
+    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_recipe_for_node(dray: Dray, tmp_path: Path) -> None:
+    (tmp_path / "node_modules").symlink_to(from_npm("openai-node", "openai"))
+    (tmp_path / "ask.mjs").write_text(recipe("OpenAI for Node", dray)["js"])
+    assert "75" in ran("node ask.mjs", tmp_path, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_recipe_for_llamaindex(dray: Dray, tmp_path: Path) -> None:
+    programs = from_pypi("llamaindex", "llama-index-llms-openai-like")
+    (tmp_path / "ask.py").write_text(recipe("LlamaIndex", dray)["python"])
+    assert "75" in ran("python ask.py", tmp_path, programs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_recipe_for_lm_eval_with_the_tasks_of_the_guide(dray: Dray, tmp_path: Path) -> None:
+    programs = from_pypi("lm-eval", "lm-eval[api]", "transformers")
+    guide = (ROOT / "docs" / "guides" / "evaluation.md").read_text()
+    for block in re.findall(r"^```yaml\n(.*?)^```", guide, re.M | re.S):
+        (name,) = re.findall(r"\A# (\w+\.yaml)", block)
+        (tmp_path / name).write_text(block)
+    (question,) = re.findall(r"a line: (\{.*\})", guide)
+    (tmp_path / "questions.jsonl").write_text(f"{question}\n" * 2)
+    script = recipe("lm-evaluation-harness", dray, str(BUNDLED_FOLDER))["bash"]
+    table = ran(script, tmp_path, programs)
+    for task in ("sums_choice", "sums_text"):
+        assert re.search(rf"^\|{task} *\|.*\| *1\|", table, re.M), table
+
+
+def test_there_are_recipes_for_twelve_clients() -> None:
+    """test_agents.py runs both agents by flags of its own. guidellm brings torch, so its recipe was tried by hand."""
+    headings = re.findall(r"^## (.*)", CLIENTS_PAGE, re.M)
+    assert len(headings) - 1 == 12 and headings[-1] == "What was tried"

@@ -1,5 +1,8 @@
 """The service against its own OpenAPI document: no request makes the service fail, every response is as documented."""
 
+import base64
+import hashlib
+import re
 from typing import Any
 
 import httpx
@@ -54,5 +57,21 @@ def test_the_page_shows_every_route_and_loads_nothing_else(http: httpx.Client) -
     page = http.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     for path in http.get("/openapi.json").json()["paths"]:
-        assert path in page.text
-    assert not any(mark in page.text for mark in ("<script", "src=", "@import", "url("))
+        assert f'data-path="{path}"' in page.text
+    assert not any(mark in page.text for mark in ("src=", "@import", "url("))
+    policy = page.headers["content-security-policy"]
+    for tag in ("style", "script"):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page.text, re.S)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+def test_examples_of_the_document_are_answered(http: httpx.Client) -> None:
+    sent = 0
+    for path, methods in http.get("/openapi.json").json()["paths"].items():
+        body = methods.get("post", {}).get("requestBody", {"content": {}})["content"].get("application/json")
+        if body and body["examples"]["example"]["value"].get("model") == MODEL:
+            answer = http.post(path, json=body["examples"]["example"]["value"])
+            assert answer.status_code == 200, f"{path}: {answer.text}"
+            sent += 1
+    assert sent >= 8

@@ -8,6 +8,7 @@ import msgspec
 
 from cluster.records.curated import ListedAnswer
 from cluster.records.team_records import Team
+from deployments.api.protocol import openapi_examples
 from deployments.api.protocol.admin import (
     CreateKeyRequest,
     CreateTeamRequest,
@@ -210,7 +211,8 @@ def document() -> dict[str, Any]:
 
 
 def _describe(operation: Operation) -> dict[str, Any]:
-    content: dict[str, Any] = {operation.content: {"schema": _schema(operation.answer)}}
+    answer = {"schema": _schema(operation.answer)} | openapi_examples.of(operation, openapi_examples.RESPONSES)
+    content: dict[str, Any] = {operation.content: answer}
     if operation.streams:
         content["text/event-stream"] = {"schema": _EVENT}
     error = {"application/json": {"schema": _OBJECT if "messages" in operation.path else _schema(ErrorBody)}}
@@ -223,9 +225,10 @@ def _describe(operation: Operation) -> dict[str, Any]:
         },
     }
     if operation.body:
+        body = {"schema": _schema(operation.body)} | openapi_examples.of(operation, openapi_examples.REQUESTS)
         described["requestBody"] = {
             "required": True,
-            "content": {_FORM if operation.form else "application/json": {"schema": _schema(operation.body)}},
+            "content": {_FORM if operation.form else "application/json": body},
         }
     if operation.parameters or operation.query:
         described["parameters"] = [
