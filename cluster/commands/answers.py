@@ -1,6 +1,7 @@
 """`dray answers`: curated answers, which people have approved."""
 
 import sys
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -99,6 +100,11 @@ def list_answers(
     if as_json:
         print_json([msgspec.to_builtins(answer) for answer in listed])
         return
+    out.print(answers_table(listed))
+
+
+def answers_table(listed: Iterable[ListedAnswer]) -> DataTable:
+    """Curated answers, with what may be wrong with each."""
     columns = ("id", "namespace", "question", "answer", "model", "author", "changed", "notes")
     table = DataTable(*columns, drop=("changed", "model", "answer"), sentences=("question", "answer"))
     for answer in listed:
@@ -106,7 +112,7 @@ def list_answers(
         notes = [note for note, holds in (("older model", answer.outdated), ("expired", answer.expired)) if holds]
         texts = (answer.namespace, _short(answer.question), _short(answer.answer), answer.model or "all", answer.author)
         table.add_row(answer.id, *map(printable, texts), changed, ", ".join(notes))
-    out.print(table)
+    return table
 
 
 @app.command(epilog="Example: dray answers pin 0f3a... (an answer's X-Dray-Cache-Key)")

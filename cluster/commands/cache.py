@@ -1,6 +1,6 @@
 """`dray cache`: what the answer cache holds, and clearing it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated
@@ -24,7 +24,7 @@ from cluster.commands.console import (
 )
 from cluster.launch.state import read_record
 from cluster.records.cache import clear, show, stats
-from cluster.records.cache_search import CacheError, delete, search
+from cluster.records.cache_search import CachedAnswer, CacheError, delete, search
 from cluster.records.client import BlockingRedis
 from cluster.records.responses import clear_responses
 from cluster.records.sealing import SealingError, Unreadable
@@ -157,13 +157,19 @@ def search_answers(
     if as_json:
         print_json(msgspec.to_builtins(page))
         return
-    table = DataTable("key", "namespace", "model", "question", "answer", drop=("model",), sentences=_SENTENCES)
-    for answer in page.data:
-        texts = (answer.namespace, answer.model, *(" ".join(part.split()) for part in (answer.question, answer.answer)))
-        table.add_row(answer.key, *map(printable, texts))
-    out.print(table)
+    out.print(found_table(page.data))
     if page.next:
         out.print(f"there may be more: --cursor {page.next}", highlight=False)
+
+
+def found_table(found: Iterable[CachedAnswer]) -> DataTable:
+    """Cached answers with their questions."""
+    heads = ("key", "namespace", "model", "question", "answer")
+    table = DataTable(*heads, drop=("model", "namespace", "answer"), sentences=_SENTENCES)
+    for answer in found:
+        texts = (answer.namespace, answer.model, *(" ".join(part.split()) for part in (answer.question, answer.answer)))
+        table.add_row(answer.key, *map(printable, texts))
+    return table
 
 
 @app.command("delete", epilog="Example: dray cache delete 0f3a... (an answer's X-Dray-Cache-Key)")

@@ -1,6 +1,7 @@
 """`dray feedback`: what people say of answers."""
 
 import sys
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
@@ -34,13 +35,18 @@ def list_feedback(
     if as_json:
         print_json([msgspec.to_builtins(one) for one in listed])
         return
+    out.print(feedback_table(listed))
+
+
+def feedback_table(listed: Iterable[ListedFeedback]) -> DataTable:
+    """Answers with their votes."""
     table = DataTable(*_COLUMNS, drop=("asked", "answer"), right=_COLUMNS[2:5], sentences=_COLUMNS[5:8])
     for one in listed:
         note = one.correction or next(iter(one.reasons), "")
         texts = (_short(text) for text in (one.question, one.answer, note))
         counts = (str(one.down), str(one.up), str(one.asked))
         table.add_row(one.id, one.team, *counts, *texts, "accepted" if one.accepted else "")
-    out.print(table)
+    return table
 
 
 @app.command(epilog="Example: dray feedback accept 0f3a... --answer 'Since May: port 8443.'")

@@ -100,6 +100,11 @@ def show(name: CatalogName, as_json: AsJson = False) -> None:
     if as_json:
         print_json(asdict(entry))
         return
+    out.print(entry_table(entry))
+
+
+def entry_table(entry: CatalogModel) -> DataTable:
+    """A model of the catalog, a property a line."""
     table = DataTable("", "value", sentences=["value"], header=False)
     for label, value in (
         ("weights", ", ".join(f"{hub}: {repository}" for hub, repository in entry.repositories.items())),
@@ -117,7 +122,7 @@ def show(name: CatalogName, as_json: AsJson = False) -> None:
         ("advice", entry.advice or "none"),
     ):
         table.add_row(label, value)
-    out.print(table)
+    return table
 
 
 def _memory(entry: CatalogModel) -> int:

@@ -156,15 +156,20 @@ def list_budgets(as_json: AsJson = False, state_dir: StateDir = None, config: Co
     if as_json:
         print_json({"data": msgspec.to_builtins(listed), "currency": prices.currency})
         return
-    cost = f"cost ({prices.currency})"
-    heads = ("tokens", "of", cost, f"of {prices.currency}", "used")
-    table = DataTable("team", *heads, "state", right=heads, drop=("of", f"of {prices.currency}"))
+    out.print(budgets_table(listed, prices.currency))
+
+
+def budgets_table(listed: Iterable[Budget], currency: str) -> DataTable:
+    """What teams have used of their month."""
+    cost, cost_limit = f"cost ({currency})", f"of {currency}"
+    heads = ("tokens", "of", cost, cost_limit, "used")
+    table = DataTable("team", *heads, "state", right=heads, drop=("of", cost_limit, cost, "tokens"))
     for each in listed:
         spent = "-" if each.cost is None else f"{each.cost:,.4f}"
         tokens_limit = f"{each.tokens_limit:,}" if each.tokens_limit else "-"
-        cost_limit = f"{each.cost_limit:g}" if each.cost_limit else "-"
-        table.add_row(each.team, f"{each.tokens:,}", tokens_limit, spent, cost_limit, _share(each), each.state)
-    out.print(table)
+        of_cost = f"{each.cost_limit:g}" if each.cost_limit else "-"
+        table.add_row(each.team, f"{each.tokens:,}", tokens_limit, spent, of_cost, _share(each), each.state)
+    return table
 
 
 def current_prices(config: Config, state_dir: StateDir) -> Prices:
