@@ -17,6 +17,7 @@ from cluster.commands.console import (
     fail,
     load_settings,
     out,
+    print_done,
     print_json,
     printable,
     redis_client,
@@ -88,6 +89,7 @@ def answers_table(answers: Mapping[tuple[str, str], int]) -> DataTable:
 def clear_answers(
     model: Annotated[str, typer.Option(help="Only this model's answers.")] = "",
     namespace: Annotated[str, typer.Option(help="Only this namespace's answers.")] = "",
+    as_json: AsJson = False,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
@@ -96,11 +98,12 @@ def clear_answers(
     With a model, stored responses are left: they belong to a team and not to a model. A team's namespace is team.NAME.
     """
     with _redis(config, state_dir) as client:
-        cleared = [plural(clear(client, model, namespace), "answer")]
-        if not model and (responses := clear_responses(client, namespace)):
-            cleared.append(plural(responses, "stored response"))
+        answers = clear(client, model, namespace)
+        responses = 0 if model else clear_responses(client, namespace)
     audit(config, state_dir, "cache.clear", model=model, namespace=namespace)
-    out.print(f"cleared {' and '.join(cleared)}", highlight=False)
+    more = f" and {plural(responses, 'stored response')}" if responses else ""
+    cleared = {"answers": answers, "responses": responses}
+    print_done(cleared, f"cleared {plural(answers, 'answer')}{more}", as_json)
 
 
 @app.command("show", epilog="Example: dray cache show 0f3a... (an answer's X-Dray-Cache-Key)")
@@ -175,6 +178,7 @@ def found_table(found: Iterable[CachedAnswer]) -> DataTable:
 @app.command("delete", epilog="Example: dray cache delete 0f3a... (an answer's X-Dray-Cache-Key)")
 def delete_answer(
     key: Annotated[str, typer.Argument(help="The X-Dray-Cache-Key of an answer, or its key in Redis.")],
+    as_json: AsJson = False,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
@@ -185,4 +189,4 @@ def delete_answer(
         except NotFound as error:
             raise fail(str(error)) from None
     audit(config, state_dir, "cache.delete", key, model=model, namespace=namespace)
-    out.print(f"deleted {key}", highlight=False)
+    print_done({"key": key, "model": model, "namespace": namespace}, f"deleted {key}", as_json)
