@@ -14,13 +14,16 @@ pytest.importorskip("gradio", reason="the console needs the extra `page`")
 from cluster.records.curated import list_answers
 from cluster.records.team_records import ADMIN
 from cluster.records.teams import create_key, read_registry
+from cluster.reports.activity import ShownError
+from cluster.reports.advice import _BY_CODE, _BY_STATUS, advice
 from deployments.pages.client import ApiRefused, ServerUnreachable
 from deployments.pages.console import words as console_words
 from deployments.pages.console.admin import AdminClient, Failed
+from deployments.pages.console.advice import advice as shown_advice
 from deployments.pages.console.answers import Answers
 from deployments.pages.console.page import Console
 from deployments.pages.console.teams import Teams
-from deployments.pages.console.words import TEXTS
+from deployments.pages.console.words import TEXTS, WORDS
 from deployments.pages.i18n import ENGLISH_LABELS
 from tests.cluster.streams import serving
 from tests.conftest import MODEL
@@ -251,6 +254,15 @@ def test_what_goes_wrong_is_said_and_a_proxys_page_is_no_answer() -> None:
             asyncio.run(asked(url))
     with pytest.raises(ServerUnreachable):
         asyncio.run(asked("http://127.0.0.1:1/v1"))
+
+
+@pytest.mark.parametrize("code", [*_BY_CODE, ""])
+def test_chinese_readers_are_told_in_chinese_what_to_do_about_errors(code: str) -> None:
+    for status in (*_BY_STATUS, 418, 500, 599):
+        error = ShownError(status, code, "support", MODEL, 1, 0.0, advice(status, code))
+        assert shown_advice(error, ENGLISH) == error.advice.replace("`", "")
+        told = shown_advice(error, WORDS["zh"])
+        assert told.endswith("。") and "`" not in told
 
 
 def test_every_text_is_used_and_has_the_same_fields_in_both_languages() -> None:
