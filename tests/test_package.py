@@ -42,6 +42,14 @@ def test_the_images_constraints_fit_pyproject() -> None:
     assert not versions.keys() & {"torch", "gradio", "pytest"}
 
 
+def test_make_up_installs_what_the_pages_and_the_planner_need() -> None:
+    command = ["make", "--dry-run", "--always-make", ".venv/.serving"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    [extras] = re.findall(r"pip install --editable '\.\[([\w,]+)\]'", printed)
+    assert extras.split(",") == ["page", "plan"]
+    assert set(extras.split(",")) <= PROJECT["project"]["optional-dependencies"].keys()
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment with a wheel of Dray, whose dependencies come from this environment."""

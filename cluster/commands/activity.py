@@ -1,6 +1,7 @@
 """`dray requests` and `dray errors`."""
 
 import time
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from cluster.commands.console import AsJson, Config, StateDir, out, print_json, printable
 from cluster.commands.teams import teams_redis
 from cluster.records.activity import read_activity
-from cluster.reports.activity import ShownRequest, last_errors, last_requests
+from cluster.reports.activity import ShownError, ShownRequest, last_errors, last_requests
 from cluster.tables import DataTable
 
 
@@ -33,6 +34,11 @@ def requests(
     if as_json:
         print_json([msgspec.to_builtins(request) for request in shown])
         return
+    out.print(requests_table(shown))
+
+
+def requests_table(shown: Iterable[ShownRequest]) -> DataTable:
+    """Requests, without their texts."""
     figures = ("status", "queue s", "first token s", "total s", "prompt", "completion")
     heads = ("time", "id", "team", "model", "API", "cache", *figures)
     table = DataTable(*heads, right=figures, drop=("API", "queue s", "model", "prompt", "id"))
@@ -48,7 +54,7 @@ def requests(
             str(request.prompt),
             str(request.completion),
         )
-    out.print(table)
+    return table
 
 
 def show_errors(as_json: AsJson = False, state_dir: StateDir = None, config: Config = None) -> None:
@@ -59,13 +65,18 @@ def show_errors(as_json: AsJson = False, state_dir: StateDir = None, config: Con
     if as_json:
         print_json([msgspec.to_builtins(error) for error in found])
         return
-    table = DataTable(
-        "count", "status", "code", "team", "model", "last", "advice", right=("count", "status"), sentences=("advice",)
-    )
+    out.print(errors_table(found))
+
+
+def errors_table(found: Iterable[ShownError]) -> DataTable:
+    """Errors by kind."""
+    heads = ("count", "status", "code", "team", "model", "last", "advice")
+    table = DataTable(*heads, right=("count", "status"), sentences=("advice",), drop=("last", "model", "team"))
     for error in found:
+        names = map(printable, (error.code, error.team, error.model))
         last = f"{datetime.fromtimestamp(error.last):%H:%M:%S}"
-        table.add_row(str(error.count), str(error.status), error.code, error.team, error.model, last, error.advice)
-    out.print(table)
+        table.add_row(str(error.count), str(error.status), *names, last, error.advice)
+    return table
 
 
 def _status(request: ShownRequest) -> str:

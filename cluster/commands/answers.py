@@ -1,9 +1,10 @@
 """`dray answers`: curated answers, which people have approved."""
 
 import sys
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -17,6 +18,7 @@ from cluster.commands.console import (
     fail,
     load_settings,
     out,
+    print_done,
     print_json,
     printable,
     redis_client,
@@ -25,6 +27,7 @@ from cluster.commands.console import (
 from cluster.commands.teams import teams_redis
 from cluster.records import curated
 from cluster.records.answer_files import jsonl, read_answers, unix_time
+from cluster.records.client import BlockingRedis
 from cluster.records.curated import CuratedAnswer, ListedAnswer
 from cluster.records.pinning import pinned
 from cluster.tables import DataTable
@@ -52,6 +55,7 @@ def import_answers(
     ],
     namespace: Namespace = "",
     author: Author = "",
+    as_json: AsJson = False,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
@@ -69,7 +73,8 @@ def import_answers(
         part = answers[start : start + _PER_ENTRY]
         authors = sorted({answer.author for answer in part})
         audit(config, state_dir, "answer.import", file.name, authors=authors, ids=[answer.id for answer in part])
-    out.print(f"imported {plural(count, 'answer')}", highlight=False)
+    done = {"answers": count, "ids": list(dict.fromkeys(answer.id for answer in answers))}
+    print_done(done, f"imported {plural(count, 'answer')}", as_json)
 
 
 @app.command("export", epilog="Example: dray answers export --namespace team.support > answers.jsonl")
@@ -99,6 +104,11 @@ def list_answers(
     if as_json:
         print_json([msgspec.to_builtins(answer) for answer in listed])
         return
+    out.print(answers_table(listed))
+
+
+def answers_table(listed: Iterable[ListedAnswer]) -> DataTable:
+    """Curated answers, with what may be wrong with each."""
     columns = ("id", "namespace", "question", "answer", "model", "author", "changed", "notes")
     table = DataTable(*columns, drop=("changed", "model", "answer"), sentences=("question", "answer"))
     for answer in listed:
@@ -106,7 +116,7 @@ def list_answers(
         notes = [note for note, holds in (("older model", answer.outdated), ("expired", answer.expired)) if holds]
         texts = (answer.namespace, _short(answer.question), _short(answer.answer), answer.model or "all", answer.author)
         table.add_row(answer.id, *map(printable, texts), changed, ", ".join(notes))
-    out.print(table)
+    return table
 
 
 @app.command(epilog="Example: dray answers pin 0f3a... (an answer's X-Dray-Cache-Key)")
@@ -115,6 +125,7 @@ def pin(
     answer: Annotated[str, typer.Option(help="A correction, in place of its text.")] = "",
     author: Author = "",
     valid_until: ValidUntil = "",
+    as_json: AsJson = False,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
@@ -125,8 +136,9 @@ def pin(
     with teams_redis(config, state_dir) as client, redis_client(url) as cache:
         added = pinned(cache, key, author or user_name(), unix_time(valid_until), answer)
         curated.put_answers(client, [added])
+        done = listed_fields(client, added)
     _audit(config, state_dir, "answer.pin", added, key=key, corrected=bool(answer.strip()))
-    out.print(f"pinned as {added.id}", highlight=False)
+    print_done(done, f"pinned as {added.id}", as_json)
 
 
 @app.command(epilog="Example: dray answers edit 0f3a... --answer 'Since May: port 8443.'")
@@ -138,6 +150,7 @@ def edit(
     model: Annotated[str | None, typer.Option(help="The only model that it answers for; '': all.")] = None,
     valid_until: Annotated[str | None, typer.Option(help="Last day or moment, in UTC; '': it never expires.")] = None,
     author: Author = "",
+    as_json: AsJson = False,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
@@ -148,17 +161,25 @@ def edit(
         if valid_until is not None:
             changes["valid_until"] = unix_time(valid_until)
         edited = curated.edit_answer(client, number, {**changes, "author": author or user_name()})
+        done = listed_fields(client, edited)
     _audit(config, state_dir, "answer.edit", edited, before=number)
-    out.print(f"changed {edited.id}", highlight=False)
+    print_done(done, f"changed {edited.id}", as_json)
 
 
 @app.command(epilog="Example: dray answers remove 0f3a...")
-def remove(number: Id, state_dir: StateDir = None, config: Config = None) -> None:
+def remove(number: Id, as_json: AsJson = False, state_dir: StateDir = None, config: Config = None) -> None:
     """Remove a curated answer. No router gives it a second later."""
     with teams_redis(config, state_dir) as client:
         removed = curated.remove_answer(client, number)
+        done = listed_fields(client, removed)
     _audit(config, state_dir, "answer.remove", removed)
-    out.print(f"removed {number}", highlight=False)
+    print_done(done, f"removed {number}", as_json)
+
+
+def listed_fields(client: BlockingRedis, answer: CuratedAnswer) -> dict[str, Any]:
+    """A curated answer as `dray answers list --json` has it."""
+    fields: dict[str, Any] = msgspec.to_builtins(ListedAnswer.of(answer, curated.served_models(client)))
+    return fields
 
 
 def _audit(config: Config, state_dir: StateDir, action: str, answer: CuratedAnswer, **more: Value) -> None:

@@ -1,7 +1,7 @@
 """`dray batch`: many requests from a file, answered when the engines have time."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -76,14 +76,21 @@ def list_batches(
     if as_json:
         print_json(batches)
         return
-    table = DataTable("id", "owner", "status", "completed", "failed", "total", "created", right=("completed", "failed"))
+    out.print(batches_table(batches))
+
+
+def batches_table(batches: Iterable[dict[str, Any]]) -> DataTable:
+    """Batches, as the API has them."""
+    counted = ("completed", "failed", "total")
+    heads = ("id", "owner", "status", *counted, "created")
+    table = DataTable(*heads, right=counted, drop=("created", "owner", "total"))
     for batch in batches:
         counts = batch["request_counts"]
-        numbers = (str(counts[name]) for name in ("completed", "failed", "total"))
+        numbers = (str(counts[name]) for name in counted)
         table.add_row(
             batch["id"], printable(batch.get("owner", "")), batch["status"], *numbers, _time(batch["created_at"])
         )
-    out.print(table)
+    return table
 
 
 @app.command(epilog="Example: dray batch show batch_0f3a...")

@@ -1,6 +1,6 @@
 """`dray cache`: what the answer cache holds, and clearing it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated
@@ -17,6 +17,7 @@ from cluster.commands.console import (
     fail,
     load_settings,
     out,
+    print_done,
     print_json,
     printable,
     redis_client,
@@ -24,7 +25,7 @@ from cluster.commands.console import (
 )
 from cluster.launch.state import read_record
 from cluster.records.cache import clear, show, stats
-from cluster.records.cache_search import CacheError, delete, search
+from cluster.records.cache_search import CachedAnswer, CacheError, delete, search
 from cluster.records.client import BlockingRedis
 from cluster.records.responses import clear_responses
 from cluster.records.sealing import SealingError, Unreadable
@@ -88,6 +89,7 @@ def answers_table(answers: Mapping[tuple[str, str], int]) -> DataTable:
 def clear_answers(
     model: Annotated[str, typer.Option(help="Only this model's answers.")] = "",
     namespace: Annotated[str, typer.Option(help="Only this namespace's answers.")] = "",
+    as_json: AsJson = False,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
@@ -96,11 +98,12 @@ def clear_answers(
     With a model, stored responses are left: they belong to a team and not to a model. A team's namespace is team.NAME.
     """
     with _redis(config, state_dir) as client:
-        cleared = [plural(clear(client, model, namespace), "answer")]
-        if not model and (responses := clear_responses(client, namespace)):
-            cleared.append(plural(responses, "stored response"))
+        answers = clear(client, model, namespace)
+        responses = 0 if model else clear_responses(client, namespace)
     audit(config, state_dir, "cache.clear", model=model, namespace=namespace)
-    out.print(f"cleared {' and '.join(cleared)}", highlight=False)
+    more = f" and {plural(responses, 'stored response')}" if responses else ""
+    cleared = {"answers": answers, "responses": responses}
+    print_done(cleared, f"cleared {plural(answers, 'answer')}{more}", as_json)
 
 
 @app.command("show", epilog="Example: dray cache show 0f3a... (an answer's X-Dray-Cache-Key)")
@@ -157,18 +160,25 @@ def search_answers(
     if as_json:
         print_json(msgspec.to_builtins(page))
         return
-    table = DataTable("key", "namespace", "model", "question", "answer", drop=("model",), sentences=_SENTENCES)
-    for answer in page.data:
-        texts = (answer.namespace, answer.model, *(" ".join(part.split()) for part in (answer.question, answer.answer)))
-        table.add_row(answer.key, *map(printable, texts))
-    out.print(table)
+    out.print(found_table(page.data))
     if page.next:
         out.print(f"there may be more: --cursor {page.next}", highlight=False)
+
+
+def found_table(found: Iterable[CachedAnswer]) -> DataTable:
+    """Cached answers with their questions."""
+    heads = ("key", "namespace", "model", "question", "answer")
+    table = DataTable(*heads, drop=("model", "namespace", "answer"), sentences=_SENTENCES)
+    for answer in found:
+        texts = (answer.namespace, answer.model, *(" ".join(part.split()) for part in (answer.question, answer.answer)))
+        table.add_row(answer.key, *map(printable, texts))
+    return table
 
 
 @app.command("delete", epilog="Example: dray cache delete 0f3a... (an answer's X-Dray-Cache-Key)")
 def delete_answer(
     key: Annotated[str, typer.Argument(help="The X-Dray-Cache-Key of an answer, or its key in Redis.")],
+    as_json: AsJson = False,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
@@ -179,4 +189,4 @@ def delete_answer(
         except NotFound as error:
             raise fail(str(error)) from None
     audit(config, state_dir, "cache.delete", key, model=model, namespace=namespace)
-    out.print(f"deleted {key}", highlight=False)
+    print_done({"key": key, "model": model, "namespace": namespace}, f"deleted {key}", as_json)

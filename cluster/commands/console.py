@@ -70,6 +70,14 @@ def print_json(data: object) -> None:
     print(json.dumps(data, indent=2, ensure_ascii=False), file=out.file)
 
 
+def print_done(done: object, sentence: str, as_json: bool) -> None:
+    """Says what a command did: as JSON for a program, or in a sentence."""
+    if as_json:
+        print_json(done)
+    else:
+        out.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
 def fail(message: str) -> typer.Exit:
     """Prints one line on standard error; raise the result."""
     err.print(f"[red]error:[/red] {escape(message)}", soft_wrap=True, highlight=False)

@@ -1,14 +1,15 @@
 """`dray feedback`: what people say of answers."""
 
 import sys
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
 import typer
 
-from cluster.commands.answers import Author
+from cluster.commands.answers import Author, listed_fields
 from cluster.commands.auditing import audit, user_name
-from cluster.commands.console import AsJson, Config, StateDir, out, print_json, printable
+from cluster.commands.console import AsJson, Config, StateDir, out, print_done, print_json, printable
 from cluster.commands.teams import teams_redis
 from cluster.records import feedback
 from cluster.records.feedback import ListedFeedback
@@ -34,13 +35,18 @@ def list_feedback(
     if as_json:
         print_json([msgspec.to_builtins(one) for one in listed])
         return
+    out.print(feedback_table(listed))
+
+
+def feedback_table(listed: Iterable[ListedFeedback]) -> DataTable:
+    """Answers with their votes."""
     table = DataTable(*_COLUMNS, drop=("asked", "answer"), right=_COLUMNS[2:5], sentences=_COLUMNS[5:8])
     for one in listed:
         note = one.correction or next(iter(one.reasons), "")
         texts = (_short(text) for text in (one.question, one.answer, note))
         counts = (str(one.down), str(one.up), str(one.asked))
         table.add_row(one.id, one.team, *counts, *texts, "accepted" if one.accepted else "")
-    out.print(table)
+    return table
 
 
 @app.command(epilog="Example: dray feedback accept 0f3a... --answer 'Since May: port 8443.'")
@@ -48,15 +54,17 @@ def accept(
     number: Annotated[str, typer.Argument(help="Id of the feedback, as `dray feedback list` shows it.")],
     answer: Annotated[str, typer.Option(help="The right answer. Default: the correction that somebody wrote.")] = "",
     author: Author = "",
+    as_json: AsJson = False,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
     """Make a curated answer of a correction: from now on everybody in the namespace gets it."""
     with teams_redis(config, state_dir) as client:
         added = feedback.accept(client, number, author or user_name(), answer)
+        done = listed_fields(client, added)
     about = {"namespace": added.namespace, "author": added.author, "feedback": number}
     audit(config, state_dir, "feedback.accept", added.id, **about)
-    out.print(f"curated as {added.id}", highlight=False)
+    print_done(done, f"curated as {added.id}", as_json)
 
 
 @app.command(epilog="Example: dray feedback export --team support > training.jsonl")

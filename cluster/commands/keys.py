@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from cluster.commands.auditing import audit
-from cluster.commands.console import AsJson, Config, StateDir, err, fail, out, print_json, running_record
+from cluster.commands.console import AsJson, Config, StateDir, err, fail, out, print_done, print_json, running_record
 from cluster.commands.teams import current_prices, teams_redis
 from cluster.records import teams as registry
 from cluster.records import usage as usage_records
@@ -87,29 +87,30 @@ def rotate(
 
 
 @app.command(epilog="Example: dray keys revoke k3v9x0ab12")
-def revoke(key_id: KeyId, state_dir: StateDir = None, config: Config = None) -> None:
+def revoke(key_id: KeyId, as_json: AsJson = False, state_dir: StateDir = None, config: Config = None) -> None:
     """Revoke a key. All routers refuse it within a second."""
     with teams_redis(config, state_dir) as client:
         revoked = registry.revoke_key(client, key_id)
     audit(config, state_dir, "key.revoke", key_id, team=revoked.key.team)
-    out.print(f"revoked {key_id}", highlight=False)
+    print_done(revoked.key.public_fields() | {"kept": revoked.kept}, f"revoked {key_id}", as_json)
     if not revoked.kept:
         full = "the disk of data_dir is full, so this is not kept: after a restart the key is valid again"
         err.print(f"warning: {full}. Make room; `dray status` says when it is kept.", highlight=False)
 
 
 @app.command("remove", epilog="Example: dray keys remove k3v9x0ab12")
-def remove_key(key_id: KeyId, state_dir: StateDir = None, config: Config = None) -> None:
+def remove_key(key_id: KeyId, as_json: AsJson = False, state_dir: StateDir = None, config: Config = None) -> None:
     """Delete the record of a key that has expired or was revoked."""
     with teams_redis(config, state_dir) as client:
         registry.remove_key(client, key_id)
     audit(config, state_dir, "key.remove", key_id)
-    out.print(f"removed {key_id}", highlight=False)
+    print_done({"id": key_id}, f"removed {key_id}", as_json)
 
 
 @app.command(epilog="Example: dray keys disable --yes")
 def disable(
     yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+    as_json: AsJson = False,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
@@ -122,11 +123,12 @@ def disable(
     if not is_loopback(host):
         raise fail(f"Dray listens on {host}, where others reach it, so it needs keys; set host to 127.0.0.1 first")
     if not yes:
-        typer.confirm("Delete every key, and let every program on this machine use Dray without one?", abort=True)
+        question = "Delete every key, and let every program on this machine use Dray without one?"
+        typer.confirm(question, abort=True, err=as_json)
     with teams_redis(config, state_dir) as client:
         count = unlock(client)
     audit(config, state_dir, "keys.disable", keys=count)
-    out.print(f"deleted {plural(count, 'key')}; no key is needed any more", highlight=False)
+    print_done({"keys": count}, f"deleted {plural(count, 'key')}; no key is needed any more", as_json)
 
 
 @app.command(epilog="Example: dray keys usage --team support --days 7")

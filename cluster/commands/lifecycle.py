@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from cluster.commands.auditing import audit
 from cluster.commands.console import (
+    AsJson,
     Config,
     StateDir,
     catalog_names,
@@ -24,6 +25,7 @@ from cluster.commands.console import (
     hub_names,
     load_settings,
     out,
+    print_done,
     running_record,
     weight_formats,
 )
@@ -216,6 +218,7 @@ def deploy(
     source: Source = None,
     replicas: Replicas = None,
     cores: Cores = None,
+    as_json: AsJson = False,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
@@ -244,7 +247,7 @@ def deploy(
     audit(config, state_dir, "deploy", models=record.models, refused=record.refused)
     if record.refused:
         raise fail(record.refused)
-    out.print(f"now serving {escape(', '.join(record.models))}", highlight=False)
+    print_done({"models": record.models}, f"now serving {', '.join(record.models)}", as_json)
 
 
 def down(state_dir: StateDir = None, config: Config = None) -> None:

@@ -18,6 +18,7 @@ from cluster.commands.console import (
     fail,
     load_settings,
     out,
+    print_done,
     print_json,
     weight_formats,
 )
@@ -58,6 +59,7 @@ def export(
     ratio: Ratio = None,
     trust_remote_code: RemoteCode = False,
     keep_weights: KeepWeights = False,
+    as_json: AsJson = False,
 ) -> None:
     """Export a transformers model to OpenVINO, ready to serve.
 
@@ -72,7 +74,7 @@ def export(
             convert=not keep_weights,
             on_stage=lambda stage: status.update(escape(stage)),
         )
-    out.print(f"{target} is ready: {served_by(str(target), target)}", highlight=False, soft_wrap=True)
+    print_done({"folder": str(target)}, f"{target} is ready: {served_by(str(target), target)}", as_json)
 
 
 def served_by(source: str, folder: Path) -> str:
@@ -93,6 +95,7 @@ def convert(
         typer.Option("--out", help="New folder, or a new name beside the old one. Without it the old one is replaced."),
     ] = None,
     weight: Weight = None,
+    as_json: AsJson = False,
     config: Config = None,
 ) -> None:
     """Convert a model's weights to symmetric, smoothed INT8, so that processors can compute in INT8.
@@ -109,14 +112,14 @@ def convert(
         parent = model.folder.parent
         new = model.folder if target is None else Path(target) if "/" in target else child(parent, target)
         conversion = convert_folder(model.folder, new, on_step)
-    out.print(
+    counts = {"matrices": conversion.matrices, "smoothed": conversion.smoothed, "tokens": conversion.tokens}
+    sentence = (
         f"{new} is ready: {conversion.matrices} matrices of weights converted, {plural(conversion.smoothed, 'input')} "
-        f"smoothed on {conversion.tokens} tokens of text",
-        highlight=False,
-        soft_wrap=True,
+        f"smoothed on {conversion.tokens} tokens of text"
     )
+    print_done({"folder": str(new), **counts}, sentence, as_json)
     if target is None and (record := read_record(settings.state_dir)) and model.name in record.models:
-        out.print("The running Dray has the old weights in memory; restart it: dray down, dray up", highlight=False)
+        err.print("The running Dray has the old weights in memory; restart it: dray down, dray up", highlight=False)
 
 
 def check(
@@ -166,6 +169,7 @@ def random(
         str, typer.Option(help="Catalog name of the model whose architecture it gets.", autocompletion=catalog_names)
     ],
     weight: Annotated[str, typer.Option(help="Weight format: int8, int4, fp16 or fp32.")] = "int8",
+    as_json: AsJson = False,
 ) -> None:
     """Create a random-weight model with the same architecture, for load tests.
 
@@ -175,7 +179,7 @@ def random(
 
     with failures(), err.status(f"creating and exporting a random model like {like}"):
         make_random(target, like, Compression(weight))
-    out.print(f"{target} is ready: dray up --model {target}", highlight=False, soft_wrap=True)
+    print_done({"folder": str(target)}, f"{target} is ready: dray up --model {target}", as_json)
 
 
 def compare(

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from cluster.commands import model_folders
-from cluster.commands.console import AsJson, Config, catalog_names, fail, hub_names, load_settings, out, print_json
+from cluster.commands.console import (
+    AsJson,
+    Config,
+    catalog_names,
+    fail,
+    hub_names,
+    load_settings,
+    out,
+    print_done,
+    print_json,
+)
 from cluster.commands.downloads import failures, obtain
 from cluster.commands.model_folders import GroupSize, KeepWeights, Ratio, RemoteCode, Weight, served_by
 from cluster.kubernetes.sizes import ModelInCluster
@@ -100,6 +110,11 @@ def show(name: CatalogName, as_json: AsJson = False) -> None:
     if as_json:
         print_json(asdict(entry))
         return
+    out.print(entry_table(entry))
+
+
+def entry_table(entry: CatalogModel) -> DataTable:
+    """A model of the catalog, a property a line."""
     table = DataTable("", "value", sentences=["value"], header=False)
     for label, value in (
         ("weights", ", ".join(f"{hub}: {repository}" for hub, repository in entry.repositories.items())),
@@ -117,7 +132,7 @@ def show(name: CatalogName, as_json: AsJson = False) -> None:
         ("advice", entry.advice or "none"),
     ):
         table.add_row(label, value)
-    out.print(table)
+    return table
 
 
 def _memory(entry: CatalogModel) -> int:
@@ -156,6 +171,7 @@ def pull(
     trust_remote_code: RemoteCode = False,
     keep_weights: KeepWeights = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait while another process fetches the same model.")] = False,
+    as_json: AsJson = False,
     config: Config = None,
 ) -> None:
     """Fetch a model: the ready-made OpenVINO model if the hub has one, else the original weights, then export them.
@@ -177,7 +193,7 @@ def pull(
             convert=not keep_weights,
             wait=wait,
         )
-    out.print(f"{folder} is ready: {served_by(name, folder)}", highlight=False, soft_wrap=True)
+    print_done({"folder": str(folder)}, f"{folder} is ready: {served_by(name, folder)}", as_json)
 
 
 @app.command(epilog="Example: dray models remove deepseek-r1-distill-qwen-1.5b")
@@ -186,12 +202,14 @@ def remove(
         str, typer.Argument(help="The name it was pulled by, or its folder's name.", autocompletion=catalog_names)
     ],
     weight: Weight = None,
+    as_json: AsJson = False,
     config: Config = None,
 ) -> None:
     """Delete a fetched model, and what an interrupted download left of it."""
     settings = load_settings(config, model__weight=weight).settings
     with failures():
-        out.print(f"removed {store.remove(name, settings.model.weight, settings.models_dir)}", soft_wrap=True)
+        folder = store.remove(name, settings.model.weight, settings.models_dir)
+    print_done({"folder": str(folder)}, f"removed {folder}", as_json)
 
 
 app.command(epilog="Example: dray models export ./weights ./weights-int8 --weight int8")(model_folders.export)

@@ -10,7 +10,7 @@ import typer
 from rich.status import Status
 
 from cluster.bench.lengths import parse_lengths
-from cluster.commands.console import AsJson, Config, err, fail, load_settings, out, print_json
+from cluster.commands.console import AsJson, Config, err, fail, load_settings, out, print_done, print_json
 from cluster.commands.plan_cost import cost
 from cluster.extras import install_command
 from cluster.units import plural
@@ -184,6 +184,7 @@ def measure(
     model: Annotated[str, typer.Argument(help="`bundled`, a catalog name, a Hub id or a folder.")],
     to: Annotated[Path | None, typer.Option("--out", help="File for the profile. Default: MODEL.steps.json.")] = None,
     cores: Annotated[int, typer.Option(min=1, help="Cores per replica.")] = 1,
+    as_json: AsJson = False,
     config: Config = None,
 ) -> None:
     """Measure how long the engine's steps take on this machine. Takes minutes and needs the cores to itself."""
@@ -206,11 +207,10 @@ def measure(
                     status.update(f"{count} kinds of steps; {step.decoding} decoding, {step.prefill} prompt tokens")
     except (ModelFolderError, NotEnoughCores, ProfileError, OSError) as error:
         raise fail(str(error)) from None
-    out.print(
-        f"{path}: {1 / times.step(1, 64):.1f} tokens/s for one stream, {8 / times.step(8, 512):.1f} for eight, "
-        f"{256 / times.step(0, 0, 256, 32640):.0f} prompt tokens/s; median error of the fit {times.error:.1%}",
-        highlight=False,
-    )
+    one, eight, prompt = 1 / times.step(1, 64), 8 / times.step(8, 512), 256 / times.step(0, 0, 256, 32640)
+    done = {"file": str(path), "tokens_per_s": {"1": one, "8": eight}, "prompt_tokens_per_s": prompt}
+    sentence = f"{path}: {one:.1f} tokens/s for one stream, {eight:.1f} for eight, {prompt:.0f} prompt tokens/s"
+    print_done({**done, "error": times.error}, f"{sentence}; median error of the fit {times.error:.1%}", as_json)
 
 
 @app.command(epilog="Example: dray plan catalog --profile r1.json --cores 8")

@@ -6,7 +6,7 @@ import typer
 
 from cluster.audit import Value
 from cluster.commands.auditing import audit
-from cluster.commands.console import Config, StateDir, fail, out
+from cluster.commands.console import AsJson, Config, StateDir, fail, print_done
 from cluster.commands.objects import batch_objects
 from cluster.commands.teams import teams_redis
 from cluster.objects.batch_files import Tally
@@ -24,6 +24,7 @@ app = typer.Typer(
 @app.command("reseal", epilog="Example: dray privacy reseal --plain")
 def reseal_records(
     plain: Annotated[bool, typer.Option("--plain", help="Decrypt them, before encryption is turned off.")] = False,
+    as_json: AsJson = False,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
@@ -46,7 +47,7 @@ def reseal_records(
     audit(config, state_dir, "privacy.reseal", "", plain=plain, **about)
     counts = f"{plural(done.curated, 'curated answer')}, {plural(done.feedback, 'record')} of feedback"
     how = "decrypted" if plain else "encrypted"
-    out.print(f"{how} {counts} and {plural(files.count, 'file')} of batches", highlight=False)
+    print_done(about, f"{how} {counts} and {plural(files.count, 'file')} of batches", as_json)
 
 
 @app.callback()

@@ -16,6 +16,7 @@ from cluster.commands.console import (
     fail,
     load_settings,
     out,
+    print_done,
     print_json,
     redis_client,
     running_record,
@@ -82,6 +83,7 @@ def add(
     requests_at_a_time: Concurrency = None,
     tokens_per_month: PerMonth = None,
     cost_per_month: CostPerMonth = None,
+    as_json: AsJson = False,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
@@ -89,9 +91,11 @@ def add(
     with teams_redis(config, state_dir) as client:
         quota = _quota(Quota(), requests_per_minute, tokens_per_minute, requests_at_a_time, tokens_per_month)
         changes = _changes(model, weight, share_answers, cost_per_month)
-        registry.add_team(client, Team(name, time.time(), quota=quota, **changes))
+        team = Team(name, time.time(), quota=quota, **changes)
+        registry.add_team(client, team)
     audit(config, state_dir, "team.create", name, **team_fields(changes, quota))
-    out.print(f"added {name}; create a key for it: dray keys create {name}", highlight=False)
+    sentence = f"added {name}; create a key for it: dray keys create {name}"
+    print_done(msgspec.to_builtins(team), sentence, as_json)
 
 
 @app.command("set", epilog="Example: dray teams set support --requests-at-a-time 8")
@@ -105,6 +109,7 @@ def change(
     requests_at_a_time: Concurrency = None,
     tokens_per_month: PerMonth = None,
     cost_per_month: CostPerMonth = None,
+    as_json: AsJson = False,
     state_dir: StateDir = None,
     config: Config = None,
 ) -> None:
@@ -113,9 +118,9 @@ def change(
         current = registry.read_team(client, name).quota
         quota = _quota(current, requests_per_minute, tokens_per_minute, requests_at_a_time, tokens_per_month)
         changes = _changes(model, weight, share_answers, cost_per_month)
-        registry.change_team(client, name, quota=quota, **changes)
+        team = registry.change_team(client, name, quota=quota, **changes)
     audit(config, state_dir, "team.change", name, **team_fields(changes, quota))
-    out.print(f"changed {name}", highlight=False)
+    print_done(msgspec.to_builtins(team), f"changed {name}", as_json)
 
 
 @app.command("list", epilog="Example: dray teams list --json")
@@ -140,7 +145,7 @@ def teams_table(known: Iterable[Team], created: Collection[Key], budgets: Iterab
     for team in known:
         count = sum(key.team == team.name and key.is_valid(time.time()) for key in created)
         quota = [str(limit or "-") for limit in msgspec.structs.astuple(team.quota)]
-        quota.append(f"{team.cost_per_month:g}" if team.cost_per_month else "-")
+        quota.append(_money(team.cost_per_month))
         answers = "shared" if team.shares_answers else "own"
         head = (team.name, str(count), ", ".join(team.models) or "all", f"{team.weight:g}", answers)
         table.add_row(*head, *quota, used.get(team.name, "-"))
@@ -156,15 +161,20 @@ def list_budgets(as_json: AsJson = False, state_dir: StateDir = None, config: Co
     if as_json:
         print_json({"data": msgspec.to_builtins(listed), "currency": prices.currency})
         return
-    cost = f"cost ({prices.currency})"
-    heads = ("tokens", "of", cost, f"of {prices.currency}", "used")
-    table = DataTable("team", *heads, "state", right=heads, drop=("of", f"of {prices.currency}"))
+    out.print(budgets_table(listed, prices.currency))
+
+
+def budgets_table(listed: Iterable[Budget], currency: str) -> DataTable:
+    """What teams have used of their month."""
+    cost, cost_limit = f"cost ({currency})", f"of {currency}"
+    heads = ("tokens", "of", cost, cost_limit, "used")
+    table = DataTable("team", *heads, "state", right=heads, drop=("of", cost_limit, cost, "tokens"))
     for each in listed:
         spent = "-" if each.cost is None else f"{each.cost:,.4f}"
         tokens_limit = f"{each.tokens_limit:,}" if each.tokens_limit else "-"
-        cost_limit = f"{each.cost_limit:g}" if each.cost_limit else "-"
-        table.add_row(each.team, f"{each.tokens:,}", tokens_limit, spent, cost_limit, _share(each), each.state)
-    out.print(table)
+        of_cost = _money(each.cost_limit)
+        table.add_row(each.team, f"{each.tokens:,}", tokens_limit, spent, of_cost, _share(each), each.state)
+    return table
 
 
 def current_prices(config: Config, state_dir: StateDir) -> Prices:
@@ -176,17 +186,21 @@ def current_prices(config: Config, state_dir: StateDir) -> Prices:
     return Prices(settings.prices)
 
 
+def _money(limit: float) -> str:
+    return f"{limit:,.12g}" if limit else "-"
+
+
 def _share(budget: Budget) -> str:
     return f"{budget.used:.0%}" if budget.tokens_limit or budget.cost_limit else "-"
 
 
 @app.command(epilog="Example: dray teams remove support")
-def remove(name: Name, state_dir: StateDir = None, config: Config = None) -> None:
+def remove(name: Name, as_json: AsJson = False, state_dir: StateDir = None, config: Config = None) -> None:
     """Remove a team and its keys."""
     with teams_redis(config, state_dir) as client:
         count = registry.remove_team(client, name)
     audit(config, state_dir, "team.remove", name, keys=count)
-    out.print(f"removed {name} and its {plural(count, 'key')}", highlight=False)
+    print_done({"name": name, "keys": count}, f"removed {name} and its {plural(count, 'key')}", as_json)
 
 
 def _quota(current: Quota, *limits: int | None) -> Quota:

@@ -24,13 +24,22 @@ _BYTES = "dray:{teams}:feedback-bytes"
 MAX_PER_TEAM, MAX_TEAM_BYTES = 5_000, 8 * 2**20
 MAX_REASON, MAX_REASONS = 500, 5
 _MAX_USERS = 200
+_VOTE_KEPT_S = 86_400
+"""As long as an answer is known by the id of its response."""
 
 Rating = Literal["up", "down"]
 
 ADD = """
 local old = redis.call('HGET', KEYS[1], ARGV[1]) or ''
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-if ARGV[3] ~= '' then redis.call('HINCRBY', KEYS[2], ARGV[1] .. '|' .. ARGV[3], 1) end
+if ARGV[3] ~= '' then
+  local before = KEYS[6] and redis.call('SET', KEYS[6], ARGV[3], 'GET', 'EX', ARGV[8])
+  local counter = before and ARGV[1] .. '|' .. before
+  if before and tonumber(redis.call('HGET', KEYS[2], counter) or '0') > 0 then
+    redis.call('HINCRBY', KEYS[2], counter, -1)
+  end
+  redis.call('HINCRBY', KEYS[2], ARGV[1] .. '|' .. ARGV[3], 1)
+end
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[3], ARGV[4], ARGV[1]) end
 redis.call('ZADD', KEYS[4], ARGV[5], ARGV[1])
 local bytes = redis.call('HINCRBY', KEYS[5], KEYS[4], #ARGV[2] - #old)
@@ -156,17 +165,20 @@ def _place(number: str) -> str:
     return f"{RECORDS} {number}"
 
 
-def keys_of(team: str) -> list[str]:
-    """The keys of the script that adds to a team's records: records, counts, ids by key, the team's order, bytes."""
-    return [RECORDS, COUNTS, KEYS, f"dray:{{teams}}:feedback-of:{team}", _BYTES]
+def keys_of(team: str, response_id: str = "") -> list[str]:
+    """The keys of the script that adds to a team's records: records, counts, ids by key, the team's order, bytes, and
+    the vote on this response, if it is given: another vote on it replaces that one."""
+    voted = [f"dray:{{teams}}:voted:{team}:{response_id}"] if response_id else []
+    return [RECORDS, COUNTS, KEYS, f"dray:{{teams}}:feedback-of:{team}", _BYTES, *voted]
 
 
 def arguments_of(record: Feedback, rating: Rating | None) -> list[str | bytes]:
-    """Its arguments: id, record, rating, the answer's key in the cache, time, the limits of number and bytes.
+    """Its arguments: id, record, rating, the answer's key in the cache, time, the limits of number and bytes,
+    seconds for which it is known what was voted on a response.
 
     rating: of the vote; None: nobody has voted.
     """
-    limits = (str(MAX_PER_TEAM), str(MAX_TEAM_BYTES))
+    limits = (str(MAX_PER_TEAM), str(MAX_TEAM_BYTES), str(_VOTE_KEPT_S))
     return [record.id, encode_feedback(record), rating or "", record.key, f"{record.changed:.3f}", *limits]
 
 

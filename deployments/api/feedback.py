@@ -65,7 +65,7 @@ class FeedbackApi:
             named = request.user or asked.caller.subject
             user = user_tag(asked.caller.owner, named) if named else ""
             vote = Vote(request.rating, request.reason, request.correction, user)
-            kept = await self._store.vote(asked.caller.name, given, vote)
+            kept = await self._store.vote(asked.caller.name, given, vote, request.id or "")
             withheld = request.rating == "down" and self._withholds and await self._store.withhold(given)
         except RedisUnavailable:
             message = "Feedback cannot be kept at the moment. Try again."

@@ -164,8 +164,9 @@ class FeedbackStore:
                 return GivenAnswer(namespace, model, stored.question, text, bool(stored.question), digest, stored.user)
         return None
 
-    async def vote(self, team: str, given: GivenAnswer, vote: Vote) -> Feedback:
-        """Keeps a vote. Raises RedisUnavailable."""
+    async def vote(self, team: str, given: GivenAnswer, vote: Vote, response_id: str = "") -> Feedback:
+        """Keeps a vote. response_id: of the response with the answer, if known: another vote on it replaces the first,
+        as a person thinks again, or says why. Raises RedisUnavailable."""
         number = feedback_id(team, given.question, given.answer)
         stored = await self._teams.execute("HGET", RECORDS, number)
         said = (given.namespace, given.model, given.question, given.answer, time.time(), given.key, given.single)
@@ -175,7 +176,7 @@ class FeedbackStore:
         except Unreadable as error:
             raise RedisUnavailable(str(error)) from None
         record = with_vote(old, new, vote.rating, vote.reason, vote.correction)
-        await self._add(keys_of(team), *arguments_of(record, vote.rating))
+        await self._add(keys_of(team, response_id), *arguments_of(record, vote.rating))
         return record
 
     async def withhold(self, given: GivenAnswer) -> bool:

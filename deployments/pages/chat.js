@@ -103,9 +103,14 @@ const dray = (() => {
   }
 
   const isWide = () => innerWidth > 1000;
+  let toggling = null;
   function toggleList(open) {
     const bar = document.querySelector(".sidebar");
-    if (bar && bar.classList.contains("open") !== open) bar.querySelector(".toggle-button").click();
+    if (!bar || (toggling ?? bar.classList.contains("open")) === open) return;
+    toggling = open;
+    bar.querySelector(".toggle-button").click();
+    // gradio changes the class a moment later; a second click until then would undo the first.
+    setTimeout(() => { toggling = null; });
   }
 
   // Where the window has no room for both, the list lies over the conversation, and must not hide what has the focus.

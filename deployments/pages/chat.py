@@ -121,7 +121,9 @@ class ChatPage:
         ratings = Ratings(self._api)
         rated = [self.conversation, self.why, self.rated]
         self.chatbot.like(ratings.rate, [self.conversation, fields.key], rated, **at_once)
-        self.reason.submit(ratings.explain, [self.reason, self.rated, fields.key], [self.reason, self.why], **at_once)
+        said = [self.reason, self.rated, fields.key]
+        explained = self.reason.submit(ratings.explain, said, [self.reason, self.why], **at_once)
+        explained.then(None, js="() => dray.focus()")  # the field that had the focus is gone
         page.load(
             self.load,
             [self.conversation, *kept],

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from cluster.models.folder import BUNDLED_FOLDER
 from cluster.ports import free_port
 from tests.conftest import MODEL, Dray, wait_for
 
@@ -71,11 +72,11 @@ def opener(dray: Dray, browser: Browser) -> Iterator[Open]:
     contexts = []
 
     # The console also lists requests that failed or that a page which is left gave up; some tests cause these.
-    lost = ("Failed to load resource", "ERR_", "BodyStreamBuffer was aborted", "Connection errored out")
+    lost = ("Failed to load resource", "ERR_", "BodyStreamBuffer was aborted", "Connection errored out", "AbortError")
 
-    def log_error(message: ConsoleMessage) -> None:
-        if message.type == "error" and not any(reason in message.text for reason in lost):
-            errors.append(message.text)
+    def log_error(error: str) -> None:
+        if not any(reason in error for reason in lost):
+            errors.append(error)
 
     def open_page(
         path: str,
@@ -95,8 +96,8 @@ def opener(dray: Dray, browser: Browser) -> Iterator[Open]:
         page = context.new_page()
         page.set_default_timeout(_WAIT_MS)
         page.on("request", lambda request: requests.append(request.url))
-        page.on("console", log_error)
-        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: log_error(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: log_error(str(error)))
         page.goto(dray.root + path)
         return page
 
@@ -115,9 +116,13 @@ def visit(shown: Dray, browser: Browser) -> Iterator[Open]:
         yield open_page
 
 
+ADVISED = {"temperature": 0.6, "top_p": 0.95}
+"""What the model of the Dray with keys comes with, as its makers advise it."""
+
+
 @dataclass
 class Locked:
-    """A Dray with an admin key, and a team's key."""
+    """A Dray with an admin key, and a team's key. Its model has other defaults than the bundled one."""
 
     dray: Dray
     admin: str
@@ -125,13 +130,22 @@ class Locked:
 
     def ask(self, question: str, key: str = "") -> httpx.Response:
         body = {"model": MODEL, "messages": [{"role": "user", "content": question}], "temperature": 0}
+        return self.post("/chat/completions", body, key)
+
+    def post(self, path: str, body: object, key: str = "") -> httpx.Response:
+        """What the API answers to this team, or to this key."""
         headers = {"Authorization": f"Bearer {key or self.team}"}
-        return httpx.post(f"{self.dray.url}/chat/completions", json=body, headers=headers, timeout=60)
+        return httpx.post(f"{self.dray.url}{path}", json=body, headers=headers, timeout=60)
 
 
 @pytest.fixture(scope="package")
-def locked() -> Iterator[Locked]:
-    with with_pages(DRAY_STATUS_PAGE="admins") as dray:
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
+    model = tmp_path_factory.mktemp("models") / "advised"
+    shutil.copytree(BUNDLED_FOLDER, model)
+    defaults = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps(defaults | {"do_sample": True} | ADVISED))
+    models = json.dumps([{"source": str(model), "name": MODEL}])
+    with with_pages(DRAY_STATUS_PAGE="admins", DRAY_MODELS=models) as dray:
         assert dray.run("teams", "add", "support").returncode == 0
         admin, team = (dray.run("keys", "create", owner).stdout.strip() for owner in ("--admin", "support"))
         found = Locked(dray, admin, team)

@@ -46,9 +46,9 @@ def line(page: Page) -> Locator:
     return last(page).locator("small").last
 
 
-def reopen(page: Page, question: str, text: str) -> None:
+def reopen(page: Page, question: str, text: str, thinking: str = "") -> None:
     """Loads the page again, with a conversation that the browser keeps."""
-    answer = Answer("m", Progress(text=text, finish="stop", first_s=0.1, tokens=9))
+    answer = Answer("m", Progress(thinking, text, finish="stop", first_s=0.1, tokens=9))
     kept = {"at": 1, "value": Conversation("kept", (Turn(question, (answer,)),)).json()}
     page.evaluate("kept => localStorage.setItem('dray:conversation:kept', JSON.stringify(kept))", kept)
     page.evaluate("sessionStorage.setItem('dray:open', 'kept')")
@@ -148,7 +148,9 @@ def test_code_and_formulas_are_rendered(visit: Open) -> None:
     page = visit("/chat")
     ask(page, "写一个Python函数判断回文字符串")
     expect(last(page).locator("pre code .keyword", has_text="def")).to_be_visible()
-    expect(last(page).get_by_title("copy")).to_be_visible()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    last(page).get_by_title("copy").click()
+    page.wait_for_function("navigator.clipboard.readText().then(text => text.startsWith('def '))")
     formulas = r"\(a^2\) and \[\frac{1}{2}\] and $$x$$"
     reopen(page, formulas, f"{formulas} for $5 and $10\n\n| a | b |\n|---|---|\n| 1 | 2 |")
     expect(last(page).locator(".katex")).to_have_count(3)
@@ -190,10 +192,12 @@ def test_the_page_works_with_the_keyboard_alone(visit: Open) -> None:
 def test_the_settings_are_used(visit: Open) -> None:
     page = visit("/chat")
     page.get_by_role("button", name="Settings").click()
+    limit = page.get_by_role("spinbutton", name="Maximum tokens")
     expect(page.get_by_role("spinbutton", name="Temperature")).to_have_value("0")
-    expect(page.get_by_role("spinbutton", name="Maximum tokens")).to_have_value("2048")
+    expect(limit).to_have_value("2048")
     page.get_by_role("spinbutton", name="Maximum tokens").fill("8")
     page.get_by_role("spinbutton", name="Temperature").fill("0.5")
+    expect(page.get_by_text("Includes the thinking. Default: 2048")).to_be_visible()
     ask(page, new_sum()[0])
     expect(line(page)).to_contain_text("8 tokens")
     expect(line(page)).to_contain_text("cut off at the token limit")
@@ -213,6 +217,7 @@ def test_it_fits_every_window(visit: Open, tmp_path: Path, width: int, scheme: s
     expect(page.locator(".example")).to_have_count(4)
     for example in page.locator(".example").all():
         expect(example).to_be_in_viewport()
+    expect(page.get_by_role("heading", name="What would you like")).to_be_in_viewport(ratio=1)
     page.get_by_text("Write a Python function").click()
     expect(line(page)).to_be_visible()
     page.screenshot(path=tmp_path / "chat.png")
@@ -265,6 +270,11 @@ def test_with_keys_the_page_requires_one(visit: Open, shown: Dray) -> None:
     after.reload()
     expect(after.get_by_label("API key", exact=True)).to_have_value(key["key"])
     expect(after.get_by_label("Model")).to_have_value(MODEL)
+    after.get_by_role("link", name="Status").click()
+    expect(after.locator("#replicas")).to_be_visible()
+    after.go_back()
+    expect(after.get_by_label("API key", exact=True)).to_have_value(key["key"])
+    expect(after.get_by_label("Model")).to_have_value(MODEL)
     assert shown.run("keys", "revoke", key["id"]).returncode == 0
     ask(after, question)
     expect(last(after)).to_contain_text("Invalid API key")
@@ -275,7 +285,9 @@ def test_with_keys_the_page_requires_one(visit: Open, shown: Dray) -> None:
 
 def test_nothing_is_cut_or_covered_on_a_phone(visit: Open) -> None:
     page = visit("/chat", width=390)
-    greeting, chat = page.get_by_role("heading", name="What would you like").bounding_box(), page.locator("#chat")
+    heading, chat = page.get_by_role("heading", name="What would you like"), page.locator("#chat")
+    expect(heading).to_be_in_viewport(ratio=1)
+    greeting = heading.bounding_box()
     frame = chat.bounding_box()
     assert greeting is not None and frame is not None
     assert frame["x"] + 8 <= greeting["x"] and greeting["x"] + greeting["width"] <= frame["x"] + frame["width"] - 8

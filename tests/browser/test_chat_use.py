@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Open
 from tests.browser.test_chat import ask, field, last, line, new_sum, reopen, thinking
-from tests.conftest import MODEL, Dray
+from tests.conftest import MODEL, Dray, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -114,8 +114,16 @@ def test_reload_back_and_the_status_page_lose_nothing(visit: Open) -> None:
     question, answer = new_sum()
     ask(page, question)
     expect(line(page)).to_contain_text("generated now")
+    model = page.get_by_label("Model", exact=True)
+    model.click()
+    page.get_by_role("option", name="auto").click()
+    expect(model).to_have_value("auto")
     page.get_by_role("button", name="Settings").click()
+    effort = page.get_by_role("combobox", name="Thinking")
+    effort.click()
+    page.get_by_role("option", name="Short").click()
     page.get_by_role("spinbutton", name="Temperature").fill("0.3")
+    page.get_by_role("spinbutton", name="Top-p").fill("0.85")
     page.get_by_role("spinbutton", name="Maximum tokens").fill("777")
     page.get_by_label("Seed").fill("5")
     page.get_by_label("System prompt").fill("Be brief.")
@@ -126,9 +134,11 @@ def test_reload_back_and_the_status_page_lose_nothing(visit: Open) -> None:
     def unchanged() -> None:
         expect(last(page)).to_contain_text(answer)
         assert questions(page) == [question]
-        expect(page.get_by_label("Model", exact=True)).to_have_value(MODEL)
+        expect(model).to_have_value("auto")
         page.get_by_role("button", name="Settings").click()
+        expect(effort).to_have_value(re.compile("^Short"))
         expect(page.get_by_role("spinbutton", name="Temperature")).to_have_value("0.3")
+        expect(page.get_by_role("spinbutton", name="Top-p")).to_have_value("0.85")
         expect(page.get_by_role("spinbutton", name="Maximum tokens")).to_have_value("777")
         expect(page.get_by_label("Seed")).to_have_value("5")
         expect(page.get_by_label("System prompt")).to_have_value("Be brief.")
@@ -182,7 +192,8 @@ def test_the_list_of_models_shows_all_of_them(visit: Open) -> None:
     page = visit("/chat")
     model = page.get_by_label("Model", exact=True)
     expect(model).to_have_value(MODEL)
-    expect(field(page)).to_be_focused()
+    ask(page, new_sum()[0])
+    expect(line(page)).to_contain_text("generated now")
     while not model.evaluate("element => element === document.activeElement"):
         page.keyboard.press("Shift+Tab")
     expect(page.get_by_role("option")).to_have_text([re.compile(MODEL), re.compile("auto")])
@@ -194,19 +205,22 @@ def test_the_list_of_models_shows_all_of_them(visit: Open) -> None:
     expect(last(page)).to_contain_text(answer)
     page.reload()
     expect(model).to_have_value("auto")
+    wrote = page.locator(".bot.message small")
+    expect(wrote).to_have_text([re.compile(rf"^{MODEL} · \d+ tokens"), re.compile(r"^auto · \d+ tokens")])
 
 
 def test_copy_takes_the_answer_alone(visit: Open) -> None:
     page = visit("/chat")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    reopen(page, r"what is \(x\)?", "**42** for $5")
+    reopen(page, r"what is \(x\)?", "**42** for $5", "Let me think.")
+    expect(page.get_by_text("Thought", exact=True)).to_be_visible()
     page.locator(".message-buttons-left button").first.click()
     expect(page.get_by_text("Copied")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == "**42** for $5"
     page.locator(".message-buttons-right button").first.click()
     page.wait_for_function("() => navigator.clipboard.readText().then(text => text.startsWith('what'))")
     assert page.evaluate("navigator.clipboard.readText()") == r"what is \(x\)?"
-    reopen(page, "first\n\nsecond", "42")
+    reopen(page, "first\n\nsecond", "42", "Let me think.")
     page.get_by_role("button", name="Copy as Markdown").click()
     expect(page.get_by_text("Copied", exact=True)).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == "> first\n> \n> second\n\n42\n\n*m*\n"
@@ -318,9 +332,17 @@ def test_thinking_can_be_turned_off_by_keyboard(visit: Open) -> None:
     expect(page.get_by_label("System prompt")).to_have_value("Answer in at most three sentences.")
 
 
-def test_an_answer_can_be_rated_with_a_word_of_why(visit: Open) -> None:
+def votes(shown: Dray, question: str) -> tuple[int, int, list[str]]:
+    """Votes on the answer to this question that the server keeps: up, down, and the reasons."""
+    listed = json.loads(shown.run("feedback", "list", "--json").stdout)
+    [(up, down, reasons)] = [(one["up"], one["down"], one["reasons"]) for one in listed if one["question"] == question]
+    return up, down, reasons
+
+
+def test_an_answer_can_be_rated_with_a_word_of_why(visit: Open, shown: Dray) -> None:
     page = visit("/chat")
-    ask(page, new_sum()[0])
+    question, _ = new_sum()
+    ask(page, question)
     expect(line(page)).to_contain_text("generated now")
     why = page.get_by_label("What was wrong with the answer?")
     page.get_by_role("button", name="Dislike").click()
@@ -329,8 +351,14 @@ def test_an_answer_can_be_rated_with_a_word_of_why(visit: Open) -> None:
     why.fill("too long")
     why.press("Enter")
     expect(why).to_have_count(0)
+    expect(field(page)).to_be_focused()
+    assert votes(shown, question) == (0, 1, ["down: too long"])
+    page.get_by_role("button", name="Like", exact=True).click()
+    expect(page.get_by_role("button", name="Liked")).to_be_visible()
+    wait_for(lambda: votes(shown, question) == (1, 0, ["down: too long"]))
     page.reload()
-    expect(page.get_by_role("button", name="Disliked")).to_be_visible()
+    expect(page.get_by_role("button", name="Liked")).to_be_visible()
+    expect(page.get_by_role("button", name="Disliked")).to_have_count(0)
     for answers in (2, 4):
         ask(page, new_sum()[0])
         expect(page.locator(".bot.message")).to_have_count(answers)

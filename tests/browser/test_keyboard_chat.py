@@ -1,15 +1,17 @@
 """The chat page by keyboard alone, in windows of four sizes and in both themes."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Open
+from tests.browser.conftest import ADVISED, Locked, Open
 from tests.browser.keyboard import SIZES, assert_focus_is_seen, button, go_to, has_focus, press, round_trip
 from tests.browser.test_chat import field, last, line, new_sum, thinking
 from tests.browser.test_chat_use import axe_script, questions, serious
-from tests.conftest import Dray
+from tests.conftest import MODEL, Dray
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -138,6 +140,104 @@ def test_everything_is_done_by_keyboard_alone(visit: Open, shown: Dray, size: tu
     expect(field(page)).to_be_focused()
     expect(page.locator("body")).to_have_class(re.compile("dark"))
     assert serious(page, axe) == []
+
+
+def copied(page: Page, pattern: str) -> None:
+    """Waits until what matches the regular expression is in the clipboard."""
+    script = "pattern => navigator.clipboard.readText().then(text => new RegExp(pattern).test(text))"
+    page.wait_for_function(script, arg=pattern)
+
+
+@pytest.mark.parametrize("size", [SIZES[0], SIZES[-1]], ids=lambda size: f"{size[0]}x{size[1]}")
+def test_every_button_does_its_work_by_keyboard_alone(visit: Open, size: tuple[int, int], tmp_path: Path) -> None:
+    wide = size[0] > 1000
+    page = visit("/chat", width=size[0], height=size[1])
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+
+    # An example; then copy it, and its code.
+    go_to(page, page.locator(".example", has_text="Python function"), back=True)
+    page.keyboard.press("Enter")
+    expect(line(page)).to_contain_text("first token after")
+    expect(field(page)).to_be_focused()
+    go_to(page, page.locator(".message-buttons-left button").first, back=True)
+    press(page, "Enter")
+    copied(page, "```python")
+    go_to(page, last(page).get_by_title("copy"), back=True)
+    press(page, "Enter")
+    copied(page, "^def ")
+
+    # Like, and then rather not, with a reason.
+    go_to(page, page.get_by_role("button", name="Like", exact=True))
+    press(page, "Enter")
+    expect(page.get_by_role("button", name="Liked")).to_be_visible()
+    button(page, "Dislike", back=True)
+    expect(page.get_by_role("button", name="Disliked")).to_be_visible()
+    why = page.get_by_label("What was wrong with the answer?")
+    go_to(page, why)
+    page.keyboard.insert_text("too short")
+    page.keyboard.press("Enter")
+    expect(why).to_have_count(0)
+    expect(field(page)).to_be_focused()
+
+    # Save, export, import.
+    show_list(page, wide=wide)
+    with page.expect_download() as saved:
+        button(page, "Save as Markdown", back=wide)
+    assert "def " in Path(saved.value.path()).read_text()
+    with page.expect_download() as saved:
+        button(page, "Export all")
+    assert_focus_is_seen(page)
+    with page.expect_file_chooser() as chooser:
+        button(page, "Import")
+    exported = json.loads(Path(saved.value.path()).read_text())
+    [conversation] = exported["conversations"]
+    (file := tmp_path / "more.json").write_text(json.dumps({"conversations": [conversation | {"id": "another"}]}))
+    chooser.value.set_files(file)
+    expect(page.locator(".dray-list li")).to_have_count(2)
+    if not wide:
+        button(page, "Show or hide the conversations", back=True)
+
+    # Attach a file, and take it away again.
+    (file := tmp_path / "rules.txt").write_text("Doors close at six.")
+    with page.expect_file_chooser() as chooser:
+        button(page, re.compile("^Attach a file"))
+    chooser.value.set_files(file)
+    expect(page.locator("#attachment")).to_contain_text("Attached: rules.txt")
+    expect(field(page)).to_be_focused()
+    go_to(page, page.locator("#attachment button"), back=True)
+    press(page, "Enter")
+    expect(page.locator("#attachment")).not_to_be_visible()
+    expect(field(page)).to_be_focused()
+
+    # A preset.
+    button(page, re.compile("^Settings"))
+    preset = page.get_by_role("combobox", name="Instructions for")
+    go_to(page, preset)
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("System prompt")).not_to_have_value("")
+    expect(preset).to_be_focused()
+    assert_focus_is_seen(page)
+
+
+def test_a_key_is_entered_and_the_settings_open_with_the_models_own_defaults(
+    visit_locked: Open, locked: Locked
+) -> None:
+    page = visit_locked("/chat")
+    key, model = page.get_by_label("API key", exact=True), page.get_by_label("Model", exact=True)
+    go_to(page, key, back=True)
+    page.keyboard.insert_text(locked.team)
+    press(page, "Enter")
+    expect(model).to_have_value(MODEL)
+    expect(key).to_be_focused()
+    button(page, re.compile("^Settings"))
+    for name, advised in (("Temperature", ADVISED["temperature"]), ("Top-p", ADVISED["top_p"])):
+        expect(page.get_by_role("spinbutton", name=name)).to_have_value(str(advised))
+        expect(page.get_by_text(f"The model's default: {advised}")).to_be_visible()
+    go_to(page, field(page), back=True)
+    question, _ = new_sum()
+    type_question(page, question)
+    expect(line(page)).to_contain_text("generated now")
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")

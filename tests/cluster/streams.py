@@ -30,12 +30,14 @@ def serving(
     *pieces: bytes | Callable[[], Iterator[bytes]],
     status: int = 200,
     break_off: bool = False,
-    models: tuple[str, ...] = ("m", "other"),
+    models: tuple[str | dict[str, Any], ...] = ("m", "other"),
     asked: list[dict[str, Any]] | None = None,
+    headers: list[dict[str, str]] | None = None,
 ) -> Iterator[str]:
     """Runs a server that answers every request with these pieces, one chunk each; yields its base URL.
 
-    pieces: a function makes its pieces anew for each request. models: that it lists. asked: gets the requests' bodies.
+    pieces: a function makes its pieces anew for each request. models: that it lists; their names,
+    or all that is said of them. asked, headers: get the requests' bodies and headers, these by names in lower case.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -45,6 +47,8 @@ def serving(
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if asked is not None:
                 asked.append(json.loads(body))
+            if headers is not None:
+                headers.append({name.lower(): value for name, value in self.headers.items()})
             self.send_response(status)
             self.send_header("Content-Type", "text/event-stream")
             self.send_header("Transfer-Encoding", "chunked")
@@ -57,7 +61,8 @@ def serving(
             self.close_connection = True
 
         def do_GET(self) -> None:
-            content = msgspec.json.encode({"data": [{"id": name} for name in models]})
+            entries = [{"id": model} if isinstance(model, str) else model for model in models]
+            content = msgspec.json.encode({"data": entries})
             self.send_response(200 if self.path == "/v1/models" and models else 404)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()

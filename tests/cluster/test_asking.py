@@ -101,6 +101,12 @@ def test_a_pipe_chats_a_line_at_a_time() -> None:
     ]
 
 
+def test_a_pipe_with_a_question_that_failed_ends_with_1() -> None:
+    with serving(b'{"error":{"message":"all busy"}}', status=503) as url:
+        result = invoke("chat", "--url", url, typed="hi\nagain\n")
+    assert (result.exit_code, result.stdout) == (1, "") and result.stderr.count("error: all busy\n") == 2
+
+
 def test_commands_of_the_chat_say_what_there_is() -> None:
     with serving(*ANSWER) as url:
         result = invoke("chat", "--url", url, typed="/help\n/model\n/model nine\n/system\n/what\n/exit\nhi\n")

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import shlex
 import subprocess
 import sys
@@ -20,40 +21,21 @@ from cluster.cli import app
 from cluster.launch.state import Record, write_record
 from cluster.models.catalog import CATALOG
 
-ACTING = {
-    "up",
-    "join",
-    "deploy",
-    "down",
-    "chat",
-    "cache clear",
-    "batch download",
-    "cache delete",
-    "answers import",
-    "answers export",
-    "answers pin",
-    "answers edit",
-    "answers remove",
-    "feedback accept",
-    "feedback export",
-    "plan measure",
-    "privacy reseal",
-    "k8s render",
-    "k8s chart",
-    "k8s wait-models",
-    "models convert",
-    "models pull",
-    "models export",
-    "models remove",
-    "models random",
-    "teams add",
-    "teams set",
-    "teams remove",
-    "keys revoke",
-    "keys remove",
-    "keys disable",
+ROOT = Path(__file__).parents[2]
+
+WITHOUT_JSON = {
+    "up": "it runs until Ctrl-C; behind --detach, `dray status --json` says what it started",
+    "join": "it runs until Ctrl-C",
+    "down": "the exit code says all of it",
+    "chat": "it is a conversation",
+    "batch download": "it prints JSON Lines",
+    "answers export": "it prints JSON Lines",
+    "feedback export": "it prints JSON Lines",
+    "k8s render": "it writes manifests, which are its result",
+    "k8s chart": "it writes manifests, which are its result",
+    "k8s wait-models": "the exit code says all of it",
 }
-"""Commands that act and print only a confirmation, or print JSON Lines anyway."""
+"""Commands that have no --json, and why. All others have it, also those that act: it says what they did."""
 
 
 def commands(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -61,6 +43,11 @@ def commands(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     yield path, command
     for name, below in getattr(command, "commands", {}).items():
         yield from commands(below, f"{path} {name}".strip())
+
+
+def options(command: Any) -> set[str]:
+    """Its options, with their dashes."""
+    return {option for parameter in command.params for option in parameter.opts}
 
 
 ALL = dict(commands(typer.main.get_command(app)))
@@ -79,14 +66,22 @@ def test_help_has_an_example_that_would_work(path: str) -> None:
     command: Any = ALL[""]
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
-    known = {option for parameter in command.params for option in parameter.opts}
-    assert {word for word in words if word.startswith("-")} <= known
+    assert {word for word in words if word.startswith("-")} <= options(command)
 
 
 @pytest.mark.parametrize("path", [path for path, command in ALL.items() if not hasattr(command, "commands")])
-def test_commands_that_report_something_have_json(path: str) -> None:
-    options = {option for parameter in ALL[path].params for option in parameter.opts}
-    assert ("--json" in options) != (path in ACTING)
+def test_every_command_has_json_or_a_reason_to_have_none(path: str) -> None:
+    assert ("--json" in options(ALL[path])) != (path in WITHOUT_JSON)
+
+
+def test_every_json_is_described() -> None:
+    rows = re.findall(r"^\| (`dray .*?) \| ", (ROOT / "docs/reference/json.md").read_text(), re.MULTILINE)
+    described: set[str] = set()
+    for row in rows:
+        first, *others = re.findall(r"`([^`]+)`", row)
+        name = first.removeprefix("dray ").partition(" --json")[0]
+        described |= {name, *(f"{name.rpartition(' ')[0]} {other}" for other in others)}
+    assert described == {path for path, command in ALL.items() if "--json" in options(command)}
 
 
 def test_the_version_is_printed() -> None:

@@ -99,8 +99,9 @@ def test_a_new_version_without_a_failed_request(another: Dray, cores: str) -> No
     [engine] = another.status()["replicas"]
     with constant_load(another) as load:
         wait_for(lambda: load.answers.get(before, 0) >= 8)
-        deployed = another.run("deploy", "--model", str(new), timeout=200, **settings)
+        deployed = another.run("deploy", "--model", str(new), "--json", timeout=200, **settings)
         assert deployed.returncode == 0, deployed.stderr
+        assert json.loads(deployed.stdout) == {"models": ["bot"]}
         after = fingerprint(another)
         wait_for(lambda: load.answers.get(after, 0) >= 8)
     assert load.failures == []

@@ -31,9 +31,32 @@ _CHINESE = {
     "unsupported_media_type": "客户端发送的不是 JSON：请设置 Content-Type: application/json。",
 }
 """By the error's code."""
+_CHINESE_STATUSES = {
+    400: "请求有误：错误信息指出了出错的字段，需要客户端更正。",
+    401: "缺少密钥或密钥有误：请给客户端一个有效的密钥。",
+    403: "客户端的密钥无权这样做。",
+    404: "客户端请求的内容不存在：请更正 URL 或 ID。",
+    405: "客户端对此路径使用了错误的方法。",
+    408: "请求到达或处理的时间太长。",
+    409: "其他人已修改了同一内容：客户端需要重新读取。",
+    413: "请求太大：客户端需要减小请求。",
+    415: "客户端需要发送 JSON。",
+    421: "客户端使用了 Dray 不认识的主机名。",
+    429: "达到上限：请让客户端按 Retry-After 等待，或提高上限。",
+    503: "Dray 过载或尚未就绪：请查看 `dray status`。",
+    504: "没有已存的回答。",
+}
+"""By the error's status, where its code says no more."""
+_CHINESE_CLIENT = "客户端的请求被拒绝：错误信息说明了原因。"
+_CHINESE_SERVER = "Dray 出错：请在 `dray logs` 中查找请求 ID。"
 
 
 def advice(error: ShownError, words: Words) -> str:
     """What to do about it, in the language of the texts."""
-    sentence = _CHINESE.get(error.code, error.advice) if words is WORDS["zh"] else error.advice
+    sentence = _chinese(error) if words is WORDS["zh"] else error.advice
     return sentence.replace("`", "")  # a table has no Markdown
+
+
+def _chinese(error: ShownError) -> str:
+    otherwise = _CHINESE_SERVER if error.status >= 500 else _CHINESE_CLIENT
+    return _CHINESE.get(error.code) or _CHINESE_STATUSES.get(error.status, otherwise)

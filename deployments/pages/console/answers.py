@@ -14,7 +14,7 @@ from deployments.api.protocol.curated import AnswerDeletedResponse, CuratedAnswe
 from deployments.api.protocol.feedback import FeedbackList
 from deployments.pages.console import answer_tables as tables
 from deployments.pages.console.admin import Admin, Failed, path_of
-from deployments.pages.console.section import Events, Updates, board, follow, kept_in_page
+from deployments.pages.console.section import Events, Updates, board, follow, kept_in_page, stay
 from deployments.pages.console.tables import Board
 from deployments.pages.console.words import label
 
@@ -71,8 +71,8 @@ class Answers:
             follow(self._events.on([table.click], act, [self.search, self.cursor], [*form, *lists]), "answer-text")
         self._events.on([self.search.submit], self.find, [self.search], lists)
         inputs = [self.search, self.about, self.question, self.answer, self.team]
-        self._events.on([self.save.click], self.store, inputs, [*form, *lists])
-        self._events.on([self.cancel.click], self.cancelled, [], form)
+        stay(self._events.on([self.save.click], self.store, inputs, [*form, *lists]), "answer-form")
+        stay(self._events.on([self.cancel.click], self.cancelled, [], form), "answer-form")
 
     async def vote(self, key: str, search: str, cursor: str, event: gr.EventData, request: gr.Request) -> Updates:
         """What a button of the answers that were voted down does; "open" shows all lists as they are now."""

@@ -79,6 +79,7 @@ const console_page = (() => {
     if (cell.tone) made.classList.add(cell.tone);
     if (cell.number != null) made.classList.add("number");
     if (cell.id) made.classList.add("id");
+    if (/^[\w.-]{1,24}$/.test(cell.text || "")) made.classList.add("name");
     return made;
   };
 
@@ -108,7 +109,7 @@ const console_page = (() => {
     const hasActions = rows.some(row => row.actions?.length);
     const numeric = head.map((_, index) => rows.some(row => row.cells[index]?.number != null));
     const heads = head.map((name, index) => element("th", { textContent: name, scope: "col", role: "columnheader", className: numeric[index] ? "number" : "" }));
-    if (hasActions) heads.push(element("th", { textContent: text.actions, scope: "col", role: "columnheader" }));
+    if (hasActions) heads.push(element("th", { textContent: text.actions, scope: "col", role: "columnheader", className: "actions" }));
     const lines = rows.map(row => {
       const cells = row.cells.map((cell, index) => {
         const made = styled(element("td", { role: "cell" }, content(cell)), cell);
@@ -222,8 +223,19 @@ const console_page = (() => {
     setTimeout(() => drawn.disconnect(), 3000);
   }
 
+  // After an action that closes a form: to its heading, as soon as what had the focus is gone.
+  function closed(id) {
+    const heading = document.querySelector(`#${id} .label-wrap`), end = Date.now() + 3000;
+    const look = () => {
+      const { activeElement: focused } = document;
+      if (focused === document.body || !focused.checkVisibility()) heading?.focus();
+      else if (Date.now() < end) requestAnimationFrame(look);
+    };
+    look();
+  }
+
   // What replicas do changes all the time.
   setInterval(() => { if (isIn && !document.hidden && current() === "models") openers.models?.(); }, 5000);
 
-  return { kept, signing, header, board, secret, message, followed };
+  return { kept, signing, header, board, secret, message, followed, closed };
 })();

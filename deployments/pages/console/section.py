@@ -73,11 +73,16 @@ def kept_in_page() -> gr.HTML:
     return gr.HTML("", html_template="<div></div>", js_on_load="")
 
 
-def choice(name: str, choices: list[tuple[gr.I18n, Any]], value: Any) -> gr.Dropdown:
-    """A field with few choices. name: of its label."""
-    return gr.Dropdown(choices, value=value, label=label(name), filterable=False, min_width=160)
+def choice(name: str, choices: list[tuple[gr.I18n, Any]], value: Any, min_width: int = 160) -> gr.Dropdown:
+    """A field with few choices. name: of its label. min_width: in pixels, so that the longest choice fits."""
+    return gr.Dropdown(choices, value=value, label=label(name), filterable=False, min_width=min_width)
 
 
 def follow(event: Any, field: str) -> None:
     """After this event, of a click on a row's button that fills a form: goes to a field of it. field: its element."""
     event.then(None, js=f"() => console_page.followed('{field}')", **EVENT)
+
+
+def stay(event: Any, form: str) -> None:
+    """After this event, which closes a form: whoever uses a keyboard is at its heading. form: its element."""
+    event.then(None, js=f"() => console_page.closed('{form}')", **EVENT)

@@ -8,7 +8,7 @@ from cluster.records.team_records import Team
 from deployments.api.protocol.admin import TeamDeletedResponse, TeamsResponse
 from deployments.pages.console.admin import Admin, path_of
 from deployments.pages.console.keys import Keys
-from deployments.pages.console.section import Events, Updates, board, follow, kept_in_page
+from deployments.pages.console.section import Events, Updates, board, follow, kept_in_page, stay
 from deployments.pages.console.tables import Action, Board, Cell, Row, Table, moment, number, text
 from deployments.pages.console.words import Words, label
 
@@ -61,8 +61,8 @@ class Teams:
         fields = [self.chosen, self.team, self.models, self.weight, self.shares, self.cost, *self.limits]
         outputs = [self.table, self.form, *fields, *self._keys.outputs]
         follow(self._events.on([self.table.click], self.act, [], outputs), "team-weight")
-        self._events.on([self.save.click], self.store, fields, outputs)
-        self._events.on([self.cancel.click], self.cancelled, [], outputs)
+        stay(self._events.on([self.save.click], self.store, fields, outputs), "team-form")
+        stay(self._events.on([self.cancel.click], self.cancelled, [], outputs), "team-form")
         self._keys.listen()
 
     async def act(self, key: str, event: gr.EventData, request: gr.Request) -> Updates:

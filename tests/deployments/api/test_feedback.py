@@ -181,6 +181,31 @@ def test_the_number_of_a_teams_records_is_limited(
     run(servers, monkeypatch, tmp_path, work)
 
 
+def test_another_vote_on_a_response_replaces_the_first(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A person who gives a reason, or thinks again, is still one person; whoever got the same answer is another."""
+
+    async def work(bot: Bot) -> None:
+        def counted() -> tuple[int, int, tuple[str, ...]]:
+            [one] = feedback.list_feedback(bot.store)
+            return one.up, one.down, one.reasons
+
+        first, again = id_of(await bot.chat()), id_of(await bot.chat())
+        await voted(bot, id=first)
+        await voted(bot, id=first, reason="old")
+        assert counted() == (0, 1, ("down: old",))
+        await voted(bot, id=again)
+        assert counted()[:2] == (0, 2)
+        await voted(bot, "up", id=first)
+        assert counted() == (1, 1, ("down: old",))
+        bot.store.hdel(feedback.COUNTS, *bot.store.hkeys(feedback.COUNTS))
+        await voted(bot, "down", id=first)
+        assert counted()[:2] == (0, 1), "no count is below zero"
+
+    run(servers, monkeypatch, tmp_path, work)
+
+
 def test_corrections_are_accepted_and_exported_by_an_admin(
     servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

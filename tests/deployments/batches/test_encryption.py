@@ -3,6 +3,7 @@ through OpenAI's own client, with a real router and a real Redis."""
 
 import asyncio
 import base64
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_keys_are_turned_on_changed_and_turned_off(
             )
             assert (await ended(client, again)).status == "completed"
             assert SECRET not in on_disk(tmp_path)
-            assert "4 files of batches" in await reseal(server, tmp_path, "--plain")
+            assert json.loads(await reseal(server, tmp_path, "--plain", "--json"))["files"] == 4
             monkeypatch.delenv(PRIVACY_KEYS)
             await check()
 

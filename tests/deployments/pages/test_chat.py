@@ -11,15 +11,19 @@ from starlette.routing import Mount
 
 pytest.importorskip("gradio", reason="the chat page needs the extra `page`")
 
+import gradio as gr
+
 from deployments.pages.attachment import File
 from deployments.pages.chat import gradio_app
 from deployments.pages.client import ChatClient, PageModel, Progress
 from deployments.pages.conversation import Answer, Conversation, Turn, read
 from deployments.pages.display import Message, answer_messages, chat_messages, turn_of
 from deployments.pages.examples import examples
-from deployments.pages.fields import default_updates
+from deployments.pages.fields import DEFAULT_MAX_TOKENS, Fields, default_updates
 from deployments.pages.file_texts import CHINESE_FILES, ENGLISH_FILES
 from deployments.pages.i18n import CHINESE, ENGLISH, texts_for
+from deployments.pages.models import Models
+from tests.cluster.streams import serving
 
 DONE = Progress("because", "42", "miss", False, "stop", 0.5, 0.8, 1.5, 11, 6)
 
@@ -126,6 +130,45 @@ def test_the_fields_start_with_the_models_defaults() -> None:
     assert "default: 0.6" in temperature["info"] and "default: 0.95" in top_p["info"]
     unknown = default_updates(None, ENGLISH)
     assert [update["value"] for update in unknown] == [None, None], "the server's defaults, whatever model comes"
+
+
+def test_a_model_that_is_chosen_brings_its_own_defaults() -> None:
+    """The second one is advised 0.6, as its generation_config says and the API lists it."""
+    listed = tuple(
+        {"id": name, "task": "generate", "max_model_len": 99, "default_parameters": {"temperature": t, "top_p": p}}
+        for name, t, p in (("greedy", 0.0, 1.0), ("thinker", 0.6, 0.95))
+    )
+    request = gr.Request(headers={"accept-language": "en"}, cookies={})
+
+    async def chosen(url: str) -> tuple[Any, ...]:
+        models = Models(ChatClient(url))
+        first = await models.choose(None, "", request)
+        assert first[0]["value"] == "greedy" and [update["value"] for update in first[2:4]] == [0.0, 1.0]
+        kept = await models.choose("thinker", "", request)
+        assert kept[0]["value"] == "thinker" and "value" not in kept[2], "what the person set stays"
+        return await models.defaults("thinker", "", request)
+
+    with serving(models=listed) as url:
+        temperature, top_p, _ = asyncio.run(chosen(url))
+    assert (temperature["value"], top_p["value"]) == (0.6, 0.95)
+    assert "default: 0.6" in temperature["info"] and "default: 0.95" in top_p["info"]
+
+
+def test_an_emptied_limit_is_the_default_which_its_field_names() -> None:
+    with gr.Blocks():
+        fields = Fields()
+        fields.add_settings()
+    values: dict[Any, Any] = dict.fromkeys(fields.kept)
+    assert fields.chosen(values, ENGLISH).max_tokens == DEFAULT_MAX_TOKENS == 2048
+    assert fields.chosen(values | {fields.max_tokens: 8}, ENGLISH).max_tokens == 8
+    for texts in (ENGLISH, CHINESE):
+        assert str(DEFAULT_MAX_TOKENS) in texts.labels.max_tokens_hint
+
+
+def test_each_answer_of_a_conversation_says_which_model_wrote_it() -> None:
+    turns = tuple(Turn(question, (Answer(model, DONE),)) for question, model in (("a", "small"), ("b", "large")))
+    shown = [text(message) for message in chat_messages(Conversation("1", turns), ENGLISH)]
+    assert [line.split(" · ")[0] for line in shown if line.startswith("<small>")] == ["<small>small", "<small>large"]
 
 
 def test_texts_are_in_the_first_language() -> None:

@@ -42,6 +42,19 @@ def test_a_stream_that_ends_early_is_an_error(pieces: list[bytes]) -> None:
     assert broken.value.mid_answer
 
 
+def test_only_retry_asks_past_the_cache() -> None:
+    sent: list[dict[str, str]] = []
+
+    async def ask(url: str) -> None:
+        for fresh in (False, True):
+            assert [progress async for progress in ChatClient(url).ask(ChatQuery("m", (), fresh=fresh), "key")]
+
+    with serving(START, END, DONE, headers=sent) as url:
+        asyncio.run(ask(url))
+    assert [each.get("cache-control") for each in sent] == [None, "no-cache"]
+    assert {each["authorization"] for each in sent} == {"Bearer key"}
+
+
 def test_errors_have_the_apis_message() -> None:
     with pytest.raises(ApiRefused, match="engine failed"):
         answer(START, event('{"error":{"message":"engine failed"}}'))

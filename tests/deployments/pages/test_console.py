@@ -4,8 +4,6 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,91 +11,41 @@ import pytest
 
 pytest.importorskip("gradio", reason="the console needs the extra `page`")
 
-import gradio as gr
-
-from cluster.audit import AUDIT_FOLDER
 from cluster.records.curated import list_answers
-from cluster.records.team_records import ADMIN, Quota, Team
-from cluster.records.teams import add_team, change_team, create_key, read_registry
-from cluster.redis_server import OwnRedis
-from cluster.reports.budgets import Budget
+from cluster.records.team_records import ADMIN
+from cluster.records.teams import create_key, read_registry
+from cluster.reports.activity import ShownError
+from cluster.reports.advice import _BY_CODE, _BY_STATUS, advice
 from deployments.pages.client import ApiRefused, ServerUnreachable
 from deployments.pages.console import words as console_words
 from deployments.pages.console.admin import AdminClient, Failed
+from deployments.pages.console.advice import advice as shown_advice
 from deployments.pages.console.answers import Answers
 from deployments.pages.console.page import Console
 from deployments.pages.console.teams import Teams
-from deployments.pages.console.usage import Usage, warnings
 from deployments.pages.console.words import TEXTS, WORDS
 from deployments.pages.i18n import ENGLISH_LABELS
 from tests.cluster.streams import serving
 from tests.conftest import MODEL
 from tests.deployments.api.test_curated import GENERATED, QUESTION, Bot, run, servers
 from tests.deployments.api.test_feedback import voted
+from tests.deployments.pages.consoles import (
+    CHINESE_REQUEST,
+    ENGLISH,
+    REQUEST,
+    Open,
+    Servers,
+    audited,
+    click,
+    may_ask,
+    opened,
+    tables,
+)
 from tests.deployments.waiting import until
 
 __all__ = ["servers"]
 
-Servers = tuple[OwnRedis, OwnRedis]
-ENGLISH = WORDS["en"]
-REQUEST = gr.Request(headers={"accept-language": "en"}, cookies={})
-CHINESE_REQUEST = gr.Request(headers={"accept-language": "zh-CN"}, cookies={})
 FOLDER = Path(console_words.__file__).parent
-
-
-def click(action: str, of: str = "") -> gr.EventData:
-    """A click on a row's button."""
-    return gr.EventData(None, {"action": action, "id": of})
-
-
-@dataclass
-class Open:
-    """An open console and an admin key. bot: the router."""
-
-    page: Console
-    bot: Bot
-    key: str
-
-    def section(self, name: str) -> Any:
-        [found] = [section for section in self.page.sections if section.name == name]
-        return found
-
-
-def tables(value: str) -> dict[str, list[list[Any]]]:
-    """The cells of a board's tables, by caption."""
-
-    def cell(of: dict[str, Any]) -> Any:
-        return next((of[name] for name in ("number", "time", "share") if name in of), of.get("text", ""))
-
-    return {
-        table["caption"]: [[cell(one) for one in row["cells"]] for row in table["rows"]]
-        for table in json.loads(value)["tables"]
-    }
-
-
-def opened(
-    servers: Servers,
-    monkeypatch: pytest.MonkeyPatch,
-    folder: Path,
-    work: Callable[[Open], Awaitable[None]],
-    **settings: Any,
-) -> None:
-    """Runs the work with a console whose router has a team, `support`, and an admin key."""
-
-    async def with_console(bot: Bot) -> None:
-        add_team(bot.store, Team("support", 1.0))
-        key = create_key(bot.store, ADMIN, "operations").secret
-        client = AdminClient(f"{bot.running.url}/v1")
-        page = Console(client)
-        page.build()
-        console = Open(page, bot, key)
-        await console.page.login.sign_in(key, REQUEST)
-        while (await console.page.login.sign_in(key, REQUEST))[0] != "in":  # until the router has read the key
-            pass
-        await work(console)
-        await client._http.aclose()
-
-    run(servers, monkeypatch, folder, with_console, **settings)
 
 
 def test_only_an_admin_key_opens_it(servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -164,10 +112,10 @@ def test_teams_are_made_changed_and_deleted_with_the_persons_own_key(
         assert (changed.models, changed.weight, changed.quota.requests_at_a_time) == ((), 1.5, 3)
         left = await teams.act(console.key, click("delete", "hotline"), REQUEST)
         assert [row[0] for row in tables(left[teams.table])["Teams"]] == ["support"]
-        actors = {
-            json.loads(line)["actor"] for line in (tmp_path / AUDIT_FOLDER / "audit.jsonl").read_text().splitlines()
-        }
-        assert actors == {f"key:{console.key.split('-')[1]}"}
+        entries = audited(tmp_path)
+        assert {entry["actor"] for entry in entries} == {f"key:{console.key.split('-')[1]}"}
+        actions = [(entry["action"], entry["target"]) for entry in entries]
+        assert actions == [(f"team.{action}", "hotline") for action in ("create", "change", "remove")]
 
     opened(servers, monkeypatch, tmp_path, work)
 
@@ -197,61 +145,6 @@ def test_a_new_key_is_shown_once_rotated_and_revoked(
     opened(servers, monkeypatch, tmp_path, work)
 
 
-def test_usage_is_summed_up_with_what_the_cache_saved(
-    servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    async def work(console: Open) -> None:
-        usage, bot = console.section("usage"), console.bot
-        assert isinstance(usage, Usage)
-        key = create_key(bot.store, "support").secret
-        change_team(bot.store, "support", quota=Quota(tokens_per_month=10**9), cost_per_month=1000.0)
-        await until(lambda: _may(bot, key))
-        for _ in range(3):
-            await bot.chat(key=key)
-
-        async def shown() -> Any:
-            updates = await usage.show(console.key, 30, "team", "requests_count", REQUEST)
-            rows = tables(updates[usage.details])[ENGLISH["usage_table"]]
-            return updates if rows and rows[0][2] == 3 else None
-
-        updates = await until(shown)
-        details = tables(updates[usage.details])
-        [team, model, requests, hits, *_] = details[ENGLISH["usage_table"]][0]
-        assert (team, model, requests, hits) == ("support", MODEL, 3, 2)
-        assert details[ENGLISH["usage_table"]][0][-1] > 0, "what the cache saved has a price"
-        [budget] = details[ENGLISH["budgets"]]
-        assert budget[0] == "support" and budget[2] == 10**9
-        figures = {one["name"]: one["value"] for one in json.loads(updates[usage.sums])["figures"]}
-        assert figures["answered from the cache"]["text"] == "67 %" and figures["requests"]["number"] == 3
-        plot, legend = usage.by_day.outputs
-        data = updates[plot]["value"]["data"]
-        assert len(data) == 30 and data[-1][1:] == ["support", 3.0] and {row[2] for row in data[:-1]} == {0.0}
-        assert [entry["name"] for entry in json.loads(updates[legend])["legend"]] == ["support"]
-        weeks = await usage.show(console.key, 90, "model", "saved_count", REQUEST)
-        assert len(weeks[plot]["value"]["data"]) in (13, 14)
-
-    prices = {"models": [{"model": MODEL, "input": 1000, "output": 2000}]}
-    opened(servers, monkeypatch, tmp_path, work, prices=prices)
-
-
-async def _may(bot: Bot, key: str) -> bool:
-    headers = {"Authorization": f"Bearer {key}"}
-    return (await bot.client.get("/v1/models", headers=headers)).is_success
-
-
-def test_a_team_that_has_used_most_of_its_budget_is_warned_of() -> None:
-    budgets = [
-        Budget("a", "2026-11", 79, 100, None, 0.0, 0.79, "ok"),
-        Budget("b", "2026-11", 80, 100, None, 0.0, 0.8, "warning"),
-        Budget("c", "2026-11", 1, 0, 12.0, 10.0, 1.2, "exceeded"),
-    ]
-    notices = [(one.text, one.tone) for one in warnings(budgets, ENGLISH)]
-    assert notices == [
-        ("b has used 80 % of its budget of this month.", "warn"),
-        ("c has used 120 % of its budget of this month.", "bad"),
-    ]
-
-
 def test_answers_are_found_pinned_corrected_and_deleted(
     servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -259,7 +152,7 @@ def test_answers_are_found_pinned_corrected_and_deleted(
         answers, bot, key = console.section("answers"), console.bot, console.key
         assert isinstance(answers, Answers)
         team = create_key(bot.store, "support").secret
-        await until(lambda: _may(bot, team))
+        await until(lambda: may_ask(bot, team))
         first = await bot.chat(key=team)
         await bot.chat("What is the VAT rate?", key=team)
         await voted(bot, id=first.json()["id"], key=team, reason="old", correction="Ask Ann.")
@@ -278,6 +171,7 @@ def test_answers_are_found_pinned_corrected_and_deleted(
             await answers.store(key, "", about, QUESTION, " ", None, REQUEST)
         saved = await answers.store(key, "", about, QUESTION, "Ask Ann.", None, REQUEST)
         assert tables(saved[answers.votes])[ENGLISH["voted_down"]] == []
+        assert audited(tmp_path)[-1]["action"] == "feedback.accept"
         [curated] = list_answers(bot.store)
         assert (curated.namespace, curated.question, curated.answer) == ("team.support", QUESTION, "Ask Ann.")
 
@@ -307,47 +201,13 @@ def test_answers_are_found_pinned_corrected_and_deleted(
     opened(servers, monkeypatch, tmp_path, work)
 
 
-def test_requests_errors_and_models_are_listed(
-    servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    async def work(console: Open) -> None:
-        bot, key = console.bot, console.key
-        team = create_key(bot.store, "support").secret
-        await until(lambda: _may(bot, team))
-        await bot.chat(key=team)
-        refused = await bot.client.post("/v1/chat/completions", json={}, headers={"Authorization": f"Bearer {team}"})
-        requests, errors, models = (console.section(name) for name in ("requests", "errors", "models"))
-
-        async def listed(errors_only: bool = False) -> Any:
-            updates = await requests.show(key, "support", None, errors_only, REQUEST)
-            return tables(updates[requests.table])[ENGLISH["requests"]]
-
-        rows = await until(lambda: listed(errors_only=False))
-        assert any(row[2] == "support" and row[5].startswith("200") for row in rows)
-        [failed] = await until(lambda: listed(errors_only=True))
-        assert failed[5].startswith(str(refused.status_code))
-
-        async def wrong() -> Any:
-            return tables((await errors.show(key, REQUEST))[errors.table])[ENGLISH["errors_table"]]
-
-        assert any(row[2] == "support" and row[6] for row in await until(wrong))
-
-        async def served() -> Any:
-            return tables((await models.show(key, REQUEST))[models.tables])[ENGLISH["models"]]
-
-        [model] = await until(served)
-        assert model[:2] == [MODEL, ENGLISH["task_generate"]]
-
-    opened(servers, monkeypatch, tmp_path, work)
-
-
 def test_batches_show_how_far_they_are_and_are_cancelled(
     servers: Servers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async def work(console: Open) -> None:
         bot, key, section = console.bot, console.key, console.section("batches")
         headers = {"Authorization": f"Bearer {create_key(bot.store, 'support').secret}"}
-        await until(lambda: _may(bot, headers["Authorization"].removeprefix("Bearer ")))
+        await until(lambda: may_ask(bot, headers["Authorization"].removeprefix("Bearer ")))
 
         async def rows(action: str = "open", of: str = "") -> Any:
             return tables((await section.act(key, click(action, of), REQUEST))[section.table])[ENGLISH["batches"]]
@@ -394,6 +254,15 @@ def test_what_goes_wrong_is_said_and_a_proxys_page_is_no_answer() -> None:
             asyncio.run(asked(url))
     with pytest.raises(ServerUnreachable):
         asyncio.run(asked("http://127.0.0.1:1/v1"))
+
+
+@pytest.mark.parametrize("code", [*_BY_CODE, ""])
+def test_chinese_readers_are_told_in_chinese_what_to_do_about_errors(code: str) -> None:
+    for status in (*_BY_STATUS, 418, 500, 599):
+        error = ShownError(status, code, "support", MODEL, 1, 0.0, advice(status, code))
+        assert shown_advice(error, ENGLISH) == error.advice.replace("`", "")
+        told = shown_advice(error, WORDS["zh"])
+        assert told.endswith("。") and "`" not in told
 
 
 def test_every_text_is_used_and_has_the_same_fields_in_both_languages() -> None:
