@@ -115,7 +115,7 @@ def clients_of(url: str) -> list[Any]:
     if not isinstance(client, RedisCluster):
         return [client]
     with client:
-        return [Redis(host=node.host, port=node.port) for node in client.get_primaries()]
+        return [Redis(host=node.host, port=node.port) for node in client.get_primaries()]  # type: ignore[no-untyped-call]
 
 
 def redis_seconds(client: Any) -> float:

@@ -1,6 +1,7 @@
 """The simulated service: a router with its queue, the answer cache with single flight, and the replicas behind them."""
 
 import itertools
+import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from cluster.plan.profile import ProfiledEngine, StepTimes
 DRAY = "deployments.routing.simulated:SimulatedPolicy"
 """The policy of the real routers, by its import path: cluster never imports deployments."""
 _SCALING_INTERVAL_S = 5.0
+_SEED = 0
 
 
 class Policy(Protocol):
@@ -269,9 +271,17 @@ def simulate(
     window: Callable[[float], Measurements],
     scaling: Scaling | None = None,
 ) -> Service:
-    """Sends all requests to a service, and runs until all are answered. Arguments as Service takes them."""
-    world = simpy.Environment()
-    service = Service(world, engine, times, replicas, terms, window, scaling)
-    world.process(service.send_all(requests))
-    world.run()
+    """Sends all requests to a service, and runs until all are answered. Arguments as Service takes them.
+
+    The same requests give the same times, although routers draw some of the replicas that they compare.
+    """
+    state = random.getstate()
+    random.seed(_SEED)
+    try:
+        world = simpy.Environment()
+        service = Service(world, engine, times, replicas, terms, window, scaling)
+        world.process(service.send_all(requests))
+        world.run()
+    finally:
+        random.setstate(state)
     return service

@@ -46,8 +46,13 @@ def test_a_redis_that_hangs_is_killed_and_starts_again(redis: OwnRedis, caplog: 
     look(servers, 3 * PATIENT_S)
     assert not redis.revive(), "it has nothing to do, and lives"
     process.suspend()
+
+    def revived() -> bool:
+        servers.kill()
+        return redis.revive()
+
     with caplog.at_level(logging.ERROR):
-        wait_for(lambda: servers.kill() or redis.revive(), 20)
+        wait_for(revived, 20)
     assert f"(process {process.pid}) hangs" in caplog.text
     assert process_of(redis).pid != process.pid
     look(servers, 2 * PATIENT_S)

@@ -125,6 +125,16 @@ def test_a_trace_takes_few_bytes_for_a_request() -> None:
     assert all(len(found) == 1 for found in keys.values())
 
 
+def test_a_plan_is_the_same_each_time() -> None:
+    first, again = (planner(400).peak(30).measured for _ in range(2))
+    assert (first.requests, first.ttft.at(0.95), first.tpot.at(0.95)) == (
+        again.requests,
+        again.ttft.at(0.95),
+        again.tpot.at(0.95),
+    )
+    assert first.requests > 1000
+
+
 def test_no_number_of_replicas_makes_a_prompt_faster() -> None:
     assert planner(50).fewest_replicas(Target(ttft_s=0.01, tpot_s=0.1), lambda trial: None) is None
 

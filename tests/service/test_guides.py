@@ -245,15 +245,11 @@ def test_privacy_and_uninstalling(another: Dray, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_planning_example(dray: Dray, tmp_path: Path) -> None:
-    """Prints the rows of the page's tables. Their figures follow the simulation, so they are those of one run."""
-
-    def rows(table: str) -> list[str]:
-        return [row.split("│")[1].strip() for row in table.splitlines() if row.startswith("│")]
-
+    """Prints the page's tables."""
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     tables = blocks("guides/planning-example.md", "text")
     for command, table in zip(commands("guides/planning-example.md"), tables, strict=True):
-        assert rows(table) == rows(run(dray, command, tmp_path))
+        assert table.strip() in run(dray, command, tmp_path)
 
 
 @pytest.mark.slow
