@@ -10,7 +10,6 @@ Django; swagger-ui-bundle has one of 2022; swagger-ui-py weighs 7 MB; scalar-fas
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -167,4 +166,4 @@ def _kind(schema: Mapping[str, Any]) -> Markup:
 
 def _broken(path: str) -> Markup:
     """A path that may go on in the next line after each slash, and nowhere else."""
-    return Markup("/<wbr>").join(re.split("/", path))
+    return Markup("/<wbr>").join(path.split("/"))
