@@ -267,6 +267,7 @@ LEFT_OUT = {
     "clients.md": "tests/service/test_clients.py runs its recipes",
     "guides/agents.md": "tests/service/test_agents.py runs both agents by flags of its own",
     "guides/evaluation.md": "tests/service/test_clients.py runs its tasks by the recipe of clients.md",
+    "guides/audit.md": "tests/cluster/test_audit.py and test_audit_export.py run its commands",
     "guides/airgapped.md": "installs, from packages that pip has fetched",
     "guides/china.md": "mirrors that only answer in China, and keys of a cloud",
     "guides/gguf.md": "the tutorial runs `dray up` with a GGUF file; the other file is Ollama's",

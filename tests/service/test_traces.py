@@ -18,6 +18,8 @@ from tests.collector import Collector, ReceivedSpan, collector
 from tests.conftest import MODEL, Dray, logged, started_dray, wait_for
 from tests.service.test_cache import new_question
 
+# A Dray of its own for them takes half a minute; tests/deployments/observability has the same with less around it.
+pytestmark = pytest.mark.slow
 LONG = "What is 345 times 678?"
 
 
