@@ -50,9 +50,9 @@ docs: $(VENV)/.documenting
 	$(BIN)/python -m mkdocs build --strict
 
 test: $(VENV)/.testing
-	@echo "== running the unit tests, three files at a time (10 minutes)"
+	@echo "== running the unit tests, three files at a time (11 minutes)"
 	$(BIN)/python -m pytest $(UNIT_TESTS)
-	@echo "== running the tests of a Dray that they start (14 minutes)"
+	@echo "== running the tests of a Dray that they start (10 minutes)"
 	$(BIN)/python -m pytest tests/service
 
 # The floor is in pyproject.toml.
