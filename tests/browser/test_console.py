@@ -54,8 +54,8 @@ def row(page: Page, name: str | re.Pattern[str]) -> Locator:
 
 def cut(page: Page) -> list[str]:
     """Texts of the section that do not fit into their place."""
-    script = """() => [...document.querySelectorAll(".section.shown :is(td, dt, dd, h2, p)")].filter(
-      one => one.clientWidth && one.scrollWidth > one.clientWidth + 1).map(one => one.textContent)"""
+    script = """() => [...document.querySelectorAll(".section.shown :is(td, dt, dd, h2, p, input)")].filter(
+      one => one.clientWidth && one.scrollWidth > one.clientWidth + 1).map(one => one.textContent || one.value)"""
     found: list[str] = page.evaluate(script)
     return found
 

@@ -30,7 +30,7 @@ class Usage:
         with gr.Row():
             self.period = choice("period", [(label(f"days_{days}"), days) for days in _PERIODS], 30)
             self.group = choice("group", [(label(name), name) for name in ("team", "model")], "team")
-            self.measure = choice("measure", [(label(name), name) for name in _MEASURES], _MEASURES[0])
+            self.measure = choice("measure", [(label(name), name) for name in _MEASURES], _MEASURES[0], 260)
         self.sums = board(self.name)
         self.by_day = Bars(label("by_day"))
         self.savings = Bars(label("savings"))
