@@ -188,7 +188,7 @@ def test_requests_do_not_wait_for_a_part_that_they_do_not_need(dray: Dray, text:
     wait_for(lambda: answers(dray), 60)
 
 
-@pytest.mark.parametrize("folder", ["/s/redis", "/s/teams"])
+@pytest.mark.parametrize("folder", ["/s/redis", "/teams"])
 def test_a_redis_that_hangs_for_good_is_started_again(dray: Dray, folder: str) -> None:
     with hanging(dray, folder) as [hung]:
         started = time.monotonic()
