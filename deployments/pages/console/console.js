@@ -54,6 +54,7 @@ const console_page = (() => {
     nav.append(...names.map(name => element("a", { href: `#${name}`, textContent: text[name] })),
       button(text.refresh, show, { className: "refresh" }));
     place.replaceChildren(bar, nav);
+    for (const part of document.querySelectorAll(".gradio-container, .section, .section > *")) grown.observe(part);
   }
 
   // --- what the server sends ---
@@ -233,6 +234,19 @@ const console_page = (() => {
     };
     look();
   }
+
+  // What arrives above the focus must not push it out of sight: a browser keeps the place only of a page that has been scrolled.
+  let inView = false;
+  function look() {
+    const { top, bottom } = document.activeElement.getBoundingClientRect();
+    inView = document.activeElement !== document.body && bottom > 0 && top < innerHeight;
+  }
+  addEventListener("focusin", () => requestAnimationFrame(look));
+  addEventListener("scroll", look, { passive: true });
+  const grown = new ResizeObserver(() => {
+    if (inView) document.activeElement.scrollIntoView({ block: "nearest" });
+    look();
+  });
 
   // What replicas do changes all the time.
   setInterval(() => { if (isIn && !document.hidden && current() === "models") openers.models?.(); }, 5000);
