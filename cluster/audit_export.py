@@ -5,12 +5,11 @@ a collector misses is there, and a record's body is the file's line, so that a c
 """
 
 import os
-import threading
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from cluster.audit import Entry, line_of
-from cluster.otlp import CLOSE_S, configured, resource, warn_of_protocol
+from cluster.otlp import configured, end, resource, warn_of_protocol
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs import LoggerProvider
@@ -51,10 +50,7 @@ class AuditExport:
     def close(self) -> None:
         """Sends what is left, for at most 2 s."""
         if self._provider is not None:
-            # A daemon thread, so that the process can exit while the exporter still retries.
-            shutdown = threading.Thread(target=self._provider.shutdown, daemon=True)
-            shutdown.start()
-            shutdown.join(CLOSE_S)
+            end(self._provider.shutdown)
 
 
 def _provider(service: str, instance: str) -> "LoggerProvider":

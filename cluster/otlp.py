@@ -1,7 +1,8 @@
 """Whether and how this process sends something to an OpenTelemetry collector, by OpenTelemetry's own variables."""
 
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -39,3 +40,10 @@ def resource(service: str, instance: str) -> "Resource":
 
     own = Resource.create({"service.name": service, "service.instance.id": instance})
     return own.merge(OTELResourceDetector().detect())
+
+
+def end(shutdown: Callable[[], object]) -> None:
+    """Ends a provider, for at most 2 s: in a daemon thread, so that the process can exit while its exporter retries."""
+    ending = threading.Thread(target=shutdown, daemon=True)
+    ending.start()
+    ending.join(CLOSE_S)

@@ -6,13 +6,12 @@ span is `NO_SPAN`, and no OpenTelemetry module is imported. Spans are per reques
 
 import asyncio
 import os
-import threading
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from cluster.otlp import CLOSE_S, configured, resource, warn_of_protocol
+from cluster.otlp import configured, end, resource, warn_of_protocol
 from deployments.common.errors import ApiError
 from deployments.common.messages import TokenBatch
 
@@ -153,10 +152,7 @@ class Traces:
     def close(self) -> None:
         """Exports the remaining spans, for at most 2 s."""
         if self._provider is not None:
-            # A daemon thread, so that the process can exit while the exporter still retries.
-            shutdown = threading.Thread(target=self._provider.shutdown, daemon=True)
-            shutdown.start()
-            shutdown.join(CLOSE_S)
+            end(self._provider.shutdown)
 
 
 def traceparent_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
