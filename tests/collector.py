@@ -56,44 +56,42 @@ class Collector:
 
     def take_logs(self, body: bytes) -> None:
         """Adds the log records of an export request."""
-        for group in ExportLogsServiceRequest.FromString(body).resource_logs:
-            resource = _values(group.resource.attributes)
-            self.logs += [
-                ReceivedLog(
-                    resource["service.name"],
-                    resource["service.instance.id"],
-                    record.time_unix_nano / 1e9,
-                    record.event_name,
-                    record.body.string_value,
-                    _values(record.attributes),
-                )
-                for scope in group.scope_logs
-                for record in scope.log_records
-            ]
+        groups = ExportLogsServiceRequest.FromString(body).resource_logs
+        self.logs += [
+            ReceivedLog(
+                *sender,
+                record.time_unix_nano / 1e9,
+                record.event_name,
+                record.body.string_value,
+                _values(record.attributes),
+            )
+            for sender, scopes in ((_sender(group), group.scope_logs) for group in groups)
+            for scope in scopes
+            for record in scope.log_records
+        ]
 
     def take_spans(self, body: bytes) -> None:
         """Adds the spans of an export request."""
-        for group in ExportTraceServiceRequest.FromString(body).resource_spans:
-            resource = _values(group.resource.attributes)
-            self.spans += [
-                ReceivedSpan(
-                    resource["service.name"],
-                    resource["service.instance.id"],
-                    span.trace_id.hex(),
-                    span.span_id.hex(),
-                    span.parent_span_id.hex(),
-                    span.name,
-                    span.kind,
-                    span.start_time_unix_nano / 1e9,
-                    span.end_time_unix_nano / 1e9,
-                    span.status.code == 2,
-                    _values(span.attributes),
-                    tuple(event.name for event in span.events),
-                    tuple(link.trace_id.hex() for link in span.links),
-                )
-                for scope in group.scope_spans
-                for span in scope.spans
-            ]
+        groups = ExportTraceServiceRequest.FromString(body).resource_spans
+        self.spans += [
+            ReceivedSpan(
+                *sender,
+                span.trace_id.hex(),
+                span.span_id.hex(),
+                span.parent_span_id.hex(),
+                span.name,
+                span.kind,
+                span.start_time_unix_nano / 1e9,
+                span.end_time_unix_nano / 1e9,
+                span.status.code == 2,
+                _values(span.attributes),
+                tuple(event.name for event in span.events),
+                tuple(link.trace_id.hex() for link in span.links),
+            )
+            for sender, scopes in ((_sender(group), group.scope_spans) for group in groups)
+            for scope in scopes
+            for span in scope.spans
+        ]
 
 
 @contextmanager
@@ -123,6 +121,12 @@ def collector() -> Iterator[tuple[Collector, ThreadingHTTPServer]]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def _sender(group: Any) -> tuple[str, str]:
+    """The service and the process that sent a group."""
+    resource = _values(group.resource.attributes)
+    return resource["service.name"], resource["service.instance.id"]
 
 
 def _values(attributes: Any) -> dict[str, Any]:
