@@ -1,4 +1,4 @@
-"""One thread that several owners share: nobody waits long for others in proportion to what its own work takes."""
+"""One thread that several owners share: who has cheap work waits only briefly for the dear work of others."""
 
 import time
 from collections.abc import Callable, Hashable
